@@ -1,0 +1,93 @@
+"""Whatever happens inside, things are put back."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from understudy.errors import UnsupportedModel
+from understudy.guard import evaluating, full_copy, seeded, structural_copy, untouched
+
+
+def network():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2)))
+    net[1][1].eval()
+    net[0].bias.requires_grad_(False)
+    return net
+
+
+def state(net):
+    return [m.training for m in net.modules()], [p.requires_grad for p in net.parameters()]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("manager", [untouched, evaluating])
+def test_modes_and_gradients_return(manager, fails):
+    net = network()
+    before = state(net)
+    try:
+        with manager(net):
+            net.train()
+            net.requires_grad_(True)
+            net[1].eval()
+            assert state(net) != before
+            if fails:
+                raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        assert fails
+    assert state(net) == before
+
+
+def test_evaluating_is_in_eval_mode_without_gradients():
+    net = network()
+    with evaluating(net):
+        assert not any(m.training for m in net.modules())
+        assert not net(torch.ones(3, 2)).requires_grad
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_random_state_returns(fails):
+    def draws():
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    expected = draws()
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    try:
+        with seeded(1):
+            inside = draws()
+            if fails:
+                raise ValueError
+    except ValueError:
+        assert fails
+    assert draws() == expected
+    with seeded(1):
+        assert draws() == inside
+    with seeded(2):
+        assert all(a != b for a, b in zip(draws(), inside, strict=True))
+
+
+def test_seeds_of_any_size_are_taken():
+    with seeded(2**62):
+        torch.rand(1)
+
+
+def test_copies_own_modules_and_full_ones_own_tensors():
+    net = network()
+    shallow, full = structural_copy(net), full_copy(net)
+    assert shallow[1] is not net[1]
+    assert shallow[0].weight is net[0].weight
+    assert shallow[1][1].running_mean is net[1][1].running_mean
+    assert full[0].weight is not net[0].weight
+    assert torch.equal(full[0].weight, net[0].weight)
+    assert state(full) == state(net)
+
+
+def test_a_module_that_cannot_be_copied_is_named():
+    net = network()
+    net.lock = (_ for _ in ())
+    with pytest.raises(UnsupportedModel, match=r"copying Sequential: TypeError: cannot pickle 'generator' object"):
+        full_copy(net)

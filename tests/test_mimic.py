@@ -1,0 +1,488 @@
+"""Mimic: the recipe, what it may touch, and what it says when something does not fit."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from timm.layers import BatchNormAct2d
+from torch import nn
+from torch.nn import functional as F
+
+from understudy.errors import InputError, UnsupportedModel
+from understudy.images import Preprocessing, read_images
+from understudy.recover.mimic import PRESETS, MimicConfig, mimic
+from understudy.seam import Seam, SeamPoint
+
+
+class Net(nn.Module):
+    """Body with dropout and an auxiliary branch that only a root in train mode runs; head: pool and fc."""
+
+    def __init__(self, mid: int = 8):
+        super().__init__()
+        self.one = nn.Conv2d(3, mid, 3, padding=1)
+        self.norm = nn.BatchNorm2d(mid)
+        self.drop = nn.Dropout(0.5)
+        self.two = nn.Conv2d(mid, 6, 3, padding=1)
+        self.norm_two = nn.BatchNorm2d(6)
+        self.aux = nn.Linear(6, 5)
+        self.fc = nn.Linear(6, 5)
+        self.register_buffer("temperature", torch.tensor(1.5))
+
+    def forward(self, x):
+        feat = self.body(x).relu()
+        return self.head(feat)
+
+    def body(self, x):
+        return self.features(F.relu(self.norm(self.one(x))))
+
+    def features(self, x):
+        return self.norm_two(self.two(self.drop(x)))
+
+    def head(self, feat):
+        pooled = self.fc(F.adaptive_avg_pool2d(feat, 1).flatten(1)) / self.temperature
+        return (pooled, self.aux(feat.mean((2, 3)))) if self.training else pooled
+
+
+SEAM = Seam((SeamPoint("norm_two"),), ((6, 8, 8),), ("fc.weight", "fc.bias", "temperature"))
+KEPT = [0, 2, 3, 5]
+
+
+def randomised(model, seed=0):
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            if tensor.is_floating_point():
+                tensor.copy_(torch.rand_like(tensor) * 0.5 + 0.1 if tensor.ndim < 2 else torch.randn_like(tensor) * 0.3)
+    return model.eval()
+
+
+def pruned(teacher):
+    student = Net(len(KEPT))
+    whole, state = teacher.state_dict(), student.state_dict()
+    state = {k: whole[k][KEPT] if whole[k].shape[:1] != state[k].shape[:1] else whole[k] for k in state}
+    state["two.weight"] = whole["two.weight"][:, KEPT]
+    student.load_state_dict(state)
+    return student.eval()
+
+
+def bits(model):
+    return {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture
+def teacher():
+    return randomised(Net())
+
+
+@pytest.fixture
+def images():
+    return torch.randn(10, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def quick(**options):
+    return MimicConfig(**{"steps": 3, "views": "none", **options})
+
+
+# --- the recipe
+
+
+def test_paper_preset_is_the_recipe_and_names_its_sources():
+    paper = PRESETS["paper"]
+    assert (paper.steps, paper.batch_size, paper.lr, paper.momentum, paper.weight_decay) == (2000, 64, 0.02, 0.9, 1e-4)
+    assert (paper.milestones, paper.gamma, paper.norm_mode, paper.views) == ((0.4, 0.8), 0.1, "train", "imagenet")
+    for field in dataclasses.fields(MimicConfig):
+        assert field.metadata["source"].split(":")[0] in ("cited", "measured", "assumption"), field.name
+
+
+def test_learning_rate_falls_at_40_and_80_percent(teacher, images):
+    log = mimic(teacher, pruned(teacher), SEAM, images, quick(steps=10))
+    assert log.lrs == pytest.approx([0.02] * 4 + [0.002] * 4 + [0.0002] * 2)
+
+
+def test_every_fault_is_in_one_message():
+    with pytest.raises(InputError) as caught:
+        MimicConfig(
+            steps=-1, batch_size=0, lr=float("nan"), momentum=1.0, weight_decay=-1.0, milestones=(0.8, 0.4), gamma=0.0,
+            norm_mode="off", views="", seed=-1, device="abacus", precision="float8",
+        )  # fmt: skip
+    for field in dataclasses.fields(MimicConfig):
+        assert field.name in str(caught.value)
+    with pytest.raises(InputError, match="steps"):
+        MimicConfig(steps=True)
+
+
+def test_config_goes_through_json_and_refuses_what_it_does_not_know():
+    config = quick(milestones=(0.5,), device="cpu")
+    assert MimicConfig.from_json(config.to_json()) == config
+    with pytest.raises(InputError, match="epochs"):
+        MimicConfig.from_json({"epochs": 3})
+
+
+def test_a_pruned_student_learns(teacher, images):
+    log = mimic(teacher, pruned(teacher), SEAM, images, quick(steps=60))
+    assert len(log.losses) == 60
+    assert log.losses[-1] < 0.5 * log.losses[0]
+    assert (log.images, log.batch) == (10, 10)
+
+
+def test_first_update_is_sgd_with_decay_on_the_gradient_of_the_mean_squared_error(teacher, images):
+    student = pruned(teacher)
+    expected = copy.deepcopy(student)
+    for module in (expected.norm, expected.norm_two):
+        module.train()
+    log = mimic(teacher, student, SEAM, images, quick(steps=1, lr=0.1, weight_decay=0.01, milestones=()))
+    with torch.no_grad():
+        wanted = teacher.body(images)
+    # The mean over a batch in another order: equal up to rounding.
+    loss = ((expected.body(images) - wanted) ** 2).mean()
+    loss.backward()
+    weight = expected.one.weight
+    torch.testing.assert_close(student.one.weight, weight - 0.1 * (weight.grad + 0.01 * weight), rtol=1e-4, atol=1e-6)
+    assert log.losses[0] == pytest.approx(loss.item(), rel=1e-5)
+
+
+# --- law 5
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_uncut_student_with_norms_in_eval_mode_has_loss_zero(teacher, images, precision):
+    config = quick(steps=1, norm_mode="eval", precision=precision)
+    assert mimic(teacher, copy.deepcopy(teacher), SEAM, images, config).losses == (0.0,)
+    assert mimic(teacher, pruned(teacher), SEAM, images, config).losses[0] > 0.01
+
+
+def test_uncut_student_in_train_mode_has_the_teachers_own_loss_with_batch_statistics(teacher, images):
+    batch_statistics = copy.deepcopy(teacher)
+    batch_statistics.norm.train(), batch_statistics.norm_two.train()
+    with torch.no_grad():
+        expected = F.mse_loss(batch_statistics.body(images), teacher.body(images)).item()
+    student = copy.deepcopy(teacher)
+    found = mimic(teacher, student, SEAM, images, quick(steps=1)).losses[0]
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert found > 0.01
+    torch.testing.assert_close(student.norm.running_mean, batch_statistics.norm.running_mean)
+
+
+def test_one_seed_gives_one_student_bit_for_bit(teacher, images):
+    def run(seed):
+        torch.manual_seed(seed + 100)
+        student = pruned(teacher)
+        mimic(teacher, student, SEAM, images, quick(seed=seed, batch_size=4, views="patches"))
+        return bits(student)
+
+    first = run(1)
+    torch.rand(3)
+    assert equal(first, run(1))
+    assert not equal(first, run(2))
+
+
+# --- what it may not touch
+
+
+@pytest.mark.parametrize("fails", [None, KeyboardInterrupt, RuntimeError])
+def test_teacher_and_random_state_are_as_before(teacher, images, fails):
+    teacher.norm.train()
+    teacher.two.weight.requires_grad_(False)
+    student = pruned(teacher)
+    before, state = bits(teacher), torch.get_rng_state()
+    flags = [m.training for m in teacher.modules()], [p.requires_grad for p in teacher.parameters()]
+
+    def on_step(*_):
+        if fails:
+            raise fails
+
+    try:
+        mimic(teacher, student, SEAM, images, quick(), on_step=on_step)
+    except (KeyboardInterrupt, RuntimeError):
+        assert fails
+    assert equal(before, bits(teacher))
+    assert flags == ([m.training for m in teacher.modules()], [p.requires_grad for p in teacher.parameters()])
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in teacher.modules())
+    assert all(p.grad is None for p in teacher.parameters())
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_head_and_unused_parameters_stay_bit_identical(teacher, images):
+    student = pruned(teacher)
+    before = bits(student)
+    mimic(teacher, student, SEAM, images, quick(weight_decay=0.1))
+    changed = {name for name, value in student.state_dict().items() if not torch.equal(value, before[name])}
+    assert not changed & {"fc.weight", "fc.bias", "temperature", "aux.weight", "aux.bias"}
+    assert changed == {name for name in before if name.split(".")[0] in ("one", "two", "norm", "norm_two")}
+
+
+def test_a_tensor_shared_with_the_head_stays(teacher, images):
+    student = copy.deepcopy(teacher)
+    student.tied = student.one  # a second name, given as head below
+    seam = dataclasses.replace(SEAM, head=(*SEAM.head, "tied.weight"))
+    before = bits(student)
+    mimic(teacher, student, seam, images, quick())
+    assert torch.equal(student.one.weight, before["one.weight"])
+    assert not torch.equal(student.two.weight, before["two.weight"])
+
+
+def test_only_norm_layers_are_in_train_mode():
+    def build():
+        net = nn.Sequential(
+            nn.Conv2d(3, 4, 1), BatchNormAct2d(4, drop_layer=nn.Dropout), nn.Dropout(), nn.BatchNorm2d(4)
+        )
+        return randomised(net, 2)
+
+    teacher, student = build(), build()
+    seen = []
+    student.requires_grad_(False)
+    mimic(
+        teacher, student, Seam((SeamPoint("3"),), ((4, 8, 8),), ()), torch.randn(4, 3, 8, 8), quick(),
+        on_step=lambda *_: seen.append({n for n, m in student.named_modules() if m.training}),
+    )  # fmt: skip
+    assert seen == [{"1", "3"}] * 3
+    assert not any(m.training for m in student.modules())
+    assert not any(p.requires_grad for p in student.parameters())
+
+
+def test_norms_of_the_head_keep_their_statistics(images):
+    teacher = randomised(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)), 3)
+    student = copy.deepcopy(teacher)
+    # The norm runs before the second point is reached, although it is given as head.
+    seam = Seam(
+        (SeamPoint("0"), SeamPoint("2")), ((4, 8, 8), (4, 8, 8)), tuple(f"1.{n}" for n in teacher[1].state_dict())
+    )
+    mimic(teacher, student, seam, images, quick())
+    assert equal(bits(teacher[1]), bits(student[1]))
+    assert not torch.equal(teacher[2].weight, student[2].weight)
+
+
+# --- images
+
+
+class Recorder:
+    def __init__(self, images):
+        self.images, self.asked = images, []
+
+    def __len__(self):
+        return len(self.images)
+
+    def view(self, indices, views, generator):
+        self.asked.append(indices)
+        return self.images[indices]
+
+
+def test_each_pass_shuffles_anew_and_drops_what_fills_no_batch(teacher, images):
+    source = Recorder(images)
+    mimic(teacher, pruned(teacher), SEAM, source, quick(steps=6, batch_size=4))
+    assert [len(i) for i in source.asked] == [4] * 6
+    passes = [a + b for a, b in zip(source.asked[::2], source.asked[1::2], strict=True)]
+    assert all(len(set(p)) == 8 for p in passes)
+    assert len(set(map(tuple, passes))) == 3
+
+
+def test_tensor_and_image_set_give_the_same_student(teacher, images):
+    preprocessing = Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3)
+    students = []
+    for few in (images, read_images(images, preprocessing)):
+        students.append(pruned(teacher))
+        mimic(teacher, students[-1], SEAM, few, quick(views="patches", batch_size=4))
+    assert equal(bits(students[0]), bits(students[1]))
+
+
+def test_three_images_work_and_one_says_why_it_does_not(teacher):
+    squeezed = nn.Sequential(nn.Conv2d(3, 4, 8), nn.BatchNorm2d(4))
+    seam = Seam((SeamPoint("1"),), ((4, 1, 1),), ())
+    assert len(mimic(squeezed, copy.deepcopy(squeezed), seam, torch.randn(3, 3, 8, 8), quick()).losses) == 3
+    student = copy.deepcopy(squeezed)
+    with pytest.raises(InputError, match="at least 2 images"):
+        mimic(squeezed, student, seam, torch.randn(1, 3, 8, 8), quick())
+    assert len(mimic(squeezed, student, seam, torch.randn(1, 3, 8, 8), quick(norm_mode="eval")).losses) == 3
+
+
+def test_any_forward_signature():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(4, 4)
+
+        def forward(self, tokens, *, scale):
+            return self.body(tokens) * scale
+
+    class Source(Recorder):
+        def view(self, indices, views, generator):
+            return (self.images[indices],), {"scale": torch.tensor(2.0)}
+
+    teacher = Scaled()
+    student = Scaled()
+    log = mimic(teacher, student, Seam((SeamPoint(""),), ((4,),), ()), Source(torch.randn(6, 4)), quick(steps=2))
+    tokens_grid = Source(torch.randn(6, 4)).images
+    assert log.losses[0] > 0
+    assert not torch.equal(student(tokens_grid, scale=1.0), teacher(tokens_grid, scale=1.0))
+
+
+def test_student_of_another_class_with_other_names(teacher, images):
+    student = randomised(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 6, 3, padding=1)), 5)
+    other = Seam((SeamPoint("2"),), ((6, 8, 8),), ())
+    log = mimic(teacher, student, SEAM, images, quick(steps=40), student_seam=other)
+    assert log.losses[-1] < log.losses[0]
+    two = Seam((SeamPoint("0"), SeamPoint("2")), ((4, 8, 8), (6, 8, 8)), ())
+    with pytest.raises(InputError, match=r"has 1 points, the student's 2"):
+        mimic(teacher, student, SEAM, images, quick(), student_seam=two)
+
+
+def test_several_points_add_up(teacher, images):
+    def first(points):
+        seam = Seam(tuple(map(SeamPoint, points)), ((6, 8, 8),) * len(points), SEAM.head)
+        return mimic(teacher, pruned(teacher), seam, images, quick(steps=1)).losses[0]
+
+    assert first(["two", "norm_two"]) == pytest.approx(first(["two"]) + first(["norm_two"]), rel=1e-6)
+
+
+# --- precision
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64", "bf16"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_student_comes_back_in_its_own_dtype_with_its_head_bits(teacher, images, precision, dtype):
+    teacher = teacher.to(dtype)
+    before_teacher = bits(teacher)
+    student = pruned(teacher.float()).to(dtype)
+    teacher.to(dtype).load_state_dict(before_teacher)
+    with torch.no_grad():
+        student.fc.weight.copy_(torch.rand(5, 6, dtype=torch.float64))  # more digits than float32 holds
+    before = bits(student)
+    log = mimic(teacher, student, SEAM, images, quick(precision=precision))
+    after = bits(student)
+    assert {k: v.dtype for k, v in after.items()} == {k: v.dtype for k, v in before.items()}
+    assert all(torch.equal(before[name], after[name]) for name in SEAM.head)
+    assert not torch.equal(before["one.weight"], after["one.weight"])
+    assert log.losses[-1] < log.losses[0]
+    assert equal(bits(teacher), before_teacher)
+
+
+def test_bf16_computes_in_bf16(teacher, images):
+    exact, rough = (
+        mimic(teacher, pruned(teacher), SEAM, images, quick(steps=1, precision=p)).losses[0]
+        for p in ("float64", "bf16")
+    )
+    assert 1e-5 < abs(rough / exact - 1) < 0.1
+
+
+def test_a_callers_autocast_and_no_grad_do_not_leak_in(teacher, images):
+    plain, inside = pruned(teacher), pruned(teacher)
+    mimic(teacher, plain, SEAM, images, quick())
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        mimic(teacher, inside, SEAM, images, quick())
+    assert equal(bits(plain), bits(inside))
+
+
+# --- when it ends early
+
+
+def test_keyboard_interrupt_leaves_a_usable_student(teacher, images):
+    student = pruned(teacher)
+    before = bits(student)
+
+    def on_step(done, total, loss):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mimic(teacher, student, SEAM, images, quick(precision="float64"), on_step=on_step)
+    assert not any(m.training or m._forward_hooks for m in student.modules())
+    assert student(images).isfinite().all()
+    assert student.one.weight.dtype == torch.float32
+    assert not torch.equal(student.one.weight, before["one.weight"])
+    assert all(p.grad is None for p in student.parameters())
+
+
+def test_an_error_gives_the_students_tensors_back(teacher, images):
+    student = pruned(teacher)
+    before = bits(student)
+
+    def on_step(done, total, loss):
+        if done == 2:
+            raise RuntimeError("full disk")
+
+    with pytest.raises(RuntimeError, match="full disk"):
+        mimic(teacher, student, SEAM, images, quick(precision="float64"), on_step=on_step)
+    assert equal(before, bits(student))
+    assert not any(m.training or m._forward_hooks for m in student.modules())
+
+
+def test_divergence_names_the_step_and_gives_the_student_back(teacher, images):
+    student = pruned(teacher)
+    before = bits(student)
+    with pytest.raises(InputError, match=r"loss at step \d+ of 50 is (nan|inf); the training diverged: lower lr"):
+        mimic(teacher, student, SEAM, images, quick(steps=50, lr=1e15))
+    assert equal(before, bits(student))
+
+
+def test_on_step_counts_steps_done(teacher, images):
+    calls = []
+    log = mimic(teacher, pruned(teacher), SEAM, images, quick(), on_step=lambda *call: calls.append(call))
+    assert calls == [(done, 3, log.losses[done - 1]) for done in (1, 2, 3)]
+
+
+def test_no_steps_change_nothing(teacher, images):
+    student = pruned(teacher)
+    before = bits(student)
+    assert mimic(teacher, student, SEAM, images, quick(steps=0)).losses == ()
+    assert equal(before, bits(student))
+
+
+# --- bad input
+
+
+def test_feature_shapes_that_differ_are_named(teacher, images):
+    with pytest.raises(InputError, match=r"one:output: the teacher gives \(10, 8, 8, 8\), the student \(10, 4, 8, 8\)"):
+        mimic(teacher, pruned(teacher), Seam((SeamPoint("one"),), ((8, 8, 8),), SEAM.head), images, quick())
+
+
+def test_teachers_own_nan_is_told_from_divergence(teacher, images):
+    with torch.no_grad():
+        teacher.one.weight[0] = float("nan")
+    with pytest.raises(InputError, match="teacher's own features are not finite"):
+        mimic(teacher, randomised(Net(4)), SEAM, images, quick())
+
+
+@pytest.mark.parametrize(
+    ("few", "says"),
+    [
+        (torch.zeros(0, 3, 8, 8), "no images"),
+        (torch.zeros(4, 3, 8, 8, dtype=torch.uint8), r"torch.uint8 tensor of shape \(4, 3, 8, 8\)"),
+    ],
+)
+def test_images_that_cannot_be_used(teacher, few, says):
+    with pytest.raises(InputError, match=says):
+        mimic(teacher, pruned(teacher), SEAM, few, quick())
+
+
+def test_unknown_views_and_device_are_named(teacher, images):
+    with pytest.raises(InputError, match=r"'kaleidoscope'.*patches"):
+        mimic(teacher, pruned(teacher), SEAM, images, quick(views="kaleidoscope"))
+    with pytest.raises(InputError, match="'cuda:99'"):
+        mimic(teacher, pruned(teacher), SEAM, images, quick(device="cuda:99"))
+
+
+def test_a_student_that_shares_tensors_with_the_teacher_is_refused(teacher, images):
+    student = pruned(teacher)
+    student.two = teacher.two
+    with pytest.raises(InputError, match=r"shares the tensor 'two.weight'"):
+        mimic(teacher, student, SEAM, images, quick())
+    with pytest.raises(InputError, match="shares the tensor"):
+        mimic(teacher, teacher, SEAM, images, quick())
+
+
+def test_meta_tensors_are_refused(teacher, images):
+    with pytest.raises(UnsupportedModel, match="tensors of the teacher are on meta"):
+        mimic(Net().to("meta"), pruned(teacher), SEAM, images, quick())
+
+
+def test_nothing_that_could_learn_is_said(teacher, images):
+    everything = dataclasses.replace(SEAM, head=tuple(dict(teacher.named_parameters())))
+    with pytest.raises(InputError, match="no parameter before its head"):
+        mimic(teacher, copy.deepcopy(teacher), everything, images, quick())
+    with pytest.raises(InputError, match="no parameter of the student acts before the seam"):
+        mimic(teacher, copy.deepcopy(teacher), Seam((SeamPoint("one", "input"),), ((3, 8, 8),), ()), images, quick())

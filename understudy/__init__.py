@@ -1,0 +1,1 @@
+"""understudy: a small network learns the role of a big one from a few unlabelled images."""

@@ -1,0 +1,114 @@
+"""What a network costs: multiply-accumulates and parameters, and which operators were not counted.
+
+One MAC is one multiplication with its addition. Counted: convolutions, linear layers, matrix products, attention, for
+one image, head included. Everything else (norms, activations, pooling, additions) is listed, not counted.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import nn
+from torch.fx import Node
+
+from understudy.graph import Anatomy
+from understudy.operators import _arg
+from understudy.trace import Traced, operator, shape, trace_graph
+
+_FREE = {"getitem", "alias", "detach", "dropout", "seam_mark", "contiguous", "clone", "to", "_assert_tensor_metadata"} | set(
+    "view reshape flatten unflatten squeeze unsqueeze permute transpose t chunk split split_with_sizes slice select expand".split()
+)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """macs: of one image. params: numbers in parameters. uncounted: operator -> how many times it runs."""
+
+    macs: int
+    params: int
+    uncounted: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Term:
+    """MACs of one operator: `fixed` times the length of each axis in `axes` (channels that a cut may shorten)."""
+
+    node: Node
+    fixed: float
+    axes: tuple[np.ndarray, ...]
+
+    @property
+    def macs(self) -> float:
+        return self.fixed * math.prod(len(a) for a in self.axes)
+
+
+def count(model: nn.Module, example: Any) -> Cost:
+    """Cost of `model` for one of the images in `example` (a tensor, a tuple of arguments, or (args, kwargs))."""
+    return count_traced(trace_graph(model, example))
+
+
+def count_traced(traced: Traced) -> Cost:
+    """Cost of a network that is already traced."""
+    macs, uncounted = 0, Counter()
+    for node in traced.nodes:
+        counted = _macs(node)
+        if counted is not None:
+            macs += counted
+        elif operator(node) not in _FREE:
+            uncounted[operator(node)] += 1
+    params = sum(p.numel() for p in traced.model.parameters())
+    return Cost(round(macs / traced.batch), params, dict(sorted(uncounted.items())))
+
+
+def terms(anatomy: Anatomy) -> list[Term]:
+    """The counted operators with the axes on which their cost depends."""
+    found = []
+    for node in anatomy.traced.nodes:
+        total = _macs(node)
+        if total is None:
+            continue
+        axes = [a for a in _cut_axes(anatomy, node) if a is not None]
+        fixed = total / anatomy.traced.batch / math.prod(len(a) for a in axes)
+        found.append(Term(node, fixed, tuple(axes)))
+    return found
+
+
+def _macs(node: Node) -> int | None:
+    name, out = operator(node), shape(node)
+    if name in ("conv1d", "conv2d", "conv3d"):
+        return math.prod(out) * math.prod(shape(node.args[1])[1:])
+    if name.startswith("conv_transpose"):
+        return math.prod(shape(node.args[0])) * math.prod(shape(node.args[1])[1:])
+    if name == "convolution":
+        transposed = node.args[6]
+        return math.prod(shape(node.args[0]) if transposed else out) * math.prod(shape(node.args[1])[1:])
+    if name == "linear":
+        return math.prod(out) * shape(node.args[1])[-1]
+    if name in ("matmul", "bmm"):
+        return math.prod(out) * shape(node.args[0])[-1]
+    if name == "addmm":
+        return math.prod(out) * shape(node.args[1])[-1]
+    if name == "scaled_dot_product_attention":
+        query, key, value = (shape(node.args[i]) for i in range(3))
+        return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+    return None
+
+
+def _cut_axes(anatomy: Anatomy, node: Node) -> list[np.ndarray | None]:
+    name = operator(node)
+    if name.startswith("conv"):
+        x, weight = node.args[0], node.args[1]
+        at = len(shape(node)) - (len(shape(weight)) - 1)
+        groups = node.args[8] if name == "convolution" else _arg(node, 6, "groups", 1)
+        made = anatomy.axes[node][at]
+        if groups > 1:  # whole groups go: what each output reads stays as it is
+            transposed = name.startswith("conv_transpose") or (name == "convolution" and node.args[6])
+            return [anatomy.axes[x][at] if transposed else made]
+        return [made, anatomy.axes[x][at]]
+    if name == "linear":
+        return [anatomy.axes[node][-1], anatomy.axes[node.args[0]][-1], *anatomy.axes[node][:-1]]
+    if name in ("matmul", "bmm"):
+        return [*anatomy.axes[node], anatomy.axes[node.args[0]][-1]]
+    return []

@@ -1,0 +1,158 @@
+"""The demo's teachers: small networks of different families for 32x32 grey patches.
+
+Plain modules with the names that their big relatives have in torchvision. More families fit in as one more builder.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from understudy.demo.photographs import CLASSES, PREPROCESSING
+from understudy.errors import InputError
+
+TEACHERS = Path(__file__).parent / "teachers"
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a skip. Source: He et al. 2016, arXiv 1512.03385, section 3.3."""
+
+    def __init__(self, inputs: int, width: int, stride: int = 1):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.relu2 = nn.ReLU()
+        self.downsample = None
+        if stride != 1 or inputs != width:
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        skip = x if self.downsample is None else self.downsample(x)
+        x = self.relu1(self.bn1(self.conv1(x)))
+        return self.relu2(self.bn2(self.conv2(x)) + skip)
+
+
+class ResNet(nn.Module):
+    """Three stages of basic blocks, then pool and fc. Source: He et al. 2016, section 4.2 (CIFAR-10)."""
+
+    def __init__(self, depths: tuple[int, ...], widths: tuple[int, ...], strides: tuple[int, ...], channels: int, classes: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.relu = nn.ReLU()
+        inputs = widths[0]
+        for number, (depth, width, stride) in enumerate(zip(depths, widths, strides, strict=True), start=1):
+            blocks = [BasicBlock(inputs, width, stride=stride)]
+            blocks += [BasicBlock(width, width) for _ in range(depth - 1)]
+            setattr(self, f"layer{number}", nn.Sequential(*blocks))
+            inputs = width
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(inputs, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.fc(self.pool(x).flatten(1))
+
+
+def conv_norm(inputs: int, width: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+    """A convolution without bias that keeps the size (but for its stride) and its batch norm."""
+    return [nn.Conv2d(inputs, width, kernel, stride, kernel // 2, groups=groups, bias=False), nn.BatchNorm2d(width)]
+
+
+class InvertedResidual(nn.Module):
+    """Expand, filter depthwise, project. Source: Sandler et al. 2018, arXiv 1801.04381, section 3.3."""
+
+    def __init__(self, inputs: int, width: int, stride: int, expand: int):
+        super().__init__()
+        middle = inputs * expand
+        self.residual = stride == 1 and inputs == width
+        self.conv = nn.Sequential(
+            *conv_norm(inputs, middle, 1),
+            nn.ReLU6(),
+            *conv_norm(middle, middle, 3, stride, groups=middle),
+            nn.ReLU6(),
+            *conv_norm(middle, width, 1),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.conv(x) if self.residual else self.conv(x)
+
+
+class MobileNetV2(nn.Module):
+    """Stem, inverted residuals, a last 1x1 convolution, then pool and fc.
+
+    stages: (expand, width, blocks, stride of the first block) each. Source: Sandler et al. 2018, table 2, made smaller.
+    """
+
+    def __init__(
+        self, stem: int, stages: tuple[tuple[int, int, int, int], ...], last: int, channels: int, classes: int
+    ):
+        super().__init__()
+        layers: list[nn.Module] = [nn.Sequential(*conv_norm(channels, stem, 3), nn.ReLU6())]
+        inputs = stem
+        for expand, width, depth, stride in stages:
+            for number in range(depth):
+                layers.append(InvertedResidual(inputs, width, stride if number == 0 else 1, expand))
+                inputs = width
+        layers.append(nn.Sequential(*conv_norm(inputs, last, 1), nn.ReLU6()))
+        self.features = nn.Sequential(*layers)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(last, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.pool(self.features(x)).flatten(1))
+
+
+def resnet20() -> nn.Module:
+    return ResNet((3, 3, 3), (20, 40, 80), (2, 2, 2), PREPROCESSING["input_size"][0], len(CLASSES))
+
+
+def mobilenetv2_small() -> nn.Module:
+    stages = ((2, 16, 1, 2), (4, 24, 3, 1), (4, 40, 4, 2), (4, 64, 3, 1))
+    return MobileNetV2(16, stages, 160, PREPROCESSING["input_size"][0], len(CLASSES))
+
+
+_BUILDERS = {"resnet20": resnet20, "mobilenetv2_small": mobilenetv2_small}
+NAMES = tuple(_BUILDERS)
+
+
+def build(name: str) -> nn.Module:
+    """The network with random weights, in train mode. Raises InputError for a name that is not in NAMES."""
+    if name not in _BUILDERS:
+        raise InputError(f"building a demo teacher: found the name {name!r}, expected one of {', '.join(NAMES)}")
+    return _BUILDERS[name]()
+
+
+def facts(name: str, folder: Path = TEACHERS) -> dict[str, Any]:
+    """What was measured and used when this teacher was trained. Raises InputError when it has not been."""
+    path = Path(folder, f"{name}.json")
+    if not path.is_file():
+        raise InputError(
+            f"reading the facts of the demo teacher {name!r}: {path} is missing; "
+            f"expected one of {', '.join(NAMES)}, trained by python -m understudy.demo.train --teacher {name}"
+        )
+    return json.loads(path.read_text())
+
+
+def load(name: str, folder: Path = TEACHERS) -> tuple[nn.Module, dict[str, Any]]:
+    """The trained teacher, in eval mode, and its preprocessing: input_size (C, H, W), mean, std, resize, interpolation.
+
+    The figures are for pixels scaled to 0..1 of patches that are already standardised, as photographs.py writes them.
+    Raises InputError for an unknown name or missing weights.
+    """
+    model = build(name)
+    path = Path(folder, f"{name}.safetensors")
+    if not path.is_file():
+        raise InputError(
+            f"loading the demo teacher {name!r}: {path} is missing; make it with "
+            f"python -m understudy.demo.train --teacher {name}"
+        )
+    model.load_state_dict(load_file(path))
+    return model.eval(), dict(PREPROCESSING)

@@ -1,0 +1,359 @@
+"""The anatomy of a network: which channels live and die together, and which blocks stand between skip connections.
+
+Read from the traced operator graph with the table in `operators`. What cannot be read is pinned, with the operator and
+module named; nothing is assumed.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import networkx
+import numpy as np
+from torch import nn
+from torch.fx import Node
+
+from understudy.channels import Axes, Channels, Ids, Size
+from understudy.operators import TABLE, unknown_operator
+from understudy.seam import Seam
+from understudy.trace import Traced, operator, shape
+
+
+@dataclass(frozen=True)
+class Member:
+    """One axis of one tensor that a group cuts. units: for each position, the group's unit there, or -1 for another's."""
+
+    tensor: str
+    dim: int
+    units: np.ndarray
+
+
+@dataclass(frozen=True)
+class Producer:
+    """A weight that makes channels of a group: `units` along its axis `dim`. dense: it mixes all its inputs."""
+
+    tensor: str
+    dim: int
+    units: np.ndarray
+    dense: bool
+    node: Node
+
+    @property
+    def module(self) -> str:
+        return self.tensor.rpartition(".")[0]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that are cut together: `width` units, each of them a set of positions in every member.
+
+    name: the module that makes the channels first. channels: how many positions a producer has (a unit may hold
+    several, as in a grouped convolution). pinned: why it must stay whole, or None.
+    """
+
+    name: str
+    width: int
+    channels: int
+    members: tuple[Member, ...]
+    producers: tuple[Producer, ...]
+    pinned: str | None
+
+
+@dataclass(frozen=True)
+class Block:
+    """What lies between a fork and the addition that joins it again. identity: one side is the fork's own value.
+
+    name: the innermost module around it. streams: the groups to which the sum's channels belong. stage, place,
+    last: which run of blocks on one stream it belongs to, its place there, and whether it ends it.
+    """
+
+    name: str
+    identity: bool
+    streams: tuple[str, ...]
+    stage: int
+    place: int
+    last: bool
+    nodes: frozenset[Node]
+
+
+@dataclass
+class Anatomy:
+    """All that is known of a network before anything is decided.
+
+    groups: by name. blocks: outermost first. unread: (operator, module) that the table does not hold, where channels
+    met them. unused: parameters that no traced operator uses. sizes: numbers in modules that follow the cut.
+    scales: names of the batch norms' scales. axes: the channels on every tensor's axes.
+    """
+
+    traced: Traced
+    seam: Seam
+    seam_nodes: tuple[Node, ...]
+    groups: dict[str, Group]
+    blocks: tuple[Block, ...]
+    unread: tuple[tuple[str, str], ...]
+    unused: tuple[str, ...]
+    sizes: tuple[Size, ...]
+    scales: frozenset[str]
+    axes: dict[Node, Any] = field(repr=False)
+    unit_of: dict[int, tuple[str, int]] = field(repr=False)
+    channels: Channels = field(repr=False)
+    dropped: tuple[str, ...] = ()
+
+    def units(self, ids: Ids) -> list[tuple[str, int] | None]:
+        """(group, unit) at each position; None where no group can be cut."""
+        return [self.unit_of.get(a) for a in self.channels.roots(ids).tolist()]
+
+    def kept(self, ids: Ids, keep: dict[str, Iterable[int]]) -> np.ndarray:
+        """Boolean per position: does it stay when each named group keeps only the listed units?"""
+        sets = {name: set(units) for name, units in keep.items()}
+        return np.array([u is None or u[0] not in sets or u[1] in sets[u[0]] for u in self.units(ids)], dtype=bool)
+
+
+class _Reader:
+    """Walks the graph once; rules of the operator table speak to it."""
+
+    def __init__(self, traced: Traced):
+        self.traced = traced
+        self.channels = Channels()
+        self.produced: list[tuple[str, int, Ids, bool, Node]] = []
+        self.scales: list[str] = []
+        self.unread: list[tuple[str, str]] = []
+        self._modules = dict(traced.model.named_modules())
+        self._axes: dict[Node, Any] = {}
+        self._shared: dict[int, Axes] = {}
+        named = dict([*traced.model.named_parameters(), *traced.model.named_buffers()])
+        for node, name in traced.tensors.items():
+            key = id(named[name]) if name in named else id(node)
+            if key not in self._shared:  # tied tensors have one set of axes
+                self._shared[key] = [self.channels.new(s) if s > 1 else None for s in shape(node)]
+            self._axes[node] = self._shared[key]
+        for node in traced.inputs:
+            axes: Axes = [None] * len(shape(node))
+            if len(axes) >= 2:
+                axes[1] = self.channels.new(shape(node)[1])
+                self.channels.pin(axes[1], "the network's input")
+            self._axes[node] = axes
+
+    def walk(self) -> None:
+        for node in self.traced.nodes:
+            rule = TABLE.get(operator(node))
+            if rule is None:
+                self._note_unread(node)
+                rule = unknown_operator
+            try:
+                self._axes[node] = rule(self, node)
+            except (IndexError, TypeError, ValueError, AttributeError, KeyError):
+                # an overload whose arguments the rule does not foresee: the same as not being in the table
+                self._note_unread(node)
+                self._axes[node] = unknown_operator(self, node)
+
+    def _note_unread(self, node: Node) -> None:
+        met = [a for v in node.all_input_nodes for a in (self.axes(v) or []) if a is not None]
+        if met:
+            self.unread.append((str(node.target), self.where(node)))
+
+    def axes(self, value: Any) -> Any:
+        if not isinstance(value, Node):
+            return None
+        if value not in self._axes:
+            of = shape(value)
+            self._axes[value] = None if of is None else [None] * len(of)
+        return self._axes[value]
+
+    def where(self, node: Node) -> str:
+        return self.traced.where(node)
+
+    def tensor(self, value: Any) -> str | None:
+        return self.traced.tensors.get(value) if isinstance(value, Node) else None
+
+    def produce(self, node: Node, weight: Any, dim: int, ids: Ids | None, dense: bool) -> None:
+        name = self.tensor(weight)
+        if ids is not None and name is not None:
+            self.produced.append((name, dim, ids, dense, node))
+
+    def scale(self, weight: Any) -> None:
+        name = self.tensor(weight)
+        if name is not None:
+            self.scales.append(name)
+
+    def size(
+        self, node: Node, owner: str | None, attribute: str | None, value: int, ids: Ids | None, series: Any = None
+    ) -> None:
+        """Record that `value`, used by `node`, must equal the kept positions of `ids`, and find where it lives."""
+        if ids is None:
+            return
+        if attribute is not None:
+            name, _, index = attribute.partition(".")
+            found = getattr(self._modules.get(owner), name, None)
+            found = found[int(index)] if index and isinstance(found, (tuple, list)) else found
+            if isinstance(found, int) and found == value:
+                self.channels.sizes.append(Size(owner, name, int(index) if index else None, value, ids, True, node))
+                return
+            if name not in ("groups", "num_groups", "normalized_shape"):
+                return  # no such attribute: the number describes the layer, and nothing computes with it
+        calls = self.traced.calls.get(node, ())
+        module = calls[-1].module if calls else ""
+        places = list(_places(self._modules[module], value, series)) or [(None, None)]
+        for name, index in places:
+            self.channels.sizes.append(Size(module, name, index, value, ids, False, node))
+
+
+def _places(module: nn.Module, value: int, series: Any) -> Iterable[tuple[str, int | None]]:
+    """Attributes of `module` that hold `value`; for one of a series, the list that equals the series."""
+    for name, held in vars(module).items():
+        if name.startswith("_") or isinstance(held, bool):
+            continue
+        if isinstance(held, int) and held == value:
+            yield name, None
+        elif series is not None and isinstance(held, (list, tuple)) and tuple(held) == series:
+            yield from ((name, i) for i, s in enumerate(series) if s == value)
+
+
+def read_anatomy(traced: Traced, seam: Seam, seam_nodes: list[Node]) -> Anatomy:
+    """Groups, blocks and dependent sizes of a traced network. `seam_nodes`: where the seam's points are in the graph."""
+    reader = _Reader(traced)
+    reader.walk()
+    for node in seam_nodes:
+        for ids in reader.axes(node) or []:
+            reader.channels.pin(ids, "the seam's own channels")
+    for node in traced.outputs:
+        for ids in reader.axes(node) or []:
+            reader.channels.pin(ids, "the network's output")
+    head = set(seam.head)
+    for node, name in traced.tensors.items():
+        if name in head:
+            for ids in reader.axes(node):
+                reader.channels.pin(ids, f"the head ({name})")
+    groups, unit_of = _groups(reader)
+    used = {name for node, name in traced.tensors.items() if node.users}
+    shared = {id(p) for n, p in traced.model.named_parameters() if n in used}
+    anatomy = Anatomy(
+        traced,
+        seam,
+        tuple(seam_nodes),
+        groups,
+        (),
+        tuple(dict.fromkeys(reader.unread)),
+        tuple(n for n, p in traced.model.named_parameters() if id(p) not in shared),
+        tuple(reader.channels.sizes),
+        frozenset(reader.scales),
+        {node: reader.axes(node) for node in [*traced.tensors, *traced.inputs, *traced.nodes]},
+        unit_of,
+        reader.channels,
+    )
+    anatomy.blocks = _blocks(anatomy)
+    return anatomy
+
+
+def _groups(reader: _Reader) -> tuple[dict[str, Group], dict[int, tuple[str, int]]]:
+    channels = reader.channels
+    families = Channels()  # a second union-find, over atoms' roots: axes made by one weight belong to one group
+    families.parent = list(range(len(channels.parent)))
+    made = [(name, dim, channels.roots(ids), dense, node) for name, dim, ids, dense, node in reader.produced]
+    for _, _, roots, _, _ in made:
+        families.join(roots, np.full_like(roots, roots[0]))
+    reasons: dict[int, str] = {}
+    for ids, why in channels.pins:
+        for root in set(families.roots(channels.roots(ids)).tolist()):
+            reasons.setdefault(root, why)
+    producers: dict[int, list[tuple[str, int, np.ndarray, bool, Node]]] = {}
+    for entry in made:
+        for family in dict.fromkeys(families.roots(entry[2]).tolist()):
+            producers.setdefault(family, []).append(entry)
+    units: dict[int, dict[int, int]] = {}
+    for family, entries in producers.items():
+        for _, _, roots, _, _ in entries:
+            table = units.setdefault(family, {})
+            for root, fam in zip(roots.tolist(), families.roots(roots).tolist(), strict=True):
+                if fam == family:
+                    table.setdefault(root, len(table))
+    members = _members(reader, families, units)
+    names: dict[str, int] = {}
+    groups, unit_of = {}, {}
+    for family, entries in producers.items():
+        base = entries[0][0].rpartition(".")[0] or entries[0][0]
+        names[base] = names.get(base, 0) + 1
+        name = base if names[base] == 1 else f"{base}#{names[base]}"
+        table = units[family]
+        made_by = tuple(
+            Producer(t, dim, np.array([table.get(r, -1) for r in roots.tolist()]), dense, node)
+            for t, dim, roots, dense, node in entries
+        )
+        pinned = reasons.get(family)
+        if pinned is None and len(table) == 1:
+            pinned = "all of its channels hang together"
+        positions = max(int((p.units >= 0).sum()) for p in made_by)
+        groups[name] = Group(name, len(table), positions, tuple(members.get(family, ())), made_by, pinned)
+        unit_of.update({root: (name, unit) for root, unit in table.items()})
+    return groups, unit_of
+
+
+def _members(reader: _Reader, families: Channels, units: dict[int, dict[int, int]]) -> dict[int, list[Member]]:
+    members: dict[int, list[Member]] = {}
+    done = set()
+    for node, tensor in reader.traced.tensors.items():
+        if tensor in done:
+            continue
+        done.add(tensor)
+        for dim, ids in enumerate(reader.axes(node)):
+            if ids is None:
+                continue
+            roots = reader.channels.roots(ids)
+            for family in dict.fromkeys(families.roots(roots).tolist()):
+                if family in units:
+                    found = np.array([units[family].get(r, -1) for r in roots.tolist()])
+                    members.setdefault(family, []).append(Member(tensor, dim, found))
+    return members
+
+
+def _blocks(anatomy: Anatomy) -> tuple[Block, ...]:
+    """Outermost pairs of fork and addition, in order, found by dominators of the data flow."""
+    traced = anatomy.traced
+    flow = traced.flow()
+    flow.remove_nodes_from([n for n in list(flow) if n != "in" and not networkx.has_path(flow, "in", n)])
+    above = networkx.immediate_dominators(flow, "in")
+    found: list[tuple[Node, Node, frozenset[Node]]] = []
+    for node in traced.nodes:
+        if operator(node) != "add" or node not in above:
+            continue
+        sides = [a for a in node.args[:2] if isinstance(a, Node) and a in above and shape(a) == shape(node)]
+        fork = above[node]
+        if len(sides) == 2 and isinstance(fork, Node):
+            found.append((fork, node, frozenset(_between(flow, fork, node))))
+    outer = [(f, a, ns) for f, a, ns in found if not any(a in other for _, _, other in found)]
+    last: dict[tuple[str, ...], int] = {}
+    stages: dict[tuple[str, ...], int] = {}
+    blocks: list[Block] = []
+    for fork, add, nodes in outer:
+        streams = _groups_at(anatomy, add)
+        stage = stages.setdefault(streams, len(stages))
+        place = sum(b.stage == stage for b in blocks)
+        last[streams] = len(blocks)
+        blocks.append(Block(_around(traced, [*nodes, add]), fork in add.args, streams, stage, place, False, nodes))
+    ends = set(last.values())
+    return tuple(Block(**{**vars(b), "last": i in ends}) for i, b in enumerate(blocks))
+
+
+def _between(flow: networkx.DiGraph, fork: Node, add: Node) -> set[Node]:
+    """Nodes on the way from `fork` to `add`, both left out. The fork dominates: going up from `add` must end there."""
+    found, todo = set(), [add]
+    while todo:
+        for source in flow.predecessors(todo.pop()):
+            if source != fork and source not in found and isinstance(source, Node):
+                found.add(source)
+                todo.append(source)
+    return found
+
+
+def _groups_at(anatomy: Anatomy, node: Node) -> tuple[str, ...]:
+    found = (anatomy.units(ids) for ids in anatomy.axes[node] or [] if ids is not None)
+    return tuple(sorted({u[0] for units in found for u in units if u is not None}))
+
+
+def _around(traced: Traced, nodes: list[Node]) -> str:
+    """The innermost module call that holds all of `nodes`."""
+    common = list(traced.calls[nodes[0]])
+    for node in nodes[1:]:
+        calls = traced.calls.get(node, ())
+        common = [c for c in common if c in calls]
+    return common[-1].module if common else ""

@@ -1,0 +1,73 @@
+"""Keeping the user's things as they were: context managers that put them back, and copies to work on."""
+
+import copy
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+from understudy.errors import UnsupportedModel
+
+
+@contextmanager
+def untouched(module: nn.Module) -> Iterator[None]:
+    """Restore `training` and `requires_grad` of every part of `module` on the way out.
+
+    Tensors are not copied: the code inside must not write to them.
+    """
+    training = [(m, m.training) for m in module.modules()]
+    grads = [(p, p.requires_grad) for p in module.parameters()]
+    try:
+        yield
+    finally:
+        for m, flag in training:
+            m.training = flag
+        for p, flag in grads:
+            p.requires_grad_(flag)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """`module` in eval mode and without gradients inside; as it was afterwards."""
+    with untouched(module), torch.no_grad():
+        module.eval()
+        yield
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Fix the random state of Python, NumPy and torch inside; the caller's state returns afterwards."""
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            torch.manual_seed(seed)
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def structural_copy(model: nn.Module) -> nn.Module:
+    """A copy whose modules and attributes are its own and whose tensors are `model`'s: cheap, for reading only."""
+    return _copied(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})
+
+
+def full_copy(model: nn.Module) -> nn.Module:
+    """A copy with tensors of its own. Raises: UnsupportedModel where copy.deepcopy cannot copy the module."""
+    return _copied(model, {})
+
+
+def _copied(model: nn.Module, memo: dict[int, object]) -> nn.Module:
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise UnsupportedModel(
+            f"copying {type(model).__name__}: {type(error).__name__}: {error}; "
+            "expected a module that copy.deepcopy can copy"
+        ) from error

@@ -1,0 +1,215 @@
+"""Laws that are checked on the user's own model. A broken one raises LawBroken; none is ever a warning.
+
+Law 2, cut = zero: the cut network equals the uncut teacher in which the removed channels are set to zero wherever
+something reads across channels. The reference runs the teacher's traced operators on full-sized tensors with masks; the
+cut network runs its own code on its sliced tensors. Norms that take statistics over channels see the kept ones only.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.fx import Interpreter, Node
+
+from understudy.cost import Cost
+from understudy.errors import LawBroken
+from understudy.graph import Anatomy
+from understudy.guard import evaluating, full_copy, seeded
+from understudy.plan import Plan
+from understudy.seam import capturing
+from understudy.trace import operator
+
+_READS_ACROSS = {
+    "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+    "linear", "addmm", "matmul", "bmm", "scaled_dot_product_attention",
+}  # fmt: skip
+
+
+def check_cut(anatomy: Anatomy, plan: Plan, teacher: nn.Module, student: nn.Module, *, seed: int = 0) -> dict[str, Any]:
+    """Law 2 for this teacher, plan and student, on random inputs of the traced shape.
+
+    Returns {"dtype", "error", "tolerance"}: the largest difference as a share of the largest output, over the network's
+    outputs and the seam's features. In float64 it must stay below 1e-10; a model that cannot run in float64 is
+    compared in float32 against 100 times the effect of perturbing its input by one rounding step.
+    Raises: LawBroken naming the error and the tolerance.
+    """
+    wide = _double(teacher), _double(student)
+    with seeded(seed), torch.no_grad():
+        try:
+            given = _random_inputs(anatomy, torch.float64)
+            error = _compare(anatomy, plan, *wide, given)
+            dtype, tolerance = "float64", 1e-10
+        except (RuntimeError, TypeError, NotImplementedError):
+            given = _random_inputs(anatomy, torch.float32)
+            error = _compare(anatomy, plan, teacher, student, given)
+            dtype, tolerance = "float32", 100 * _noise(anatomy, plan, teacher, given)
+    if not error <= tolerance:
+        raise LawBroken(
+            f"checking that the cut {type(teacher).__name__} equals its teacher with the removed channels at zero: they "
+            f"differ by {error:.1e} of the largest output in {dtype}, expected at most {tolerance:.1e}. The cut is wrong "
+            "for this model: please report it, and leave the parts it names out with --exclude meanwhile"
+        )
+    return {"dtype": dtype, "error": error, "tolerance": tolerance}
+
+
+def check_budget(plan: Plan, teacher: Cost, student: Cost) -> None:
+    """Law 8: the student's counted MACs are those planned, and they are within the budget that was asked for.
+
+    Raises: LawBroken.
+    """
+    if student.macs != plan.macs["student"]:
+        raise LawBroken(f"counting the student: {student.macs:,} MACs, the plan promised {plan.macs['student']:,}")
+    keep = plan.asked.get("keep")
+    if keep is not None and not plan.asked.get("edited") and student.macs > keep * teacher.macs:
+        raise LawBroken(f"counting the student: {student.macs:,} of {teacher.macs:,} MACs, above the keep {keep} asked for")
+
+
+def _compare(anatomy: Anatomy, plan: Plan, teacher: nn.Module, student: nn.Module, given: list[torch.Tensor]) -> float:
+    expected = _Reference(anatomy, plan, teacher).outputs(given)
+    args, kwargs = _call(anatomy, given)
+    with evaluating(student):
+        found = list(_floats(student(*args, **kwargs)))
+        args, kwargs = _call(anatomy, given)
+        with capturing(student, anatomy.seam) as capture:
+            found += capture.features(*args, **kwargs)
+    if any(a.shape != b.shape for a, b in zip(found, expected, strict=True)):
+        return math.inf
+    if any(not torch.isfinite(a).all() for a in expected):
+        raise LawBroken("checking the cut: the teacher's own output is not finite on random inputs")
+    return max(((a - b).abs().max() / b.abs().max().clamp_min(1e-300)).item() for a, b in zip(found, expected, strict=True))
+
+
+def _noise(anatomy: Anatomy, plan: Plan, teacher: nn.Module, given: list[torch.Tensor]) -> float:
+    """How far one rounding step in the input moves the reference, as a share of the largest output."""
+    plain = _Reference(anatomy, plan, teacher).outputs(given)
+    moved = [g * (1 + torch.finfo(g.dtype).eps) if g.is_floating_point() else g for g in given]
+    shifted = _Reference(anatomy, plan, teacher).outputs(moved)
+    return max(
+        max(((a - b).abs().max() / b.abs().max().clamp_min(1e-30)).item(), torch.finfo(b.dtype).eps)
+        for a, b in zip(shifted, plain, strict=True)
+    )
+
+
+class _Reference(Interpreter):
+    """Runs the teacher's traced operators with removed channels at zero for whatever reads across channels."""
+
+    def __init__(self, anatomy: Anatomy, plan: Plan, teacher: nn.Module):
+        super().__init__(anatomy.traced.program.graph_module)
+        self._anatomy, self._plan = anatomy, plan
+        self._tensors = {
+            **dict(teacher.named_parameters(remove_duplicate=False)),
+            **dict(teacher.named_buffers(remove_duplicate=False)),
+        }
+        self._wanted: dict[Node, torch.Tensor] = {}
+        self._seams = anatomy.seam_nodes
+        self._masks: dict[int, torch.Tensor | None] = {}
+
+    def outputs(self, given: list[torch.Tensor]) -> list[torch.Tensor]:
+        traced = self._anatomy.traced
+        constants = {**traced.program.graph_signature.inputs_to_lifted_tensor_constants}
+        inputs, order = dict(zip(traced.inputs, given, strict=True)), []
+        users = iter([v for v in _leaves(traced.example)])
+        for node in traced.program.graph.nodes:
+            if node.op != "placeholder":
+                continue
+            if node in traced.tensors:
+                order.append(self._tensors[traced.tensors[node]])
+            elif node.name in constants:
+                order.append(traced.program.constants[constants[node.name]])
+            else:
+                value = next(users)
+                order.append(inputs[node].clone() if node in inputs else value)
+        result = super().run(*order)
+        return [*_floats(result), *(self._wanted[n] for n in self._seams)]
+
+    def run_node(self, n: Node) -> Any:
+        if n.op == "call_function" and operator(n) in ("layer_norm", "group_norm"):
+            args, kwargs = self.fetch_args_kwargs_from_env(n)
+            result = self._norm_over_kept(n, args, kwargs)
+        else:
+            result = super().run_node(n)
+        if n in self._seams:
+            self._wanted[n] = result.clone()
+        return result
+
+    def fetch_args_kwargs_from_env(self, n: Node) -> tuple[tuple, dict]:
+        args, kwargs = super().fetch_args_kwargs_from_env(n)
+        if n.op == "call_function" and operator(n) in _READS_ACROSS:
+            args = tuple(self._zeroed(a, v) for a, v in zip(n.args, args, strict=True))
+        return args, kwargs
+
+    def _mask(self, ids: np.ndarray) -> torch.Tensor | None:
+        if id(ids) not in self._masks:
+            kept = self._anatomy.kept(ids, self._plan.keep)
+            self._masks[id(ids)] = None if kept.all() else torch.from_numpy(kept)
+        return self._masks[id(ids)]
+
+    def _zeroed(self, node: Any, value: Any) -> Any:
+        if not isinstance(node, Node) or node in self._anatomy.traced.tensors or not isinstance(value, torch.Tensor):
+            return value
+        for axis, ids in enumerate(self._anatomy.axes[node]):
+            mask = None if ids is None else self._mask(ids)
+            if mask is not None:
+                view = [1] * value.dim()
+                view[axis] = -1
+                value = value * mask.to(value.device).to(value.dtype).view(view)
+        return value
+
+    def _norm_over_kept(self, node: Node, args: tuple, kwargs: dict) -> Any:
+        """A layer or group norm whose statistics run over cut channels, on the kept ones; zeros where others were."""
+        value, axes = args[0], self._anatomy.axes[node.args[0]]
+        if operator(node) == "group_norm":
+            spread = [1] if args[1] == 1 else []
+        else:
+            spread = list(range(value.dim() - len(args[1]), value.dim()))
+        masks = {a: m for a in spread if axes[a] is not None and (m := self._mask(axes[a])) is not None}
+        if not masks:
+            return node.target(*args, **kwargs)
+        picked = value
+        for axis, mask in masks.items():
+            picked = picked.index_select(axis, mask.nonzero().ravel().to(value.device))
+        parameters = []
+        for tensor in args[2:4]:
+            for axis, mask in masks.items():
+                if tensor is not None:
+                    at = axis - spread[0]
+                    tensor = tensor.index_select(at, mask.nonzero().ravel().to(value.device))
+            parameters.append(tensor)
+        shape = args[1] if operator(node) == "group_norm" else [picked.shape[a] for a in spread]
+        result = node.target(picked, shape, *parameters, *args[4:], **kwargs)
+        for axis, mask in masks.items():
+            size = [*result.shape[:axis], len(mask), *result.shape[axis + 1 :]]
+            result = result.new_zeros(size).index_copy(axis, mask.nonzero().ravel().to(value.device), result)
+        return result
+
+
+def _double(model: nn.Module) -> nn.Module:
+    return full_copy(model).double()
+
+
+def _random_inputs(anatomy: Anatomy, dtype: torch.dtype) -> list[torch.Tensor]:
+    given = []
+    for value in _leaves(anatomy.traced.example):
+        if isinstance(value, torch.Tensor):
+            given.append(torch.randn(value.shape, dtype=dtype, device=value.device) if value.is_floating_point() else value)
+    return given
+
+
+def _call(anatomy: Anatomy, given: list[torch.Tensor]) -> tuple[tuple, dict]:
+    """The example's arguments with its tensors replaced by clones of `given`, in order."""
+    values = iter(given)
+    args, kwargs = anatomy.traced.example
+    return torch.utils._pytree.tree_map(
+        lambda v: next(values).clone() if isinstance(v, torch.Tensor) else v, (args, kwargs)
+    )
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    yield from torch.utils._pytree.tree_leaves(value)
+
+
+def _floats(result: Any) -> Iterator[torch.Tensor]:
+    yield from (v for v in _leaves(result) if isinstance(v, torch.Tensor) and v.is_floating_point())

@@ -1,0 +1,526 @@
+"""The operator table: what each operator does to the channels that pass through it.
+
+A rule takes the reader and the node and returns the axes of what the node returns (a list of them for operators with
+several results). What is not in the table is never guessed: its inputs are pinned with the operator's name.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from torch.fx import Node
+
+from understudy.channels import Axes, Channels, Ids
+from understudy.trace import operator, shape
+
+
+class Reader(Protocol):
+    channels: Channels
+
+    def axes(self, value: Any) -> Axes | None: ...
+
+    def where(self, node: Node) -> str: ...
+
+    def tensor(self, value: Any) -> str | None: ...
+
+    def produce(self, node: Node, weight: Any, dim: int, ids: Ids | None, dense: bool) -> None: ...
+
+    def scale(self, weight: Any) -> None: ...
+
+    def size(
+        self, node: Node, owner: str | None, attribute: str | None, value: int, ids: Ids | None, series: Any = None
+    ) -> None: ...
+
+
+Rule = Callable[[Reader, Node], Any]
+
+
+def _arg(node: Node, index: int, name: str, default: Any = None) -> Any:
+    return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
+
+
+def _why(reader: Reader, node: Node, what: str) -> str:
+    return f"{what} ({operator(node)} in {reader.where(node)})"
+
+
+def _owner(reader: Reader, weight: Any) -> str | None:
+    name = reader.tensor(weight)
+    return None if name is None else name.rpartition(".")[0]
+
+
+# --- what passes channels through unchanged ---------------------------------------------------------------------------
+
+
+def same(reader: Reader, node: Node) -> Axes:
+    """Each output position depends on the same channel of the input only; all axes keep their place."""
+    axes = reader.axes(node.args[0])
+    return list(axes) if len(axes) == len(shape(node)) else expand(reader, node)
+
+
+def elementwise(reader: Reader, node: Node) -> Axes:
+    """Any number of tensors, broadcast against each other."""
+    out = shape(node)
+    tensors = [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, Node) and reader.axes(a) is not None]
+    result: Axes = [None] * len(out)
+    for axis, size in enumerate(out):
+        full = []
+        for tensor in tensors:
+            at = axis - len(out) + len(shape(tensor))
+            if at >= 0 and shape(tensor)[at] == size and size > 1:
+                full.append(reader.axes(tensor)[at])
+        for ids in full[1:]:
+            full[0] = reader.channels.join(
+                full[0], ids, _why(reader, node, "combined with a tensor whose channels could not be followed")
+            )
+        result[axis] = full[0] if full else None
+    return result
+
+
+def expand(reader: Reader, node: Node) -> Axes:
+    axes, before, out = reader.axes(node.args[0]), shape(node.args[0]), shape(node)
+    pad = len(out) - len(before)
+    result: Axes = [None] * pad + [
+        ids if before[i] == out[pad + i] else None for i, ids in enumerate(axes)
+    ]
+    _literal(reader, node, result)
+    return result
+
+
+def pool(reader: Reader, node: Node) -> Any:
+    axes = list(reader.axes(node.args[0]))
+    values = node.meta["val"]
+    return [axes] * len(values) if isinstance(values, (tuple, list)) else axes
+
+
+def pad(reader: Reader, node: Node) -> Axes:
+    axes, amounts = list(reader.axes(node.args[0])), node.args[1]
+    for i in range(len(amounts) // 2):
+        if amounts[2 * i] or amounts[2 * i + 1]:
+            axis = len(axes) - 1 - i
+            reader.channels.pin(axes[axis], _why(reader, node, "padded along its channels"))
+            axes[axis] = None
+    return axes
+
+
+# --- what mixes or produces channels ----------------------------------------------------------------------------------
+
+
+def conv(reader: Reader, node: Node) -> Axes:
+    return _conv(reader, node, groups=_arg(node, 6, "groups", 1), transposed=False)
+
+
+def conv_transpose(reader: Reader, node: Node) -> Axes:
+    return _conv(reader, node, groups=_arg(node, 6, "groups", 1), transposed=True)
+
+
+def convolution(reader: Reader, node: Node) -> Axes:
+    return _conv(reader, node, groups=node.args[8], transposed=node.args[6])
+
+
+def _conv(reader: Reader, node: Node, groups: int, transposed: bool) -> Axes:
+    x, weight, bias = node.args[0], node.args[1], _arg(node, 2, "bias")
+    channels, axes, w = reader.channels, reader.axes(x), reader.axes(weight)
+    unknown = _why(reader, node, "meets a convolution whose weight could not be followed")
+    at = len(axes) - (len(w) - 1)
+    source = axes[at]
+    if groups == 1:
+        taken, made = (w[0], w[1]) if transposed else (w[1], w[0])
+        if shape(weight)[0 if transposed else 1] > 1:
+            channels.join(source, taken, unknown)
+    else:
+        made = w[0]
+        if transposed:  # its weight is (in, out / groups): only with one output a group has each output its own row
+            channels.join(source, w[0], unknown)
+            made = w[0] if shape(weight)[:2] == (groups, 1) else None
+        _tie_groups(reader, node, source, made, groups)
+    if bias is not None:
+        channels.join(made, reader.axes(bias)[0], unknown)
+    owner = _owner(reader, weight)
+    reader.size(node, owner, "in_channels", shape(x)[at], source)
+    reader.size(node, owner, "out_channels", shape(node)[at], made)
+    reader.produce(node, weight, 1 if transposed and groups == 1 else 0, made, dense=groups == 1)
+    result: Axes = [None] * len(axes)
+    result[at] = made
+    return result
+
+
+def _tie_groups(reader: Reader, node: Node, source: Ids | None, made: Ids | None, groups: int) -> None:
+    """Whole groups go or stay: the inputs and the outputs of one group are one unit (depthwise: one channel each)."""
+    channels = reader.channels
+    if source is None or made is None:
+        channels.join(source, made, _why(reader, node, "meets a grouped convolution that could not be followed"))
+        return
+    table = np.concatenate([source.reshape(groups, -1), made.reshape(groups, -1)], axis=1)
+    reader.size(node, _owner(reader, node.args[1]), "groups", groups, channels.join_rows(table))
+
+
+def linear(reader: Reader, node: Node) -> Axes:
+    x, weight, bias = node.args[0], node.args[1], _arg(node, 2, "bias")
+    axes, w = reader.axes(x), reader.axes(weight)
+    unknown = _why(reader, node, "meets a linear layer whose weight could not be followed")
+    if shape(x)[-1] > 1:
+        reader.channels.join(axes[-1], w[1], unknown)
+    if bias is not None:
+        reader.channels.join(w[0], reader.axes(bias)[0], unknown)
+    owner = _owner(reader, weight)
+    reader.size(node, owner, "in_features", shape(x)[-1], axes[-1])
+    reader.size(node, owner, "out_features", shape(node)[-1], w[0])
+    reader.produce(node, weight, 0, w[0], dense=True)
+    return [*axes[:-1], w[0]]
+
+
+def matmul(reader: Reader, node: Node) -> Axes:
+    a, b = node.args[0], node.args[1]
+    if len(shape(a)) < 2 or len(shape(b)) < 2:
+        return unknown_operator(reader, node)
+    x, y = reader.axes(a), reader.axes(b)
+    reader.channels.join(x[-1], y[-2], _why(reader, node, "multiplied with a tensor that could not be followed"))
+    out: Axes = [None] * len(shape(node))
+    for axis in range(len(out) - 2):
+        sides = []
+        for tensor, axes in ((a, x), (b, y)):
+            at = axis - len(out) + len(axes)
+            if at >= 0 and shape(tensor)[at] > 1:
+                sides.append(axes[at])
+        out[axis] = sides[0] if sides else None
+        if len(sides) == 2:
+            out[axis] = reader.channels.join(*sides, _why(reader, node, "batched with a tensor that could not be followed"))
+    out[-2], out[-1] = x[-2], y[-1]
+    return out
+
+
+# --- norms ------------------------------------------------------------------------------------------------------------
+
+
+def batch_norm(reader: Reader, node: Node) -> Axes:
+    axes = list(reader.axes(node.args[0]))
+    for tensor in node.args[1:5]:
+        if isinstance(tensor, Node):
+            reader.channels.join(axes[1], reader.axes(tensor)[0], _why(reader, node, "normalised by an unread tensor"))
+    reader.scale(node.args[1])
+    owner = next((o for t in node.args[1:5] if (o := _owner(reader, t)) is not None), None)
+    if owner is not None:
+        reader.size(node, owner, "num_features", shape(node.args[0])[1], axes[1])
+    return axes
+
+
+def layer_norm(reader: Reader, node: Node) -> Axes:
+    """Its statistics run over the kept channels only: the check of the cut does the same."""
+    axes, normalized = list(reader.axes(node.args[0])), node.args[1]
+    first = len(axes) - len(normalized)
+    tensors = [t for t in (_arg(node, 2, "weight"), _arg(node, 3, "bias")) if isinstance(t, Node)]
+    for tensor in tensors:
+        for i, ids in enumerate(reader.axes(tensor)):
+            if shape(tensor)[i] > 1:
+                reader.channels.join(axes[first + i], ids, _why(reader, node, "normalised by an unread tensor"))
+    owner = _owner(reader, tensors[0]) if tensors else None
+    for i, value in enumerate(normalized):
+        if axes[first + i] is not None:
+            reader.size(node, owner, f"normalized_shape.{i}", value, axes[first + i])
+    return axes
+
+
+def group_norm(reader: Reader, node: Node) -> Axes:
+    """Whole groups go or stay, so that each remaining group keeps its statistics; one group is a layer norm."""
+    axes, groups = list(reader.axes(node.args[0])), node.args[1]
+    tensors = [t for t in (_arg(node, 2, "weight"), _arg(node, 3, "bias")) if isinstance(t, Node)]
+    for tensor in tensors:
+        reader.channels.join(axes[1], reader.axes(tensor)[0], _why(reader, node, "normalised by an unread tensor"))
+    if axes[1] is None:
+        return axes
+    owner = _owner(reader, tensors[0]) if tensors else None
+    if groups > 1:
+        reader.size(node, owner, "num_groups", groups, reader.channels.join_rows(axes[1].reshape(groups, -1)))
+    if owner is not None:
+        reader.size(node, owner, "num_channels", shape(node.args[0])[1], axes[1])
+    return axes
+
+
+def prelu(reader: Reader, node: Node) -> Axes:
+    axes, weight = list(reader.axes(node.args[0])), node.args[1]
+    if shape(weight)[0] > 1:
+        reader.channels.join(axes[1], reader.axes(weight)[0], _why(reader, node, "scaled by an unread tensor"))
+        reader.size(node, _owner(reader, weight), "num_parameters", shape(weight)[0], axes[1])
+    return axes
+
+
+def softmax(reader: Reader, node: Node) -> Axes:
+    axes, axis = list(reader.axes(node.args[0])), node.args[1]
+    reader.channels.pin(axes[axis], _why(reader, node, "a softmax runs over its channels"))
+    return axes
+
+
+def reduce(reader: Reader, node: Node) -> Axes:
+    """mean, sum, amax...: an axis is reduced away. Over channels it would see fewer of them, so they are pinned."""
+    axes, dims = list(reader.axes(node.args[0])), _arg(node, 1, "dim")
+    dims = list(range(len(axes))) if dims is None or dims == [] else [dims] if isinstance(dims, int) else list(dims)
+    dims = [d % len(axes) for d in dims]
+    for d in dims:
+        reader.channels.pin(axes[d], _why(reader, node, "reduced over its channels"))
+    keep = len(shape(node)) == len(axes)
+    return [None if i in dims else ids for i, ids in enumerate(axes) if keep or i not in dims]
+
+
+# --- what moves channels about ----------------------------------------------------------------------------------------
+
+
+def permute(reader: Reader, node: Node) -> Axes:
+    axes = reader.axes(node.args[0])
+    return [axes[d] for d in node.args[1]]
+
+
+def transpose(reader: Reader, node: Node) -> Axes:
+    axes = list(reader.axes(node.args[0]))
+    a, b = (node.args[1], node.args[2]) if len(node.args) > 2 else (0, 1)
+    axes[a], axes[b] = axes[b], axes[a]
+    return axes
+
+
+def cat(reader: Reader, node: Node) -> Axes:
+    tensors, dim = [t for t in node.args[0] if shape(t) != (0,)], _arg(node, 1, "dim", 0)
+    dim %= len(shape(node))
+    result: Axes = []
+    for axis in range(len(shape(node))):
+        parts = [reader.axes(t)[axis] for t in tensors]
+        if axis != dim:
+            for ids in parts[1:]:
+                parts[0] = reader.channels.join(parts[0], ids, _why(reader, node, "joined with an unread tensor"))
+            result.append(parts[0])
+        elif any(ids is not None for ids in parts):
+            result.append(_concatenate(reader, node, [(shape(t)[axis], ids) for t, ids in zip(tensors, parts, strict=True)]))
+        else:
+            result.append(None)
+    return result
+
+
+def _concatenate(reader: Reader, node: Node, parts: list[tuple[int, Ids | None]]) -> Ids:
+    filled = []
+    for size, ids in parts:
+        if ids is None:  # it has no channels that could be cut, but its place among the others must be known
+            ids = reader.channels.new(size)
+            reader.channels.pin(ids, _why(reader, node, "an unread tensor"))
+        filled.append(ids)
+    return np.concatenate(filled)
+
+
+def stack(reader: Reader, node: Node) -> Axes:
+    dim = _arg(node, 1, "dim", 0) % len(shape(node))
+    tensors = [reader.axes(t) for t in node.args[0]]
+    axes = list(tensors[0])
+    for other in tensors[1:]:
+        axes = [
+            reader.channels.join(a, b, _why(reader, node, "stacked with an unread tensor"))
+            for a, b in zip(axes, other, strict=True)
+        ]
+    return [*axes[:dim], None, *axes[dim:]]
+
+
+def split(reader: Reader, node: Node) -> list[Axes]:
+    """chunk, split by one size, split by many. Pieces of one size stay equal, so their channels are joined."""
+    axes, arg = list(reader.axes(node.args[0])), node.args[1]
+    dim = _arg(node, 2, "dim", 0) % len(axes)
+    sizes = [int(v.shape[dim]) for v in node.meta["val"]]
+    ids = axes[dim]
+    if ids is None:
+        return [list(axes) for _ in sizes]
+    pieces = np.split(ids, np.cumsum(sizes)[:-1])
+    if isinstance(arg, int):
+        if len(set(sizes)) > 1:
+            reader.channels.pin(ids, _why(reader, node, "split into unequal pieces"))
+        else:
+            for piece in pieces[1:]:
+                reader.channels.join(pieces[0], piece)
+            if operator(node) != "chunk":  # a chunk is told how many pieces, a split how large they are
+                reader.size(node, None, None, sizes[0], pieces[0])
+    else:
+        for size, piece in zip(sizes, pieces, strict=True):
+            reader.size(node, None, None, size, piece, series=tuple(sizes))
+    return [[*axes[:dim], piece, *axes[dim + 1 :]] for piece in pieces]
+
+
+def getitem(reader: Reader, node: Node) -> Any:
+    value = reader.axes(node.args[0])
+    return value[node.args[1]] if value is not None else None
+
+
+def slice_(reader: Reader, node: Node) -> Axes:
+    axes, dim = list(reader.axes(node.args[0])), _arg(node, 1, "dim", 0)
+    ids, size = axes[dim], shape(node.args[0])[dim]
+    if ids is None:
+        return axes
+    start, end, step = (_arg(node, i, n) for i, n in ((2, "start"), (3, "end"), (4, "step")))
+    start, end, step = slice(start, end, step).indices(size)
+    axes[dim] = ids[start:end:step]
+    if step != 1:
+        reader.channels.pin(ids, _why(reader, node, "sliced with a step over its channels"))
+    for border in {start, end} - {0, size}:
+        reader.size(node, None, None, border, ids[:border])
+    return axes
+
+
+def select(reader: Reader, node: Node) -> Axes:
+    axes = list(reader.axes(node.args[0]))
+    dim = node.args[1] % len(axes)
+    reader.channels.pin(axes.pop(dim), _why(reader, node, "one of its channels is picked by number"))
+    return axes
+
+
+def unsqueeze(reader: Reader, node: Node) -> Axes:
+    axes = list(reader.axes(node.args[0]))
+    axes.insert(node.args[1] % len(shape(node)), None)
+    return axes
+
+
+def reshape(reader: Reader, node: Node) -> Axes:
+    """view, reshape, flatten, unflatten, squeeze: axes are merged and split.
+
+    A merged axis repeats its channels. A split one can keep its channels on one of the new axes only: they are put on
+    the largest, and what stands on the others at the same place is joined.
+    """
+    before, after = shape(node.args[0]), shape(node)
+    axes = reader.axes(node.args[0])
+    result: Axes = [None] * len(after)
+    for source, target in _blocks(before, after):
+        ids = _merge(reader, node, [(before[i], axes[i]) for i in source])
+        if ids is None:
+            continue
+        sizes = [after[i] for i in target]
+        table = reader.channels.roots(ids).reshape(sizes)
+        live = [i for i in range(len(sizes)) if sizes[i] > 1 and not (table == table.take([0], axis=i)).all()]
+        chosen = live[0] if len(live) == 1 else max(range(len(sizes)), key=lambda i: sizes[i])
+        rows = np.moveaxis(ids.reshape(sizes), chosen, 0).reshape(sizes[chosen], -1)
+        result[target[chosen]] = reader.channels.join_rows(rows) if len(live) > 1 else rows[:, 0]
+    if operator(node) not in ("flatten", "squeeze"):
+        _literal(reader, node, result)
+    return result
+
+
+def _blocks(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+    """Smallest runs of axes, longer than 1, that hold the same number of elements on both sides."""
+    source = [i for i, s in enumerate(before) if s != 1]
+    target = [i for i, s in enumerate(after) if s != 1]
+    blocks, i, j = [], 0, 0
+    while i < len(source) and j < len(target):
+        a, b, left, right = [source[i]], [target[j]], before[source[i]], after[target[j]]
+        i, j = i + 1, j + 1
+        while left != right:
+            if left < right:
+                a.append(source[i])
+                left, i = left * before[source[i]], i + 1
+            else:
+                b.append(target[j])
+                right, j = right * after[target[j]], j + 1
+        blocks.append((a, b))
+    return blocks
+
+
+def _merge(reader: Reader, node: Node, parts: list[tuple[int, Ids | None]]) -> Ids | None:
+    known = [i for i, (_, ids) in enumerate(parts) if ids is not None]
+    if len(known) > 1:
+        for i in known:
+            reader.channels.pin(parts[i][1], _why(reader, node, "two axes of channels are merged into one"))
+        return None
+    if not known:
+        return None
+    sizes = [size for size, _ in parts]
+    view = [1] * len(parts)
+    view[known[0]] = -1
+    return np.broadcast_to(parts[known[0]][1].reshape(view), sizes).ravel()
+
+
+def _literal(reader: Reader, node: Node, axes: Axes) -> None:
+    """Sizes written into the call (not -1) on axes that carry channels must follow the cut."""
+    sizes = node.args[1]
+    if operator(node) == "unflatten":
+        sizes = [None] * (node.args[1] % len(shape(node.args[0]))) + list(node.args[2])
+    for size, ids in zip(sizes, axes, strict=False):
+        if ids is not None and isinstance(size, int) and size != -1:
+            reader.size(node, None, None, size, ids)
+
+
+def pixel_shuffle(reader: Reader, node: Node) -> Axes:
+    axes = list(reader.axes(node.args[0]))
+    if axes[-3] is not None:
+        axes[-3] = reader.channels.join_rows(axes[-3].reshape(shape(node)[-3], -1))
+    return axes
+
+
+def pixel_unshuffle(reader: Reader, node: Node) -> Axes:
+    axes = list(reader.axes(node.args[0]))
+    if axes[-3] is not None:
+        axes[-3] = np.repeat(axes[-3], node.args[1] ** 2)
+    return axes
+
+
+def channel_shuffle(reader: Reader, node: Node) -> Axes:
+    axes = list(reader.axes(node.args[0]))
+    if axes[1] is not None:
+        table = axes[1].reshape(node.args[1], -1)
+        reader.channels.join_rows(table.T)
+        axes[1] = table.T.ravel()
+    return axes
+
+
+def unknown_operator(reader: Reader, node: Node) -> Any:
+    """Not in the table: whatever channels reach it must stay, and what it returns carries none."""
+    why = _why(reader, node, f"operator {node.target} cannot be read")
+    for value in node.all_input_nodes:
+        axes = reader.axes(value)
+        for each in axes if axes and isinstance(axes[0], list) else [axes]:
+            for ids in each or []:
+                reader.channels.pin(ids, why)
+    value = node.meta.get("val")
+    if isinstance(value, (tuple, list)):
+        return [[None] * v.dim() if hasattr(v, "dim") else None for v in value]
+    return [None] * value.dim() if hasattr(value, "dim") else None
+
+
+def _table() -> dict[str, Rule]:
+    unary = """abs alias celu ceil clamp clamp_max clamp_min clone contiguous cos detach dropout elu erf exp expm1
+        feature_dropout alpha_dropout floor gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu lift_fresh_copy
+        log log1p log_sigmoid logical_not mish neg reciprocal relu relu6 round rsqrt seam_mark selu sigmoid sign silu
+        sin softplus softshrink sqrt square tanh tanhshrink threshold to _to_copy type_as lift_fresh rrelu
+        bernoulli nan_to_num positive logit"""
+    many = """add sub mul div rsub pow maximum minimum where lerp addcmul addcdiv atan2 fmod remainder eq ne lt le gt ge
+        logical_and logical_or copy copysign floor_divide true_divide float_power"""
+    pools = """adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
+        avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d max_pool2d_with_indices
+        _adaptive_avg_pool2d upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d
+        upsample_bicubic2d upsample_linear1d upsample_trilinear3d _upsample_bicubic2d_aa _upsample_bilinear2d_aa
+        lp_pool2d reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d
+        replication_pad3d"""
+    table: dict[str, Rule] = {}
+    table |= dict.fromkeys(unary.split(), same)
+    table |= dict.fromkeys(many.split(), elementwise)
+    table |= dict.fromkeys(pools.split(), pool)
+    table |= dict.fromkeys(["view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze"], reshape)
+    table |= dict.fromkeys(["mean", "sum", "amax", "amin", "prod", "std", "var", "logsumexp"], reduce)
+    table |= dict.fromkeys(["conv1d", "conv2d", "conv3d"], conv)
+    table |= dict.fromkeys(["conv_transpose1d", "conv_transpose2d", "conv_transpose3d"], conv_transpose)
+    table |= dict.fromkeys(["matmul", "bmm"], matmul)
+    table |= dict.fromkeys(["softmax", "_softmax", "log_softmax", "_log_softmax"], softmax)
+    table |= dict.fromkeys(["chunk", "split", "split_with_sizes", "tensor_split"], split)
+    table |= dict.fromkeys(["batch_norm", "_native_batch_norm_legit_no_training", "instance_norm"], batch_norm)
+    table |= dict.fromkeys(["cat", "concat", "concatenate"], cat)
+    table |= dict.fromkeys(["transpose", "swapaxes", "t"], transpose)
+    table |= dict.fromkeys(["pad", "constant_pad_nd"], pad)
+    return table | {
+        "channel_shuffle": channel_shuffle,
+        "convolution": convolution,
+        "expand": expand,
+        "getitem": getitem,
+        "group_norm": group_norm,
+        "layer_norm": layer_norm,
+        "linear": linear,
+        "permute": permute,
+        "pixel_shuffle": pixel_shuffle,
+        "pixel_unshuffle": pixel_unshuffle,
+        "prelu": prelu,
+        "select": select,
+        "slice": slice_,
+        "stack": stack,
+        "unsqueeze": unsqueeze,
+    }
+
+
+TABLE: dict[str, Rule] = _table()

@@ -1,0 +1,360 @@
+"""What to keep under a budget: from an anatomy to a plan."""
+
+import fnmatch
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from understudy.cost import count_traced, terms
+from understudy.errors import PlanError
+from understudy.graph import Anatomy, Group
+from understudy.plan import Plan, check_teacher, describe
+from understudy.score import SCORES
+
+SCHEMES = ("auto", "mid", "all")
+
+
+def make_plan(
+    teacher: nn.Module,
+    anatomy: Anatomy,
+    *,
+    keep: float | None = None,
+    keep_width: float | None = None,
+    scheme: str = "auto",
+    spare_ends: bool = False,
+    pin: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    min_channels: int = 1,
+    divisor: int = 1,
+    score: str = "l1",
+    seed: int = 0,
+    source: dict[str, Any] | None = None,
+) -> Plan:
+    """The plan that keeps most of `teacher` within the budget.
+
+    keep: share of the teacher's MACs, 0 < keep <= 1; the same share of every group's channels is kept, and what the
+    budget then still allows is given back unit by unit. keep_width: share of each group's channels instead; of C
+    channels ceil(C * keep_width) stay.
+    scheme: "mid" cuts channels inside residual blocks and leaves residual widths alone (MiR's); "all" cuts every group
+    that does not reach the seam; "auto" is "mid" where that reaches the budget, else "all". spare_ends: with "mid",
+    leave the first and last block of each stage whole. pin: patterns of modules whose outputs keep all channels.
+    exclude: patterns of modules that must not change at all. min_channels, divisor: no group is cut below, and widths
+    are rounded up to a multiple of. score: a name in `score.SCORES`. source: how to build the teacher, for `load`.
+    Raises: PlanError for impossible values, patterns that match nothing, and budgets out of reach, naming the nearest.
+    """
+    asked = {
+        "keep": keep, "keep_width": keep_width, "scheme": scheme, "spare_ends": spare_ends, "pin": list(pin),
+        "exclude": list(exclude), "min_channels": min_channels, "divisor": divisor, "score": score, "seed": seed,
+    }  # fmt: skip
+    _check_asked(asked)
+    ranks = _ranks(teacher, anatomy, score, seed)
+    notes: list[str] = []
+    if scheme == "auto":
+        asked["scheme"], notes = _choose_scheme(anatomy, asked, ranks)
+    eligible = _eligible(anatomy, asked)
+    full = keep == 1 or keep_width == 1
+    if not eligible and not full and not (anatomy.dropped and keep is None and keep_width is None):
+        raise PlanError(_nothing_to_cut(anatomy, asked))
+    floors = {g.name: _round(g, 1, asked) for g in eligible}
+    widths = {g.name: g.width for g in eligible}
+    if keep_width is not None:
+        widths = {g.name: max(floors[g.name], _round(g, math.ceil(g.width * keep_width - 1e-9), asked)) for g in eligible}
+    elif keep is not None and keep < 1:
+        widths = _fit(anatomy, eligible, ranks, floors, keep, asked, _teacher_macs(teacher, anatomy))
+    return resolve(teacher, anatomy, widths, ranks, asked=asked, source=source, notes=notes)
+
+
+def replan(teacher: nn.Module, anatomy: Anatomy, plan: Plan, source: dict[str, Any] | None = None) -> Plan:
+    """`plan` resolved again for `teacher`, after its widths or dropped blocks may have been edited by hand.
+
+    Groups whose width was not edited keep the units the plan lists; the others are chosen by the plan's score.
+    Raises: PlanError for another teacher's plan, unknown groups, widths out of range, or edited slices.
+    """
+    check_teacher(teacher, plan)
+    for name, width in plan.widths.items():
+        group = anatomy.groups.get(name)
+        if group is None:
+            close = ", ".join(list(anatomy.groups)[:5])
+            raise PlanError(f"reading widths: there is no group {name!r}; the groups are {close}, ...")
+        if not 1 <= width <= group.width:
+            raise PlanError(f"reading widths: {name} is {width}, expected 1 to {group.width}")
+        if group.pinned is not None and width != group.width:
+            raise PlanError(f"reading widths: {name} cannot be cut to {width} of {group.width}: {group.pinned}")
+    asked = plan.asked
+    score = asked.get("score", "l1")
+    if score not in SCORES:
+        raise PlanError(f"reading asked: score is {score!r}, expected one of {', '.join(SCORES)}")
+    ranks = _ranks(teacher, anatomy, score, int(asked.get("seed", 0)))
+    as_planned = True
+    for name, width in plan.widths.items():
+        units = plan.keep.get(name, [])
+        if len(units) == width:
+            if len(set(units)) != width or max(units) >= anatomy.groups[name].width:
+                raise PlanError(f"reading keep: {name} lists units that are repeated or above {anatomy.groups[name].width - 1}")
+            order = [*sorted(units), *(u for u in range(anatomy.groups[name].width) if u not in set(units))]
+            ranks[name] = np.argsort(np.array(order))
+        else:
+            as_planned = False
+    new = resolve(teacher, anatomy, dict(plan.widths), ranks, asked=asked, source=source or plan.teacher.get("source"))
+    if as_planned and list(plan.drop) == list(new.drop) and (new.slices, new.edits) != (plan.slices, plan.edits):
+        raise PlanError("reading the plan: its slices or edits are not those of its widths; edit widths and drop only")
+    return new
+
+
+def resolve(
+    teacher: nn.Module,
+    anatomy: Anatomy,
+    widths: dict[str, int],
+    ranks: dict[str, np.ndarray],
+    *,
+    asked: dict[str, Any],
+    source: dict[str, Any] | None = None,
+    notes: Sequence[str] = (),
+) -> Plan:
+    """The plan that keeps, of each group in `widths`, that many units of lowest rank."""
+    keep = {n: np.flatnonzero(ranks[n] < w).tolist() for n, w in widths.items()}
+    slices, edits = selections(anatomy, keep)
+    before = _teacher_macs(teacher, anatomy)
+    after = _Costs(anatomy, {n: ranks[n] for n in widths}).macs(widths)
+    return Plan(
+        teacher=describe(teacher, source),
+        seam=anatomy.seam,
+        widths=dict(widths),
+        keep=keep,
+        slices=slices,
+        edits=edits,
+        drop=list(anatomy.dropped),
+        asked=asked,
+        macs={"teacher": before, "student": round(after)},
+        notes=list(notes),
+    )
+
+
+def selections(
+    anatomy: Anatomy, keep: dict[str, list[int]]
+) -> tuple[dict[str, dict[int, list[int]]], list[dict[str, Any]]]:
+    """Slices of every tensor, and edits of every dependent number, when each named group keeps the listed units.
+
+    Raises: PlanError where one number would have to take two values.
+    """
+    slices: dict[str, dict[int, list[int]]] = {}
+    for node, tensor in anatomy.traced.tensors.items():
+        for dim, ids in enumerate(anatomy.axes[node]):
+            if ids is None:
+                continue
+            kept = anatomy.kept(ids, keep)
+            if not kept.all():
+                slices.setdefault(tensor, {})[dim] = np.flatnonzero(kept).tolist()
+    edits: dict[tuple[str, str, int | None], dict[str, Any]] = {}
+    for size in anatomy.sizes:
+        if size.attribute is None:
+            continue
+        to = int(anatomy.kept(size.ids, keep).sum())
+        key = (size.module, size.attribute, size.index)
+        edit = {"module": size.module, "attribute": size.attribute, "index": size.index, "from": size.value, "to": to}
+        if edits.setdefault(key, edit)["to"] != to:
+            raise PlanError(f"cutting {size.module}: its {size.attribute} would have to be {edits[key]['to']} and {to}")
+    return slices, [e for e in edits.values() if e["from"] != e["to"]]
+
+
+def eligible_groups(anatomy: Anatomy, scheme: str = "all", spare_ends: bool = False) -> list[Group]:
+    """Groups that a scheme may cut."""
+    return [g for g in anatomy.groups.values() if g.pinned is None and (scheme == "all" or _mid(anatomy, g, spare_ends))]
+
+
+def reachable_macs(anatomy: Anatomy, groups: Sequence[Group], floor: int = 1) -> int:
+    """MACs when every one of `groups` keeps `floor` units."""
+    widths = {g.name: min(floor, g.width) for g in groups}
+    return round(_Costs(anatomy, {g.name: np.arange(g.width) for g in groups}).macs(widths))
+
+
+def uniform_cost(anatomy: Anatomy, groups: Sequence[Group], share: float) -> int:
+    """MACs when every one of `groups` keeps `share` of its units."""
+    widths = {g.name: max(1, math.ceil(g.width * share - 1e-9)) for g in groups}
+    return round(_Costs(anatomy, {g.name: np.arange(g.width) for g in groups}).macs(widths))
+
+
+def _mid(anatomy: Anatomy, group: Group, spare_ends: bool) -> bool:
+    for block in anatomy.blocks:
+        if group.name not in block.streams and all(p.node in block.nodes for p in group.producers):
+            return not (spare_ends and (block.place == 0 or block.last))
+    return False
+
+
+def _eligible(anatomy: Anatomy, asked: dict[str, Any]) -> list[Group]:
+    groups = eligible_groups(anatomy, asked["scheme"], asked["spare_ends"])
+    named = {n for g in anatomy.groups.values() for p in g.producers for n in (p.module, g.name)}
+    modules = {n for n, _ in anatomy.traced.model.named_modules()}
+    for option, known in (("pin", named), ("exclude", modules)):
+        for pattern in asked[option]:
+            if not any(_matches(n, pattern) for n in known):
+                raise PlanError(
+                    f"reading --{option} {pattern!r}: it matches no module"
+                    + (" that makes channels" if option == "pin" else "")
+                    + "; `understudy inspect` lists the groups"
+                )
+    return [
+        g
+        for g in groups
+        if not any(_matches(n, p) for p in asked["pin"] for n in (g.name, *(q.module for q in g.producers)))
+        and not any(_matches(m.tensor.rpartition(".")[0], p) for p in asked["exclude"] for m in g.members)
+    ]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """A pattern names a module, everything inside it, or matches with * and ?."""
+    return name == pattern or name.startswith(pattern + ".") or fnmatch.fnmatchcase(name, pattern)
+
+
+def _choose_scheme(anatomy: Anatomy, asked: dict[str, Any], ranks: dict[str, np.ndarray]) -> tuple[str, list[str]]:
+    mid = _eligible(anatomy, {**asked, "scheme": "mid"})
+    if not mid:
+        return "all", ["no residual blocks with channels of their own: scheme all"]
+    if asked["keep"] is not None:
+        total = count_traced(anatomy.traced).macs
+        floor = _Costs(anatomy, {g.name: ranks[g.name] for g in mid}).macs({g.name: _round(g, 1, asked) for g in mid})
+        # Close to its floor a block has next to nothing left: the last tenth of what mid can take is left alone.
+        if asked["keep"] * total < floor + 0.1 * (total - floor):
+            return "all", [f"scheme mid reaches {floor / total:.2f} of the MACs at the very least: scheme all"]
+    return "mid", []
+
+
+def _check_asked(asked: dict[str, Any]) -> None:
+    faults = []
+    if asked["keep"] is not None and asked["keep_width"] is not None:
+        faults.append("keep and keep_width are both given, expected one budget")
+    for name in ("keep", "keep_width"):
+        value = asked[name]
+        if value is not None and not (isinstance(value, (int, float)) and 0 < value <= 1):
+            faults.append(f"{name} is {value}, expected a share above 0 and up to 1")
+    if asked["scheme"] not in SCHEMES:
+        faults.append(f"scheme is {asked['scheme']!r}, expected one of {', '.join(SCHEMES)}")
+    if asked["score"] not in SCORES:
+        faults.append(f"score is {asked['score']!r}, expected one of {', '.join(SCORES)}")
+    for name in ("min_channels", "divisor"):
+        if not isinstance(asked[name], int) or asked[name] < 1:
+            faults.append(f"{name} is {asked[name]}, expected a whole number of 1 or more")
+    if faults:
+        raise PlanError("making a plan: " + "; ".join(faults))
+
+
+def _nothing_to_cut(anatomy: Anatomy, asked: dict[str, Any]) -> str:
+    pinned = {g.name: g.pinned for g in anatomy.groups.values() if g.pinned}
+    reasons = "; ".join(f"{n}: {w}" for n, w in list(pinned.items())[:4])
+    if asked["scheme"] == "mid" and eligible_groups(anatomy, "all"):
+        return "making a plan: scheme mid finds no residual block whose inner channels could be cut; use scheme all"
+    return f"making a plan: nothing can be cut: {reasons or 'the network makes no channels before its seam'}"
+
+
+def _ranks(teacher: nn.Module, anatomy: Anatomy, score: str, seed: int) -> dict[str, np.ndarray]:
+    """Of each group, the place of every unit when sorted by score, best first (ties: lower index first)."""
+    tensors = {**dict(teacher.named_parameters(remove_duplicate=False)), **dict(teacher.named_buffers())}
+    ranks = {}
+    for group in anatomy.groups.values():
+        if group.pinned is None:
+            order = np.argsort(-SCORES[score](group, tensors, anatomy, seed), kind="stable")
+            ranks[group.name] = np.argsort(order, kind="stable")
+        else:
+            ranks[group.name] = np.arange(group.width)
+    return ranks
+
+
+def _round(group: Group, units: int, asked: dict[str, Any]) -> int:
+    """Units of `group`, raised to the floor of channels and to the divisor; never above its width."""
+    each = group.channels / group.width  # channels that one unit holds
+    channels = max(units * each, asked["min_channels"])
+    if asked["divisor"] > 1:
+        channels = math.ceil(channels / asked["divisor"] - 1e-9) * asked["divisor"]
+    return min(group.width, max(1, math.ceil(channels / each - 1e-9)))
+
+
+def _teacher_macs(teacher: nn.Module, anatomy: Anatomy) -> int:
+    """The uncut teacher's MACs, with the blocks that the anatomy leaves out."""
+    if not anatomy.dropped:
+        return count_traced(anatomy.traced).macs
+    from understudy.cost import count
+
+    return count(teacher, anatomy.traced.example).macs
+
+
+def _fit(
+    anatomy: Anatomy,
+    groups: list[Group],
+    ranks: dict[str, np.ndarray],
+    floors: dict[str, int],
+    keep: float,
+    asked: dict[str, Any],
+    total: int,
+) -> dict[str, int]:
+    costs, budget = _Costs(anatomy, {g.name: ranks[g.name] for g in groups}), keep * total
+    least = costs.macs(floors)
+    if least > budget:
+        raise PlanError(
+            f"making a plan: keep {keep} of {total:,} MACs is out of reach with scheme {asked['scheme']}: the nearest "
+            f"is keep {math.ceil(least / total * 1e4) / 1e4}"
+            + ("; scheme all may reach further" if asked["scheme"] == "mid" else "")
+            + "; `understudy inspect` tells what is pinned and why"
+        )
+
+    def at(share: float) -> dict[str, int]:
+        return {g.name: max(floors[g.name], _round(g, math.ceil(g.width * share - 1e-9), asked)) for g in groups}
+
+    low, high = 0.0, 1.0
+    if costs.macs(at(high)) <= budget:
+        return at(high)
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if costs.macs(at(middle)) <= budget else (low, middle)
+    widths = at(low)
+    # Rounding leaves a remainder: give it back where the share kept is smallest, until no group's next step fits.
+    open_ = list(groups)
+    while open_:
+        group = min(open_, key=lambda g: widths[g.name] / g.width)
+        step = _round(group, widths[group.name] + 1, asked)
+        trial = {**widths, group.name: step}
+        if step > widths[group.name] and costs.macs(trial) <= budget:
+            widths = trial
+        else:
+            open_.remove(group)
+    return widths
+
+
+class _Costs:
+    """MACs as a function of how many units each group keeps: one row of factors per counted operator."""
+
+    def __init__(self, anatomy: Anatomy, ranks: dict[str, np.ndarray]):
+        self._rows = []
+        known: dict[int, tuple[int, list[tuple[str, np.ndarray]]]] = {}
+        for term in terms(anatomy):
+            axes = []
+            for ids in term.axes:
+                if id(ids) not in known:
+                    known[id(ids)] = self._axis(anatomy, ids, ranks)
+                axes.append(known[id(ids)])
+            self._rows.append((term.fixed, axes))
+
+    @staticmethod
+    def _axis(anatomy: Anatomy, ids: np.ndarray, ranks: dict[str, np.ndarray]) -> tuple[int, list]:
+        fixed, found = 0, {}
+        for unit in anatomy.units(ids):
+            if unit is None or unit[0] not in ranks:
+                fixed += 1
+            else:
+                found.setdefault(unit[0], []).append(ranks[unit[0]][unit[1]])
+        # kept[n]: positions whose unit is among the n best
+        tables = [
+            (name, np.concatenate([[0], np.cumsum(np.bincount(held, minlength=len(ranks[name])))]))
+            for name, held in found.items()
+        ]
+        return fixed, tables
+
+    def macs(self, widths: dict[str, int]) -> float:
+        total = 0.0
+        for fixed, axes in self._rows:
+            for base, tables in axes:
+                fixed *= base + sum(int(kept[widths[name]]) for name, kept in tables)
+            total += fixed
+        return total

@@ -1,0 +1,417 @@
+"""MIMIC: the student's body learns the teacher's features at the seam, from a few unlabelled images.
+
+The loss is the paper's and nothing else: mean squared error between feature maps. No labels, no logits, no head.
+Not covered: several devices at once, mixing of images (mixup, cutmix), any other optimiser than SGD.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from math import isfinite
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _NormBase
+
+from understudy import guard
+from understudy.errors import InputError, UnsupportedModel
+from understudy.seam import Capture, Seam, capturing
+
+_MIR = "cited: MiR, arXiv 2201.02620, as read in its public re-implementations"
+_PRECISIONS = {"float32": torch.float32, "bf16": torch.float32, "float64": torch.float64}
+# On an accelerator reading a loss waits for the device: so not after every step. Source: assumption.
+_READ_EVERY = 10
+
+
+def _constant(default: Any, source: str) -> Any:
+    return field(default=default, metadata={"source": source})
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+
+
+def _is_device(text: str) -> bool:
+    try:
+        torch.device(text)
+    except (RuntimeError, TypeError):
+        return False
+    return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class MimicConfig:
+    """How to mimic; each field carries the source of its default in its metadata ("cited", "measured", "assumption").
+
+    steps: optimiser steps, never epochs. batch_size: images a step; all of them when there are fewer.
+    lr, momentum, weight_decay: of SGD, weight decay on every body parameter. milestones: shares of `steps` at which
+    lr is multiplied by gamma. norm_mode: "train" normalises with batch statistics and updates the running ones,
+    "eval" leaves both alone. views: name in `augment.VIEWS`; it belongs to the teacher's task, not to the recipe.
+    seed: of the batches, the views and whatever else is random. device: None means where the student is.
+    precision: "float32", "float64" or "bf16" (autocast; weights stay float32).
+
+    Raises: InputError with every fault found, on construction.
+    """
+
+    steps: int = _constant(2000, _MIR)
+    batch_size: int = _constant(64, _MIR)
+    lr: float = _constant(0.02, _MIR)
+    momentum: float = _constant(0.9, _MIR)
+    weight_decay: float = _constant(1e-4, _MIR)
+    milestones: tuple[float, ...] = _constant((0.4, 0.8), _MIR)
+    gamma: float = _constant(0.1, _MIR)
+    norm_mode: str = _constant("train", _MIR)
+    views: str = _constant("imagenet", _MIR + "; for ImageNet teachers")
+    seed: int = _constant(2021, _MIR + "; first of its five seeds")
+    device: str | None = _constant(None, "assumption: the student already is where it should train")
+    precision: str = _constant("float32", "assumption: the paper names none; the default of its time")
+
+    def __post_init__(self) -> None:
+        if isinstance(self.milestones, list):
+            object.__setattr__(self, "milestones", tuple(self.milestones))
+        faults = [f"{text}, found {getattr(self, name)!r}" for name, ok, text in self._rules() if not ok]
+        if faults:
+            raise InputError("configuring mimic: " + "; ".join(faults))
+
+    def _rules(self) -> list[tuple[str, bool, str]]:
+        marks, whole, number = self.milestones, _whole, _number
+        rising = isinstance(marks, tuple) and all(number(m) and 0 < m < 1 for m in marks)
+        rising = rising and list(marks) == sorted(set(marks))
+        named = self.device is None or _is_device(self.device)
+        return [
+            ("steps", whole(self.steps) and self.steps >= 0, "steps must be a whole number from 0"),
+            ("batch_size", whole(self.batch_size) and self.batch_size > 0, "batch_size must be a whole number from 1"),
+            ("lr", number(self.lr) and self.lr > 0, "lr must be a finite number above 0"),
+            ("momentum", number(self.momentum) and 0 <= self.momentum < 1, "momentum must be in [0, 1)"),
+            ("weight_decay", number(self.weight_decay) and self.weight_decay >= 0, "weight_decay must be 0 or more"),
+            ("milestones", rising, "milestones must be rising shares of the steps between 0 and 1"),
+            ("gamma", number(self.gamma) and 0 < self.gamma <= 1, "gamma must be in (0, 1]"),
+            ("norm_mode", self.norm_mode in ("train", "eval"), "norm_mode must be 'train' or 'eval'"),
+            ("views", isinstance(self.views, str) and bool(self.views), "views must name an entry of augment.VIEWS"),
+            ("seed", whole(self.seed) and 0 <= self.seed < 2**63, "seed must be a whole number from 0 below 2**63"),
+            ("device", named, "device must be None or the name of one, such as 'cpu' or 'cuda:0'"),
+            ("precision", self.precision in _PRECISIONS, f"precision must be one of {', '.join(_PRECISIONS)}"),
+        ]
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of the step with this number, from 0."""
+        return self.lr * self.gamma ** sum(step >= int(share * self.steps) for share in self.milestones)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"milestones": list(self.milestones)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "MimicConfig":
+        unknown = sorted(set(data) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise InputError(f"configuring mimic: there is no option {', '.join(unknown)}")
+        return cls(**data)
+
+
+PRESETS = {"paper": MimicConfig()}
+
+
+class Source(Protocol):
+    """What mimic needs of the images; `images.ImageSet` is one. A view is a tensor or (args, kwargs) of the network."""
+
+    def __len__(self) -> int: ...
+    def view(self, indices: list[int], views: str, generator: torch.Generator) -> Any: ...
+
+
+@dataclass(frozen=True)
+class MimicLog:
+    """losses, lrs: one number a step, the loss before that step's update; seconds: wall time; images: how many there
+    were; batch: how many a step took."""
+
+    config: MimicConfig
+    images: int
+    batch: int
+    losses: tuple[float, ...]
+    lrs: tuple[float, ...]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"config": self.config.to_json(), "losses": list(self.losses), "lrs": list(self.lrs)}
+
+
+def mimic(
+    teacher: nn.Module,
+    student: nn.Module,
+    seam: Seam,
+    few: Source | Tensor,
+    config: MimicConfig = PRESETS["paper"],
+    *,
+    student_seam: Seam | None = None,
+    on_step: Callable[[int, int, float], None] | None = None,
+) -> MimicLog:
+    """Train the body of `student` IN PLACE until its features at the seam are the teacher's; return how it went.
+
+    `student` is any network with the teacher's feature shapes at the seam, however it was made; `student_seam` names
+    the same points where its module names differ. `few` is an ImageSet, or a float tensor with images on axis 0, as
+    the teacher takes them. The head (names in the seam) is not touched. `on_step(done, total, loss)` is called
+    after every step on a CPU, after every tenth and the last one elsewhere.
+
+    Only norm layers are in train mode, so auxiliary branches, dropout and stochastic depth never run. The student comes
+    back in eval mode, its `requires_grad` as before and gradients cleared; on an error its tensors are as they were,
+    on a KeyboardInterrupt they are those of the last step. The teacher is as before in every case.
+
+    Raises: InputError when images, student or options do not fit, or the loss stops being finite;
+    UnsupportedModel when the seam cannot be captured.
+    Source: MiR (Wang et al., CVPR 2022, arXiv 2201.02620): pre-pool mean squared error under a frozen head.
+    """
+    student_seam = student_seam or seam
+    _check_pair(teacher, student, seam, student_seam)
+    images = _count(few)
+    device = _device(config, student)
+    dtype = _PRECISIONS[config.precision]
+    head = {id(t) for name, t in _tensors(student) if name in set(student_seam.head)}
+    before = [(t, t.detach().clone()) for _, t in _tensors(student)]
+    started = time.perf_counter()
+    try:
+        with guard.seeded(config.seed), guard.untouched(teacher), guard.untouched(student), torch.enable_grad():
+            lead = teacher.eval() if _fits(teacher, device, dtype) else _converted(teacher, device, dtype)
+            with (
+                _placed(student, device, dtype, head),
+                capturing(lead, seam) as target,
+                capturing(student, student_seam) as learner,
+            ):
+                optimiser = _prepare(student, head, config)
+                batches = _batches(few, config, device, dtype)
+                losses = _learn(seam, target, learner, optimiser, batches, config, on_step)
+    except Exception:
+        with torch.no_grad():
+            for tensor, value in before:
+                tensor.copy_(value)
+        raise
+    finally:
+        student.eval()
+        student.zero_grad(set_to_none=True)
+    lrs = tuple(config.lr_at(step) for step in range(config.steps))
+    return MimicLog(config, images, min(config.batch_size, images), losses, lrs, time.perf_counter() - started)
+
+
+def _prepare(student: nn.Module, head: set[int], config: MimicConfig) -> torch.optim.SGD:
+    """Set modes and gradients of the student; return the optimiser of its body."""
+    student.eval()
+    if config.norm_mode == "train":
+        for module in student.modules():
+            if isinstance(module, _NormBase) or "running_var" in module._buffers:
+                own = (*module._parameters.values(), *module._buffers.values())
+                # The flag of this module alone: train() would wake dropout inside norm layers that carry it (timm).
+                module.training = not any(id(t) in head for t in own)
+    body = []
+    for parameter in student.parameters():
+        trains = parameter.is_floating_point() and id(parameter) not in head
+        parameter.requires_grad_(trains)
+        parameter.grad = None
+        if trains:
+            body.append(parameter)
+    if not body:
+        raise InputError(f"mimicking: {type(student).__name__} has no parameter before its head that could learn")
+    return torch.optim.SGD(body, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, foreach=True)
+
+
+def _learn(
+    seam: Seam,
+    target: Capture,
+    learner: Capture,
+    optimiser: torch.optim.SGD,
+    batches: Iterator[tuple[tuple, dict]],
+    config: MimicConfig,
+    on_step: Callable[[int, int, float], None] | None,
+) -> tuple[float, ...]:
+    """The loop. Returns the loss of each step."""
+    device = optimiser.param_groups[0]["params"][0].device
+    # Without its cache, which would hand out weights from before the last update. Off also shuts out a caller's own.
+    bf16 = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16", cache_enabled=False)
+    losses: list[float] = []
+    unread: list[Tensor] = []
+    for step in range(config.steps):
+        args, kwargs = next(batches)
+        with bf16:
+            with torch.no_grad():
+                wanted = target.features(*args, **kwargs)
+            found = _features(learner, args, kwargs)
+        if step == 0:
+            _check_features(seam, wanted, found)
+        loss = sum((F.mse_loss(_wide(f), _wide(w)) for f, w in zip(found, wanted, strict=True)), start=0.0)
+        for group in optimiser.param_groups:
+            group["lr"] = config.lr_at(step)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        unread.append(loss.detach())
+        done = step + 1
+        if device.type == "cpu" or done % _READ_EVERY == 0 or done == config.steps:
+            losses += torch.stack(unread).tolist()
+            unread.clear()
+            _check_finite(losses, wanted, config)
+            if on_step:
+                on_step(done, config.steps, losses[-1])
+    return tuple(losses)
+
+
+def _wide(feat: Tensor) -> Tensor:
+    return feat.to(torch.promote_types(feat.dtype, torch.float32))
+
+
+def _features(learner: Capture, args: tuple, kwargs: dict) -> list[Tensor]:
+    try:
+        return learner.features(*args, **kwargs)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise InputError(
+            "mimicking with batch statistics: a norm layer sees a single value per channel (one image, 1x1 map); "
+            "give at least 2 images and a batch_size of at least 2, or norm_mode='eval'"
+        ) from error
+
+
+def _batches(
+    few: Source | Tensor, config: MimicConfig, device: torch.device, dtype: torch.dtype
+) -> Iterator[tuple[tuple, dict]]:
+    """Endless passes over the images, each in a new order; what is left of a pass and fills no batch is dropped."""
+    images = _count(few)
+    size = min(config.batch_size, images)
+    order = torch.Generator().manual_seed(config.seed)
+    views = torch.Generator().manual_seed(config.seed)
+
+    def placed(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(device, dtype if value.is_floating_point() else None)
+
+    while True:
+        shuffled = torch.randperm(images, generator=order).tolist()
+        for start in range(0, images - size + 1, size):
+            batch = _view(few, shuffled[start : start + size], config.views, views)
+            args, kwargs = ((batch,), {}) if isinstance(batch, Tensor) else batch
+            yield tuple(map(placed, args)), {key: placed(value) for key, value in kwargs.items()}
+
+
+def _view(few: Source | Tensor, indices: list[int], views: str, generator: torch.Generator) -> Any:
+    if not isinstance(few, Tensor):
+        return few.view(indices, views, generator)
+    from understudy.augment import VIEWS
+
+    if views not in VIEWS or (views != "none" and few.ndim != 4):
+        raise InputError(
+            f"mimicking: found the views {views!r} for a tensor of shape {tuple(few.shape)}; "
+            f"known for images (n, C, H, W): {', '.join(VIEWS)}; for anything else: none"
+        )
+    if views == "none":
+        return few[indices]
+    return torch.stack([VIEWS[views].apply(few[i], tuple(few.shape[2:]), "bilinear", generator) for i in indices])
+
+
+def _count(few: Source | Tensor) -> int:
+    if isinstance(few, Tensor) and not (few.is_floating_point() and few.ndim > 1):
+        raise InputError(
+            f"mimicking: the images are a {few.dtype} tensor of shape {tuple(few.shape)}, expected floats with images "
+            "on axis 0, as the teacher takes them; images.read_images prepares raw ones"
+        )
+    if not len(few):
+        raise InputError("mimicking: there are no images; give at least one, better 50")
+    return len(few)
+
+
+def _check_pair(teacher: nn.Module, student: nn.Module, seam: Seam, student_seam: Seam) -> None:
+    if len(seam.points) != len(student_seam.points):
+        raise InputError(
+            f"mimicking: the teacher's seam has {len(seam.points)} points, the student's {len(student_seam.points)}; "
+            "name as many, in the same order"
+        )
+    for who, model in (("teacher", teacher), ("student", student)):
+        devices = {t.device for _, t in _tensors(model)}
+        if torch.device("meta") in devices or len(devices) > 1:
+            raise UnsupportedModel(
+                f"mimicking: the tensors of the {who} are on {', '.join(sorted(map(str, devices)))}; expected one "
+                "device that holds data: load the weights, then .to() one device"
+            )
+    storages = {t.untyped_storage().data_ptr() for _, t in _tensors(teacher) if t.numel()}
+    shared = [name for name, t in _tensors(student) if t.numel() and t.untyped_storage().data_ptr() in storages]
+    if shared:
+        raise InputError(
+            f"mimicking: the student shares the tensor {shared[0]!r} with the teacher, training would change both; "
+            "give copy.deepcopy(student)"
+        )
+
+
+def _check_features(seam: Seam, wanted: list[Tensor], found: list[Tensor]) -> None:
+    for point, want, have in zip(seam.points, wanted, found, strict=True):
+        if want.shape != have.shape:
+            raise InputError(
+                f"mimicking at the seam point {point}: the teacher gives {tuple(want.shape)}, the student "
+                f"{tuple(have.shape)}, axis 0 being images; cut nothing at the seam itself, or name a seam where both "
+                "agree (--seam, find_seam(points=...), and student_seam=... where module names differ)"
+            )
+        if not want.is_floating_point():
+            raise InputError(f"mimicking at the seam point {point}: found {want.dtype}, expected floating point")
+    if not any(feat.requires_grad for feat in found):
+        raise InputError("mimicking: no parameter of the student acts before the seam, so nothing can learn")
+
+
+def _check_finite(losses: list[float], wanted: list[Tensor], config: MimicConfig) -> None:
+    bad = next((step for step, loss in enumerate(losses) if not isfinite(loss)), None)
+    if bad is None:
+        return
+    cause = (
+        f"the training diverged: lower lr (now {config.lr})"
+        if all(bool(w.isfinite().all()) for w in wanted)
+        else "the teacher's own features are not finite: look at its weights, its precision and the images"
+    )
+    raise InputError(
+        f"mimicking: the loss at step {bad} of {config.steps} is {losses[bad]}; {cause}. "
+        "The student's tensors are as before"
+    )
+
+
+def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Every parameter and buffer under every name it has."""
+    return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+
+
+def _device(config: MimicConfig, student: nn.Module) -> torch.device:
+    """The device asked for, with its index; the student's own when none was."""
+    if config.device is None:
+        return next((t.device for _, t in _tensors(student)), torch.device("cpu"))
+    try:
+        return torch.empty(0, device=config.device).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"mimicking on {config.device!r}: {error}; name one that is here, such as 'cpu'") from error
+
+
+def _fits(model: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
+    return all(t.device == device and (t.dtype == dtype or not t.is_floating_point()) for _, t in _tensors(model))
+
+
+def _converted(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    copy = guard.full_copy(model).eval()
+    for _, tensor in _tensors(copy):
+        tensor.data = tensor.data.to(device, dtype if tensor.is_floating_point() else None)
+    return copy
+
+
+@contextmanager
+def _placed(student: nn.Module, device: torch.device, dtype: torch.dtype, head: set[int]) -> Iterator[None]:
+    """`student` on `device` in `dtype` inside; where and what it was afterwards, with the very same head tensors."""
+    if _fits(student, device, dtype):
+        yield
+        return
+    home = {id(t): (t, t.data) for _, t in _tensors(student)}
+    student.zero_grad(set_to_none=True)
+    for tensor, data in home.values():
+        tensor.data = data.to(device, dtype if data.is_floating_point() else None)
+    try:
+        yield
+    finally:
+        student.zero_grad(set_to_none=True)
+        for key, (tensor, data) in home.items():
+            tensor.data = data if key in head else tensor.data.to(data.device, data.dtype)

@@ -1,0 +1,50 @@
+"""REPLACE: the student's body under the teacher's own head."""
+
+import torch
+from torch import nn
+
+from understudy.errors import InputError
+from understudy.guard import full_copy
+from understudy.seam import Seam
+from understudy.verify import check_head
+
+
+def replace(teacher: nn.Module, student: nn.Module, seam: Seam) -> nn.Module:
+    """A copy of `student`, in eval mode, whose head tensors (`seam.head`) are the teacher's bit for bit.
+
+    `requires_grad` of the head is the teacher's, of the body the student's. Both networks given are untouched. The head
+    must have the same names in both: of a student with other module names, rename the head's modules first.
+
+    Raises: InputError when the student has no such head; LawBroken when the copied head is not bit-identical.
+    Source: MiR (Wang et al., CVPR 2022, arXiv 2201.02620).
+    """
+    model = full_copy(student).eval()
+    theirs, ours = _tensors(teacher), _tensors(model)
+    for name in seam.head:
+        if name not in theirs or name not in ours:
+            who = "teacher" if name not in theirs else "student"
+            near = [n for n in (ours if who == "student" else theirs) if n.endswith(name.rsplit(".", 1)[-1])][-3:]
+            raise InputError(
+                f"putting the student under the teacher's head: the {who} has no tensor {name!r}"
+                + (f"; near it: {', '.join(near)}" if near else "")
+                + "; the head must have the same names in both"
+            )
+        source, target = theirs[name], ours[name]
+        if (source.shape, source.dtype) != (target.shape, target.dtype):
+            raise InputError(
+                f"putting the student under the teacher's head: {name!r} is {_kind(target)} in the student and "
+                f"{_kind(source)} in the teacher; cut nothing behind the seam and keep its dtype"
+            )
+        with torch.no_grad():
+            target.copy_(source)
+        target.requires_grad_(source.requires_grad)
+    check_head(teacher, model, seam)
+    return model
+
+
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

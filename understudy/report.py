@@ -1,0 +1,177 @@
+"""What a compression came to: plain data, JSON both ways, and a table for people. Knows no model."""
+
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import PackageNotFoundError, version
+from io import StringIO
+from math import isfinite
+from os import cpu_count
+from typing import Any
+
+from understudy.errors import StoreError
+
+_PACKAGES = ("understudy", "torch", "torchvision", "timm", "safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """None where unknown.
+
+    params_*: tensors' elements. macs_*: of one image, head included; macs_not_counted: operators that were not counted.
+    top1_agreement: share (0 to 1) of the held-out images on which teacher and student name the same class, with its
+    exact 95 % interval. feature_error_relative: see `verify.figures`. top1_teacher, top1_student: accuracy in percent
+    on labelled images; top1_difference: student minus teacher in points, with its 95 % interval (paired).
+    images_few = images_fit + images_choose. image_hashes: content hashes by use ("fit", "choose", "held_out").
+    steps: of mimic; seconds: wall time of the whole. seam, budget and preprocessing live in the plan.
+    """
+
+    params_teacher: int | None = None
+    params_student: int | None = None
+    macs_teacher: int | None = None
+    macs_student: int | None = None
+    macs_not_counted: tuple[str, ...] = ()
+    top1_agreement: float | None = None
+    top1_agreement_low: float | None = None
+    top1_agreement_high: float | None = None
+    feature_error_relative: float | None = None
+    top1_teacher: float | None = None
+    top1_student: float | None = None
+    top1_difference: float | None = None
+    top1_difference_low: float | None = None
+    top1_difference_high: float | None = None
+    images_few: int | None = None
+    images_choose: int | None = None
+    images_held_out: int | None = None
+    images_labelled: int | None = None
+    image_hashes: dict[str, list[str]] = field(default_factory=dict)
+    steps: int | None = None
+    seconds: float | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    platform: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for JSON; numbers that are not finite become None."""
+        return _plain(asdict(self))
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Report":
+        """Raises: StoreError naming what is not a field of a report."""
+        unknown = sorted(set(data) - {f.name for f in fields(cls)})
+        if unknown:
+            raise StoreError(f"reading a report: unknown entries {', '.join(unknown)}; was it made by another version?")
+        lists = {key: tuple(data[key]) for key in ("macs_not_counted", "notes") if key in data}
+        return cls(**{**data, **lists})
+
+    def table(self, width: int = 100) -> str:
+        """Plain text for people, without colours."""
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table("", "teacher", "student", box=None, pad_edge=False)
+        for row in self._rows():
+            table.add_row(*row)
+        out = StringIO()
+        Console(file=out, width=width, color_system=None, force_terminal=False).print(table, *self._remarks(), sep="\n")
+        return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+    def _rows(self) -> list[tuple[str, str, str]]:
+        def share(part: float | None, whole: float | None) -> str:
+            return f"  ({part / whole:.1%} kept)" if part is not None and whole else ""
+
+        macs = share(self.macs_student, self.macs_teacher)
+        rows = [
+            ("parameters", _count(self.params_teacher),
+             _count(self.params_student) + share(self.params_student, self.params_teacher)),
+            ("MACs, one image", _count(self.macs_teacher), _count(self.macs_student) + macs),
+        ]  # fmt: skip
+        if self.images_labelled:
+            rows.append(
+                (
+                    f"top-1 on {self.images_labelled:,} labelled",
+                    _percent(self.top1_teacher),
+                    _percent(self.top1_student),
+                )
+            )
+        return rows
+
+    def _remarks(self) -> list[str]:
+        """One line each; a figure that is unknown says so."""
+        agreement = "unknown"
+        if self.top1_agreement is not None:
+            agreement = f"{self.top1_agreement:.1%}"
+            if self.top1_agreement_low is not None and self.top1_agreement_high is not None:
+                agreement += f" (95 % interval {self.top1_agreement_low:.1%} to {self.top1_agreement_high:.1%})"
+        error = "unknown" if self.feature_error_relative is None else f"{self.feature_error_relative:.4f}"
+        lines = [
+            "",
+            f"agreement with the teacher, top-1: {agreement}",
+            f"feature error, relative: {error}",
+            f"images: {_count(self.images_few)} few, of them {_count(self.images_choose)} to choose by; "
+            f"{_count(self.images_held_out)} held out",
+        ]
+        if self.top1_difference is not None:
+            between = ""
+            if self.top1_difference_low is not None and self.top1_difference_high is not None:
+                between = f" (95 % interval {self.top1_difference_low:+.2f} to {self.top1_difference_high:+.2f})"
+            lines.append(f"student minus teacher: {self.top1_difference:+.2f} points{between}")
+        if self.steps is not None or self.seconds is not None:
+            lines.append(f"mimic: {_count(self.steps)} steps; all of it {_seconds(self.seconds)}")
+        if self.macs_not_counted:
+            lines.append("not counted as MACs: " + ", ".join(self.macs_not_counted))
+        return [*lines, *(f"note: {note}" for note in self.notes)]
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what a result is; those not installed are left out."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def platform_kind(threads: int | None = None, device: str = "cpu") -> dict[str, Any]:
+    """The kind of machine: no host name, no path. threads: those the framework uses."""
+    return {
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cores": cpu_count(),
+        "threads": threads,
+        "device": device,
+    }
+
+
+def _processor() -> str | None:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
+    except OSError:
+        return platform.processor() or None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _count(value: int | None) -> str:
+    return "unknown" if value is None else f"{value:,}"
+
+
+def _percent(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2f} %"
+
+
+def _seconds(value: float | None) -> str:
+    return "unknown time" if value is None else f"{value:.1f} s"

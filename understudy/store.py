@@ -1,0 +1,288 @@
+"""A result as a folder: plan.json, weights.safetensors, report.json. Complete or not there; nothing is pickled.
+
+Loading builds the named architecture without pretrained weights, replays the plan's resolved slices and fills in the
+saved tensors: nothing is traced, and no code in the folder is run.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from understudy import guard
+from understudy.errors import PlanError, StoreError
+from understudy.report import Report
+
+if TYPE_CHECKING:
+    from understudy.plan import Plan
+
+PLAN, WEIGHTS, REPORT = FILES = ("plan.json", "weights.safetensors", "report.json")
+_STORED = "stored"
+
+
+def check_writable(folder: str | Path, *, force: bool = False) -> Path:
+    """The resolved folder, when `save` could write it; call it before long work. Nothing stays behind.
+
+    An existing folder needs `force`, and must then be a result: plan.json and nothing but the files of one.
+
+    Raises: StoreError saying what stands in the way.
+    """
+    path = Path(folder).resolve()
+    _settle(path)
+    if path.exists():
+        _check_replaceable(path, force)
+    parent = next(p for p in path.parents if p.exists())
+    probe = parent / f".{path.name}.{secrets.token_hex(4)}.probe"
+    try:
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise StoreError(
+            f"saving to {path}: cannot write in {parent} ({error.strerror}); name another folder"
+        ) from error
+    return path
+
+
+def save(
+    folder: str | Path,
+    *,
+    model: nn.Module,
+    plan: "Plan",
+    report: Report,
+    extra: dict[str, Any] | None = None,
+    force: bool = False,
+) -> Path:
+    """Write the three files and return the folder. `extra` is plain data kept beside the report (`read` returns it).
+
+    The files are written to a hidden sibling, which then takes the folder's place by renaming; on an exception an old
+    folder is whole and the sibling gone. Killed between two renames, the old one is a hidden sibling that `load` finds.
+
+    Raises: StoreError when the folder cannot be written or replaced, or the model holds what no file can.
+    """
+    path = check_writable(folder, force=force)
+    fresh = path.parent / f".{path.name}.{secrets.token_hex(4)}.saving"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh.mkdir()
+        _write_weights(fresh / WEIGHTS, model)
+        _write_json(fresh / PLAN, plan.to_json(), plan.dumps())
+        stored = {"weights_sha256": _sha256(fresh / WEIGHTS), "extra": extra or {}}
+        _write_json(fresh / REPORT, report.to_json() | {_STORED: stored})
+        _swap(fresh, path)
+    except OSError as error:
+        raise StoreError(f"saving to {path}: {error}; nothing was changed there") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return path
+
+
+def read(folder: str | Path) -> tuple["Plan", Report, dict[str, Any]]:
+    """Plan, report and the extra data of a result; no weights are read.
+
+    Raises: StoreError when a file is missing or unreadable; PlanError when the plan is nonsense.
+    """
+    from understudy.plan import Plan
+
+    path = _existing(folder)
+    try:
+        plan = Plan.from_json(_read_json(path / PLAN))
+    except PlanError as error:
+        raise PlanError(f"reading {path / PLAN}: {error}") from error
+    data = _read_json(path / REPORT)
+    stored = data.pop(_STORED, {})
+    return plan, Report.from_json(data), stored.get("extra", {})
+
+
+def load(
+    folder: str | Path,
+    build_teacher: str | Callable[[], nn.Module] | None = None,
+    *,
+    device: str | torch.device = "cpu",
+) -> nn.Module:
+    """The saved model, bit-equal, in eval mode on `device`.
+
+    `build_teacher` is a function that returns the teacher's architecture (any weights), or names one ("file.py:build").
+    It is needed unless the teacher was named `timm:...`, `torchvision:...` or `demo:...`: code that a folder names is
+    never run. The caller's random state is untouched.
+
+    Raises: StoreError when the folder is not a whole result, or its weights do not fit: the first difference is named;
+    PlanError when the plan is nonsense or the teacher built is another; InputError when build_teacher is needed.
+    """
+    from understudy.cut import cut
+    from understudy.teachers import build_architecture
+
+    plan, _, _ = read(folder)
+    path = _existing(folder)
+    weights, shared = _read_weights(path)
+    with guard.seeded(0):
+        model = cut(build_architecture(plan.teacher.get("source") or {"spec": "module"}, build_teacher), plan)
+    _fill(model, weights, shared, path / WEIGHTS)
+    return model.eval().to(device)
+
+
+def _fill(model: nn.Module, weights: dict[str, Tensor], shared: dict[str, str], path: Path) -> None:
+    """Copy every saved tensor into `model`; names, shapes and dtypes must agree."""
+    from understudy.verify import same_bits
+
+    targets = dict(_tensors(model))
+    weights = weights | {alias: weights[name] for alias, name in shared.items() if name in weights}
+    for name in [*targets, *weights]:
+        target, value = targets.get(name), weights.get(name)
+        if target is None or value is None or (target.shape, target.dtype) != (value.shape, value.dtype):
+            raise StoreError(
+                f"loading {path}: the first difference is {name!r}: the model has {_kind(target)}, the file "
+                f"{_kind(value)}; plan.json and weights.safetensors must come from one result"
+            )
+        # Expanded tensors cannot be written to, and need not be: they come right out of the constructor.
+        if not same_bits(target, value):
+            with torch.no_grad():
+                target.copy_(value)
+
+
+def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Every parameter and buffer under every name; also buffers that a state dict leaves out."""
+    return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+
+
+def _kind(tensor: Tensor | None) -> str:
+    return "none" if tensor is None else f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _write_weights(path: Path, model: nn.Module) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    states = [key for key, value in model.state_dict().items() if not isinstance(value, Tensor)]
+    if states:
+        raise StoreError(
+            f"saving {path.name}: {states[0]!r} is not a tensor; only tensors can be stored without pickle"
+        )
+    tensors: dict[str, Tensor] = {}
+    shared: dict[str, str] = {}
+    seen: dict[tuple, str] = {}
+    for name, tensor in _tensors(model):
+        if tensor.device.type == "meta" or tensor.layout != torch.strided:
+            raise StoreError(
+                f"saving {path.name}: {name!r} is on {tensor.device} as {tensor.layout}; expected plain data"
+            )
+        key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if tensor.numel() and key in seen:
+            shared[name] = seen[key]
+            continue
+        seen[key] = name
+        tensors[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    try:
+        # One entry: the order of several is not fixed, and the same model should give the same bytes.
+        save_file(tensors, path, metadata={"understudy": json.dumps({"shared": shared}, sort_keys=True)})
+    except SafetensorError as error:
+        raise StoreError(f"saving {path.name}: {error}") from error
+    _sync(path)
+
+
+def _read_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    path = folder / WEIGHTS
+    saved = _read_json(folder / REPORT).get(_STORED, {}).get("weights_sha256")
+    try:
+        if _sha256(path) != saved:
+            raise StoreError(f"reading {path}: its content is not what was saved; copy the folder again")
+        with safe_open(path, framework="pt", device="cpu") as file:
+            shared = json.loads((file.metadata() or {}).get("understudy", "{}")).get("shared", {})
+            return {name: file.get_tensor(name) for name in file.keys()}, shared  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise StoreError(f"reading {path}: {error}; expected the safetensors file of a result") from error
+
+
+def _write_json(path: Path, data: dict[str, Any], text: str | None = None) -> None:
+    """Write `data`, as `text` where its owner lays it out."""
+    try:
+        plain = json.dumps(data, indent=1, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise StoreError(f"saving {path.name}: {error}; expected plain data with finite numbers") from error
+    path.write_text(text or plain, encoding="utf-8")
+    _sync(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"reading {path}: {error}; expected the {path.name} of a result") from error
+    if not isinstance(data, dict):
+        raise StoreError(f"reading {path}: found a {type(data).__name__}, expected an object")
+    return data
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _previous(path: Path) -> Path:
+    return path.parent / f".{path.name}.previous"
+
+
+def _settle(path: Path) -> None:
+    """Finish what a killed `save` left: put the old folder back, or remove it when the new one is in place."""
+    previous = _previous(path)
+    if not previous.is_dir():
+        return
+    try:
+        if not path.exists():
+            os.rename(previous, path)
+        elif set(os.listdir(previous)) <= set(FILES):
+            shutil.rmtree(previous)
+    except OSError as error:
+        raise StoreError(f"saving to {path}: {previous} of an earlier save is in the way ({error.strerror})") from error
+
+
+def _check_replaceable(path: Path, force: bool) -> None:
+    if not path.is_dir():
+        raise StoreError(f"saving to {path}: it is a file; name a folder")
+    if not force:
+        raise StoreError(f"saving to {path}: it exists; name another folder, or replace it with force (--force)")
+    found = set(os.listdir(path))
+    if found and (PLAN not in found or found - set(FILES)):
+        strange = sorted(found - set(FILES)) or [f"no {PLAN}"]
+        raise StoreError(
+            f"saving to {path}: it is not a result of understudy (found {', '.join(strange[:3])}), so force does not "
+            "replace it; name another folder, or remove it yourself"
+        )
+    if not os.access(path, os.W_OK):
+        raise StoreError(f"saving to {path}: it is read-only; name another folder")
+
+
+def _swap(fresh: Path, path: Path) -> None:
+    """`fresh` in the place of `path`; on an exception `path` is what it was."""
+    previous = _previous(path)
+    try:
+        if path.exists():
+            os.rename(path, previous)
+        os.rename(fresh, path)
+    except BaseException:
+        if previous.exists() and not path.exists():
+            os.rename(previous, path)
+        raise
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def _existing(folder: str | Path) -> Path:
+    path = Path(folder).resolve()
+    path = path if path.exists() or not _previous(path).is_dir() else _previous(path)
+    missing = [name for name in FILES if not (path / name).is_file()]
+    if missing:
+        raise StoreError(f"reading {path}: found no {', '.join(missing)}; expected a folder that understudy saved")
+    return path

@@ -1,0 +1,271 @@
+"""What the understudy is worth: figures on images that influenced nothing, and the law of the head.
+
+A broken law raises; a poor figure is reported. `accuracy` is the only place that reads labels.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from understudy import guard
+from understudy.errors import InputError, LawBroken, UnsupportedModel
+from understudy.seam import Seam, capturing
+
+if TYPE_CHECKING:
+    from understudy.images import ImageSet
+
+_BATCH = 64  # images at a time. Source: assumption: fits a laptop at 224 x 224.
+_Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+
+
+@dataclass(frozen=True)
+class Figures:
+    """top1_agreement: share, 0 to 1, with its exact 95 % interval; None where the output is not class scores.
+    feature_error_relative: 0 is perfect, 1 is no better than the teacher's mean feature; None where it has no meaning.
+    notes: why something is None."""
+
+    top1_agreement: float | None
+    top1_agreement_low: float | None
+    top1_agreement_high: float | None
+    feature_error_relative: float | None
+    images_held_out: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """top1_*: percent; top1_difference: student minus teacher in points with a paired 95 % interval."""
+
+    top1_teacher: float
+    top1_student: float
+    top1_difference: float
+    top1_difference_low: float
+    top1_difference_high: float
+    images_labelled: int
+
+
+def check_head(teacher: nn.Module, model: nn.Module, seam: Seam) -> None:
+    """Law 4: every tensor of the head is bit-identical in both.
+
+    Raises: LawBroken naming the first that is not.
+    """
+    theirs, ours = _tensors(teacher), _tensors(model)
+    for name in seam.head:
+        if name not in theirs or name not in ours:
+            raise LawBroken(f"checking the head: {name!r} is missing in the {'model' if name in theirs else 'teacher'}")
+        if not same_bits(theirs[name], ours[name]):
+            raise LawBroken(
+                f"checking the head: {name!r} is not bit-identical to the teacher's; the result must not be trusted: "
+                "put the body under the teacher's head again with replace()"
+            )
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Same dtype, shape and bits, wherever they lie: -0.0 differs from 0.0, and NaN equals itself."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    flat = [t.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for t in (a, b)]
+    return torch.equal(*flat)
+
+
+def figures(
+    teacher: nn.Module, model: nn.Module, seam: Seam, held_out: "ImageSet | Tensor", *, batch_size: int = _BATCH
+) -> Figures:
+    """How near `model` is to `teacher` on held-out images (an ImageSet, or a float tensor as the teacher takes it).
+
+    feature_error_relative: squared error of the model's features at the seam over the teacher's squared deviation from
+    its mean feature (the mean over these images, position by position); with several seam points the mean of theirs.
+    Both networks are untouched.
+
+    Raises: LawBroken when the model's features or outputs are not finite; UnsupportedModel when the teacher's are not.
+    """
+    images = len(held_out)
+    if not images:
+        return Figures(None, None, None, None, 0, ("no image was held out: agreement and feature error are unknown",))
+    notes: list[str] = []
+    error = _feature_error(teacher, model, seam, held_out, batch_size, notes)
+    agreeing = 0
+    for _, (theirs, ours) in _outputs(teacher, model, held_out, batch_size):
+        if theirs is None or ours is None or theirs.shape != ours.shape:
+            notes.append("the output is not one row of class scores an image: top-1 agreement has no meaning")
+            return Figures(None, None, None, error, images, tuple(notes))
+        agreeing += int((theirs.argmax(1) == ours.argmax(1)).sum())
+    low, high = binomial_interval(agreeing, images)
+    return Figures(agreeing / images, low, high, error, images, tuple(notes))
+
+
+def binomial_interval(successes: int, trials: int) -> tuple[float, float]:
+    """Exact 95 % interval of a share, both ends in [0, 1].
+
+    Source: Clopper and Pearson, Biometrika 26 (1934): quantiles of the beta distribution.
+    """
+    from scipy.special import betaincinv
+
+    low = betaincinv(successes, trials - successes + 1, 0.025) if successes else 0.0
+    high = betaincinv(successes + 1, trials - successes, 0.975) if successes < trials else 1.0
+    return float(low), float(high)
+
+
+def accuracy(
+    teacher: nn.Module, model: nn.Module, images: "ImageSet | Tensor", labels: list[int], *, batch_size: int = _BATCH
+) -> Accuracy:
+    """Top-1 accuracy of both on labelled images; `labels` are class numbers, one an image.
+
+    Raises: InputError when labels and images or classes do not fit; LawBroken when the model's outputs are not finite.
+    Source: interval of the paired difference: Bonett and Price, J. Educ. Behav. Stat. 37 (2012), adjusted Wald.
+    """
+    if not labels or len(labels) != len(images):
+        raise InputError(f"measuring accuracy: found {len(labels)} labels for {len(images)} images, expected one each")
+    right = torch.zeros(2, len(labels), dtype=torch.bool)
+    truth = torch.tensor(labels)
+    for where, rows in _outputs(teacher, model, images, batch_size):
+        for who, logits_nk in enumerate(rows):
+            if logits_nk is None:
+                raise InputError("measuring accuracy: the output is not one row of class scores an image")
+            if int(truth.max()) >= logits_nk.shape[1] or int(truth.min()) < 0:
+                raise InputError(
+                    f"measuring accuracy: labels run from {int(truth.min())} to {int(truth.max())}, but the network "
+                    f"has {logits_nk.shape[1]} classes; say which folder is which class in class_index.json"
+                )
+            right[who, where] = logits_nk.argmax(1) == truth[where]
+    n, (theirs, ours) = len(labels), right
+    lost, won = int((theirs & ~ours).sum()), int((ours & ~theirs).sum())
+    share_lost, share_won = (lost + 1) / (n + 2), (won + 1) / (n + 2)
+    middle = share_won - share_lost
+    half = _Z95 * sqrt((share_lost + share_won - middle**2) / (n + 2))
+    shares = float(theirs.float().mean()), float(ours.float().mean())
+    low, high = max(-1.0, middle - half), min(1.0, middle + half)
+    return Accuracy(100 * shares[0], 100 * shares[1], 100 * (won - lost) / n, 100 * low, 100 * high, n)
+
+
+def labels_from_folders(names: list[str], folder: str | Path, classes: int) -> list[int]:
+    """Class numbers of images, from the first folder of each name relative to `folder`.
+
+    Class folders in sorted order are classes 0, 1, ... (as torchvision's ImageFolder has it), which needs one for each
+    of `classes`; otherwise `folder`/class_index.json says which is which: {"cat": 3} or {"3": ["n02123045", "cat"]}.
+
+    Raises: InputError naming what does not fit.
+    """
+    folder = Path(folder)
+    given = [Path(name).relative_to(folder) if Path(name).is_absolute() else Path(name) for name in names]
+    loose = next((str(name) for name in given if len(name.parts) < 2), None)
+    if loose:
+        raise InputError(f"reading labels: {loose!r} is in no class folder; expected FOLDER/CLASS/IMAGE")
+    found = sorted({name.parts[0] for name in given} | {p.name for p in folder.iterdir() if p.is_dir()})
+    index = _class_index(folder / "class_index.json")
+    if index is None:
+        if len(found) != classes:
+            raise InputError(
+                f"reading labels: {len(found)} class folders, but the network has {classes} classes; write "
+                'class_index.json beside them, such as {"cat": 3}'
+            )
+        index = {name: number for number, name in enumerate(found)}
+    strange = sorted({name.parts[0] for name in given} - set(index))
+    if strange:
+        raise InputError(f"reading labels: class_index.json does not know the folder {strange[0]!r}")
+    return [index[name.parts[0]] for name in given]
+
+
+def _class_index(path: Path) -> dict[str, int] | None:
+    if not path.exists():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            (value[0] if isinstance(value, list) else key): int(key if isinstance(value, list) else value)
+            for key, value in data.items()
+        }
+    except (ValueError, TypeError, AttributeError, IndexError) as error:
+        raise InputError(f'reading {path}: {error}; expected {{"cat": 3}} or {{"3": ["n02123045", "cat"]}}') from error
+
+
+def _feature_error(
+    teacher: nn.Module, model: nn.Module, seam: Seam, images: "ImageSet | Tensor", batch_size: int, notes: list[str]
+) -> float | None:
+    squared = [0.0] * len(seam.points)
+    means: list[Any] = [0.0] * len(seam.points)
+    spread = [0.0] * len(seam.points)
+    seen = 0
+    with guard.evaluating(teacher), guard.evaluating(model), capturing(teacher, seam) as a, capturing(model, seam) as b:
+        for where in _chunks(len(images), batch_size):
+            batch = _batch(images, where)
+            pairs = zip(_run(a.features, teacher, batch), _run(b.features, model, batch), strict=True)
+            for i, (want, have) in enumerate(pairs):
+                _check_finite(want, have, f"features at {seam.points[i]}")
+                if want.shape != have.shape:
+                    raise InputError(
+                        f"comparing features at {seam.points[i]}: the teacher gives {tuple(want.shape)}, the model "
+                        f"{tuple(have.shape)}; expected the same"
+                    )
+                want, have = want.double(), have.double()
+                squared[i] += float((have - want).square().sum())
+                # Chan's update of mean and deviation: one pass, without the cancellation of a sum of squares.
+                middle, n = want.mean(0), len(want)
+                shift = middle - means[i]
+                spread[i] += float((want - middle).square().sum() + shift.square().sum() * seen * n / (seen + n))
+                means[i] = means[i] + shift * (n / (seen + n))
+            seen += len(where)
+    if not all(spread):
+        notes.append("the teacher's features do not vary over the held-out images: feature error is unknown")
+        return None
+    return sum(s / d for s, d in zip(squared, spread, strict=True)) / len(squared)
+
+
+def _outputs(
+    teacher: nn.Module, model: nn.Module, images: "ImageSet | Tensor", batch_size: int
+) -> Iterator[tuple[slice, tuple[Tensor | None, Tensor | None]]]:
+    """Class scores (n, K), K at least 2, of both on each chunk; None where the output is something else."""
+    for where in _chunks(len(images), batch_size):
+        with guard.evaluating(teacher), guard.evaluating(model):
+            batch = _batch(images, where)
+            rows = tuple(_logits(_run(net, net, batch), len(where)) for net in (teacher, model))
+        if all(row is not None for row in rows):
+            _check_finite(*rows, "outputs")
+        yield slice(where.start, where.stop), rows
+
+
+def _logits(output: Any, images: int) -> Tensor | None:
+    output = getattr(output, "logits", output)
+    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != images or output.shape[1] < 2:
+        return None
+    return output.cpu()
+
+
+def _run(call: Any, model: nn.Module, batch: Any) -> Any:
+    """`call` on the batch, brought to the model's device and dtype; a list of features comes back on the CPU."""
+    args, kwargs = ((batch,), {}) if isinstance(batch, Tensor) else batch
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+
+    def placed(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(like.device, like.dtype if value.is_floating_point() else None)
+
+    with torch.autocast(like.device.type, enabled=False):
+        found = call(*map(placed, args), **{key: placed(value) for key, value in kwargs.items()})
+    return [feat.cpu() for feat in found] if isinstance(found, list) else found
+
+
+def _batch(images: "ImageSet | Tensor", where: range) -> Any:
+    return images[where.start : where.stop] if isinstance(images, Tensor) else images.batch(list(where))
+
+
+def _chunks(images: int, batch_size: int) -> list[range]:
+    return [range(start, min(start + batch_size, images)) for start in range(0, images, batch_size)]
+
+
+def _check_finite(theirs: Tensor, ours: Tensor, what: str) -> None:
+    if not bool(theirs.isfinite().all()):
+        raise UnsupportedModel(f"verifying: the teacher's own {what} are not finite; look at its weights and precision")
+    if not bool(ours.isfinite().all()):
+        raise LawBroken(f"verifying: the model's {what} are not finite; the result must not be trusted: mimic again")
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
