@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from understudy.augment import RESIZED_CROP_RATIO, VIEWS, _crop_box
 from understudy.errors import InputError
@@ -28,7 +29,8 @@ def images(request):
 @pytest.mark.parametrize("name", VIEWS)
 def test_shape_type_and_same_seed_same_bits(images, name):
     first = images.view(range(8), name, generator(1))
-    assert first.shape == (8, 3, 32, 32) and first.dtype == torch.float32
+    assert first.shape == (8, 3, 32, 32)
+    assert first.dtype == torch.float32
     torch.manual_seed(7)
     before = torch.get_rng_state()
     assert torch.equal(images.view(range(8), name, generator(1)), first)
@@ -73,6 +75,10 @@ def test_pad_crop_shifts_by_up_to_an_eighth_and_mirrors():
     shifts = torch.where(steps > 0, rows[:, 16] - 16, rows[:, 15] - 16)
     assert set(steps.tolist()) == {-1.0, 1.0}
     assert (shifts.min(), shifts.max()) == (-4, 4)
+    upright = read_images(ramp.transpose(1, 2)[None].contiguous(), images.preprocessing)
+    columns = upright.view([0] * 200, "pad_crop", generator())[:, 0, :, 16]
+    assert (columns[:, 17] > columns[:, 16]).all()
+    assert sorted(set((columns[:, 16] - 16).tolist())) == list(range(-4, 5))
 
 
 def test_patches_reach_all_eight_orientations():
@@ -96,10 +102,23 @@ def test_resized_crops_cover_what_they_should():
     boxes = [_crop_box(300, 400, d) for d in draws]
     shares = [h * w / 120_000 for _, _, h, w in boxes]
     ratios = [w / h for _, _, h, w in boxes]
-    assert 0.078 < min(shares) < 0.1 and 0.9 < max(shares) <= 1
-    assert RESIZED_CROP_RATIO[0] - 0.02 < min(ratios) < 0.78 and 1.28 < max(ratios) < RESIZED_CROP_RATIO[1] + 0.02
+    assert 0.078 < min(shares) < 0.1
+    assert 0.9 < max(shares) <= 1
+    assert RESIZED_CROP_RATIO[0] - 0.02 < min(ratios) < 0.78
+    assert 1.28 < max(ratios) < RESIZED_CROP_RATIO[1] + 0.02
     assert all(t >= 0 and le >= 0 and t + h <= 300 and le + w <= 400 for t, le, h, w in boxes)
-    assert min(t for t, *_ in boxes) < 5 and max(t + h for t, _, h, _ in boxes) > 295
+    assert min(t for t, *_ in boxes) < 5
+    assert max(t + h for t, _, h, _ in boxes) > 295
+    assert min(le for _, le, _, _ in boxes) < 5
+    assert max(le + w for _, le, _, w in boxes if w < 200) > 395
+
+
+def test_resized_crops_are_mirrored_half_the_time():
+    ramp = torch.arange(32.0).expand(1, 1, 32, 32).contiguous()
+    images = read_images(ramp, Preprocessing((1, 32, 32), (0,), (1,)))
+    views = images.view([0] * 200, "imagenet", generator())
+    rising = (views[:, 0, 16, 31] > views[:, 0, 16, 0]).sum()
+    assert 70 < rising < 130
 
 
 @pytest.mark.parametrize(
@@ -137,7 +156,7 @@ def test_channels_are_not_mixed_up():
 
 
 def test_one_pixel_images():
-    images = read_images(np.full((2, 3, 1, 1), 9, np.uint8), Preprocessing((3, 1, 1), (0,) * 3, (1,) * 3))
+    images = read_images([Image.new("L", (1, 1), 9)] * 2, Preprocessing((3, 1, 1), (0,) * 3, (1,) * 3))
     for name in VIEWS:
         assert (images.view([0, 1], name, generator()) * 255).round().unique().tolist() == [9]
 

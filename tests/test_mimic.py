@@ -71,7 +71,7 @@ def bits(model):
 
 
 def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.fixture
@@ -102,6 +102,17 @@ def test_paper_preset_is_the_recipe_and_names_its_sources():
 def test_learning_rate_falls_at_40_and_80_percent(teacher, images):
     log = mimic(teacher, pruned(teacher), SEAM, images, quick(steps=10))
     assert log.lrs == pytest.approx([0.02] * 4 + [0.002] * 4 + [0.0002] * 2)
+
+
+def test_learning_rate_acts(teacher, images):
+    def weights(**options):
+        student = pruned(teacher)
+        mimic(teacher, student, SEAM, images, quick(momentum=0.0, weight_decay=0.0, **options))
+        return {name: p.detach().clone() for name, p in student.named_parameters()}
+
+    once = weights(steps=1, milestones=())
+    assert equal(once, weights(steps=2, milestones=(0.5,), gamma=1e-30))
+    assert not equal(once, weights(steps=2, milestones=(0.5,), gamma=0.5))
 
 
 def test_every_fault_is_in_one_message():
@@ -179,6 +190,23 @@ def test_one_seed_gives_one_student_bit_for_bit(teacher, images):
     torch.rand(3)
     assert equal(first, run(1))
     assert not equal(first, run(2))
+
+
+def test_a_student_that_draws_numbers_itself_is_seeded_too(images):
+    class Noisy(nn.Sequential):
+        def forward(self, x):
+            return super().forward(F.dropout(x, 0.5, training=True))
+
+    teacher = randomised(nn.Sequential(nn.Conv2d(3, 4, 1)), 7)
+    seam = Seam((SeamPoint("0"),), ((4, 8, 8),), ())
+    losses = []
+    for state in (1, 2):
+        torch.manual_seed(state)
+        before = torch.get_rng_state()
+        losses.append(mimic(teacher, Noisy(copy.deepcopy(teacher[0])), seam, images, quick()).losses)
+        assert torch.equal(before, torch.get_rng_state())
+    assert losses[0] == losses[1]
+    assert losses[0] != mimic(teacher, Noisy(copy.deepcopy(teacher[0])), seam, images, quick(seed=1)).losses
 
 
 # --- what it may not touch
@@ -380,8 +408,9 @@ def test_a_callers_autocast_and_no_grad_do_not_leak_in(teacher, images):
 # --- when it ends early
 
 
-def test_keyboard_interrupt_leaves_a_usable_student(teacher, images):
-    student = pruned(teacher)
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_keyboard_interrupt_leaves_a_usable_student(teacher, images, precision):
+    student = pruned(teacher).train()
     before = bits(student)
 
     def on_step(done, total, loss):
@@ -389,7 +418,7 @@ def test_keyboard_interrupt_leaves_a_usable_student(teacher, images):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        mimic(teacher, student, SEAM, images, quick(precision="float64"), on_step=on_step)
+        mimic(teacher, student, SEAM, images, quick(precision=precision), on_step=on_step)
     assert not any(m.training or m._forward_hooks for m in student.modules())
     assert student(images).isfinite().all()
     assert student.one.weight.dtype == torch.float32

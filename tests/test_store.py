@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from understudy import store
@@ -113,6 +115,8 @@ def test_every_tensor_comes_back_bit_for_bit(saved, student):
     assert loaded.keys() == expected.keys()
     assert [name for name in expected if not same_bits(loaded[name], expected[name])] == []
     assert model.again.weight is model.fc.weight
+    with safe_open(saved / "weights.safetensors", "pt") as file:
+        assert expected.keys() - set(file.keys()) == {"again.weight"}
     assert not any(m.training for m in model.modules())
     assert sorted(p.name for p in saved.iterdir()) == sorted(FILES)
     assert sorted(p.name for p in saved.parent.iterdir()) == ["result"]
@@ -128,8 +132,6 @@ def test_a_fresh_process_gives_the_same_outputs(saved, student, tmp_path):
         "x = load_file('in.safetensors')['x']\n"
         "with torch.no_grad(): save_file({'y': load('result', 'mine.py:build')(x)}, 'out.safetensors')\n"
     )
-    from safetensors.torch import load_file, save_file
-
     save_file({"x": images}, tmp_path / "in.safetensors")
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, env=environment, timeout=120)

@@ -81,11 +81,11 @@ def test_what_has_no_meaning_is_none_and_says_why():
 
 
 def test_networks_and_modes_are_as_before():
-    teacher = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.9)).train()
-    first = figures(teacher, teacher, SEAM, SCORES_NK)
-    assert first.top1_agreement == 1.0
-    assert teacher.training
-    assert teacher[1].training
+    teacher = nn.Sequential(nn.Dropout(0.9), nn.Linear(3, 3)).train()
+    teacher[1].eval()
+    found = figures(teacher, teacher, Seam((SeamPoint("1"),), ((3,),), ()), SCORES_NK)
+    assert (found.top1_agreement, found.feature_error_relative) == (1.0, 0.0)
+    assert [m.training for m in teacher.modules()] == [True, True, False]
     assert all(p.requires_grad and p.grad is None for p in teacher.parameters())
 
 
@@ -135,6 +135,12 @@ def test_class_folders_in_sorted_order(labelled):
     images = read_images(labelled, Preprocessing((3, 4, 4), (0.5,) * 3, (0.5,) * 3))
     labels = labels_from_folders(images.names, labelled, classes=2)
     assert dict(zip(images.names, labels, strict=True)) == {"ant/c.png": 0, "cat/a.png": 1, "cat/deep/b.png": 1}
+
+
+def test_order_of_many_class_folders(tmp_path):
+    for name in "ecadb":
+        (tmp_path / name).mkdir()
+    assert labels_from_folders([f"{name}/x.png" for name in "abde"], tmp_path, classes=5) == [0, 1, 3, 4]
 
 
 @pytest.mark.parametrize("index", [{"cat": 3, "ant": 7}, {"3": ["cat", "tabby"], "7": ["ant", "ant"]}])

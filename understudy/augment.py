@@ -45,7 +45,12 @@ def _resized_crop(
     crop = image_chw.permute(1, 2, 0).numpy()[top : top + height, left : left + width]
     resized = _resize(crop, size_hw, Image.Resampling[interpolation.upper()])
     resized = resized[:, ::-1] if draws[-1] < 0.5 else resized
-    return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+    return _tensor(resized.transpose(2, 0, 1))
+
+
+def _tensor(image_chw: np.ndarray) -> Tensor:
+    # Always a copy: Pillow's memory is read-only, and torch takes no negative strides, even of one pixel.
+    return torch.from_numpy(np.array(image_chw, order="C"))
 
 
 def _resize(image_hwc: np.ndarray, size_hw: tuple[int, int], resample: Image.Resampling) -> np.ndarray:
@@ -90,7 +95,7 @@ def _shift(image_chw: np.ndarray, down: float, across: float) -> np.ndarray:
 def _pad_crop(image_chw: Tensor, size_hw: tuple[int, int], interpolation: str, generator: torch.Generator) -> Tensor:
     down, across, mirror = torch.rand(3, generator=generator).tolist()
     shifted = _shift(image_chw.numpy(), down, across)
-    return torch.from_numpy(np.ascontiguousarray(shifted[..., ::-1] if mirror < 0.5 else shifted))
+    return _tensor(shifted[..., ::-1] if mirror < 0.5 else shifted)
 
 
 def _patches(image_chw: Tensor, size_hw: tuple[int, int], interpolation: str, generator: torch.Generator) -> Tensor:
@@ -100,7 +105,7 @@ def _patches(image_chw: Tensor, size_hw: tuple[int, int], interpolation: str, ge
     turned = turned[:, ::-1] if upside < 0.5 else turned
     square = size_hw[0] == size_hw[1]
     turned = np.rot90(turned, int(turns * 4) if square else 2 * int(turns * 2), (1, 2))
-    return torch.from_numpy(np.ascontiguousarray(turned))
+    return _tensor(turned)
 
 
 def _as_evaluated(

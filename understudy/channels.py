@@ -13,7 +13,7 @@ Ids = np.ndarray  # (size of the axis,) int64: the atom at each position
 Axes = list[Ids | None]  # one entry per axis of a tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Size:
     """A number in the running code that must equal how many positions of `ids` are kept.
 

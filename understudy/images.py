@@ -365,14 +365,14 @@ class _Reader:
             return im
         values = np.asarray(im)
         low, high = float(values.min()), float(values.max())
-        if im.mode != "F" and 0 <= low and high <= 65535:
+        if im.mode != "F" and low >= 0 and high <= 65535:
             self.facts[
                 "with 16 bits: divided by 257" + (" (none uses a tenth of the range)" if high < 6554 else "")
             ] += 1
             values = values / 257
-        elif im.mode == "F" and 0 <= low and high <= 1:
+        elif im.mode == "F" and low >= 0 and high <= 1:
             values = values * 255
-        elif not (0 <= low and high <= 255):  # NaN ends here, too
+        elif not (low >= 0 and high <= 255):  # NaN ends here, too
             raise _Unreadable(
                 f"found 32-bit pixels from {low:g} to {high:g}, expected 0..65535, or 0..1 or 0..255 in floats"
             )

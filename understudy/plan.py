@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -52,8 +53,17 @@ class Plan:
 
     def dumps(self) -> str:
         """JSON text: one line for each group, tensor and edit, so that it can be read and edited."""
-        text = json.dumps(self.to_json(), indent=1)
-        return _join_lists(text) + "\n"
+        parts = []
+        for key, value in self.to_json().items():
+            if isinstance(value, dict) and value:
+                inner = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in value.items())
+                parts.append(f" {json.dumps(key)}: {{\n{inner}\n }}")
+            elif isinstance(value, list) and value:
+                inner = ",\n".join(f"  {json.dumps(v)}" for v in value)
+                parts.append(f" {json.dumps(key)}: [\n{inner}\n ]")
+            else:
+                parts.append(f" {json.dumps(key)}: {json.dumps(value)}")
+        return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def read_plan(path: Any) -> Plan:
@@ -67,6 +77,15 @@ def read_plan(path: Any) -> Plan:
         return Plan.from_json(data)
     except PlanError as error:
         raise PlanError(f"reading the plan {path}: {error}") from error
+
+
+def check_plan_file(path: Any, *, force: bool = False) -> None:
+    """Call it before long work. Raises: PlanError when a plan cannot be written to `path`."""
+    path = Path(path)
+    if path.is_dir() or (path.exists() and not force):
+        raise PlanError(f"writing the plan {path}: it exists; name another file, or replace it with force (--force)")
+    if not path.resolve().parent.is_dir():
+        raise PlanError(f"writing the plan {path}: there is no folder {path.resolve().parent}")
 
 
 def describe(teacher: nn.Module, source: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -159,18 +178,3 @@ def _short(value: Any) -> str:
     text = json.dumps(value, default=repr)
     return text if len(text) <= 60 else text[:57] + "..."
 
-
-def _join_lists(text: str) -> str:
-    """Put each list of plain numbers or sizes on one line."""
-    lines, out, depth = text.split("\n"), [], 0
-    for line in lines:
-        stripped = line.strip()
-        if depth:
-            out[-1] += stripped + (" " if stripped.endswith(",") else "")
-            depth += stripped.endswith("[") - stripped.startswith("]")
-        elif stripped.endswith("[") and ": [" in stripped or stripped == "[":
-            out.append(line)
-            depth = 1
-        else:
-            out.append(line)
-    return "\n".join(out)

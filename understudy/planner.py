@@ -49,14 +49,14 @@ def make_plan(
         "keep": keep, "keep_width": keep_width, "scheme": scheme, "spare_ends": spare_ends, "pin": list(pin),
         "exclude": list(exclude), "min_channels": min_channels, "divisor": divisor, "score": score, "seed": seed,
     }  # fmt: skip
-    _check_asked(asked)
+    _check_asked(asked, anatomy)
     ranks = _ranks(teacher, anatomy, score, seed)
     notes: list[str] = []
     if scheme == "auto":
         asked["scheme"], notes = _choose_scheme(anatomy, asked, ranks)
     eligible = _eligible(anatomy, asked)
     full = keep == 1 or keep_width == 1
-    if not eligible and not full and not (anatomy.dropped and keep is None and keep_width is None):
+    if not eligible and not full and (keep, keep_width) != (None, None):
         raise PlanError(_nothing_to_cut(anatomy, asked))
     floors = {g.name: _round(g, 1, asked) for g in eligible}
     widths = {g.name: g.width for g in eligible}
@@ -98,8 +98,10 @@ def replan(teacher: nn.Module, anatomy: Anatomy, plan: Plan, source: dict[str, A
             ranks[name] = np.argsort(np.array(order))
         else:
             as_planned = False
+    if not as_planned:
+        asked = {**asked, "edited": True}
     new = resolve(teacher, anatomy, dict(plan.widths), ranks, asked=asked, source=source or plan.teacher.get("source"))
-    if as_planned and list(plan.drop) == list(new.drop) and (new.slices, new.edits) != (plan.slices, plan.edits):
+    if as_planned and new.macs["student"] == plan.macs.get("student") and (new.slices, new.edits) != (plan.slices, plan.edits):
         raise PlanError("reading the plan: its slices or edits are not those of its widths; edit widths and drop only")
     return new
 
@@ -222,8 +224,10 @@ def _choose_scheme(anatomy: Anatomy, asked: dict[str, Any], ranks: dict[str, np.
     return "mid", []
 
 
-def _check_asked(asked: dict[str, Any]) -> None:
+def _check_asked(asked: dict[str, Any], anatomy: Anatomy) -> None:
     faults = []
+    if asked["keep"] is None and asked["keep_width"] is None and not anatomy.dropped:
+        faults.append("no budget is given, expected keep (share of MACs), keep_width (share of channels) or drop (blocks)")
     if asked["keep"] is not None and asked["keep_width"] is not None:
         faults.append("keep and keep_width are both given, expected one budget")
     for name in ("keep", "keep_width"):
@@ -246,6 +250,8 @@ def _nothing_to_cut(anatomy: Anatomy, asked: dict[str, Any]) -> str:
     reasons = "; ".join(f"{n}: {w}" for n, w in list(pinned.items())[:4])
     if asked["scheme"] == "mid" and eligible_groups(anatomy, "all"):
         return "making a plan: scheme mid finds no residual block whose inner channels could be cut; use scheme all"
+    if asked["pin"] or asked["exclude"]:
+        return "making a plan: pin and exclude leave nothing to cut; name fewer modules"
     return f"making a plan: nothing can be cut: {reasons or 'the network makes no channels before its seam'}"
 
 

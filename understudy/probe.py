@@ -6,32 +6,57 @@ every operator gives the predicted shape, or the group is pinned.
 """
 
 import dataclasses
+import itertools
 
 from torch import nn
 
+from understudy.channels import Size
 from understudy.errors import UnderstudyError
 from understudy.graph import Anatomy, Group
 from understudy.plan import Plan, describe
 from understudy.planner import selections
 from understudy.trace import operator, shape, trace_graph
 
+MAX_TRIALS = 64  # each traces the network again; more than a few are only needed where attributes hold equal numbers
+
 
 def settle(teacher: nn.Module, anatomy: Anatomy) -> None:
-    """Try every group that depends on an uncertain size; pin those that the code does not let shrink."""
+    """Try every group that depends on an uncertain size; pin those that the code does not let shrink.
+
+    Where several attributes hold the number, they are tried in turn, and last none of them (the code computes it).
+    """
     doubtful = _doubtful(anatomy)
-    if not doubtful or _follows(teacher, anatomy, doubtful):
+    if not doubtful:
+        return
+    choices = _choices(anatomy)
+    settled = tuple(s for s in anatomy.sizes if s.certain)
+    anatomy.sizes = settled + tuple(c[0] for c in choices)
+    if _follows(teacher, anatomy, doubtful):
         return
     for group in doubtful:
-        if _follows(teacher, anatomy, [group]):
-            continue
-        # An attribute that only happens to hold the same number was changed: try again with the code left to itself.
-        certain = tuple(s for s in anatomy.sizes if s.certain or s.attribute is None or group.name not in _names(anatomy, s))
-        before, anatomy.sizes = anatomy.sizes, certain
-        if not _follows(teacher, anatomy, [group]):
-            anatomy.sizes = before
-            size = next(s for s in anatomy.sizes if not s.certain and group.name in _names(anatomy, s))
+        mine = [c for c in choices if group.name in _names(anatomy, c[0])]
+        for trial in itertools.islice(itertools.product(*mine), MAX_TRIALS):
+            anatomy.sizes = settled + trial
+            if _follows(teacher, anatomy, [group]):
+                settled += tuple(s for s in trial if s not in settled)
+                break
+        else:
+            size = mine[0][0]
             why = f"size {size.value} is fixed in the code ({operator(size.node)} in {size.module or '<model>'})"
             anatomy.groups[group.name] = dataclasses.replace(group, pinned=why)
+    anatomy.sizes = settled
+
+
+def _choices(anatomy: Anatomy) -> list[list[Size]]:
+    """For each uncertain number, the places that may hold it, and at last none."""
+    found: dict[tuple, list[Size]] = {}
+    for size in anatomy.sizes:
+        if not size.certain:
+            found.setdefault((size.node, size.value, id(size.ids)), []).append(size)
+    return [
+        sizes if sizes[-1].attribute is None else [*sizes, dataclasses.replace(sizes[0], attribute=None, index=None)]
+        for sizes in found.values()
+    ]
 
 
 def _doubtful(anatomy: Anatomy) -> list[Group]:
@@ -47,7 +72,7 @@ def _follows(teacher: nn.Module, anatomy: Anatomy, groups: list[Group]) -> bool:
     """Does the network, with one unit less in each of `groups`, run with the shapes that are predicted?"""
     from understudy.cut import cut
 
-    keep = {g.name: list(range(g.width - 1)) for g in groups}
+    keep = {g.name: list(range(1, g.width)) for g in groups}  # the first: the last may lie behind a slice's end
     try:
         slices, edits = selections(anatomy, keep)
         plan = Plan(describe(teacher), anatomy.seam, {}, keep, slices, edits, list(anatomy.dropped))

@@ -1,5 +1,6 @@
 """How much each unit of a group matters: larger is kept. Add a function to SCORES to have another way."""
 
+import math
 import zlib
 from collections.abc import Callable
 
@@ -7,6 +8,7 @@ import numpy as np
 import torch
 
 from understudy.graph import Anatomy, Group
+from understudy.trace import shape
 
 Score = Callable[[Group, dict[str, torch.Tensor], Anatomy, int], np.ndarray]
 
@@ -15,7 +17,8 @@ def l1(group: Group, tensors: dict[str, torch.Tensor], anatomy: Anatomy, seed: i
     """L1 norm of each unit's filters, (width,) float64.
 
     Where several weights make the same channels (a residual stream), each counts relative to its own mean. Depthwise
-    weights count only where no dense weight makes the channels.
+    weights count only where no dense weight makes the channels; gates (squeeze-excite) do not count, since they scale
+    whole maps and make none.
     Source: MiR prunes by the L1 norm of the filters of each block's first convolution (arXiv 2201.02620).
     """
     return _filters(group, tensors, 1)
@@ -49,6 +52,8 @@ SCORES: dict[str, Score] = {"l1": l1, "l2": l2, "bn": bn, "random": random}
 
 def _filters(group: Group, tensors: dict[str, torch.Tensor], power: int) -> np.ndarray:
     producers = [p for p in group.producers if p.dense] or list(group.producers)
+    largest = max(math.prod(shape(p.node)) for p in producers)
+    producers = [p for p in producers if math.prod(shape(p.node)) == largest]
     producers = list({p.tensor: p for p in producers}.values())  # a shared layer counts once
     total = np.zeros(group.width)
     for producer in producers:

@@ -330,7 +330,10 @@ def _called(build: Callable[..., Any], what: str, options: Mapping[str, Any]) ->
     views = said.pop("views", None)
     if views is not None and views not in VIEWS:
         raise InputError(f"building the teacher {what}: found views {views!r}, expected one of {', '.join(VIEWS)}")
-    return model, Preprocessing.from_json({**OWN_PREPROCESSING.to_json(), **said}), views
+    try:
+        return model, Preprocessing.from_json({**OWN_PREPROCESSING.to_json(), **said}), views
+    except InputError as error:
+        raise InputError(f"building the teacher {what}: {error}") from error
 
 
 def _function(spec: str) -> Callable[..., Any]:

@@ -144,7 +144,12 @@ def trace_graph(model: nn.Module, example: Any, points: Sequence[SeamPoint] = ()
 
 def _read(model: nn.Module, example: Example, program: Any, points: int) -> Traced:
     signature = program.graph_signature
-    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    first = {id(t): n for n, t in reversed([*model.named_parameters(), *model.named_buffers()])}
+    held = dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
+    names = {  # a tied tensor goes by its first name
+        node: first.get(id(held.get(name)), name)
+        for node, name in {**signature.inputs_to_parameters, **signature.inputs_to_buffers}.items()
+    }
     tensors, inputs, nodes, outputs = {}, [], [], []
     marks: dict[int, Node] = {}
     users = set(signature.user_inputs)

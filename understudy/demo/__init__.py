@@ -1,0 +1,16 @@
+"""A real task that needs no download, and the trained teachers for it. The names load torch when first used."""
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    **dict.fromkeys(("NAMES", "build", "facts", "load"), "networks"),
+    **dict.fromkeys(("few_images", "patches", "test_hash", "test_set", "write_few_images"), "photographs"),
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,12 +1,12 @@
 """A real task that needs no download: which photograph does this 32x32 patch come from?
 
-The photographs ship inside scikit-image and scikit-learn. Each is made grey and cut into tiles of 64x64 pixels, and every
-tile belongs to exactly one part: "train" (teaches the teacher), "few" (the unlabelled images) or "test". A patch is a
-32x32 window inside one tile, turned by a quarter or flipped, and standardised, so that brightness and contrast tell
-nothing. All of it is integer or exactly rounded arithmetic on decoded pixels: the same on every machine, and
+The photographs ship inside scikit-image and scikit-learn. Each is made grey and cut into tiles of 64x64 pixels, and
+every tile belongs to exactly one part: "train" (teaches the teacher), "few" (the unlabelled images) or "test". A patch
+is a 32x32 window inside one tile, turned by quarters, flipped or not, and standardised, so that brightness and contrast
+tell nothing. All of it is integer or exactly rounded arithmetic on decoded pixels: the same on every machine, and
 `test_hash` notices when a new version of those packages ships or decodes another picture.
 
-Not covered: colour (half of the photographs have none, which would give them away), scales and angles other than quarter turns.
+Not covered: colour (half of the photographs have none, which would give them away), scales, other angles.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from understudy.errors import InputError
 
 TILE = 64  # pixels
 PATCH = 32  # pixels
-CENTRE, SPREAD = 128, 32  # grey levels that a patch has as its mean and as its standard deviation (assumption: clips at 4 sigma)
+CENTRE, SPREAD = 128, 32  # mean and standard deviation of a patch in grey levels; clips at 4 deviations (assumption)
 TEST_COUNT, TEST_SEED = 10_000, 0
 
 # Left out of what ships: drawings, masks and boards (no photographs), motorcycle_right (the stereo twin of
@@ -39,7 +39,8 @@ PHOTOGRAPHS = {
 CLASSES = tuple(name.split(".")[0] for _, names in PHOTOGRAPHS.values() for name in names.split())
 
 PARTS = ("train", "few", "test")
-SHARES = {"few": 0.08, "test": 0.20}  # of each photograph's tiles, at least one; the rest trains the teacher (assumption)
+# Of each photograph's tiles, at least one; the rest trains the teacher (assumption).
+SHARES = {"few": 0.08, "test": 0.20}
 BLANK = 1.0  # grey levels: a tile with less deviation (the black corners of retina) belongs to no photograph
 
 PREPROCESSING = {
@@ -121,10 +122,14 @@ def pixels(part: str, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Standardised grey patches, uint8 (count, 32, 32), and the index of each one's photograph, int64 (count,).
 
     Every photograph is as likely as any other, then every tile of it, then every window and turn. A patch has mean 128
-    and standard deviation 32 before rounding and clipping to 0..255. Raises InputError for an unknown part or a count below 1.
+    and standard deviation 32 before rounding and clipping to 0..255.
+    Raises InputError for an unknown part, a count below 1 or a seed outside 0..2**32-1.
     """
-    if count < 1:
-        raise InputError(f"drawing {part} patches: found a count of {count}, expected 1 or more")
+    if count < 1 or not 0 <= seed < 2**32:
+        raise InputError(
+            f"drawing {part} patches: found count {count} and seed {seed}; expected a count of 1 or more, "
+            "a seed from 0 to 2**32-1"
+        )
     owners, stack = _all_tiles()[_known(part)]
     # RandomState: NumPy promises that its streams never change; those of the newer Generator may.
     random = np.random.RandomState([PARTS.index(part), seed])
@@ -153,7 +158,7 @@ def _standardise(windows: np.ndarray) -> np.ndarray:
 
 
 def normalised(patches_u8: np.ndarray) -> torch.Tensor:
-    """What the teachers take: float32 (count, 1, 32, 32), per patch of mean 0 and deviation 1 but for rounding and clipping."""
+    """What the teachers take: float32 (count, 1, 32, 32), each near mean 0 and deviation 1 (rounded, clipped)."""
     return ((torch.from_numpy(patches_u8).float() - CENTRE) / SPREAD).unsqueeze(1)
 
 

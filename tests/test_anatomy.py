@@ -1,0 +1,172 @@
+"""Seam, groups and blocks of tiny nets that carry their own answers."""
+
+import pytest
+import torch
+from nets import NETS, Attention, Attributes, Chain, FunctionalPool, Residual, randomised
+from torch import nn
+
+from understudy.anatomy import find_seam, trace
+from understudy.errors import InputError, UnsupportedModel
+from understudy.graph import Anatomy
+from understudy.seam import SeamPoint
+
+
+def free(anatomy: Anatomy) -> dict[str, int]:
+    return {g.name: g.width for g in anatomy.groups.values() if g.pinned is None}
+
+
+@pytest.mark.parametrize("net", NETS, ids=lambda n: n.__name__)
+def test_seam_head_and_groups(net):
+    model = randomised(net())
+    anatomy = trace(model, model.example())
+    assert [str(p) for p in anatomy.seam.points] == [net.seam]
+    assert anatomy.seam.head == net.head
+    assert free(anatomy) == net.free
+
+
+def test_every_member_of_a_residual_stream():
+    model = Residual()
+    stem = trace(model, model.example()).groups["stem"]
+    tensors = {(m.tensor, m.dim) for m in stem.members}
+    assert ("stage1.1.conv2.weight", 0) in tensors
+    assert ("stage1.1.conv1.weight", 1) in tensors
+    assert ("stage1.0.bn2.running_var", 0) in tensors
+    assert ("stage2.0.down.0.weight", 1) in tensors
+    assert not any(t.startswith(("fc", "stage2.1")) for t, _ in tensors)
+
+
+def test_concatenated_makers_keep_their_places():
+    from nets import Concat
+
+    model = Concat()
+    group = trace(model, model.example()).groups["b"]
+    consumer = next(m for m in group.members if (m.tensor, m.dim) == ("last.weight", 1))
+    assert consumer.units.tolist() == [-1] * 6 + [0, 1, 2, 3] + [-1] * 5
+
+
+def test_blocks_know_stage_place_and_identity():
+    model = Residual()
+    blocks = trace(model, model.example()).blocks
+    assert [(b.name, b.identity, b.stage, b.place, b.last) for b in blocks] == [
+        ("stage1.0", True, 0, 0, False),
+        ("stage1.1", True, 0, 1, False),
+        ("stage1.2", True, 0, 2, True),
+        ("stage2.0", False, 1, 0, False),
+        ("stage2.1", True, 1, 1, True),
+    ]
+
+
+def test_what_cannot_be_read_is_named():
+    anatomy = trace(Attention(), Attention().example())
+    assert ("aten.unbind.int", "<model>") in anatomy.unread
+    assert "aten.unbind.int" in anatomy.groups["qkv"].pinned
+
+
+def test_a_literal_size_pins_its_group_and_an_attribute_follows():
+    anatomy = trace(Attributes(), Attributes().example())
+    assert "fixed in the code" in anatomy.groups["fixed"].pinned
+    held = {(s.attribute, s.value) for s in anatomy.sizes if s.attribute in ("width", "kept")}
+    assert held == {("width", 5), ("kept", 5)}
+
+
+def test_an_operator_outside_the_table_is_pinned_never_guessed():
+    class Odd(Chain):
+        def forward(self, x):
+            x = self.body[2](self.body[1](self.body[0](x)))
+            x = torch.cumsum(x, 1)
+            for layer in self.body[3:]:
+                x = layer(x)
+            return self.fc(self.pool(x).flatten(1))
+
+    anatomy = trace(Odd(), Odd().example())
+    assert "cumsum" in anatomy.groups["body.0"].pinned
+    assert anatomy.groups["body.3"].pinned is None
+
+
+def test_arguments_and_keywords_are_an_example():
+    class Two(Chain):
+        def forward(self, x, *, scale):
+            return super().forward(x * scale)
+
+    anatomy = trace(Two(), ((torch.zeros(2, 3, 8, 8),), {"scale": torch.ones(1)}))
+    assert free(anatomy) == Chain.free
+
+
+def test_parameters_that_no_operator_uses_are_listed():
+    model = Chain()
+    model.aux = nn.Linear(3, 3)
+    assert trace(model, model.example()).unused == ("aux.weight", "aux.bias")
+
+
+def test_seam_can_be_named_and_pins_what_it_names():
+    model = Residual()
+    anatomy = trace(model, model.example(), points=["stage1", SeamPoint("stage2")])
+    assert anatomy.seam.shapes == ((8, 8, 8), (16, 4, 4))
+    assert anatomy.groups["stem"].pinned == "the seam's own channels"
+
+
+def test_a_later_call_of_one_module_can_be_the_seam():
+    from nets import Shared
+
+    model = Shared()
+    anatomy = trace(model, model.example(), points=["act:output@2"])
+    assert anatomy.seam.shapes == ((8, 8, 8),)
+    assert "inner.weight" in anatomy.seam.head
+
+
+@pytest.mark.parametrize("points", [["nowhere"], ["body:output@7"], ["body:sideways"]])
+def test_a_seam_that_is_not_there(points):
+    with pytest.raises(UnsupportedModel, match=r"nowhere|never reached|sideways"):
+        trace(Chain(), Chain().example(), points=points)
+
+
+def test_without_a_head_the_seam_option_is_named():
+    class Headless(Chain):
+        def forward(self, x):
+            return self.pool(self.body(x)).flatten(1)
+
+    with pytest.raises(UnsupportedModel, match=r"no head.*--seam"):
+        find_seam(Headless(), Headless().example())
+
+
+def test_meta_is_refused():
+    with pytest.raises(UnsupportedModel, match=r"body.0.weight is on the meta device"):
+        trace(Chain().to("meta"), torch.zeros(2, 3, 8, 8))
+
+
+def test_branching_on_values_is_refused_with_the_reason():
+    class Branching(Chain):
+        def forward(self, x):
+            return super().forward(x if x.sum() > 0 else -x)
+
+    with pytest.raises(UnsupportedModel, match=r"tracing Branching with inputs \(2, 3, 8, 8\): torch.export stopped"):
+        trace(Branching(), Branching().example())
+
+
+def test_a_wrong_example_shape_is_refused_with_the_shape():
+    with pytest.raises(UnsupportedModel, match=r"\(2, 4, 8, 8\)"):
+        trace(Chain(), torch.zeros(2, 4, 8, 8))
+
+
+def test_tracing_leaves_everything_as_it_was():
+    model = FunctionalPool().train()
+    model.bn.eval()
+    model.a.weight.requires_grad_(False)
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    random = torch.get_rng_state()
+    trace(model, torch.randn(2, 3, 8, 8, generator=torch.Generator()))
+    with pytest.raises(UnsupportedModel):
+        trace(model, torch.zeros(2, 4, 8, 8))
+    assert model.training
+    assert model.a.training
+    assert not model.bn.training
+    assert not model.a.weight.requires_grad
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    assert torch.equal(random, torch.get_rng_state())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize(("name", "reason"), [("nowhere", "no such module"), ("stage2.0", "of the same shape"), ("", "no such")])
+def test_a_block_that_cannot_be_dropped(name, reason):
+    with pytest.raises(InputError, match=reason):
+        trace(Residual(), Residual().example(), drop=[name])

@@ -1,0 +1,382 @@
+"""The command line: words on stderr, one JSON line last on stdout. It reads options and prints; it decides nothing.
+
+Exit codes: 0 done; 1 a law or a threshold failed; 2 what was given cannot be used; 3 this model is not supported;
+130 interrupted. Heavy imports stand inside the commands, so that --help answers at once.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="understudy",
+    help="Make a trained vision model smaller and faster from a few unlabelled images, and prove what was done.",
+    epilog="Try it: understudy demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+_TEACHER = "Teacher"
+_BUDGET = "Budget"
+TeacherArg = Annotated[str, typer.Argument(help="timm:NAME, torchvision:NAME, FILE.py:FUNCTION or demo:NAME")]
+ImagesArg = Annotated[Path, typer.Argument(help="Folder of images (any nesting), one file, .npy or .npz")]
+Weights = Annotated[Path | None, typer.Option(help="Tensors: .safetensors, or a state dict", rich_help_panel=_TEACHER)]
+Pretrained = Annotated[bool, typer.Option(help="The library's own weights", rich_help_panel=_TEACHER)]
+NumClasses = Annotated[int | None, typer.Option(help="Classes of the teacher", rich_help_panel=_TEACHER)]
+InputSize = Annotated[
+    str | None, typer.Option(help="CxHxW that the teacher takes, e.g. 3x224x224", rich_help_panel=_TEACHER)
+]
+Mean = Annotated[str | None, typer.Option(help="Per channel, 0..1, e.g. 0.5,0.5,0.5", rich_help_panel=_TEACHER)]
+Std = Annotated[str | None, typer.Option(help="Per channel, 0..1", rich_help_panel=_TEACHER)]
+Resize = Annotated[
+    str | None, typer.Option(help="Pixels of the shorter side before the crop, or exact", rich_help_panel=_TEACHER)
+]
+Seam = Annotated[
+    list[str] | None,
+    typer.Option(help="Where the features are: MODULE, MODULE:input or MODULE:output@CALL; repeat for several"),
+]
+Keep = Annotated[float | None, typer.Option(help="Share of MACs to keep, 0 to 1", rich_help_panel=_BUDGET)]
+KeepWidth = Annotated[
+    float | None, typer.Option(help="Share of each group's channels to keep", rich_help_panel=_BUDGET)
+]
+Scheme = Annotated[
+    str, typer.Option(help="mid: inside residual blocks; all: every width; auto", rich_help_panel=_BUDGET)
+]
+SpareEnds = Annotated[
+    bool, typer.Option(help="With mid: leave each stage's first and last block whole", rich_help_panel=_BUDGET)
+]
+Drop = Annotated[list[str] | None, typer.Option(help="Block to leave out whole; repeatable", rich_help_panel=_BUDGET)]
+Pin = Annotated[
+    list[str] | None, typer.Option(help="Modules whose outputs keep all channels (pattern)", rich_help_panel=_BUDGET)
+]
+Exclude = Annotated[
+    list[str] | None, typer.Option(help="Modules that must not change at all (pattern)", rich_help_panel=_BUDGET)
+]
+MinChannels = Annotated[int, typer.Option(help="No width is cut below", rich_help_panel=_BUDGET)]
+Divisor = Annotated[int, typer.Option(help="Widths are rounded up to a multiple of", rich_help_panel=_BUDGET)]
+Importance = Annotated[str, typer.Option(help="l1, l2, bn or random", rich_help_panel=_BUDGET)]
+Steps = Annotated[int | None, typer.Option(help="Optimiser steps of mimic (the preset's if not given)")]
+Seed = Annotated[int | None, typer.Option(help="Of batches, views and scores (the preset's if not given)")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...")]
+Precision = Annotated[str, typer.Option(help="float32, bf16 or float64")]
+Labelled = Annotated[Path | None, typer.Option(help="Folder of class folders: measures accuracy, nothing else")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads")]
+
+
+@app.command(epilog="Example: understudy inspect torchvision:resnet50 --no-pretrained")
+def inspect(
+    teacher: TeacherArg,
+    weights: Weights = None,
+    pretrained: Pretrained = True,
+    num_classes: NumClasses = None,
+    input_size: InputSize = None,
+    seam: Seam = None,
+    threads: Threads = None,
+) -> None:
+    """Tell a network's seam, channel groups, what is pinned and why, and what budgets would give."""
+    _threads(threads)
+    import torch
+
+    from understudy.inspect import inspect as look
+
+    found = _teacher(teacher, weights, pretrained, num_classes, input_size)
+    facts = look(found.model, torch.zeros(2, *found.preprocessing.input_size), seam=seam)
+    _say(_anatomy_table(facts))
+    _answer({"teacher": teacher, **facts})
+
+
+@app.command(epilog="Example: understudy plan torchvision:resnet34 --no-pretrained --keep 0.5 --out plan.json")
+def plan(
+    teacher: TeacherArg,
+    out: Annotated[Path | None, typer.Option(help="Where the plan is written, as JSON to read and edit")] = None,
+    keep: Keep = None,
+    keep_width: KeepWidth = None,
+    scheme: Scheme = "auto",
+    spare_ends: SpareEnds = False,
+    drop: Drop = None,
+    pin: Pin = None,
+    exclude: Exclude = None,
+    min_channels: MinChannels = 1,
+    divisor: Divisor = 1,
+    importance: Importance = "l1",
+    seed: Seed = None,
+    weights: Weights = None,
+    pretrained: Pretrained = True,
+    num_classes: NumClasses = None,
+    input_size: InputSize = None,
+    seam: Seam = None,
+    force: Annotated[bool, typer.Option(help="Replace an existing plan file")] = False,
+    threads: Threads = None,
+) -> None:
+    """Decide what to keep under a budget, and print or write the plan; nothing is trained."""
+    _threads(threads)
+    import torch
+
+    from understudy.anatomy import trace
+    from understudy.plan import check_plan_file
+    from understudy.planner import make_plan
+
+    if out is not None:
+        check_plan_file(out, force=force)
+    found = _teacher(teacher, weights, pretrained, num_classes, input_size)
+    anatomy = trace(found.model, torch.zeros(2, *found.preprocessing.input_size), points=seam, drop=drop or ())
+    made = make_plan(
+        found.model, anatomy, keep=keep, keep_width=keep_width, scheme=scheme, spare_ends=spare_ends, pin=pin or (),
+        exclude=exclude or (), min_channels=min_channels, divisor=divisor, score=importance, seed=seed or 0,
+        source=found.to_json(),
+    )  # fmt: skip
+    widths = {n: [w, anatomy.groups[n].width] for n, w in made.widths.items()}
+    _say("\n".join(f"{n}: {w} of {full}" for n, (w, full) in widths.items() if w != full))
+    _say("\n".join([f"dropped: {d}" for d in made.drop] + [f"note: {n}" for n in made.notes]))
+    if out is not None:
+        out.write_text(made.dumps(), encoding="utf-8")
+    _answer(
+        {
+            "teacher": teacher, "macs_teacher": made.macs["teacher"], "macs_student": made.macs["student"],
+            "scheme": made.asked["scheme"], "widths": widths, "drop": made.drop, "plan": None if out is None else str(out),
+        }
+    )  # fmt: skip
+
+
+@app.command(
+    epilog="Example: understudy compress torchvision:resnet50 photos/ --keep 0.5 --out small/ --labelled val/"
+)
+def compress(
+    teacher: TeacherArg,
+    images: ImagesArg,
+    out: Annotated[Path, typer.Option(help="Folder for the result")],
+    keep: Keep = None,
+    keep_width: KeepWidth = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="A plan (edited or not) instead of a budget", rich_help_panel=_BUDGET)
+    ] = None,
+    scheme: Scheme = "auto",
+    spare_ends: SpareEnds = False,
+    drop: Drop = None,
+    pin: Pin = None,
+    exclude: Exclude = None,
+    min_channels: MinChannels = 1,
+    divisor: Divisor = 1,
+    importance: Importance = "l1",
+    preset: Annotated[str, typer.Option(help="Recipe of mimic: paper")] = "paper",
+    steps: Steps = None,
+    seed: Seed = None,
+    device: Device = None,
+    precision: Precision = "float32",
+    views: Annotated[str | None, typer.Option(help="Random variants: imagenet, patches, pad_crop or none")] = None,
+    held_out: Annotated[Path | None, typer.Option(help="Images that only certify; else a share of IMAGES")] = None,
+    held_out_share: Annotated[float, typer.Option(help="Share of IMAGES that only certifies")] = 0.2,
+    labelled: Labelled = None,
+    weights: Weights = None,
+    pretrained: Pretrained = True,
+    num_classes: NumClasses = None,
+    input_size: InputSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    resize: Resize = None,
+    seam: Seam = None,
+    force: Annotated[bool, typer.Option(help="Replace an existing result folder")] = False,
+    threads: Threads = None,
+) -> None:
+    """Cut a teacher to a budget, let it mimic the teacher on a few images, verify and save it."""
+    _threads(threads)
+    from understudy.compress import compress as run
+    from understudy.plan import read_plan
+    from understudy.recover.mimic import preset as recipe
+    from understudy.store import check_writable
+
+    check_writable(out, force=force)
+    asked = read_plan(plan) if plan is not None else None
+    found = _teacher(teacher, weights, pretrained, num_classes, input_size, mean, std, resize, views)
+    config = recipe(preset, steps=steps, seed=seed, device=device, precision=precision, views=found.views)
+    progress = _Progress()
+    result = run(
+        found, images, folder=out, force=force, plan=asked, config=config, held_out=held_out,
+        held_out_share=held_out_share, labelled=labelled, seam=seam, drop=drop or (), on_stage=_say, on_step=progress,
+        **_budget(asked, keep=keep, keep_width=keep_width, scheme=scheme, spare_ends=spare_ends, pin=pin or (),
+                  exclude=exclude or (), min_channels=min_channels, divisor=divisor, score=importance, seed=seed or 0),
+    )  # fmt: skip
+    _say(result.report.table())
+    _answer(_line(result.report, str(result.folder)))
+
+
+@app.command(epilog="Example: understudy verify small/ other-photos/ --labelled val/")
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A result folder")],
+    images: ImagesArg,
+    teacher: Annotated[str | None, typer.Option(help="The teacher; needed where it is code of your own")] = None,
+    labelled: Labelled = None,
+    weights: Weights = None,
+    pretrained: Pretrained = True,
+    device: Device = None,
+    threads: Threads = None,
+) -> None:
+    """Measure a stored result against its teacher on other images, and check the laws that can be checked."""
+    _threads(threads)
+    from understudy.compress import verify_folder
+
+    report = verify_folder(
+        folder, images, teacher=teacher, weights=weights, pretrained=pretrained, labelled=labelled, device=device
+    )
+    _say(report.table())
+    _answer(_line(report, str(folder)))
+
+
+@app.command(epilog="Example: understudy demo --keep-width 0.3")
+def demo(
+    teacher: Annotated[str, typer.Option(help="resnet20 or mobilenetv2_small")] = "resnet20",
+    keep: Keep = None,
+    keep_width: KeepWidth = None,
+    images: Annotated[int, typer.Option(help="How many unlabelled patches to learn from")] = 50,
+    steps: Steps = None,
+    seed: Seed = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the result; else nothing is written")] = None,
+    force: Annotated[bool, typer.Option(help="Replace an existing result folder")] = False,
+    threads: Threads = None,
+) -> None:
+    """Compress a small trained network with 50 unlabelled patches and measure it on 10,000 that nothing else touched."""
+    _threads(threads)
+    from understudy.demo.run import run
+
+    result, raw = run(
+        teacher, keep=keep, keep_width=keep_width, images=images, steps=steps, seed=seed, out=out, force=force,
+        on_stage=_say, on_step=_Progress(),
+    )  # fmt: skip
+    _say(result.report.table() + f"cut and not recovered: {raw:.2f} %")
+    line = _line(result.report, None if result.folder is None else str(result.folder))
+    _answer({**line, "top1_cut": raw})
+
+
+def main() -> None:
+    """Run the command line; every error of understudy ends in one clear sentence and its exit code."""
+    from understudy.errors import UnderstudyError
+
+    try:
+        code = app(standalone_mode=False) or 0
+    except UnderstudyError as error:
+        _say(f"understudy: {error}")
+        code = error.exit_code
+    except KeyboardInterrupt:
+        _say("understudy: interrupted; nothing was written")
+        code = 130
+    except typer.Abort:
+        code = 130
+    except Exception as error:
+        if not hasattr(error, "exit_code") or not hasattr(error, "show"):
+            raise
+        error.show()  # a wrong flag or argument, said by typer
+        code = error.exit_code
+    sys.exit(code)
+
+
+class _Progress:
+    """Progress of a loop on stderr: one line that rewrites itself on a terminal, else a line every tenth."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._shown = -1
+
+    def __call__(self, done: int, total: int, loss: float) -> None:
+        if done <= 1:
+            self._started = time.monotonic()
+        terminal = sys.stderr.isatty()
+        tenth = done * (100 if terminal else 10) // total
+        if tenth == self._shown and done != total:
+            return
+        self._shown = tenth
+        left = (time.monotonic() - self._started) / max(done - 1, 1) * (total - done)
+        text = f"  step {done} of {total}, loss {loss:.3g}, {left:.0f} s left"
+        print(f"\r{text:<70}" if terminal else text, end="\n" if done == total or not terminal else "", file=sys.stderr)
+
+
+def _teacher(
+    spec: str,
+    weights: Path | None,
+    pretrained: bool,
+    num_classes: int | None,
+    input_size: str | None,
+    mean: str | None = None,
+    std: str | None = None,
+    resize: str | None = None,
+    views: str | None = None,
+) -> Any:
+    from understudy.teachers import load_teacher
+
+    found = load_teacher(
+        spec, weights=weights, pretrained=pretrained, num_classes=num_classes,
+        input_size=_numbers("input-size", input_size, int, "x"), mean=_numbers("mean", mean, float, ","),
+        std=_numbers("std", std, float, ","), resize=int(resize) if resize and resize.isdigit() else resize, views=views,
+    )  # fmt: skip
+    for note in found.notes:
+        _say(f"note: {note}")
+    return found
+
+
+def _numbers(option: str, text: str | None, kind: type, between: str) -> list | None:
+    from understudy.errors import InputError
+
+    if text is None:
+        return None
+    try:
+        return [kind(part) for part in text.lower().split(between)]
+    except ValueError:
+        example = "3x224x224" if between == "x" else "0.5,0.5,0.5"
+        raise InputError(f"reading --{option}: found {text!r}, expected numbers such as {example}") from None
+
+
+def _budget(plan: Any, **options: Any) -> dict[str, Any]:
+    return {} if plan is not None else options
+
+
+def _threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(max(1, threads))
+
+
+def _line(report: Any, folder: str | None) -> dict[str, Any]:
+    names = """macs_teacher macs_student params_teacher params_student top1_agreement top1_agreement_low
+        top1_agreement_high feature_error_relative images_few images_held_out steps seconds top1_teacher top1_student"""
+    data = report.to_json()
+    return {**{name: data[name] for name in names.split()}, "folder": folder}
+
+
+def _anatomy_table(facts: dict[str, Any]) -> str:
+    lines = [
+        f"{facts['model']}: {facts['macs']:,} MACs, {facts['params']:,} parameters",
+        f"seam: {', '.join(facts['seam'])} {facts['seam_shapes']}; head: {', '.join(facts['head'])}",
+        "",
+        f"{'group':<46}{'units':>6}{'channels':>9}{'MACs':>8}  scheme",
+    ]
+    for group in facts["groups"]:
+        where = f"pinned: {group['pinned']}" if group["pinned"] else "mid, all" if group["mid"] else "all"
+        lines.append(
+            f"{group['name']:<46}{group['width']:>6}{group['channels']:>9}{group['macs_share']:>8.1%}  {where}"
+        )
+    for scheme, shares in facts["keep_width"].items():
+        told = ", ".join(f"{width}: {macs:.2f}" for width, macs in shares.items())
+        lines.append(
+            f"scheme {scheme}: MACs left at keep-width {told}; least possible {facts['smallest_keep'][scheme]:.2f}"
+        )
+    lines += [f"not read: {each}" for each in facts["unread"]]
+    if facts["blocks"]:
+        lines.append(f"blocks that can be dropped: {', '.join(facts['blocks'])}")
+    if facts["unused_parameters"]:
+        lines.append(f"parameters that no forward pass uses: {len(facts['unused_parameters'])}")
+    return "\n".join(lines)
+
+
+def _say(text: str) -> None:
+    if text.strip():
+        print(text, file=sys.stderr, flush=True)
+
+
+def _answer(data: dict[str, Any]) -> None:
+    print(json.dumps(data, allow_nan=False), flush=True)

@@ -1,0 +1,237 @@
+"""The steps in order: read, plan, cut, mimic, replace, verify, save. No algorithm of its own."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from understudy import laws, store
+from understudy.anatomy import trace
+from understudy.cost import count
+from understudy.cut import cut
+from understudy.errors import InputError, LawBroken
+from understudy.images import ImageSet, Preprocessing, read_images, split
+from understudy.plan import Plan, check_teacher
+from understudy.planner import make_plan, replan
+from understudy.recover.mimic import PRESETS, MimicConfig, MimicLog, mimic
+from understudy.replace import replace as put_under_head
+from understudy.report import Report, platform_kind, versions
+from understudy.seam import SeamPoint
+from understudy.teachers import Teacher, load_teacher, own_teacher
+from understudy.verify import Accuracy, accuracy, check_head, figures, labels_from_folders, same_bits
+
+_FIGURES = ("top1_agreement", "top1_agreement_low", "top1_agreement_high", "feature_error_relative", "images_held_out")
+OnStage = Callable[[str], None]
+OnStep = Callable[[int, int, float], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """model: the student under the teacher's head, in eval mode. folder: where it was saved, or None."""
+
+    model: nn.Module
+    plan: Plan
+    report: Report
+    log: MimicLog
+    folder: Path | None
+
+
+def compress(
+    teacher: Teacher | nn.Module,
+    images: Any,
+    *,
+    folder: str | Path | None = None,
+    force: bool = False,
+    plan: Plan | None = None,
+    config: MimicConfig | None = None,
+    held_out: Any = None,
+    held_out_share: float = 0.2,
+    labelled: Any = None,
+    labels: Sequence[int] | None = None,
+    seam: Sequence[SeamPoint | str] | None = None,
+    drop: Sequence[str] = (),
+    example: Any = None,
+    split_seed: int = 0,
+    on_stage: OnStage | None = None,
+    on_step: OnStep | None = None,
+    **budget: Any,
+) -> Result:
+    """Make `teacher` smaller from a few unlabelled images, prove what was done, and save it.
+
+    teacher: from `teachers.load_teacher`, or a module (then images are prepared as `teachers.own_teacher` says).
+    images: whatever `images.read_images` reads; nothing but these trains. budget: options of `planner.make_plan`
+    (keep=0.5, keep_width=0.5, scheme=...), unless `plan` says what to keep. config: how to mimic; the paper's if None.
+    held_out: images that only certify, from another source; without it `held_out_share` of `images` is set aside for
+    that. labelled: images that only measure accuracy: a folder of class folders, or anything readable with `labels`.
+    seam: points where the features are taken, instead of the one that is found. drop: blocks to leave out whole.
+    example: traced input; without it a batch of two in the teacher's input size. folder: where to save; an existing
+    one is only replaced with force. on_stage(text), on_step(done, total, loss): progress.
+
+    The paper's recipe takes the last step, so no images are set aside to choose by: all that are not held out fit.
+    Raises: InputError, PlanError, StoreError before any work for what cannot be used; UnsupportedModel where the model
+    is the reason; LawBroken where a law does not hold. Nothing is left half-written, and the teacher is as it was.
+    """
+    started, say = time.perf_counter(), on_stage or (lambda text: None)
+    teacher = teacher if isinstance(teacher, Teacher) else own_teacher(teacher)
+    source, model = teacher.to_json(), teacher.model
+    if folder is not None:
+        store.check_writable(folder, force=force)
+    config = config or replace(PRESETS["paper"], views=teacher.views)
+
+    say("reading images")
+    few, proof, notes = _images(teacher, images, held_out, held_out_share, split_seed)
+    test, truth = _labelled(teacher, labelled, labels)
+
+    say("reading the network")
+    if example is None:
+        example = torch.zeros(2, *teacher.preprocessing.input_size)
+    anatomy = trace(model, example, points=seam or (plan.seam.points if plan else None), drop=plan.drop if plan else drop)
+    plan = replan(model, anatomy, plan, source) if plan else make_plan(model, anatomy, source=source, **budget)
+
+    say("cutting")
+    student = cut(model, plan)
+    law = laws.check_cut(anatomy, plan, model, student)
+    before, after = count(model, example), count(student, example)
+    laws.check_budget(plan, before, after)
+
+    say(f"mimicking {config.steps} steps on {len(few)} images")
+    log = mimic(model, student, plan.seam, few, config, on_step=on_step)
+
+    say("replacing and verifying")
+    result = put_under_head(model, student, plan.seam)
+    check_head(model, result, plan.seam)
+    worth = figures(model, result, plan.seam, proof)
+    score = accuracy(model, result, test, truth) if test is not None else None
+    report = Report(
+        params_teacher=before.params,
+        params_student=after.params,
+        macs_teacher=before.macs,
+        macs_student=after.macs,
+        macs_not_counted=tuple(f"{name} x{times}" for name, times in after.uncounted.items()),
+        **{f: getattr(worth, f) for f in _FIGURES},
+        **({} if score is None else vars(score)),
+        images_few=len(few),
+        images_choose=0,
+        image_hashes={"fit": few.hashes, "choose": [], "held_out": proof.hashes},
+        steps=config.steps,
+        seconds=time.perf_counter() - started,
+        config={"mimic": config.to_json(), "cut_equals_zero": law, "loss_first": _at(log, 0), "loss_last": _at(log, -1)},
+        versions=versions(),
+        platform=platform_kind(torch.get_num_threads(), config.device or "cpu"),
+        notes=tuple(dict.fromkeys([*teacher.notes, *notes, *plan.notes, *worth.notes])),
+    )
+    saved = None
+    if folder is not None:
+        say("saving")
+        saved = _save(Path(folder), result, plan, report, force, model, proof)
+    return Result(result, plan, report, log, saved)
+
+
+def _images(
+    teacher: Teacher, images: Any, held_out: Any, share: float, seed: int
+) -> tuple[ImageSet, ImageSet, list[str]]:
+    """The few images that fit, those that only certify, and what a person should know of them."""
+    found = images if isinstance(images, ImageSet) else read_images(images, teacher.preprocessing)
+    notes = list(found.notes)
+    if held_out is None:
+        parts = split(found, seed=seed, held_out_share=share, choose_share=0.0)
+        return found.subset(parts.fit), found.subset(parts.held_out), notes + parts.notes
+    proof = held_out if isinstance(held_out, ImageSet) else read_images(held_out, teacher.preprocessing)
+    same = proof.shared_with(found)
+    if same:
+        raise InputError(
+            f"reading the held-out images: {len(same)} of them are among the images to learn from (first: {same[0][0]} "
+            f"is {same[0][1]}); held-out images must influence nothing: remove them from one side"
+        )
+    return found, proof, notes + [f"held out: {n}" for n in proof.notes]
+
+
+def _labelled(teacher: Teacher, source: Any, labels: Sequence[int] | None) -> tuple[ImageSet | None, list[int]]:
+    if source is None:
+        return None, []
+    test = source if isinstance(source, ImageSet) else read_images(source, teacher.preprocessing)
+    if labels is not None:
+        return test, list(labels)
+    if not isinstance(source, (str, Path)):
+        raise InputError("reading labelled images: they come without labels; give labels=[...] or a folder of classes")
+    return test, labels_from_folders(test.names, source, _classes(teacher, test))
+
+
+def _classes(teacher: Teacher, test: ImageSet) -> int:
+    with torch.no_grad():
+        logits = teacher.model(test.batch([0]))
+    if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
+        raise InputError("measuring accuracy: the teacher's output is not one row of class scores an image")
+    return logits.shape[1]
+
+
+def _save(
+    folder: Path, model: nn.Module, plan: Plan, report: Report, force: bool, teacher: nn.Module, proof: ImageSet
+) -> Path:
+    """Save, load again by replaying the plan on the teacher's architecture, and compare every tensor."""
+    saved = store.save(folder, model=model, plan=plan, report=report, force=force)
+    again = store.load(saved, lambda: teacher)
+    tensors = dict([*again.named_parameters(), *again.named_buffers()])
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if name not in tensors or not same_bits(tensor, tensors[name]):
+            raise LawBroken(f"loading {saved} again: {name} is not bit-equal to what was saved; do not use this folder")
+    return Path(saved)
+
+
+def _at(log: MimicLog, step: int) -> float | None:
+    return log.losses[step] if log.losses else None
+
+
+def verify_folder(
+    folder: str | Path,
+    images: Any,
+    *,
+    teacher: str | None = None,
+    weights: str | Path | None = None,
+    pretrained: bool = True,
+    labelled: Any = None,
+    device: str | None = None,
+) -> Report:
+    """Measure a stored result against its teacher on `images`; the report that it was saved with, with new figures.
+
+    teacher: how to build it, where the folder cannot say (a "file.py:build" is never run from a folder). weights,
+    pretrained: the teacher's weights, as in `teachers.load_teacher`.
+    Raises: LawBroken when the stored head is not this teacher's; StoreError, PlanError, InputError as `store.load`.
+    """
+    started = time.perf_counter()
+    plan, stored, _ = store.read(folder)
+    source = plan.teacher.get("source") or {}
+    given = teacher or str(source.get("spec"))
+    model = store.load(folder, teacher)
+    lead = load_teacher(
+        given, weights=weights, pretrained=pretrained, model_kwargs=source.get("options", {}).get("model_kwargs"),
+        **{k: source.get("options", {}).get(k) for k in ("num_classes", "in_chans")},
+    )  # fmt: skip
+    if "preprocessing" in source:
+        lead = replace(lead, preprocessing=Preprocessing.from_json(source["preprocessing"]))
+    check_teacher(lead.model, plan)
+    check_head(lead.model, model, plan.seam)
+    proof = read_images(images, lead.preprocessing)
+    known = set(stored.image_hashes.get("fit", []))
+    seen = sum(h in known for h in proof.hashes)
+    notes = [f"{seen} of these images trained the student: they prove nothing of new ones"] if seen else []
+    test, truth = _labelled(lead, labelled, None)
+    if device is not None:
+        lead.model.to(device)
+        model.to(device)
+    worth = figures(lead.model, model, plan.seam, proof)
+    score = accuracy(lead.model, model, test, truth) if test is not None else None
+    return replace(
+        stored,
+        **{f: getattr(worth, f) for f in _FIGURES},
+        **({f.name: None for f in fields(Accuracy)} if score is None else vars(score)),
+        image_hashes={**stored.image_hashes, "held_out": proof.hashes},
+        seconds=time.perf_counter() - started,
+        versions=versions(),
+        platform=platform_kind(torch.get_num_threads(), device or "cpu"),
+        notes=tuple([*notes, *proof.notes, *worth.notes]),
+    )

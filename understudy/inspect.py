@@ -1,0 +1,63 @@
+"""What is known of a network before anything is done to it: seam, groups, pins, and what a budget would give."""
+
+from collections import Counter
+from typing import Any
+
+from torch import nn
+
+from understudy.anatomy import trace
+from understudy.cost import count_traced, terms
+from understudy.graph import Anatomy
+from understudy.planner import eligible_groups, reachable_macs, uniform_cost
+
+SHARES = (0.75, 0.5, 0.25)
+
+
+def inspect(teacher: nn.Module, example: Any, *, seam: Any = None) -> dict[str, Any]:
+    """Facts of `teacher`, as plain data; nothing is changed and nothing is run but one forward pass.
+
+    seam: points, shapes and head. macs, params, macs_not_counted. groups: name, width in units, channels, scheme "mid"
+    or not, share of the MACs that depend on it, and why it is pinned. blocks: those that may be dropped. unread:
+    operators that pinned something. unused_parameters. smallest_keep: the least share of MACs that each scheme reaches.
+    keep_width: MACs share left when every group keeps that share of its channels.
+    """
+    anatomy = trace(teacher, example, points=seam)
+    cost, shares = count_traced(anatomy.traced), _shares(anatomy)
+    mid = {g.name for g in eligible_groups(anatomy, "mid")}
+    free = {s: eligible_groups(anatomy, s) for s in ("mid", "all")}
+    return {
+        "model": type(teacher).__qualname__,
+        "seam": [str(p) for p in anatomy.seam.points],
+        "seam_shapes": [list(s) for s in anatomy.seam.shapes],
+        "head": list(anatomy.seam.head),
+        "macs": cost.macs,
+        "params": cost.params,
+        "macs_not_counted": cost.uncounted,
+        "groups": [
+            {
+                "name": g.name, "width": g.width, "channels": g.channels, "mid": g.name in mid,
+                "macs_share": round(shares[g.name], 4), "pinned": g.pinned,
+            }
+            for g in anatomy.groups.values()
+        ],
+        "pinned": dict(Counter(g.pinned for g in anatomy.groups.values() if g.pinned)),
+        "blocks": [b.name for b in anatomy.blocks if b.identity and b.name],
+        "unread": [f"{op} in {where}" for op, where in anatomy.unread],
+        "unused_parameters": list(anatomy.unused),
+        "smallest_keep": {s: round(reachable_macs(anatomy, g) / cost.macs, 4) for s, g in free.items() if g},
+        "keep_width": {
+            s: {str(share): round(uniform_cost(anatomy, g, share) / cost.macs, 4) for share in SHARES}
+            for s, g in free.items()
+            if g
+        },
+    }  # fmt: skip
+
+
+def _shares(anatomy: Anatomy) -> dict[str, float]:
+    """Of each group, the share of all MACs in operators that read or make its channels."""
+    found, total = dict.fromkeys(anatomy.groups, 0.0), 0.0
+    for term in terms(anatomy):
+        total += term.macs
+        for name in {u[0] for ids in term.axes for u in anatomy.units(ids) if u is not None}:
+            found[name] += term.macs
+    return {name: macs / max(total, 1.0) for name, macs in found.items()}
