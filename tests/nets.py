@@ -53,7 +53,14 @@ class Block(nn.Module):
 
 class Residual(Tiny):
     seam = "stage2:output"
-    free = {"stem": 8, "stage1.0.conv1": 6, "stage1.1.conv1": 6, "stage1.2.conv1": 6, "stage2.0.conv1": 10, "stage2.1.conv1": 10}
+    free = {
+        "stem": 8,
+        "stage1.0.conv1": 6,
+        "stage1.1.conv1": 6,
+        "stage1.2.conv1": 6,
+        "stage2.0.conv1": 10,
+        "stage2.1.conv1": 10,
+    }
     macs = 64 * 9 * (3 * 8 + 3 * 2 * 8 * 6) + 16 * (9 * (8 * 10 + 10 * 16) + 8 * 16) + 16 * 9 * 2 * 10 * 16 + 16 * 5
 
     def __init__(self):
@@ -137,7 +144,11 @@ class Shared(Tiny):
 
     def __init__(self):
         super().__init__()
-        self.stem, self.twice, self.act = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(inplace=True)
+        self.stem, self.twice, self.act = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.ReLU(inplace=True),
+        )
         self.inner, self.tied = nn.Conv2d(8, 6, 3, padding=1), nn.Conv2d(8, 6, 3, padding=1)
         self.tied.weight = self.inner.weight
         self.last, self.join = nn.Conv2d(6, 7, 1), nn.Tanh()

@@ -166,7 +166,9 @@ def test_tracing_leaves_everything_as_it_was():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-@pytest.mark.parametrize(("name", "reason"), [("nowhere", "no such module"), ("stage2.0", "of the same shape"), ("", "no such")])
+@pytest.mark.parametrize(
+    ("name", "reason"), [("nowhere", "no such module"), ("stage2.0", "of the same shape"), ("", "no such")]
+)
 def test_a_block_that_cannot_be_dropped(name, reason):
     with pytest.raises(InputError, match=reason):
         trace(Residual(), Residual().example(), drop=[name])

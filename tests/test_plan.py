@@ -142,7 +142,9 @@ def test_cut_refuses_edits_that_do_not_fit(prepared):
 
 
 def test_a_plan_of_another_teacher_names_the_first_difference(prepared):
-    with pytest.raises(PlanError, match=r"plan for Residual to Chain: stem.weight is missing, expected 8x3x3x3 float32"):
+    with pytest.raises(
+        PlanError, match=r"plan for Residual to Chain: stem.weight is missing, expected 8x3x3x3 float32"
+    ):
         cut(randomised(Chain()), prepared[2])
     wider = randomised(Residual())
     wider.extra = torch.nn.Linear(2, 2)

@@ -72,8 +72,14 @@ def test_l1_l2_and_bn_by_hand():
 
 
 def test_random_depends_on_the_seed_only():
-    assert planned(Chain, keep_width=0.5, score="random", seed=1).keep == planned(Chain, keep_width=0.5, score="random", seed=1).keep
-    assert planned(Chain, keep_width=0.5, score="random", seed=1).keep != planned(Chain, keep_width=0.5, score="random", seed=2).keep
+    assert (
+        planned(Chain, keep_width=0.5, score="random", seed=1).keep
+        == planned(Chain, keep_width=0.5, score="random", seed=1).keep
+    )
+    assert (
+        planned(Chain, keep_width=0.5, score="random", seed=1).keep
+        != planned(Chain, keep_width=0.5, score="random", seed=2).keep
+    )
 
 
 def test_depthwise_weights_and_gates_do_not_vote_where_a_dense_weight_makes_the_channels():
@@ -105,7 +111,10 @@ def test_pin_keeps_a_module_s_outputs_and_exclude_the_module_itself():
     assert not any(t.startswith("b.") for t in plan.slices)
     with pytest.raises(PlanError, match="leave nothing to cut"):
         planned(Concat, keep_width=0.5, exclude=["c"])
-    assert set(planned(Residual, keep_width=0.5, scheme="all", pin=["stage1.*"]).widths) == {"stage2.0.conv1", "stage2.1.conv1"}
+    assert set(planned(Residual, keep_width=0.5, scheme="all", pin=["stage1.*"]).widths) == {
+        "stage2.0.conv1",
+        "stage2.1.conv1",
+    }
 
 
 def test_dropping_a_block_removes_it_and_counts():

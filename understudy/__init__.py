@@ -3,8 +3,10 @@
 Names are resolved when they are first used, so importing the package imports no torch.
 """
 
+import sys
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
 from typing import Any
 
 _PLACES = {
@@ -42,12 +44,23 @@ _PLACES = {
     "trace": "anatomy",
 }
 
-__all__ = sorted(_PLACES)  # noqa: PLE0605 (a list, made from the table above)
+__all__ = sorted(_PLACES)
 
 try:
     __version__ = version("understudy")
 except PackageNotFoundError:  # run from a source tree that is not installed
     __version__ = "0"
+
+
+class _Package(ModuleType):
+    """Some functions have the name of the file they live in (`understudy.cut`): the function is the public name."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _PLACES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

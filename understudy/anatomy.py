@@ -17,7 +17,19 @@ from understudy.seam import Seam, SeamPoint, capturing
 from understudy.trace import Call, Traced, as_example, operator, shape, trace_graph
 
 _WEIGHTED = {"conv1d", "conv2d", "conv3d", "linear", "addmm", "convolution"}
-_UNARY = {"relu", "relu6", "hardtanh", "silu", "gelu", "hardswish", "leaky_relu", "elu", "dropout", "contiguous", "mish"}
+_UNARY = {
+    "relu",
+    "relu6",
+    "hardtanh",
+    "silu",
+    "gelu",
+    "hardswish",
+    "leaky_relu",
+    "elu",
+    "dropout",
+    "contiguous",
+    "mish",
+}
 
 
 def find_seam(teacher: nn.Module, example: Any, *, points: Sequence[SeamPoint | str] | None = None) -> Seam:
@@ -158,7 +170,9 @@ def _points(traced: Traced, value: Node, users: list[Node]) -> list[tuple[SeamPo
     for user in users:
         points += [(SeamPoint(c.module, "input", c.index), value) for c in traced.calls[user] if c not in outer][:1]
     node = value
-    while not points and operator(node) in _UNARY and isinstance(node.args[0], Node) and node.args[0].op != "placeholder":
+    while (
+        not points and operator(node) in _UNARY and isinstance(node.args[0], Node) and node.args[0].op != "placeholder"
+    ):
         node = node.args[0]
         points += _returned(traced, node, list(node.users))
     before, user = value, users[0]
@@ -170,14 +184,10 @@ def _points(traced: Traced, value: Node, users: list[Node]) -> list[tuple[SeamPo
 
 def _returned(traced: Traced, value: Node, users: list[Node]) -> list[tuple[SeamPoint, Node]]:
     inside: set[Call] = {c for u in users for c in traced.calls.get(u, ())}
-    return [
-        (SeamPoint(c.module, "output", c.index), value) for c in traced.calls.get(value, ()) if c not in inside
-    ]
+    return [(SeamPoint(c.module, "output", c.index), value) for c in traced.calls.get(value, ()) if c not in inside]
 
 
-def _reachable(
-    traced: Traced, features: Node, candidates: list[tuple[SeamPoint, Node]]
-) -> tuple[SeamPoint, Node]:
+def _reachable(traced: Traced, features: Node, candidates: list[tuple[SeamPoint, Node]]) -> tuple[SeamPoint, Node]:
     """The first candidate at which a hook really catches one tensor of the traced shape."""
     args, kwargs = traced.example
     for point, node in candidates:
@@ -188,7 +198,9 @@ def _reachable(
             continue
         if tuple(found.shape) == shape(node):
             return point, node
-    raise _refuse(f"the features ({operator(features)} in {traced.where(features)}) pass through no module of their own")
+    raise _refuse(
+        f"the features ({operator(features)} in {traced.where(features)}) pass through no module of their own"
+    )
 
 
 def _seam(traced: Traced, nodes: list[Node], points: tuple[SeamPoint, ...]) -> Seam:

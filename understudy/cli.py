@@ -139,14 +139,12 @@ def plan(
     _answer(
         {
             "teacher": teacher, "macs_teacher": made.macs["teacher"], "macs_student": made.macs["student"],
-            "scheme": made.asked["scheme"], "widths": widths, "drop": made.drop, "plan": None if out is None else str(out),
+            "scheme": made.asked["scheme"], "widths": widths, "drop": made.drop, "plan": out and str(out),
         }
     )  # fmt: skip
 
 
-@app.command(
-    epilog="Example: understudy compress torchvision:resnet50 photos/ --keep 0.5 --out small/ --labelled val/"
-)
+@app.command(epilog="Example: understudy compress torchvision:resnet50 photos/ --keep 0.5 --out small/ --labelled val/")
 def compress(
     teacher: TeacherArg,
     images: ImagesArg,
@@ -240,7 +238,7 @@ def demo(
     force: Annotated[bool, typer.Option(help="Replace an existing result folder")] = False,
     threads: Threads = None,
 ) -> None:
-    """Compress a small trained network with 50 unlabelled patches and measure it on 10,000 that nothing else touched."""
+    """Compress a small trained network with 50 unlabelled patches; measure it on 10,000 that nothing else touched."""
     _threads(threads)
     from understudy.demo.run import run
 
@@ -311,7 +309,8 @@ def _teacher(
     found = load_teacher(
         spec, weights=weights, pretrained=pretrained, num_classes=num_classes,
         input_size=_numbers("input-size", input_size, int, "x"), mean=_numbers("mean", mean, float, ","),
-        std=_numbers("std", std, float, ","), resize=int(resize) if resize and resize.isdigit() else resize, views=views,
+        std=_numbers("std", std, float, ","), resize=int(resize) if resize and resize.isdigit() else resize,
+        views=views,
     )  # fmt: skip
     for note in found.notes:
         _say(f"note: {note}")

@@ -89,7 +89,9 @@ def compress(
     say("reading the network")
     if example is None:
         example = torch.zeros(2, *teacher.preprocessing.input_size)
-    anatomy = trace(model, example, points=seam or (plan.seam.points if plan else None), drop=plan.drop if plan else drop)
+    anatomy = trace(
+        model, example, points=seam or (plan.seam.points if plan else None), drop=plan.drop if plan else drop
+    )
     plan = replan(model, anatomy, plan, source) if plan else make_plan(model, anatomy, source=source, **budget)
 
     say("cutting")
@@ -119,7 +121,12 @@ def compress(
         image_hashes={"fit": few.hashes, "choose": [], "held_out": proof.hashes},
         steps=config.steps,
         seconds=time.perf_counter() - started,
-        config={"mimic": config.to_json(), "cut_equals_zero": law, "loss_first": _at(log, 0), "loss_last": _at(log, -1)},
+        config={
+            "mimic": config.to_json(),
+            "cut_equals_zero": law,
+            "loss_first": _at(log, 0),
+            "loss_last": _at(log, -1),
+        },
         versions=versions(),
         platform=platform_kind(torch.get_num_threads(), config.device or "cpu"),
         notes=tuple(dict.fromkeys([*teacher.notes, *notes, *plan.notes, *worth.notes])),

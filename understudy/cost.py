@@ -17,8 +17,34 @@ from understudy.graph import Anatomy
 from understudy.operators import _arg
 from understudy.trace import Traced, operator, shape, trace_graph
 
-_FREE = {"getitem", "alias", "detach", "dropout", "seam_mark", "contiguous", "clone", "to", "_assert_tensor_metadata"} | set(
-    "view reshape flatten unflatten squeeze unsqueeze permute transpose t chunk split split_with_sizes slice select expand".split()
+_FREE = {
+    "getitem",
+    "alias",
+    "detach",
+    "dropout",
+    "seam_mark",
+    "contiguous",
+    "clone",
+    "to",
+    "_assert_tensor_metadata",
+} | set(
+    [
+        "view",
+        "reshape",
+        "flatten",
+        "unflatten",
+        "squeeze",
+        "unsqueeze",
+        "permute",
+        "transpose",
+        "t",
+        "chunk",
+        "split",
+        "split_with_sizes",
+        "slice",
+        "select",
+        "expand",
+    ]
 )
 
 

@@ -76,7 +76,7 @@ def _select(tensor: torch.Tensor, name: str, slices: dict[int, list[int]]) -> to
     for dim, positions in slices.items():
         if dim >= data.dim() or max(positions) >= data.shape[dim] or sorted(set(positions)) != positions:
             raise PlanError(
-                f"cutting {name} {tuple(data.shape)} along axis {dim}: found positions {positions[:3]}..{positions[-1]}; "
+                f"cutting {name} {tuple(data.shape)} along axis {dim}: found {positions[:3]}..{positions[-1]}; "
                 "expected rising positions inside that axis. Edit widths, not slices, or make the plan again"
             )
         data = data.index_select(dim, torch.tensor(positions, device=data.device))
@@ -90,7 +90,9 @@ def _edit(student: nn.Module, edit: dict[str, Any]) -> None:
         held = getattr(module, attribute)
         value = held if index is None else held[index]
     except (AttributeError, IndexError, TypeError, KeyError) as error:
-        raise PlanError(f"setting {attribute} of module {name!r}: {error}; make the plan again for this teacher") from None
+        raise PlanError(
+            f"setting {attribute} of module {name!r}: {error}; make the plan again for this teacher"
+        ) from None
     if value != edit["from"]:
         raise PlanError(
             f"setting {attribute} of module {name!r}: found {value!r}, the plan expects {edit['from']}; "

@@ -21,7 +21,7 @@ from understudy.trace import Traced, operator, shape
 
 @dataclass(frozen=True)
 class Member:
-    """One axis of one tensor that a group cuts. units: for each position, the group's unit there, or -1 for another's."""
+    """One axis of a tensor that a group cuts. units: for each position, the group's unit there, or -1 for another's."""
 
     tensor: str
     dim: int
@@ -210,7 +210,7 @@ def _places(module: nn.Module, value: int, series: Any) -> Iterable[tuple[str, i
 
 
 def read_anatomy(traced: Traced, seam: Seam, seam_nodes: list[Node]) -> Anatomy:
-    """Groups, blocks and dependent sizes of a traced network. `seam_nodes`: where the seam's points are in the graph."""
+    """Groups, blocks and dependent sizes of a traced network. `seam_nodes`: the seam's points in the graph."""
     reader = _Reader(traced)
     reader.walk()
     for node in seam_nodes:

@@ -48,9 +48,9 @@ def check_cut(anatomy: Anatomy, plan: Plan, teacher: nn.Module, student: nn.Modu
             dtype, tolerance = "float32", 100 * _noise(anatomy, plan, teacher, given)
     if not error <= tolerance:
         raise LawBroken(
-            f"checking that the cut {type(teacher).__name__} equals its teacher with the removed channels at zero: they "
-            f"differ by {error:.1e} of the largest output in {dtype}, expected at most {tolerance:.1e}. The cut is wrong "
-            "for this model: please report it, and leave the parts it names out with --exclude meanwhile"
+            f"checking that the cut {type(teacher).__name__} equals its teacher with removed channels at zero: they "
+            f"differ by {error:.1e} of the largest output in {dtype}, expected at most {tolerance:.1e}. The cut is "
+            "wrong for this model: please report it, and leave the parts it names out with --exclude meanwhile"
         )
     return {"dtype": dtype, "error": error, "tolerance": tolerance}
 
@@ -64,7 +64,9 @@ def check_budget(plan: Plan, teacher: Cost, student: Cost) -> None:
         raise LawBroken(f"counting the student: {student.macs:,} MACs, the plan promised {plan.macs['student']:,}")
     keep = plan.asked.get("keep")
     if keep is not None and not plan.asked.get("edited") and student.macs > keep * teacher.macs:
-        raise LawBroken(f"counting the student: {student.macs:,} of {teacher.macs:,} MACs, above the keep {keep} asked for")
+        raise LawBroken(
+            f"counting the student: {student.macs:,} of {teacher.macs:,} MACs, above the keep {keep} asked for"
+        )
 
 
 def _compare(anatomy: Anatomy, plan: Plan, teacher: nn.Module, student: nn.Module, given: list[torch.Tensor]) -> float:
@@ -79,7 +81,9 @@ def _compare(anatomy: Anatomy, plan: Plan, teacher: nn.Module, student: nn.Modul
         return math.inf
     if any(not torch.isfinite(a).all() for a in expected):
         raise LawBroken("checking the cut: the teacher's own output is not finite on random inputs")
-    return max(((a - b).abs().max() / b.abs().max().clamp_min(1e-300)).item() for a, b in zip(found, expected, strict=True))
+    return max(
+        ((a - b).abs().max() / b.abs().max().clamp_min(1e-300)).item() for a, b in zip(found, expected, strict=True)
+    )
 
 
 def _noise(anatomy: Anatomy, plan: Plan, teacher: nn.Module, given: list[torch.Tensor]) -> float:
@@ -194,7 +198,9 @@ def _random_inputs(anatomy: Anatomy, dtype: torch.dtype) -> list[torch.Tensor]:
     given = []
     for value in _leaves(anatomy.traced.example):
         if isinstance(value, torch.Tensor):
-            given.append(torch.randn(value.shape, dtype=dtype, device=value.device) if value.is_floating_point() else value)
+            given.append(
+                torch.randn(value.shape, dtype=dtype, device=value.device) if value.is_floating_point() else value
+            )
     return given
 
 

@@ -79,9 +79,7 @@ def elementwise(reader: Reader, node: Node) -> Axes:
 def expand(reader: Reader, node: Node) -> Axes:
     axes, before, out = reader.axes(node.args[0]), shape(node.args[0]), shape(node)
     pad = len(out) - len(before)
-    result: Axes = [None] * pad + [
-        ids if before[i] == out[pad + i] else None for i, ids in enumerate(axes)
-    ]
+    result: Axes = [None] * pad + [ids if before[i] == out[pad + i] else None for i, ids in enumerate(axes)]
     _literal(reader, node, result)
     return result
 
@@ -184,7 +182,9 @@ def matmul(reader: Reader, node: Node) -> Axes:
                 sides.append(axes[at])
         out[axis] = sides[0] if sides else None
         if len(sides) == 2:
-            out[axis] = reader.channels.join(*sides, _why(reader, node, "batched with a tensor that could not be followed"))
+            out[axis] = reader.channels.join(
+                *sides, _why(reader, node, "batched with a tensor that could not be followed")
+            )
     out[-2], out[-1] = x[-2], y[-1]
     return out
 
@@ -287,7 +287,9 @@ def cat(reader: Reader, node: Node) -> Axes:
                 parts[0] = reader.channels.join(parts[0], ids, _why(reader, node, "joined with an unread tensor"))
             result.append(parts[0])
         elif any(ids is not None for ids in parts):
-            result.append(_concatenate(reader, node, [(shape(t)[axis], ids) for t, ids in zip(tensors, parts, strict=True)]))
+            result.append(
+                _concatenate(reader, node, [(shape(t)[axis], ids) for t, ids in zip(tensors, parts, strict=True)])
+            )
         else:
             result.append(None)
     return result

@@ -177,4 +177,3 @@ def _ints(value: Any) -> bool:
 def _short(value: Any) -> str:
     text = json.dumps(value, default=repr)
     return text if len(text) <= 60 else text[:57] + "..."
-

@@ -61,7 +61,9 @@ def make_plan(
     floors = {g.name: _round(g, 1, asked) for g in eligible}
     widths = {g.name: g.width for g in eligible}
     if keep_width is not None:
-        widths = {g.name: max(floors[g.name], _round(g, math.ceil(g.width * keep_width - 1e-9), asked)) for g in eligible}
+        widths = {
+            g.name: max(floors[g.name], _round(g, math.ceil(g.width * keep_width - 1e-9), asked)) for g in eligible
+        }
     elif keep is not None and keep < 1:
         widths = _fit(anatomy, eligible, ranks, floors, keep, asked, _teacher_macs(teacher, anatomy))
     return resolve(teacher, anatomy, widths, ranks, asked=asked, source=source, notes=notes)
@@ -93,7 +95,9 @@ def replan(teacher: nn.Module, anatomy: Anatomy, plan: Plan, source: dict[str, A
         units = plan.keep.get(name, [])
         if len(units) == width:
             if len(set(units)) != width or max(units) >= anatomy.groups[name].width:
-                raise PlanError(f"reading keep: {name} lists units that are repeated or above {anatomy.groups[name].width - 1}")
+                raise PlanError(
+                    f"reading keep: {name} lists units that are repeated or above {anatomy.groups[name].width - 1}"
+                )
             order = [*sorted(units), *(u for u in range(anatomy.groups[name].width) if u not in set(units))]
             ranks[name] = np.argsort(np.array(order))
         else:
@@ -101,7 +105,11 @@ def replan(teacher: nn.Module, anatomy: Anatomy, plan: Plan, source: dict[str, A
     if not as_planned:
         asked = {**asked, "edited": True}
     new = resolve(teacher, anatomy, dict(plan.widths), ranks, asked=asked, source=source or plan.teacher.get("source"))
-    if as_planned and new.macs["student"] == plan.macs.get("student") and (new.slices, new.edits) != (plan.slices, plan.edits):
+    if (
+        as_planned
+        and new.macs["student"] == plan.macs.get("student")
+        and (new.slices, new.edits) != (plan.slices, plan.edits)
+    ):
         raise PlanError("reading the plan: its slices or edits are not those of its widths; edit widths and drop only")
     return new
 
@@ -164,7 +172,9 @@ def selections(
 
 def eligible_groups(anatomy: Anatomy, scheme: str = "all", spare_ends: bool = False) -> list[Group]:
     """Groups that a scheme may cut."""
-    return [g for g in anatomy.groups.values() if g.pinned is None and (scheme == "all" or _mid(anatomy, g, spare_ends))]
+    return [
+        g for g in anatomy.groups.values() if g.pinned is None and (scheme == "all" or _mid(anatomy, g, spare_ends))
+    ]
 
 
 def reachable_macs(anatomy: Anatomy, groups: Sequence[Group], floor: int = 1) -> int:
@@ -227,7 +237,9 @@ def _choose_scheme(anatomy: Anatomy, asked: dict[str, Any], ranks: dict[str, np.
 def _check_asked(asked: dict[str, Any], anatomy: Anatomy) -> None:
     faults = []
     if asked["keep"] is None and asked["keep_width"] is None and not anatomy.dropped:
-        faults.append("no budget is given, expected keep (share of MACs), keep_width (share of channels) or drop (blocks)")
+        faults.append(
+            "no budget is given, expected keep (share of MACs), keep_width (share of channels) or drop (blocks)"
+        )
     if asked["keep"] is not None and asked["keep_width"] is not None:
         faults.append("keep and keep_width are both given, expected one budget")
     for name in ("keep", "keep_width"):

@@ -76,7 +76,9 @@ def _follows(teacher: nn.Module, anatomy: Anatomy, groups: list[Group]) -> bool:
     try:
         slices, edits = selections(anatomy, keep)
         plan = Plan(describe(teacher), anatomy.seam, {}, keep, slices, edits, list(anatomy.dropped))
-        again = trace_graph(cut(teacher, plan), anatomy.traced.example, anatomy.seam.points if anatomy.traced.marks else ())
+        again = trace_graph(
+            cut(teacher, plan), anatomy.traced.example, anatomy.seam.points if anatomy.traced.marks else ()
+        )
     except UnderstudyError:
         return False
     if len(again.nodes) != len(anatomy.traced.nodes):

@@ -116,7 +116,7 @@ def load_teacher(
     model = _checked(model, spec, notes)
     if weights is not None:
         _load_weights(model, Path(weights), spec, notes)
-    elif family in ("timm", "torchvision") and not pretrained:
+    elif family != "own" and not pretrained:
         notes.append("random weights (no pretrained ones): the shapes are right, what it says is not")
     _refuse_broken(model, spec)
     views = views or own_views or ("imagenet" if min(preprocessing.input_size[1:]) >= SMALL_SIDE else "pad_crop")
@@ -302,9 +302,10 @@ def _torchvision(name: str, kwargs: Mapping[str, Any], pretrained: bool) -> _Bui
 
 
 def _demo(name: str, kwargs: Mapping[str, Any], pretrained: bool) -> _Built:
-    demo = importlib.import_module("understudy.demo")
-    model, preprocessing = demo.load(name)
-    return (model if pretrained else demo.build(name, **kwargs)), preprocessing, "patches"
+    networks = importlib.import_module("understudy.demo.networks")
+    # Without trained weights nothing is read from a file: a result folder must load where only the code is.
+    model, said = networks.load(name) if pretrained else (networks.build(name, **kwargs), networks.PREPROCESSING)
+    return model, Preprocessing.from_json(said), "patches"
 
 
 def _called(build: Callable[..., Any], what: str, options: Mapping[str, Any]) -> _Built:

@@ -36,7 +36,9 @@ def run(
         keep_width = 0.5
     teacher = load_teacher(f"demo:{name}")
     base = PRESETS["paper"]
-    config = replace(base, views=teacher.views, steps=STEPS if steps is None else steps, seed=base.seed if seed is None else seed)
+    config = replace(
+        base, views=teacher.views, steps=STEPS if steps is None else steps, seed=base.seed if seed is None else seed
+    )
     x, y = demo.test_set()
     test = read_images(x, teacher.preprocessing)
     few = read_images(demo.few_images(images, config.seed), teacher.preprocessing)
@@ -46,4 +48,3 @@ def run(
     )  # fmt: skip
     raw = accuracy(teacher.model, cut(teacher.model, result.plan), test, y.tolist())
     return result, raw.top1_student
-

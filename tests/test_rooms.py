@@ -1,0 +1,115 @@
+"""What each room may not import, and the names and flags that users rely on: both are frozen here."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "understudy"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# room -> what it must not import from the package
+FORBIDDEN = {
+    "errors": {"*"},
+    "guard": {"*", "-errors"},
+    "report": {"*", "-errors"},
+    "seam": {"*", "-errors"},
+    "channels": {"*"},
+    "trace": {"*", "-errors", "-guard", "-seam"},
+    "operators": {"*", "-channels", "-trace"},
+    "graph": {"*", "-channels", "-operators", "-seam", "-trace"},
+    "plan": {"*", "-errors", "-seam"},
+    "cut": {"*", "-errors", "-guard", "-plan"},
+    "images": {"*", "-augment", "-errors"},
+    "augment": {"*"},
+    "teachers": {"*", "-augment", "-errors", "-guard", "-images", "-demo"},
+    "mimic": {"*", "-augment", "-errors", "-guard", "-seam"},
+    "replace": {"*", "-errors", "-guard", "-seam", "-verify"},
+    "verify": {"*", "-errors", "-guard", "-seam", "-images"},
+    "store": {"compress", "cli", "mimic", "planner", "graph", "anatomy"},
+}
+LIBRARIES = {"timm": {"teachers"}, "torchvision.models": {"teachers"}, "transformers": {"teachers"}, "pickle": set()}
+
+
+def imported(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def rooms_of(names: set[str]) -> set[str]:
+    known = {p.stem for p in FILES} | {"demo", "recover"}
+    return {part for name in names if name.startswith("understudy") for part in name.split(".")[1:] if part in known}
+
+
+@pytest.mark.parametrize("room", FORBIDDEN)
+def test_no_forbidden_arrow(room):
+    rule = FORBIDDEN[room]
+    allowed = {r[1:] for r in rule if r.startswith("-")}
+    found = rooms_of(imported(next(p for p in FILES if p.stem == room))) - {room, "recover"}
+    bad = found - allowed if "*" in rule else found & rule
+    assert not bad, f"{room} must not import {sorted(bad)}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_libraries_keep_to_their_rooms(path):
+    for library, rooms in LIBRARIES.items():
+        uses = any(f"{n}.".startswith(f"{library}.") for n in imported(path))
+        assert not uses or path.stem in rooms, f"{path.stem} imports {library}"
+    text = path.read_text()
+    assert "from torchvision import models" not in text or path.stem == "teachers"
+
+
+def test_importing_the_package_imports_no_torch():
+    code = "import sys, understudy, understudy.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_public_names():
+    import understudy
+
+    assert understudy.__all__ == [
+        "Anatomy", "MimicConfig", "PRESETS", "Plan", "Preprocessing", "Report", "Result", "SCORES", "Seam", "SeamPoint",
+        "Teacher", "UnderstudyError", "capturing", "check_cut", "compress", "count", "cut", "figures", "find_seam",
+        "inspect", "load", "load_teacher", "make_plan", "mimic", "own_teacher", "read_images", "read_plan", "replace",
+        "replan", "save", "split", "trace",
+    ]  # fmt: skip
+    import understudy.cut
+
+    for name in understudy.__all__:
+        assert callable(getattr(understudy, name)) or isinstance(getattr(understudy, name), dict)
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = understudy.nothing
+
+
+BUDGET = """--keep --keep-width --scheme --spare-ends --no-spare-ends --drop --pin --exclude --min-channels --divisor
+    --importance"""
+TEACHER = "--weights --pretrained --no-pretrained --num-classes --input-size --seam --threads"
+FLAGS = {
+    "inspect": TEACHER,
+    "plan": f"{BUDGET} {TEACHER} --out --seed --force --no-force",
+    "compress": f"""{BUDGET} {TEACHER} --out --plan --preset --steps --seed --device --precision --views --held-out
+        --held-out-share --labelled --mean --std --resize --force --no-force""",
+    "verify": "--teacher --labelled --weights --pretrained --no-pretrained --device --threads",
+    "demo": "--teacher --keep --keep-width --images --steps --seed --out --force --no-force --threads",
+}
+
+
+def test_commands_and_flags():
+    import typer.main
+
+    from understudy.cli import app
+
+    commands = typer.main.get_command(app).commands
+    found = {
+        name: {o for p in command.params for o in (*p.opts, *p.secondary_opts) if o.startswith("--")} - {"--help"}
+        for name, command in commands.items()
+    }
+    assert found == {name: set(flags.split()) for name, flags in FLAGS.items()}
+    assert all((command.epilog or "").startswith("Example: understudy ") for command in commands.values())
