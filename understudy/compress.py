@@ -11,7 +11,7 @@ from torch import nn
 
 from understudy import laws, store
 from understudy.anatomy import trace
-from understudy.cost import count
+from understudy.cost import count, count_teacher
 from understudy.cut import cut
 from understudy.errors import InputError, LawBroken
 from understudy.images import ImageSet, Preprocessing, read_images, split
@@ -97,7 +97,7 @@ def compress(
     say("cutting")
     student = cut(model, plan)
     law = laws.check_cut(anatomy, plan, model, student)
-    before, after = count(model, example), count(student, example)
+    before, after = count_teacher(model, anatomy), count(student, example)
     laws.check_budget(plan, before, after)
 
     say(f"mimicking {config.steps} steps on {len(few)} images")

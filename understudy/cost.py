@@ -14,37 +14,13 @@ from torch import nn
 from torch.fx import Node
 
 from understudy.graph import Anatomy
-from understudy.operators import _arg
+from understudy.operators import argument
 from understudy.trace import Traced, operator, shape, trace_graph
 
-_FREE = {
-    "getitem",
-    "alias",
-    "detach",
-    "dropout",
-    "seam_mark",
-    "contiguous",
-    "clone",
-    "to",
-    "_assert_tensor_metadata",
-} | set(
-    [
-        "view",
-        "reshape",
-        "flatten",
-        "unflatten",
-        "squeeze",
-        "unsqueeze",
-        "permute",
-        "transpose",
-        "t",
-        "chunk",
-        "split",
-        "split_with_sizes",
-        "slice",
-        "select",
-        "expand",
-    ]
+# Operators that move or copy numbers, or do nothing here: there is nothing to count.
+_FREE = frozenset(
+    """alias chunk clone contiguous detach dropout expand flatten getitem permute reshape seam_mark select slice split
+    split_with_sizes squeeze t to transpose unflatten unsqueeze view _assert_tensor_metadata""".split()
 )
 
 
@@ -88,6 +64,11 @@ def count_traced(traced: Traced) -> Cost:
     return Cost(round(macs / traced.batch), params, dict(sorted(uncounted.items())))
 
 
+def count_teacher(teacher: nn.Module, anatomy: Anatomy) -> Cost:
+    """Cost of the uncut teacher, with the blocks that its anatomy leaves out."""
+    return count(teacher, anatomy.traced.example) if anatomy.dropped else count_traced(anatomy.traced)
+
+
 def terms(anatomy: Anatomy) -> list[Term]:
     """The counted operators with the axes on which their cost depends."""
     found = []
@@ -127,7 +108,7 @@ def _cut_axes(anatomy: Anatomy, node: Node) -> list[np.ndarray | None]:
     if name.startswith("conv"):
         x, weight = node.args[0], node.args[1]
         at = len(shape(node)) - (len(shape(weight)) - 1)
-        groups = node.args[8] if name == "convolution" else _arg(node, 6, "groups", 1)
+        groups = node.args[8] if name == "convolution" else argument(node, 6, "groups", 1)
         made = anatomy.axes[node][at]
         if groups > 1:  # whole groups go: what each output reads stays as it is
             transposed = name.startswith("conv_transpose") or (name == "convolution" and node.args[6])

@@ -35,7 +35,7 @@ class Reader(Protocol):
 Rule = Callable[[Reader, Node], Any]
 
 
-def _arg(node: Node, index: int, name: str, default: Any = None) -> Any:
+def argument(node: Node, index: int, name: str, default: Any = None) -> Any:
     return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
 
 
@@ -104,11 +104,11 @@ def pad(reader: Reader, node: Node) -> Axes:
 
 
 def conv(reader: Reader, node: Node) -> Axes:
-    return _conv(reader, node, groups=_arg(node, 6, "groups", 1), transposed=False)
+    return _conv(reader, node, groups=argument(node, 6, "groups", 1), transposed=False)
 
 
 def conv_transpose(reader: Reader, node: Node) -> Axes:
-    return _conv(reader, node, groups=_arg(node, 6, "groups", 1), transposed=True)
+    return _conv(reader, node, groups=argument(node, 6, "groups", 1), transposed=True)
 
 
 def convolution(reader: Reader, node: Node) -> Axes:
@@ -116,7 +116,7 @@ def convolution(reader: Reader, node: Node) -> Axes:
 
 
 def _conv(reader: Reader, node: Node, groups: int, transposed: bool) -> Axes:
-    x, weight, bias = node.args[0], node.args[1], _arg(node, 2, "bias")
+    x, weight, bias = node.args[0], node.args[1], argument(node, 2, "bias")
     channels, axes, w = reader.channels, reader.axes(x), reader.axes(weight)
     unknown = _why(reader, node, "meets a convolution whose weight could not be followed")
     at = len(axes) - (len(w) - 1)
@@ -153,7 +153,7 @@ def _tie_groups(reader: Reader, node: Node, source: Ids | None, made: Ids | None
 
 
 def linear(reader: Reader, node: Node) -> Axes:
-    x, weight, bias = node.args[0], node.args[1], _arg(node, 2, "bias")
+    x, weight, bias = node.args[0], node.args[1], argument(node, 2, "bias")
     axes, w = reader.axes(x), reader.axes(weight)
     unknown = _why(reader, node, "meets a linear layer whose weight could not be followed")
     if shape(x)[-1] > 1:
@@ -208,7 +208,7 @@ def layer_norm(reader: Reader, node: Node) -> Axes:
     """Its statistics run over the kept channels only: the check of the cut does the same."""
     axes, normalized = list(reader.axes(node.args[0])), node.args[1]
     first = len(axes) - len(normalized)
-    tensors = [t for t in (_arg(node, 2, "weight"), _arg(node, 3, "bias")) if isinstance(t, Node)]
+    tensors = [t for t in (argument(node, 2, "weight"), argument(node, 3, "bias")) if isinstance(t, Node)]
     for tensor in tensors:
         for i, ids in enumerate(reader.axes(tensor)):
             if shape(tensor)[i] > 1:
@@ -223,7 +223,7 @@ def layer_norm(reader: Reader, node: Node) -> Axes:
 def group_norm(reader: Reader, node: Node) -> Axes:
     """Whole groups go or stay, so that each remaining group keeps its statistics; one group is a layer norm."""
     axes, groups = list(reader.axes(node.args[0])), node.args[1]
-    tensors = [t for t in (_arg(node, 2, "weight"), _arg(node, 3, "bias")) if isinstance(t, Node)]
+    tensors = [t for t in (argument(node, 2, "weight"), argument(node, 3, "bias")) if isinstance(t, Node)]
     for tensor in tensors:
         reader.channels.join(axes[1], reader.axes(tensor)[0], _why(reader, node, "normalised by an unread tensor"))
     if axes[1] is None:
@@ -252,7 +252,7 @@ def softmax(reader: Reader, node: Node) -> Axes:
 
 def reduce(reader: Reader, node: Node) -> Axes:
     """mean, sum, amax...: an axis is reduced away. Over channels it would see fewer of them, so they are pinned."""
-    axes, dims = list(reader.axes(node.args[0])), _arg(node, 1, "dim")
+    axes, dims = list(reader.axes(node.args[0])), argument(node, 1, "dim")
     dims = list(range(len(axes))) if dims is None or dims == [] else [dims] if isinstance(dims, int) else list(dims)
     dims = [d % len(axes) for d in dims]
     for d in dims:
@@ -277,7 +277,7 @@ def transpose(reader: Reader, node: Node) -> Axes:
 
 
 def cat(reader: Reader, node: Node) -> Axes:
-    tensors, dim = [t for t in node.args[0] if shape(t) != (0,)], _arg(node, 1, "dim", 0)
+    tensors, dim = [t for t in node.args[0] if shape(t) != (0,)], argument(node, 1, "dim", 0)
     dim %= len(shape(node))
     result: Axes = []
     for axis in range(len(shape(node))):
@@ -306,7 +306,7 @@ def _concatenate(reader: Reader, node: Node, parts: list[tuple[int, Ids | None]]
 
 
 def stack(reader: Reader, node: Node) -> Axes:
-    dim = _arg(node, 1, "dim", 0) % len(shape(node))
+    dim = argument(node, 1, "dim", 0) % len(shape(node))
     tensors = [reader.axes(t) for t in node.args[0]]
     axes = list(tensors[0])
     for other in tensors[1:]:
@@ -320,7 +320,7 @@ def stack(reader: Reader, node: Node) -> Axes:
 def split(reader: Reader, node: Node) -> list[Axes]:
     """chunk, split by one size, split by many. Pieces of one size stay equal, so their channels are joined."""
     axes, arg = list(reader.axes(node.args[0])), node.args[1]
-    dim = _arg(node, 2, "dim", 0) % len(axes)
+    dim = argument(node, 2, "dim", 0) % len(axes)
     sizes = [int(v.shape[dim]) for v in node.meta["val"]]
     ids = axes[dim]
     if ids is None:
@@ -346,11 +346,11 @@ def getitem(reader: Reader, node: Node) -> Any:
 
 
 def slice_(reader: Reader, node: Node) -> Axes:
-    axes, dim = list(reader.axes(node.args[0])), _arg(node, 1, "dim", 0)
+    axes, dim = list(reader.axes(node.args[0])), argument(node, 1, "dim", 0)
     ids, size = axes[dim], shape(node.args[0])[dim]
     if ids is None:
         return axes
-    start, end, step = (_arg(node, i, n) for i, n in ((2, "start"), (3, "end"), (4, "step")))
+    start, end, step = (argument(node, i, n) for i, n in ((2, "start"), (3, "end"), (4, "step")))
     start, end, step = slice(start, end, step).indices(size)
     axes[dim] = ids[start:end:step]
     if step != 1:

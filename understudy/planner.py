@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from understudy.cost import count_traced, terms
+from understudy.cost import count_teacher, count_traced, terms
 from understudy.errors import PlanError
 from understudy.graph import Anatomy, Group
 from understudy.plan import Plan, check_teacher, describe
@@ -65,7 +65,7 @@ def make_plan(
             g.name: max(floors[g.name], _round(g, math.ceil(g.width * keep_width - 1e-9), asked)) for g in eligible
         }
     elif keep is not None and keep < 1:
-        widths = _fit(anatomy, eligible, ranks, floors, keep, asked, _teacher_macs(teacher, anatomy))
+        widths = _fit(anatomy, eligible, ranks, floors, keep, asked, count_teacher(teacher, anatomy).macs)
     return resolve(teacher, anatomy, widths, ranks, asked=asked, source=source, notes=notes)
 
 
@@ -127,7 +127,7 @@ def resolve(
     """The plan that keeps, of each group in `widths`, that many units of lowest rank."""
     keep = {n: np.flatnonzero(ranks[n] < w).tolist() for n, w in widths.items()}
     slices, edits = selections(anatomy, keep)
-    before = _teacher_macs(teacher, anatomy)
+    before = count_teacher(teacher, anatomy).macs
     after = _Costs(anatomy, {n: ranks[n] for n in widths}).macs(widths)
     return Plan(
         teacher=describe(teacher, source),
@@ -287,15 +287,6 @@ def _round(group: Group, units: int, asked: dict[str, Any]) -> int:
     if asked["divisor"] > 1:
         channels = math.ceil(channels / asked["divisor"] - 1e-9) * asked["divisor"]
     return min(group.width, max(1, math.ceil(channels / each - 1e-9)))
-
-
-def _teacher_macs(teacher: nn.Module, anatomy: Anatomy) -> int:
-    """The uncut teacher's MACs, with the blocks that the anatomy leaves out."""
-    if not anatomy.dropped:
-        return count_traced(anatomy.traced).macs
-    from understudy.cost import count
-
-    return count(teacher, anatomy.traced.example).macs
 
 
 def _fit(

@@ -1,6 +1,5 @@
 """The demonstration: one embedded teacher, a few unlabelled patches, ten thousand labelled ones to measure on."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ from understudy import demo
 from understudy.compress import Result, compress
 from understudy.cut import cut
 from understudy.images import read_images
-from understudy.recover.mimic import PRESETS
+from understudy.recover.mimic import preset
 from understudy.teachers import load_teacher
 from understudy.verify import accuracy
 
@@ -35,10 +34,7 @@ def run(
     if keep is None and keep_width is None:
         keep_width = 0.5
     teacher = load_teacher(f"demo:{name}")
-    base = PRESETS["paper"]
-    config = replace(
-        base, views=teacher.views, steps=STEPS if steps is None else steps, seed=base.seed if seed is None else seed
-    )
+    config = preset("paper", views=teacher.views, steps=STEPS if steps is None else steps, seed=seed)
     x, y = demo.test_set()
     test = read_images(x, teacher.preprocessing)
     few = read_images(demo.few_images(images, config.seed), teacher.preprocessing)

@@ -117,7 +117,7 @@ def _facts(name: str, model: nn.Module, config: TrainConfig, minutes: float, com
     right = correct(model, x, y)
     return {
         "teacher": name,
-        "top1_test": 100 * right.float().mean().item(),
+        "top1_test": round(100 * right.double().mean().item(), 2),
         "test_patches": len(y),
         "right_of_first_2000": int(right[:2000].sum()),
         "test_sha256": photographs.test_hash(),

@@ -7,7 +7,7 @@ Not covered: several devices at once, mixing of images (mixup, cutmix), any othe
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
 from typing import Any, Protocol
 
@@ -116,6 +116,16 @@ class MimicConfig:
 
 
 PRESETS = {"paper": MimicConfig()}
+
+
+def preset(name: str, **changes: Any) -> MimicConfig:
+    """The named recipe with `changes`; a change to None leaves the recipe's own value.
+
+    Raises: InputError for an unknown name, or options that do not fit.
+    """
+    if name not in PRESETS:
+        raise InputError(f"configuring mimic: there is no preset {name!r}; expected one of {', '.join(PRESETS)}")
+    return replace(PRESETS[name], **{k: v for k, v in changes.items() if v is not None})
 
 
 class Source(Protocol):
