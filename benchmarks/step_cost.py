@@ -26,7 +26,8 @@ from understudy.anatomy import trace
 from understudy.cut import cut
 from understudy.images import Preprocessing, read_images
 from understudy.planner import make_plan
-from understudy.recover.mimic import MimicConfig, mimic
+from understudy.recover.config import MimicConfig
+from understudy.recover.mimic import mimic
 from understudy.seam import Seam, capturing
 
 _IMAGENET = Preprocessing(input_size=(3, 224, 224), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), resize=256)

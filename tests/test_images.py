@@ -9,6 +9,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms._presets import ImageClassification
 
+from understudy import decode, preprocessing, sources
 from understudy import images as images_module
 from understudy.errors import InputError
 from understudy.images import ImageSet, Preprocessing, Split, read_images, split
@@ -584,8 +585,9 @@ def test_split_is_plain_data():
     assert Split([0], [1], [2]) == Split([0], [1], [2])
 
 
-def test_the_room_imports_no_network_and_no_timm():
-    source = Path(images_module.__file__).read_text()
+@pytest.mark.parametrize("room", [images_module, sources, decode, preprocessing], ids=lambda room: room.__name__)
+def test_the_rooms_import_no_network_and_no_timm(room):
+    source = Path(room.__file__).read_text()
     for word in ("urllib", "requests", "timm", "torchvision.models", "torchvision.datasets", "huggingface"):
         assert f"import {word}" not in source
         assert f"from {word}" not in source

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from understudy.errors import InputError, UnsupportedModel
 from understudy.images import Preprocessing, read_images
-from understudy.recover.mimic import PRESETS, MimicConfig, mimic
+from understudy.recover.config import PRESETS, MimicConfig
+from understudy.recover.mimic import mimic
 from understudy.seam import Seam, SeamPoint
 
 

@@ -7,10 +7,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from understudy import teachers
+from understudy import builders
 from understudy.errors import InputError, UnsupportedModel
 from understudy.images import Preprocessing
 from understudy.teachers import OWN_PREPROCESSING, build_architecture, load_teacher, own_teacher
+from understudy.weights import load_weights
 
 TIMM, VISION = "timm:test_resnet", "torchvision:shufflenet_v2_x0_5"
 
@@ -69,9 +70,9 @@ def offline(monkeypatch):
     """No test reaches the network, wherever it runs; the servers' silence is immediate."""
 
     def refuse(*args, **kwargs):
-        raise teachers.urllib.error.URLError("no network in tests")
+        raise builders.urllib.error.URLError("no network in tests")
 
-    monkeypatch.setattr(teachers.urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(builders.urllib.request, "urlopen", refuse)
 
 
 def refused(match: str, *args, kind: type[Exception] = InputError, **kwargs) -> str:
@@ -94,7 +95,7 @@ def test_timm_with_its_own_configuration():
 
 def test_torchvision_with_its_own_configuration():
     teacher = load_teacher(VISION, pretrained=False)
-    expected = Preprocessing((3, 224, 224), teachers.IMAGENET_MEAN, teachers.IMAGENET_STD, 256, "bilinear")
+    expected = Preprocessing((3, 224, 224), builders.IMAGENET_MEAN, builders.IMAGENET_STD, 256, "bilinear")
     assert teacher.preprocessing == expected
     v2 = load_teacher("torchvision:mobilenet_v2.IMAGENET1K_V2", pretrained=False)
     assert v2.preprocessing.resize == 232
@@ -130,7 +131,7 @@ def test_unknown_names(spec, words):
 
 @pytest.mark.parametrize("spec", [TIMM, VISION])
 def test_pretrained_without_network(spec, monkeypatch, tmp_path):
-    monkeypatch.setattr(teachers.torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(builders.torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *a, **k: None)
     said = refused("cannot be reached", spec)
     assert "--weights FILE" in said
@@ -151,11 +152,11 @@ def test_timm_takes_a_file_that_an_earlier_download_left(monkeypatch, tmp_path):
 
 def test_torchvision_takes_a_file_that_an_earlier_download_left(monkeypatch, tmp_path):
     (tmp_path / "checkpoints").mkdir()
-    monkeypatch.setattr(teachers.torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(builders.torch.hub, "get_dir", lambda: str(tmp_path))
     weights = load_teacher(VISION, pretrained=False).model.state_dict()
     weights["fc.bias"] = torch.full_like(weights["fc.bias"], 7)
     (tmp_path / "checkpoints" / "shufflenetv2_x0.5-f707e7126e.pth").touch()
-    enum = type(teachers.importlib.import_module("torchvision").models.get_model_weights("shufflenet_v2_x0_5").DEFAULT)
+    enum = type(builders.importlib.import_module("torchvision").models.get_model_weights("shufflenet_v2_x0_5").DEFAULT)
     monkeypatch.setattr(enum, "get_state_dict", lambda *a, **k: weights)
     assert (load_teacher(VISION).model.fc.bias == 7).all()
 
@@ -260,7 +261,7 @@ def test_published_densenets_have_older_names(tmp_path):
     older = {k.replace("norm1.", "norm.1.").replace("conv2.", "conv.2."): v for k, v in filled(block).items()}
     assert not older.keys() & block.state_dict().keys()
     torch.save(older, tmp_path / "w.pth")
-    teachers._load_weights(block, tmp_path / "w.pth", "any", [])
+    load_weights(block, tmp_path / "w.pth", "any", [])
     assert holds_twos(block)
 
 
@@ -443,7 +444,7 @@ def test_the_record_builds_the_same_architecture(spec, options):
 
 def test_building_again_needs_no_network_nor_weights(monkeypatch):
     record = {"spec": TIMM, "options": {}}
-    monkeypatch.setattr(teachers, "_timm_source", lambda *a: pytest.fail("weights were asked for"))
+    monkeypatch.setattr(builders, "_timm_source", lambda *a: pytest.fail("weights were asked for"))
     assert not build_architecture(record).training
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 _PLACES = {
     "Anatomy": "graph",
-    "MimicConfig": "recover.mimic",
-    "PRESETS": "recover.mimic",
+    "MimicConfig": "recover.config",
+    "PRESETS": "recover.config",
     "Plan": "plan",
-    "Preprocessing": "images",
+    "Preprocessing": "preprocessing",
     "Report": "report",
     "Result": "compress",
     "SCORES": "score",

@@ -14,10 +14,13 @@ from understudy.anatomy import trace
 from understudy.cost import count, count_teacher
 from understudy.cut import cut
 from understudy.errors import InputError, LawBroken
-from understudy.images import ImageSet, Preprocessing, read_images, split
+from understudy.guard import full_copy
+from understudy.images import ImageSet, read_images, split
 from understudy.plan import Plan, check_teacher
 from understudy.planner import make_plan, replan
-from understudy.recover.mimic import PRESETS, MimicConfig, MimicLog, mimic
+from understudy.preprocessing import Preprocessing
+from understudy.recover.config import PRESETS, MimicConfig
+from understudy.recover.mimic import MimicLog, mimic
 from understudy.replace import replace as put_under_head
 from understudy.report import Report, platform_kind, versions
 from understudy.seam import SeamPoint
@@ -181,7 +184,7 @@ def _save(
 ) -> Path:
     """Save, load again by replaying the plan on the teacher's architecture, and compare every tensor."""
     saved = store.save(folder, model=model, plan=plan, report=report, force=force)
-    again = store.load(saved, lambda: teacher)
+    again = store.load(saved, lambda: full_copy(teacher))  # a copy: loading puts it on the CPU
     tensors = dict([*again.named_parameters(), *again.named_buffers()])
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if name not in tensors or not same_bits(tensor, tensors[name]):

@@ -1,5 +1,6 @@
 """One family of exceptions. Each message says what was being done, with which input, what was found
-against what was expected, and what to do next. `exit_code` is what the command line ends with."""
+against what was expected, and what to do next. `exit_code` is what the command line ends with. `one_line` quotes the
+errors of others in such a message."""
 
 
 class UnderstudyError(Exception):
@@ -36,3 +37,8 @@ class BelowThreshold(UnderstudyError):
     """The result is sound but poorer than the user demanded."""
 
     exit_code = 1
+
+
+def one_line(error: BaseException) -> str:
+    """What someone else's error says, short enough to stand inside a message of ours."""
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]

@@ -7,7 +7,7 @@ from understudy import demo
 from understudy.compress import Result, compress
 from understudy.cut import cut
 from understudy.images import read_images
-from understudy.recover.mimic import preset
+from understudy.recover.config import preset
 from understudy.teachers import load_teacher
 from understudy.verify import accuracy
 

@@ -1,0 +1,286 @@
+"""From what names a teacher to a built model and its preprocessing: timm, torchvision, the demo, or one's own function.
+
+Only this file imports timm and torchvision.models. It reads no weights file that a user names (`weights` does), and
+leaves the checks of the model, and what a user says about the images, to `teachers`.
+"""
+
+import difflib
+import importlib
+import importlib.util
+import re
+import sys
+import traceback
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from understudy.augment import VIEWS
+from understudy.errors import InputError, UnderstudyError, one_line
+from understudy.preprocessing import INTERPOLATIONS, Preprocessing
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # Source: torchvision's presets.
+IMAGENET_STD = (0.229, 0.224, 0.225)
+OWN_PREPROCESSING = Preprocessing((3, 224, 224), IMAGENET_MEAN, IMAGENET_STD)
+PROBE_SECONDS = 5  # To find out whether a weights server answers; timm's own retries take 45 s to give up.
+# Its ImageNet rescaling inside, as torchvision builds them with its weights; auxiliary heads never run in a teacher.
+_TORCHVISION_KWARGS = {
+    name: {"aux_logits": False, "init_weights": False, "transform_input": True}
+    for name in ("googlenet", "inception_v3")
+}
+# Options of the libraries' builders that read files or the network: not for a builder, least of all from a folder.
+_LOADING = ("weights", "weights_backbone", "checkpoint_path", "cache_dir", "progress")
+# Frames of an error's path that a user cannot do anything about.
+_OURS = {str(Path(__file__).with_name(f"{room}.py")) for room in ("builders", "teachers", "weights")}
+
+Built = tuple[nn.Module, Preprocessing, str | None]
+"""The model, how its images are to be prepared, and its views where it names them."""
+
+
+def build_model(spec: str, family: str, name: str, options: Mapping[str, Any], pretrained: bool) -> Built:
+    kwargs = {k: options[k] for k in ("num_classes", "in_chans") if k in options}
+    kwargs.update(options.get("model_kwargs", {}))
+    loading = sorted(k for k in kwargs if k in _LOADING or k.startswith("pretrained"))
+    if loading:
+        raise InputError(f"building {spec}: found the options {loading}, which load files; use --weights for that")
+    try:
+        if family == "timm":
+            return _timm(name, kwargs, pretrained)
+        if family == "torchvision":
+            return _torchvision(name, kwargs, pretrained)
+        if family == "demo":
+            return _demo(name, kwargs, pretrained)
+    except UnderstudyError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"building {spec} with {kwargs or 'no options'}: {one_line(error)}; check name and options"
+        ) from error
+    return called(_function(spec), spec, options)
+
+
+def _timm(name: str, kwargs: Mapping[str, Any], pretrained: bool) -> Built:
+    import timm
+    from timm.data import resolve_data_config
+
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        raise InputError(_unknown("timm", architecture, timm.list_models()))
+    tags = [n.partition(".")[2] for n in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in tags:
+        raise InputError(
+            f"loading timm:{name}: there are no weights {tag!r}, expected one of {', '.join(tags) or 'none'}"
+        )
+    overlay = None
+    if pretrained:
+        config = timm.models.get_pretrained_cfg(name)
+        classes = kwargs.get("num_classes", config.num_classes)
+        _refuse_new_head(f"timm:{name}", classes, config.num_classes)
+        overlay = _timm_source(name, config)
+    model = timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=overlay, **kwargs)
+    data = resolve_data_config({}, model=model)
+    channels, height, width = data["input_size"]
+    resize: int | None = int(min(height, width) / data["crop_pct"])  # rounded down, as timm's own transforms do
+    if data["crop_mode"] != "center" or height != width:
+        resize = None  # "squash" is exactly this at crop_pct 1; "border" is not imitated
+    mean, std = (per_channel(data[k], channels) for k in ("mean", "std"))
+    interpolation = data["interpolation"] if data["interpolation"] in INTERPOLATIONS else "bicubic"
+    return model, Preprocessing((channels, height, width), mean, std, resize, interpolation), None
+
+
+def _timm_source(name: str, config: Any) -> dict[str, Any] | None:
+    """Where timm shall take its weights from: a file that an earlier download left, or None (its own way)."""
+    if config.hf_hub_id and not config.custom_load:
+        from huggingface_hub import try_to_load_from_cache
+
+        names = [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+        repo, _, revision = config.hf_hub_id.partition("@")
+        for file in names:
+            cached = try_to_load_from_cache(repo, file, revision=revision or None)
+            if isinstance(cached, str):
+                return {"file": cached}
+    if not (config.hf_hub_id or config.url or config.file):
+        raise InputError(f"loading timm:{name}: timm has no weights for it; use --weights FILE or --no-pretrained")
+    if config.hf_hub_id:
+        from huggingface_hub.constants import ENDPOINT
+
+        _reach(f"timm:{name}", f"{ENDPOINT}/{config.hf_hub_id}")
+    elif not _in_hub_cache(config.url):
+        _reach(f"timm:{name}", config.url)
+    return None
+
+
+def _torchvision(name: str, kwargs: Mapping[str, Any], pretrained: bool) -> Built:
+    from torchvision import models
+
+    architecture, _, tag = name.partition(".")
+    if architecture not in models.list_models(module=models):
+        raise InputError(_unknown("torchvision", architecture, models.list_models(module=models)))
+    if "in_chans" in kwargs:
+        raise InputError(
+            f"loading torchvision:{name}: torchvision builds no other input than 3 channels, found in_chans "
+            f"{kwargs['in_chans']}; use the timm model, or a builder of your own"
+        )
+    available = models.get_model_weights(architecture)
+    if tag and tag not in available.__members__:
+        tags = ", ".join(available.__members__)
+        raise InputError(f"loading torchvision:{name}: there are no weights {tag!r}, expected one of {tags}")
+    weights = available[tag] if tag else available.DEFAULT
+    kwargs = {**_TORCHVISION_KWARGS.get(architecture, {}), **kwargs}
+    if pretrained:
+        classes = len(weights.meta["categories"])
+        _refuse_new_head(f"torchvision:{name}", kwargs.get("num_classes", classes), classes)
+        if not _in_hub_cache(weights.url):
+            _reach(f"torchvision:{name}", weights.url)
+        kwargs = {k: v for k, v in kwargs.items() if k not in ("aux_logits", "init_weights")}
+    model = models.get_model(architecture, weights=weights if pretrained else None, **kwargs)
+    for head in ("aux1", "aux2", "AuxLogits"):
+        if pretrained and hasattr(model, head):
+            model.aux_logits = False
+            setattr(model, head, None)
+    preset = weights.transforms()
+    crop, resize = preset.crop_size[0], preset.resize_size[0]
+    interpolation = preset.interpolation.value
+    return model, Preprocessing((3, crop, crop), preset.mean, preset.std, resize, interpolation), None
+
+
+def _demo(name: str, kwargs: Mapping[str, Any], pretrained: bool) -> Built:
+    networks = importlib.import_module("understudy.demo.networks")
+    # Without trained weights nothing is read from a file: a result folder must load where only the code is.
+    model, said = networks.load(name) if pretrained else (networks.build(name, **kwargs), networks.PREPROCESSING)
+    return model, Preprocessing.from_json(said), "patches"
+
+
+def called(build: Callable[..., Any], what: str, options: Mapping[str, Any]) -> Built:
+    """What an own builder returned, in the form of the contract."""
+    kwargs = {k: options[k] for k in ("num_classes", "in_chans") if k in options}
+    try:
+        made = build(**kwargs, **options.get("model_kwargs", {}))
+    except UnderstudyError:
+        raise
+    except (Exception, SystemExit) as error:
+        given = f" called with {kwargs}" if kwargs else ""
+        raise InputError(f"building the teacher {what}{given}: {one_line(error)}{_where(error)}") from error
+    model, said = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(model, nn.Module) or not isinstance(said, (Preprocessing, Mapping, type(None))):
+        found = type(made).__name__ + (f" of {[type(m).__name__ for m in made]}" if isinstance(made, tuple) else "")
+        raise InputError(
+            f"building the teacher {what}: it returned a {found}, expected an nn.Module, or a tuple of one and a "
+            "Preprocessing (or a dict of its fields)"
+        )
+    if not isinstance(said, Mapping):
+        return model, said or OWN_PREPROCESSING, None
+    said = dict(said)
+    views = said.pop("views", None)
+    if views is not None and views not in VIEWS:
+        raise InputError(f"building the teacher {what}: found views {views!r}, expected one of {', '.join(VIEWS)}")
+    try:
+        return model, Preprocessing.from_json({**OWN_PREPROCESSING.to_json(), **said}), views
+    except InputError as error:
+        raise InputError(f"building the teacher {what}: {error}") from error
+
+
+def _function(spec: str) -> Callable[..., Any]:
+    place, _, name = spec.rpartition(":")
+    path = Path(place)
+    if place.endswith(".py") and not path.is_file():
+        raise InputError(f"loading the teacher {spec}: there is no file {place}; check the path")
+    try:
+        with _importable(path.parent if place.endswith(".py") else Path()):
+            module = _run_file(path) if place.endswith(".py") else importlib.import_module(place)
+    except (Exception, SystemExit) as error:
+        raise InputError(f"loading the teacher {spec}: importing {place}: {one_line(error)}{_where(error)}") from error
+    build = getattr(module, name, None)
+    if not callable(build):
+        functions = [
+            k for k, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__
+        ]
+        raise InputError(
+            f"loading the teacher {spec}: found no function {name!r} in {place}, expected one of its own: "
+            f"{', '.join(functions[:5]) or 'it has none'}"
+        )
+
+    def build_there(**kwargs: Any) -> Any:
+        with _importable(path.parent if place.endswith(".py") else Path()):  # for imports inside the function
+            return build(**kwargs)
+
+    return build_there
+
+
+def _run_file(path: Path) -> Any:
+    # The name depends on the file's name only, so that a class is called the same wherever the file lies.
+    name = f"understudy_teacher_{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}"
+    found = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(found)
+    before = sys.modules.get(name)
+    sys.modules[name] = module
+    try:
+        found.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(name)
+        if before is not None:
+            sys.modules[name] = before
+        raise
+    return module
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Modules beside a user's file can be imported inside; the search path is as before afterwards."""
+    before = list(sys.path)
+    sys.path.insert(0, str(folder.resolve()))
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
+
+
+def _refuse_new_head(spec: str, asked: int, there: int) -> None:
+    if asked != there:
+        raise InputError(
+            f"loading {spec}: its pretrained weights have {there} classes, found num_classes {asked}: the head would "
+            "be untrained; give --weights FILE with your own, or --no-pretrained"
+        )
+
+
+def _in_hub_cache(url: str) -> bool:
+    return (Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]).is_file()
+
+
+def _reach(spec: str, url: str) -> None:
+    """Raises InputError at once when the server does not answer; any answer, also a refusal, counts."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PROBE_SECONDS).close()
+    except urllib.error.HTTPError:
+        return
+    except OSError as error:
+        raise InputError(
+            f"loading {spec}: its pretrained weights are not in the local cache, and {url} cannot be reached "
+            f"({getattr(error, 'reason', error)}); give --weights FILE, or --no-pretrained for random weights"
+        ) from error
+
+
+def _unknown(library: str, name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, 5) or [n for n in known if n.startswith(name)][:5]
+    return f"loading {library}:{name}: {library} has no such classifier" + (
+        f"; close to it: {', '.join(near)}" if near else f"; it has {len(known)}, such as {', '.join(known[:3])}"
+    )
+
+
+def _where(error: BaseException) -> str:
+    """The last line of the error's path that lies in a file, for someone to look at."""
+    frames = [
+        f
+        for f in traceback.extract_tb(error.__traceback__)
+        if not f.filename.startswith("<") and f.filename not in _OURS
+    ]
+    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""

@@ -1,0 +1,114 @@
+"""How to mimic: the options, each with the source of its default, and the recipes that have a name."""
+
+from dataclasses import asdict, dataclass, field, replace
+from math import isfinite
+from typing import Any
+
+import torch
+
+from understudy.errors import InputError
+
+_MIR = "cited: MiR, arXiv 2201.02620, as read in its public re-implementations"
+PRECISIONS = {"float32": torch.float32, "bf16": torch.float32, "float64": torch.float64}
+
+
+def _constant(default: Any, source: str) -> Any:
+    return field(default=default, metadata={"source": source})
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+
+
+def _is_device(text: str) -> bool:
+    try:
+        torch.device(text)
+    except (RuntimeError, TypeError):
+        return False
+    return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class MimicConfig:
+    """How to mimic; each field carries the source of its default in its metadata ("cited", "measured", "assumption").
+
+    steps: optimiser steps, never epochs. batch_size: images a step; all of them when there are fewer.
+    lr, momentum, weight_decay: of SGD, weight decay on every body parameter. milestones: shares of `steps` at which
+    lr is multiplied by gamma. norm_mode: "train" normalises with batch statistics and updates the running ones,
+    "eval" leaves both alone. views: name in `augment.VIEWS`; it belongs to the teacher's task, not to the recipe.
+    seed: of the batches, the views and whatever else is random. device: None means where the student is.
+    precision: "float32", "float64" or "bf16" (autocast; weights stay float32).
+
+    Raises: InputError with every fault found, on construction.
+    """
+
+    steps: int = _constant(2000, _MIR)
+    batch_size: int = _constant(64, _MIR)
+    lr: float = _constant(0.02, _MIR)
+    momentum: float = _constant(0.9, _MIR)
+    weight_decay: float = _constant(1e-4, _MIR)
+    milestones: tuple[float, ...] = _constant((0.4, 0.8), _MIR)
+    gamma: float = _constant(0.1, _MIR)
+    norm_mode: str = _constant("train", _MIR)
+    views: str = _constant("imagenet", _MIR + "; for ImageNet teachers")
+    seed: int = _constant(2021, _MIR + "; first of its five seeds")
+    device: str | None = _constant(None, "assumption: the student already is where it should train")
+    precision: str = _constant("float32", "assumption: the paper names none; the default of its time")
+
+    def __post_init__(self) -> None:
+        if isinstance(self.milestones, list):
+            object.__setattr__(self, "milestones", tuple(self.milestones))
+        faults = [f"{text}, found {getattr(self, name)!r}" for name, ok, text in self._rules() if not ok]
+        if faults:
+            raise InputError("configuring mimic: " + "; ".join(faults))
+
+    def _rules(self) -> list[tuple[str, bool, str]]:
+        marks, whole, number = self.milestones, _whole, _number
+        rising = isinstance(marks, tuple) and all(number(m) and 0 < m < 1 for m in marks)
+        rising = rising and list(marks) == sorted(set(marks))
+        named = self.device is None or _is_device(self.device)
+        return [
+            ("steps", whole(self.steps) and self.steps >= 0, "steps must be a whole number from 0"),
+            ("batch_size", whole(self.batch_size) and self.batch_size > 0, "batch_size must be a whole number from 1"),
+            ("lr", number(self.lr) and self.lr > 0, "lr must be a finite number above 0"),
+            ("momentum", number(self.momentum) and 0 <= self.momentum < 1, "momentum must be in [0, 1)"),
+            ("weight_decay", number(self.weight_decay) and self.weight_decay >= 0, "weight_decay must be 0 or more"),
+            ("milestones", rising, "milestones must be rising shares of the steps between 0 and 1"),
+            ("gamma", number(self.gamma) and 0 < self.gamma <= 1, "gamma must be in (0, 1]"),
+            ("norm_mode", self.norm_mode in ("train", "eval"), "norm_mode must be 'train' or 'eval'"),
+            ("views", isinstance(self.views, str) and bool(self.views), "views must name an entry of augment.VIEWS"),
+            ("seed", whole(self.seed) and 0 <= self.seed < 2**63, "seed must be a whole number from 0 below 2**63"),
+            ("device", named, "device must be None or the name of one, such as 'cpu' or 'cuda:0'"),
+            ("precision", self.precision in PRECISIONS, f"precision must be one of {', '.join(PRECISIONS)}"),
+        ]
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of the step with this number, from 0."""
+        return self.lr * self.gamma ** sum(step >= int(share * self.steps) for share in self.milestones)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"milestones": list(self.milestones)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "MimicConfig":
+        unknown = sorted(set(data) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise InputError(f"configuring mimic: there is no option {', '.join(unknown)}")
+        return cls(**data)
+
+
+PRESETS = {"paper": MimicConfig()}
+
+
+def preset(name: str, **changes: Any) -> MimicConfig:
+    """The named recipe with `changes`; a change to None leaves the recipe's own value.
+
+    Raises: InputError for an unknown name, or options that do not fit.
+    """
+    if name not in PRESETS:
+        raise InputError(f"configuring mimic: there is no preset {name!r}; expected one of {', '.join(PRESETS)}")
+    return replace(PRESETS[name], **{k: v for k, v in changes.items() if v is not None})
