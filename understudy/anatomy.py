@@ -7,11 +7,12 @@ import networkx
 import torch
 from torch import nn
 from torch.fx import Node
+from torch.utils._pytree import tree_map
 
 from understudy.cut import without
 from understudy.errors import InputError, UnsupportedModel
 from understudy.graph import Anatomy, read_anatomy
-from understudy.guard import evaluating, structural_copy
+from understudy.guard import evaluating, full_copy, structural_copy
 from understudy.probe import settle
 from understudy.seam import Seam, SeamPoint, capturing
 from understudy.trace import Call, Traced, as_example, operator, shape, trace_graph
@@ -189,11 +190,9 @@ def _returned(traced: Traced, value: Node, users: list[Node]) -> list[tuple[Seam
 
 def _reachable(traced: Traced, features: Node, candidates: list[tuple[SeamPoint, Node]]) -> tuple[SeamPoint, Node]:
     """The first candidate at which a hook really catches one tensor of the traced shape."""
-    args, kwargs = traced.example
     for point, node in candidates:
         try:
-            with capturing(traced.model, Seam((point,), (), ())) as capture, torch.no_grad():
-                found = capture.features(*args, **kwargs)[0]
+            found = _caught(traced, point)
         except UnsupportedModel:
             continue
         if tuple(found.shape) == shape(node):
@@ -203,10 +202,26 @@ def _reachable(traced: Traced, features: Node, candidates: list[tuple[SeamPoint,
     )
 
 
+def _caught(traced: Traced, point: SeamPoint) -> torch.Tensor:
+    """What a hook at `point` catches. Shapes are all that matters, so it runs without data where the code allows it."""
+    seam, (args, kwargs) = Seam((point,), (), ()), traced.example
+    with torch.no_grad():
+        try:
+            empty = full_copy(traced.model).to("meta")
+            with capturing(empty, seam) as capture:
+                return capture.features(*_empty(args), **_empty(kwargs))[0]
+        except UnsupportedModel:
+            raise
+        except Exception:  # code that reads values, or holds tensors that are no buffers
+            with capturing(traced.model, seam) as capture:
+                return capture.features(*args, **kwargs)[0]
+
+
+def _empty(values: Any) -> Any:
+    return tree_map(lambda v: v.to("meta") if isinstance(v, torch.Tensor) else v, values)
+
+
 def _seam(traced: Traced, nodes: list[Node], points: tuple[SeamPoint, ...]) -> Seam:
-    args, kwargs = traced.example
-    with capturing(traced.model, Seam(points, (), ())) as capture, torch.no_grad():
-        features = capture.features(*args, **kwargs)
     flow = traced.flow()
     body = set(nodes).union(*(networkx.ancestors(flow, n) for n in nodes))
     behind = {t for n in traced.nodes if n not in body for t in n.all_input_nodes if t in traced.tensors}
@@ -216,4 +231,4 @@ def _seam(traced: Traced, nodes: list[Node], points: tuple[SeamPoint, ...]) -> S
     used = {traced.tensors[t] for t in traced.tensors if t.users}
     idle = {n for n, _ in traced.model.named_buffers() if n not in used and n.rpartition(".")[0] in owners}
     order = [n for n in traced.model.state_dict() if n in names | idle]
-    return Seam(points, tuple(tuple(f.shape[1:]) for f in features), tuple(order))
+    return Seam(points, tuple(shape(n)[1:] for n in nodes), tuple(order))

@@ -186,7 +186,7 @@ def compress(
     _threads(threads)
     from understudy.compress import compress as run
     from understudy.plan import read_plan
-    from understudy.recover.mimic import preset as recipe
+    from understudy.recover.config import preset as recipe
     from understudy.store import check_writable
 
     check_writable(out, force=force)

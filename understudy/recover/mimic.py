@@ -19,7 +19,6 @@ from torch.nn.modules.batchnorm import _NormBase
 from understudy import guard
 from understudy.errors import InputError, UnsupportedModel
 from understudy.recover.config import PRECISIONS, PRESETS, MimicConfig
-from understudy.recover.config import preset as preset
 from understudy.seam import Capture, Seam, capturing
 
 # On an accelerator reading a loss waits for the device: so not after every step. Source: assumption.
