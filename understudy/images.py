@@ -212,6 +212,8 @@ def _notes(images: ImageSet) -> Iterator[str]:
     if n < FEW:
         yield f"{n} image(s) only: enough to run, too few to prove much about the result"
     if images.skipped:
-        yield f"{len(images.skipped)} skipped: they could not be read"
+        named = "; ".join(f"{name}: {reason}" for name, reason in images.skipped[:5])
+        more = f"; and {len(images.skipped) - 5} more" if len(images.skipped) > 5 else ""
+        yield f"{len(images.skipped)} skipped, which could not be read: {named}{more}"
     if images.duplicates:
         yield f"{len(images.duplicates)} with the same pixels as another ({' = '.join(images.duplicates[0])}, ...)"

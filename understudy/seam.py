@@ -65,18 +65,18 @@ class _Stop(Exception):
 
 
 class Capture:
-    """Runs a network up to its seam: `features(*args, **kwargs)` returns one tensor per point.
-
-    The pass ends at the last point, so the head costs nothing. Built by `capturing`, which removes its hooks.
-    """
+    """Runs a network with hooks at its seam. Built by `capturing`, which removes them."""
 
     def __init__(self, model: nn.Module, seam: Seam):
         self._model = model
         self._points = seam.points
         self._calls: dict[tuple[str, str], int] = {}
         self._found: dict[SeamPoint, torch.Tensor] = {}
+        self._stop: bool | None = None  # None: not running, so whoever else runs the network is left alone
 
     def _note(self, module: str, side: str, value: Any) -> None:
+        if self._stop is None:
+            return
         call = self._calls.get((module, side), 0)
         self._calls[module, side] = call + 1
         point = SeamPoint(module, side, call)
@@ -88,20 +88,33 @@ class Capture:
                 "name another point with --seam"
             )
         # Layers that run on after this point may overwrite the tensor in place (densenet121 does).
-        self._found[point] = value if len(self._points) == 1 else value.clone()
-        if len(self._found) == len(set(self._points)):
+        self._found[point] = value if self._stop and len(self._points) == 1 else value.clone()
+        if self._stop and len(self._found) == len(set(self._points)):
             raise _Stop
 
     def features(self, *args: Any, **kwargs: Any) -> list[torch.Tensor]:
-        """One tensor per seam point, batch axis first, in the order of `seam.points`."""
+        """One tensor per seam point, batch axis first, in the order of `seam.points`.
+
+        The pass ends at the last point, so the head costs nothing.
+        """
+        return self._run(True, args, kwargs)[0]
+
+    def features_and_output(self, *args: Any, **kwargs: Any) -> tuple[list[torch.Tensor], Any]:
+        """What `features` returns, and what the network returns, from one whole pass."""
+        return self._run(False, args, kwargs)
+
+    def _run(self, stop: bool, args: tuple, kwargs: dict) -> tuple[list[torch.Tensor], Any]:
         self._calls.clear()
         self._found.clear()
+        self._stop, output = stop, None
         try:
-            self._model(*args, **kwargs)
+            output = self._model(*args, **kwargs)
         except _Stop:
-            return [self._found[p] for p in self._points]
+            pass
         finally:
-            self._found = {}
+            found, self._found, self._stop = self._found, {}, None
+        if all(p in found for p in self._points):
+            return [found[p] for p in self._points], output
         raise UnsupportedModel(
             f"capturing features: the forward pass of {type(self._model).__name__} ended without reaching "
             f"{', '.join(map(str, self._points))}; name points that every pass runs through with --seam"

@@ -89,15 +89,57 @@ def figures(
     if not images:
         return Figures(None, None, None, None, 0, ("no image was held out: agreement and feature error are unknown",))
     notes: list[str] = []
-    error = _feature_error(teacher, model, seam, held_out, batch_size, notes)
-    agreeing = 0
-    for _, (theirs, ours) in _outputs(teacher, model, held_out, batch_size):
-        if theirs is None or ours is None or theirs.shape != ours.shape:
-            notes.append("the output is not one row of class scores an image: top-1 agreement has no meaning")
-            return Figures(None, None, None, error, images, tuple(notes))
-        agreeing += int((theirs.argmax(1) == ours.argmax(1)).sum())
+    errors = [_FeatureError() for _ in seam.points]
+    agreeing: int | None = 0
+    with guard.evaluating(teacher), guard.evaluating(model), capturing(teacher, seam) as a, capturing(model, seam) as b:
+        for where in _chunks(images, batch_size):
+            batch = _batch(held_out, where)
+            (wanted, theirs), (found, ours) = (
+                _run(run.features_and_output, net, batch) for run, net in ((a, teacher), (b, model))
+            )
+            for point, error, want, have in zip(seam.points, errors, wanted, found, strict=True):
+                _check_finite(want, have, f"features at {point}")
+                if want.shape != have.shape:
+                    raise InputError(
+                        f"comparing features at {point}: the teacher gives {tuple(want.shape)}, the model "
+                        f"{tuple(have.shape)}; expected the same"
+                    )
+                error.add(want.double(), have.double())
+            theirs, ours = _logits(theirs, len(where)), _logits(ours, len(where))
+            if theirs is None or ours is None or theirs.shape != ours.shape:
+                agreeing = None
+            elif agreeing is not None:
+                _check_finite(theirs, ours, "outputs")
+                agreeing += int((theirs.argmax(1) == ours.argmax(1)).sum())
+    relative = None
+    if all(e.spread for e in errors):
+        relative = sum(e.squared / e.spread for e in errors) / len(errors)
+    else:
+        notes.append("the teacher's features do not vary over the held-out images: feature error is unknown")
+    if agreeing is None:
+        notes.append("the output is not one row of class scores an image: top-1 agreement has no meaning")
+        return Figures(None, None, None, relative, images, tuple(notes))
     low, high = binomial_interval(agreeing, images)
-    return Figures(agreeing / images, low, high, error, images, tuple(notes))
+    return Figures(agreeing / images, low, high, relative, images, tuple(notes))
+
+
+class _FeatureError:
+    """Sums at one seam point: squared error, and the teacher's squared deviation from its mean feature."""
+
+    def __init__(self) -> None:
+        self.squared = self.spread = 0.0
+        self._mean: Any = 0.0
+        self._seen = 0
+
+    def add(self, want: Tensor, have: Tensor) -> None:
+        self.squared += float((have - want).square().sum())
+        # Chan's update of mean and deviation: one pass, without the cancellation of a sum of squares.
+        middle, n = want.mean(0), len(want)
+        shift = middle - self._mean
+        share = n / (self._seen + n)
+        self.spread += float((want - middle).square().sum() + shift.square().sum() * self._seen * share)
+        self._mean = self._mean + shift * share
+        self._seen += n
 
 
 def binomial_interval(successes: int, trials: int) -> tuple[float, float]:
@@ -139,7 +181,7 @@ def accuracy(
     share_lost, share_won = (lost + 1) / (n + 2), (won + 1) / (n + 2)
     middle = share_won - share_lost
     half = _Z95 * sqrt((share_lost + share_won - middle**2) / (n + 2))
-    shares = float(theirs.float().mean()), float(ours.float().mean())
+    shares = int(theirs.sum()) / n, int(ours.sum()) / n
     low, high = max(-1.0, middle - half), min(1.0, middle + half)
     return Accuracy(100 * shares[0], 100 * shares[1], 100 * (won - lost) / n, 100 * low, 100 * high, n)
 
@@ -185,38 +227,6 @@ def _class_index(path: Path) -> dict[str, int] | None:
         raise InputError(f'reading {path}: {error}; expected {{"cat": 3}} or {{"3": ["n02123045", "cat"]}}') from error
 
 
-def _feature_error(
-    teacher: nn.Module, model: nn.Module, seam: Seam, images: "ImageSet | Tensor", batch_size: int, notes: list[str]
-) -> float | None:
-    squared = [0.0] * len(seam.points)
-    means: list[Any] = [0.0] * len(seam.points)
-    spread = [0.0] * len(seam.points)
-    seen = 0
-    with guard.evaluating(teacher), guard.evaluating(model), capturing(teacher, seam) as a, capturing(model, seam) as b:
-        for where in _chunks(len(images), batch_size):
-            batch = _batch(images, where)
-            pairs = zip(_run(a.features, teacher, batch), _run(b.features, model, batch), strict=True)
-            for i, (want, have) in enumerate(pairs):
-                _check_finite(want, have, f"features at {seam.points[i]}")
-                if want.shape != have.shape:
-                    raise InputError(
-                        f"comparing features at {seam.points[i]}: the teacher gives {tuple(want.shape)}, the model "
-                        f"{tuple(have.shape)}; expected the same"
-                    )
-                want, have = want.double(), have.double()
-                squared[i] += float((have - want).square().sum())
-                # Chan's update of mean and deviation: one pass, without the cancellation of a sum of squares.
-                middle, n = want.mean(0), len(want)
-                shift = middle - means[i]
-                spread[i] += float((want - middle).square().sum() + shift.square().sum() * seen * n / (seen + n))
-                means[i] = means[i] + shift * (n / (seen + n))
-            seen += len(where)
-    if not all(spread):
-        notes.append("the teacher's features do not vary over the held-out images: feature error is unknown")
-        return None
-    return sum(s / d for s, d in zip(squared, spread, strict=True)) / len(squared)
-
-
 def _outputs(
     teacher: nn.Module, model: nn.Module, images: "ImageSet | Tensor", batch_size: int
 ) -> Iterator[tuple[slice, tuple[Tensor | None, Tensor | None]]]:
@@ -249,7 +259,7 @@ def _run(call: Any, model: nn.Module, batch: Any) -> Any:
 
     with torch.autocast(like.device.type, enabled=False):
         found = call(*map(placed, args), **{key: placed(value) for key, value in kwargs.items()})
-    return [feat.cpu() for feat in found] if isinstance(found, list) else found
+    return ([feat.cpu() for feat in found[0]], found[1]) if call is not model else found
 
 
 def _batch(images: "ImageSet | Tensor", where: range) -> Any:

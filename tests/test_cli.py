@@ -1,0 +1,162 @@
+"""The command line as a user meets it: words on stderr, one JSON line last on stdout, documented exit codes."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from understudy.cli import main
+
+NET = """
+import torch
+from torch import nn
+class Net(nn.Module):
+    def __init__(self, classes=4):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3), nn.ReLU())
+        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(12, classes)
+    def forward(self, x):
+        return self.fc(self.pool(self.body(x)).flatten(1))
+def build():
+    torch.manual_seed(0)
+    return Net(), {"input_size": (3, 16, 16), "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "views": "pad_crop"}
+def headless():
+    return Net().body
+def meta():
+    return Net().to("meta")
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(NET)
+    random = np.random.default_rng(0)
+    for i in range(10):
+        folder = tmp_path / "photos" / "abcd"[i % 4]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 255, (20 + i, 24, 3), np.uint8)).save(folder / f"{i}.png")
+    (tmp_path / "photos" / "broken.jpg").write_text("no picture")
+    return tmp_path
+
+
+def call(capsys, *arguments):
+    """(exit code, JSON of the last line of stdout or None, stderr)"""
+    import unittest.mock
+
+    with (
+        unittest.mock.patch.object(sys, "argv", ["understudy", *map(str, arguments)]),
+        pytest.raises(SystemExit) as end,
+    ):
+        main()
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert len(lines) <= 1 or end.value.code == 0
+    return end.value.code, json.loads(lines[-1]) if lines else None, err
+
+
+def test_compress_then_verify(place, capsys):
+    code, line, err = call(capsys, "compress", "net.py:build", "photos", "--keep", 0.5, "--out", "small", "--steps", 3)
+    assert code == 0
+    assert set(line) == {
+        "macs_teacher", "macs_student", "params_teacher", "params_student", "top1_agreement", "top1_agreement_low",
+        "top1_agreement_high", "feature_error_relative", "images_few", "images_held_out", "steps", "seconds", "folder",
+        "top1_teacher", "top1_student",
+    }  # fmt: skip
+    assert line["macs_student"] <= 0.5 * line["macs_teacher"]
+    assert (line["images_few"], line["images_held_out"], line["steps"]) == (8, 2, 3)
+    assert line["top1_student"] is None
+    assert "broken.jpg" in err
+    assert "step 3 of 3" in err
+    code, line, _ = call(capsys, "verify", "small", "photos", "--teacher", "net.py:build", "--labelled", "photos")
+    assert code == 0
+    assert line["top1_student"] is not None
+    code, _, err = call(capsys, "verify", "small", "photos")
+    assert code == 2
+    assert "never run from a folder" in err
+
+
+def test_plan_is_written_edited_and_used(place, capsys):
+    code, line, err = call(capsys, "plan", "net.py:build", "--keep-width", 0.5, "--out", "plan.json")
+    assert (code, line["widths"]) == (0, {"body.0": [4, 8]})
+    assert "body.0: 4 of 8" in err
+    data = json.loads((place / "plan.json").read_text())
+    data["widths"]["body.0"] = 3
+    (place / "plan.json").write_text(json.dumps(data))
+    code, line, _ = call(
+        capsys, "compress", "net.py:build", "photos", "--plan", "plan.json", "--out", "small", "--steps", 1
+    )
+    assert code == 0
+    assert json.loads((place / "small" / "plan.json").read_text())["edits"][0]["to"] == 3
+    (place / "plan.json").write_text(json.dumps({**data, "widths": {"body.0": -1}}))
+    code, line, err = call(capsys, "compress", "net.py:build", "photos", "--plan", "plan.json", "--out", "b")
+    assert (code, line) == (2, None)
+    assert "widths['body.0'] is -1" in err
+    assert not (place / "b").exists()
+
+
+def test_inspect_tells_seam_groups_and_reach(place, capsys):
+    code, line, err = call(capsys, "inspect", "net.py:build")
+    assert code == 0
+    assert line["seam"] == ["body:output"]
+    assert {g["name"]: g["pinned"] for g in line["groups"]}["body.3"] == "the seam's own channels"
+    assert line["smallest_keep"]["all"] == pytest.approx(
+        (256 * 27 + 196 * 9 * 12 + 48) / (256 * 27 * 8 + 196 * 72 * 12 + 48), abs=1e-4
+    )
+    assert "body.0" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["compress", "net.py:build", "photos", "--out", "x"], 2, "no budget"),
+        (["compress", "net.py:build", "photos", "--keep", "0", "--out", "x"], 2, "keep is 0.0"),
+        (["compress", "net.py:build", "photos", "--keep", "1.5", "--out", "x"], 2, "keep is 1.5"),
+        (["compress", "net.py:build", "photos", "--keep", "nan", "--out", "x"], 2, "keep is nan"),
+        (["compress", "net.py:build", "photos", "--keep", "1e-9", "--out", "x"], 2, "the nearest is keep"),
+        (["compress", "net.py:build", "photos", "--keep", "0.5"], 2, "--out"),
+        (["compress", "net.py:build", "nowhere", "--keep", "0.5", "--out", "x"], 2, "nowhere"),
+        (["compress", "net.py:build", "photos", "--keep", "0.5", "--out", "photos"], 2, "it exists"),
+        (["compress", "net.py:build", "photos", "--keep", "0.5", "--out", "photos", "--force"], 2, "not a result"),
+        (["compress", "net.py:build", "photos", "--keep", "0.5", "--out", "x", "--preset", "mine"], 2, "no preset"),
+        (["compress", "net.py:build", "photos", "--keep", "0.5", "--out", "x", "--mean", "red"], 2, "--mean"),
+        (["compress", "net.py:build", "photos", "--keep", "0.5", "--out", "x", "--steps", "-1"], 2, "steps"),
+        (["compress", "net.py:build", "photos", "--keep", "0.5", "--out", "x", "--device", "toaster"], 2, "device"),
+        (
+            ["compress", "net.py:headless", "photos", "--keep", "0.5", "--out", "x", "--input-size", "3x16x16"],
+            3,
+            "--seam",
+        ),
+        (["compress", "net.py:meta", "photos", "--keep", "0.5", "--out", "x"], 3, "meta"),
+        (["compress", "net.py:none", "photos", "--keep", "0.5", "--out", "x"], 2, "none"),
+        (["compress", "resnet18", "photos", "--keep", "0.5", "--out", "x"], 2, "timm:resnet18"),
+        (["verify", "photos", "photos"], 2, "plan.json"),
+        (["demo", "--teacher", "nobody"], 2, "resnet20"),
+        (["compress", "--keep", "many"], 2, "'--keep'"),
+        (["nonsense"], 2, "nonsense"),
+    ],
+)
+def test_bad_input_is_one_clear_sentence(place, capsys, arguments, code, words):
+    found, line, err = call(capsys, *arguments)
+    assert (found, line) == (code, None), err
+    assert words in err
+    assert "Traceback" not in err
+    assert not (place / "x").exists()
+
+
+def test_help_of_every_command_ends_with_a_line_that_runs(capsys):
+    for command in ("inspect", "plan", "compress", "verify", "demo"):
+        with pytest.raises(SystemExit) as end:
+            sys.argv = ["understudy", command, "--help"]
+            main()
+        assert end.value.code == 0
+        assert f"Example: understudy {command}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_python_m():
+    done = subprocess.run([sys.executable, "-m", "understudy", "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "compress" in done.stdout
