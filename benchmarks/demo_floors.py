@@ -26,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", action="append", choices=("resnet20", "mobilenetv2_small"))
     parser.add_argument("--keep-width", action="append", type=float)
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--steps", type=int, help="the demo's own if not given")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -34,10 +34,11 @@ def main() -> None:
     for name in options.teacher or ("resnet20", "mobilenetv2_small"):
         for keep_width in options.keep_width or (0.5, 0.3):
             for seed in SEEDS:
-                cell = {"teacher": name, "keep_width": keep_width, "steps": options.steps, "seed": seed, "images": 50}
+                steps = STEPS[name] if options.steps is None else options.steps
+                cell = {"teacher": name, "keep_width": keep_width, "steps": steps, "seed": seed, "images": 50}
                 if any(cell.items() <= line.items() for line in done()):
                     continue
-                result, raw = run(name, keep_width=keep_width, steps=options.steps, seed=seed)
+                result, raw = run(name, keep_width=keep_width, steps=steps, seed=seed)
                 report = result.report.to_json()
                 figures = {k: report[k] for k in ("top1_teacher", "top1_student", "top1_agreement", "seconds")}
                 kind = platform_kind(options.threads)

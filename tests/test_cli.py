@@ -16,7 +16,9 @@ from torch import nn
 class Net(nn.Module):
     def __init__(self, classes=4):
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3), nn.ReLU())
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3), nn.ReLU()
+        )
         self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(12, classes)
     def forward(self, x):
         return self.fc(self.pool(self.body(x)).flatten(1))
@@ -147,10 +149,10 @@ def test_bad_input_is_one_clear_sentence(place, capsys, arguments, code, words):
     assert not (place / "x").exists()
 
 
-def test_help_of_every_command_ends_with_a_line_that_runs(capsys):
+def test_help_of_every_command_ends_with_a_line_that_runs(capsys, monkeypatch):
     for command in ("inspect", "plan", "compress", "verify", "demo"):
+        monkeypatch.setattr(sys, "argv", ["understudy", command, "--help"])
         with pytest.raises(SystemExit) as end:
-            sys.argv = ["understudy", command, "--help"]
             main()
         assert end.value.code == 0
         assert f"Example: understudy {command}" in " ".join(capsys.readouterr().out.split())

@@ -72,9 +72,8 @@ def check_budget(plan: Plan, teacher: Cost, student: Cost) -> None:
 def _compare(anatomy: Anatomy, plan: Plan, teacher: nn.Module, student: nn.Module, given: list[torch.Tensor]) -> float:
     expected = _Reference(anatomy, plan, teacher).outputs(given)
     args, kwargs = _call(anatomy, given)
-    with evaluating(student):
-        with capturing(student, anatomy.seam) as capture:
-            features, output = capture.features_and_output(*args, **kwargs)
+    with evaluating(student), capturing(student, anatomy.seam) as capture:
+        features, output = capture.features_and_output(*args, **kwargs)
     found = [*_floats(output), *features]
     if any(a.shape != b.shape for a, b in zip(found, expected, strict=True)):
         return math.inf

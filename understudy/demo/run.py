@@ -3,15 +3,19 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from understudy import demo
 from understudy.compress import Result, compress
 from understudy.cut import cut
 from understudy.images import read_images
 from understudy.recover.config import preset
 from understudy.teachers import load_teacher
-from understudy.verify import accuracy
 
-STEPS = 1000  # half of the paper's 2,000, so that the demo takes two minutes; what it costs is in docs/LOG.md
+# Of the paper's schedule (2,000 there): what is needed to stay within 3 and 7 points of the teacher at keep-width 0.5
+# and 0.3. Source: measured, benchmarks/demo_floors.py.
+STEPS = {"mobilenetv2_small": 500, "resnet20": 1500}
 
 
 def run(
@@ -34,7 +38,7 @@ def run(
     if keep is None and keep_width is None:
         keep_width = 0.5
     teacher = load_teacher(f"demo:{name}")
-    config = preset("paper", views=teacher.views, steps=STEPS if steps is None else steps, seed=seed)
+    config = preset("paper", views=teacher.views, steps=STEPS[name] if steps is None else steps, seed=seed)
     x, y = demo.test_set()
     test = read_images(x, teacher.preprocessing)
     few = read_images(demo.few_images(images, config.seed), teacher.preprocessing)
@@ -42,5 +46,10 @@ def run(
         teacher, few, folder=out, force=force, config=config, held_out=test, labelled=test, labels=y.tolist(),
         keep=keep, keep_width=keep_width, **progress,
     )  # fmt: skip
-    raw = accuracy(teacher.model, cut(teacher.model, result.plan), test, y.tolist())
-    return result, raw.top1_student
+    return result, _top1(cut(teacher.model, result.plan), x, y)
+
+
+@torch.no_grad()
+def _top1(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
+    right = sum(int((model(a).argmax(1) == b).sum()) for a, b in zip(x.split(500), y.split(500), strict=True))
+    return 100 * right / len(y)
