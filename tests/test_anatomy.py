@@ -172,3 +172,70 @@ def test_tracing_leaves_everything_as_it_was():
 def test_a_block_that_cannot_be_dropped(name, reason):
     with pytest.raises(InputError, match=reason):
         trace(Residual(), Residual().example(), drop=[name])
+
+
+class _Computed(Chain):
+    """Half of the channels by arithmetic (CSP style): 15 // 2 is right by accident when one of 16 is gone."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Conv2d(6, 6, 3, padding=1)
+
+    def forward(self, x):
+        x = self.body[:6](x)
+        half = x.shape[1] // 2
+        x = torch.cat([self.mix(x[:, :half]), x[:, half:]], 1)
+        return self.fc(self.pool(self.body[6:](x)).flatten(1))
+
+
+class _Scaled(Chain):
+    def forward(self, x):
+        x = self.body[:3](x)
+        return self.fc(self.pool(self.body[3:](x * x.shape[1] ** -0.5)).flatten(1))
+
+
+class _TwoUsers(Chain):
+    """One attribute holds the size of two groups that need not stay equal."""
+
+    def __init__(self):
+        super().__init__()
+        self.width = 8
+        self.body[3] = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.body[4], self.body[6] = nn.BatchNorm2d(8), nn.Conv2d(8, 16, 1)
+
+    def forward(self, x):
+        x = self.body[:3](x)
+        x = self.body[3:6](x.view(x.shape[0], self.width, 8, 8))
+        return self.fc(self.pool(self.body[6:](x.view(x.shape[0], self.width, 8, 8))).flatten(1))
+
+
+class _PooledChannels(Chain):
+    def forward(self, x):
+        x = self.body[:3](x).permute(0, 2, 3, 1)
+        x = nn.functional.max_pool2d(x, (1, 3), stride=1, padding=(0, 1)).permute(0, 3, 1, 2)
+        return self.fc(self.pool(self.body[3:](x)).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("net", "pinned", "words", "extra"),
+    [
+        (_Computed, "body.3", "fixed in the code", {"mix": 6}),
+        (_Scaled, "body.0", "a number in the code depends", {}),
+        (_TwoUsers, "body.3", "fixed in the code", {}),
+        (_PooledChannels, "body.0", "pooled, resized or padded along its channels (max_pool2d", {}),
+    ],
+)
+def test_code_that_depends_on_a_width_is_pinned_not_guessed(net, pinned, words, extra):
+    model = randomised(net())
+    anatomy = trace(model, model.example())
+    assert words in anatomy.groups[pinned].pinned
+    assert free(anatomy) == {n: w for n, w in net.free.items() if n != pinned and net is not _TwoUsers} | extra
+
+
+def test_class_scores_among_other_outputs():
+    class Two(Chain):
+        def forward(self, x):
+            x = self.body(x)
+            return self.fc(self.pool(x).flatten(1)), x
+
+    assert str(find_seam(Two(), Two().example()).points[0]) == "body:output"

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -156,6 +157,16 @@ def test_help_of_every_command_ends_with_a_line_that_runs(capsys, monkeypatch):
             main()
         assert end.value.code == 0
         assert f"Example: understudy {command}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_interrupt_says_so(place, capsys, monkeypatch):
+    monkeypatch.setattr(
+        import_module("understudy.compress"), "mimic", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt())
+    )
+    code, line, err = call(capsys, "compress", "net.py:build", "photos", "--keep", 0.5, "--out", "x")
+    assert (code, line) == (130, None)
+    assert "interrupted; nothing was written" in err
+    assert not (place / "x").exists()
 
 
 def test_python_m():

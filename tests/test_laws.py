@@ -85,6 +85,13 @@ def test_law_2_notices_a_student_of_another_shape():
         check_cut(anatomy, plan, model, _OtherShape())
 
 
+def test_a_student_that_does_not_run_is_a_broken_law():
+    model, anatomy, plan, student = prepared(Chain, keep_width=0.5)
+    student.body[3].weight = nn.Parameter(torch.zeros(6, 5, 3, 3))
+    with pytest.raises(LawBroken, match=r"running the cut Chain: RuntimeError.*--pin"):
+        check_cut(anatomy, plan, model, student)
+
+
 class _OtherShape(Chain):
     def forward(self, x):
         return super().forward(x)[:, :3]

@@ -75,6 +75,13 @@ def test_an_edited_drop_is_resolved_again(prepared):
         (lambda d: d["edits"].append({"module": "stem"}), "edits holds"),
         (lambda d: d["seam"].pop("points"), "seam cannot be read"),
         (lambda d: d["teacher"].pop("tensors"), "teacher lacks"),
+        (lambda d: d["teacher"].update(source=5), "source is 5"),
+        (lambda d: d["asked"].update(seed="x"), r"asked\['seed'\] is \"x\""),
+        (lambda d: d["asked"].update(score=[1]), r"asked\['score'\] is \[1\]"),
+        (lambda d: d["asked"].update(keep="a"), r"asked\['keep'\]"),
+        (lambda d: d["macs"].update(student="a"), r"macs\['student'\]"),
+        (lambda d: d["seam"].update(points=[]), "seam has no points"),
+        (lambda d: d["widths"].clear(), "widths lacks"),
     ],
 )
 def test_nonsense_is_named(prepared, tmp_path, change, words):

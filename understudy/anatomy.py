@@ -118,13 +118,16 @@ def _search(traced: Traced) -> tuple[SeamPoint, Node]:
     flow = traced.flow()
     if not traced.outputs:
         raise _refuse("its forward pass returns no tensor")
+    scores = [n for n in traced.outputs if len(shape(n)) == 2]
+    if len(traced.outputs) > 1 and len(scores) == 1:  # the class scores among other things that are returned
+        flow.remove_edges_from([(n, "out") for n in traced.outputs if n not in scores])
     above = networkx.immediate_dominators(flow, "in")
     chain, node = [], above.get("out")
     while isinstance(node, Node):
         chain.append(node)
         node = above[node]
     for value in chain:  # from the output up
-        users = [u for u in value.users if operator(u) != "getitem"]
+        users = [u for u in value.users if u.op == "call_function" and operator(u) != "getitem"]
         if users and value.op != "placeholder" and all(_pools(u) for u in users):
             if not _weights_behind(traced, flow, value):
                 raise _refuse("no weights follow its last pooling: it has no head")
@@ -224,7 +227,8 @@ def _empty(values: Any) -> Any:
 def _seam(traced: Traced, nodes: list[Node], points: tuple[SeamPoint, ...]) -> Seam:
     flow = traced.flow()
     body = set(nodes).union(*(networkx.ancestors(flow, n) for n in nodes))
-    behind = {t for n in traced.nodes if n not in body for t in n.all_input_nodes if t in traced.tensors}
+    after = (set(traced.outputs) | networkx.ancestors(flow, "out")) - body
+    behind = {t for n in after if isinstance(n, Node) for t in n.all_input_nodes if t in traced.tensors}
     names = {traced.tensors[t] for t in behind}
     # A buffer that no operator reads (num_batches_tracked) belongs where the rest of its module does.
     owners = {n.rpartition(".")[0] for n in names}

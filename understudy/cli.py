@@ -260,10 +260,8 @@ def main() -> None:
     except UnderstudyError as error:
         _say(f"understudy: {error}")
         code = error.exit_code
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         _say("understudy: interrupted; nothing was written")
-        code = 130
-    except typer.Abort:
         code = 130
     except Exception as error:
         if not hasattr(error, "exit_code") or not hasattr(error, "show"):
@@ -274,21 +272,21 @@ def main() -> None:
 
 
 class _Progress:
-    """Progress of a loop on stderr: one line that rewrites itself on a terminal, else a line every tenth."""
+    """Progress of a loop on stderr: one line that rewrites itself on a terminal, else a line every ten seconds."""
 
     def __init__(self) -> None:
-        self._started = time.monotonic()
-        self._shown = -1
+        self._first: tuple[int, float] | None = None
+        self._shown = 0.0
 
     def __call__(self, done: int, total: int, loss: float) -> None:
-        if done <= 1:
-            self._started = time.monotonic()
-        terminal = sys.stderr.isatty()
-        tenth = done * (100 if terminal else 10) // total
-        if tenth == self._shown and done != total:
+        terminal, now = sys.stderr.isatty(), time.monotonic()
+        if self._first is None:
+            self._first = done, now  # the first step warms up: the pace is that of the others
+        since = done - self._first[0]
+        if done != total and (since < 2 or now - self._shown < (0.2 if terminal else 10)):
             return
-        self._shown = tenth
-        left = (time.monotonic() - self._started) / max(done - 1, 1) * (total - done)
+        self._shown = now
+        left = (now - self._first[1]) / max(since, 1) * (total - done)
         text = f"  step {done} of {total}, loss {loss:.3g}, {left:.0f} s left"
         print(f"\r{text:<70}" if terminal else text, end="\n" if done == total or not terminal else "", file=sys.stderr)
 

@@ -97,6 +97,10 @@ def compress(
     )
     plan = replan(model, anatomy, plan, source) if plan else make_plan(model, anatomy, source=source, **budget)
 
+    if not plan.slices and not plan.drop:
+        config = replace(config, steps=0)
+        notes.append("nothing is cut: the model is the teacher, bit for bit, and mimics nothing")
+
     say("cutting")
     student = cut(model, plan)
     law = laws.check_cut(anatomy, plan, model, student)

@@ -142,6 +142,7 @@ class _Reader:
                 rule = unknown_operator
             try:
                 self._axes[node] = rule(self, node)
+                _check_lengths(node, self._axes[node])
             except (IndexError, TypeError, ValueError, AttributeError, KeyError):
                 # an overload whose arguments the rule does not foresee: the same as not being in the table
                 self._note_unread(node)
@@ -182,7 +183,9 @@ class _Reader:
         """Record that `value`, used by `node`, must equal the kept positions of `ids`, and find where it lives."""
         if ids is None:
             return
+        calls = self.traced.calls.get(node, ())
         if attribute is not None:
+            owner = owner if owner is not None or not calls else calls[-1].module
             name, _, index = attribute.partition(".")
             found = getattr(self._modules.get(owner), name, None)
             found = found[int(index)] if index and isinstance(found, (tuple, list)) else found
@@ -191,11 +194,19 @@ class _Reader:
                 return
             if name not in ("groups", "num_groups", "normalized_shape"):
                 return  # no such attribute: the number describes the layer, and nothing computes with it
-        calls = self.traced.calls.get(node, ())
         module = calls[-1].module if calls else ""
         places = list(_places(self._modules[module], value, series)) or [(None, None)]
         for name, index in places:
             self.channels.sizes.append(Size(module, name, index, value, ids, False, node))
+
+
+def _check_lengths(node: Node, axes: Any) -> None:
+    """Raises: ValueError where a rule's answer cannot be of this tensor."""
+    sizes = shape(node)
+    if sizes is not None and (
+        len(axes) != len(sizes) or any(i is not None and len(i) != s for i, s in zip(axes, sizes, strict=True))
+    ):
+        raise ValueError(f"{operator(node)}: channels do not fit the shape {sizes}")
 
 
 def _places(module: nn.Module, value: int, series: Any) -> Iterable[tuple[str, int | None]]:

@@ -86,8 +86,18 @@ def expand(reader: Reader, node: Node) -> Axes:
 
 def pool(reader: Reader, node: Node) -> Any:
     axes = list(reader.axes(node.args[0]))
+    _space(reader, node, axes)
     values = node.meta["val"]
     return [axes] * len(values) if isinstance(values, (tuple, list)) else axes
+
+
+def _space(reader: Reader, node: Node, axes: Axes) -> None:
+    """Axes that an operator runs over as space cannot carry channels that are cut: pin them."""
+    name = operator(node)
+    count = 3 if "3d" in name or "trilinear" in name else 1 if "1d" in name else 2
+    for axis in range(len(axes) - count, len(axes)):
+        reader.channels.pin(axes[axis], _why(reader, node, "pooled, resized or padded along its channels"))
+        axes[axis] = None
 
 
 def pad(reader: Reader, node: Node) -> Axes:
@@ -137,8 +147,10 @@ def _conv(reader: Reader, node: Node, groups: int, transposed: bool) -> Axes:
     reader.size(node, owner, "in_channels", shape(x)[at], source)
     reader.size(node, owner, "out_channels", shape(node)[at], made)
     reader.produce(node, weight, 1 if transposed and groups == 1 else 0, made, dense=groups == 1)
+    for axis in range(at + 1, len(axes)):
+        reader.channels.pin(axes[axis], _why(reader, node, "convolved along its channels"))
     result: Axes = [None] * len(axes)
-    result[at] = made
+    result[:at], result[at] = axes[:at], made
     return result
 
 
@@ -199,8 +211,7 @@ def batch_norm(reader: Reader, node: Node) -> Axes:
             reader.channels.join(axes[1], reader.axes(tensor)[0], _why(reader, node, "normalised by an unread tensor"))
     reader.scale(node.args[1])
     owner = next((o for t in node.args[1:5] if (o := _owner(reader, t)) is not None), None)
-    if owner is not None:
-        reader.size(node, owner, "num_features", shape(node.args[0])[1], axes[1])
+    reader.size(node, owner, "num_features", shape(node.args[0])[1], axes[1])
     return axes
 
 
@@ -231,8 +242,7 @@ def group_norm(reader: Reader, node: Node) -> Axes:
     owner = _owner(reader, tensors[0]) if tensors else None
     if groups > 1:
         reader.size(node, owner, "num_groups", groups, reader.channels.join_rows(axes[1].reshape(groups, -1)))
-    if owner is not None:
-        reader.size(node, owner, "num_channels", shape(node.args[0])[1], axes[1])
+    reader.size(node, owner, "num_channels", shape(node.args[0])[1], axes[1])
     return axes
 
 

@@ -157,12 +157,32 @@ def _contents(data: dict[str, Any]) -> list[str]:
             faults.append(f"edits holds {_short(edit)}, expected {', '.join(sorted(keys))}")
         elif not all(isinstance(edit[k], str) for k in ("module", "attribute")):
             faults.append(f"edits holds {_short(edit)}, expected names of a module and an attribute")
+    faults += _plain(data)
     if not isinstance(data["teacher"].get("tensors"), dict) or not isinstance(data["teacher"].get("class"), str):
         faults.append("teacher lacks its class or its tensors")
     try:
         Seam.from_json(data["seam"])
     except Exception as error:
         faults.append(f"seam cannot be read ({error!r})")
+    return faults
+
+
+def _plain(data: dict[str, Any]) -> list[str]:
+    """Faults in what was asked, the MACs, the seam's points and the teacher's source."""
+    asked, faults = data["asked"], []
+    for name, kinds in (("keep", (int, float)), ("keep_width", (int, float)), ("seed", int), ("score", str)):
+        value = asked.get(name)
+        if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
+            faults.append(f"asked[{name!r}] is {_short(value)}, expected {'text' if kinds is str else 'a number'}")
+    faults += [
+        f"macs[{k!r}] is {_short(v)}, expected a whole number" for k, v in data["macs"].items() if not _is_int(v)
+    ]
+    if not data["seam"].get("points"):
+        faults.append("seam has no points")
+    if not isinstance(data["teacher"].get("source"), (dict, type(None))):
+        faults.append(f"teacher's source is {_short(data['teacher']['source'])}, expected an object or null")
+    if set(data["keep"]) - set(data["widths"]):
+        faults.append(f"widths lacks {sorted(set(data['keep']) - set(data['widths']))[0]!r}, which keep lists")
     return faults
 
 

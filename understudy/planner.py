@@ -156,6 +156,8 @@ def selections(
             if ids is None:
                 continue
             kept = anatomy.kept(ids, keep)
+            if not kept.any():
+                raise PlanError(f"cutting {tensor}: nothing of axis {dim} would be left; keep more, or pin it")
             if not kept.all():
                 slices.setdefault(tensor, {})[dim] = np.flatnonzero(kept).tolist()
     edits: dict[tuple[str, str, int | None], dict[str, Any]] = {}

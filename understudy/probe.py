@@ -1,14 +1,16 @@
 """Finds out by trying whether numbers in a user's code follow a cut.
 
 A size in a view or a split may be computed from the tensor at hand, held in an attribute, or written into the code. The
-trace cannot tell. So each group that depends on such a number loses one unit, and the network is traced again: either
-every operator gives the predicted shape, or the group is pinned.
+trace cannot tell. So each group that depends on such a number loses some units, and the network is traced again: either
+every operator gives the predicted shape, and arithmetic sees the same numbers, or the group is pinned.
 """
 
 import dataclasses
 import itertools
 
+import numpy as np
 from torch import nn
+from torch.fx import Node
 
 from understudy.channels import Size
 from understudy.errors import UnderstudyError
@@ -31,20 +33,44 @@ def settle(teacher: nn.Module, anatomy: Anatomy) -> None:
     choices = _choices(anatomy)
     settled = tuple(s for s in anatomy.sizes if s.certain)
     anatomy.sizes = settled + tuple(c[0] for c in choices)
-    if _follows(teacher, anatomy, doubtful):
+    if all(_follows(teacher, anatomy, keep) for keep in _subsets(doubtful)):
         return
+    accepted: list[Group] = []
     for group in doubtful:
         mine = [c for c in choices if group.name in _names(anatomy, c[0])]
         for trial in itertools.islice(itertools.product(*mine), MAX_TRIALS):
-            anatomy.sizes = settled + trial
-            if _follows(teacher, anatomy, [group]):
-                settled += tuple(s for s in trial if s not in settled)
+            anatomy.sizes = settled + tuple(s for s in trial if s not in settled)
+            together = _subsets([*accepted, group])[-1:] if accepted else []
+            if all(_follows(teacher, anatomy, keep) for keep in [*_subsets([group]), *together]):
+                settled = anatomy.sizes
+                accepted.append(group)
                 break
         else:
-            size = mine[0][0]
-            why = f"size {size.value} is fixed in the code ({operator(size.node)} in {size.module or '<model>'})"
-            anatomy.groups[group.name] = dataclasses.replace(group, pinned=why)
+            anatomy.groups[group.name] = dataclasses.replace(group, pinned=_why(mine))
     anatomy.sizes = settled
+
+
+def _why(mine: list[list[Size]]) -> str:
+    if not mine:
+        return "a number in the code depends on how many channels there are"
+    size = mine[0][0]
+    return f"size {size.value} is fixed in the code ({operator(size.node)} in {size.module or '<model>'})"
+
+
+def _subsets(groups: list[Group]) -> list[dict[str, list[int]]]:
+    """What is tried: without the first unit, without the last, and uneven halves at random, so that neither a slice's
+    end, a number that rounding happens to leave right, nor a number that two groups share goes unseen."""
+    uneven = {}
+    for i, g in enumerate(groups):
+        random = np.random.default_rng([i, g.width])
+        count = (g.width // 2 + i) % max(g.width - 1, 1)  # groups of one width lose different numbers
+        # The first stays, so that a slice of the first few is not left with nothing.
+        uneven[g.name] = sorted([0, *(1 + random.permutation(g.width - 1)[:count]).tolist()])
+    return [
+        {g.name: list(range(1, g.width)) for g in groups},
+        {g.name: list(range(g.width - 1)) for g in groups},
+        uneven,
+    ]
 
 
 def _choices(anatomy: Anatomy) -> list[list[Size]]:
@@ -61,6 +87,10 @@ def _choices(anatomy: Anatomy) -> list[list[Size]]:
 
 def _doubtful(anatomy: Anatomy) -> list[Group]:
     names = {n for s in anatomy.sizes if not s.certain for n in _names(anatomy, s)}
+    for node in anatomy.traced.nodes:
+        if _numbers(node):
+            for ids in anatomy.axes[node] or []:
+                names |= {u[0] for u in anatomy.units(ids) if u is not None} if ids is not None else set()
     return [g for n, g in anatomy.groups.items() if n in names and g.pinned is None]
 
 
@@ -68,11 +98,17 @@ def _names(anatomy: Anatomy, size: object) -> set[str]:
     return {u[0] for u in anatomy.units(size.ids) if u is not None}
 
 
-def _follows(teacher: nn.Module, anatomy: Anatomy, groups: list[Group]) -> bool:
-    """Does the network, with one unit less in each of `groups`, run with the shapes that are predicted?"""
+def _numbers(node: Node) -> tuple[float, ...]:
+    """Numbers that arithmetic in the code brings in: one may come from a count of channels."""
+    if operator(node) not in ("add", "sub", "mul", "div", "pow", "rsub"):
+        return ()
+    return tuple(a for a in node.args if isinstance(a, (int, float)))
+
+
+def _follows(teacher: nn.Module, anatomy: Anatomy, keep: dict[str, list[int]]) -> bool:
+    """Does the network run with the predicted shapes, and the same numbers, when groups keep only these units?"""
     from understudy.cut import cut
 
-    keep = {g.name: list(range(1, g.width)) for g in groups}  # the first: the last may lie behind a slice's end
     try:
         slices, edits = selections(anatomy, keep)
         plan = Plan(describe(teacher), anatomy.seam, {}, keep, slices, edits, list(anatomy.dropped))
@@ -84,7 +120,7 @@ def _follows(teacher: nn.Module, anatomy: Anatomy, groups: list[Group]) -> bool:
     if len(again.nodes) != len(anatomy.traced.nodes):
         return False
     for old, new in zip(anatomy.traced.nodes, again.nodes, strict=True):
-        if operator(old) != operator(new):
+        if operator(old) != operator(new) or _numbers(old) != _numbers(new):
             return False
         if shape(old) is not None and shape(new) != _predicted(anatomy, old, keep):
             return False

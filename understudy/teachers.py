@@ -137,7 +137,7 @@ def build_architecture(
     if family == "own" and build_teacher is None:
         raise InputError(
             f"rebuilding the teacher: the folder names {spec!r}, the maker's own code, never run from a folder; "
-            'name it again: load(folder, build_teacher="FILE.py:FUNCTION" or a function)'
+            "name it again: --teacher FILE.py:FUNCTION, or load(folder, build_teacher=...)"
         )
     with seeded(0):
         model, _, _ = build_model(given, family, name, options, pretrained=False)

@@ -3,8 +3,10 @@
 Nothing here interprets operators: the graph, where each tensor comes from, and which module ran what.
 """
 
+import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,7 +129,7 @@ def trace_graph(model: nn.Module, example: Any, points: Sequence[SeamPoint] = ()
     args, kwargs = as_example(example)
     clone = structural_copy(model).eval()
     try:
-        with warnings.catch_warnings(), torch.no_grad(), marking(clone, points):
+        with warnings.catch_warnings(), _quiet(), torch.no_grad(), marking(clone, points):
             warnings.simplefilter("ignore")  # torch.export warns of its own internals; its errors are raised
             program = torch.export.export(clone, args, kwargs, strict=False)
     except UnsupportedModel:
@@ -140,6 +142,18 @@ def trace_graph(model: nn.Module, example: Any, points: Sequence[SeamPoint] = ()
             "without branching on tensor values"
         ) from error
     return _read(clone, (args, kwargs), program, len(points))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch prints the traceback of an operator that fails in a trace before it raises; what is raised is enough."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _read(model: nn.Module, example: Example, program: Any, points: int) -> Traced:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from understudy import guard
 from understudy.errors import InputError, LawBroken, UnsupportedModel
@@ -241,10 +242,13 @@ def _outputs(
 
 
 def _logits(output: Any, images: int) -> Tensor | None:
-    output = getattr(output, "logits", output)
-    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != images or output.shape[1] < 2:
-        return None
-    return output.cpu()
+    """The one tensor of class scores that a network returns, maybe among others; None for none or several."""
+    found = [
+        value
+        for value in tree_leaves(getattr(output, "logits", output))
+        if isinstance(value, Tensor) and value.ndim == 2 and len(value) == images and value.shape[1] >= 2
+    ]
+    return found[0].cpu() if len(found) == 1 else None
 
 
 def _run(call: Any, model: nn.Module, batch: Any) -> Any:
