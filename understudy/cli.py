@@ -22,6 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+INTERRUPTED = 130
 _TEACHER = "Teacher"
 _BUDGET = "Budget"
 TeacherArg = Annotated[str, typer.Argument(help="timm:NAME, torchvision:NAME, FILE.py:FUNCTION or demo:NAME")]
@@ -257,12 +258,14 @@ def main() -> None:
 
     try:
         code = app(standalone_mode=False) or 0
+        if code == INTERRUPTED:  # typer turns Ctrl-C into this code by itself
+            raise KeyboardInterrupt
     except UnderstudyError as error:
         _say(f"understudy: {error}")
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         _say("understudy: interrupted; nothing was written")
-        code = 130
+        code = INTERRUPTED
     except Exception as error:
         if not hasattr(error, "exit_code") or not hasattr(error, "show"):
             raise
