@@ -182,9 +182,9 @@ def accuracy(
     share_lost, share_won = (lost + 1) / (n + 2), (won + 1) / (n + 2)
     middle = share_won - share_lost
     half = _Z95 * sqrt((share_lost + share_won - middle**2) / (n + 2))
-    shares = int(theirs.sum()) / n, int(ours.sum()) / n
+    percent = 100 * int(theirs.sum()) / n, 100 * int(ours.sum()) / n
     low, high = max(-1.0, middle - half), min(1.0, middle + half)
-    return Accuracy(100 * shares[0], 100 * shares[1], 100 * (won - lost) / n, 100 * low, 100 * high, n)
+    return Accuracy(*percent, 100 * (won - lost) / n, 100 * low, 100 * high, n)
 
 
 def labels_from_folders(names: list[str], folder: str | Path, classes: int) -> list[int]:
