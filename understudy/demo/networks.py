@@ -41,7 +41,7 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """A stem and three stages of basic blocks, then pool and fc.
 
-    Source: He et al. 2016, section 4.2 (CIFAR-10). Here the first stage halves the size too: twice as fast.
+    Source: He et al. 2016, section 4.2 (CIFAR-10). Here the first stage may halve the size too: much faster.
     stages: (width, blocks, stride of the first block) each.
     """
 
@@ -92,15 +92,21 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(nn.Module):
     """Stem, inverted residuals, a last 1x1 convolution, then pool and fc.
 
-    stages: (expand, width, blocks, stride of the first block) each. Source: Sandler et al. 2018, table 2, made smaller.
+    stem: (width, stride). stages: (expand, width, blocks, stride of the first block) each.
+    Source: Sandler et al. 2018, table 2, made smaller.
     """
 
     def __init__(
-        self, stem: int, stages: tuple[tuple[int, int, int, int], ...], last: int, channels: int, classes: int
+        self,
+        stem: tuple[int, int],
+        stages: tuple[tuple[int, int, int, int], ...],
+        last: int,
+        channels: int,
+        classes: int,
     ):
         super().__init__()
-        layers: list[nn.Module] = [nn.Sequential(*conv_norm(channels, stem, 3), nn.ReLU6())]
-        inputs = stem
+        layers: list[nn.Module] = [nn.Sequential(*conv_norm(channels, stem[0], 3, stem[1]), nn.ReLU6())]
+        inputs = stem[0]
         for expand, width, depth, stride in stages:
             for number in range(depth):
                 layers.append(InvertedResidual(inputs, width, stride if number == 0 else 1, expand))
@@ -114,16 +120,61 @@ class MobileNetV2(nn.Module):
         return self.fc(self.pool(self.features(x)).flatten(1))
 
 
+class VGG(nn.Module):
+    """Plain 3x3 convolutions with batch norm, maximum pooling between the stages, then pool and fc.
+
+    stages: the widths of each. Source: Simonyan and Zisserman 2015, arXiv 1409.1556, made smaller, with the batch norm
+    of torchvision's vgg16_bn and one linear layer, as is usual at 32 pixels.
+    """
+
+    def __init__(self, stages: tuple[tuple[int, ...], ...], channels: int, classes: int):
+        super().__init__()
+        layers: list[nn.Module] = []
+        inputs = channels
+        for widths in stages:
+            if layers:
+                layers.append(nn.MaxPool2d(2))
+            for width in widths:
+                layers += [*conv_norm(inputs, width, 3), nn.ReLU()]
+                inputs = width
+        self.features = nn.Sequential(*layers)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(inputs, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.pool(self.features(x)).flatten(1))
+
+
 def resnet20() -> nn.Module:
     return ResNet(20, ((20, 3, 2), (40, 3, 2), (80, 3, 2)), PREPROCESSING["input_size"][0], len(CLASSES))
 
 
 def mobilenetv2_small() -> nn.Module:
     stages = ((2, 16, 1, 2), (4, 24, 3, 1), (4, 40, 4, 2), (4, 64, 3, 1))
-    return MobileNetV2(16, stages, 160, PREPROCESSING["input_size"][0], len(CLASSES))
+    return MobileNetV2((16, 1), stages, 160, PREPROCESSING["input_size"][0], len(CLASSES))
 
 
-_BUILDERS = {"resnet20": resnet20, "mobilenetv2_small": mobilenetv2_small}
+def resnet14() -> nn.Module:
+    return ResNet(16, ((16, 2, 2), (32, 2, 2), (64, 2, 2)), PREPROCESSING["input_size"][0], len(CLASSES))
+
+
+def mobilenetv2_tiny() -> nn.Module:
+    stages = ((1, 16, 1, 1), (4, 24, 3, 2), (4, 48, 3, 2))
+    return MobileNetV2((16, 2), stages, 128, PREPROCESSING["input_size"][0], len(CLASSES))
+
+
+def vgg7() -> nn.Module:
+    return VGG(((16,), (24, 24), (48, 48), (64, 64)), PREPROCESSING["input_size"][0], len(CLASSES))
+
+
+# The last three are cheap enough for hundreds of runs: benchmarks/ compares methods on them.
+_BUILDERS = {
+    "resnet20": resnet20,
+    "mobilenetv2_small": mobilenetv2_small,
+    "resnet14": resnet14,
+    "mobilenetv2_tiny": mobilenetv2_tiny,
+    "vgg7": vgg7,
+}
 NAMES = tuple(_BUILDERS)
 
 

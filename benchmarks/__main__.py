@@ -1,0 +1,118 @@
+"""Methods side by side: python -m benchmarks sweep | tune | page (see benchmarks/README.md)."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    sweep = commands.add_parser("sweep", help="run the cells of a protocol that its results file lacks")
+    sweep.add_argument("protocol", help="a name that `list` shows")
+    sweep.add_argument("--out", type=Path, help="results file; default: benchmarks/results/PROTOCOL.jsonl")
+    sweep.add_argument("--only", action="append", default=[], metavar="FIELD=VALUE[,VALUE]", help="such as method=mir")
+    sweep.add_argument("--limit", type=int, help="so many cells at most")
+    sweep.add_argument("--retry-failed", action="store_true", help="run cells again that ended in an error")
+    sweep.add_argument("--teacher", action="append", help="instead of the protocol's; as understudy names teachers")
+    sweep.add_argument("--data", help="folder of the data set (ImageNet: train/ and val/ in it)")
+    sweep.add_argument("--weights", help="file with the teacher's weights, instead of its library's")
+    sweep.add_argument("--no-pretrained", action="store_true", help="random weights, to try things out")
+    sweep.add_argument("--steps", type=int, help="instead of the protocol's, to try things out")
+    sweep.add_argument("--images", type=int, action="append", help="instead of the protocol's")
+    sweep.add_argument("--device", default="cpu")
+    sweep.add_argument("--threads", type=int, default=1, help="of a cell, with Ray and without; default: %(default)s")
+    sweep.add_argument("--ray", action="store_true", help="several cells at once on this machine")
+    sweep.add_argument("--address", help="of a Ray cluster, such as ray://HOST:10001 or auto; means --ray")
+    sweep.add_argument("--jobs", type=int, help="cells at once on this machine; default: as many as its cores hold")
+    sweep.add_argument("--gpus", type=float, default=0, help="of a GPU for each cell, such as 0.5")
+    commands.add_parser("list", help="the protocols, their cells and how many are done")
+    commands.add_parser("tune", help="write tuned.json from the lines of embedded_tuning")
+    commands.add_parser("page", help="write docs/results.md and its figures from the result files")
+    options = parser.parse_args(arguments)
+    return {"sweep": _sweep, "list": _list, "tune": _tune, "page": _page}[options.command](options)
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from benchmarks import sweep
+    from benchmarks.protocol import PROTOCOLS, chosen
+    from benchmarks.tasks import Place
+
+    protocol = PROTOCOLS.get(options.protocol)
+    if protocol is None:
+        return _refuse(f"there is no protocol {options.protocol!r}; expected one of {', '.join(PROTOCOLS)}")
+    protocol = replace(
+        protocol,
+        teachers=tuple(options.teacher or protocol.teachers),
+        steps=(options.steps,) if options.steps is not None else protocol.steps,
+        images=tuple(options.images or protocol.images),
+    )
+    if not protocol.teachers:
+        return _refuse(f"{protocol.name} has no teacher of its own: name one with --teacher (and --weights FILE)")
+    try:
+        wanted = chosen(protocol.cells(), options.only)
+    except ValueError as error:
+        return _refuse(str(error))
+    path = options.out or sweep.RESULTS / f"{protocol.name}.jsonl"
+    cells = sweep.missing(wanted, path, options.retry_failed)[: options.limit]
+    print(f"{protocol.name}: {len(wanted)} cells, {len(cells)} to run now, lines in {path}", file=sys.stderr)
+    count = {"done": 0, "failed": 0}
+    if cells:
+        from benchmarks.cell import run_cell
+
+        data = options.data and str(Path(options.data).resolve())
+        weights = options.weights and str(Path(options.weights).resolve())
+        place = Place(data, weights, not options.no_pretrained, options.device, options.threads)
+        run = partial(run_cell, place=place)
+        if options.ray or options.address:
+            execute = sweep.on_ray(
+                run, address=options.address, cpus=options.threads, gpus=options.gpus, jobs=options.jobs
+            )
+        else:
+            execute = sweep.in_turn(run)
+        try:
+            count = sweep.sweep(cells, path, execute)
+        except BlockingIOError:
+            return _refuse(f"another sweep is writing {path}; wait for it, or name another file with --out")
+        except KeyboardInterrupt:
+            print(f"stopped; every finished cell is in {path}; the same command goes on", file=sys.stderr)
+            return 130
+    print(json.dumps({"protocol": protocol.name, "cells": len(wanted), **count}))
+    return 1 if count["failed"] else 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    from benchmarks import sweep
+    from benchmarks.protocol import PROTOCOLS
+
+    for protocol in PROTOCOLS.values():
+        cells = protocol.cells()
+        left = sweep.missing(cells, sweep.RESULTS / f"{protocol.name}.jsonl")
+        print(f"{protocol.name:22} {len(cells) - len(left):4} of {len(cells):4} cells done  {protocol.about}")
+    return 0
+
+
+def _tune(options: argparse.Namespace) -> int:
+    from benchmarks import tables
+
+    return tables.write_tuned()
+
+
+def _page(options: argparse.Namespace) -> int:
+    from benchmarks import page
+
+    return page.write()
+
+
+def _refuse(text: str) -> int:
+    print(f"error: {text}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""Cross Distillation: layer by layer, student and teacher features crossed; then cross-entropy on the labels.
+
+Source: Bai et al., AAAI 2020, arXiv 1911.09450, and its published code. A layer that lost inputs learns by Adam
+mu |student layer(teacher's input) - teacher layer(same)|^2 + (1 - mu) |student layer(own input) - teacher layer(same)|^2
+with mu 0.6 for plain and 0.9 for residual networks, 1,000 iterations, the rate times 0.1 after a third; in order, norms
+in eval mode. Here the channels are those of the table's cut, so nothing is left for the proximal step to choose;
+iterations are half of `steps`, as 1,000 is of MiR's 2,000; features are taken once from four views of every image.
+Then `steps` steps of cross-entropy at 1e-5.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.methods.layers import Layer, layers, point, wide_student
+from benchmarks.methods.problem import PAPER, Method, Problem, train
+from understudy.cut import cut
+from understudy.seam import capturing
+
+MU_PLAIN, MU_RESIDUAL = 0.6, 0.9
+LAYER_LR = 5e-4
+VIEWS = 4
+
+
+def run(problem: Problem) -> nn.Module:
+    wide = wide_student(problem)
+    batches = problem.views_of_all(VIEWS)
+    mu = MU_RESIDUAL if problem.anatomy.blocks else MU_PLAIN
+    random = torch.Generator().manual_seed(problem.seed)
+    for layer in (layer for layer in layers(problem) if layer.narrowed):
+        _fit(problem, wide, layer, batches, mu, random)
+    student = cut(wide, problem.plan).to(memory_format=torch.channels_last).train()
+    return train(student, lambda x, y, _: F.cross_entropy(student(x), y), problem, lr=problem.options["lr"])
+
+
+def _fit(
+    problem: Problem, wide: nn.Module, layer: Layer, batches: list[Tensor], mu: float, random: torch.Generator
+) -> None:
+    inputs = point(layer.name, "input")
+    with torch.no_grad(), capturing(problem.teacher, inputs) as lead, capturing(wide, inputs) as learner:
+        theirs = torch.cat([lead.features(x)[0] for x in batches])
+        own = torch.cat([learner.features(x)[0] for x in batches])
+    teacher, student = (m.get_submodule(layer.name) for m in (problem.teacher, wide))
+    weight = student.weight[:, layer.kept_in].detach().clone().requires_grad_()
+    options = student.stride, student.padding, student.dilation
+    with torch.no_grad():  # the bias, if there is one, is the same on both sides
+        targets = [F.conv2d(x, teacher.weight, None, *options) for x in (theirs, own)]
+    pairs = [(x[:, layer.kept_in], y) for x, y in zip((theirs, own), targets, strict=True)]
+    steps = problem.steps // 2
+    optimiser = torch.optim.Adam([weight], lr=LAYER_LR)
+    for step in range(steps):
+        optimiser.param_groups[0]["lr"] = LAYER_LR * (1.0 if step <= steps // 3 else 0.1)
+        where = torch.randperm(len(own), generator=random)[: PAPER.batch_size]
+        correct, imitate = (F.mse_loss(F.conv2d(x[where], weight, None, *options), y[where]) for x, y in pairs)
+        optimiser.zero_grad()
+        (mu * correct + (1 - mu) * imitate).backward()
+        optimiser.step()
+    with torch.no_grad():
+        student.weight[:, layer.kept_in] = weight
+
+
+METHOD = Method(
+    "cross_distillation", "Cross Distillation (CD)", "Bai et al., AAAI 2020", run, labels=True,
+    published={"lr": 1e-5}, grid=tuple({"lr": lr} for lr in (1e-5, 1e-4, 1e-3, 5e-3)),
+)  # fmt: skip

@@ -1,0 +1,30 @@
+"""MiR as published, and the same after the pool.
+
+Source: Wang et al., CVPR 2022, arXiv 2201.02620; the code is understudy's own `mimic` with its `paper` preset.
+"""
+
+from torch import nn
+
+from benchmarks.methods.problem import Method, Problem, head_layer
+from understudy.recover.mimic import mimic
+from understudy.replace import replace
+from understudy.seam import Seam, SeamPoint
+
+
+def run(problem: Problem) -> nn.Module:
+    student = problem.student()
+    mimic(problem.teacher, student, problem.plan.seam, problem.few, problem.config())
+    return replace(problem.teacher, student, problem.plan.seam)
+
+
+def run_after_pool(problem: Problem) -> nn.Module:
+    """The features that the head's first layer is given, instead of the map before the pool."""
+    seam = problem.plan.seam
+    pooled = Seam((SeamPoint(head_layer(problem), "input"),), ((),), seam.head)
+    student = problem.student()
+    mimic(problem.teacher, student, pooled, problem.few, problem.config())
+    return replace(problem.teacher, student, seam)
+
+
+METHOD = Method("mir", "MiR", "Wang et al., CVPR 2022", run)
+AFTER_POOL = Method("mir_after_pool", "MiR, after the pool", "Wang et al., CVPR 2022 (its ablation)", run_after_pool)

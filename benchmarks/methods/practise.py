@@ -1,0 +1,140 @@
+"""PRACTISE: drop whole residual blocks, the ones whose loss is made good most easily; then MiR.
+
+Source: Wang et al., CVPR 2023, arXiv 2202.07861. For each block that can go: drop it, put identity-initialised 1x1
+convolutions around the gap (behind the layers that feed this residual stream before it, in front of those that read the
+stream after it), train only them on the features at the seam with norms frozen (SGD 0.02, half of `steps`: 1,000 of
+2,000 there); recoverability is the error left on the few images; the score divides it by the share of the cost that the
+drop saves. The blocks with the smallest scores go together, the adaptors are thrown away, MiR trains the rest.
+
+The cost is counted in MACs (measured latency in the paper), so that a run can be repeated. Blocks are kept as channels
+are by the others: ceil(keep_width x n) of the n that can go, at its own MACs, which the table states.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import ceil
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.methods.problem import PAPER, Method, Problem, train
+from understudy.anatomy import trace
+from understudy.cost import count
+from understudy.cut import without
+from understudy.errors import InputError
+from understudy.graph import Block
+from understudy.guard import full_copy
+from understudy.recover.mimic import mimic
+from understudy.replace import replace
+from understudy.seam import capturing
+
+
+def run(problem: Problem) -> nn.Module:
+    seam, blocks = problem.plan.seam, droppable(problem)
+    total = count(problem.teacher, problem.few.batch([0]).to(problem.device)).macs
+    scores = {block.name: recoverability(problem, block) / saved(problem, block, total) for block in blocks}
+    gone = sorted(scores, key=scores.get)[: len(blocks) - ceil(problem.plan.asked["keep_width"] * len(blocks) - 1e-9)]
+    student = without(full_copy(problem.teacher), gone)
+    mimic(problem.teacher, student, seam, problem.few, problem.config())
+    return replace(problem.teacher, student, seam)
+
+
+def droppable(problem: Problem) -> list[Block]:
+    """The residual blocks with an identity shortcut that the network runs without."""
+    found = []
+    for block in problem.anatomy.blocks:
+        if block.identity and block.name:
+            try:
+                trace(problem.teacher, problem.few.batch([0, 0]).to(problem.device), drop=[block.name])
+            except InputError:
+                continue
+            found.append(block)
+    return found
+
+
+def saved(problem: Problem, block: Block, total: int) -> float:
+    """Percent of the teacher's MACs that go with the block."""
+    rest = without(full_copy(problem.teacher), [block.name])
+    return 100 * (1 - count(rest, problem.few.batch([0]).to(problem.device)).macs / total)
+
+
+def recoverability(problem: Problem, block: Block) -> float:
+    """Mean squared error at the seam that adaptors around the gap leave on the few images."""
+    probe = without(full_copy(problem.teacher), [block.name]).eval()
+    behind, before = around(problem, block)
+    for parameter in probe.parameters():
+        parameter.requires_grad_(False)
+    with adapted(probe, behind, before) as adaptors, capturing(problem.teacher, problem.plan.seam) as target:
+        with capturing(probe, problem.plan.seam) as learner:
+
+            def loss_of(x: Tensor, y: Tensor | None, _: float) -> Tensor:
+                with torch.no_grad():
+                    wanted = target.features(x)
+                return sum(F.mse_loss(f, w) for f, w in zip(learner.features(x), wanted, strict=True))
+
+            learning = list(adaptors.parameters())
+            if learning:
+                train(probe, loss_of, problem, lr=PAPER.lr, steps=problem.steps // 2, parameters=learning)
+            with torch.no_grad():
+                return float(loss_of(problem.few.batch().to(problem.device), None, 1.0))
+
+
+def around(problem: Problem, block: Block) -> tuple[list[str], list[str]]:
+    """Convolutions that feed the block's residual stream before it, and those that read the stream after it."""
+    order = {name: place for place, name in enumerate(_calls(problem))}
+    inside = [name for name in order if name == block.name or name.startswith(f"{block.name}.")]
+    first, last = min(order[name] for name in inside), max(order[name] for name in inside)
+    feed, read = [], []
+    for stream in block.streams:
+        for member in problem.anatomy.groups[stream].members:
+            name, _, kind = member.tensor.rpartition(".")
+            module = problem.teacher.get_submodule(name)
+            if kind != "weight" or not isinstance(module, nn.Conv2d) or module.groups != 1 or name in inside:
+                continue
+            if member.dim == 0 and order[name] < first:
+                feed.append(name)
+            if member.dim == 1 and order[name] > last:
+                read.append(name)
+    return feed, read
+
+
+def _calls(problem: Problem) -> list[str]:
+    """Modules in the order in which they are first called."""
+    order: dict[str, None] = {}
+    handles = [
+        m.register_forward_pre_hook(lambda *_, name=name: order.setdefault(name))
+        for name, m in problem.teacher.named_modules()
+    ]
+    try:
+        with torch.no_grad():
+            problem.teacher(problem.few.batch([0]).to(problem.device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(order)
+
+
+@contextmanager
+def adapted(model: nn.Module, behind: list[str], before: list[str]) -> Iterator[nn.ModuleDict]:
+    """`model` with identity-initialised 1x1 convolutions behind and in front of the named ones; gone on leaving."""
+    adaptors, handles = nn.ModuleDict(), []
+    for side, names in (("behind", behind), ("before", before)):
+        for name in names:
+            module = model.get_submodule(name)
+            width = module.out_channels if side == "behind" else module.in_channels
+            adaptor = nn.Conv2d(width, width, 1, bias=False).to(module.weight.device)
+            nn.init.dirac_(adaptor.weight)
+            adaptors[f"{side} {name}".replace(".", "/")] = adaptor
+            if side == "behind":
+                handles.append(module.register_forward_hook(lambda _, __, out, a=adaptor: a(out)))
+            else:
+                handles.append(module.register_forward_pre_hook(lambda _, args, a=adaptor: (a(args[0]), *args[1:])))
+    try:
+        yield adaptors
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+METHOD = Method("practise", "PRACTISE, then MiR", "Wang et al., CVPR 2023", run, blocks=True)

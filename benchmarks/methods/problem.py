@@ -1,0 +1,125 @@
+"""What a method is given, what describes it, and the training loop that the gradient-based baselines share."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from understudy.cut import cut
+from understudy.graph import Anatomy
+from understudy.images import ImageSet
+from understudy.plan import Plan
+from understudy.recover.config import PRESETS, MimicConfig
+
+# Steps, batch, momentum, weight decay and schedule of every gradient-based baseline are those of MiR, so that methods
+# differ in what they learn from and not in how long. Source: MiR, arXiv 2201.02620, see understudy/recover/config.py.
+PAPER = PRESETS["paper"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """teacher: eval mode; it must come back as it was. plan: what the student keeps. few: unlabelled images.
+
+    labels: int64 (n,), one an image of `few`; None for every method that does not declare that it needs them.
+    views: key of `augment.VIEWS`. steps: of the whole method. seed: of batches and views. options: of the method.
+    """
+
+    teacher: nn.Module
+    anatomy: Anatomy
+    plan: Plan
+    few: ImageSet
+    labels: Tensor | None
+    views: str
+    steps: int
+    seed: int
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.teacher.parameters()).device
+
+    def student(self) -> nn.Module:
+        """The cut network with the teacher's weights, in eval mode, in the memory format that CPUs prefer."""
+        return cut(self.teacher, self.plan).to(memory_format=torch.channels_last).eval()
+
+    def config(self, **changes: Any) -> MimicConfig:
+        """The paper's recipe for this problem."""
+        return MimicConfig(**{"steps": self.steps, "views": self.views, "seed": self.seed} | changes)
+
+    def batches(self, size: int = PAPER.batch_size) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Endless passes over the images, a new order and new views each: (images, labels or None).
+
+        The draws are those of `understudy.mimic`: with one seed every method sees the same pictures in the same order.
+        """
+        count = len(self.few)
+        size = min(size, count)
+        order, views = (torch.Generator().manual_seed(self.seed) for _ in range(2))
+        while True:
+            shuffled = torch.randperm(count, generator=order)
+            for where in shuffled[: count - count % size].split(size):
+                x = self.few.view(where.tolist(), self.views, views).to(self.device)
+                yield x, None if self.labels is None else self.labels[where].to(self.device)
+
+    def views_of_all(self, rounds: int) -> list[Tensor]:
+        """`rounds` views of every image, in batches of at most the paper's size, for what is fitted, not trained."""
+        views = torch.Generator().manual_seed(self.seed)
+        parts = torch.arange(len(self.few)).split(PAPER.batch_size)
+        return [
+            self.few.view(part.tolist(), self.views, views).to(self.device) for _ in range(rounds) for part in parts
+        ]
+
+
+@dataclass(frozen=True)
+class Method:
+    """run: from a Problem to the finished network. labels: whether it is given them. trains: whether steps matter.
+
+    published: options as its source gives them; grid: options tried for it on seeds that the table does not use.
+    blocks: it drops whole blocks, so its cut is not the table's and a network without blocks is no problem for it.
+    """
+
+    name: str
+    title: str
+    source: str
+    run: Callable[[Problem], nn.Module]
+    labels: bool = False
+    trains: bool = True
+    blocks: bool = False
+    published: dict[str, Any] = field(default_factory=dict)
+    grid: tuple[dict[str, Any], ...] = ()
+
+
+def train(
+    model: nn.Module,
+    loss_of: Callable[[Tensor, Tensor | None, float], Tensor],
+    problem: Problem,
+    *,
+    lr: float,
+    steps: int | None = None,
+    parameters: Iterable[nn.Parameter] | None = None,
+) -> nn.Module:
+    """`steps` steps of SGD on `loss_of(images, labels, share of the steps done)`, in the modes that `model` has.
+
+    parameters: those that learn; all of the model's by default. Returns the model, in eval mode.
+    """
+    config = problem.config(lr=lr, steps=problem.steps if steps is None else steps)
+    learning = list(model.parameters() if parameters is None else parameters)
+    optimiser = torch.optim.SGD(learning, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    for step, (x, y) in enumerate(islice(problem.batches(), config.steps)):
+        for group in optimiser.param_groups:
+            group["lr"] = config.lr_at(step)
+        loss = loss_of(x, y, step / config.steps)
+        if not loss.isfinite():
+            raise FloatingPointError(f"the loss at step {step} of {config.steps} is {loss.item()}; lr {lr}")
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+    model.zero_grad(set_to_none=True)
+    return model.eval()
+
+
+def head_layer(problem: Problem) -> str:
+    """The layer that holds the head's first weight: what it is given are the features after the pool."""
+    return next(name for name in problem.plan.seam.head if name.endswith("weight")).rpartition(".")[0]

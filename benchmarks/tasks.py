@@ -1,0 +1,167 @@
+"""Teachers, few images and test images: the embedded photographs, ImageNet folders, CIFAR.
+
+Labels of the few images are read here and handed on beside them, never inside them.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from understudy import demo
+from understudy.errors import InputError
+from understudy.images import ImageSet, read_images
+from understudy.teachers import Teacher, load_teacher
+from understudy.verify import labels_from_folders
+
+TEST_BATCH = 500
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """few(count, seed): unlabelled images and, apart, their labels. test(): batches (images, labels), the same ones in
+    the same order every time. small: the test images and the teacher's features of them may be held in memory."""
+
+    teacher: Teacher
+    few: Callable[[int, int], tuple[ImageSet, Tensor]]
+    test: Callable[[], Iterator[tuple[Tensor, Tensor]]]
+    small: bool = False
+
+
+@dataclass(frozen=True)
+class Place:
+    """What differs from machine to machine and is no part of a cell. data: the data set's folder; weights: a file of
+    the teacher's, instead of its library's; pretrained: False for random ones (to try things out)."""
+
+    data: str | None = None
+    weights: str | None = None
+    pretrained: bool = True
+    device: str = "cpu"
+    threads: int = 1
+
+
+@lru_cache(maxsize=4)
+def open_task(name: str, spec: str, place: Place) -> Task:
+    """Raises: InputError for a task or data that is not there."""
+    if name not in TASKS:
+        raise InputError(f"opening the task {name!r}: expected one of {', '.join(TASKS)}")
+    options = {} if spec.startswith("demo:") else {"weights": place.weights, "pretrained": place.pretrained}
+    teacher = load_teacher(spec, **options)
+    # Convolutions on a CPU are a quarter faster so (measured on the demo's networks); the values are the same.
+    teacher.model.to(place.device, memory_format=torch.channels_last)
+    return TASKS[name](teacher, place)
+
+
+def _photographs(teacher: Teacher, place: Place) -> Task:
+    @lru_cache(maxsize=1)
+    def test_set() -> tuple[Tensor, Tensor]:
+        return demo.test_set()
+
+    def few(count: int, seed: int) -> tuple[ImageSet, Tensor]:
+        x, y = demo.patches("few", count, seed)
+        return read_images(x, teacher.preprocessing), y
+
+    def test() -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(*(part.split(TEST_BATCH) for part in test_set()), strict=True)
+
+    return Task(teacher, few, test, small=True)
+
+
+def _imagenet(teacher: Teacher, place: Place) -> Task:
+    """DATA/train/CLASS/*.JPEG to draw the few from, DATA/val/CLASS/*.JPEG to test on."""
+    train, val = (_folder(place, part) for part in ("train", "val"))
+    pools = {part: sorted(p for p in part.rglob("*") if p.suffix.lower() in _SUFFIXES) for part in (train, val)}
+    classes = teacher.model(torch.zeros(1, *teacher.preprocessing.input_size, device=place.device)).shape[1]
+
+    def chosen(root: Path, paths: list[Path]) -> tuple[ImageSet, Tensor]:
+        names = [str(p.relative_to(root)) for p in paths]
+        images = read_images([str(p) for p in paths], teacher.preprocessing)
+        if len(images) != len(paths):
+            raise InputError(f"reading {root}: {images.skipped[0][0]} cannot be read ({images.skipped[0][1]})")
+        return images, torch.tensor(labels_from_folders(names, root, classes))
+
+    def few(count: int, seed: int) -> tuple[ImageSet, Tensor]:
+        return chosen(train, draw(pools[train], count, seed, classes))
+
+    def test() -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(pools[val]), TEST_BATCH):
+            images, labels = chosen(val, pools[val][start : start + TEST_BATCH])
+            yield images.batch(), labels
+
+    return Task(teacher, few, test)
+
+
+def draw(paths: list[Path], count: int, seed: int, classes: int) -> list[Path]:
+    """`count` of the paths: as many of each class where that many can be had, else random ones of random classes.
+
+    Source: MiR, arXiv 2201.02620: under 1,000 images of ImageNet at random, from 1,000 on N / 1,000 of each class.
+    Raises: InputError when there are too few.
+    """
+    if count > len(paths):
+        raise InputError(f"drawing {count} images: there are {len(paths)}")
+    generator = random.Random(seed)
+    if count < classes:
+        return generator.sample(paths, count)
+    by_class: dict[str, list[Path]] = {}
+    for path in paths:
+        by_class.setdefault(path.parent.name, []).append(path)
+    each = count // classes
+    short = next((name for name, found in by_class.items() if len(found) < each), None)
+    if short is not None or len(by_class) != classes:
+        what = f"{len(by_class)} class folders" if short is None else f"{len(by_class[short])} images of {short}"
+        raise InputError(f"drawing {each} images of each of {classes} classes: found {what}")
+    return [path for found in by_class.values() for path in generator.sample(found, each)]
+
+
+def _cifar(name: str) -> Callable[[Teacher, Place], Task]:
+    def opened(teacher: Teacher, place: Place) -> Task:
+        """DATA as torchvision.datasets reads it (cifar-10-batches-py or cifar-100-python in it); no download."""
+        import torchvision
+
+        kind = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
+        try:
+            parts = {train: kind(_data(place), train=train, download=False) for train in (True, False)}
+        except RuntimeError as error:
+            raise InputError(f"opening {name}: {error} Give its folder with --data") from error
+
+        def chosen(train: bool, indices: list[int]) -> tuple[ImageSet, Tensor]:
+            images = torch.from_numpy(parts[train].data[indices]).permute(0, 3, 1, 2).contiguous()
+            return read_images(images, teacher.preprocessing), torch.tensor(parts[train].targets)[indices]
+
+        def few(count: int, seed: int) -> tuple[ImageSet, Tensor]:
+            return chosen(True, random.Random(seed).sample(range(len(parts[True].data)), count))
+
+        def test() -> Iterator[tuple[Tensor, Tensor]]:
+            for where in torch.arange(len(parts[False].data)).split(TEST_BATCH):
+                images, labels = chosen(False, where.tolist())
+                yield images.batch(), labels
+
+        return Task(teacher, few, test)
+
+    return opened
+
+
+def _data(place: Place) -> str:
+    if place.data is None:
+        raise InputError("opening the data set: there is no folder; give one with --data DIR")
+    return place.data
+
+
+def _folder(place: Place, part: str) -> Path:
+    folder = Path(_data(place), part)
+    if not folder.is_dir():
+        raise InputError(f"opening ImageNet: there is no folder {folder}; expected DATA/train/CLASS and DATA/val/CLASS")
+    return folder
+
+
+_SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp"}
+TASKS: dict[str, Callable[[Teacher, Place], Task]] = {
+    "photographs": _photographs,
+    "imagenet": _imagenet,
+    "cifar10": _cifar("cifar10"),
+    "cifar100": _cifar("cifar100"),
+}
