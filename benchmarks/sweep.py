@@ -96,7 +96,7 @@ def on_ray(
             away = {"working_dir": root, "excludes": [".git", ".venv", "**/results/*.jsonl"]}
             ray.init(address, runtime_env=environment | away, log_to_driver=False)
         try:
-            task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(run)
+            task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(lambda cell: run(cell))
             waiting = {task.remote(cell): cell for cell in cells}
             while waiting:
                 (ready,), _ = ray.wait(list(waiting), num_returns=1)

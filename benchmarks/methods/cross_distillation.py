@@ -1,11 +1,12 @@
 """Cross Distillation: layer by layer, student and teacher features crossed; then cross-entropy on the labels.
 
 Source: Bai et al., AAAI 2020, arXiv 1911.09450, and its published code. A layer that lost inputs learns by Adam
-mu |student layer(teacher's input) - teacher layer(same)|^2 + (1 - mu) |student layer(own input) - teacher layer(same)|^2
-with mu 0.6 for plain and 0.9 for residual networks, 1,000 iterations, the rate times 0.1 after a third; in order, norms
-in eval mode. Here the channels are those of the table's cut, so nothing is left for the proximal step to choose;
-iterations are half of `steps`, as 1,000 is of MiR's 2,000; features are taken once from four views of every image.
-Then `steps` steps of cross-entropy at 1e-5.
+mu |student layer(teacher's input) - teacher layer(same)|^2 plus (1 - mu) |student layer(own input) - teacher
+layer(same)|^2, with mu 0.6 for plain and 0.9 for residual networks, 1,000 iterations, the rate times 0.1 after a third;
+in order, norms in eval mode. Then cross-entropy at 1e-5, for `steps` steps.
+
+Here the channels are those of the table's cut, so nothing is left for the proximal step to choose; iterations are half
+of `steps`, as 1,000 is of MiR's 2,000; features are taken once from four views of every image.
 """
 
 import torch

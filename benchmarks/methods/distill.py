@@ -1,7 +1,7 @@
 """Knowledge distillation from softened logits, with and without labels.
 
-Source: Hinton et al. 2015, arXiv 1503.02531: temperature T = 4, the soft part times T squared; with labels 0.9 of it and
-0.1 of cross-entropy, the usual weights (the paper: considerably lower weight on the hard targets). No few-sample
+Source: Hinton et al. 2015, arXiv 1503.02531: temperature T = 4, the soft part times T squared; with labels 0.9 of
+it and 0.1 of cross-entropy, the usual weights (the paper: considerably lower weight on the hard targets). No few-sample
 learning rate was read: MiR's stands for the published one.
 """
 
@@ -35,6 +35,6 @@ def run(problem: Problem) -> nn.Module:
     return train(student, loss_of, problem, lr=problem.options["lr"])
 
 
-_LRS = {"published": {"lr": PAPER.lr}, "grid": tuple({"lr": lr} for lr in (1e-3, 5e-3, PAPER.lr, 5e-2))}
+_LRS = {"published": {"lr": PAPER.lr}, "grid": tuple({"lr": lr} for lr in (5e-3, PAPER.lr, 5e-2, 1e-1))}
 LABELLED = Method("distill_labels", "distillation (KD), labels", "Hinton et al. 2015", run, labels=True, **_LRS)
 UNLABELLED = Method("distill", "distillation (KD), no labels", "Hinton et al. 2015", run, **_LRS)

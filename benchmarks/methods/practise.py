@@ -65,19 +65,22 @@ def recoverability(problem: Problem, block: Block) -> float:
     behind, before = around(problem, block)
     for parameter in probe.parameters():
         parameter.requires_grad_(False)
-    with adapted(probe, behind, before) as adaptors, capturing(problem.teacher, problem.plan.seam) as target:
-        with capturing(probe, problem.plan.seam) as learner:
+    with (
+        adapted(probe, behind, before) as adaptors,
+        capturing(problem.teacher, problem.plan.seam) as target,
+        capturing(probe, problem.plan.seam) as learner,
+    ):
 
-            def loss_of(x: Tensor, y: Tensor | None, _: float) -> Tensor:
-                with torch.no_grad():
-                    wanted = target.features(x)
-                return sum(F.mse_loss(f, w) for f, w in zip(learner.features(x), wanted, strict=True))
-
-            learning = list(adaptors.parameters())
-            if learning:
-                train(probe, loss_of, problem, lr=PAPER.lr, steps=problem.steps // 2, parameters=learning)
+        def loss_of(x: Tensor, y: Tensor | None, _: float) -> Tensor:
             with torch.no_grad():
-                return float(loss_of(problem.few.batch().to(problem.device), None, 1.0))
+                wanted = target.features(x)
+            return sum(F.mse_loss(f, w) for f, w in zip(learner.features(x), wanted, strict=True))
+
+        learning = list(adaptors.parameters())
+        if learning:
+            train(probe, loss_of, problem, lr=PAPER.lr, steps=problem.steps // 2, parameters=learning)
+        with torch.no_grad():
+            return float(loss_of(problem.few.batch().to(problem.device), None, 1.0))
 
 
 def around(problem: Problem, block: Block) -> tuple[list[str], list[str]]:

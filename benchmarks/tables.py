@@ -1,0 +1,132 @@
+"""From result lines to figures that can be compared: means, paired differences with intervals, tuned options."""
+
+import json
+import statistics
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from scipy.stats import t as student_t
+
+from benchmarks.methods import METHODS
+from benchmarks.protocol import PROTOCOLS, TUNED
+from benchmarks.sweep import RESULTS, missing, read_lines
+
+
+@dataclass(frozen=True, order=True)
+class Condition:
+    """What is the same for every method of one column."""
+
+    teacher: str
+    keep_width: float
+    images: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method with one choice of options under one condition; lists have one value a seed."""
+
+    method: str
+    options: dict[str, Any]
+    seeds: tuple[int, ...]
+    top1: tuple[float, ...]
+    top1_teacher: float
+    seconds: float  # median
+    peak_memory_mib: float | None  # median
+    macs: float
+    params: float
+
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.top1)
+
+    @property
+    def deviation(self) -> float | None:
+        return statistics.stdev(self.top1) if len(self.top1) > 1 else None
+
+    @property
+    def lost(self) -> float:
+        return self.top1_teacher - self.mean
+
+
+Table = dict[Condition, dict[str, list[Entry]]]
+
+
+def table(lines: Iterable[dict[str, Any]]) -> Table:
+    """condition -> method -> entries, the best mean first; entries with fewer seeds than others come last.
+
+    A method whose steps mean nothing stands under every number of steps. Lines that ended in an error are left out.
+    """
+    groups: dict[tuple[Condition, str, str], list[dict[str, Any]]] = {}
+    lines = [line for line in lines if "error" not in line]
+    steps_of: dict[tuple, set[int]] = {}
+    for line in lines:
+        cell = line["cell"]
+        if METHODS[cell["method"]].trains:
+            steps_of.setdefault((cell["teacher"], cell["cut"]["keep_width"], cell["images"]), set()).add(cell["steps"])
+    for line in lines:
+        cell = line["cell"]
+        place = cell["teacher"], cell["cut"]["keep_width"], cell["images"]
+        own = {cell["steps"]}
+        for steps in own if METHODS[cell["method"]].trains else steps_of.get(place, own):
+            key = Condition(*place, steps), cell["method"], json.dumps(cell["options"], sort_keys=True)
+            groups.setdefault(key, []).append(line)
+    found: Table = {}
+    for (condition, method, options), group in sorted(groups.items(), key=lambda item: item[0][:1]):
+        group.sort(key=lambda line: line["cell"]["seed"])
+        memory = [line["peak_memory_mib"] for line in group if line["peak_memory_mib"] is not None]
+        entry = Entry(
+            method, json.loads(options),
+            tuple(line["cell"]["seed"] for line in group), tuple(line["figures"]["top1"] for line in group),
+            group[0]["figures"]["top1_teacher"], statistics.median(line["seconds"] for line in group),
+            statistics.median(memory) if memory else None, group[0]["figures"]["macs"], group[0]["figures"]["params"],
+        )  # fmt: skip
+        found.setdefault(condition, {}).setdefault(method, []).append(entry)
+    for methods in found.values():
+        for entries in methods.values():
+            entries.sort(key=lambda e: (-len(e.seeds), -e.mean))
+    return found
+
+
+def paired(a: Entry, b: Entry) -> tuple[float, float, float] | None:
+    """Mean of a - b over the seeds that both have, with its 95 % interval (Student's t); None below two seeds."""
+    there = dict(zip(b.seeds, b.top1, strict=True))
+    differences = [x - there[seed] for seed, x in zip(a.seeds, a.top1, strict=True) if seed in there]
+    if len(differences) < 2:
+        return None
+    mean, n = statistics.mean(differences), len(differences)
+    half = float(student_t.ppf(0.975, n - 1)) * statistics.stdev(differences) / n**0.5
+    return mean, mean - half, mean + half
+
+
+def floors(found: Table) -> list[dict[str, Any]]:
+    """Where MiR at 50 images loses 4 to 8 points: its margins over the best BP and the best labelled KD."""
+    rows = []
+    for condition, methods in found.items():
+        mir = methods.get("mir", [None])[0]
+        if condition.images != 50 or mir is None or not 4 <= mir.lost <= 8:
+            continue
+        margins = {name: paired(mir, methods[name][0]) for name in ("fine_tune", "distill_labels") if methods.get(name)}
+        rows.append({"condition": condition, "lost": mir.lost, "margins": margins})
+    return rows
+
+
+def write_tuned() -> int:
+    """tuned.json: for every method, teacher and number of images the options with the best mean on the tuning seeds."""
+    protocol = PROTOCOLS["embedded_tuning"]
+    path = RESULTS / f"{protocol.name}.jsonl"
+    left = len(missing(protocol.cells({}), path))
+    if left:
+        print(
+            f"error: {left} cells of {protocol.name} are not done: run `sweep {protocol.name}` first", file=sys.stderr
+        )
+        return 2
+    tuned: dict[str, Any] = {}
+    for condition, methods in table(read_lines(path)).items():
+        for name, entries in methods.items():
+            tuned.setdefault(name, {}).setdefault(condition.teacher, {})[str(condition.images)] = entries[0].options
+    TUNED.write_text(json.dumps(tuned, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    print(json.dumps({"written": TUNED.name, "methods": len(tuned)}))
+    return 0
