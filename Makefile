@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test table clean
 
 demo: $(VENV)/.ready
 	$(BIN)/understudy demo
@@ -12,6 +12,15 @@ test: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+# What is missing of the table (about two hours on two cores for all of it), and docs/results.md from its lines.
+table: $(VENV)/.ready
+	$(BIN)/python -m benchmarks sweep embedded_tuning --ray
+	$(BIN)/python -m benchmarks tune
+	$(BIN)/python -m benchmarks sweep embedded --ray
+	$(BIN)/python -m benchmarks sweep embedded_steps --ray
+	$(BIN)/python -m benchmarks sweep embedded_images --ray
+	$(BIN)/python -m benchmarks page
 
 # The lock constrains the versions; what a platform does not need is not installed.
 $(VENV)/.ready: requirements.lock pyproject.toml

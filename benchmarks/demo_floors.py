@@ -24,14 +24,14 @@ SEEDS = (2021, 2022, 2023)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", action="append", choices=("resnet20", "mobilenetv2_small"))
+    parser.add_argument("--teacher", action="append", choices=("resnet20", "mobilenetv2_tiny"))
     parser.add_argument("--keep-width", action="append", type=float)
     parser.add_argument("--steps", type=int, help="the demo's own if not given")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     OUT.parent.mkdir(exist_ok=True)
-    for name in options.teacher or ("resnet20", "mobilenetv2_small"):
+    for name in options.teacher or ("resnet20", "mobilenetv2_tiny"):
         for keep_width in options.keep_width or (0.5, 0.3):
             for seed in SEEDS:
                 steps = STEPS[name] if options.steps is None else options.steps

@@ -20,7 +20,7 @@ FORBIDDEN = {
     "trace": {"*", "-errors", "-guard", "-seam"},
     "operators": {"*", "-channels", "-trace"},
     "graph": {"*", "-channels", "-operators", "-seam", "-trace"},
-    "plan": {"*", "-errors", "-seam"},
+    "plan": {"*", "-errors", "-guard", "-seam"},
     "cut": {"*", "-errors", "-guard", "-plan"},
     "preprocessing": {"*", "-errors"},
     "decode": {"*", "-errors", "-preprocessing"},

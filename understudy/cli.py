@@ -229,7 +229,7 @@ def verify(
 
 @app.command(epilog="Example: understudy demo --keep-width 0.3")
 def demo(
-    teacher: Annotated[str, typer.Option(help="mobilenetv2_small or resnet20")] = "mobilenetv2_small",
+    teacher: Annotated[str, typer.Option(help="mobilenetv2_tiny, resnet14, vgg7 or resnet20")] = "mobilenetv2_tiny",
     keep: Keep = None,
     keep_width: KeepWidth = None,
     images: Annotated[int, typer.Option(help="How many unlabelled patches to learn from")] = 50,

@@ -14,7 +14,7 @@ from understudy.anatomy import trace
 from understudy.cost import count, count_teacher
 from understudy.cut import cut
 from understudy.errors import InputError, LawBroken
-from understudy.guard import full_copy
+from understudy.guard import full_copy, named_tensors
 from understudy.images import ImageSet, read_images, split
 from understudy.plan import Plan, check_teacher
 from understudy.planner import make_plan, replan
@@ -189,8 +189,8 @@ def _save(
     """Save, load again by replaying the plan on the teacher's architecture, and compare every tensor."""
     saved = store.save(folder, model=model, plan=plan, report=report, force=force)
     again = store.load(saved, lambda: full_copy(teacher))  # a copy: loading puts it on the CPU
-    tensors = dict([*again.named_parameters(), *again.named_buffers()])
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+    tensors = named_tensors(again)
+    for name, tensor in named_tensors(model).items():
         if name not in tensors or not same_bits(tensor, tensors[name]):
             raise LawBroken(f"loading {saved} again: {name} is not bit-equal to what was saved; do not use this folder")
     return Path(saved)

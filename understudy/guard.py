@@ -12,6 +12,11 @@ from torch import nn
 from understudy.errors import UnsupportedModel
 
 
+def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Every parameter and buffer under every name it has; also buffers that a state dict leaves out."""
+    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+
+
 @contextmanager
 def untouched(module: nn.Module) -> Iterator[None]:
     """Restore `training` and `requires_grad` of every part of `module` on the way out.

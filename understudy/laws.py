@@ -17,7 +17,7 @@ from torch.fx import Interpreter, Node
 from understudy.cost import Cost
 from understudy.errors import LawBroken
 from understudy.graph import Anatomy
-from understudy.guard import evaluating, full_copy, seeded
+from understudy.guard import evaluating, full_copy, named_tensors, seeded
 from understudy.plan import Plan
 from understudy.seam import capturing
 from understudy.trace import operator
@@ -117,10 +117,7 @@ class _Reference(Interpreter):
     def __init__(self, anatomy: Anatomy, plan: Plan, teacher: nn.Module):
         super().__init__(anatomy.traced.program.graph_module)
         self._anatomy, self._plan = anatomy, plan
-        self._tensors = {
-            **dict(teacher.named_parameters(remove_duplicate=False)),
-            **dict(teacher.named_buffers(remove_duplicate=False)),
-        }
+        self._tensors = named_tensors(teacher)
         self._wanted: dict[Node, torch.Tensor] = {}
         self._seams = anatomy.seam_nodes
         self._masks: dict[int, torch.Tensor | None] = {}

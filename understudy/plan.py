@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from understudy.errors import PlanError
+from understudy.guard import named_tensors
 from understudy.seam import Seam
 
 VERSION = 1
@@ -90,7 +91,8 @@ def check_plan_file(path: Any, *, force: bool = False) -> None:
 
 def describe(teacher: nn.Module, source: dict[str, Any] | None = None) -> dict[str, Any]:
     """What a plan remembers of its teacher: class, tensors by name, and `source`, how to build it again."""
-    tensors = {n: f"{'x'.join(map(str, t.shape)) or 'scalar'} {str(t.dtype)[6:]}" for n, t in _tensors(teacher).items()}
+    found = named_tensors(teacher)
+    tensors = {n: f"{'x'.join(map(str, t.shape)) or 'scalar'} {str(t.dtype)[6:]}" for n, t in found.items()}
     return {"class": type(teacher).__qualname__, "source": source, "tensors": tensors}
 
 
@@ -109,11 +111,6 @@ def check_teacher(teacher: nn.Module, plan: Plan) -> None:
             f"applying a plan for {plan.teacher['class']} to {type(teacher).__qualname__}: it has {extra} "
             f"({found[extra]}), which the plan does not know; use the plan with the architecture it was made for"
         )
-
-
-def _tensors(model: nn.Module) -> dict[str, Any]:
-    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    return dict(named)
 
 
 _KINDS: dict[str, type] = {

@@ -11,6 +11,7 @@ from torch import nn
 from understudy.cost import count_teacher, count_traced, terms
 from understudy.errors import PlanError
 from understudy.graph import Anatomy, Group
+from understudy.guard import named_tensors
 from understudy.plan import Plan, check_teacher, describe
 from understudy.score import SCORES
 
@@ -53,7 +54,7 @@ def make_plan(
     ranks = _ranks(teacher, anatomy, score, seed)
     notes: list[str] = []
     if scheme == "auto":
-        asked["scheme"], notes = _choose_scheme(anatomy, asked, ranks)
+        asked["scheme"], notes = _choose_scheme(teacher, anatomy, asked, ranks)
     eligible = _eligible(anatomy, asked)
     full = keep == 1 or keep_width == 1
     if not eligible and not full and (keep, keep_width) != (None, None):
@@ -223,16 +224,18 @@ def _matches(name: str, pattern: str) -> bool:
     return name == pattern or name.startswith(pattern + ".") or fnmatch.fnmatchcase(name, pattern)
 
 
-def _choose_scheme(anatomy: Anatomy, asked: dict[str, Any], ranks: dict[str, np.ndarray]) -> tuple[str, list[str]]:
+def _choose_scheme(
+    teacher: nn.Module, anatomy: Anatomy, asked: dict[str, Any], ranks: dict[str, np.ndarray]
+) -> tuple[str, list[str]]:
     mid = _eligible(anatomy, {**asked, "scheme": "mid"})
     if not mid:
         return "all", ["no residual blocks with channels of their own: scheme all"]
     if asked["keep"] is not None:
-        total = count_traced(anatomy.traced).macs
+        whole, rest = count_teacher(teacher, anatomy).macs, count_traced(anatomy.traced).macs
         floor = _Costs(anatomy, {g.name: ranks[g.name] for g in mid}).macs({g.name: _round(g, 1, asked) for g in mid})
         # Close to its floor a block has next to nothing left: the last tenth of what mid can take is left alone.
-        if asked["keep"] * total < floor + 0.1 * (total - floor):
-            return "all", [f"scheme mid reaches {floor / total:.2f} of the MACs at the very least: scheme all"]
+        if asked["keep"] * whole < floor + 0.1 * (rest - floor):
+            return "all", [f"scheme mid reaches {floor / whole:.2f} of the MACs at the very least: scheme all"]
     return "mid", []
 
 
@@ -271,7 +274,7 @@ def _nothing_to_cut(anatomy: Anatomy, asked: dict[str, Any]) -> str:
 
 def _ranks(teacher: nn.Module, anatomy: Anatomy, score: str, seed: int) -> dict[str, np.ndarray]:
     """Of each group, the place of every unit when sorted by score, best first (ties: lower index first)."""
-    tensors = {**dict(teacher.named_parameters(remove_duplicate=False)), **dict(teacher.named_buffers())}
+    tensors = named_tensors(teacher)
     ranks = {}
     for group in anatomy.groups.values():
         if group.pinned is None:

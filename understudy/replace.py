@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from understudy.errors import InputError
-from understudy.guard import full_copy
+from understudy.guard import full_copy, named_tensors
 from understudy.seam import Seam
 from understudy.verify import check_head
 
@@ -19,7 +19,7 @@ def replace(teacher: nn.Module, student: nn.Module, seam: Seam) -> nn.Module:
     Source: MiR (Wang et al., CVPR 2022, arXiv 2201.02620).
     """
     model = full_copy(student).eval()
-    theirs, ours = _tensors(teacher), _tensors(model)
+    theirs, ours = named_tensors(teacher), named_tensors(model)
     for name in seam.head:
         if name not in theirs or name not in ours:
             who = "teacher" if name not in theirs else "student"
@@ -40,10 +40,6 @@ def replace(teacher: nn.Module, student: nn.Module, seam: Seam) -> nn.Module:
         target.requires_grad_(source.requires_grad)
     check_head(teacher, model, seam)
     return model
-
-
-def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
 
 
 def _kind(tensor: torch.Tensor) -> str:

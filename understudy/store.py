@@ -131,7 +131,7 @@ def _fill(model: nn.Module, weights: dict[str, Tensor], shared: dict[str, str], 
     """Copy every saved tensor into `model`; names, shapes and dtypes must agree."""
     from understudy.verify import same_bits
 
-    targets = dict(_tensors(model))
+    targets = guard.named_tensors(model)
     weights = weights | {alias: weights[name] for alias, name in shared.items() if name in weights}
     for name in [*targets, *weights]:
         target, value = targets.get(name), weights.get(name)
@@ -144,11 +144,6 @@ def _fill(model: nn.Module, weights: dict[str, Tensor], shared: dict[str, str], 
         if not same_bits(target, value):
             with torch.no_grad():
                 target.copy_(value)
-
-
-def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """Every parameter and buffer under every name; also buffers that a state dict leaves out."""
-    return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
 
 
 def _kind(tensor: Tensor | None) -> str:
@@ -167,7 +162,7 @@ def _write_weights(path: Path, model: nn.Module) -> None:
     tensors: dict[str, Tensor] = {}
     shared: dict[str, str] = {}
     seen: dict[tuple, str] = {}
-    for name, tensor in _tensors(model):
+    for name, tensor in guard.named_tensors(model).items():
         if tensor.device.type == "meta" or tensor.layout != torch.strided:
             raise StoreError(
                 f"saving {path.name}: {name!r} is on {tensor.device} as {tensor.layout}; expected plain data"

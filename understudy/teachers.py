@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from understudy.augment import VIEWS
 from understudy.builders import OWN_PREPROCESSING, build_model, called, per_channel
 from understudy.errors import InputError, UnsupportedModel
-from understudy.guard import seeded
+from understudy.guard import named_tensors, seeded
 from understudy.preprocessing import Preprocessing
 from understudy.weights import load_weights
 
@@ -220,7 +220,7 @@ def _checked(model: Any, spec: str, notes: list[str]) -> nn.Module:
         raise UnsupportedModel(
             f"loading the teacher {spec}: found a TorchScript module, which cannot be cut; give the Python module"
         )
-    tensors = _tensors(model)
+    tensors = named_tensors(model)
     for name, tensor in tensors.items():
         if nn.parameter.is_lazy(tensor):
             raise UnsupportedModel(
@@ -240,12 +240,8 @@ def _checked(model: Any, spec: str, notes: list[str]) -> nn.Module:
     return model.to(device="cpu", dtype=torch.float32).eval()
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
-
-
 def _refuse_broken(model: nn.Module, spec: str) -> None:
-    for name, tensor in _tensors(model).items():
+    for name, tensor in named_tensors(model).items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             bad = int((~torch.isfinite(tensor)).sum())
             raise UnsupportedModel(

@@ -16,7 +16,7 @@ from torch import nn
 from torch.fx import Node
 
 from understudy.errors import InputError, UnsupportedModel
-from understudy.guard import structural_copy
+from understudy.guard import named_tensors, structural_copy
 from understudy.seam import SeamPoint, marking
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
@@ -159,7 +159,7 @@ def _quiet() -> Iterator[None]:
 def _read(model: nn.Module, example: Example, program: Any, points: int) -> Traced:
     signature = program.graph_signature
     first = {id(t): n for n, t in reversed([*model.named_parameters(), *model.named_buffers()])}
-    held = dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
+    held = named_tensors(model)
     names = {  # a tied tensor goes by its first name
         node: first.get(id(held.get(name)), name)
         for node, name in {**signature.inputs_to_parameters, **signature.inputs_to_buffers}.items()

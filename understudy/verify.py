@@ -56,7 +56,7 @@ def check_head(teacher: nn.Module, model: nn.Module, seam: Seam) -> None:
 
     Raises: LawBroken naming the first that is not.
     """
-    theirs, ours = _tensors(teacher), _tensors(model)
+    theirs, ours = guard.named_tensors(teacher), guard.named_tensors(model)
     for name in seam.head:
         if name not in theirs or name not in ours:
             raise LawBroken(f"checking the head: {name!r} is missing in the {'model' if name in theirs else 'teacher'}")
@@ -279,7 +279,3 @@ def _check_finite(theirs: Tensor, ours: Tensor, what: str) -> None:
         raise UnsupportedModel(f"verifying: the teacher's own {what} are not finite; look at its weights and precision")
     if not bool(ours.isfinite().all()):
         raise LawBroken(f"verifying: the model's {what} are not finite; the result must not be trusted: mimic again")
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}

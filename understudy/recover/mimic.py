@@ -78,8 +78,8 @@ def mimic(
     images = _count(few)
     device = _device(config, student)
     dtype = PRECISIONS[config.precision]
-    head = {id(t) for name, t in _tensors(student) if name in set(student_seam.head)}
-    before = [(t, t.detach().clone()) for _, t in _tensors(student)]
+    head = {id(t) for name, t in guard.named_tensors(student).items() if name in set(student_seam.head)}
+    before = [(t, t.detach().clone()) for t in guard.named_tensors(student).values()]
     started = time.perf_counter()
     try:
         with guard.seeded(config.seed), guard.untouched(teacher), guard.untouched(student), torch.enable_grad():
@@ -236,14 +236,18 @@ def _check_pair(teacher: nn.Module, student: nn.Module, seam: Seam, student_seam
             "name as many, in the same order"
         )
     for who, model in (("teacher", teacher), ("student", student)):
-        devices = {t.device for _, t in _tensors(model)}
+        devices = {t.device for t in guard.named_tensors(model).values()}
         if torch.device("meta") in devices or len(devices) > 1:
             raise UnsupportedModel(
                 f"mimicking: the tensors of the {who} are on {', '.join(sorted(map(str, devices)))}; expected one "
                 "device that holds data: load the weights, then .to() one device"
             )
-    storages = {t.untyped_storage().data_ptr() for _, t in _tensors(teacher) if t.numel()}
-    shared = [name for name, t in _tensors(student) if t.numel() and t.untyped_storage().data_ptr() in storages]
+    storages = {t.untyped_storage().data_ptr() for t in guard.named_tensors(teacher).values() if t.numel()}
+    shared = [
+        name
+        for name, t in guard.named_tensors(student).items()
+        if t.numel() and t.untyped_storage().data_ptr() in storages
+    ]
     if shared:
         raise InputError(
             f"mimicking: the student shares the tensor {shared[0]!r} with the teacher, training would change both; "
@@ -280,15 +284,10 @@ def _check_finite(losses: list[float], wanted: list[Tensor], config: MimicConfig
     )
 
 
-def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """Every parameter and buffer under every name it has."""
-    return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-
-
 def _device(config: MimicConfig, student: nn.Module) -> torch.device:
     """The device asked for, with its index; the student's own when none was."""
     if config.device is None:
-        return next((t.device for _, t in _tensors(student)), torch.device("cpu"))
+        return next((t.device for t in guard.named_tensors(student).values()), torch.device("cpu"))
     try:
         return torch.empty(0, device=config.device).device
     except (RuntimeError, AssertionError) as error:
@@ -296,12 +295,15 @@ def _device(config: MimicConfig, student: nn.Module) -> torch.device:
 
 
 def _fits(model: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
-    return all(t.device == device and (t.dtype == dtype or not t.is_floating_point()) for _, t in _tensors(model))
+    return all(
+        t.device == device and (t.dtype == dtype or not t.is_floating_point())
+        for t in guard.named_tensors(model).values()
+    )
 
 
 def _converted(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
     copy = guard.full_copy(model).eval()
-    for _, tensor in _tensors(copy):
+    for tensor in guard.named_tensors(copy).values():
         tensor.data = tensor.data.to(device, dtype if tensor.is_floating_point() else None)
     return copy
 
@@ -312,7 +314,7 @@ def _placed(student: nn.Module, device: torch.device, dtype: torch.dtype, head: 
     if _fits(student, device, dtype):
         yield
         return
-    home = {id(t): (t, t.data) for _, t in _tensors(student)}
+    home = {id(t): (t, t.data) for t in guard.named_tensors(student).values()}
     student.zero_grad(set_to_none=True)
     for tensor, data in home.values():
         tensor.data = data.to(device, dtype if data.is_floating_point() else None)
