@@ -13,8 +13,8 @@ from understudy.images import read_images
 from understudy.recover.config import preset
 from understudy.teachers import load_teacher
 
-# Of the paper's schedule (2,000 there): what is needed to stay within 3 and 7 points of the teacher at keep-width 0.5
-# and 0.3. Source: measured, benchmarks/demo_floors.py.
+# Of the paper's schedule (2,000 there): what mobilenetv2_tiny and resnet20 need to stay within 3 and 7 points of the
+# teacher at keep-width 0.5 and 0.3 (measured, benchmarks/demo_floors.py); the other two as resnet20 (assumption).
 STEPS = {"mobilenetv2_tiny": 500, "resnet20": 1500, "resnet14": 1500, "vgg7": 1500}
 
 
