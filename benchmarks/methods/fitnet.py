@@ -64,7 +64,7 @@ METHOD = Method(
     "fitnet", "FitNet", "Romero et al., ICLR 2015", run, labels=True,
     published={"lr": 5e-3, "regressor": "random"},
     grid=(
-        *({"lr": lr, "regressor": "random"} for lr in (5e-3, PAPER.lr)),
-        *({"lr": lr, "regressor": "kept"} for lr in (5e-3, PAPER.lr, 5e-2, 1e-1)),
+        *({"lr": lr, "regressor": "random"} for lr in (1e-3, 5e-3, PAPER.lr)),
+        *({"lr": lr, "regressor": "kept"} for lr in (1e-3, 5e-3, PAPER.lr)),
     ),
 )  # fmt: skip
