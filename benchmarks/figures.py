@@ -14,7 +14,7 @@ from benchmarks.tables import Condition, Entry, Table
 
 # Colour-blind safe. Source: Okabe and Ito 2008.
 COLOURS = {
-    "mir": "#D55E00", "distill_labels": "#0072B2", "distill": "#56B4E9", "fine_tune": "#009E73",
+    "mir": "#D55E00", "distill_labels": "#0072B2", "fine_tune": "#009E73", "fskd": "#56B4E9",
     "least_squares": "#CC79A7", "batch_norm": "#E69F00",
 }  # fmt: skip
 _STYLE = {

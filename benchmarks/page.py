@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.methods import METHODS
-from benchmarks.protocol import PROTOCOLS, TUNING_SEEDS, Protocol
+from benchmarks.protocol import CURVES, PROTOCOLS, TUNING_SEEDS, Protocol
 from benchmarks.sweep import RESULTS, missing, read_lines
 from benchmarks.tables import Condition, Entry, Table, floors, paired, table
 
@@ -25,13 +25,27 @@ def write(docs: Path = DOCS, results: Path = RESULTS) -> int:
     from benchmarks import figures
 
     figures.methods_side_by_side(_in_band(found), docs / "figures" / "methods.png")
-    for protocol, axes in (("embedded_steps", ("steps", "seconds")), ("embedded_images", ("images",))):
-        points = table(read_lines(results / f"{protocol}.jsonl"))
+    for name, axes in (("embedded_steps", ("steps", "seconds")), ("embedded_images", ("images",))):
+        points = _curve(PROTOCOLS[name], results)
         for x in axes if points else ():
             figures.curves(points, x, docs / "figures" / f"{x}.png")
     (docs / "results.md").write_text(text(found, docs, results), encoding="utf-8")
     print(json.dumps({"written": "docs/results.md", "conditions": len(found)}))
     return 0
+
+
+def _curve(protocol: Protocol, results: Path) -> Table:
+    """The protocol's own lines and those points of its curves that the table has; empty before it was run."""
+    own = read_lines(results / f"{protocol.name}.jsonl")
+    where = {(line["cell"]["teacher"], json.dumps(line["cell"]["cut"])) for line in own}
+    shared = [
+        line
+        for line in read_lines(results / "embedded.jsonl")
+        if line["cell"]["method"] in CURVES
+        and (line["cell"]["teacher"], json.dumps(line["cell"]["cut"])) in where
+        and (len(protocol.images) > 1 or line["cell"]["images"] in protocol.images)
+    ]
+    return table([*own, *shared]) if own else {}
 
 
 def text(found: Table, docs: Path, results: Path) -> str:

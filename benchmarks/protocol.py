@@ -42,8 +42,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Protocol:
-    """teachers x cuts x images x steps x seeds x methods. options: "published", "tuned" (both, the published first) or
-    "grid". without: (teacher, method) pairs that have no meaning, each with the reason."""
+    """teachers x cuts x images x steps x seeds x methods. options: "published", "best" (tuned), "tuned" (both) or "grid".
+    without: (teacher, method) pairs that have no meaning, each with the reason."""
 
     name: str
     about: str
@@ -59,10 +59,11 @@ class Protocol:
     extra_cuts: dict[str, tuple[dict[str, Any], ...]] = field(default_factory=dict)  # for one teacher only
 
     def cells(self, tuned: dict[str, Any] | None = None) -> list[Cell]:
-        """Every cell, seeds outermost, so that a sweep that is stopped has whole seeds. tuned: as `read_tuned`."""
+        """Every cell: each method's best options first, then the published ones; seeds outermost in both, so that a
+        sweep that is stopped has whole seeds. tuned: as `read_tuned`."""
         tuned = read_tuned() if tuned is None else tuned
-        cells = [
-            Cell(self.task, teacher, cut, images, steps, seed, name, options)
+        ranked = [
+            (rank, Cell(self.task, teacher, cut, images, steps, seed, name, options))
             for seed in self.seeds
             for teacher in self.teachers
             for cut in (*self.cuts, *self.extra_cuts.get(teacher, ()))
@@ -70,22 +71,24 @@ class Protocol:
             for name in self.methods
             if (teacher, name) not in self.without
             for steps in (self.steps if METHODS[name].trains else self.steps[:1])
-            for options in self._options(name, teacher, images, tuned)
+            for rank, options in enumerate(self._options(name, teacher, images, tuned))
         ]
-        return list({cell.key: cell for cell in cells}.values())
+        return list({cell.key: cell for _, cell in sorted(ranked, key=lambda r: r[0])}.values())
 
     def _options(self, name: str, teacher: str, images: int, tuned: dict[str, Any]) -> Iterator[dict[str, Any]]:
         method = METHODS[name]
         if self.options == "grid":
             yield from method.grid
             return
-        best = tuned.get(name, {}).get(teacher, {}).get(str(images))
+        known = tuned.get(name, {}).get(teacher, {})
+        # For a number of images that was not tuned, what was best for the nearest one.
+        best = known.get(str(min(map(int, known), key=lambda n: abs(n - images), default=images)))
         if self.options == "published" or best is None:
             yield method.published
         elif self.options == "best":
             yield best
         else:
-            yield from (method.published, best)
+            yield from (best, method.published)
 
 
 def read_tuned() -> dict[str, Any]:
@@ -103,7 +106,7 @@ _TUNED_AT: dict[str, tuple[dict[str, Any], ...]] = {
     "demo:resnet14": ({"keep_width": 0.5},), "demo:mobilenetv2_tiny": ({"keep_width": 0.3},), **_MILD
 }  # fmt: skip
 _TUNABLE = tuple(name for name, method in METHODS.items() if method.grid)
-_CURVES = ("batch_norm", "least_squares", "fine_tune", "distill_labels", "distill", "mir")
+CURVES = ("batch_norm", "fskd", "least_squares", "fine_tune", "distill_labels", "mir")
 _PAPER_IMAGES = (50, 100, 500, 1000)  # Source: MiR, arXiv 2201.02620
 _PAPER_METHODS = tuple(METHODS)
 
@@ -119,12 +122,13 @@ PROTOCOLS: dict[str, Protocol] = {
             "photographs", _TEACHERS, (), (50, 200), (200,), TUNING_SEEDS, _TUNABLE, "grid", extra_cuts=_TUNED_AT,
         ),
         Protocol(
-            "embedded_steps", "accuracy against steps and seconds, 50 images, keep-width 0.3",
-            "photographs", _TEACHERS, _WIDTHS[1:], (50,), (25, 50, 100, 200, 400), SEEDS[:3], _CURVES, "best",
+            "embedded_steps", "accuracy against steps and seconds, 50 images; the table has 200 steps",
+            "photographs", _TEACHERS, (), (50,), (25, 50, 100, 400), SEEDS[:3],
+            tuple(name for name in CURVES if METHODS[name].trains), "best", extra_cuts=_TUNED_AT,
         ),
         Protocol(
-            "embedded_images", "accuracy against images, keep-width 0.3",
-            "photographs", _TEACHERS, _WIDTHS[1:], (20, 50, 100, 200, 500), (200,), SEEDS[:3], _CURVES, "best",
+            "embedded_images", "accuracy against images; the table has 50 and 200",
+            "photographs", _TEACHERS, (), (20, 100, 500), (200,), SEEDS[:3], CURVES, "best", extra_cuts=_TUNED_AT,
         ),
         Protocol(
             "imagenet_resnet34", "the paper's: ResNet-34, mid channels, first and last block of each stage spared",

@@ -83,6 +83,7 @@ def on_ray(
     cluster at `address`, whose machines get this checkout. A cell whose worker dies is run again, up to 3 times."""
 
     def execute(cells: Sequence[Cell]) -> Iterator[tuple[Cell, dict[str, Any]]]:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
         import ray
 
         root = str(Path(__file__).parents[1])
@@ -90,7 +91,7 @@ def on_ray(
         environment: dict[str, Any] = {"env_vars": {"OMP_NUM_THREADS": str(max(1, int(cpus))), "PYTHONPATH": root}}
         if address is None:
             local = {} if jobs is None else {"num_cpus": max(1, int(jobs * cpus))}
-            ray.init(runtime_env=environment, include_dashboard=False, log_to_driver=False, **local)
+            ray.init("local", runtime_env=environment, include_dashboard=False, log_to_driver=False, **local)
         else:
             del environment["env_vars"]["PYTHONPATH"]
             away = {"working_dir": root, "excludes": [".git", ".venv", "**/results/*.jsonl"]}
