@@ -42,7 +42,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Protocol:
-    """teachers x cuts x images x steps x seeds x methods. options: "published", "best" (tuned), "tuned" (both) or "grid".
+    """Teachers x cuts x images x steps x seeds x methods. options: "published", "best" (tuned), "tuned" (both), "grid".
     without: (teacher, method) pairs that have no meaning, each with the reason."""
 
     name: str
