@@ -18,6 +18,7 @@ from benchmarks.protocol import Cell
 from benchmarks.tasks import Place, Task, open_task
 from understudy.anatomy import trace
 from understudy.cost import Cost, count
+from understudy.cut import cut
 from understudy.graph import Anatomy
 from understudy.guard import evaluating, seeded
 from understudy.plan import Plan
@@ -56,7 +57,7 @@ def run_cell(cell: Cell, place: Place) -> dict[str, Any]:
 def _measured(cell: Cell, place: Place) -> dict[str, Any]:
     method, task = METHODS[cell.method], open_task(cell.task, cell.teacher, place)
     teacher = task.teacher.model
-    anatomy, plan, whole = _planned(cell.task, cell.teacher, json.dumps(cell.cut, sort_keys=True), place)
+    anatomy, plan, whole, planned = _planned(cell.task, cell.teacher, json.dumps(cell.cut, sort_keys=True), place)
     few, labels = task.few(cell.images, cell.seed)
     problem = Problem(
         teacher, anatomy, plan, few, labels if method.labels else None, task.teacher.views, cell.steps, cell.seed,
@@ -68,7 +69,7 @@ def _measured(cell: Cell, place: Place) -> dict[str, Any]:
         model = method.run(problem)
     seconds = time.perf_counter() - begun
     peak = _peak()
-    cost = count(model, torch.zeros(1, *task.teacher.preprocessing.input_size, device=place.device))
+    cost = planned if not method.blocks else count(model, few.batch([0]).to(place.device))
     return {
         "figures": {
             **_tested(task, model, plan, place),
@@ -81,12 +82,13 @@ def _measured(cell: Cell, place: Place) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=4)
-def _planned(task: str, teacher: str, options: str, place: Place) -> tuple[Anatomy, Plan, Cost]:
-    """The cut is the same for every method, seed and number of images."""
+def _planned(task: str, teacher: str, options: str, place: Place) -> tuple[Anatomy, Plan, Cost, Cost]:
+    """The cut is the same for every method, seed and number of images; the teacher's and the student's cost."""
     opened = open_task(task, teacher, place).teacher
     model, example = opened.model, torch.zeros(2, *opened.preprocessing.input_size, device=place.device)
     anatomy = trace(model, example)
-    return anatomy, make_plan(model, anatomy, **json.loads(options)), count(model, example[:1])
+    plan = make_plan(model, anatomy, **json.loads(options))
+    return anatomy, plan, count(model, example[:1]), count(cut(model, plan), example[:1])
 
 
 def _tested(task: Task, model: nn.Module, plan: Plan, place: Place) -> dict[str, float]:

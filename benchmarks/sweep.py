@@ -88,14 +88,15 @@ def on_ray(
 
         root = str(Path(__file__).parents[1])
         # Threads are fixed before torch is imported: the results of a sum depend on how many share it.
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         environment: dict[str, Any] = {"env_vars": {"OMP_NUM_THREADS": str(max(1, int(cpus))), "PYTHONPATH": root}}
         if address is None:
             local = {} if jobs is None else {"num_cpus": max(1, int(jobs * cpus))}
-            ray.init("local", runtime_env=environment, include_dashboard=False, log_to_driver=False, **local)
+            ray.init("local", runtime_env=environment, include_dashboard=False, **quiet, **local)
         else:
             del environment["env_vars"]["PYTHONPATH"]
             away = {"working_dir": root, "excludes": [".git", ".venv", "**/results/*.jsonl"]}
-            ray.init(address, runtime_env=environment | away, log_to_driver=False)
+            ray.init(address, runtime_env=environment | away, **quiet)
         try:
             task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(lambda cell: run(cell))
             waiting = {task.remote(cell): cell for cell in cells}
