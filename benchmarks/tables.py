@@ -10,7 +10,7 @@ from typing import Any
 from scipy.stats import t as student_t
 
 from benchmarks.methods import METHODS
-from benchmarks.protocol import PROTOCOLS, TUNED
+from benchmarks.protocol import PROTOCOLS, TUNED, said
 from benchmarks.sweep import RESULTS, missing, read_lines
 
 
@@ -20,6 +20,7 @@ class Condition:
 
     teacher: str
     keep_width: float
+    cut: str  # as `protocol.said` has it
     images: int
     steps: int
 
@@ -33,7 +34,7 @@ class Entry:
     seeds: tuple[int, ...]
     top1: tuple[float, ...]
     top1_teacher: float
-    seconds: float  # median
+    seconds: float  # the least of the seeds: what else the machine does only adds to it
     peak_memory_mib: float | None  # median
     macs: float
     params: float
@@ -65,10 +66,10 @@ def table(lines: Iterable[dict[str, Any]]) -> Table:
     for line in lines:
         cell = line["cell"]
         if METHODS[cell["method"]].trains:
-            steps_of.setdefault((cell["teacher"], cell["cut"]["keep_width"], cell["images"]), set()).add(cell["steps"])
+            steps_of.setdefault(_place(cell), set()).add(cell["steps"])
     for line in lines:
         cell = line["cell"]
-        place = cell["teacher"], cell["cut"]["keep_width"], cell["images"]
+        place = _place(cell)
         own = {cell["steps"]}
         for steps in own if METHODS[cell["method"]].trains else steps_of.get(place, own):
             key = Condition(*place, steps), cell["method"], json.dumps(cell["options"], sort_keys=True)
@@ -80,7 +81,7 @@ def table(lines: Iterable[dict[str, Any]]) -> Table:
         entry = Entry(
             method, json.loads(options),
             tuple(line["cell"]["seed"] for line in group), tuple(line["figures"]["top1"] for line in group),
-            group[0]["figures"]["top1_teacher"], statistics.median(line["seconds"] for line in group),
+            group[0]["figures"]["top1_teacher"], min(line["seconds"] for line in group),
             statistics.median(memory) if memory else None, group[0]["figures"]["macs"], group[0]["figures"]["params"],
         )  # fmt: skip
         found.setdefault(condition, {}).setdefault(method, []).append(entry)
@@ -88,6 +89,10 @@ def table(lines: Iterable[dict[str, Any]]) -> Table:
         for entries in methods.values():
             entries.sort(key=lambda e: (-len(e.seeds), -e.mean))
     return found
+
+
+def _place(cell: dict[str, Any]) -> tuple[str, float, str, int]:
+    return cell["teacher"], cell["cut"]["keep_width"], said(cell["cut"]), cell["images"]
 
 
 def paired(a: Entry, b: Entry) -> tuple[float, float, float] | None:
@@ -114,19 +119,20 @@ def floors(found: Table) -> list[dict[str, Any]]:
 
 
 def write_tuned() -> int:
-    """tuned.json: for every method, teacher and number of images the options with the best mean on the tuning seeds."""
-    protocol = PROTOCOLS["embedded_tuning"]
-    path = RESULTS / f"{protocol.name}.jsonl"
-    left = len(missing(protocol.cells({}), path))
-    if left:
-        print(
-            f"error: {left} cells of {protocol.name} are not done: run `sweep {protocol.name}` first", file=sys.stderr
-        )
+    """tuned.json: for every method, teacher, cut and number of images the options with the best mean on the tuning
+    seeds, of all grids that were swept. Returns 2, with words, when none was or one is not done."""
+    grids = [p for p in PROTOCOLS.values() if p.options == "grid" and (RESULTS / f"{p.name}.jsonl").exists()]
+    left = {p.name: len(missing(p.cells({}), RESULTS / f"{p.name}.jsonl")) for p in grids}
+    if not grids or any(left.values()):
+        short = [f"{count} cells of {name}" for name, count in left.items() if count] or ["all grids"]
+        print(f"error: not done: {', '.join(short)}; `sweep` them first", file=sys.stderr)
         return 2
     tuned: dict[str, Any] = {}
-    for condition, methods in table(read_lines(path)).items():
+    for condition, methods in table(line for p in grids for line in read_lines(RESULTS / f"{p.name}.jsonl")).items():
         for name, entries in methods.items():
-            tuned.setdefault(name, {}).setdefault(condition.teacher, {})[str(condition.images)] = entries[0].options
+            if METHODS[name].grid:
+                cuts = tuned.setdefault(name, {}).setdefault(condition.teacher, {})
+                cuts.setdefault(condition.cut, {})[str(condition.images)] = entries[0].options
     TUNED.write_text(json.dumps(tuned, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     print(json.dumps({"written": TUNED.name, "methods": len(tuned)}))
     return 0

@@ -250,7 +250,7 @@ def test_cross_distillation_counts_and_rates(optimiser_steps):
     run("cross_distillation", problem(steps=12))
     adam = [round(lr, 7) for kind, lr, _ in optimiser_steps if kind == "Adam"]
     sgd = [round(lr, 12) for kind, lr, _ in optimiser_steps if kind == "SGD"]
-    one = [5e-4] * 3 + [5e-5] * 3  # half of the steps, a tenth of the rate after a third of them
+    one = [1e-3] * 3 + [1e-4] * 3  # half of the steps, a tenth of the rate after a third of them
     assert adam == one * 2  # two layers lost inputs
     assert sgd == [1e-5] * 4 + [1e-6] * 5 + [1e-7] * 3
 

@@ -141,14 +141,14 @@ def test_the_table_is_paired_and_complete():
     assert {k[1] for k in methods_of} >= {0.5, 0.3}
     assert len({cell.key for cell in cells}) == len(cells)
     assert not set(TUNING_SEEDS) & set(SEEDS)
-    assert {c.seed for c in PROTOCOLS["embedded_tuning"].cells({})} == set(TUNING_SEEDS)
+    assert {c.seed for p in PROTOCOLS.values() if p.options == "grid" for c in p.cells({})} == set(TUNING_SEEDS)
 
 
 def test_tuned_options_stand_beside_the_published_ones():
     best = {"lr": 0.005, "head": "frozen"}
-    tuned = {"fine_tune": {"demo:vgg7": {"50": best}}}
+    tuned = {"fine_tune": {"demo:vgg7": {"keep_width=0.5": {"50": best}}}}
     both = replace(PROTOCOLS["embedded"], options="tuned").cells(tuned)
-    cells = [c for c in both if c.method == "fine_tune" and c.teacher == "demo:vgg7"]
+    cells = [c for c in both if c.method == "fine_tune" and c.teacher == "demo:vgg7" and c.cut == {"keep_width": 0.5}]
     published = METHODS["fine_tune"].published
     assert {json.dumps(c.options) for c in cells if c.images == 50} == {json.dumps(published), json.dumps(best)}
     assert {json.dumps(c.options) for c in cells if c.images == 200} == {json.dumps(published), json.dumps(best)}
@@ -348,13 +348,18 @@ def test_tuning_takes_the_best_of_the_grid(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     monkeypatch.setattr(tables, "TUNED", tmp_path / "tuned.json")
     assert tables.write_tuned() == 2
-    assert "cells of embedded_tuning are not done" in capsys.readouterr().err
+    assert "not done: all grids" in capsys.readouterr().err
     cells = PROTOCOLS["embedded_tuning"].cells({})
     lines = [line(c, 70.0 + (c.options == METHODS[c.method].grid[-1])) for c in cells]
-    (tmp_path / "embedded_tuning.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    path = tmp_path / "embedded_tuning.jsonl"
+    path.write_text("".join(json.dumps(x) + "\n" for x in lines[1:]))
+    assert tables.write_tuned() == 2
+    assert "not done: 1 cells of embedded_tuning" in capsys.readouterr().err
+    path.write_text("".join(json.dumps(x) + "\n" for x in lines))
     assert tables.write_tuned() == 0
     tuned = json.loads((tmp_path / "tuned.json").read_text())
-    assert tuned["distill"]["demo:resnet14"] == {n: METHODS["distill"].grid[-1] for n in ("50", "200")}
+    best = METHODS["distill"].grid[-1]
+    assert tuned["distill"]["demo:resnet14"] == {f"keep_width={k}": {"50": best} for k in (0.3, 0.5, 0.6)}
     assert "mir" not in tuned
 
 

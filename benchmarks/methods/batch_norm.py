@@ -19,13 +19,12 @@ def run(problem: Problem) -> nn.Module:
             module.reset_running_stats()
             module.momentum = None  # a plain average over the passes
             module.train()
-    rounds = problem.options["rounds"]
-    for x in problem.views_of_all(rounds) if rounds else [problem.few.batch().to(problem.device)]:
+    for x in problem.views_of_all(problem.options["rounds"]):
         student(x)
     return student.eval()
 
 
-# rounds: views of every image that are averaged over; 0: the images as they are, all at once.
+# rounds: views of every image that are averaged over; 0: the images as they are.
 METHOD = Method(
     "batch_norm", "BatchNorm recalibration", "EagleEye, ECCV 2020", run,
     trains=False, published={"rounds": 0}, grid=({"rounds": 0}, {"rounds": 16}),

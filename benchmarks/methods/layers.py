@@ -16,21 +16,30 @@ def point(module: str, side: str) -> Seam:
     return Seam((SeamPoint(module, side),), (), ())
 
 
-def convolutions(model: nn.Module, x: Tensor) -> list[str]:
-    """Names of the convolutions that mix channels (no depthwise or grouped ones), in the order of their first call."""
+def calls(problem: Problem) -> list[str]:
+    """Names of the teacher's modules in the order of their first call."""
     order: dict[str, None] = {}
     handles = [
-        module.register_forward_hook(lambda *_, name=name: order.setdefault(name))
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d) and module.groups == 1
+        module.register_forward_pre_hook(lambda *_, name=name: order.setdefault(name))
+        for name, module in problem.teacher.named_modules()
     ]
     try:
         with torch.no_grad():
-            model(x)
+            problem.teacher(problem.few.batch([0]).to(problem.device))
     finally:
         for handle in handles:
             handle.remove()
     return list(order)
+
+
+def mixes(module: nn.Module) -> bool:
+    """A convolution that mixes channels: neither depthwise nor grouped."""
+    return isinstance(module, nn.Conv2d) and module.groups == 1
+
+
+def convolutions(problem: Problem) -> list[str]:
+    """The channel-mixing convolutions in the order of their first call."""
+    return [name for name in calls(problem) if mixes(problem.teacher.get_submodule(name))]
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,7 @@ class Layer:
 def layers(problem: Problem) -> list[Layer]:
     """The channel-mixing convolutions in order, from the first one that the plan touches."""
     found: list[Layer] = []
-    for name in convolutions(problem.teacher, problem.few.batch([0]).to(problem.device)):
+    for name in convolutions(problem):
         weight = problem.teacher.get_submodule(name).weight
         slices = problem.plan.slices.get(f"{name}.weight", {})
         if slices or found:

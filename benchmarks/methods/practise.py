@@ -7,7 +7,8 @@ stream after it), train only them on the features at the seam with norms frozen 
 drop saves. The blocks with the smallest scores go together, the adaptors are thrown away, MiR trains the rest.
 
 The cost is counted in MACs (measured latency in the paper), so that a run can be repeated. Blocks are kept as channels
-are by the others: ceil(keep_width x n) of the n that can go, at its own MACs, which the table states.
+are by the others: ceil(keep_width x n) of the n that can go, at its own MACs, which the table states. The paper's code
+never adapts the stem and never drops the first block of a stage; here the anatomy says what feeds a stream and can go.
 """
 
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.methods.layers import calls
 from benchmarks.methods.problem import PAPER, Method, Problem, train
 from understudy.anatomy import trace
 from understudy.cost import count
@@ -32,6 +34,8 @@ from understudy.seam import capturing
 
 def run(problem: Problem) -> nn.Module:
     seam, blocks = problem.plan.seam, droppable(problem)
+    if not blocks:
+        raise InputError("PRACTISE: this network has no residual block with an identity shortcut that can be dropped")
     total = count(problem.teacher, problem.few.batch([0]).to(problem.device)).macs
     scores = {block.name: recoverability(problem, block) / saved(problem, block, total) for block in blocks}
     gone = sorted(scores, key=scores.get)[: len(blocks) - ceil(problem.plan.asked["keep_width"] * len(blocks) - 1e-9)]
@@ -85,7 +89,7 @@ def recoverability(problem: Problem, block: Block) -> float:
 
 def around(problem: Problem, block: Block) -> tuple[list[str], list[str]]:
     """Convolutions that feed the block's residual stream before it, and those that read the stream after it."""
-    order = {name: place for place, name in enumerate(_calls(problem))}
+    order = {name: place for place, name in enumerate(calls(problem))}
     inside = [name for name in order if name == block.name or name.startswith(f"{block.name}.")]
     first, last = min(order[name] for name in inside), max(order[name] for name in inside)
     feed, read = [], []
@@ -100,22 +104,6 @@ def around(problem: Problem, block: Block) -> tuple[list[str], list[str]]:
             if member.dim == 1 and order[name] > last:
                 read.append(name)
     return feed, read
-
-
-def _calls(problem: Problem) -> list[str]:
-    """Modules in the order in which they are first called."""
-    order: dict[str, None] = {}
-    handles = [
-        m.register_forward_pre_hook(lambda *_, name=name: order.setdefault(name))
-        for name, m in problem.teacher.named_modules()
-    ]
-    try:
-        with torch.no_grad():
-            problem.teacher(problem.few.batch([0]).to(problem.device))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return list(order)
 
 
 @contextmanager

@@ -64,12 +64,13 @@ class Problem:
                 yield x, None if self.labels is None else self.labels[where].to(self.device)
 
     def views_of_all(self, rounds: int) -> list[Tensor]:
-        """`rounds` views of every image, in batches of at most the paper's size, for what is fitted, not trained."""
+        """`rounds` views of every image (0: the images as they are), in equal batches of at most the paper's size, for
+        what is fitted and not trained."""
         views = torch.Generator().manual_seed(self.seed)
-        parts = torch.arange(len(self.few)).split(PAPER.batch_size)
-        return [
-            self.few.view(part.tolist(), self.views, views).to(self.device) for _ in range(rounds) for part in parts
-        ]
+        parts = [part.tolist() for part in torch.arange(len(self.few)).chunk(-(-len(self.few) // PAPER.batch_size))]
+        if not rounds:
+            return [self.few.batch(part).to(self.device) for part in parts]
+        return [self.few.view(part, self.views, views).to(self.device) for _ in range(rounds) for part in parts]
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Method:
     """run: from a Problem to the finished network. labels: whether it is given them. trains: whether steps matter.
 
     published: options as its source gives them; grid: options tried for it on seeds that the table does not use.
-    blocks: it drops whole blocks, so its cut is not the table's and a network without blocks is no problem for it.
+    blocks: it drops whole blocks, so its cut is not the table's.
     """
 
     name: str
@@ -99,15 +100,17 @@ def train(
     lr: float,
     steps: int | None = None,
     parameters: Iterable[nn.Parameter] | None = None,
+    batches: Iterator[tuple[Tensor, Tensor | None]] | None = None,
 ) -> nn.Module:
     """`steps` steps of SGD on `loss_of(images, labels, share of the steps done)`, in the modes that `model` has.
 
-    parameters: those that learn; all of the model's by default. Returns the model, in eval mode.
+    parameters: those that learn; all of the model's by default. batches: those of the problem, from the first on, by
+    default. Returns the model, in eval mode.
     """
     config = problem.config(lr=lr, steps=problem.steps if steps is None else steps)
     learning = list(model.parameters() if parameters is None else parameters)
     optimiser = torch.optim.SGD(learning, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    for step, (x, y) in enumerate(islice(problem.batches(), config.steps)):
+    for step, (x, y) in enumerate(islice(batches or problem.batches(), config.steps)):
         for group in optimiser.param_groups:
             group["lr"] = config.lr_at(step)
         loss = loss_of(x, y, step / config.steps)
