@@ -15,25 +15,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sweep.add_argument("protocol", help="a name that `list` shows")
     sweep.add_argument("--out", type=Path, help="results file; default: benchmarks/results/PROTOCOL.jsonl")
     sweep.add_argument("--only", action="append", default=[], metavar="FIELD=VALUE[,VALUE]", help="such as method=mir")
-    sweep.add_argument("--limit", type=int, help="so many cells at most")
+    sweep.add_argument("--limit", type=_whole, help="so many cells at most")
     sweep.add_argument("--retry-failed", action="store_true", help="run cells again that ended in an error")
     sweep.add_argument("--teacher", action="append", help="instead of the protocol's; as understudy names teachers")
     sweep.add_argument("--data", help="folder of the data set (ImageNet: train/ and val/ in it)")
     sweep.add_argument("--weights", help="file with the teacher's weights, instead of its library's")
     sweep.add_argument("--no-pretrained", action="store_true", help="random weights, to try things out")
-    sweep.add_argument("--steps", type=int, help="instead of the protocol's, to try things out")
-    sweep.add_argument("--images", type=int, action="append", help="instead of the protocol's")
+    sweep.add_argument("--steps", type=_whole, help="instead of the protocol's, to try things out")
+    sweep.add_argument("--images", type=_whole, action="append", help="instead of the protocol's")
     sweep.add_argument("--device", default="cpu")
-    sweep.add_argument("--threads", type=int, default=1, help="of a cell, with Ray and without; default: %(default)s")
+    sweep.add_argument(
+        "--threads", type=_whole, default=1, help="of a cell, with Ray and without; default: %(default)s"
+    )
     sweep.add_argument("--ray", action="store_true", help="several cells at once on this machine")
     sweep.add_argument("--address", help="of a Ray cluster, such as ray://HOST:10001 or auto; means --ray")
-    sweep.add_argument("--jobs", type=int, help="cells at once on this machine; default: as many as its cores hold")
+    sweep.add_argument("--jobs", type=_whole, help="cells at once on this machine; default: as many as its cores hold")
     sweep.add_argument("--gpus", type=float, default=0, help="of a GPU for each cell, such as 0.5")
     commands.add_parser("list", help="the protocols, their cells and how many are done")
-    commands.add_parser("tune", help="write tuned.json from the lines of embedded_tuning")
+    commands.add_parser("tune", help="write tuned.json from the lines of the grids that were swept")
     commands.add_parser("page", help="write docs/results.md and its figures from the result files")
+    show = commands.add_parser("show", help="the table of any results file, as Markdown on stdout")
+    show.add_argument("file", type=Path)
     options = parser.parse_args(arguments)
-    return {"sweep": _sweep, "list": _list, "tune": _tune, "page": _page}[options.command](options)
+    return {"sweep": _sweep, "list": _list, "tune": _tune, "page": _page, "show": _show}[options.command](options)
+
+
+def _whole(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"found {text}, expected a whole number from 1")
+    return number
 
 
 def _sweep(options: argparse.Namespace) -> int:
@@ -46,6 +57,10 @@ def _sweep(options: argparse.Namespace) -> int:
     protocol = PROTOCOLS.get(options.protocol)
     if protocol is None:
         return _refuse(f"there is no protocol {options.protocol!r}; expected one of {', '.join(PROTOCOLS)}")
+    own = [f for f in ("teacher", "weights", "no_pretrained", "steps", "images") if getattr(options, f)]
+    if own and options.out is None:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in own)
+        return _refuse(f"with {flags} these are other cells than {protocol.name}'s: name a results file with --out")
     protocol = replace(
         protocol,
         teachers=tuple(options.teacher or protocol.teachers),
@@ -77,6 +92,8 @@ def _sweep(options: argparse.Namespace) -> int:
             execute = sweep.in_turn(run)
         try:
             count = sweep.sweep(cells, path, execute)
+        except (ImportError, ValueError) as error:
+            return _refuse(f"{error}; --ray needs pip install understudy[benchmarks] and a machine that holds a cell")
         except BlockingIOError:
             return _refuse(f"another sweep is writing {path}; wait for it, or name another file with --out")
         except KeyboardInterrupt:
@@ -107,6 +124,16 @@ def _page(options: argparse.Namespace) -> int:
     from benchmarks import page
 
     return page.write()
+
+
+def _show(options: argparse.Namespace) -> int:
+    from benchmarks import page, sweep, tables
+
+    found = tables.table(sweep.read_lines(options.file))
+    if not found:
+        return _refuse(f"there are no lines of finished cells in {options.file}")
+    print("\n\n".join(page.tables_of(found)))
+    return 0
 
 
 def _refuse(text: str) -> int:

@@ -33,14 +33,16 @@ def run_cell(cell: Cell, place: Place) -> dict[str, Any]:
     Figures: top1_* in percent; agreement: share of the test images on which student and teacher say the same;
     feature_error: squared error at the seam over the teacher's squared deviation from its mean feature; macs, params:
     the student's share of the teacher's. seconds: of the method alone, with everything it does; seconds_cell: all.
-    peak_memory_mib: how far the process's memory rose above what it was before the method began.
+    peak_memory_mib: how far memory (the process's, or the GPU's) rose above what it was before the method began.
     """
     started = time.perf_counter()
     _keep_memory()
     threads = torch.get_num_threads()
-    torch.set_num_threads(place.threads)
     line: dict[str, Any] = {"cell": asdict(cell)}
+    if not place.pretrained or place.weights:
+        line["weights"] = place.weights_hash() if place.weights else "random"
     try:
+        torch.set_num_threads(place.threads)
         line |= _measured(cell, place)
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
@@ -63,12 +65,13 @@ def _measured(cell: Cell, place: Place) -> dict[str, Any]:
         teacher, anatomy, plan, few, labels if method.labels else None, task.teacher.views, cell.steps, cell.seed,
         dict(cell.options),
     )  # fmt: skip
-    before = _start_peak()
+    before = _start_peak(place.device)
     begun = time.perf_counter()
     with seeded(cell.seed):
         model = method.run(problem)
+    _wait(place.device)
     seconds = time.perf_counter() - begun
-    peak = _peak()
+    peak = _peak(place.device)
     cost = planned if not method.blocks else count(model, few.batch([0]).to(place.device))
     return {
         "figures": {
@@ -147,8 +150,17 @@ def _keep_memory() -> None:
         pass  # another C library
 
 
-def _start_peak() -> int | None:
-    """Forget the process's peak of memory; bytes in use now, None where the system does not tell."""
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def _start_peak(device: str) -> int | None:
+    """Forget the peak of the GPU's memory, or the process's; bytes in use now, None where the system does not tell."""
+    _wait(device)
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -156,8 +168,8 @@ def _start_peak() -> int | None:
     return _status("VmRSS")
 
 
-def _peak() -> int | None:
-    return _status("VmHWM")
+def _peak(device: str) -> int | None:
+    return torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else _status("VmHWM")
 
 
 def _status(name: str) -> int | None:

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import os
 import sys
 import time
@@ -21,7 +22,7 @@ Run = Callable[[Cell], dict[str, Any]]
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a results file; of a cell that stands there twice the last one. A torn last line is passed over."""
     found: dict[str, dict[str, Any]] = {}
-    for text in path.read_text(encoding="utf-8").split("\n") if path.exists() else ():
+    for text in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else ():
         try:
             line = json.loads(text)
             found[Cell(**line["cell"]).key] = line
@@ -42,10 +43,14 @@ def results_file(path: Path) -> Iterator[TextIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        file.seek(0)
-        text = file.read()
-        if text and not text.endswith("\n"):  # stopped in the middle of a line: that cell is run again
-            file.truncate(len(text[: text.rfind("\n") + 1].encode()))
+        written = path.read_bytes()
+        tail = written.rpartition(b"\n")[2]
+        if tail:
+            try:
+                json.loads(tail)
+                file.write("\n")
+            except ValueError:  # stopped in the middle of a line: that cell is run again
+                file.truncate(len(written) - len(tail))
         yield file
 
 
@@ -91,13 +96,19 @@ def on_ray(
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         environment: dict[str, Any] = {"env_vars": {"OMP_NUM_THREADS": str(max(1, int(cpus))), "PYTHONPATH": root}}
         if address is None:
-            local = {} if jobs is None else {"num_cpus": max(1, int(jobs * cpus))}
+            local = {} if jobs is None else {"num_cpus": max(1, math.ceil(jobs * cpus))}
             ray.init("local", runtime_env=environment, include_dashboard=False, **quiet, **local)
         else:
             del environment["env_vars"]["PYTHONPATH"]
             away = {"working_dir": root, "excludes": [".git", ".venv", "**/results/*.jsonl"]}
             ray.init(address, runtime_env=environment | away, **quiet)
         try:
+            there = ray.cluster_resources()
+            if cpus > there.get("CPU", 0) or gpus > there.get("GPU", 0):
+                raise ValueError(
+                    f"a cell asks for {cpus:g} cores and {gpus:g} of a GPU, Ray has {there.get('CPU', 0):g} and "
+                    f"{there.get('GPU', 0):g}"
+                )
             task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(lambda cell: run(cell))
             waiting = {task.remote(cell): cell for cell in cells}
             while waiting:

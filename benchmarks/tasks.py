@@ -3,13 +3,16 @@
 Labels of the few images are read here and handed on beside them, never inside them.
 """
 
+import hashlib
 import random
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from understudy import demo
@@ -43,6 +46,10 @@ class Place:
     device: str = "cpu"
     threads: int = 1
 
+    def weights_hash(self) -> str:
+        """Tells one file of weights from another in the lines."""
+        return hashlib.sha256(Path(self.weights).read_bytes()).hexdigest()[:16]
+
 
 @lru_cache(maxsize=4)
 def open_task(name: str, spec: str, place: Place) -> Task:
@@ -75,6 +82,9 @@ def _imagenet(teacher: Teacher, place: Place) -> Task:
     """DATA/train/CLASS/*.JPEG to draw the few from, DATA/val/CLASS/*.JPEG to test on."""
     train, val = (_folder(place, part) for part in ("train", "val"))
     pools = {part: sorted(p for p in part.rglob("*") if p.suffix.lower() in _SUFFIXES) for part in (train, val)}
+    empty = next((part for part, found in pools.items() if not found), None)
+    if empty:
+        raise InputError(f"opening ImageNet: there is no image in {empty}; expected {empty}/CLASS/*.JPEG")
     classes = teacher.model(torch.zeros(1, *teacher.preprocessing.input_size, device=place.device)).shape[1]
 
     def chosen(root: Path, paths: list[Path]) -> tuple[ImageSet, Tensor]:
@@ -89,10 +99,26 @@ def _imagenet(teacher: Teacher, place: Place) -> Task:
 
     def test() -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, len(pools[val]), TEST_BATCH):
-            images, labels = chosen(val, pools[val][start : start + TEST_BATCH])
+            paths = pools[val][start : start + TEST_BATCH]
+            try:
+                images, labels = chosen(val, paths)
+            except InputError:
+                images, labels = chosen(val, [path for path in paths if _opens(path)])
             yield images.batch(), labels
 
     return Task(teacher, few, test)
+
+
+@cache
+def _opens(path: Path) -> bool:
+    """Whether a test image is there at all; one that is not is told once and left out."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except OSError as error:
+        print(f"left out of the test images: {path}: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def draw(paths: list[Path], count: int, seed: int, classes: int) -> list[Path]:
@@ -109,6 +135,8 @@ def draw(paths: list[Path], count: int, seed: int, classes: int) -> list[Path]:
     by_class: dict[str, list[Path]] = {}
     for path in paths:
         by_class.setdefault(path.parent.name, []).append(path)
+    if count % classes:
+        raise InputError(f"drawing {count} images: expected fewer than the {classes} classes, or a multiple of them")
     each = count // classes
     short = next((name for name, found in by_class.items() if len(found) < each), None)
     if short is not None or len(by_class) != classes:

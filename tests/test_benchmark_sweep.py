@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,6 +103,31 @@ def test_cells_that_are_done_are_skipped_and_a_torn_line_is_run_again(tmp_path, 
     assert seen == cells[2:]
     assert path.read_text().splitlines() == whole
     assert "2/2" in capsys.readouterr().err
+
+
+def test_a_whole_last_line_without_its_end_is_kept(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    first, second = steps(2)
+    path.write_text(json.dumps(line(first)))
+    sweep.sweep([second], path, sweep.in_turn(line))
+    assert sweep.missing([first, second], path) == []
+    assert len(path.read_text().splitlines()) == 2
+
+
+def test_ray_refuses_a_cell_that_no_machine_holds(tmp_path):
+    with pytest.raises(ValueError, match="asks for 1 cores and 3 of a GPU"):
+        sweep.sweep(steps(1), tmp_path / "lines.jsonl", sweep.on_ray(line, gpus=3, jobs=1))
+
+
+def test_a_cell_says_what_weights_it_had(tmp_path):
+    known = run_cell(replace(CELL, method="none"), Place())
+    assert "weights" not in known
+    bad = run_cell(replace(CELL, task="imagenet", teacher="torchvision:resnet18"), Place(pretrained=False))
+    assert bad["weights"] == "random"
+
+
+def test_practise_says_that_a_plain_network_has_no_blocks():
+    assert "no residual block" in run_cell(replace(CELL, method="practise"), Place())["error"]
 
 
 def test_one_sweep_at_a_time(tmp_path):
@@ -212,6 +238,27 @@ def test_the_papers_protocol_on_a_small_folder(folder, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["done"] == 0
 
 
+def test_every_method_runs_on_the_papers_resnet_cut(folder, tmp_path, capsys):
+    (tmp_path / "net.py").write_text(
+        "from torchvision.models.resnet import BasicBlock, ResNet\n"
+        "def build():\n"
+        "    return ResNet(BasicBlock, [3, 3, 1, 1], num_classes=10), "
+        "{'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.2,) * 3, 'resize': 36}\n"
+    )
+    path = tmp_path / "lines.jsonl"
+    arguments = ["sweep", "imagenet_resnet34", "--data", str(folder), "--teacher", f"{tmp_path}/net.py:build",
+                 "--out", str(path), "--steps", "2", "--images", "5", "--only", "seed=2021", "--only",
+                 "keep_width=0.5"]  # fmt: skip
+    assert main(arguments) == 0, capsys.readouterr().err
+    lines = {x["cell"]["method"]: x["figures"] for x in sweep.read_lines(path)}
+    assert set(lines) == set(METHODS)
+    # One block of each of the two stages of three is cut to a half; PRACTISE drops blocks.
+    assert len({f["macs"] for name, f in lines.items() if name != "practise"}) == 1
+    assert 0.5 < lines["mir"]["macs"] < 1
+    assert main(["show", str(path)]) == 0
+    assert "net.py:build: teacher" in capsys.readouterr().out
+
+
 def test_the_papers_protocols_are_the_papers():
     for name in ("imagenet_resnet34", "imagenet_resnet50", "imagenet_mobilenetv2"):
         cells = PROTOCOLS[name].cells({})
@@ -233,6 +280,8 @@ def test_images_are_drawn_as_in_the_paper(tmp_path):
         draw(paths, 21, 0, 4)
     with pytest.raises(InputError, match="5 classes: found 4 class folders"):
         draw(paths, 10, 0, 5)
+    with pytest.raises(InputError, match="a multiple"):
+        draw(paths, 9, 0, 4)
 
 
 def test_cifar_from_its_files(tmp_path):
@@ -272,11 +321,26 @@ def test_cifar_from_its_files(tmp_path):
         (["sweep", "nothing"], "expected one of embedded"),
         (["sweep", "cifar10"], "--teacher"),
         (["sweep", "embedded", "--only", "color=red"], "no cell has a 'color'"),
+        (["sweep", "embedded", "--only", "method=mirr"], "no cell has method=mirr"),
+        (["sweep", "embedded", "--steps", "2"], "--out"),
+        (["sweep", "imagenet_resnet34", "--no-pretrained"], "--out"),
+        (["show", "nothing.jsonl"], "no lines"),
     ],
 )
 def test_wrong_flags_are_refused_in_words(arguments, said, capsys):
     assert main(arguments) == 2
     assert said in capsys.readouterr().err
+
+
+def test_an_unreadable_test_image_is_left_out_and_told(folder, tmp_path, capsys):
+    root = tmp_path / "imagenet"
+    shutil.copytree(folder, root)
+    (root / "val" / "n0003" / "1.JPEG").write_bytes(b"broken")
+    task = open_task("imagenet", f"{folder}/net.py:build", Place(data=str(root)))
+    x, y = next(task.test())
+    assert len(x) == len(y) == 19
+    assert y.tolist().count(3) == 1
+    assert "1.JPEG" in capsys.readouterr().err
 
 
 def test_missing_data_is_an_error_of_every_cell_and_not_a_crash(tmp_path, capsys):
@@ -333,7 +397,7 @@ def test_the_page_is_made_from_the_lines(tmp_path, monkeypatch):
     (results / "embedded_steps.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     assert page.write(docs, results) == 0
     text = (docs / "results.md").read_text()
-    assert "demo:vgg7 at widths x 0.5 | 5.5 | +7.0 [+7.0, +7.0]" in text
+    assert "demo:vgg7, widths x 0.5 | 5.5 | +7.0 [+7.0, +7.0] |  | no |" in text
     assert "**84.5 ± 0.5**" in text
     assert "88.0 ± 0.0<br>at 50% of MACs" in text
     assert "cells of `embedded` are not done" in text
