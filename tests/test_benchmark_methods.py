@@ -238,6 +238,27 @@ def test_least_squares_is_ridge_towards_the_weights_that_the_cut_left():
     assert torch.equal(solved.body[0].weight, student.body[0].weight)  # it lost no input
 
 
+def test_the_last_layer_of_a_branch_makes_up_for_the_shortcuts_error():
+    given = problem(Residual, labels=False, ridge=1e-9, rounds=0)
+    name, x, seen = "stage1.1.conv2", given.few.batch(), {}
+    solved = run("least_squares", given)
+    for who, model in (("teacher", given.teacher), ("student", solved)):
+        block = model.stage1[1]
+        for what, module in (("shortcut", block), ("inside", block.conv2)):
+            module.register_forward_pre_hook(lambda _, a, key=(who, what): seen.update({key: a[0]}))
+        block.bn2.register_forward_hook(lambda _, __, out, key=(who, "branch"): seen.update({key: out}))
+        with torch.no_grad():
+            model(x)
+    missed = seen["teacher", "shortcut"] - seen["student", "shortcut"]
+    assert float(missed.abs().max()) > 1e-3
+    # Least squares on the whole sum: what is left after it is orthogonal to all that the layer sees.
+    left = seen["teacher", "branch"] + missed - seen["student", "branch"]
+    columns = F.unfold(seen["student", "inside"], 3, padding=1).transpose(1, 2).flatten(0, 1).double()
+    across = columns.T @ left.flatten(2).transpose(1, 2).flatten(0, 1).double()
+    scale = columns.norm(dim=0)[:, None] * left.flatten(2).transpose(1, 2).flatten(0, 1).double().norm(dim=0)
+    assert float((across / scale).abs().max()) < 1e-3, name
+
+
 def test_the_wide_student_is_the_cut_one():
     given = problem(Depthwise, labels=False)
     wide, x = wide_student(given), given.few.batch()
@@ -257,13 +278,18 @@ def test_cross_distillation_counts_and_rates(optimiser_steps):
 
 @pytest.mark.parametrize(("net", "mu"), [(Chain, 0.6), (Residual, 0.9)])
 def test_cross_distillation_crosses_features(net, mu, monkeypatch):
-    """The first loss of the first layer is mu of the correction and 1 - mu of the imitation."""
-    given, losses = problem(net, steps=2, labels=True), []
-    inner = torch.Tensor.backward
+    """A loss is mu of the correction and 1 - mu of the imitation; of the first layer both are as by hand."""
+    given, losses, errors = problem(net, steps=2, labels=True), [], []
+    inner, mse = torch.Tensor.backward, F.mse_loss
+    monkeypatch.setattr(F, "mse_loss", lambda a, b: (errors.append(mse(a, b)), errors[-1])[1])
     monkeypatch.setattr(
         torch.Tensor, "backward", lambda self, *a, **k: (losses.append(self.item()), inner(self, *a, **k))
     )
     run("cross_distillation", given)
+    monkeypatch.undo()
+    pairs = [(c.item(), i.item()) for c, i in zip(errors[::2], errors[1::2], strict=True)]
+    assert losses[: len(pairs)] == pytest.approx([mu * c + (1 - mu) * i for c, i in pairs], rel=1e-5)
+    assert any(abs(c - i) > 1e-3 * c for c, i in pairs[1:])  # behind a fitted layer the two do differ
     layer = next(layer for layer in layers(given) if layer.narrowed)
     x = given.few.batch()
     wide, teacher, inputs = wide_student(given), given.teacher, {}
@@ -277,7 +303,7 @@ def test_cross_distillation_crosses_features(net, mu, monkeypatch):
                              lead._conv_forward(inputs["theirs"], lead.weight, None))  # fmt: skip
         imitate = F.mse_loss(conv._conv_forward(inputs["own"], conv.weight, None),
                              lead._conv_forward(inputs["own"], lead.weight, None))  # fmt: skip
-    assert losses[0] == pytest.approx(float(mu * correct + (1 - mu) * imitate), rel=1e-4)
+    assert pairs[0] == pytest.approx((float(correct), float(imitate)), rel=1e-4)
 
 
 def test_mir_after_the_pool_takes_what_the_head_is_given():
