@@ -10,13 +10,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from benchmarks.methods import METHODS
+from benchmarks.protocol import CURVES
 from benchmarks.tables import Condition, Entry, Table
 
 # Colour-blind safe. Source: Okabe and Ito 2008.
-COLOURS = {
-    "mir": "#D55E00", "distill_labels": "#0072B2", "fine_tune": "#009E73", "fskd": "#56B4E9",
-    "least_squares": "#CC79A7", "batch_norm": "#E69F00",
-}  # fmt: skip
+COLOURS = dict(zip(CURVES, ("#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#0072B2", "#D55E00"), strict=True))
 _STYLE = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
     "savefig.dpi": 130, "savefig.facecolor": "white", "legend.frameon": False,
@@ -36,7 +34,7 @@ def methods_side_by_side(columns: list[tuple[Condition, dict[str, list[Entry]]]]
             rows = [(place, methods[name][0]) for place, name in enumerate(names) if name in methods]
             for place, entry in rows:
                 mimics = entry.method == "mir"
-                axis.barh(place, entry.mean, color="#D55E00" if mimics else "#999999", alpha=0.75, height=0.62)
+                axis.barh(place, entry.mean, color=COLOURS["mir"] if mimics else "#999999", alpha=0.75, height=0.62)
                 axis.plot(entry.top1, [place] * len(entry.top1), "k.", markersize=3)
                 axis.text(entry.mean + 1.5, place, f"{entry.mean:.1f}", va="center", fontsize=8)
             axis.axvline(rows[0][1].top1_teacher, color="black", linestyle="--", linewidth=0.8)

@@ -278,7 +278,7 @@ def test_cross_distillation_counts_and_rates(optimiser_steps):
 
 @pytest.mark.parametrize(("net", "mu"), [(Chain, 0.6), (Residual, 0.9)])
 def test_cross_distillation_crosses_features(net, mu, monkeypatch):
-    """A loss is mu of the correction and 1 - mu of the imitation; of the first layer both are as by hand."""
+    """A loss is mu of the correction and 1 - mu of the imitation."""
     given, losses, errors = problem(net, steps=2, labels=True), [], []
     inner, mse = torch.Tensor.backward, F.mse_loss
     monkeypatch.setattr(F, "mse_loss", lambda a, b: (errors.append(mse(a, b)), errors[-1])[1])
@@ -290,20 +290,19 @@ def test_cross_distillation_crosses_features(net, mu, monkeypatch):
     pairs = [(c.item(), i.item()) for c, i in zip(errors[::2], errors[1::2], strict=True)]
     assert losses[: len(pairs)] == pytest.approx([mu * c + (1 - mu) * i for c, i in pairs], rel=1e-5)
     assert any(abs(c - i) > 1e-3 * c for c, i in pairs[1:])  # behind a fitted layer the two do differ
-    layer = next(layer for layer in layers(given) if layer.narrowed)
-    x = given.few.batch()
-    wide, teacher, inputs = wide_student(given), given.teacher, {}
-    for who, model in (("own", wide), ("theirs", teacher)):
-        model.get_submodule(layer.name).register_forward_pre_hook(lambda _, a, who=who: inputs.update({who: a[0]}))
+    # The correction is on the teacher's input, whatever became of the layers before: by hand for every layer.
+    wide, x = wide_student(given), given.few.batch()
+    narrowed = [layer.name for layer in layers(given) if layer.narrowed]
+    for name, (correct, _) in zip(narrowed, pairs, strict=True):
+        thin, lead, inputs = wide.get_submodule(name), given.teacher.get_submodule(name), []
+        hook = lead.register_forward_pre_hook(lambda _, a, inputs=inputs: inputs.append(a[0]))
         with torch.no_grad():
-            model(x)
-    with torch.no_grad():
-        conv, lead = wide.get_submodule(layer.name), teacher.get_submodule(layer.name)
-        correct = F.mse_loss(conv._conv_forward(inputs["theirs"], conv.weight, None),
-                             lead._conv_forward(inputs["theirs"], lead.weight, None))  # fmt: skip
-        imitate = F.mse_loss(conv._conv_forward(inputs["own"], conv.weight, None),
-                             lead._conv_forward(inputs["own"], lead.weight, None))  # fmt: skip
-    assert pairs[0] == pytest.approx((float(correct), float(imitate)), rel=1e-4)
+            given.teacher(x)
+            by_hand = mse(
+                thin._conv_forward(inputs[0], thin.weight, None), lead._conv_forward(inputs[0], lead.weight, None)
+            )
+        hook.remove()
+        assert correct == pytest.approx(float(by_hand), rel=1e-4), name
 
 
 def test_mir_after_the_pool_takes_what_the_head_is_given():
