@@ -19,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sweep.add_argument("--retry-failed", action="store_true", help="run cells again that ended in an error")
     sweep.add_argument("--teacher", action="append", help="instead of the protocol's; as understudy names teachers")
     sweep.add_argument("--data", help="folder of the data set (ImageNet: train/ and val/ in it)")
+    sweep.add_argument("--cache", help="folder to keep decoded test images in (ImageNet: 7.5 GB), for the next cells")
     sweep.add_argument("--weights", help="file with the teacher's weights, instead of its library's")
     sweep.add_argument("--no-pretrained", action="store_true", help="random weights, to try things out")
     sweep.add_argument("--steps", type=_whole, help="instead of the protocol's, to try things out")
@@ -82,7 +83,8 @@ def _sweep(options: argparse.Namespace) -> int:
 
         data = options.data and str(Path(options.data).resolve())
         weights = options.weights and str(Path(options.weights).resolve())
-        place = Place(data, weights, not options.no_pretrained, options.device, options.threads)
+        cache = options.cache and str(Path(options.cache).resolve())
+        place = Place(data, weights, not options.no_pretrained, options.device, options.threads, cache)
         run = partial(run_cell, place=place)
         if options.ray or options.address:
             execute = sweep.on_ray(

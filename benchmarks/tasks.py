@@ -4,13 +4,16 @@ Labels of the few images are read here and handed on beside them, never inside t
 """
 
 import hashlib
+import json
+import os
 import random
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -18,6 +21,7 @@ from torch import Tensor
 from understudy import demo
 from understudy.errors import InputError
 from understudy.images import ImageSet, read_images
+from understudy.preprocessing import Preprocessing
 from understudy.teachers import Teacher, load_teacher
 from understudy.verify import labels_from_folders
 
@@ -38,13 +42,15 @@ class Task:
 @dataclass(frozen=True)
 class Place:
     """What differs from machine to machine and is no part of a cell. data: the data set's folder; weights: a file of
-    the teacher's, instead of its library's; pretrained: False for random ones (to try things out)."""
+    the teacher's, instead of its library's; pretrained: False for random ones (to try things out). cache: folder that
+    keeps the decoded test images of folders, so that not every cell decodes them."""
 
     data: str | None = None
     weights: str | None = None
     pretrained: bool = True
     device: str = "cpu"
     threads: int = 1
+    cache: str | None = None
 
     def weights_hash(self) -> str:
         """Tells one file of weights from another in the lines."""
@@ -87,26 +93,61 @@ def _imagenet(teacher: Teacher, place: Place) -> Task:
         raise InputError(f"opening ImageNet: there is no image in {empty}; expected {empty}/CLASS/*.JPEG")
     classes = teacher.model(torch.zeros(1, *teacher.preprocessing.input_size, device=place.device)).shape[1]
 
-    def chosen(root: Path, paths: list[Path]) -> tuple[ImageSet, Tensor]:
+    def chosen(root: Path, paths: list[Path], prepared: Preprocessing) -> tuple[ImageSet, Tensor]:
         names = [str(p.relative_to(root)) for p in paths]
-        images = read_images([str(p) for p in paths], teacher.preprocessing)
+        images = read_images([str(p) for p in paths], prepared)
         if len(images) != len(paths):
             raise InputError(f"reading {root}: {images.skipped[0][0]} cannot be read ({images.skipped[0][1]})")
         return images, torch.tensor(labels_from_folders(names, root, classes))
 
     def few(count: int, seed: int) -> tuple[ImageSet, Tensor]:
-        return chosen(train, draw(pools[train], count, seed, classes))
+        return chosen(train, draw(pools[train], count, seed, classes), teacher.preprocessing)
 
-    def test() -> Iterator[tuple[Tensor, Tensor]]:
+    def read(prepared: Preprocessing) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, len(pools[val]), TEST_BATCH):
             paths = pools[val][start : start + TEST_BATCH]
             try:
-                images, labels = chosen(val, paths)
+                images, labels = chosen(val, paths, prepared)
             except InputError:
-                images, labels = chosen(val, [path for path in paths if _opens(path)])
+                images, labels = chosen(val, [path for path in paths if _opens(path)], prepared)
             yield images.batch(), labels
 
+    def test() -> Iterator[tuple[Tensor, Tensor]]:
+        if place.cache is None:
+            yield from read(teacher.preprocessing)
+            return
+        names = [str(p.relative_to(val)) for p in pools[val]]
+        pixels, labels = _stored(Path(place.cache), names, teacher.preprocessing, read)
+        for start in range(0, len(labels), TEST_BATCH):
+            part = slice(start, start + TEST_BATCH)
+            yield teacher.preprocessing.normalise(torch.from_numpy(pixels[part].copy())), labels[part]
+
     return Task(teacher, few, test)
+
+
+def _stored(
+    folder: Path, names: list[str], prepared: Preprocessing, read: Callable[[Preprocessing], Iterator]
+) -> tuple[np.ndarray, Tensor]:
+    """The test images as their teacher takes them but for the normalisation, uint8 (n, C, H, W), from a file in
+    `folder`, and their labels; written once, whole or not at all."""
+    key = hashlib.sha256(json.dumps([names, prepared.to_json()]).encode()).hexdigest()[:16]
+    paths = [folder / f"{key}.{part}.npy" for part in ("images", "labels")]
+    if not all(path.exists() for path in paths):
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = [path.with_suffix(f".{os.getpid()}.partial") for path in paths]
+        plain = replace(prepared, mean=(0.0,) * len(prepared.mean), std=(1.0,) * len(prepared.std))
+        pixels = np.lib.format.open_memmap(partial[0], "w+", np.uint8, (len(names), *prepared.input_size))
+        said: list[int] = []
+        for images, theirs in read(plain):
+            pixels[len(said) : len(said) + len(theirs)] = images.mul(255).round().to(torch.uint8).numpy()
+            said += theirs.tolist()
+        pixels.flush()
+        with partial[1].open("wb") as file:
+            np.save(file, np.array(said))
+        for path, done in zip(paths, partial, strict=True):
+            os.replace(done, path)
+    labels = torch.from_numpy(np.load(paths[1]))
+    return np.load(paths[0], mmap_mode="r")[: len(labels)], labels  # behind them is room for what could not be read
 
 
 @cache

@@ -343,6 +343,23 @@ def test_an_unreadable_test_image_is_left_out_and_told(folder, tmp_path, capsys)
     assert "1.JPEG" in capsys.readouterr().err
 
 
+def test_the_cache_of_test_images_changes_nothing(folder, tmp_path):
+    root, cache = tmp_path / "imagenet", tmp_path / "cache"
+    shutil.copytree(folder, root)
+    (root / "val" / "n0003" / "1.JPEG").write_bytes(b"broken")
+    teacher = f"{folder}/net.py:build"
+    plain = list(open_task("imagenet", teacher, Place(data=str(root))).test())
+    place = Place(data=str(root), cache=str(cache))
+    first = list(open_task("imagenet", teacher, place).test())
+    shutil.rmtree(root / "val" / "n0004")  # what is kept is not read again
+    (root / "val" / "n0004").mkdir()
+    task = open_task("imagenet", teacher, place)
+    again = list(task.test())
+    for found in (first, again):
+        assert all(torch.equal(a, b) for x, y in zip(plain, found, strict=True) for a, b in zip(x, y, strict=True))
+    assert len(list(cache.iterdir())) == 2
+
+
 def test_missing_data_is_an_error_of_every_cell_and_not_a_crash(tmp_path, capsys):
     path = tmp_path / "lines.jsonl"
     arguments = ["sweep", "imagenet_mobilenetv2", "--no-pretrained", "--data", str(tmp_path), "--out", str(path)]
