@@ -130,7 +130,8 @@ def write_tuned() -> int:
     tuned: dict[str, Any] = {}
     for condition, methods in table(line for p in grids for line in read_lines(RESULTS / f"{p.name}.jsonl")).items():
         for name, entries in methods.items():
-            if METHODS[name].grid:
+            entries = [e for e in entries if e.options in METHODS[name].grid]
+            if entries:
                 cuts = tuned.setdefault(name, {}).setdefault(condition.teacher, {})
                 cuts.setdefault(condition.cut, {})[str(condition.images)] = entries[0].options
     TUNED.write_text(json.dumps(tuned, indent=1, sort_keys=True) + "\n", encoding="utf-8")
