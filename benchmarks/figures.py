@@ -36,13 +36,14 @@ def methods_side_by_side(columns: list[tuple[Condition, dict[str, list[Entry]]]]
                 mimics = entry.method == "mir"
                 axis.barh(place, entry.mean, color=COLOURS["mir"] if mimics else "#999999", alpha=0.75, height=0.62)
                 axis.plot(entry.top1, [place] * len(entry.top1), "k.", markersize=3)
-                axis.text(entry.mean + 1.5, place, f"{entry.mean:.1f}", va="center", fontsize=8)
+                axis.text(115, place, f"{entry.mean:.1f}", va="center", ha="right", fontsize=8)
             axis.axvline(rows[0][1].top1_teacher, color="black", linestyle="--", linewidth=0.8)
-            share = rows[0][1].macs
+            share = next(entry.macs for _, entry in rows if not METHODS[entry.method].blocks)
             axis.set_title(
                 f"{short(condition.teacher)}\nwidths x {condition.keep_width} ({share:.0%} of MACs)", fontsize=9
             )
-            axis.set_xlim(0, 105)
+            axis.set_xlim(0, 116)
+            axis.set_xticks(range(0, 101, 20))
             axis.set_xlabel("top-1, % of 10,000 test patches")
             axis.set_yticks(range(len(names)), [_named(name) for name in names])
             axis.grid(axis="y", visible=False)
