@@ -135,8 +135,8 @@ PROTOCOLS: dict[str, Protocol] = {
             tuple(name for name in CURVES if METHODS[name].trains), "best", extra_cuts=_IN_BAND,
         ),
         Protocol(
-            "embedded_images", "accuracy against images; the table has 50 and 200",
-            "photographs", _TEACHERS, (), (20, 500), (200,), SEEDS[:3], CURVES, "best", extra_cuts=_IN_BAND,
+            "embedded_images", "accuracy against images; the table has 50",
+            "photographs", _TEACHERS, (), (20, 200, 500), (200,), SEEDS[:3], CURVES, "best", extra_cuts=_IN_BAND,
         ),
         Protocol(
             "imagenet_resnet34", "the paper's: ResNet-34, mid channels, first and last block of each stage spared",
@@ -178,6 +178,7 @@ _AT_200 = {"demo:resnet14": _WIDTHS[:1], "demo:mobilenetv2_tiny": _WIDTHS[1:], "
 _GRIDS = (
     tuning(replace(PROTOCOLS["embedded"], images=(50,), extra_cuts=_MILD)),
     tuning(replace(PROTOCOLS["embedded"], name="embedded_200", cuts=(), images=(200,), extra_cuts=_AT_200)),
+    tuning(replace(PROTOCOLS["embedded_images"], images=(200,), seeds=TUNING_SEEDS, extra_cuts=_MILD)),
     *(tuning(protocol) for protocol in PROTOCOLS.values() if protocol.task != "photographs"),
 )
 PROTOCOLS |= {grid.name: grid for grid in _GRIDS}

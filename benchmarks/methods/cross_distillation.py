@@ -65,8 +65,9 @@ def _fit(
         student.weight[:, layer.kept_in] = weight
 
 
+_RATES = ((1e-5, 1e-3), (1e-3, 1e-3), (1e-4, 5e-3), (1e-3, 5e-3), (5e-3, 5e-3), (2e-2, 5e-3))  # (end, layers)
 METHOD = Method(
     "cross_distillation", "Cross Distillation (CD)", "Bai et al., AAAI 2020", run, labels=True,
     published={"lr": 1e-5, "layer_lr": 1e-3},
-    grid=tuple({"lr": lr, "layer_lr": own} for lr, own in ((1e-5, 1e-3), (1e-4, 5e-3), (1e-3, 5e-3), (1e-3, 1e-3))),
+    grid=tuple({"lr": lr, "layer_lr": own} for lr, own in _RATES),
 )  # fmt: skip

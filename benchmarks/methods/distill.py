@@ -35,6 +35,6 @@ def run(problem: Problem) -> nn.Module:
     return train(student, loss_of, problem, lr=problem.options["lr"])
 
 
-_LRS = {"published": {"lr": PAPER.lr}, "grid": tuple({"lr": lr} for lr in (2e-3, 5e-3, PAPER.lr, 5e-2))}
+_LRS = {"published": {"lr": PAPER.lr}, "grid": tuple({"lr": lr} for lr in (2e-3, 5e-3, PAPER.lr, 5e-2, 1e-1))}
 LABELLED = Method("distill_labels", "distillation (KD), labels", "Hinton et al. 2015", run, labels=True, **_LRS)
 UNLABELLED = Method("distill", "distillation (KD), no labels", "Hinton et al. 2015", run, **_LRS)

@@ -23,7 +23,7 @@ METHOD = Method(
     "fine_tune", "fine-tuning, cross-entropy (BP)", "MiR, CVPR 2022 (its baseline)", run, labels=True,
     published={"lr": 1e-4, "head": "trained"},
     grid=(
-        *({"lr": lr, "head": "trained"} for lr in (1e-4, 3e-4, 1e-3, 5e-3, 2e-2)),
-        {"lr": 1e-3, "head": "frozen"},
+        *({"lr": lr, "head": "trained"} for lr in (1e-4, 3e-4, 1e-3, 5e-3, 2e-2, 5e-2, 1e-1)),
+        *({"lr": lr, "head": "frozen"} for lr in (1e-3, 2e-2)),
     ),
 )  # fmt: skip

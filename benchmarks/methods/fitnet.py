@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from benchmarks.methods.distill import soft_loss
 from benchmarks.methods.layers import calls, convolutions, point
 from benchmarks.methods.problem import Method, Problem, train
+from understudy.errors import InputError
 from understudy.seam import capturing
 
 TEMPERATURE = 3.0
@@ -28,7 +29,7 @@ def run(problem: Problem) -> nn.Module:
     layer = middle(problem)
     hint = point(layer, "output")
     with capturing(problem.teacher, hint) as target, capturing(student, hint) as learner:
-        regressor = _regressor(problem, layer, target.features(problem.few.batch([0]).to(problem.device))[0].shape[1])
+        regressor = _regressor(problem, layer, *(_width(problem, m) for m in (problem.teacher, problem.student())))
 
         def hint_loss(x: Tensor, y: Tensor | None, _: float) -> Tensor:
             with torch.no_grad():
@@ -56,11 +57,21 @@ def middle(problem: Problem) -> str:
     return names[len(names) // 2]
 
 
-def _regressor(problem: Problem, layer: str, wide: int) -> nn.Conv2d:
-    """From the student's channels at the output of `layer` to the teacher's `wide` ones."""
+def _width(problem: Problem, model: nn.Module) -> int:
+    """Channels of `model` at the hint."""
+    with torch.no_grad(), capturing(model, point(middle(problem), "output")) as capture:
+        return capture.features(problem.few.batch([0]).to(problem.device))[0].shape[1]
+
+
+def _regressor(problem: Problem, layer: str, wide: int, thin: int) -> nn.Conv2d:
+    """From the student's `thin` channels at the output of `layer` to the teacher's `wide` ones."""
     kept = problem.plan.slices.get(f"{layer}.weight", {}).get(0, range(wide))
-    regressor = nn.Conv2d(len(kept), wide, 1)
+    regressor = nn.Conv2d(thin, wide, 1)
     if problem.options["regressor"] == "kept":
+        if len(kept) != thin:
+            raise InputError(
+                f"FitNet: {thin} of {wide} channels are left at {layer}; which is not known: regressor=random"
+            )
         with torch.no_grad():
             regressor.weight.zero_()[list(kept), range(len(kept))] = 1
             regressor.bias.zero_()
@@ -72,6 +83,6 @@ METHOD = Method(
     published={"lr": 5e-3, "regressor": "random"},
     grid=(
         {"lr": 5e-3, "regressor": "random"},
-        *({"lr": lr, "regressor": "kept"} for lr in (3e-4, 1e-3, 5e-3)),
+        *({"lr": lr, "regressor": "kept"} for lr in (3e-4, 1e-3, 5e-3, 2e-2, 5e-2)),
     ),
 )  # fmt: skip

@@ -73,5 +73,5 @@ def shortcut_error(
 METHOD = Method(
     "least_squares", "layer-wise least squares", "He et al., ICCV 2017", run, trains=False,
     published={"ridge": 1e-6, "rounds": 0},
-    grid=({"ridge": 1e-6, "rounds": 0}, *({"ridge": r, "rounds": 8} for r in (1e-4, 1e-2, 1e-1))),
+    grid=({"ridge": 1e-6, "rounds": 0}, *({"ridge": r, "rounds": 8} for r in (1e-4, 1e-2, 1e-1, 1.0))),
 )  # fmt: skip

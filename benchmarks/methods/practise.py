@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.methods.layers import calls
+from benchmarks.methods.layers import calls, mixes
 from benchmarks.methods.problem import PAPER, Method, Problem, train
 from understudy.anatomy import trace
 from understudy.cost import count
@@ -84,7 +84,7 @@ def recoverability(problem: Problem, block: Block) -> float:
         if learning:
             train(probe, loss_of, problem, lr=PAPER.lr, steps=problem.steps // 2, parameters=learning)
         with torch.no_grad():
-            return float(loss_of(problem.few.batch().to(problem.device), None, 1.0))
+            return sum(len(x) * float(loss_of(x, None, 1.0)) for x in problem.views_of_all(0)) / len(problem.few)
 
 
 def around(problem: Problem, block: Block) -> tuple[list[str], list[str]]:
@@ -97,7 +97,7 @@ def around(problem: Problem, block: Block) -> tuple[list[str], list[str]]:
         for member in problem.anatomy.groups[stream].members:
             name, _, kind = member.tensor.rpartition(".")
             module = problem.teacher.get_submodule(name)
-            if kind != "weight" or not isinstance(module, nn.Conv2d) or module.groups != 1 or name in inside:
+            if kind != "weight" or not mixes(module) or name in inside:
                 continue
             if member.dim == 0 and order[name] < first:
                 feed.append(name)

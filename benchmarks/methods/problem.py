@@ -17,6 +17,7 @@ from understudy.recover.config import PRESETS, MimicConfig
 # Steps, batch, momentum, weight decay and schedule of every gradient-based baseline are those of MiR, so that methods
 # differ in what they learn from and not in how long. Source: MiR, arXiv 2201.02620, see understudy/recover/config.py.
 PAPER = PRESETS["paper"]
+MAX_VIEWS = 3200
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,16 @@ class Problem:
 
     def views_of_all(self, rounds: int) -> list[Tensor]:
         """`rounds` views of every image (0: the images as they are), in equal batches of at most the paper's size, for
-        what is fitted and not trained."""
+        what is fitted and not trained. At most 3,200 views in all, which bounds the memory."""
         views = torch.Generator().manual_seed(self.seed)
         parts = [part.tolist() for part in torch.arange(len(self.few)).chunk(-(-len(self.few) // PAPER.batch_size))]
         if not rounds:
             return [self.few.batch(part).to(self.device) for part in parts]
-        return [self.few.view(part, self.views, views).to(self.device) for _ in range(rounds) for part in parts]
+        return [
+            self.few.view(part, self.views, views).to(self.device)
+            for _ in range(min(rounds, max(1, MAX_VIEWS // len(self.few))))
+            for part in parts
+        ]
 
 
 @dataclass(frozen=True)
