@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+SOME_FAILED = 3  # exit code of a sweep that went on behind cells that failed
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
@@ -33,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sweep.add_argument("--jobs", type=_whole, help="cells at once on this machine; default: as many as its cores hold")
     sweep.add_argument("--gpus", type=float, default=0, help="of a GPU for each cell, such as 0.5")
     commands.add_parser("list", help="the protocols, their cells and how many are done")
-    commands.add_parser("tune", help="write tuned.json from the lines of the grids that were swept")
+    tune = commands.add_parser("tune", help="write tuned.json, the best options of the grids that were swept")
+    tune.add_argument("files", type=Path, nargs="*", help="default: benchmarks/results/*_tuning.jsonl")
     commands.add_parser("page", help="write docs/results.md and its figures from the result files")
     show = commands.add_parser("show", help="the table of any results file, as Markdown on stdout")
     show.add_argument("file", type=Path)
@@ -58,6 +61,8 @@ def _sweep(options: argparse.Namespace) -> int:
     protocol = PROTOCOLS.get(options.protocol)
     if protocol is None:
         return _refuse(f"there is no protocol {options.protocol!r}; expected one of {', '.join(PROTOCOLS)}")
+    if (options.jobs or options.gpus) and not (options.ray or options.address):
+        return _refuse("--jobs and --gpus are for several cells at once: add --ray or --address")
     own = [f for f in ("teacher", "weights", "no_pretrained", "steps", "images") if getattr(options, f)]
     if own and options.out is None:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in own)
@@ -75,16 +80,22 @@ def _sweep(options: argparse.Namespace) -> int:
     except ValueError as error:
         return _refuse(str(error))
     path = options.out or sweep.RESULTS / f"{protocol.name}.jsonl"
+    data, weights, cache = (f and str(Path(f).resolve()) for f in (options.data, options.weights, options.cache))
+    place = Place(data, weights, not options.no_pretrained, options.device, options.threads, cache)
+    try:
+        whose = place.weights_said()
+        strange = [x for x in sweep.read_lines(path) if "error" not in x and x.get("weights") != whose]
+    except OSError as error:
+        return _refuse(f"reading the weights: {error}")
+    if strange:
+        said = strange[0].get("weights", "the library's own")
+        return _refuse(f"{path} has cells with other weights ({said}): name another results file with --out")
     cells = sweep.missing(wanted, path, options.retry_failed)[: options.limit]
     print(f"{protocol.name}: {len(wanted)} cells, {len(cells)} to run now, lines in {path}", file=sys.stderr)
     count = {"done": 0, "failed": 0}
     if cells:
         from benchmarks.cell import run_cell
 
-        data = options.data and str(Path(options.data).resolve())
-        weights = options.weights and str(Path(options.weights).resolve())
-        cache = options.cache and str(Path(options.cache).resolve())
-        place = Place(data, weights, not options.no_pretrained, options.device, options.threads, cache)
         run = partial(run_cell, place=place)
         if options.ray or options.address:
             execute = sweep.on_ray(
@@ -94,15 +105,17 @@ def _sweep(options: argparse.Namespace) -> int:
             execute = sweep.in_turn(run)
         try:
             count = sweep.sweep(cells, path, execute)
-        except (ImportError, ValueError) as error:
-            return _refuse(f"{error}; --ray needs pip install understudy[benchmarks] and a machine that holds a cell")
+        except (ImportError, ValueError, ConnectionError) as error:
+            return _refuse(f"{error}; --ray needs understudy[benchmarks], a cluster that answers and room for a cell")
         except BlockingIOError:
             return _refuse(f"another sweep is writing {path}; wait for it, or name another file with --out")
         except KeyboardInterrupt:
             print(f"stopped; every finished cell is in {path}; the same command goes on", file=sys.stderr)
             return 130
     print(json.dumps({"protocol": protocol.name, "cells": len(wanted), **count}))
-    return 1 if count["failed"] else 0
+    if count["failed"]:
+        print("some cells ended in an error, which their lines tell; --retry-failed runs them again", file=sys.stderr)
+    return SOME_FAILED if count["failed"] else 0
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -119,7 +132,7 @@ def _list(options: argparse.Namespace) -> int:
 def _tune(options: argparse.Namespace) -> int:
     from benchmarks import tables
 
-    return tables.write_tuned()
+    return tables.write_tuned(options.files)
 
 
 def _page(options: argparse.Namespace) -> int:

@@ -39,9 +39,9 @@ def run_cell(cell: Cell, place: Place) -> dict[str, Any]:
     _keep_memory()
     threads = torch.get_num_threads()
     line: dict[str, Any] = {"cell": asdict(cell)}
-    if not place.pretrained or place.weights:
-        line["weights"] = place.weights_hash() if place.weights else "random"
     try:
+        weights = place.weights_said()
+        line |= {} if weights is None else {"weights": weights}
         torch.set_num_threads(place.threads)
         line |= _measured(cell, place)
     except Exception as error:

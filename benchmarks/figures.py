@@ -1,6 +1,5 @@
 """The results page's pictures, drawn from the result lines."""
 
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +37,19 @@ def methods_side_by_side(columns: list[tuple[Condition, dict[str, list[Entry]]]]
                 axis.plot(entry.top1, [place] * len(entry.top1), "k.", markersize=3)
                 axis.text(115, place, f"{entry.mean:.1f}", va="center", ha="right", fontsize=8)
             axis.axvline(rows[0][1].top1_teacher, color="black", linestyle="--", linewidth=0.8)
-            share = next(entry.macs for _, entry in rows if not METHODS[entry.method].blocks)
+            share = methods["mir"][0].macs
             axis.set_title(
                 f"{short(condition.teacher)}\nwidths x {condition.keep_width} ({share:.0%} of MACs)", fontsize=9
             )
             axis.set_xlim(0, 116)
             axis.set_xticks(range(0, 101, 20))
             axis.set_xlabel("top-1, % of 10,000 test patches")
-            axis.set_yticks(range(len(names)), [_named(name) for name in names])
+            axis.set_yticks(range(len(names)), [_label(name) for name in names])
             axis.grid(axis="y", visible=False)
         _save(figure, path)
 
 
-def _named(name: str) -> str:
+def _label(name: str) -> str:
     return METHODS[name].title + (" *" if METHODS[name].labels else "")
 
 
@@ -71,7 +70,7 @@ def curves(found: Table, x: str, path: Path) -> None:
                         axis.axhline(points[0][1], color=colour, linestyle=":", label=METHODS[name].title)
                         continue
                     axis.errorbar(*zip(*points, strict=True), color=colour, label=METHODS[name].title, **style)
-            whole = statistics.mean(m["mir"][0].top1_teacher for m in own.values() if m.get("mir"))
+            whole = next(entries[0].top1_teacher for m in own.values() for entries in m.values())
             axis.axhline(whole, color="black", linestyle="--", linewidth=0.8)
             axis.set_xscale("log")
             if x != "seconds":

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.methods import METHODS
-from benchmarks.protocol import CURVES, PROTOCOLS, TUNING_SEEDS, Protocol, said
+from benchmarks.protocol import CURVES, PROTOCOLS, TUNING_SEEDS, Cell, Protocol, said
 from benchmarks.sweep import RESULTS, missing, read_lines
 from benchmarks.tables import Condition, Entry, Table, floors, paired, table
 
@@ -19,43 +19,56 @@ TABLE = ("embedded", "embedded_mild")  # the protocols whose lines make the tabl
 FLOORS = {"fine_tune": 5, "distill_labels": 2}
 _CURVES = {
     "steps": "## Accuracy against steps\n\n50 images; bars are one standard deviation of the seeds; dotted: methods "
-    "without steps.\n\n![accuracy against steps](figures/steps.png)",
+    "without steps. Options tuned at 200 steps.\n\n![accuracy against steps](figures/steps.png)",
     "seconds": "## Accuracy against seconds\n\nThe same runs against the seconds of the method on one core.\n\n"
     "![accuracy against seconds](figures/seconds.png)",
-    "images": "## Accuracy against images\n\n![accuracy against images](figures/images.png)",
+    "images": "## Accuracy against images\n\nOptions tuned at the nearest number of images that was tuned (50 or 200); "
+    "50 images have more seeds than the rest.\n\n![accuracy against images](figures/images.png)",
 }
 
 
 def write(docs: Path = DOCS, results: Path = RESULTS) -> int:
     """Write the page and its figures. Returns 2, with words, when there are no lines yet."""
-    lines = [line for name in TABLE for line in read_lines(results / f"{name}.jsonl")]
+    lines = _lines(TABLE, results)
     found = table(lines)
     if not found:
         print("error: there are no lines of embedded: run `sweep embedded` first", file=sys.stderr)
         return 2
     from benchmarks import figures
 
-    figures.methods_side_by_side(_in_band(found), docs / "figures" / "methods.png")
-    drawn = []
+    columns, drawn = _in_band(found), []
+    if columns:
+        figures.methods_side_by_side(columns, docs / "figures" / "methods.png")
+        drawn.append("methods")
     for name, axes in (("embedded_steps", ("steps", "seconds")), ("embedded_images", ("images",))):
         points = _curve(PROTOCOLS[name], lines, results)
         for x in axes if points else ():
             figures.curves(points, x, docs / "figures" / f"{x}.png")
             drawn.append(x)
+    docs.mkdir(parents=True, exist_ok=True)
     (docs / "results.md").write_text(text(found, lines, drawn, results), encoding="utf-8")
     print(json.dumps({"written": "docs/results.md", "conditions": len(found)}))
     return 0
 
 
+def _lines(names: Iterable[str], results: Path) -> list[dict[str, Any]]:
+    """The lines of protocols that are of their cells: not those of options that they no longer have."""
+    found = []
+    for name in names:
+        cells = {cell.key for cell in PROTOCOLS[name].cells()}
+        found += [line for line in read_lines(results / f"{name}.jsonl") if Cell(**line["cell"]).key in cells]
+    return found
+
+
 def text(found: Table, lines: list[dict[str, Any]], drawn: list[str], results: Path) -> str:
-    grids = (p for p in PROTOCOLS.values() if p.options == "grid")
-    tuning = [line for p in grids for line in read_lines(results / f"{p.name}.jsonl")]
+    grids = (p.name for p in PROTOCOLS.values() if p.options == "grid" and p.task == "photographs")
+    tuning = _lines(grids, results)
     parts = [
         "# Every method of the field, side by side",
         "Made by `python -m benchmarks page` from the lines in `benchmarks/results/`; do not edit by hand. How the "
         "figures come about: [benchmarks/README.md](../benchmarks/README.md).",
         _setting(lines, results),
-        "![every method at 50 images](figures/methods.png)",
+        "![every method at 50 images](figures/methods.png)" if "methods" in drawn else "",
         "For each family the cut at which MiR loses least beyond 4 points, 50 images; dots are seeds, bars means, "
         "the dashed line is the teacher. * uses labels. PRACTISE drops whole blocks: it stands at other MACs (below).",
         "## What it shows",
@@ -68,7 +81,7 @@ def text(found: Table, lines: list[dict[str, Any]], drawn: list[str], results: P
         *tables_of(found),
         "## Published options and tuned ones",
         _options_table(table(tuning)),
-        *(_CURVES[x] for x in drawn),
+        *(_CURVES[x] for x in drawn if x in _CURVES),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -84,7 +97,7 @@ def tables_of(found: Table) -> list[str]:
 
 def _curve(protocol: Protocol, lines: list[dict[str, Any]], results: Path) -> Table:
     """The protocol's own lines and those points of its curves that the table has; empty before it was run."""
-    own = read_lines(results / f"{protocol.name}.jsonl")
+    own = _lines([protocol.name], results)
     where = {(line["cell"]["teacher"], said(line["cell"]["cut"])) for line in own}
     shared = [
         line
@@ -107,10 +120,12 @@ def _setting(lines: list[dict[str, Any]], results: Path) -> str:
     undone = [f"{count} cells of `{name}` are not done" for name, count in left if count]
     failed = len(lines) - len(good)
     return (
-        f"Task: which photograph does a 32x32 patch come from (`understudy/demo/photographs.py`). {len(good)} cells, "
-        f"{minutes:.0f} minutes of one core in all; steps {_list(steps)}; seeds {_list(seeds)}; "
+        f"Task: which photograph does a 32x32 patch come from (`understudy/demo/photographs.py`). {len(good)} cells of "
+        f"the table, {minutes:.0f} minutes of cells in all; steps {_list(steps)}; seeds {_list(seeds)}; "
         f"{'; '.join(f'{p}, {n} thread(s) a cell' for p, n in kinds)}; {'; '.join(versions)}. The options of the "
-        f"baselines are the best of a grid on seed {_list(TUNING_SEEDS)}, judged by the test patches; MiR's are not. "
+        f"baselines are the best of a grid on seed {_list(TUNING_SEEDS)}, judged by the test patches (with 200 images, "
+        "where those were not tuned, the best for 50); MiR's are not tuned. A plain network (vgg7) has no block for "
+        "PRACTISE to drop. "
         f"{failed or 'No'} cell{'s' * (failed > 1)} of the table ended in an error. "
         + (f"**{'; '.join(undone)}.**" if undone else "")
     ).strip()
@@ -131,11 +146,12 @@ def _floors_table(found: Table) -> str:
     rows, met = [], set()
     for row in floors(found):
         condition, margins = row["condition"], row["margins"]
-        wins = all(margins.get(name) and margins[name][0] >= floor for name, floor in FLOORS.items())
+        wins = row["whole"] and all(margins.get(n) and margins[n][0] >= floor for n, floor in FLOORS.items())
         met |= {condition.teacher} if wins else set()
         intervals = (_interval(margins.get(name)) for name in FLOORS)
         where = f"{condition.teacher}, widths x {condition.keep_width}"
-        rows.append((where, f"{row['lost']:.1f}", *intervals, "yes" if wins else "no"))
+        said = ("yes" if wins else "no") if row["whole"] else "seeds are missing"
+        rows.append((where, f"{row['lost']:.1f}", *intervals, said))
     head = (
         "Asked: where MiR at 50 images loses 4 to 8 points to its teacher, it beats the best fine-tuning (BP) by "
         f"{FLOORS['fine_tune']} points and the best labelled distillation by {FLOORS['distill_labels']}, mean of the "
@@ -158,8 +174,8 @@ def _needs(found: Table) -> str:
                 (method.title, method.source, *needs, seconds, f"{statistics.median(memory):.0f}" if memory else "?")
             )
     head = (
-        "At 50 images: seconds of one core, the least of the seeds (two cells ran at once on a machine that did other "
-        "work too), and the rise of memory; both medians over teachers and cuts."
+        "At 50 images: seconds of the method, the least of the seeds, and the rise of memory; both medians over "
+        "teachers and cuts. Several cells may have run at once, so compare seconds within this table only."
     )
     return head + "\n\n" + _markdown(("method", "source", "labels", "trains", "seconds", "MiB"), rows)
 
@@ -177,18 +193,16 @@ def _teacher_table(found: Table, teacher: str) -> str:
     several = len({c.steps for c in columns}) > 1
     heads = []
     for c in columns:
-        share = next(e for n, (e, *_) in found[c].items() if not METHODS[n].blocks).macs
-        heads.append(
-            f"x {c.keep_width} ({share:.0%} MACs), {c.images} images" + (f", {c.steps} steps" if several else "")
-        )
+        share = next((f" ({e.macs:.0%} MACs)" for n, (e, *_) in found[c].items() if not METHODS[n].blocks), "")
+        heads.append(f"x {c.keep_width}{share}, {c.images} images" + (f", {c.steps} steps" if several else ""))
     whole = next(iter(found[columns[0]].values()))[0].top1_teacher
     return f"### {teacher}: teacher {whole:.2f} %\n\n" + _markdown(("method", *heads), rows)
 
 
 def _cell(entry: Entry, mir: Entry | None) -> str:
     words = f"{entry.mean:.1f}" + ("" if entry.deviation is None else f" ± {entry.deviation:.1f}")
-    if mir is not None and len(entry.seeds) < len(mir.seeds):
-        words += f" ({len(entry.seeds)} of {len(mir.seeds)} seeds)"
+    if mir is not None and entry.seeds != mir.seeds:
+        words += f" (seeds {_list(entry.seeds)})"
     if METHODS[entry.method].blocks:
         return f"{words}<br>at {entry.macs:.0%} of MACs"
     if entry.method == "mir":

@@ -3,15 +3,16 @@
 import json
 import statistics
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from scipy.stats import t as student_t
 
 from benchmarks.methods import METHODS
-from benchmarks.protocol import PROTOCOLS, TUNED, said
-from benchmarks.sweep import RESULTS, missing, read_lines
+from benchmarks.protocol import TUNED, TUNING_SEEDS, said
+from benchmarks.sweep import RESULTS, read_lines
 
 
 @dataclass(frozen=True, order=True)
@@ -60,7 +61,7 @@ def table(lines: Iterable[dict[str, Any]]) -> Table:
 
     A method whose steps mean nothing stands under every number of steps. Lines that ended in an error are left out.
     """
-    groups: dict[tuple[Condition, str, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[Condition, str, str], dict[int, dict[str, Any]]] = {}  # by seed
     lines = [line for line in lines if "error" not in line]
     steps_of: dict[tuple, set[int]] = {}
     for line in lines:
@@ -73,10 +74,10 @@ def table(lines: Iterable[dict[str, Any]]) -> Table:
         own = {cell["steps"]}
         for steps in own if METHODS[cell["method"]].trains else steps_of.get(place, own):
             key = Condition(*place, steps), cell["method"], json.dumps(cell["options"], sort_keys=True)
-            groups.setdefault(key, []).append(line)
+            groups.setdefault(key, {})[cell["seed"]] = line
     found: Table = {}
-    for (condition, method, options), group in sorted(groups.items(), key=lambda item: item[0][:1]):
-        group.sort(key=lambda line: line["cell"]["seed"])
+    for (condition, method, options), by_seed in sorted(groups.items(), key=lambda item: item[0][:1]):
+        group = [by_seed[seed] for seed in sorted(by_seed)]
         memory = [line["peak_memory_mib"] for line in group if line["peak_memory_mib"] is not None]
         entry = Entry(
             method, json.loads(options),
@@ -114,26 +115,43 @@ def floors(found: Table) -> list[dict[str, Any]]:
         if condition.images != 50 or mir is None or not 4 <= mir.lost <= 8:
             continue
         margins = {name: paired(mir, methods[name][0]) for name in ("fine_tune", "distill_labels") if methods.get(name)}
-        rows.append({"condition": condition, "lost": mir.lost, "margins": margins})
+        whole = all(methods.get(name) and methods[name][0].seeds == mir.seeds for name in margins) and len(margins) == 2
+        rows.append({"condition": condition, "lost": mir.lost, "margins": margins, "whole": whole})
     return rows
 
 
-def write_tuned() -> int:
+def write_tuned(files: Sequence[Path] = ()) -> int:
     """tuned.json: for every method, teacher, cut and number of images the options with the best mean on the tuning
-    seeds, of all grids that were swept. Returns 2, with words, when none was or one is not done."""
-    grids = [p for p in PROTOCOLS.values() if p.options == "grid" and (RESULTS / f"{p.name}.jsonl").exists()]
-    left = {p.name: len(missing(p.cells({}), RESULTS / f"{p.name}.jsonl")) for p in grids}
-    if not grids or any(left.values()):
-        short = [f"{count} cells of {name}" for name, count in left.items() if count] or ["all grids"]
-        print(f"error: not done: {', '.join(short)}; `sweep` them first", file=sys.stderr)
-        return 2
+    seeds, where the whole grid was swept; by default of all results/*_tuning.jsonl. Words on stderr say where it was
+    not, and where the best stands at the end of its grid. Returns 2, and writes nothing, when there is nothing."""
     tuned: dict[str, Any] = {}
-    for condition, methods in table(line for p in grids for line in read_lines(RESULTS / f"{p.name}.jsonl")).items():
+    lines = [line for path in files or sorted(RESULTS.glob("*_tuning.jsonl")) for line in read_lines(path)]
+    for condition, methods in table(line for line in lines if line["cell"]["seed"] in TUNING_SEEDS).items():
         for name, entries in methods.items():
-            entries = [e for e in entries if e.options in METHODS[name].grid]
-            if entries:
-                cuts = tuned.setdefault(name, {}).setdefault(condition.teacher, {})
-                cuts.setdefault(condition.cut, {})[str(condition.images)] = entries[0].options
+            grid = METHODS[name].grid
+            tried = [e for e in entries if e.options in grid and e.seeds == TUNING_SEEDS]
+            where = f"{name} {condition.teacher} {condition.cut} images={condition.images}"
+            if len(tried) < len(grid):
+                print(f"left out: {where}: {len(tried)} of {len(grid)} options were run", file=sys.stderr)
+                continue
+            best = max(tried, key=lambda e: e.mean)
+            for key in at_the_end(best.options, grid):
+                print(f"{where}: the best {key}, {best.options[key]}, is the last that was tried", file=sys.stderr)
+            cuts = tuned.setdefault(name, {}).setdefault(condition.teacher, {})
+            cuts.setdefault(condition.cut, {})[str(condition.images)] = best.options
+    if not tuned:
+        print("error: no grid was swept: `sweep embedded_tuning` first", file=sys.stderr)
+        return 2
     TUNED.write_text(json.dumps(tuned, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     print(json.dumps({"written": TUNED.name, "methods": len(tuned)}))
     return 0
+
+
+def at_the_end(options: dict[str, Any], grid: Sequence[dict[str, Any]]) -> list[str]:
+    """The numbers among `options` beyond which their grid tried none, though it tried several."""
+    found = []
+    for key, value in options.items():
+        tried = sorted({o[key] for o in grid if isinstance(o[key], float)})
+        if len(tried) > 1 and value in (tried[0], tried[-1]):
+            found.append(key)
+    return found

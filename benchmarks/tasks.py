@@ -3,6 +3,7 @@
 Labels of the few images are read here and handed on beside them, never inside them.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -52,8 +53,10 @@ class Place:
     threads: int = 1
     cache: str | None = None
 
-    def weights_hash(self) -> str:
-        """Tells one file of weights from another in the lines."""
+    def weights_said(self) -> str | None:
+        """What tells these weights from others in the lines; None for the library's own."""
+        if self.weights is None:
+            return None if self.pretrained else "random"
         return hashlib.sha256(Path(self.weights).read_bytes()).hexdigest()[:16]
 
 
@@ -116,8 +119,8 @@ def _imagenet(teacher: Teacher, place: Place) -> Task:
         if place.cache is None:
             yield from read(teacher.preprocessing)
             return
-        names = [str(p.relative_to(val)) for p in pools[val]]
-        pixels, labels = _stored(Path(place.cache), names, teacher.preprocessing, read)
+        files = [str(val.resolve()), *((str(p.relative_to(val)), p.stat().st_size) for p in pools[val])]
+        pixels, labels = _stored(Path(place.cache), files, teacher.preprocessing, read)
         for start in range(0, len(labels), TEST_BATCH):
             part = slice(start, start + TEST_BATCH)
             yield teacher.preprocessing.normalise(torch.from_numpy(pixels[part].copy())), labels[part]
@@ -126,26 +129,28 @@ def _imagenet(teacher: Teacher, place: Place) -> Task:
 
 
 def _stored(
-    folder: Path, names: list[str], prepared: Preprocessing, read: Callable[[Preprocessing], Iterator]
+    folder: Path, files: list, prepared: Preprocessing, read: Callable[[Preprocessing], Iterator]
 ) -> tuple[np.ndarray, Tensor]:
     """The test images as their teacher takes them but for the normalisation, uint8 (n, C, H, W), from a file in
-    `folder`, and their labels; written once, whole or not at all."""
-    key = hashlib.sha256(json.dumps([names, prepared.to_json()]).encode()).hexdigest()[:16]
+    `folder`, and their labels; written once, whole or not at all. files: what they are made of, names and sizes."""
+    key = hashlib.sha256(json.dumps([files, prepared.to_json()]).encode()).hexdigest()[:16]
     paths = [folder / f"{key}.{part}.npy" for part in ("images", "labels")]
-    if not all(path.exists() for path in paths):
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = [path.with_suffix(f".{os.getpid()}.partial") for path in paths]
-        plain = replace(prepared, mean=(0.0,) * len(prepared.mean), std=(1.0,) * len(prepared.std))
-        pixels = np.lib.format.open_memmap(partial[0], "w+", np.uint8, (len(names), *prepared.input_size))
-        said: list[int] = []
-        for images, theirs in read(plain):
-            pixels[len(said) : len(said) + len(theirs)] = images.mul(255).round().to(torch.uint8).numpy()
-            said += theirs.tolist()
-        pixels.flush()
-        with partial[1].open("wb") as file:
-            np.save(file, np.array(said))
-        for path, done in zip(paths, partial, strict=True):
-            os.replace(done, path)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{key}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of several cells that start together one decodes
+        if not all(path.exists() for path in paths):
+            plain = replace(prepared, mean=(0.0,) * len(prepared.mean), std=(1.0,) * len(prepared.std))
+            partial = [path.with_suffix(".partial") for path in paths]
+            pixels = np.lib.format.open_memmap(partial[0], "w+", np.uint8, (len(files) - 1, *prepared.input_size))
+            noted: list[int] = []
+            for images, theirs in read(plain):
+                pixels[len(noted) : len(noted) + len(theirs)] = images.mul(255).round().to(torch.uint8).numpy()
+                noted += theirs.tolist()
+            pixels.flush()
+            with partial[1].open("wb") as file:
+                np.save(file, np.array(noted))
+            for path, done in zip(paths, partial, strict=True):
+                os.replace(done, path)
     labels = torch.from_numpy(np.load(paths[1]))
     return np.load(paths[0], mmap_mode="r")[: len(labels)], labels  # behind them is room for what could not be read
 

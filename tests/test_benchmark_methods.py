@@ -15,6 +15,7 @@ from benchmarks.methods.layers import layers, wide_student
 from benchmarks.methods.problem import Problem, head_layer
 from understudy.anatomy import trace
 from understudy.cut import cut
+from understudy.errors import InputError
 from understudy.guard import seeded
 from understudy.images import Preprocessing, read_images
 from understudy.planner import make_plan
@@ -174,6 +175,14 @@ def test_batch_norm_over_views_averages_all_passes():
     means = torch.stack([before.body[0](x).mean((0, 2, 3)) for x in given.views_of_all(3)])
     torch.testing.assert_close(student.body[1].running_mean, means.mean(0))
     assert means.std(0).max() > 1e-4  # the views do differ
+
+
+def test_fitnet_says_when_it_cannot_tell_which_channels_are_left():
+    given = problem(Residual, lr=0.1, regressor="kept")
+    everywhere = make_plan(given.teacher, given.anatomy, keep_width=0.5, scheme="all")
+    with pytest.raises(InputError, match="4 of 8 channels are left at stage1"):
+        run("fitnet", replace(given, plan=everywhere))
+    run("fitnet", replace(given, plan=everywhere, options={"lr": 0.1, "regressor": "random"}))
 
 
 def test_fskd_solves_one_mixing_matrix_a_layer_and_absorbs_it():
