@@ -122,15 +122,15 @@ def _tested(task: Task, model: nn.Module, plan: Plan, place: Place) -> dict[str,
 
 def _reference(task: Task, seam: Seam, place: Place) -> Iterable[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Batches of test images, labels, the teacher's features at the seam and its answers."""
-    return _held(task, seam, place) if task.small else _said(task, seam, place)
+    return _held_reference(task, seam, place) if task.small else _fresh_reference(task, seam, place)
 
 
 @lru_cache(maxsize=1)
-def _held(task: Task, seam: Seam, place: Place) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    return list(_said(task, seam, place))
+def _held_reference(task: Task, seam: Seam, place: Place) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    return list(_fresh_reference(task, seam, place))
 
 
-def _said(task: Task, seam: Seam, place: Place) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+def _fresh_reference(task: Task, seam: Seam, place: Place) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     teacher = task.teacher.model
     with evaluating(teacher), capturing(teacher, seam) as lead:
         for x, y in task.test():

@@ -29,7 +29,7 @@ def run(problem: Problem) -> nn.Module:
     batches = problem.views_of_all(VIEWS if len(problem.few) < 500 else 1)
     mu = MU_RESIDUAL if problem.anatomy.blocks else MU_PLAIN
     random = torch.Generator().manual_seed(problem.seed)
-    for layer in (layer for layer in layers(problem) if layer.narrowed):
+    for layer in filter(lambda layer: layer.narrowed, layers(problem)):
         _fit(problem, wide, layer, batches, mu, random)
     student = cut(wide, problem.plan).to(memory_format=torch.channels_last).train()
     return train(student, lambda x, y, _: F.cross_entropy(student(x), y), problem, lr=problem.options["lr"])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.methods.distill import soft_loss
-from benchmarks.methods.layers import calls, convolutions, point
+from benchmarks.methods.layers import convolutions, point
 from benchmarks.methods.problem import Method, Problem, train
 from understudy.errors import InputError
 from understudy.seam import capturing
@@ -53,7 +53,7 @@ def run(problem: Problem) -> nn.Module:
 def middle(problem: Problem) -> str:
     """The middle one of the residual blocks; of the channel-mixing convolutions where there is no block."""
     blocks = {block.name for block in problem.anatomy.blocks}
-    names = [name for name in calls(problem) if name in blocks] or convolutions(problem)
+    names = [name for name in problem.calls if name in blocks] or convolutions(problem)
     return names[len(names) // 2]
 
 

@@ -16,22 +16,6 @@ def point(module: str, side: str) -> Seam:
     return Seam((SeamPoint(module, side),), (), ())
 
 
-def calls(problem: Problem) -> list[str]:
-    """Names of the teacher's modules in the order of their first call."""
-    order: dict[str, None] = {}
-    handles = [
-        module.register_forward_pre_hook(lambda *_, name=name: order.setdefault(name))
-        for name, module in problem.teacher.named_modules()
-    ]
-    try:
-        with torch.no_grad():
-            problem.teacher(problem.few.batch([0]).to(problem.device))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return list(order)
-
-
 def mixes(module: nn.Module) -> bool:
     """A convolution that mixes channels: neither depthwise nor grouped."""
     return isinstance(module, nn.Conv2d) and module.groups == 1
@@ -39,7 +23,7 @@ def mixes(module: nn.Module) -> bool:
 
 def convolutions(problem: Problem) -> list[str]:
     """The channel-mixing convolutions in the order of their first call."""
-    return [name for name in calls(problem) if mixes(problem.teacher.get_submodule(name))]
+    return [name for name in problem.calls if mixes(problem.teacher.get_submodule(name))]
 
 
 @dataclass(frozen=True)

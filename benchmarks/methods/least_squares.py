@@ -13,7 +13,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from benchmarks.methods.layers import calls, columns, layers, mixes, point, wide_student
+from benchmarks.methods.layers import columns, layers, mixes, point, wide_student
 from benchmarks.methods.problem import Method, Problem
 from understudy.cut import cut
 from understudy.seam import capturing
@@ -23,7 +23,7 @@ from understudy.seam import capturing
 def run(problem: Problem) -> nn.Module:
     wide = wide_student(problem)
     batches = problem.views_of_all(problem.options["rounds"])
-    for layer in (layer for layer in layers(problem) if layer.narrowed):
+    for layer in filter(lambda layer: layer.narrowed, layers(problem)):
         module = wide.get_submodule(layer.name)
         before = module.weight[:, layer.kept_in].flatten(1).double().T  # (inputs x kernel, outputs)
         gram, cross = 0.0, 0.0
@@ -52,7 +52,7 @@ def shortcut_error(
     problem: Problem, wide: nn.Module, layer: str, stack: ExitStack
 ) -> Callable[[Tensor], Tensor] | None:
     """Teacher's shortcut minus the student's, in units of the layer's own output; None where it ends no such branch."""
-    order = calls(problem)
+    order = problem.calls
     for block in problem.anatomy.blocks:
         inside = [n for n in order if n.startswith(f"{block.name}.") and mixes(problem.teacher.get_submodule(n))]
         if not (block.identity and inside and inside[-1] == layer):

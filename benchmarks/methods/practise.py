@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.methods.layers import calls, mixes
+from benchmarks.methods.layers import mixes
 from benchmarks.methods.problem import PAPER, Method, Problem, train
 from understudy.anatomy import trace
 from understudy.cost import count
@@ -89,7 +89,7 @@ def recoverability(problem: Problem, block: Block) -> float:
 
 def around(problem: Problem, block: Block) -> tuple[list[str], list[str]]:
     """Convolutions that feed the block's residual stream before it, and those that read the stream after it."""
-    order = {name: place for place, name in enumerate(calls(problem))}
+    order = {name: place for place, name in enumerate(problem.calls)}
     inside = [name for name in order if name == block.name or name.startswith(f"{block.name}.")]
     first, last = min(order[name] for name in inside), max(order[name] for name in inside)
     feed, read = [], []

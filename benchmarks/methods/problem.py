@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -41,6 +42,22 @@ class Problem:
     @property
     def device(self) -> torch.device:
         return next(self.teacher.parameters()).device
+
+    @cached_property
+    def calls(self) -> list[str]:
+        """Names of the teacher's modules in the order of their first call."""
+        order: dict[str, None] = {}
+        handles = [
+            module.register_forward_pre_hook(lambda *_, name=name: order.setdefault(name))
+            for name, module in self.teacher.named_modules()
+        ]
+        try:
+            with torch.no_grad():
+                self.teacher(self.few.batch([0]).to(self.device))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return list(order)
 
     def student(self) -> nn.Module:
         """The cut network with the teacher's weights, in eval mode, in the memory format that CPUs prefer."""
