@@ -25,6 +25,7 @@ from understudy.plan import Plan
 from understudy.planner import make_plan
 from understudy.report import platform_kind, versions
 from understudy.seam import Seam, capturing
+from understudy.verify import FeatureError
 
 
 def run_cell(cell: Cell, place: Place) -> dict[str, Any]:
@@ -97,8 +98,7 @@ def _planned(task: str, teacher: str, options: str, place: Place) -> tuple[Anato
 def _tested(task: Task, model: nn.Module, plan: Plan, place: Place) -> dict[str, float]:
     """What student and teacher say of the test images, and how far their features are apart."""
     right_teacher = right = same = total = 0
-    squared = squares = 0.0
-    sums: Tensor | float = 0.0
+    error = FeatureError()
     with evaluating(model), capturing(model, plan.seam) as learner:
         for x, y, wanted, theirs in _reference(task, plan.seam, place):
             (found,), logits = learner.features_and_output(x)
@@ -107,15 +107,12 @@ def _tested(task: Task, model: nn.Module, plan: Plan, place: Place) -> dict[str,
             right += int((ours == y).sum())
             same += int((theirs == ours).sum())
             total += len(y)
-            squared += float((found - wanted).square().sum(dtype=torch.float64))
-            squares += float(wanted.square().sum(dtype=torch.float64))
-            sums = sums + wanted.sum(0, dtype=torch.float64)
-    spread = squares - float(sums.square().sum()) / total
+            error.add(wanted, found)
     return {
         "top1_teacher": 100 * right_teacher / total,
         "top1": 100 * right / total,
         "agreement": same / total,
-        "feature_error": round(squared / spread, 6),
+        "feature_error": round(error.squared / error.spread, 6),
         "test_images": total,
     }
 

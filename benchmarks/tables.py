@@ -130,7 +130,7 @@ def write_tuned(files: Sequence[Path] = ()) -> int:
         for name, entries in methods.items():
             grid = METHODS[name].grid
             tried = [e for e in entries if e.options in grid and e.seeds == TUNING_SEEDS]
-            where = f"{name} {condition.teacher} {condition.cut} images={condition.images}"
+            where = f"{name} {condition.teacher} {condition.cut} images={condition.images} steps={condition.steps}"
             if len(tried) < len(grid):
                 print(f"left out: {where}: {len(tried)} of {len(grid)} options were run", file=sys.stderr)
                 continue
@@ -138,7 +138,8 @@ def write_tuned(files: Sequence[Path] = ()) -> int:
             for key in at_the_end(best.options, grid):
                 print(f"{where}: the best {key}, {best.options[key]}, is the last that was tried", file=sys.stderr)
             cuts = tuned.setdefault(name, {}).setdefault(condition.teacher, {})
-            cuts.setdefault(condition.cut, {})[str(condition.images)] = best.options
+            found = {"images": condition.images, "steps": condition.steps, "best": best.options}
+            cuts.setdefault(condition.cut, []).append(found)
     if not tuned:
         print("error: no grid was swept: `sweep embedded_tuning` first", file=sys.stderr)
         return 2

@@ -172,7 +172,7 @@ def test_the_table_is_paired_and_complete():
 
 def test_tuned_options_stand_beside_the_published_ones():
     best = {"lr": 0.005, "head": "frozen"}
-    tuned = {"fine_tune": {"demo:vgg7": {"keep_width=0.5": {"50": best}}}}
+    tuned = {"fine_tune": {"demo:vgg7": {"keep_width=0.5": [{"images": 50, "steps": 200, "best": best}]}}}
     both = PROTOCOLS["embedded"].cells(tuned)
     cells = [c for c in both if c.method == "fine_tune" and c.teacher == "demo:vgg7" and c.cut == {"keep_width": 0.5}]
     published = METHODS["fine_tune"].published
@@ -181,6 +181,22 @@ def test_tuned_options_stand_beside_the_published_ones():
     assert next(c.options for c in cells if c.seed == 2021) == best  # of what is run the best comes first
     other = [c for c in both if c.method == "fine_tune" and c.teacher == "demo:resnet14"]
     assert {json.dumps(c.options) for c in other} == {json.dumps(published)}
+
+
+def test_what_was_not_tuned_takes_the_options_of_the_nearest_steps_and_images():
+    known = [
+        {"images": n, "steps": s, "best": {"lr": lr}} for n, s, lr in ((50, 200, 1.0), (200, 200, 2.0), (50, 1000, 3.0))
+    ]
+    tuned = {"distill": {"demo:vgg7": {"keep_width=0.82": known}}}
+
+    def options(images, steps):
+        protocol = replace(PROTOCOLS["embedded_steps"], images=(images,), steps=(steps,), methods=("distill",))
+        (chosen,) = {c.options["lr"] for c in protocol.cells(tuned) if c.teacher == "demo:vgg7"}
+        return chosen
+
+    assert [options(*k) for k in ((50, 200), (100, 100), (150, 400), (500, 200), (500, 500), (50, 2000))] == [
+        1.0, 1.0, 2.0, 2.0, 3.0, 3.0,
+    ]  # fmt: skip
 
 
 def test_labels_reach_only_the_methods_that_need_them(monkeypatch):
@@ -486,12 +502,13 @@ def test_tuning_takes_the_best_of_the_grid(tmp_path, monkeypatch, capsys):
     assert f"left out: {first.method} {first.teacher}" in capsys.readouterr().err  # one option of its grid is missing
     path.write_text("".join(json.dumps(x) + "\n" for x in lines))
     assert tables.write_tuned([path]) == 0
-    assert "distill demo:vgg7 keep_width=0.5 images=50: the best lr, 0.1, is the last that was tried" in (
+    assert "distill demo:vgg7 keep_width=0.5 images=50 steps=200: the best lr, 0.1, is the last that was tried" in (
         capsys.readouterr().err
     )
     tuned = json.loads((tmp_path / "tuned.json").read_text())
     best = METHODS["distill"].grid[-1]
-    assert tuned["distill"]["demo:resnet14"] == {f"keep_width={k}": {"50": best} for k in (0.3, 0.5, 0.55)}
+    found = [{"images": 50, "steps": 200, "best": best}]
+    assert tuned["distill"]["demo:resnet14"] == {f"keep_width={k}": found for k in (0.3, 0.5, 0.55)}
     assert "mir" not in tuned
 
 

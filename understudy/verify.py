@@ -90,7 +90,7 @@ def figures(
     if not images:
         return Figures(None, None, None, None, 0, ("no image was held out: agreement and feature error are unknown",))
     notes: list[str] = []
-    errors = [_FeatureError() for _ in seam.points]
+    errors = [FeatureError() for _ in seam.points]
     agreeing: int | None = 0
     with guard.evaluating(teacher), guard.evaluating(model), capturing(teacher, seam) as a, capturing(model, seam) as b:
         for where in _chunks(images, batch_size):
@@ -124,7 +124,7 @@ def figures(
     return Figures(agreeing / images, low, high, relative, images, tuple(notes))
 
 
-class _FeatureError:
+class FeatureError:
     """Sums at one seam point: squared error, and the teacher's squared deviation from its mean feature."""
 
     def __init__(self) -> None:
