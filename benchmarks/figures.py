@@ -36,6 +36,8 @@ def methods_side_by_side(columns: list[tuple[Condition, dict[str, list[Entry]]]]
                 axis.barh(place, entry.mean, color=COLOURS["mir"] if mimics else "#999999", alpha=0.75, height=0.62)
                 axis.plot(entry.top1, [place] * len(entry.top1), "k.", markersize=3)
                 axis.text(115, place, f"{entry.mean:.1f}", va="center", ha="right", fontsize=8)
+                if METHODS[entry.method].blocks:
+                    axis.text(2, place, f"at {entry.macs:.0%} of MACs", va="center", fontsize=7)
             axis.axvline(rows[0][1].top1_teacher, color="black", linestyle="--", linewidth=0.8)
             share = methods["mir"][0].macs
             axis.set_title(

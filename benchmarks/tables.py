@@ -108,15 +108,20 @@ def paired(a: Entry, b: Entry) -> tuple[float, float, float] | None:
 
 
 def floors(found: Table) -> list[dict[str, Any]]:
-    """Where MiR at 50 images loses 4 to 8 points: its margins over the best BP and the best labelled KD."""
+    """Where MiR at 50 images loses 4 to 8 points: its margins over the best BP and the best labelled KD, and
+    over those with their published options (untuned)."""
     rows = []
     for condition, methods in found.items():
         mir = methods.get("mir", [None])[0]
         if condition.images != 50 or mir is None or not 4 <= mir.lost <= 8:
             continue
-        margins = {name: paired(mir, methods[name][0]) for name in ("fine_tune", "distill_labels") if methods.get(name)}
+        there = {name: methods[name] for name in ("fine_tune", "distill_labels") if methods.get(name)}
+        margins = {name: paired(mir, entries[0]) for name, entries in there.items()}
+        untuned = {
+            n: paired(mir, e) for n, entries in there.items() for e in entries if e.options == METHODS[n].published
+        }
         whole = all(methods.get(name) and methods[name][0].seeds == mir.seeds for name in margins) and len(margins) == 2
-        rows.append({"condition": condition, "lost": mir.lost, "margins": margins, "whole": whole})
+        rows.append({"condition": condition, "lost": mir.lost, "margins": margins, "untuned": untuned, "whole": whole})
     return rows
 
 
