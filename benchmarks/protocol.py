@@ -117,11 +117,11 @@ _MILD: dict[str, tuple[dict[str, Any], ...]] = {
     "demo:resnet14": ({"keep_width": 0.55},),
     "demo:vgg7": ({"keep_width": 0.82},),
 }
-# With five times the steps MiR loses 4 to 8 points at these.
+# With five times the steps MiR loses 4 to 8 points at these, but at the last: there it is far behind after 200 steps.
 _LONG: dict[str, tuple[dict[str, Any], ...]] = {
     "demo:resnet14": _WIDTHS[:1],
     "demo:mobilenetv2_tiny": _WIDTHS[1:],
-    "demo:vgg7": ({"keep_width": 0.8},),
+    "demo:vgg7": ({"keep_width": 0.8}, _WIDTHS[0]),
 }
 # Where MiR at 50 images loses 4 to 8 points after the table's 200 steps.
 _IN_BAND: dict[str, tuple[dict[str, Any], ...]] = {"demo:mobilenetv2_tiny": _WIDTHS[1:], **_MILD}
@@ -141,7 +141,7 @@ PROTOCOLS: dict[str, Protocol] = {
             "photographs", tuple(_MILD), (), (50,), (200,), without=_NO_BLOCKS, extra_cuts=_MILD,
         ),
         Protocol(
-            "embedded_long", "five times the steps: MiR and what it is measured against, where it loses 4 to 8 points",
+            "embedded_long", "five times the steps: MiR and what it is measured against",
             "photographs", _TEACHERS, (), (50,), (1000,), methods=("fine_tune", "distill_labels", "mir"),
             extra_cuts=_LONG,
         ),
