@@ -36,5 +36,5 @@ def run(problem: Problem) -> nn.Module:
 
 
 _LRS = {"published": {"lr": PAPER.lr}, "grid": tuple({"lr": lr} for lr in (2e-3, 5e-3, PAPER.lr, 5e-2, 1e-1))}
-LABELLED = Method("distill_labels", "distillation (KD), labels", "Hinton et al. 2015", run, labels=True, **_LRS)
+LABELLED = Method("distill_labels", "distillation (KD)", "Hinton et al. 2015", run, labels=True, **_LRS)
 UNLABELLED = Method("distill", "distillation (KD), no labels", "Hinton et al. 2015", run, **_LRS)
