@@ -440,11 +440,18 @@ def test_the_page_is_made_from_the_lines(tmp_path, monkeypatch):
         lines += [line(replace(cell, method="fine_tune", options={"lr": 7.0, "head": "trained"}), 99.0)]  # no cell
         lines += [line(replace(cell, method="practise", teacher="demo:resnet14"), 88.0)]
     curve = [line(c, 60.0) for c in PROTOCOLS["embedded_steps"].cells({}) if c.method == "fine_tune"][:1]
-    for name, own in (("embedded", lines), ("embedded_steps", curve)):
+    tops = {"mir": 83.0, "fine_tune": 68.0, "distill_labels": 80.0}
+    cells = [c for c in PROTOCOLS["embedded_long"].cells({}) if c.teacher == "demo:resnet14"]
+    longer = [line(c, tops[c.method] + c.seed % 5) for c in cells]
+    for name, own in (("embedded", lines), ("embedded_steps", curve), ("embedded_long", longer)):
         (results / f"{name}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in own))
     assert page.write(docs, results) == 0
     text = (docs / "results.md").read_text()
-    assert "demo:vgg7, widths x 0.5 | 5.5 | +7.0 [+7.0, +7.0] |  | seeds are missing |" in text
+    seven = "+7.0 [+7.0, +7.0]"
+    assert f"demo:vgg7, widths x 0.5 | 200 | 5.5 | {seven} |  | {seven} |  | seeds are missing |" in text
+    margins = "+15.0 [+15.0, +15.0] | +3.0 [+3.0, +3.0]"
+    assert f"demo:resnet14, widths x 0.5 | 1000 | 5.0 | {margins} | {margins} | yes |" in text
+    assert "Met after 200 steps on 0, after 1000 steps on 1." in text
     assert "**84.5 ± 0.5**" in text
     assert "88.0 ± 0.0<br>at 50% of MACs" in text
     assert "cells of `embedded` are not done" in text
