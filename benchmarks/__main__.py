@@ -6,6 +6,11 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from benchmarks.protocol import Protocol
+    from benchmarks.tasks import Place
 
 SOME_FAILED = 3  # exit code of a sweep that went on behind cells that failed
 
@@ -33,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sweep.add_argument("--ray", action="store_true", help="several cells at once on this machine")
     sweep.add_argument("--address", help="of a Ray cluster, such as ray://HOST:10001 or auto; means --ray")
     sweep.add_argument("--jobs", type=_whole, help="cells at once on this machine; default: as many as its cores hold")
-    sweep.add_argument("--gpus", type=float, default=0, help="of a GPU for each cell, such as 0.5")
+    sweep.add_argument("--gpus", type=_share, default=0, help="of a GPU for each cell, such as 0.5")
     commands.add_parser("list", help="the protocols, their cells and how many are done")
     tune = commands.add_parser("tune", help="write tuned.json, the best options of the grids that were swept")
     tune.add_argument("files", type=Path, nargs="*", help="default: benchmarks/results/*_tuning.jsonl")
@@ -45,9 +50,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _whole(text: str) -> int:
-    number = int(text)
-    if number < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"found {text}, expected a whole number from 1")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"found {text}, expected a number from 0")
     return number
 
 
@@ -84,9 +98,13 @@ def _sweep(options: argparse.Namespace) -> int:
     place = Place(data, weights, not options.no_pretrained, options.device, options.threads, cache)
     try:
         whose = place.weights_said()
-        strange = [x for x in sweep.read_lines(path) if "error" not in x and x.get("weights") != whose]
+        known = sweep.read_lines(path)
+        reason = _missing(place, protocol, bool(options.address))
     except OSError as error:
-        return _refuse(f"reading the weights: {error}")
+        return _refuse(str(error))
+    if reason:
+        return _refuse(reason)
+    strange = [x for x in known if "error" not in x and x.get("weights") != whose]
     if strange:
         said = strange[0].get("weights", "the library's own")
         return _refuse(f"{path} has cells with other weights ({said}): name another results file with --out")
@@ -109,6 +127,8 @@ def _sweep(options: argparse.Namespace) -> int:
             return _refuse(f"{error}; --ray needs understudy[benchmarks], a cluster that answers and room for a cell")
         except BlockingIOError:
             return _refuse(f"another sweep is writing {path}; wait for it, or name another file with --out")
+        except OSError as error:
+            return _refuse(f"writing {path}: {error}")
         except KeyboardInterrupt:
             print(f"stopped; every finished cell is in {path}; the same command goes on", file=sys.stderr)
             return 130
@@ -116,6 +136,27 @@ def _sweep(options: argparse.Namespace) -> int:
     if count["failed"]:
         print("some cells ended in an error, which their lines tell; --retry-failed runs them again", file=sys.stderr)
     return SOME_FAILED if count["failed"] else 0
+
+
+def _missing(place: "Place", protocol: "Protocol", elsewhere: bool) -> str | None:
+    """What every cell would fail for, so that it is said before the first; elsewhere: they run on other machines."""
+    import torch
+
+    own = [t for t in protocol.teachers if t.startswith("demo:")]
+    if own and place.weights_said() is not None:
+        return f"{own[0]} has its own weights: leave out --weights and --no-pretrained"
+    if protocol.task != "photographs" and place.data is None:
+        return f"{protocol.name} needs the data set's folder: name it with --data"
+    if elsewhere:
+        return None
+    if place.data is not None and not Path(place.data).is_dir():
+        return f"there is no folder {place.data} (--data)"
+    try:
+        torch.zeros(1, device=place.device)
+    except (RuntimeError, AssertionError) as error:
+        said = str(error).splitlines()[0]
+        return f"--device {place.device} cannot be used here: {said}"
+    return None
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -132,7 +173,10 @@ def _list(options: argparse.Namespace) -> int:
 def _tune(options: argparse.Namespace) -> int:
     from benchmarks import tables
 
-    return tables.write_tuned(options.files)
+    try:
+        return tables.write_tuned([_file(path) for path in options.files])
+    except OSError as error:
+        return _refuse(str(error))
 
 
 def _page(options: argparse.Namespace) -> int:
@@ -144,11 +188,22 @@ def _page(options: argparse.Namespace) -> int:
 def _show(options: argparse.Namespace) -> int:
     from benchmarks import page, sweep, tables
 
-    found = tables.table(sweep.read_lines(options.file))
+    try:
+        found = tables.table(sweep.read_lines(_file(options.file)))
+    except OSError as error:
+        return _refuse(str(error))
+    except KeyError as error:
+        return _refuse(f"{options.file} has a line that is not of a cell as `sweep` writes it: {error} is not known")
     if not found:
         return _refuse(f"there are no lines of finished cells in {options.file}")
     print("\n\n".join(page.tables_of(found)))
     return 0
+
+
+def _file(path: Path) -> Path:
+    """Raises: OSError when it cannot be read."""
+    path.open().close()
+    return path
 
 
 def _refuse(text: str) -> int:

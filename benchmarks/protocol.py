@@ -194,7 +194,7 @@ _AT_200 = {"demo:resnet14": _WIDTHS[:1], "demo:mobilenetv2_tiny": _WIDTHS[1:], "
 _GRIDS = (
     tuning(replace(PROTOCOLS["embedded"], images=(50,), extra_cuts=_MILD)),
     tuning(replace(PROTOCOLS["embedded"], name="embedded_200", cuts=(), images=(200,), extra_cuts=_AT_200)),
-    tuning(replace(PROTOCOLS["embedded_images"], images=(200,), seeds=TUNING_SEEDS, extra_cuts=_MILD)),
+    tuning(replace(PROTOCOLS["embedded_images"], images=(200,), extra_cuts=_MILD)),
     tuning(PROTOCOLS["embedded_long"]),
     *(tuning(protocol) for protocol in PROTOCOLS.values() if protocol.task != "photographs"),
 )

@@ -57,7 +57,12 @@ class Place:
         """What tells these weights from others in the lines; None for the library's own."""
         if self.weights is None:
             return None if self.pretrained else "random"
-        return hashlib.sha256(Path(self.weights).read_bytes()).hexdigest()[:16]
+        return _hash(self.weights)
+
+
+@cache
+def _hash(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
 @lru_cache(maxsize=4)
@@ -65,8 +70,11 @@ def open_task(name: str, spec: str, place: Place) -> Task:
     """Raises: InputError for a task or data that is not there."""
     if name not in TASKS:
         raise InputError(f"opening the task {name!r}: expected one of {', '.join(TASKS)}")
-    options = {} if spec.startswith("demo:") else {"weights": place.weights, "pretrained": place.pretrained}
-    teacher = load_teacher(spec, **options)
+    if spec.startswith("demo:") and place.weights_said() is not None:
+        raise InputError(
+            f"opening {spec}: it has its own weights; expected no --weights and no --no-pretrained with it"
+        )
+    teacher = load_teacher(spec, weights=place.weights, pretrained=place.pretrained)
     # Convolutions on a CPU are a quarter faster so (measured on the demo's networks); the values are the same.
     teacher.model.to(place.device, memory_format=torch.channels_last)
     return TASKS[name](teacher, place)
