@@ -98,10 +98,13 @@ def _sweep(options: argparse.Namespace) -> int:
     place = Place(data, weights, not options.no_pretrained, options.device, options.threads, cache)
     try:
         whose = place.weights_said()
-        known = sweep.read_lines(path)
-        reason = _missing(place, protocol, bool(options.address))
     except OSError as error:
-        return _refuse(str(error))
+        return _refuse(f"reading the weights: {error}")
+    try:
+        known = sweep.read_lines(path)
+    except OSError as error:
+        return _refuse(f"reading {path}: {error}")
+    reason = _missing(place, protocol, bool(options.address))
     if reason:
         return _refuse(reason)
     strange = [x for x in known if "error" not in x and x.get("weights") != whose]

@@ -9,16 +9,17 @@ from nets import Chain, Depthwise, Residual, randomised
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.methods import METHODS, practise
+from benchmarks.methods import METHODS, fitnet, practise
 from benchmarks.methods.distill import soft_loss
 from benchmarks.methods.layers import layers, wide_student
 from benchmarks.methods.problem import Problem, head_layer
 from understudy.anatomy import trace
-from understudy.cut import cut
+from understudy.cut import cut, without
 from understudy.errors import InputError
-from understudy.guard import seeded
+from understudy.guard import full_copy, seeded
 from understudy.images import Preprocessing, read_images
 from understudy.planner import make_plan
+from understudy.seam import capturing
 
 IMAGES = torch.rand(10, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
 LABELS = torch.arange(10) % 5
@@ -143,6 +144,17 @@ def test_fitnet_by_hand(regressor):
     (F.cross_entropy(z, y) + 4 * soft).backward()
     step(student)
     same(run("fitnet", given), student.eval(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_weight_of_fitnets_distillation_falls(monkeypatch):
+    entropies, softs, losses = [], [], []
+    inner, entropy, soft = torch.Tensor.backward, F.cross_entropy, fitnet.soft_loss
+    monkeypatch.setattr(F, "cross_entropy", lambda *a: (entropies.append(entropy(*a)), entropies[-1])[1])
+    monkeypatch.setattr(fitnet, "soft_loss", lambda *a: (softs.append(soft(*a)), softs[-1])[1])
+    monkeypatch.setattr(torch.Tensor, "backward", lambda self: (losses.append(self.item()), inner(self))[1])
+    run("fitnet", problem(lr=0.1, steps=6))
+    parts = zip(entropies, softs, (4.0, 3.0, 2.0), strict=True)
+    assert losses[3:] == pytest.approx([float(e + weight * s / 9) for e, s, weight in parts], rel=1e-5)
 
 
 def step(student: nn.Module) -> None:
@@ -276,6 +288,11 @@ def test_the_wide_student_is_the_cut_one():
     assert all(p.shape == q.shape for p, q in zip(wide.parameters(), given.teacher.parameters(), strict=True))
 
 
+def test_cross_distillation_ends_in_cross_entropy_with_batch_statistics():
+    given = problem(lr=10.0, layer_lr=1e-3)  # of one step none is left for the layers
+    same(run("cross_distillation", given), one_step_by_hand(given, lambda z, t, y: F.cross_entropy(z, y), 10.0))
+
+
 def test_cross_distillation_counts_and_rates(optimiser_steps):
     run("cross_distillation", problem(steps=12))
     adam = [round(lr, 7) for kind, lr, _ in optimiser_steps if kind == "Adam"]
@@ -314,21 +331,22 @@ def test_cross_distillation_crosses_features(net, mu, monkeypatch):
         assert correct == pytest.approx(float(by_hand), rel=1e-4), name
 
 
-def test_mir_after_the_pool_takes_what_the_head_is_given():
+@pytest.mark.parametrize(("name", "features"), [("mir", lambda f: f), ("mir_after_pool", lambda f: f.mean((2, 3)))])
+def test_mir_takes_the_map_and_its_ablation_what_the_head_is_given(name, features):
     given = problem(labels=False)
     student = given.student()
     for module in student.modules():
         module.training = isinstance(module, nn.BatchNorm2d)
     x, _ = next(given.batches())
     with torch.no_grad():
-        wanted = given.teacher.body(x).mean((2, 3))
-    F.mse_loss(student.body(x).mean((2, 3)), wanted).backward()
+        wanted = features(given.teacher.body(x))
+    F.mse_loss(features(student.body(x)), wanted).backward()
     with torch.no_grad():
-        for name, p in student.named_parameters():
-            if name not in given.plan.seam.head:
+        for key, p in student.named_parameters():
+            if key not in given.plan.seam.head:
                 p -= 0.0002 * (p.grad + 1e-4 * p)  # a run of one step is behind both milestones
     assert head_layer(given) == "fc"
-    same(run("mir_after_pool", given), student)
+    same(run(name, given), student)
 
 
 def test_mir_is_the_paper_preset(optimiser_steps):
@@ -353,7 +371,36 @@ def test_practise_adaptors_begin_as_identity_and_learn_alone(optimiser_steps):
     assert len(optimiser_steps) == 2  # half of the steps
     assert {n for _, _, n in optimiser_steps} == {len(adaptors)}
     assert [round(lr, 6) for _, lr, _ in optimiser_steps] == [0.002, 0.0002]  # 0.02 at their share of the schedule
-    assert all(torch.equal(v, state[k]) for k, v in given.teacher.state_dict().items())  # norms frozen, nothing left
+    assert all(torch.equal(v, state[k]) for k, v in given.teacher.state_dict().items())
+
+
+def test_practise_probes_with_frozen_norms_for_the_squared_error_at_the_seam(monkeypatch):
+    given = problem(Residual, labels=False)
+    block = next(b for b in practise.droppable(given) if b.name == "stage1.1")
+
+    def train(probe, loss_of, problem, **how):
+        assert not any(m.training for m in probe.modules())
+        assert not any(p.requires_grad for p in probe.parameters())
+        assert (how["lr"], how["steps"]) == (0.02, 0)
+
+    monkeypatch.setattr(practise, "train", train)
+    probe, x = without(full_copy(given.teacher), ["stage1.1"]).eval(), given.few.batch()
+    with torch.no_grad(), capturing(given.teacher, given.plan.seam) as lead, capturing(probe, given.plan.seam) as own:
+        by_hand = float((own.features(x)[0] - lead.features(x)[0]).square().mean())
+    assert practise.recoverability(given, block) == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_practise_divides_by_what_a_drop_saves_and_mimics_the_rest(monkeypatch, optimiser_steps):
+    given = problem(Residual, labels=False, steps=10, keep_width=0.6)
+    names = [b.name for b in practise.droppable(given)]
+    monkeypatch.setattr(practise, "recoverability", lambda _, block: 1.0 + (block.name == names[1]) * 0.5)
+    monkeypatch.setattr(practise, "saved", lambda _, block, total: 10.0 if block.name == names[1] else 5.0)
+    student = run("practise", given)
+    gone = [n for n in names if isinstance(student.get_submodule(n), nn.Identity)]
+    assert names[1] in gone
+    assert [round(lr, 6) for _, lr, _ in optimiser_steps] == [0.02] * 4 + [0.002] * 4 + [0.0002] * 2
+    bare = without(full_copy(given.teacher), gone).state_dict()
+    assert not all(torch.equal(v, bare[k]) for k, v in student.state_dict().items())
 
 
 def test_practise_drops_the_block_that_does_nothing():

@@ -341,12 +341,32 @@ def test_cifar_from_its_files(tmp_path):
         (["sweep", "embedded", "--steps", "2"], "--out"),
         (["sweep", "imagenet_resnet34", "--no-pretrained"], "--out"),
         (["sweep", "embedded", "--jobs", "2"], "add --ray"),
-        (["show", "nothing.jsonl"], "no lines"),
+        (["show", "nothing.jsonl"], "No such file"),
+        (["show", "benchmarks"], "Is a directory"),
+        (["tune", "benchmarks"], "Is a directory"),
+        (["sweep", "embedded", "--out", "benchmarks"], "reading benchmarks"),
+        (["sweep", "embedded", "--out", "/proc/lines.jsonl", "--limit", "1"], "writing /proc/lines.jsonl"),
+        (["sweep", "imagenet_resnet34"], "--data"),
+        (["sweep", "imagenet_resnet34", "--data", "/nothing"], "there is no folder /nothing"),
+        (["sweep", "embedded", "--device", "nonsense"], "--device nonsense"),
+        (["sweep", "embedded", "--no-pretrained", "--out", "none.jsonl"], "its own weights"),
     ],
 )
-def test_wrong_flags_are_refused_in_words(arguments, said, capsys):
+def test_wrong_flags_are_refused_in_words(arguments, said, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
     assert main(arguments) == 2
     assert said in capsys.readouterr().err
+
+
+def test_numbers_out_of_range_and_strange_lines_are_refused_in_words(tmp_path, capsys):
+    for arguments in (["--limit", "abc"], ["--ray", "--gpus", "-1"]):
+        with pytest.raises(SystemExit):
+            main(["sweep", "embedded", *arguments])
+        assert f"found {arguments[-1]}" in capsys.readouterr().err
+    path = tmp_path / "strange.jsonl"
+    path.write_text(json.dumps(line(replace(CELL, method="nobody"))) + "\n")
+    assert main(["show", str(path)]) == 2
+    assert "'nobody' is not known" in capsys.readouterr().err
 
 
 def test_an_unreadable_test_image_is_left_out_and_told(folder, tmp_path, capsys):
