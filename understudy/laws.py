@@ -24,8 +24,9 @@ from understudy.trace import operator
 
 _READS_ACROSS = {
     "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-    "linear", "addmm", "matmul", "bmm", "scaled_dot_product_attention",
+    "linear", "addmm", "matmul", "bmm", "scaled_dot_product_attention", "einsum",
 }  # fmt: skip
+_NORMS = ("layer_norm", "group_norm", "rms_norm")
 
 
 def check_cut(anatomy: Anatomy, plan: Plan, teacher: nn.Module, student: nn.Module, *, seed: int = 0) -> dict[str, Any]:
@@ -141,7 +142,7 @@ class _Reference(Interpreter):
         return [*_floats(result), *(self._wanted[n] for n in self._seams)]
 
     def run_node(self, n: Node) -> Any:
-        if n.op == "call_function" and operator(n) in ("layer_norm", "group_norm"):
+        if n.op == "call_function" and operator(n) in _NORMS:
             args, kwargs = self.fetch_args_kwargs_from_env(n)
             result = self._norm_over_kept(n, args, kwargs)
         else:
@@ -153,7 +154,7 @@ class _Reference(Interpreter):
     def fetch_args_kwargs_from_env(self, n: Node) -> tuple[tuple, dict]:
         args, kwargs = super().fetch_args_kwargs_from_env(n)
         if n.op == "call_function" and operator(n) in _READS_ACROSS:
-            args = tuple(self._zeroed(a, v) for a, v in zip(n.args, args, strict=True))
+            args = torch.fx.map_arg(n.args, lambda a: self._zeroed(a, self.env[a]))
         return args, kwargs
 
     def _mask(self, ids: np.ndarray) -> torch.Tensor | None:
@@ -174,7 +175,7 @@ class _Reference(Interpreter):
         return value
 
     def _norm_over_kept(self, node: Node, args: tuple, kwargs: dict) -> Any:
-        """A layer or group norm whose statistics run over cut channels, on the kept ones; zeros where others were."""
+        """A norm whose statistics run over cut channels, on the kept ones; zeros where others were."""
         value, axes = args[0], self._anatomy.axes[node.args[0]]
         if operator(node) == "group_norm":
             spread = [1] if args[1] == 1 else []
@@ -189,7 +190,7 @@ class _Reference(Interpreter):
         parameters = []
         for tensor in args[2:4]:
             for axis, mask in masks.items():
-                if tensor is not None:
+                if isinstance(tensor, torch.Tensor):
                     at = axis - spread[0]
                     tensor = tensor.index_select(at, mask.nonzero().ravel().to(value.device))
             parameters.append(tensor)
