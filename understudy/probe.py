@@ -19,7 +19,7 @@ from understudy.plan import Plan, describe
 from understudy.planner import selections
 from understudy.trace import operator, shape, trace_graph
 
-MAX_TRIALS = 64  # each traces the network again; more than a few are only needed where attributes hold equal numbers
+MAX_TRIALS = 24  # each traces the network again; more than a few are only needed where attributes hold equal numbers
 
 
 def settle(teacher: nn.Module, anatomy: Anatomy) -> None:
@@ -64,6 +64,18 @@ def _of(anatomy: Anatomy, group: Group, choices: list[list[Size]]) -> list[list[
     return [c for c in choices if group.name in _names(anatomy, c[0])]
 
 
+def _likely(lengths: list[int]) -> list[tuple[int, ...]]:
+    """Picks of one place out of so many for each number: all found in attributes, all computed, or all but one."""
+    ends = [tuple(0 for _ in lengths), tuple(n - 1 for n in lengths)]
+    return ends + [
+        (*end[:i], other, *end[i + 1 :])
+        for end in ends
+        for i, n in enumerate(lengths)
+        for other in range(n)
+        if other != end[i]
+    ]
+
+
 class _Trials:
     """settled: sizes whose place is known. Groups that follow the cut are added to them one after the other."""
 
@@ -74,8 +86,11 @@ class _Trials:
 
     def search(self, group: Group, *first: tuple[int, ...]) -> tuple[int, ...] | None:
         """Which place of each of its numbers makes the code follow; None if none does. first: what is tried first."""
-        every = itertools.product(*(range(len(c)) for c in _of(self._anatomy, group, self._choices)))
-        for pick in itertools.islice(itertools.chain(first, every), MAX_TRIALS):
+        lengths = [len(c) for c in _of(self._anatomy, group, self._choices)]
+        every = dict.fromkeys(
+            [*first, *_likely(lengths), *itertools.islice(itertools.product(*map(range, lengths)), 8)]
+        )
+        for pick in itertools.islice(every, MAX_TRIALS):
             if self.follow([group], pick):
                 return pick
         return None
@@ -122,9 +137,11 @@ def _choices(anatomy: Anatomy) -> list[list[Size]]:
     for size in anatomy.sizes:
         if not size.certain:
             found.setdefault((size.node, size.value, id(size.ids)), []).append(size)
+    free = {name for name, group in anatomy.groups.items() if group.pinned is None}
     return [
         sizes if sizes[-1].attribute is None else [*sizes, dataclasses.replace(sizes[0], attribute=None, index=None)]
         for sizes in found.values()
+        if _names(anatomy, sizes[0]) & free
     ]
 
 
@@ -160,9 +177,11 @@ def _follows(teacher: nn.Module, anatomy: Anatomy, keep: dict[str, list[int]]) -
         )
     except UnderstudyError:
         return False
-    if len(again.nodes) != len(anatomy.traced.nodes):
+    # A tensor of one head or channel is contiguous already: the trace has one operator less.
+    before, after = ([n for n in nodes if operator(n) != "contiguous"] for nodes in (anatomy.traced.nodes, again.nodes))
+    if len(before) != len(after):
         return False
-    for old, new in zip(anatomy.traced.nodes, again.nodes, strict=True):
+    for old, new in zip(before, after, strict=True):
         if operator(old) != operator(new) or _numbers(old) != _numbers(new):
             return False
         if shape(old) is not None and shape(new) != _predicted(anatomy, old, keep):
