@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from nets import NETS, Attention, Attributes, Chain, FunctionalPool, Residual, randomised
+from nets import NETS, Attention, Attributes, Chain, FunctionalPool, FusedHeads, Residual, randomised
 from torch import nn
 
 from understudy.anatomy import find_seam, trace
@@ -241,3 +241,14 @@ def test_class_scores_among_other_outputs():
             return self.fc(self.pool(x).flatten(1)), x
 
     assert str(find_seam(Two(), Two().example()).points[0]) == "body:output"
+
+
+@pytest.mark.parametrize("pool", [lambda x: x[:, 0], lambda x: x[:, 1:].mean(1), lambda x: x[:, 0] + x[:, 1]])
+def test_the_seam_of_tokens_lies_before_one_is_chosen(pool):
+    class Tokens(FusedHeads):
+        def forward(self, x):
+            x = self.patch(x).flatten(2).transpose(1, 2)
+            return self.fc(pool(self.norm(x + self.attend(self.before(x)))))
+
+    seam = find_seam(Tokens(), Tokens().example())
+    assert ([str(p) for p in seam.points], seam.shapes) == (["norm:output"], ((4, 12),))
