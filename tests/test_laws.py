@@ -171,3 +171,14 @@ def test_law_8_notices_a_broken_promise():
         check_budget(plan, Cost(Chain.macs, 0), Cost(promised + 1, 0))
     with pytest.raises(LawBroken, match="above the keep"):
         check_budget(plan, Cost(promised, 0), Cost(promised, 0))
+
+
+def test_a_precision_written_into_the_code_is_checked_in_float32():
+    class Fixed(Chain):
+        def forward(self, x):
+            return self.fc(self.pool(self.body(x.to(torch.float32).to(self.fc.weight.dtype))).flatten(1))
+
+    model = randomised(Fixed())
+    anatomy = trace(model, model.example())
+    plan = make_plan(model, anatomy, keep_width=0.5, scheme="all")
+    assert check_cut(anatomy, plan, model, cut(model, plan))["dtype"] == "float32"

@@ -96,6 +96,7 @@ def _runs(anatomy: Anatomy, teacher: nn.Module, given: list[torch.Tensor]) -> bo
     try:
         with evaluating(teacher):
             teacher(*args, **kwargs)
+        _Reference(anatomy, None, teacher).outputs(given)  # a precision may be written into the traced operators
     except Exception:  # whatever its code raises at another precision
         return False
     return True
@@ -115,9 +116,9 @@ def _noise(anatomy: Anatomy, plan: Plan, teacher: nn.Module, given: list[torch.T
 class _Reference(Interpreter):
     """Runs the teacher's traced operators with removed channels at zero for whatever reads across channels."""
 
-    def __init__(self, anatomy: Anatomy, plan: Plan, teacher: nn.Module):
+    def __init__(self, anatomy: Anatomy, plan: Plan | None, teacher: nn.Module):
         super().__init__(anatomy.traced.program.graph_module)
-        self._anatomy, self._plan = anatomy, plan
+        self._anatomy, self._keep = anatomy, plan.keep if plan else {}
         self._tensors = named_tensors(teacher)
         self._wanted: dict[Node, torch.Tensor] = {}
         self._seams = anatomy.seam_nodes
@@ -159,7 +160,7 @@ class _Reference(Interpreter):
 
     def _mask(self, ids: np.ndarray) -> torch.Tensor | None:
         if id(ids) not in self._masks:
-            kept = self._anatomy.kept(ids, self._plan.keep)
+            kept = self._anatomy.kept(ids, self._keep)
             self._masks[id(ids)] = None if kept.all() else torch.from_numpy(kept)
         return self._masks[id(ids)]
 
