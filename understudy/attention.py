@@ -149,6 +149,15 @@ def unfold(reader: Reader, node: Node) -> Axes:
     return [axes[0], None if axes[1] is None else np.repeat(axes[1], kernel), None]
 
 
+def windows(reader: Reader, node: Node) -> Axes:
+    """Tensor.unfold: windows along one axis, their inside as a new last axis."""
+    axes = list(reader.axes(node.args[0]))
+    dim = node.args[1] % len(axes)
+    reader.channels.pin(axes[dim], why(reader, node, "unfolded along its channels"))
+    axes[dim] = None
+    return [*axes, None]
+
+
 def fold(reader: Reader, node: Node) -> Axes:
     """col2im: (N, C x kernel, positions) to (N, C, H, W)."""
     axes, channels = reader.axes(node.args[0]), shape(node)[1]
@@ -239,4 +248,5 @@ RULES: dict[str, Rule] = {
     "scaled_dot_product_attention": scaled_dot_product_attention,
     "tile": repeat,
     "unbind": unbind,
+    "unfold": windows,
 }

@@ -379,7 +379,7 @@ def reshape(reader: Reader, node: Node) -> Axes:
         chosen = heads[0] if heads else max(range(len(sizes)), key=lambda i: sizes[i])
         rows = np.moveaxis(ids.reshape(sizes), chosen, 0).reshape(sizes[chosen], -1)
         result[target[chosen]] = reader.channels.join_rows(rows) if len(live) > 1 else rows[:, 0]
-    if operator(node) not in ("flatten", "squeeze"):
+    if operator(node) not in ("flatten", "squeeze", "reshape_as", "view_as"):
         _literal(reader, node, result)
     return result
 
@@ -468,7 +468,9 @@ def _table() -> dict[str, Rule]:
     table |= dict.fromkeys(unary.split(), same)
     table |= dict.fromkeys(many.split(), elementwise)
     table |= dict.fromkeys(pools.split(), pool)
-    table |= dict.fromkeys(["view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze"], reshape)
+    table |= dict.fromkeys(
+        ["view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "reshape_as", "view_as"], reshape
+    )
     table |= dict.fromkeys(["mean", "sum", "amax", "amin", "prod", "std", "var", "logsumexp", "any", "all"], reduce)
     table |= dict.fromkeys(["conv1d", "conv2d", "conv3d"], conv)
     table |= dict.fromkeys(["conv_transpose1d", "conv_transpose2d", "conv_transpose3d"], conv_transpose)
