@@ -280,6 +280,7 @@ _ORDER = torch.tensor([1, 0, 2, 3, 4, 5, 7, 6])
         (lambda x: x.unfold(2, 2, 2).mean(-1).repeat_interleave(2, 2), True),
         (lambda x: x.unfold(1, 2, 1).mean(-1).repeat(1, 2, 1, 1)[:, :8], False),
         (lambda x: x.repeat(1, 1, 1, 2)[..., 4:12], True),
+        (lambda x: sum(x.repeat(1, 2, 1, 1).chunk(2, 1)), True),
         (lambda x: F.fold(F.unfold(x, 2, stride=2), (8, 8), 2, stride=2), True),
         (lambda x: x / torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True), True),
         (lambda x: x / torch.linalg.vector_norm(x, dim=1, keepdim=True), False),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.zoo.models import specs, write_smallest
+from benchmarks.zoo.page import PAGE, text
 
 RESULTS = Path(__file__).parents[1] / "results" / "zoo.jsonl"
 
@@ -27,7 +28,11 @@ def main() -> int:
     run.add_argument("--memory-gb", type=float, default=20, help="address space of a model's process")
     run.add_argument("--seconds", type=int, default=600, help="after which a model's process is ended")
     commands.add_parser("smallest", help="write timm.json: the smallest member of every timm family")
+    commands.add_parser("page", help="write docs/zoo.md from the lines")
     options = parser.parse_args()
+    if options.command == "page":
+        PAGE.write_text(text(list(read(RESULTS).values()), len(specs())), encoding="utf-8")
+        return 0
     if options.command == "smallest":
         write_smallest()
         return 0
