@@ -10,8 +10,8 @@ from benchmarks.zoo.case import KEEP, STAGES
 
 _HEAD = f"""Made by `python -m benchmarks.zoo page` from `benchmarks/results/zoo.jsonl`; do not edit by hand. Every
 model, with random weights, in a process of its own: {", ".join(STAGES)}; {KEEP:.0%} of the MACs are kept, law 2 (cut =
-zero) is checked, the saved folder is loaded again in a fresh process and compared bit for bit. pinned: share of the MACs
-in operators of which no channel can be cut. One thread; other work ran beside, so the seconds are upper bounds."""
+zero) is checked, the saved folder is loaded again in a fresh process and compared bit for bit. pinned: share of the
+MACs in operators of which no channel can be cut. One thread; other work ran beside: the seconds are upper bounds."""
 PAGE = Path(__file__).parents[2] / "docs" / "zoo.md"
 
 
