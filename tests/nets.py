@@ -236,7 +236,7 @@ class Attributes(Tiny):
 
 
 class Attention(Tiny):
-    """A small token mixer with a layer norm: nothing of it may be guessed."""
+    """A small token mixer with a layer norm; how many heads there are is written into the code."""
 
     size, seam, free = (3, 8, 8), "norm:output", {"mlp.0": 14}
     macs = 4 * (3 * 16 * 12) + 4 * 12 * 36 + 2 * 2 * (4 * 4 * 6) + 4 * 12 * 12 + 4 * (12 * 14 * 2) + 12 * 5
@@ -279,9 +279,90 @@ class LayerNorms(Tiny):
         return self.fc(self.pool(self.last(x)).flatten(1))
 
 
+class Mixer(Tiny):
+    """Patches, one residual attention of a subclass, one norm, mean over the tokens: 4 tokens of width 12."""
+
+    size, seam = (3, 8, 8), "norm:output"
+    heads: int
+    patch_macs = 4 * (3 * 16 * 12) + 12 * 5
+
+    def __init__(self):
+        super().__init__()
+        self.patch, self.before = nn.Conv2d(3, 12, 4, 4), nn.LayerNorm(12)
+        self.norm, self.fc = nn.LayerNorm(12), nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        x = x + self.attend(self.before(x))
+        return self.fc(self.norm(x).mean(1))
+
+
+class FusedHeads(Mixer):
+    """Three heads of width 4 from one layer, with a table of position biases; sizes live in attributes."""
+
+    free = {"qkv": 3}
+    macs = Mixer.patch_macs + 4 * 12 * 36 + 2 * 3 * (4 * 4 * 4) + 4 * 12 * 12
+
+    def __init__(self):
+        super().__init__()
+        self.heads, self.inner = 3, 12
+        self.qkv, self.proj = nn.Linear(12, 36), nn.Linear(12, 12)
+        self.table = nn.Parameter(torch.randn(7, 3))
+        self.register_buffer("places", torch.arange(4)[:, None] - torch.arange(4) + 3)
+
+    def attend(self, x):
+        n, tokens, _ = x.shape
+        q, k, v = self.qkv(x).reshape(n, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        bias = self.table[self.places.view(-1)].view(tokens, tokens, -1).permute(2, 0, 1)
+        y = (q @ k.transpose(-2, -1) / 2.0 + bias.unsqueeze(0)).softmax(-1) @ v
+        return self.proj(y.transpose(1, 2).reshape(n, tokens, self.inner))
+
+
+class GroupedQuery(Mixer):
+    """Four query heads of width 3 share two key heads: whole groups go."""
+
+    free = {"k": 2}
+    macs = Mixer.patch_macs + 4 * 12 * (12 + 6 + 6) + 2 * 4 * (4 * 4 * 3) + 4 * 12 * 12
+
+    def __init__(self):
+        super().__init__()
+        self.heads, self.groups = 4, 2
+        self.k, self.v, self.q = nn.Linear(12, 6), nn.Linear(12, 6), nn.Linear(12, 12)
+        self.proj = nn.Linear(12, 12)
+
+    def attend(self, x):
+        n, tokens, _ = x.shape
+        k, v = (layer(x).view(n, tokens, self.groups, -1).transpose(1, 2) for layer in (self.k, self.v))
+        q = self.q(x).view(n, tokens, self.heads, -1).transpose(1, 2)
+        y = F.scaled_dot_product_attention(q, k, v, scale=0.5, enable_gqa=True)
+        return self.proj(y.transpose(1, 2).flatten(2))
+
+
+class TalkingHeads(Mixer):
+    """Heads that are mixed before the softmax, products as einsum, a gated MLP behind."""
+
+    free = {"qk": 3, "v": 2, "gate": 5}  # talk makes the heads of v
+    macs = Mixer.patch_macs + 4 * 12 * (24 + 8) + 3 * 64 + 16 * 3 * 2 + 2 * 64 + 4 * 8 * 12 + 4 * (12 * 10 + 5 * 12)
+
+    def __init__(self):
+        super().__init__()
+        self.heads, self.talked = 3, 2
+        self.qk, self.v, self.proj = nn.Linear(12, 24), nn.Linear(12, 8), nn.Linear(8, 12)
+        self.talk = nn.Linear(3, 2)
+        self.gate, self.out = nn.Linear(12, 10), nn.Linear(5, 12)
+
+    def attend(self, x):
+        n, tokens, _ = x.shape
+        q, k = self.qk(x).view(n, tokens, 2, self.heads, 4).unbind(2)
+        v = self.v(x).view(n, tokens, self.talked, 4)
+        scores = self.talk(torch.einsum("nqhd,nkhd->nqkh", q, k)).softmax(2)
+        y = self.proj(torch.einsum("nqkh,nkhd->nqhd", scores, v).flatten(2))
+        return y + self.out(F.glu(self.gate(y)))
+
+
 NETS = [
     Chain, Residual, Concat, Depthwise, Grouped, Shared, FunctionalPool, NoNorm, ConvAfterPool, Attributes, Attention,
-    LayerNorms,
+    LayerNorms, FusedHeads, GroupedQuery, TalkingHeads,
 ]  # fmt: skip
 
 

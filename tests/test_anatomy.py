@@ -2,12 +2,16 @@
 
 import pytest
 import torch
-from nets import NETS, Attention, Attributes, Chain, FunctionalPool, Residual, randomised
+from nets import NETS, Attention, Attributes, Chain, FunctionalPool, FusedHeads, Residual, randomised
 from torch import nn
+from torch.nn import functional as F
 
 from understudy.anatomy import find_seam, trace
+from understudy.cut import cut
 from understudy.errors import InputError, UnsupportedModel
 from understudy.graph import Anatomy
+from understudy.laws import check_cut
+from understudy.planner import make_plan
 from understudy.seam import SeamPoint
 
 
@@ -56,10 +60,11 @@ def test_blocks_know_stage_place_and_identity():
     ]
 
 
-def test_what_cannot_be_read_is_named():
+def test_heads_that_are_a_literal_are_pinned():
     anatomy = trace(Attention(), Attention().example())
-    assert ("aten.unbind.int", "<model>") in anatomy.unread
-    assert "aten.unbind.int" in anatomy.groups["qkv"].pinned
+    assert not anatomy.unread
+    assert anatomy.groups["qkv"].width == 2
+    assert "fixed in the code" in anatomy.groups["qkv"].pinned
 
 
 def test_a_literal_size_pins_its_group_and_an_attribute_follows():
@@ -79,6 +84,7 @@ def test_an_operator_outside_the_table_is_pinned_never_guessed():
             return self.fc(self.pool(x).flatten(1))
 
     anatomy = trace(Odd(), Odd().example())
+    assert ("aten.cumsum.default", "<model>") in anatomy.unread
     assert "cumsum" in anatomy.groups["body.0"].pinned
     assert anatomy.groups["body.3"].pinned is None
 
@@ -239,3 +245,60 @@ def test_class_scores_among_other_outputs():
             return self.fc(self.pool(x).flatten(1)), x
 
     assert str(find_seam(Two(), Two().example()).points[0]) == "body:output"
+
+
+@pytest.mark.parametrize("pool", [lambda x: x[:, 0], lambda x: x[:, 1:].mean(1), lambda x: x[:, 0] + x[:, 1]])
+def test_the_seam_of_tokens_lies_before_one_is_chosen(pool):
+    class Tokens(FusedHeads):
+        def forward(self, x):
+            x = self.patch(x).flatten(2).transpose(1, 2)
+            return self.fc(pool(self.norm(x + self.attend(self.before(x)))))
+
+    seam = find_seam(Tokens(), Tokens().example())
+    assert ([str(p) for p in seam.points], seam.shapes) == (["norm:output"], ((4, 12),))
+
+
+_ORDER = torch.tensor([1, 0, 2, 3, 4, 5, 7, 6])
+
+
+@pytest.mark.parametrize(
+    ("between", "free"),
+    [
+        (lambda x: x.roll(2, 2), True),
+        (lambda x: x.roll(1, 1), False),
+        (lambda x: x.flip(3), True),
+        (lambda x: x.flip(1), False),
+        (lambda x: x[:, :, _ORDER], True),
+        (lambda x: x[:, _ORDER], False),
+        (lambda x: x[:, :, _ORDER, _ORDER].unsqueeze(-1).expand(-1, -1, -1, 8), True),
+        (lambda x: x.index_select(3, _ORDER), True),
+        (lambda x: x.index_select(1, _ORDER), False),
+        (lambda x: x.flatten(2).reshape_as(x), True),
+        (lambda x: x.mean((2, 3), keepdim=True).sigmoid().expand_as(x) * x, True),
+        (lambda x: x.masked_fill(x > 0.5, 0.1), True),
+        (lambda x: x + x.new_zeros(1), True),
+        (lambda x: x.unfold(2, 2, 2).mean(-1).repeat_interleave(2, 2), True),
+        (lambda x: x.unfold(1, 2, 1).mean(-1).repeat(1, 2, 1, 1)[:, :8], False),
+        (lambda x: x.repeat(1, 1, 1, 2)[..., 4:12], True),
+        (lambda x: sum(x.repeat(1, 2, 1, 1).chunk(2, 1)), True),
+        (lambda x: F.fold(F.unfold(x, 2, stride=2), (8, 8), 2, stride=2), True),
+        (lambda x: x / torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True), True),
+        (lambda x: x / torch.linalg.vector_norm(x, dim=1, keepdim=True), False),
+        (lambda x: torch.stack([x, -x]).unbind(0)[1], True),
+        (lambda x: sum(x.unbind(1)).unsqueeze(1).expand(-1, 8, -1, -1), False),
+        (lambda x: torch.cat([v.unsqueeze(3) for v in x.unbind(3)], 3), True),
+    ],
+)
+def test_operators_between_two_layers(between, free):
+    """What keeps channels apart leaves them free, and the cut is right; what mixes or orders them pins them."""
+
+    class Between(Chain):
+        def forward(self, x):
+            return self.fc(self.pool(self.body[3:](between(self.body[:3](x)))).flatten(1))
+
+    model = randomised(Between())
+    anatomy = trace(model, model.example())
+    assert not anatomy.unread
+    assert (anatomy.groups["body.0"].pinned is None) == free, anatomy.groups["body.0"].pinned
+    plan = make_plan(model, anatomy, keep_width=0.5, scheme="all")
+    assert check_cut(anatomy, plan, model, cut(model, plan))["error"] <= 1e-10

@@ -404,3 +404,24 @@ def test_what_no_file_can_hold_is_named(tmp_path, teacher, student):
     with pytest.raises(StoreError, match="'_extra_state' is not a tensor"):
         save(tmp_path / "r", model=Remembers(1, 1), plan=make_plan(teacher), report=Report())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_buffer_that_the_network_makes_anew_is_loaded_as_it_was(tmp_path):
+    class Lazy(nn.Linear):
+        def __init__(self):
+            super().__init__(3, 3)
+            self.register_buffer("grid", torch.zeros(1), persistent=False)
+
+    def built():
+        torch.manual_seed(0)
+        return Lazy()
+
+    model = built()
+    model.grid = torch.arange(4.0)
+    plan = Plan(describe(model), Seam((SeamPoint(""),), ((3,),), ()), {}, {}, {}, [])
+    with pytest.raises(PlanError, match="grid"):
+        load(save(tmp_path / "a", model=model, plan=plan, report=Report()), built)
+    plan = Plan(describe(built()), plan.seam, {}, {}, {}, [])
+    again = load(save(tmp_path / "b", model=model, plan=plan, report=Report()), built)
+    assert torch.equal(again.grid, model.grid)
+    assert "grid" not in again.state_dict()

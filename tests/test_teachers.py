@@ -476,3 +476,16 @@ def test_demo_teachers(monkeypatch):
     assert teacher.views == "patches"
     assert teacher.preprocessing.input_size == (1, 32, 32)
     assert build_architecture(teacher.to_json()).out_features == 5
+
+
+def test_infinities_in_a_mask_are_no_damage():
+    class Masked(nn.Linear):
+        def __init__(self):
+            super().__init__(3, 3)
+            self.register_buffer("mask", torch.full((3, 3), float("-inf")).triu(1))
+
+    assert own_teacher(Masked()).model.mask.isinf().sum() == 3
+    broken = Masked()
+    broken.mask[0, 0] = float("nan")
+    with pytest.raises(UnsupportedModel, match="mask holds 1 NaN"):
+        own_teacher(broken)

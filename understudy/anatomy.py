@@ -14,6 +14,7 @@ from understudy.errors import InputError, UnsupportedModel
 from understudy.graph import Anatomy, read_anatomy
 from understudy.guard import evaluating, full_copy, structural_copy
 from understudy.probe import settle
+from understudy.rules import argument
 from understudy.seam import Seam, SeamPoint, capturing
 from understudy.trace import Call, Traced, as_example, operator, shape, trace_graph
 
@@ -128,7 +129,9 @@ def _search(traced: Traced) -> tuple[SeamPoint, Node]:
         node = above[node]
     for value in chain:  # from the output up
         users = [u for u in value.users if u.op == "call_function" and operator(u) != "getitem"]
-        if users and value.op != "placeholder" and all(_pools(u) for u in users):
+        if value.op == "placeholder" or (operator(value) in ("select", "slice") and _pools(value)):
+            continue  # the tokens that were chosen belong behind the seam
+        if users and all(_pools(u) for u in users):
             if not _weights_behind(traced, flow, value):
                 raise _refuse("no weights follow its last pooling: it has no head")
             return _reachable(traced, value, _points(traced, value, users))
@@ -148,7 +151,7 @@ def _refuse(found: str) -> UnsupportedModel:
 
 
 def _pools(node: Node) -> bool:
-    """A pooling that ends the map: adaptive, over whole axes, or down to one position."""
+    """A pooling that ends the map: adaptive, over whole axes, or down to one position; or the choice of one token."""
     name, before, after = operator(node), shape(node.args[0]) if node.args else None, shape(node)
     if name.startswith("adaptive_") or name == "_adaptive_avg_pool2d":
         return True
@@ -156,6 +159,9 @@ def _pools(node: Node) -> bool:
         dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
         dims = [dims] if isinstance(dims, int) else dims
         return bool(dims) and before is not None and len(before) >= 3 and 0 not in [d % len(before) for d in dims]
+    if name in ("select", "slice") and len(before) == 3 and argument(node, 1, "dim", 0) % 3 == 1:
+        users = [u for u in node.users if u.op == "call_function"]  # a slice: the tokens that are not averaged go first
+        return name == "select" or (bool(users) and all(_pools(u) for u in users))
     if name in ("avg_pool2d", "max_pool2d", "avg_pool1d", "avg_pool3d"):
         return after is not None and all(s == 1 for s in after[2:]) and any(s > 1 for s in before[2:])
     return False

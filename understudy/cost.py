@@ -14,7 +14,7 @@ from torch import nn
 from torch.fx import Node
 
 from understudy.graph import Anatomy
-from understudy.operators import argument
+from understudy.rules import argument
 from understudy.trace import Traced, operator, shape, trace_graph
 
 # Operators that move or copy numbers, or do nothing here: there is nothing to count.
@@ -73,13 +73,24 @@ def terms(anatomy: Anatomy) -> list[Term]:
     """The counted operators with the axes on which their cost depends."""
     found = []
     for node in anatomy.traced.nodes:
-        total = _macs(node)
-        if total is None:
-            continue
-        axes = [a for a in _cut_axes(anatomy, node) if a is not None]
-        fixed = total / anatomy.traced.batch / math.prod(len(a) for a in axes)
-        found.append(Term(node, fixed, tuple(axes)))
+        for total, axes in _products(anatomy, node):
+            axes = [a for a in axes if a is not None]
+            fixed = total / anatomy.traced.batch / math.prod(len(a) for a in axes)
+            found.append(Term(node, fixed, tuple(axes)))
     return found
+
+
+def _products(anatomy: Anatomy, node: Node) -> list[tuple[int, list[np.ndarray | None]]]:
+    """MACs of `node` and the channels they are a product of; attention is two products."""
+    total = _macs(node)
+    if total is None:
+        return []
+    if operator(node) != "scaled_dot_product_attention":
+        return [(total, _cut_axes(anatomy, node))]
+    query, key, value = node.args[:3]
+    pairs = math.prod(shape(query)[:-1]) * shape(key)[-2]
+    heads = anatomy.axes[query][:-2]
+    return [(pairs * shape(v)[-1], [*heads, anatomy.axes[v][-1]]) for v in (query, value)]
 
 
 def _macs(node: Node) -> int | None:
@@ -97,10 +108,23 @@ def _macs(node: Node) -> int | None:
         return math.prod(out) * shape(node.args[0])[-1]
     if name == "addmm":
         return math.prod(out) * shape(node.args[1])[-1]
+    if name == "einsum" and "." not in node.args[0]:
+        return math.prod(_letters(node, {a: shape(a) for a in node.args[1]}).values())
     if name == "scaled_dot_product_attention":
         query, key, value = (shape(node.args[i]) for i in range(3))
         return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
     return None
+
+
+def _letters(node: Node, known: Any) -> dict[str, Any]:
+    """What `known` has of each letter of an einsum, of the operand in which that letter is longest."""
+    found: dict[str, Any] = {}
+    sizes: dict[str, int] = {}
+    for term, value in zip(node.args[0].replace(" ", "").partition("->")[0].split(","), node.args[1], strict=True):
+        for letter, size, this in zip(term, shape(value), known[value], strict=True):
+            if size > sizes.get(letter, 0):
+                sizes[letter], found[letter] = size, this
+    return found
 
 
 def _cut_axes(anatomy: Anatomy, node: Node) -> list[np.ndarray | None]:
@@ -118,4 +142,6 @@ def _cut_axes(anatomy: Anatomy, node: Node) -> list[np.ndarray | None]:
         return [anatomy.axes[node][-1], anatomy.axes[node.args[0]][-1], *anatomy.axes[node][:-1]]
     if name in ("matmul", "bmm"):
         return [*anatomy.axes[node], anatomy.axes[node.args[0]][-1]]
+    if name == "einsum":
+        return list(_letters(node, anatomy.axes).values())
     return []

@@ -14,7 +14,8 @@ from torch import nn
 from torch.fx import Node
 
 from understudy.channels import Axes, Channels, Ids, Size
-from understudy.operators import TABLE, unknown_operator
+from understudy.operators import TABLE
+from understudy.rules import unknown_operator
 from understudy.seam import Seam
 from understudy.trace import Traced, operator, shape
 

@@ -14,14 +14,19 @@ SHARES = (0.75, 0.5, 0.25)
 
 
 def inspect(teacher: nn.Module, example: Any, *, seam: Any = None) -> dict[str, Any]:
-    """Facts of `teacher`, as plain data; nothing is changed and nothing is run but one forward pass.
+    """Facts of `teacher`, as plain data; nothing is changed and nothing is run but one forward pass: see `facts`."""
+    return facts(teacher, trace(teacher, example, points=seam))
+
+
+def facts(teacher: nn.Module, anatomy: Anatomy) -> dict[str, Any]:
+    """What `anatomy` knows of `teacher`, as plain data.
 
     seam: points, shapes and head. macs, params, macs_not_counted. groups: name, width in units, channels, scheme "mid"
-    or not, share of the MACs that depend on it, and why it is pinned. blocks: those that may be dropped. unread:
+    or not, share of the MACs that depend on it, and why it is pinned. macs_share_pinned: share of the MACs in operators
+    of which no channel can be cut. blocks: those that may be dropped. unread:
     operators that pinned something. unused_parameters. smallest_keep: the least share of MACs that each scheme reaches.
     keep_width: MACs share left when every group keeps that share of its channels.
     """
-    anatomy = trace(teacher, example, points=seam)
     cost, shares = count_traced(anatomy.traced), _shares(anatomy)
     mid = {g.name for g in eligible_groups(anatomy, "mid")}
     free = {s: eligible_groups(anatomy, s) for s in ("mid", "all")}
@@ -33,6 +38,7 @@ def inspect(teacher: nn.Module, example: Any, *, seam: Any = None) -> dict[str, 
         "macs": cost.macs,
         "params": cost.params,
         "macs_not_counted": cost.uncounted,
+        "macs_share_pinned": round(_pinned(anatomy), 4),
         "groups": [
             {
                 "name": g.name, "width": g.width, "channels": g.channels, "mid": g.name in mid,
@@ -61,3 +67,14 @@ def _shares(anatomy: Anatomy) -> dict[str, float]:
         for name in {u[0] for ids in term.axes for u in anatomy.units(ids) if u is not None}:
             found[name] += term.macs
     return {name: macs / max(total, 1.0) for name, macs in found.items()}
+
+
+def _pinned(anatomy: Anatomy) -> float:
+    """Share of the MACs in operators of which no channel can be cut."""
+    free = {g.name for g in eligible_groups(anatomy)}
+    found = total = 0.0
+    for term in terms(anatomy):
+        total += term.macs
+        if not free & {u[0] for ids in term.axes for u in anatomy.units(ids) if u is not None}:
+            found += term.macs
+    return found / max(total, 1.0)

@@ -24,8 +24,9 @@ from understudy.trace import operator
 
 _READS_ACROSS = {
     "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-    "linear", "addmm", "matmul", "bmm", "scaled_dot_product_attention",
+    "linear", "addmm", "matmul", "bmm", "scaled_dot_product_attention", "einsum",
 }  # fmt: skip
+_NORMS = ("layer_norm", "group_norm", "rms_norm")
 
 
 def check_cut(anatomy: Anatomy, plan: Plan, teacher: nn.Module, student: nn.Module, *, seed: int = 0) -> dict[str, Any]:
@@ -95,6 +96,7 @@ def _runs(anatomy: Anatomy, teacher: nn.Module, given: list[torch.Tensor]) -> bo
     try:
         with evaluating(teacher):
             teacher(*args, **kwargs)
+        _Reference(anatomy, None, teacher).outputs(given)  # a precision may be written into the traced operators
     except Exception:  # whatever its code raises at another precision
         return False
     return True
@@ -114,9 +116,9 @@ def _noise(anatomy: Anatomy, plan: Plan, teacher: nn.Module, given: list[torch.T
 class _Reference(Interpreter):
     """Runs the teacher's traced operators with removed channels at zero for whatever reads across channels."""
 
-    def __init__(self, anatomy: Anatomy, plan: Plan, teacher: nn.Module):
+    def __init__(self, anatomy: Anatomy, plan: Plan | None, teacher: nn.Module):
         super().__init__(anatomy.traced.program.graph_module)
-        self._anatomy, self._plan = anatomy, plan
+        self._anatomy, self._keep = anatomy, plan.keep if plan else {}
         self._tensors = named_tensors(teacher)
         self._wanted: dict[Node, torch.Tensor] = {}
         self._seams = anatomy.seam_nodes
@@ -141,7 +143,7 @@ class _Reference(Interpreter):
         return [*_floats(result), *(self._wanted[n] for n in self._seams)]
 
     def run_node(self, n: Node) -> Any:
-        if n.op == "call_function" and operator(n) in ("layer_norm", "group_norm"):
+        if n.op == "call_function" and operator(n) in _NORMS:
             args, kwargs = self.fetch_args_kwargs_from_env(n)
             result = self._norm_over_kept(n, args, kwargs)
         else:
@@ -153,12 +155,12 @@ class _Reference(Interpreter):
     def fetch_args_kwargs_from_env(self, n: Node) -> tuple[tuple, dict]:
         args, kwargs = super().fetch_args_kwargs_from_env(n)
         if n.op == "call_function" and operator(n) in _READS_ACROSS:
-            args = tuple(self._zeroed(a, v) for a, v in zip(n.args, args, strict=True))
+            args = torch.fx.map_arg(n.args, lambda a: self._zeroed(a, self.env[a]))
         return args, kwargs
 
     def _mask(self, ids: np.ndarray) -> torch.Tensor | None:
         if id(ids) not in self._masks:
-            kept = self._anatomy.kept(ids, self._plan.keep)
+            kept = self._anatomy.kept(ids, self._keep)
             self._masks[id(ids)] = None if kept.all() else torch.from_numpy(kept)
         return self._masks[id(ids)]
 
@@ -174,7 +176,7 @@ class _Reference(Interpreter):
         return value
 
     def _norm_over_kept(self, node: Node, args: tuple, kwargs: dict) -> Any:
-        """A layer or group norm whose statistics run over cut channels, on the kept ones; zeros where others were."""
+        """A norm whose statistics run over cut channels, on the kept ones; zeros where others were."""
         value, axes = args[0], self._anatomy.axes[node.args[0]]
         if operator(node) == "group_norm":
             spread = [1] if args[1] == 1 else []
@@ -189,7 +191,7 @@ class _Reference(Interpreter):
         parameters = []
         for tensor in args[2:4]:
             for axis, mask in masks.items():
-                if tensor is not None:
+                if isinstance(tensor, torch.Tensor):
                     at = axis - spread[0]
                     tensor = tensor.index_select(at, mask.nonzero().ravel().to(value.device))
             parameters.append(tensor)

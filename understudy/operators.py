@@ -4,49 +4,15 @@ A rule takes the reader and the node and returns the axes of what the node retur
 several results). What is not in the table is never guessed: its inputs are pinned with the operator's name.
 """
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from torch.fx import Node
 
-from understudy.channels import Axes, Channels, Ids
+from understudy.attention import RULES, batched_later
+from understudy.channels import Axes, Ids
+from understudy.rules import Reader, Rule, argument, owner_of, unknown_operator, why
 from understudy.trace import operator, shape
-
-
-class Reader(Protocol):
-    channels: Channels
-
-    def axes(self, value: Any) -> Axes | None: ...
-
-    def where(self, node: Node) -> str: ...
-
-    def tensor(self, value: Any) -> str | None: ...
-
-    def produce(self, node: Node, weight: Any, dim: int, ids: Ids | None, dense: bool) -> None: ...
-
-    def scale(self, weight: Any) -> None: ...
-
-    def size(
-        self, node: Node, owner: str | None, attribute: str | None, value: int, ids: Ids | None, series: Any = None
-    ) -> None: ...
-
-
-Rule = Callable[[Reader, Node], Any]
-
-
-def argument(node: Node, index: int, name: str, default: Any = None) -> Any:
-    return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
-
-
-def _why(reader: Reader, node: Node, what: str) -> str:
-    return f"{what} ({operator(node)} in {reader.where(node)})"
-
-
-def _owner(reader: Reader, weight: Any) -> str | None:
-    name = reader.tensor(weight)
-    return None if name is None else name.rpartition(".")[0]
-
 
 # --- what passes channels through unchanged ---------------------------------------------------------------------------
 
@@ -70,7 +36,7 @@ def elementwise(reader: Reader, node: Node) -> Axes:
                 full.append(reader.axes(tensor)[at])
         for ids in full[1:]:
             full[0] = reader.channels.join(
-                full[0], ids, _why(reader, node, "combined with a tensor whose channels could not be followed")
+                full[0], ids, why(reader, node, "combined with a tensor whose channels could not be followed")
             )
         result[axis] = full[0] if full else None
     return result
@@ -80,7 +46,8 @@ def expand(reader: Reader, node: Node) -> Axes:
     axes, before, out = reader.axes(node.args[0]), shape(node.args[0]), shape(node)
     pad = len(out) - len(before)
     result: Axes = [None] * pad + [ids if before[i] == out[pad + i] else None for i, ids in enumerate(axes)]
-    _literal(reader, node, result)
+    if operator(node) == "expand":
+        _literal(reader, node, result)
     return result
 
 
@@ -96,7 +63,7 @@ def _space(reader: Reader, node: Node, axes: Axes) -> None:
     name = operator(node)
     count = 3 if "3d" in name or "trilinear" in name else 1 if "1d" in name else 2
     for axis in range(len(axes) - count, len(axes)):
-        reader.channels.pin(axes[axis], _why(reader, node, "pooled, resized or padded along its channels"))
+        reader.channels.pin(axes[axis], why(reader, node, "pooled, resized or padded along its channels"))
         axes[axis] = None
 
 
@@ -105,7 +72,7 @@ def pad(reader: Reader, node: Node) -> Axes:
     for i in range(len(amounts) // 2):
         if amounts[2 * i] or amounts[2 * i + 1]:
             axis = len(axes) - 1 - i
-            reader.channels.pin(axes[axis], _why(reader, node, "padded along its channels"))
+            reader.channels.pin(axes[axis], why(reader, node, "padded along its channels"))
             axes[axis] = None
     return axes
 
@@ -128,7 +95,7 @@ def convolution(reader: Reader, node: Node) -> Axes:
 def _conv(reader: Reader, node: Node, groups: int, transposed: bool) -> Axes:
     x, weight, bias = node.args[0], node.args[1], argument(node, 2, "bias")
     channels, axes, w = reader.channels, reader.axes(x), reader.axes(weight)
-    unknown = _why(reader, node, "meets a convolution whose weight could not be followed")
+    unknown = why(reader, node, "meets a convolution whose weight could not be followed")
     at = len(axes) - (len(w) - 1)
     source = axes[at]
     if groups == 1:
@@ -143,12 +110,12 @@ def _conv(reader: Reader, node: Node, groups: int, transposed: bool) -> Axes:
         _tie_groups(reader, node, source, made, groups)
     if bias is not None:
         channels.join(made, reader.axes(bias)[0], unknown)
-    owner = _owner(reader, weight)
+    owner = owner_of(reader, weight)
     reader.size(node, owner, "in_channels", shape(x)[at], source)
     reader.size(node, owner, "out_channels", shape(node)[at], made)
     reader.produce(node, weight, 1 if transposed and groups == 1 else 0, made, dense=groups == 1)
     for axis in range(at + 1, len(axes)):
-        reader.channels.pin(axes[axis], _why(reader, node, "convolved along its channels"))
+        reader.channels.pin(axes[axis], why(reader, node, "convolved along its channels"))
     result: Axes = [None] * len(axes)
     result[:at], result[at] = axes[:at], made
     return result
@@ -158,21 +125,21 @@ def _tie_groups(reader: Reader, node: Node, source: Ids | None, made: Ids | None
     """Whole groups go or stay: the inputs and the outputs of one group are one unit (depthwise: one channel each)."""
     channels = reader.channels
     if source is None or made is None:
-        channels.join(source, made, _why(reader, node, "meets a grouped convolution that could not be followed"))
+        channels.join(source, made, why(reader, node, "meets a grouped convolution that could not be followed"))
         return
     table = np.concatenate([source.reshape(groups, -1), made.reshape(groups, -1)], axis=1)
-    reader.size(node, _owner(reader, node.args[1]), "groups", groups, channels.join_rows(table))
+    reader.size(node, owner_of(reader, node.args[1]), "groups", groups, channels.join_rows(table))
 
 
 def linear(reader: Reader, node: Node) -> Axes:
     x, weight, bias = node.args[0], node.args[1], argument(node, 2, "bias")
     axes, w = reader.axes(x), reader.axes(weight)
-    unknown = _why(reader, node, "meets a linear layer whose weight could not be followed")
+    unknown = why(reader, node, "meets a linear layer whose weight could not be followed")
     if shape(x)[-1] > 1:
         reader.channels.join(axes[-1], w[1], unknown)
     if bias is not None:
         reader.channels.join(w[0], reader.axes(bias)[0], unknown)
-    owner = _owner(reader, weight)
+    owner = owner_of(reader, weight)
     reader.size(node, owner, "in_features", shape(x)[-1], axes[-1])
     reader.size(node, owner, "out_features", shape(node)[-1], w[0])
     reader.produce(node, weight, 0, w[0], dense=True)
@@ -184,7 +151,7 @@ def matmul(reader: Reader, node: Node) -> Axes:
     if len(shape(a)) < 2 or len(shape(b)) < 2:
         return unknown_operator(reader, node)
     x, y = reader.axes(a), reader.axes(b)
-    reader.channels.join(x[-1], y[-2], _why(reader, node, "multiplied with a tensor that could not be followed"))
+    reader.channels.join(x[-1], y[-2], why(reader, node, "multiplied with a tensor that could not be followed"))
     out: Axes = [None] * len(shape(node))
     for axis in range(len(out) - 2):
         sides = []
@@ -195,7 +162,7 @@ def matmul(reader: Reader, node: Node) -> Axes:
         out[axis] = sides[0] if sides else None
         if len(sides) == 2:
             out[axis] = reader.channels.join(
-                *sides, _why(reader, node, "batched with a tensor that could not be followed")
+                *sides, why(reader, node, "batched with a tensor that could not be followed")
             )
     out[-2], out[-1] = x[-2], y[-1]
     return out
@@ -208,9 +175,9 @@ def batch_norm(reader: Reader, node: Node) -> Axes:
     axes = list(reader.axes(node.args[0]))
     for tensor in node.args[1:5]:
         if isinstance(tensor, Node):
-            reader.channels.join(axes[1], reader.axes(tensor)[0], _why(reader, node, "normalised by an unread tensor"))
+            reader.channels.join(axes[1], reader.axes(tensor)[0], why(reader, node, "normalised by an unread tensor"))
     reader.scale(node.args[1])
-    owner = next((o for t in node.args[1:5] if (o := _owner(reader, t)) is not None), None)
+    owner = next((o for t in node.args[1:5] if (o := owner_of(reader, t)) is not None), None)
     reader.size(node, owner, "num_features", shape(node.args[0])[1], axes[1])
     return axes
 
@@ -223,8 +190,8 @@ def layer_norm(reader: Reader, node: Node) -> Axes:
     for tensor in tensors:
         for i, ids in enumerate(reader.axes(tensor)):
             if shape(tensor)[i] > 1:
-                reader.channels.join(axes[first + i], ids, _why(reader, node, "normalised by an unread tensor"))
-    owner = _owner(reader, tensors[0]) if tensors else None
+                reader.channels.join(axes[first + i], ids, why(reader, node, "normalised by an unread tensor"))
+    owner = owner_of(reader, tensors[0]) if tensors else None
     for i, value in enumerate(normalized):
         if axes[first + i] is not None:
             reader.size(node, owner, f"normalized_shape.{i}", value, axes[first + i])
@@ -236,10 +203,10 @@ def group_norm(reader: Reader, node: Node) -> Axes:
     axes, groups = list(reader.axes(node.args[0])), node.args[1]
     tensors = [t for t in (argument(node, 2, "weight"), argument(node, 3, "bias")) if isinstance(t, Node)]
     for tensor in tensors:
-        reader.channels.join(axes[1], reader.axes(tensor)[0], _why(reader, node, "normalised by an unread tensor"))
+        reader.channels.join(axes[1], reader.axes(tensor)[0], why(reader, node, "normalised by an unread tensor"))
     if axes[1] is None:
         return axes
-    owner = _owner(reader, tensors[0]) if tensors else None
+    owner = owner_of(reader, tensors[0]) if tensors else None
     if groups > 1:
         reader.size(node, owner, "num_groups", groups, reader.channels.join_rows(axes[1].reshape(groups, -1)))
     reader.size(node, owner, "num_channels", shape(node.args[0])[1], axes[1])
@@ -249,26 +216,34 @@ def group_norm(reader: Reader, node: Node) -> Axes:
 def prelu(reader: Reader, node: Node) -> Axes:
     axes, weight = list(reader.axes(node.args[0])), node.args[1]
     if shape(weight)[0] > 1:
-        reader.channels.join(axes[1], reader.axes(weight)[0], _why(reader, node, "scaled by an unread tensor"))
-        reader.size(node, _owner(reader, weight), "num_parameters", shape(weight)[0], axes[1])
+        reader.channels.join(axes[1], reader.axes(weight)[0], why(reader, node, "scaled by an unread tensor"))
+        reader.size(node, owner_of(reader, weight), "num_parameters", shape(weight)[0], axes[1])
     return axes
 
 
 def softmax(reader: Reader, node: Node) -> Axes:
     axes, axis = list(reader.axes(node.args[0])), node.args[1]
-    reader.channels.pin(axes[axis], _why(reader, node, "a softmax runs over its channels"))
+    reader.channels.pin(axes[axis], why(reader, node, "a softmax runs over its channels"))
     return axes
 
 
 def reduce(reader: Reader, node: Node) -> Axes:
     """mean, sum, amax...: an axis is reduced away. Over channels it would see fewer of them, so they are pinned."""
-    axes, dims = list(reader.axes(node.args[0])), argument(node, 1, "dim")
+    return _reduce(reader, node, argument(node, 1, "dim"))
+
+
+def _reduce(reader: Reader, node: Node, dims: Any) -> Axes:
+    axes = list(reader.axes(node.args[0]))
     dims = list(range(len(axes))) if dims is None or dims == [] else [dims] if isinstance(dims, int) else list(dims)
     dims = [d % len(axes) for d in dims]
     for d in dims:
-        reader.channels.pin(axes[d], _why(reader, node, "reduced over its channels"))
+        reader.channels.pin(axes[d], why(reader, node, "reduced over its channels"))
     keep = len(shape(node)) == len(axes)
     return [None if i in dims else ids for i, ids in enumerate(axes) if keep or i not in dims]
+
+
+def vector_norm(reader: Reader, node: Node) -> Axes:
+    return _reduce(reader, node, argument(node, 2, "dim"))
 
 
 # --- what moves channels about ----------------------------------------------------------------------------------------
@@ -294,7 +269,7 @@ def cat(reader: Reader, node: Node) -> Axes:
         parts = [reader.axes(t)[axis] for t in tensors]
         if axis != dim:
             for ids in parts[1:]:
-                parts[0] = reader.channels.join(parts[0], ids, _why(reader, node, "joined with an unread tensor"))
+                parts[0] = reader.channels.join(parts[0], ids, why(reader, node, "joined with an unread tensor"))
             result.append(parts[0])
         elif any(ids is not None for ids in parts):
             result.append(
@@ -310,7 +285,7 @@ def _concatenate(reader: Reader, node: Node, parts: list[tuple[int, Ids | None]]
     for size, ids in parts:
         if ids is None:  # it has no channels that could be cut, but its place among the others must be known
             ids = reader.channels.new(size)
-            reader.channels.pin(ids, _why(reader, node, "an unread tensor"))
+            reader.channels.pin(ids, why(reader, node, "an unread tensor"))
         filled.append(ids)
     return np.concatenate(filled)
 
@@ -321,7 +296,7 @@ def stack(reader: Reader, node: Node) -> Axes:
     axes = list(tensors[0])
     for other in tensors[1:]:
         axes = [
-            reader.channels.join(a, b, _why(reader, node, "stacked with an unread tensor"))
+            reader.channels.join(a, b, why(reader, node, "stacked with an unread tensor"))
             for a, b in zip(axes, other, strict=True)
         ]
     return [*axes[:dim], None, *axes[dim:]]
@@ -338,7 +313,7 @@ def split(reader: Reader, node: Node) -> list[Axes]:
     pieces = np.split(ids, np.cumsum(sizes)[:-1])
     if isinstance(arg, int):
         if len(set(sizes)) > 1:
-            reader.channels.pin(ids, _why(reader, node, "split into unequal pieces"))
+            reader.channels.pin(ids, why(reader, node, "split into unequal pieces"))
         else:
             for piece in pieces[1:]:
                 reader.channels.join(pieces[0], piece)
@@ -364,7 +339,7 @@ def slice_(reader: Reader, node: Node) -> Axes:
     start, end, step = slice(start, end, step).indices(size)
     axes[dim] = ids[start:end:step]
     if step != 1:
-        reader.channels.pin(ids, _why(reader, node, "sliced with a step over its channels"))
+        reader.channels.pin(ids, why(reader, node, "sliced with a step over its channels"))
     for border in {start, end} - {0, size}:
         reader.size(node, None, None, border, ids[:border])
     return axes
@@ -373,7 +348,7 @@ def slice_(reader: Reader, node: Node) -> Axes:
 def select(reader: Reader, node: Node) -> Axes:
     axes = list(reader.axes(node.args[0]))
     dim = node.args[1] % len(axes)
-    reader.channels.pin(axes.pop(dim), _why(reader, node, "one of its channels is picked by number"))
+    reader.channels.pin(axes.pop(dim), why(reader, node, "one of its channels is picked by number"))
     return axes
 
 
@@ -399,10 +374,12 @@ def reshape(reader: Reader, node: Node) -> Axes:
         sizes = [after[i] for i in target]
         table = reader.channels.roots(ids).reshape(sizes)
         live = [i for i in range(len(sizes)) if sizes[i] > 1 and not (table == table.take([0], axis=i)).all()]
-        chosen = live[0] if len(live) == 1 else max(range(len(sizes)), key=lambda i: sizes[i])
+        # Where several of the new axes tell channels apart, heads are kept apart, else the largest axis.
+        heads = [i for i in live if batched_later(node, target[i])] if len(live) > 1 else live
+        chosen = heads[0] if heads else max(range(len(sizes)), key=lambda i: sizes[i])
         rows = np.moveaxis(ids.reshape(sizes), chosen, 0).reshape(sizes[chosen], -1)
         result[target[chosen]] = reader.channels.join_rows(rows) if len(live) > 1 else rows[:, 0]
-    if operator(node) not in ("flatten", "squeeze"):
+    if operator(node) not in ("flatten", "squeeze", "reshape_as", "view_as"):
         _literal(reader, node, result)
     return result
 
@@ -430,7 +407,7 @@ def _merge(reader: Reader, node: Node, parts: list[tuple[int, Ids | None]]) -> I
     known = [i for i, (_, ids) in enumerate(parts) if ids is not None]
     if len(known) > 1:
         for i in known:
-            reader.channels.pin(parts[i][1], _why(reader, node, "two axes of channels are merged into one"))
+            reader.channels.pin(parts[i][1], why(reader, node, "two axes of channels are merged into one"))
         return None
     if not known:
         return None
@@ -473,28 +450,14 @@ def channel_shuffle(reader: Reader, node: Node) -> Axes:
     return axes
 
 
-def unknown_operator(reader: Reader, node: Node) -> Any:
-    """Not in the table: whatever channels reach it must stay, and what it returns carries none."""
-    why = _why(reader, node, f"operator {node.target} cannot be read")
-    for value in node.all_input_nodes:
-        axes = reader.axes(value)
-        for each in axes if axes and isinstance(axes[0], list) else [axes]:
-            for ids in each or []:
-                reader.channels.pin(ids, why)
-    value = node.meta.get("val")
-    if isinstance(value, (tuple, list)):
-        return [[None] * v.dim() if hasattr(v, "dim") else None for v in value]
-    return [None] * value.dim() if hasattr(value, "dim") else None
-
-
 def _table() -> dict[str, Rule]:
     unary = """abs alias celu ceil clamp clamp_max clamp_min clone contiguous cos detach dropout elu erf exp expm1
         feature_dropout alpha_dropout floor gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu lift_fresh_copy
         log log1p log_sigmoid logical_not mish neg reciprocal relu relu6 round rsqrt seam_mark selu sigmoid sign silu
         sin softplus softshrink sqrt square tanh tanhshrink threshold to _to_copy type_as lift_fresh rrelu
-        bernoulli nan_to_num positive logit"""
+        bernoulli nan_to_num positive logit softsign fill"""
     many = """add sub mul div rsub pow maximum minimum where lerp addcmul addcdiv atan2 fmod remainder eq ne lt le gt ge
-        logical_and logical_or copy copysign floor_divide true_divide float_power"""
+        logical_and logical_or copy copysign floor_divide true_divide float_power masked_fill"""
     pools = """adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
         avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d max_pool2d_with_indices
         _adaptive_avg_pool2d upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d
@@ -505,8 +468,10 @@ def _table() -> dict[str, Rule]:
     table |= dict.fromkeys(unary.split(), same)
     table |= dict.fromkeys(many.split(), elementwise)
     table |= dict.fromkeys(pools.split(), pool)
-    table |= dict.fromkeys(["view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze"], reshape)
-    table |= dict.fromkeys(["mean", "sum", "amax", "amin", "prod", "std", "var", "logsumexp"], reduce)
+    table |= dict.fromkeys(
+        ["view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "reshape_as", "view_as"], reshape
+    )
+    table |= dict.fromkeys(["mean", "sum", "amax", "amin", "prod", "std", "var", "logsumexp", "any", "all"], reduce)
     table |= dict.fromkeys(["conv1d", "conv2d", "conv3d"], conv)
     table |= dict.fromkeys(["conv_transpose1d", "conv_transpose2d", "conv_transpose3d"], conv_transpose)
     table |= dict.fromkeys(["matmul", "bmm"], matmul)
@@ -516,23 +481,30 @@ def _table() -> dict[str, Rule]:
     table |= dict.fromkeys(["cat", "concat", "concatenate"], cat)
     table |= dict.fromkeys(["transpose", "swapaxes", "t"], transpose)
     table |= dict.fromkeys(["pad", "constant_pad_nd"], pad)
-    return table | {
-        "channel_shuffle": channel_shuffle,
-        "convolution": convolution,
-        "expand": expand,
-        "getitem": getitem,
-        "group_norm": group_norm,
-        "layer_norm": layer_norm,
-        "linear": linear,
-        "permute": permute,
-        "pixel_shuffle": pixel_shuffle,
-        "pixel_unshuffle": pixel_unshuffle,
-        "prelu": prelu,
-        "select": select,
-        "slice": slice_,
-        "stack": stack,
-        "unsqueeze": unsqueeze,
-    }
+    return (
+        table
+        | RULES
+        | {
+            "channel_shuffle": channel_shuffle,
+            "convolution": convolution,
+            "expand": expand,
+            "expand_as": expand,
+            "linalg_vector_norm": vector_norm,
+            "rms_norm": layer_norm,
+            "getitem": getitem,
+            "group_norm": group_norm,
+            "layer_norm": layer_norm,
+            "linear": linear,
+            "permute": permute,
+            "pixel_shuffle": pixel_shuffle,
+            "pixel_unshuffle": pixel_unshuffle,
+            "prelu": prelu,
+            "select": select,
+            "slice": slice_,
+            "stack": stack,
+            "unsqueeze": unsqueeze,
+        }
+    )
 
 
 TABLE: dict[str, Rule] = _table()

@@ -19,7 +19,7 @@ from understudy.plan import Plan, describe
 from understudy.planner import selections
 from understudy.trace import operator, shape, trace_graph
 
-MAX_TRIALS = 64  # each traces the network again; more than a few are only needed where attributes hold equal numbers
+MAX_TRIALS = 24  # each traces the network again; more than a few are only needed where attributes hold equal numbers
 
 
 def settle(teacher: nn.Module, anatomy: Anatomy) -> None:
@@ -35,19 +35,77 @@ def settle(teacher: nn.Module, anatomy: Anatomy) -> None:
     anatomy.sizes = settled + tuple(c[0] for c in choices)
     if all(_follows(teacher, anatomy, keep) for keep in _subsets(doubtful)):
         return
-    accepted: list[Group] = []
-    for group in doubtful:
-        mine = [c for c in choices if group.name in _names(anatomy, c[0])]
-        for trial in itertools.islice(itertools.product(*mine), MAX_TRIALS):
-            anatomy.sizes = settled + tuple(s for s in trial if s not in settled)
-            together = _subsets([*accepted, group])[-1:] if accepted else []
-            if all(_follows(teacher, anatomy, keep) for keep in [*_subsets([group]), *together]):
-                settled = anatomy.sizes
-                accepted.append(group)
-                break
-        else:
-            anatomy.groups[group.name] = dataclasses.replace(group, pinned=_why(mine))
-    anatomy.sizes = settled
+    trials = _Trials(teacher, anatomy, choices, settled)
+    for first, *rest in _alike(anatomy, doubtful, choices):
+        pick = trials.search(first)
+        # The same code does with the others what it did with the first: only where it does not, each is tried alone.
+        pinned = [first, *rest] if pick is None else []
+        if pick is not None and rest and not trials.follow(rest, pick):
+            pinned = [group for group in rest if trials.search(group, pick) is None]
+        for group in pinned:
+            reason = _why(_of(anatomy, group, choices))
+            anatomy.groups[group.name] = dataclasses.replace(group, pinned=reason)
+    anatomy.sizes = trials.settled
+
+
+def _alike(anatomy: Anatomy, groups: list[Group], choices: list[list[Size]]) -> list[list[Group]]:
+    """Groups whose uncertain numbers stand in the same code: in modules of one class, found in the same attributes."""
+    modules, found = dict(anatomy.traced.model.named_modules()), {}
+    for group in groups:
+        places = [
+            (type(modules[c[0].module]), operator(c[0].node), tuple(s.attribute for s in c))
+            for c in _of(anatomy, group, choices)
+        ]
+        found.setdefault(tuple(places), []).append(group)
+    return list(found.values())
+
+
+def _of(anatomy: Anatomy, group: Group, choices: list[list[Size]]) -> list[list[Size]]:
+    return [c for c in choices if group.name in _names(anatomy, c[0])]
+
+
+def _likely(lengths: list[int]) -> list[tuple[int, ...]]:
+    """Picks of one place out of so many for each number: all found in attributes, all computed, or all but one."""
+    ends = [tuple(0 for _ in lengths), tuple(n - 1 for n in lengths)]
+    return ends + [
+        (*end[:i], other, *end[i + 1 :])
+        for end in ends
+        for i, n in enumerate(lengths)
+        for other in range(n)
+        if other != end[i]
+    ]
+
+
+class _Trials:
+    """settled: sizes whose place is known. Groups that follow the cut are added to them one after the other."""
+
+    def __init__(self, teacher: nn.Module, anatomy: Anatomy, choices: list[list[Size]], settled: tuple[Size, ...]):
+        self.settled = settled
+        self._teacher, self._anatomy, self._choices = teacher, anatomy, choices
+        self._accepted: list[Group] = []
+
+    def search(self, group: Group, *first: tuple[int, ...]) -> tuple[int, ...] | None:
+        """Which place of each of its numbers makes the code follow; None if none does. first: what is tried first."""
+        lengths = [len(c) for c in _of(self._anatomy, group, self._choices)]
+        every = dict.fromkeys(
+            [*first, *_likely(lengths), *itertools.islice(itertools.product(*map(range, lengths)), 8)]
+        )
+        for pick in itertools.islice(every, MAX_TRIALS):
+            if self.follow([group], pick):
+                return pick
+        return None
+
+    def follow(self, groups: list[Group], pick: tuple[int, ...]) -> bool:
+        """Does the code follow when each number of each of `groups` is at the picked place? If so they are accepted."""
+        places = [c[i] for g in groups for c, i in zip(_of(self._anatomy, g, self._choices), pick, strict=True)]
+        before, self._anatomy.sizes = self.settled, self.settled + tuple(s for s in places if s not in self.settled)
+        together = _subsets([*self._accepted, *groups])[-1:] if self._accepted else []
+        if not all(_follows(self._teacher, self._anatomy, keep) for keep in [*_subsets(groups), *together]):
+            self._anatomy.sizes = before
+            return False
+        self.settled = self._anatomy.sizes
+        self._accepted += groups
+        return True
 
 
 def _why(mine: list[list[Size]]) -> str:
@@ -79,9 +137,11 @@ def _choices(anatomy: Anatomy) -> list[list[Size]]:
     for size in anatomy.sizes:
         if not size.certain:
             found.setdefault((size.node, size.value, id(size.ids)), []).append(size)
+    free = {name for name, group in anatomy.groups.items() if group.pinned is None}
     return [
         sizes if sizes[-1].attribute is None else [*sizes, dataclasses.replace(sizes[0], attribute=None, index=None)]
         for sizes in found.values()
+        if _names(anatomy, sizes[0]) & free
     ]
 
 
@@ -117,9 +177,11 @@ def _follows(teacher: nn.Module, anatomy: Anatomy, keep: dict[str, list[int]]) -
         )
     except UnderstudyError:
         return False
-    if len(again.nodes) != len(anatomy.traced.nodes):
+    # A tensor of one head or channel is contiguous already: the trace has one operator less.
+    before, after = ([n for n in nodes if operator(n) != "contiguous"] for nodes in (anatomy.traced.nodes, again.nodes))
+    if len(before) != len(after):
         return False
-    for old, new in zip(anatomy.traced.nodes, again.nodes, strict=True):
+    for old, new in zip(before, after, strict=True):
         if operator(old) != operator(new) or _numbers(old) != _numbers(new):
             return False
         if shape(old) is not None and shape(new) != _predicted(anatomy, old, keep):

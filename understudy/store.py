@@ -128,11 +128,17 @@ def load(
 
 
 def _fill(model: nn.Module, weights: dict[str, Tensor], shared: dict[str, str], path: Path) -> None:
-    """Copy every saved tensor into `model`; names, shapes and dtypes must agree."""
+    """Copy every saved tensor into `model`; names, shapes and dtypes must agree. A buffer that state dicts leave
+    out may have another shape: some networks make it anew when they first see an image."""
     from understudy.verify import same_bits
 
     targets = guard.named_tensors(model)
     weights = weights | {alias: weights[name] for alias, name in shared.items() if name in weights}
+    for name in set(dict(model.named_buffers())) - set(model.state_dict()):
+        if name in weights and weights[name].shape != targets[name].shape:
+            owner, _, key = name.rpartition(".")
+            setattr(model.get_submodule(owner), key, weights[name])
+            targets[name] = weights[name]
     for name in [*targets, *weights]:
         target, value = targets.get(name), weights.get(name)
         if target is None or value is None or (target.shape, target.dtype) != (value.shape, value.dtype):

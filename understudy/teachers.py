@@ -241,9 +241,14 @@ def _checked(model: Any, spec: str, notes: list[str]) -> nn.Module:
 
 
 def _refuse_broken(model: nn.Module, spec: str) -> None:
+    learnt = dict(model.named_parameters())
     for name, tensor in named_tensors(model).items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            bad = int((~torch.isfinite(tensor)).sum())
+        if not tensor.is_floating_point():
+            continue
+        # A buffer may hold infinities by intent: masks, limits of a clamp.
+        broken = ~torch.isfinite(tensor) if name in learnt else tensor.isnan()
+        if bool(broken.any()):
+            bad = int(broken.sum())
             raise UnsupportedModel(
                 f"loading the teacher {spec}: {name} holds {bad} NaN or infinite values, expected none; "
                 "the weights are damaged, take another copy"

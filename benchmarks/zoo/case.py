@@ -1,0 +1,139 @@
+"""One model of the zoo, from its builder to a network that was cut, mimicked, saved and loaded again.
+
+Run in a process of its own: `python -m benchmarks.zoo.case SPEC` prints one JSON line.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+KEEP = 0.7
+SEED = 0
+STAGES = ("build", "trace", "plan", "cut", "mimic", "save", "reload")
+
+
+def run(spec: str) -> dict[str, Any]:
+    """Outcome of every stage. outcome: "done", "unsupported" (a documented refusal), "unreachable" (the budget), or
+    "failed"; stage, error: where it ended. keep: share of the MACs that was reached. pinned: share of the MACs of which
+    not one channel can be cut. seconds: of each stage."""
+    from understudy.errors import PlanError, UnsupportedModel
+
+    line: dict[str, Any] = {"model": spec, "outcome": "done", "seconds": {}}
+    try:
+        _run(spec, line)
+    except UnsupportedModel as error:
+        line |= {"outcome": "unsupported", "error": str(error)}
+    except PlanError as error:
+        line |= {"outcome": "unreachable", "error": str(error)}
+    except Exception as error:
+        line |= {"outcome": "failed", "error": f"{type(error).__name__}: {error}"[:600]}
+    line["seconds"]["all"] = round(sum(line["seconds"].values()), 2)
+    line["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return line
+
+
+def _run(spec: str, line: dict[str, Any]) -> None:
+    import torch
+
+    from understudy.anatomy import trace
+    from understudy.cost import count, count_traced
+    from understudy.cut import cut
+    from understudy.inspect import facts
+    from understudy.laws import check_budget, check_cut
+    from understudy.planner import make_plan
+    from understudy.recover.config import MimicConfig
+    from understudy.recover.mimic import mimic
+    from understudy.replace import replace
+    from understudy.report import Report
+    from understudy.store import save
+    from understudy.teachers import load_teacher
+
+    @contextmanager
+    def stage(name: str) -> Iterator[None]:
+        line["stage"], started = name, time.perf_counter()
+        try:
+            yield
+        finally:
+            line["seconds"][name] = round(time.perf_counter() - started, 2)
+
+    with stage("build"):
+        teacher = load_teacher(spec, pretrained=False)
+        model = randomised(teacher.model)
+        size = teacher.preprocessing.input_size
+        line |= {"input": list(size), "params": sum(p.numel() for p in model.parameters())}
+    with stage("trace"):
+        anatomy = trace(model, torch.zeros(2, *size))
+    known = facts(model, anatomy)
+    line |= {
+        "seam": known["seam"], "macs": known["macs"], "unread": known["unread"], "pinned": known["pinned"],
+        "groups": len(known["groups"]), "macs_share_pinned": known["macs_share_pinned"],
+        "smallest_keep": known["smallest_keep"],
+    }  # fmt: skip
+    with stage("plan"):
+        plan = make_plan(model, anatomy, keep=KEEP, score="random", source=teacher.to_json())
+    with stage("cut"):
+        student = cut(model, plan)
+        line["law"] = check_cut(anatomy, plan, model, student)
+        before, after = count_traced(anatomy.traced), count(student, anatomy.traced.example)
+        check_budget(plan, before, after)
+        line["keep"] = round(after.macs / before.macs, 4)
+    few = torch.randn(2, *size, generator=torch.Generator().manual_seed(SEED))
+    with stage("mimic"):
+        mimic(model, student, plan.seam, few, MimicConfig(steps=1, views="none", lr=1e-4))
+    with stage("save"), tempfile.TemporaryDirectory() as scratch:
+        result = replace(model, student, plan.seam)
+        with torch.no_grad():
+            wanted = result(few)
+        torch.save(wanted if isinstance(wanted, torch.Tensor) else wanted[0], Path(scratch, "wanted.pt"))
+        torch.save(few, Path(scratch, "few.pt"))
+        report = Report(params_teacher=before.params, params_student=after.params)
+        folder = save(Path(scratch, "result"), model=result, plan=plan, report=report)
+        with stage("reload"):
+            again = subprocess.run(
+                [sys.executable, "-c", _RELOAD, str(folder), scratch], capture_output=True, text=True, check=False
+            )
+            if again.returncode:
+                raise RuntimeError(f"loading it again in a fresh process: {again.stderr.strip()[-400:]}")
+
+
+_RELOAD = """
+import sys, torch, understudy
+folder, scratch = sys.argv[1:]
+model = understudy.load(folder)
+with torch.no_grad():
+    found = model(torch.load(f"{scratch}/few.pt"))
+found = found if isinstance(found, torch.Tensor) else found[0]
+assert torch.equal(found, torch.load(f"{scratch}/wanted.pt")), "its output is not bit-equal"
+"""
+
+
+def randomised(model: Any, seed: int = SEED) -> Any:
+    """Every floating-point parameter and buffer at random, in place: fresh weights (gamma 0, layer scale 1e-6) would
+    hide wrong indices."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if not tensor.is_floating_point():
+                continue
+            if name.endswith("running_var"):
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+            elif tensor.dim() > 1:
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * (2 / tensor[0].numel()) ** 0.5)
+            else:
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.5 + 0.3)
+    return model
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    print(json.dumps(run(sys.argv[1])))
