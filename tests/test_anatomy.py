@@ -302,3 +302,24 @@ def test_operators_between_two_layers(between, free):
     assert (anatomy.groups["body.0"].pinned is None) == free, anatomy.groups["body.0"].pinned
     plan = make_plan(model, anatomy, keep_width=0.5, scheme="all")
     assert check_cut(anatomy, plan, model, cut(model, plan))["error"] <= 1e-10
+
+
+def test_standardised_weights_pin_what_they_read():
+    """Their statistics run over a layer's inputs: fewer of them would be another weight."""
+
+    class Standardised(nn.Conv2d):
+        def forward(self, x):
+            flat = self.weight.reshape(1, self.out_channels, -1)
+            weight = F.batch_norm(flat, None, None, training=True, momentum=0.0).reshape_as(self.weight)
+            return F.conv2d(x, weight, self.bias)
+
+    class Net(Chain):
+        def __init__(self):
+            super().__init__()
+            self.body[6] = Standardised(12, 16, 1)
+
+    model = randomised(Net())
+    anatomy = trace(model, model.example())
+    assert "statistics run over channels" in anatomy.groups["body.3"].pinned
+    plan = make_plan(model, anatomy, keep_width=0.5, scheme="all")
+    assert check_cut(anatomy, plan, model, cut(model, plan))["error"] <= 1e-10

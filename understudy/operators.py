@@ -177,6 +177,10 @@ def batch_norm(reader: Reader, node: Node) -> Axes:
         if isinstance(tensor, Node):
             reader.channels.join(axes[1], reader.axes(tensor)[0], why(reader, node, "normalised by an unread tensor"))
     reader.scale(node.args[1])
+    if argument(node, 5, "training") is True:  # its own statistics, over every other axis: standardised weights do so
+        for axis, ids in enumerate(axes):
+            if axis != 1:
+                reader.channels.pin(ids, why(reader, node, "its statistics run over channels"))
     owner = next((o for t in node.args[1:5] if (o := owner_of(reader, t)) is not None), None)
     reader.size(node, owner, "num_features", shape(node.args[0])[1], axes[1])
     return axes
