@@ -245,8 +245,9 @@ def _refuse_broken(model: nn.Module, spec: str) -> None:
     for name, tensor in named_tensors(model).items():
         if not tensor.is_floating_point():
             continue
-        # A buffer may hold infinities by intent: masks, limits of a clamp.
-        broken = ~torch.isfinite(tensor) if name in learnt else tensor.isnan()
+        # A buffer may hold infinities by intent (masks, limits of a clamp), but no statistics do.
+        finite = name in learnt or name.rpartition(".")[2].startswith("running_")
+        broken = ~torch.isfinite(tensor) if finite else tensor.isnan()
         if bool(broken.any()):
             bad = int(broken.sum())
             raise UnsupportedModel(

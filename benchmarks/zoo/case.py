@@ -98,7 +98,10 @@ def _run(spec: str, line: dict[str, Any]) -> None:
         folder = save(Path(scratch, "result"), model=result, plan=plan, report=report)
         with stage("reload"):
             again = subprocess.run(
-                [sys.executable, "-c", _RELOAD, str(folder), scratch], capture_output=True, text=True, check=False
+                [sys.executable, "-c", _RELOAD, str(folder), scratch, str(torch.get_num_threads())],
+                capture_output=True,
+                text=True,
+                check=False,
             )
             if again.returncode:
                 raise RuntimeError(f"loading it again in a fresh process: {again.stderr.strip()[-400:]}")
@@ -106,7 +109,8 @@ def _run(spec: str, line: dict[str, Any]) -> None:
 
 _RELOAD = """
 import sys, torch, understudy
-folder, scratch = sys.argv[1:]
+folder, scratch, threads = sys.argv[1:]
+torch.set_num_threads(int(threads))  # how a sum is shared among threads shows in its last bits
 model = understudy.load(folder)
 with torch.no_grad():
     found = model(torch.load(f"{scratch}/few.pt"))
