@@ -154,7 +154,7 @@ def test_the_weight_of_fitnets_distillation_falls(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "backward", lambda self: (losses.append(self.item()), inner(self))[1])
     run("fitnet", problem(lr=0.1, steps=6))
     parts = zip(entropies, softs, (4.0, 3.0, 2.0), strict=True)
-    assert losses[3:] == pytest.approx([float(e + weight * s / 9) for e, s, weight in parts], rel=1e-5)
+    assert losses[3:] == pytest.approx([(e + weight * s / 9).item() for e, s, weight in parts], rel=1e-5)
 
 
 def step(student: nn.Module) -> None:
