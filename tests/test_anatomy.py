@@ -323,3 +323,31 @@ def test_standardised_weights_pin_what_they_read():
     assert "statistics run over channels" in anatomy.groups["body.3"].pinned
     plan = make_plan(model, anatomy, keep_width=0.5, scheme="all")
     assert check_cut(anatomy, plan, model, cut(model, plan))["error"] <= 1e-10
+
+
+def test_a_module_that_is_held_under_two_names_is_read_under_its_first():
+    class Encode(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.width = 8
+
+        def forward(self, x):
+            return x.flatten(2).view(x.shape[0], self.width, 8, 8)
+
+    class Net(Chain):
+        def __init__(self):
+            super().__init__()
+            self.one = Encode()
+            self.holder = nn.ModuleList([nn.Sequential(self.one)])
+
+        def forward(self, x):
+            x = self.holder[0](self.body[:3](x))
+            return self.fc(self.pool(self.body[3:](self.one(x))).flatten(1))
+
+    model = randomised(Net())
+    anatomy = trace(model, model.example())
+    assert not anatomy.unread
+    assert anatomy.groups["body.0"].pinned is None
+    plan = make_plan(model, anatomy, keep_width=0.5, scheme="all")
+    assert [e["module"] for e in plan.edits if e["attribute"] == "width"] == ["one"]
+    assert check_cut(anatomy, plan, model, cut(model, plan))["error"] <= 1e-10

@@ -120,6 +120,11 @@ class _Reader:
         self.scales: list[str] = []
         self.unread: list[tuple[str, str]] = []
         self._modules = dict(traced.model.named_modules())
+        first = {id(module): name for name, module in self._modules.items()}
+        every = traced.model.named_modules(remove_duplicate=False)
+        self._first = {
+            name: first[id(module)] for name, module in every
+        }  # of a module that is held under several names
         self._axes: dict[Node, Any] = {}
         self._shared: dict[int, Axes] = {}
         named = dict([*traced.model.named_parameters(), *traced.model.named_buffers()])
@@ -195,7 +200,7 @@ class _Reader:
                 return
             if name not in ("groups", "num_groups", "normalized_shape"):
                 return  # no such attribute: the number describes the layer, and nothing computes with it
-        module = calls[-1].module if calls else ""
+        module = self._first[calls[-1].module] if calls else ""
         places = list(_places(self._modules[module], value, series)) or [(None, None)]
         for name, index in places:
             self.channels.sizes.append(Size(module, name, index, value, ids, False, node))
