@@ -364,19 +364,3 @@ NETS = [
     Chain, Residual, Concat, Depthwise, Grouped, Shared, FunctionalPool, NoNorm, ConvAfterPool, Attributes, Attention,
     LayerNorms, FusedHeads, GroupedQuery, TalkingHeads,
 ]  # fmt: skip
-
-
-@torch.no_grad()
-def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Every parameter and buffer at random: fresh weights (gamma 0, layer scale 1e-6) would hide wrong indices."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if not tensor.is_floating_point():
-            tensor.fill_(3)
-        elif name.endswith("running_var"):
-            tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
-        elif tensor.dim() > 1:
-            tensor.copy_(torch.randn(tensor.shape, generator=generator) * (2 / tensor[0].numel()) ** 0.5)
-        else:
-            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.5 + 0.3)
-    return model.eval()

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from nets import NETS, Attention, Attributes, Chain, FunctionalPool, FusedHeads, Residual, randomised
+from nets import NETS, Attention, Attributes, Chain, FunctionalPool, FusedHeads, Residual
 from torch import nn
 from torch.nn import functional as F
 
+from benchmarks.zoo.case import randomised
 from understudy.anatomy import find_seam, trace
 from understudy.cut import cut
 from understudy.errors import InputError, UnsupportedModel

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from nets import randomised
 
+from benchmarks.zoo.case import randomised
 from understudy.anatomy import trace
 from understudy.cost import count_traced
 from understudy.cut import cut

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from nets import Chain, Depthwise, Residual, randomised
+from nets import Chain, Depthwise, Residual
 from torch import nn
 from torch.nn import functional as F
 
@@ -13,6 +13,7 @@ from benchmarks.methods import METHODS, fitnet, practise
 from benchmarks.methods.distill import soft_loss
 from benchmarks.methods.layers import layers, wide_student
 from benchmarks.methods.problem import Problem, head_layer
+from benchmarks.zoo.case import randomised
 from understudy.anatomy import trace
 from understudy.cut import cut, without
 from understudy.errors import InputError

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from nets import Chain, Residual, randomised
+from nets import Chain, Residual
 
 import understudy as us
+from benchmarks.zoo.case import randomised
 from understudy.compress import compress, verify_folder
 from understudy.errors import InputError, LawBroken, PlanError, StoreError, UnsupportedModel
 from understudy.teachers import own_teacher

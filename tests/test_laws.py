@@ -4,9 +4,10 @@ import dataclasses
 
 import pytest
 import torch
-from nets import NETS, Attention, Chain, Depthwise, LayerNorms, Mixer, Residual, randomised
+from nets import NETS, Attention, Chain, Depthwise, LayerNorms, Mixer, Residual
 from torch import nn
 
+from benchmarks.zoo.case import randomised
 from understudy.anatomy import trace
 from understudy.cost import Cost, count
 from understudy.cut import cut

@@ -5,8 +5,9 @@ import json
 
 import pytest
 import torch
-from nets import Chain, Residual, randomised
+from nets import Chain, Residual
 
+from benchmarks.zoo.case import randomised
 from understudy.anatomy import trace
 from understudy.cut import cut
 from understudy.errors import PlanError

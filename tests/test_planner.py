@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from nets import Attention, Chain, Concat, Depthwise, Grouped, Residual, randomised
+from nets import Attention, Chain, Concat, Depthwise, Grouped, Residual
 
+from benchmarks.zoo.case import randomised
 from understudy.anatomy import trace
 from understudy.cost import count
 from understudy.cut import cut

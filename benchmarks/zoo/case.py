@@ -88,14 +88,15 @@ def _run(spec: str, line: dict[str, Any]) -> None:
     few = torch.randn(2, *size, generator=torch.Generator().manual_seed(SEED))
     with stage("mimic"):
         mimic(model, student, plan.seam, few, MimicConfig(steps=1, views="none", lr=1e-4))
-    with stage("save"), tempfile.TemporaryDirectory() as scratch:
-        result = replace(model, student, plan.seam)
-        with torch.no_grad():
-            wanted = result(few)
-        torch.save(wanted if isinstance(wanted, torch.Tensor) else wanted[0], Path(scratch, "wanted.pt"))
-        torch.save(few, Path(scratch, "few.pt"))
-        report = Report(params_teacher=before.params, params_student=after.params)
-        folder = save(Path(scratch, "result"), model=result, plan=plan, report=report)
+    with tempfile.TemporaryDirectory() as scratch:
+        with stage("save"):
+            result = replace(model, student, plan.seam)
+            with torch.no_grad():
+                wanted = result(few)
+            torch.save(wanted if isinstance(wanted, torch.Tensor) else wanted[0], Path(scratch, "wanted.pt"))
+            torch.save(few, Path(scratch, "few.pt"))
+            report = Report(params_teacher=before.params, params_student=after.params)
+            folder = save(Path(scratch, "result"), model=result, plan=plan, report=report)
         with stage("reload"):
             again = subprocess.run(
                 [sys.executable, "-c", _RELOAD, str(folder), scratch, str(torch.get_num_threads())],
@@ -120,22 +121,24 @@ assert torch.equal(found, torch.load(f"{scratch}/wanted.pt")), "its output is no
 
 
 def randomised(model: Any, seed: int = SEED) -> Any:
-    """Every floating-point parameter and buffer at random, in place: fresh weights (gamma 0, layer scale 1e-6) would
-    hide wrong indices."""
+    """`model`, in eval mode, with every floating-point parameter and buffer at random, in place: fresh weights (gamma
+    0, layer scale 1e-6) would hide wrong indices."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if not tensor.is_floating_point():
-                continue
-            if name.endswith("running_var"):
+            if name.endswith("num_batches_tracked"):
+                tensor.fill_(3)
+            elif not tensor.is_floating_point():
+                continue  # indices: others would be out of range
+            elif name.endswith("running_var"):
                 tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
             elif tensor.dim() > 1:
                 tensor.copy_(torch.randn(tensor.shape, generator=generator) * (2 / tensor[0].numel()) ** 0.5)
             else:
                 tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.5 + 0.3)
-    return model
+    return model.eval()
 
 
 if __name__ == "__main__":
