@@ -141,7 +141,30 @@ def trace_graph(model: nn.Module, example: Any, points: Sequence[SeamPoint] = ()
             f"{type(error).__name__}: {reason}; expected a forward pass that runs on these inputs "
             "without branching on tensor values"
         ) from error
+    _flatten(program.graph_module)
     return _read(clone, (args, kwargs), program, len(points))
+
+
+def _flatten(module: torch.fx.GraphModule) -> None:
+    """Regions without autocast or gradients become part of the graph, as on a CPU in float32 they change nothing, and
+    assertions go."""
+    graph = module.graph
+    for node in list(graph.nodes):
+        name = operator(node) if node.op == "call_function" else ""
+        off = name == "wrap_with_autocast" and not (node.args[2] and node.args[0] == "cpu")
+        if off or name == "wrap_with_set_grad_enabled":
+            inner, given = (node.args[4], node.args[5:]) if off else (node.args[1], node.args[2:])
+            region = getattr(module, inner.target)
+            _flatten(region)
+            places = [n for n in region.graph.nodes if n.op == "placeholder"]
+            with graph.inserting_before(node):
+                results = graph.graph_copy(region.graph, dict(zip(places, given, strict=True)))
+            for user in list(node.users):  # the region returns a tuple
+                user.replace_all_uses_with(results[user.args[1]])
+                graph.erase_node(user)
+            graph.erase_node(node)
+        elif name == "_assert_tensor_metadata":
+            graph.erase_node(node)
 
 
 @contextmanager
