@@ -68,13 +68,17 @@ def one(spec: str, memory_gb: float, seconds: int) -> dict[str, Any]:
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
         )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return {"model": spec, "outcome": "failed", "error": f"not done after {seconds} s"}
-    try:
-        return json.loads(found.stdout.strip().splitlines()[-1])
+    except subprocess.TimeoutExpired as error:
+        said, ended = (error.stdout or b"").decode(), f"not done after {seconds} s"
+    else:
+        said, ended = found.stdout, f"its process ended with {found.returncode}: {found.stderr.strip()[-400:]}"
+        if found.returncode == 0:
+            return json.loads(said.strip().splitlines()[-1])
+    lost = {"outcome": "failed", "error": ended}
+    try:  # what was known when it went on to the export
+        return json.loads(said.strip().splitlines()[-1]) | lost | {"stage": "export"}
     except (IndexError, ValueError):
-        last = found.stderr.strip()[-400:]
-        return {"model": spec, "outcome": "failed", "error": f"its process ended with {found.returncode}: {last}"}
+        return {"model": spec} | lost
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
