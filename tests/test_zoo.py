@@ -120,3 +120,22 @@ def test_the_page_counts_outcomes_and_names_reasons(tmp_path):
     path = tmp_path / "zoo.jsonl"
     path.write_text("".join(json.dumps(x) + "\n" for x in (good, bad, {**bad, "outcome": "done"})))
     assert read(path)["timm:b"]["outcome"] == "done"
+
+
+def test_the_page_says_where_another_program_differs():
+    same = {"model": "timm:a", "outcome": "agrees", "groups": 8, "compared": 6, "agree": 6, "differences": [],
+            "skipped": {"made by no layer": 2}}  # fmt: skip
+    found = {"groups": ["x", "y"], "ours_only": ["Conv2d.bias axis 0"], "theirs_only": [], "ours": "law 2 holds",
+             "theirs": "does not run: a | b"}  # fmt: skip
+    other = {"model": "timm:b", "outcome": "differs", "groups": 4, "compared": 4, "agree": 2, "differences": [found]}
+    broken = {"model": "timm:c", "outcome": "failed", "error": "Torch-Pruning: no\nway"}
+    page = text([], 3, [broken, other, same])
+    assert "Of 3 models it reads 2; 1 of 2 (50%) of these agree in every group, and 8 of the 10 groups that" in page
+    assert "| timm:a | 8 | 6 | 6 | 2 not compared: made by no layer |" in page
+    assert (
+        "| timm:b | 4 | 4 | 2 | 2 (x, ...): only ours Conv2d.bias axis 0; only theirs nothing. Ours: law 2 holds. "
+        in page
+    )
+    assert "Theirs: does not run: a / b |" in page
+    assert "| timm:c |  |  |  | Torch-Pruning: no way |" in page
+    assert "Torch-Pruning" not in text([], 3)

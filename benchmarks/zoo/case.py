@@ -49,13 +49,13 @@ def run(spec: str, before_export: Callable[[dict[str, Any]], None] = lambda line
 def _sum_up(line: dict[str, Any]) -> None:
     for clock in ("seconds", "cpu_seconds"):
         line[clock]["all"] = round(sum(s for name, s in line[clock].items() if name not in ("export", "all")), 2)
-    line["peak_memory_mib"] = _peak_memory_mib()
+    line["peak_memory_mib"] = peak_memory_mib()
 
 
 def _run(spec: str, line: dict[str, Any], before_export: Callable[[dict[str, Any]], None]) -> None:
     teacher, result, few = _compressed(spec, line)
     gc.collect()
-    line["peak_memory_mib_before_export"] = _peak_memory_mib()
+    line["peak_memory_mib_before_export"] = peak_memory_mib()
     _sum_up(line)
     before_export(line)
     with _stage(line, "export"):
@@ -72,7 +72,7 @@ def _stage(line: dict[str, Any], name: str) -> Iterator[None]:
         line["cpu_seconds"][name] = round(sum(os.times()[:4]) - cpu, 2)
 
 
-def _peak_memory_mib() -> int:
+def peak_memory_mib() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 

@@ -3,6 +3,7 @@
 import re
 import statistics
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ reason than the seam, the head, the network's input or output. Export: the large
 (pt2) and of ONNX Runtime (float32, CPU) from the cut model, as a share of the largest output; the batch is free but
 where "fixed batch" stands. One thread; other work ran beside: the seconds (before export + export) are upper bounds."""
 PAGE = Path(__file__).parents[2] / "docs" / "zoo.md"
+_ORACLE_HEAD = """`python -m benchmarks.zoo oracle` hands the first and the last unit of every group (all its channels
+in the layer that makes them) to Torch-Pruning's dependency graph and compares what either would cut: tensor, axis and
+position. Where they differ, each cuts one unit: ours is held to law 2, theirs must run and give what ours gives."""
 _AT_THE_SEAM = ("the seam's own channels", "the network's output", "the network's input", "the head")
 _SECONDS, _SECONDS_WITH_EXPORT, _MIB = 60, 120, 4096  # of a model of less than 100 M parameters at up to 224 pixels
 
 
-def text(lines: list[dict[str, Any]], listed: int) -> str:
-    """The page: what became of how many, then a row for each model."""
+def text(lines: list[dict[str, Any]], listed: int, oracle: Sequence[dict[str, Any]] = ()) -> str:
+    """The page: what became of how many, then a row for each model; the same for the comparison with Torch-Pruning."""
     outcomes = Counter(line["outcome"] for line in lines)
     head = [
         "# Zoo",
@@ -33,7 +37,37 @@ def text(lines: list[dict[str, Any]], listed: int) -> str:
         "| model | M params | outcome | keep | MACs pinned | groups pinned | export pt2 / onnx | s | MiB | why |\n"
         "|---|--:|---|--:|--:|--:|---|--:|--:|---|",
     ]
-    return "\n\n".join(head) + "\n" + "\n".join(_row(line) for line in sorted(lines, key=lambda x: x["model"])) + "\n"
+    return _table(head, lines, _row) + (f"\n{_table(_oracle_head(oracle), oracle, _oracle_row)}" if oracle else "")
+
+
+def _table(head: list[str], lines: Sequence[dict[str, Any]], row: Callable[[dict[str, Any]], list]) -> str:
+    rows = (" | ".join(str(cell).replace("|", "/") for cell in row(x)) for x in sorted(lines, key=lambda x: x["model"]))
+    return "\n\n".join(head) + "\n" + "".join(f"| {cells} |\n" for cells in rows)
+
+
+def _oracle_head(lines: Sequence[dict[str, Any]]) -> list[str]:
+    read = [x for x in lines if "compared" in x]
+    agrees = [x for x in read if x["outcome"] == "agrees"]
+    compared, agree = (sum(x[key] for x in read) for key in ("compared", "agree"))
+    return [
+        "## Against Torch-Pruning",
+        _ORACLE_HEAD,
+        f"Of {len(lines)} models it reads {len(read)}; {_of(agrees, read)} of these agree in every group, and {agree} "
+        f"of the {compared} groups that were compared.",
+        "| model | groups | compared | agree | where they differ, and what became of either's cut |\n"
+        "|---|--:|--:|--:|---|",
+    ]
+
+
+def _oracle_row(line: dict[str, Any]) -> list[Any]:
+    said = [
+        f"{len(d['groups'])} ({d['groups'][0]}, ...): only ours {', '.join(d['ours_only']) or 'nothing'}; only theirs "
+        f"{', '.join(d['theirs_only']) or 'nothing'}. Ours: {d['ours']}. Theirs: {d['theirs']}"
+        for d in line.get("differences", ())
+    ]
+    said += [f"{n} not compared: {why}" for why, n in line.get("skipped", {}).items()]
+    why = " ".join(line["error"].split())[:200] if "error" in line else "<br>".join(said)
+    return [line["model"], *(line.get(key, "") for key in ("groups", "compared", "agree")), why]
 
 
 def _facts(lines: list[dict[str, Any]]) -> list[str]:
@@ -74,9 +108,9 @@ def _groups_pinned(line: dict[str, Any]) -> float:
     return pinned / max(line["groups"], 1)
 
 
-def _row(line: dict[str, Any]) -> str:
+def _row(line: dict[str, Any]) -> list[Any]:
     share, seconds = line.get("macs_share_pinned"), line.get("seconds", {})
-    cells = (
+    return [
         line["model"],
         f"{line['params'] / 1e6:.1f}" if "params" in line else "",
         line["outcome"],
@@ -87,8 +121,7 @@ def _row(line: dict[str, Any]) -> str:
         f"{seconds.get('all', 0):.0f}" + (f" + {seconds['export']:.0f}" if "export" in seconds else ""),
         line.get("peak_memory_mib", ""),
         _why(line),
-    )
-    return "| " + " | ".join(str(cell).replace("|", "/") for cell in cells) + " |"
+    ]
 
 
 def _export(line: dict[str, Any]) -> str:
