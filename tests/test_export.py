@@ -61,7 +61,7 @@ class Dressed(nn.Module):
         self.inner = Chain()
 
     def forward(self, image, scale=None, *, shift, times=1):
-        y = self.inner(image * scale) + shift
+        y = self.inner(image - 2 * scale) + shift
         return {"out": y, "more": (y.mean(1) * times, None)}
 
 
