@@ -37,9 +37,11 @@ FORBIDDEN = {
     "mimic": {"*", "-augment", "-config", "-errors", "-guard", "-seam"},
     "replace": {"*", "-errors", "-guard", "-seam", "-verify"},
     "verify": {"*", "-errors", "-guard", "-seam", "-images"},
+    "export": {"*", "-errors", "-guard", "-trace"},
     "store": {"compress", "cli", "mimic", "config", "planner", "graph", "anatomy"},
 }
 LIBRARIES = {"timm": {"builders"}, "torchvision.models": {"builders"}, "transformers": {"builders"}, "pickle": set()}
+LIBRARIES |= {"onnx": {"export"}, "onnxruntime": {"export"}, "onnxscript": {"export"}}
 
 
 def imported(path: Path) -> set[str]:
@@ -85,9 +87,9 @@ def test_public_names():
 
     assert understudy.__all__ == [
         "Anatomy", "MimicConfig", "PRESETS", "Plan", "Preprocessing", "Report", "Result", "SCORES", "Seam", "SeamPoint",
-        "Teacher", "UnderstudyError", "capturing", "check_cut", "compress", "count", "cut", "figures", "find_seam",
-        "inspect", "load", "load_teacher", "make_plan", "mimic", "own_teacher", "read_images", "read_plan", "replace",
-        "replan", "save", "split", "trace",
+        "Teacher", "UnderstudyError", "capturing", "check_cut", "compress", "count", "cut", "export", "figures",
+        "find_seam", "inspect", "load", "load_teacher", "make_plan", "mimic", "own_teacher", "read_images", "read_plan",
+        "replace", "replan", "save", "split", "trace",
     ]  # fmt: skip
     import understudy.cut
 

@@ -128,21 +128,51 @@ def trace_graph(model: nn.Module, example: Any, points: Sequence[SeamPoint] = ()
     require_data(model)
     args, kwargs = as_example(example)
     clone = structural_copy(model).eval()
+    program = export_program(clone, args, kwargs, points)
+    _flatten(program.graph_module)
+    return _read(clone, (args, kwargs), program, len(points))
+
+
+def export_program(
+    model: nn.Module, args: tuple, kwargs: dict, points: Sequence[SeamPoint] = (), dynamic_shapes: Any = None
+) -> Any:
+    """The `torch.export.ExportedProgram` of `model` as it is; code that runs may set attributes of it: hand in a copy.
+
+    dynamic_shapes: as `torch.export.export` takes it. Raises: UnsupportedModel naming what could not be followed and,
+    where it is known, the module.
+    """
     try:
-        with warnings.catch_warnings(), _quiet(), torch.no_grad(), marking(clone, points):
+        with warnings.catch_warnings(), quiet("torch._subclasses.fake_tensor"), torch.no_grad(), marking(model, points):
             warnings.simplefilter("ignore")  # torch.export warns of its own internals; its errors are raised
-            program = torch.export.export(clone, args, kwargs, strict=False)
+            return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
     except UnsupportedModel:
         raise
     except Exception as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
         raise UnsupportedModel(
-            f"tracing {type(model).__name__} with inputs {_describe(args, kwargs)}: torch.export stopped with "
-            f"{type(error).__name__}: {reason}; expected a forward pass that runs on these inputs "
-            "without branching on tensor values"
+            f"tracing {type(model).__name__} with inputs {_describe(args, kwargs)}: torch.export stopped"
+            f"{place(error, model)} with {type(error).__name__}: {reason}; expected a forward pass that runs on these "
+            "inputs without branching on tensor values"
         ) from error
-    _flatten(program.graph_module)
-    return _read(clone, (args, kwargs), program, len(points))
+
+
+def place(error: BaseException | None, model: nn.Module) -> str:
+    """ " at OPERATOR in MODULE", as far as the frames that `error` and its causes went through tell; "" where not."""
+    names = {id(module): name for name, module in model.named_modules() if name}
+    operation = module = ""
+    while error is not None:
+        trail = error.__traceback__
+        while trail is not None:
+            held = trail.tb_frame.f_locals
+            module = names.get(id(held.get("self")), module)
+            for node in held.values():
+                if isinstance(node, Node) and node.op == "call_function":
+                    operation = f" at {node.target}"
+                    stack = [name for name, _ in node.meta.get("nn_module_stack", {}).values() if name]
+                    module = stack[-1].split("@")[0] if stack else module
+            trail = trail.tb_next
+        error = error.__cause__
+    return operation + (f" in {module}" if module else "")
 
 
 def _flatten(module: torch.fx.GraphModule) -> None:
@@ -168,15 +198,17 @@ def _flatten(module: torch.fx.GraphModule) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """torch prints the traceback of an operator that fails in a trace before it raises; what is raised is enough."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+def quiet(*names: str) -> Iterator[None]:
+    """torch logs what it is about to raise, tracebacks included; what is raised is enough."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _read(model: nn.Module, example: Example, program: Any, points: int) -> Traced:
