@@ -51,13 +51,17 @@ class Accuracy:
     images_labelled: int
 
 
-def check_head(teacher: nn.Module, model: nn.Module, seam: Seam) -> None:
-    """Law 4: every tensor of the head is bit-identical in both.
+def check_head(teacher: nn.Module, model: nn.Module, seam: Seam, part: str = "") -> None:
+    """Law 4: every tensor of the head is bit-identical in both; with `part`, the submodule that `seam` is of, also
+    every tensor outside it.
 
     Raises: LawBroken naming the first that is not.
     """
     theirs, ours = guard.named_tensors(teacher), guard.named_tensors(model)
-    for name in seam.head:
+    inside = f"{part}." if part else ""
+    head = [inside + name for name in seam.head]
+    head += [name for name in {**theirs, **ours} if not name.startswith(inside)]
+    for name in head:
         if name not in theirs or name not in ours:
             raise LawBroken(f"checking the head: {name!r} is missing in the {'model' if name in theirs else 'teacher'}")
         if not same_bits(theirs[name], ours[name]):

@@ -43,6 +43,9 @@ def run(spec: str) -> dict[str, Any]:
 def _run(spec: str, line: dict[str, Any]) -> None:
     import torch
 
+    from torch.utils._pytree import tree_leaves
+
+    from benchmarks.zoo.models import OTHERS
     from understudy.anatomy import trace
     from understudy.cost import count, count_traced
     from understudy.cut import cut
@@ -65,7 +68,7 @@ def _run(spec: str, line: dict[str, Any]) -> None:
             line["seconds"][name] = round(time.perf_counter() - started, 2)
 
     with stage("build"):
-        teacher = load_teacher(spec, pretrained=False)
+        teacher = load_teacher(spec, pretrained=False, **OTHERS.get(spec, {}))
         model = randomised(teacher.model)
         size = teacher.preprocessing.input_size
         line |= {"input": list(size), "params": sum(p.numel() for p in model.parameters())}
@@ -93,13 +96,13 @@ def _run(spec: str, line: dict[str, Any]) -> None:
             result = replace(model, student, plan.seam)
             with torch.no_grad():
                 wanted = result(few)
-            torch.save(wanted if isinstance(wanted, torch.Tensor) else wanted[0], Path(scratch, "wanted.pt"))
+            torch.save([v for v in tree_leaves(wanted) if isinstance(v, torch.Tensor)], Path(scratch, "wanted.pt"))
             torch.save(few, Path(scratch, "few.pt"))
             report = Report(params_teacher=before.params, params_student=after.params)
-            folder = save(Path(scratch, "result"), model=result, plan=plan, report=report)
+            folder = save(Path(scratch, "result"), model=teacher.completed(result), plan=plan, report=report)
         with stage("reload"):
             again = subprocess.run(
-                [sys.executable, "-c", _RELOAD, str(folder), scratch, str(torch.get_num_threads())],
+                [sys.executable, "-c", _RELOAD, str(folder), scratch, str(torch.get_num_threads()), teacher.part],
                 capture_output=True,
                 text=True,
                 check=False,
@@ -110,13 +113,14 @@ def _run(spec: str, line: dict[str, Any]) -> None:
 
 _RELOAD = """
 import sys, torch, understudy
-folder, scratch, threads = sys.argv[1:]
+folder, scratch, threads, part = sys.argv[1:]
 torch.set_num_threads(int(threads))  # how a sum is shared among threads shows in its last bits
-model = understudy.load(folder)
+model = understudy.load(folder).get_submodule(part)
 with torch.no_grad():
     found = model(torch.load(f"{scratch}/few.pt"))
-found = found if isinstance(found, torch.Tensor) else found[0]
-assert torch.equal(found, torch.load(f"{scratch}/wanted.pt")), "its output is not bit-equal"
+found = [v for v in torch.utils._pytree.tree_leaves(found) if isinstance(v, torch.Tensor)]
+wanted = torch.load(f"{scratch}/wanted.pt")
+assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True)), "its output is not bit-equal"
 """
 
 
