@@ -36,7 +36,7 @@ _TORCHVISION_KWARGS = {
     for name in ("googlenet", "inception_v3")
 }
 # Options of the libraries' builders that read files or the network: not for a builder, least of all from a folder.
-_LOADING = ("weights", "weights_backbone", "checkpoint_path", "cache_dir", "progress", "use_pretrained_backbone")
+_LOADING = ("weights", "weights_backbone", "checkpoint_path", "cache_dir", "progress")
 # Frames of an error's path that a user cannot do anything about.
 _OURS = {str(Path(__file__).with_name(f"{room}.py")) for room in ("builders", "teachers", "weights")}
 
@@ -215,7 +215,7 @@ def _hugging_face(name: str, kwargs: dict[str, Any], pretrained: bool, record: M
     for ours, theirs in (("num_classes", "num_labels"), ("in_chans", "num_channels")):
         if ours in kwargs:
             kwargs[theirs] = kwargs.pop(ours)
-    from_class = not Path(name).is_dir() and "/" not in name
+    from_class = not Path(name).is_dir() and not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name)
     if record is not None:
         config = transformers.CONFIG_MAPPING[record["model_type"]].from_dict({**record, **kwargs})
     elif from_class:
@@ -225,9 +225,9 @@ def _hugging_face(name: str, kwargs: dict[str, Any], pretrained: bool, record: M
         if pretrained:
             _refuse_new_head(f"hf:{name}", kwargs.get("num_labels", config.num_labels), config.num_labels)
         config = type(config).from_dict({**config.to_dict(), **kwargs})
-    for part in (config, getattr(config, "backbone_config", None)):
-        if getattr(part, "use_pretrained_backbone", False):
-            part.use_pretrained_backbone = False  # the whole network's weights hold it already
+    unknown = [key for key in kwargs if not hasattr(type(config)(), key)]
+    if unknown:
+        raise InputError(f"building hf:{name}: {type(config).__name__} has no {', '.join(unknown)}; check model_kwargs")
     kind = _hf_class(name, (config.architectures or ["none"])[0])
     if not pretrained:
         model = kind(config)
@@ -286,7 +286,7 @@ def _hf_read(name: str, kind: Any, **options: Any) -> Any:
             raise
     from huggingface_hub.constants import ENDPOINT
 
-    _reach(f"hf:{name}", f"{ENDPOINT}/{name}", "give hf:FOLDER, a copy of it on this machine")
+    _reach(f"hf:{name}", f"{ENDPOINT}/{name}", "there is no such folder, and no such id", "give hf:FOLDER")
     return kind.from_pretrained(name, **options)
 
 
@@ -421,7 +421,12 @@ def _in_hub_cache(url: str) -> bool:
     return (Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]).is_file()
 
 
-def _reach(spec: str, url: str, instead: str = "give --weights FILE, or --no-pretrained for random weights") -> None:
+def _reach(
+    spec: str,
+    url: str,
+    missing: str = "its pretrained weights are not",
+    instead: str = "give --weights FILE, or --no-pretrained for random weights",
+) -> None:
     """Raises InputError at once when the server does not answer; any answer, also a refusal, counts."""
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PROBE_SECONDS).close()
@@ -429,7 +434,7 @@ def _reach(spec: str, url: str, instead: str = "give --weights FILE, or --no-pre
         return
     except OSError as error:
         raise InputError(
-            f"loading {spec}: its pretrained weights are not in the local cache, and {url} cannot be reached "
+            f"loading {spec}: {missing} in the local cache, and {url} cannot be reached "
             f"({getattr(error, 'reason', error)}); {instead}"
         ) from error
 

@@ -188,7 +188,7 @@ def _classes(teacher: Teacher, test: ImageSet) -> int:
 def _save(folder: Path, model: nn.Module, plan: Plan, report: Report, force: bool, teacher: nn.Module) -> Path:
     """Save, load again by replaying the plan on the teacher's architecture, and compare every tensor."""
     saved = store.save(folder, model=model, plan=plan, report=report, force=force)
-    again = store.load(saved, lambda: full_copy(teacher))  # a copy: loading puts it on the CPU
+    again = store.load(saved, lambda **_: full_copy(teacher))  # a copy: loading puts it on the CPU
     tensors = named_tensors(again)
     for name, tensor in named_tensors(model).items():
         if name not in tensors or not same_bits(tensor, tensors[name]):

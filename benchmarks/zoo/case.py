@@ -42,7 +42,6 @@ def run(spec: str) -> dict[str, Any]:
 
 def _run(spec: str, line: dict[str, Any]) -> None:
     import torch
-
     from torch.utils._pytree import tree_leaves
 
     from benchmarks.zoo.models import OTHERS
