@@ -19,6 +19,7 @@ from understudy.errors import InputError
 from understudy.images import read_images
 from understudy.teachers import build_architecture, load_teacher
 
+SIZE = {"height": 32, "width": 32}
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 32}
 RESNET = {"embedding_size": 8, "hidden_sizes": [16, 24, 32, 48], "depths": [1, 1, 1, 1], "layer_type": "basic"}
 SEGFORMER = {
@@ -58,8 +59,7 @@ def saved(tmp_path):
     """A folder as save_pretrained leaves it, and the model in it."""
     model = randomised(transformers.ViTForImageClassification(transformers.ViTConfig(**VIT, num_labels=5)))
     model.save_pretrained(tmp_path / "vit")
-    size = {"height": 32, "width": 32}
-    transformers.ViTImageProcessor(size=size, resample=3, image_mean=[0.5] * 3).save_pretrained(tmp_path / "vit")
+    transformers.ViTImageProcessor(size=SIZE, resample=3, image_mean=[0.5] * 3).save_pretrained(tmp_path / "vit")
     return tmp_path / "vit", model
 
 
@@ -110,7 +110,12 @@ def test_a_result_needs_neither_the_folder_nor_the_network(saved, tmp_path):
     folder, _ = saved
     config = us.MimicConfig(steps=1, views="none")
     result = us.compress(load_teacher(f"hf:{folder}"), images(), keep=0.7, folder=tmp_path / "small", config=config)
-    report = verify_folder(tmp_path / "small", images())
+    pictures = tmp_path / "labelled"
+    for name in "abcde":
+        (pictures / name).mkdir(parents=True)
+        Image.new("RGB", (40, 40), name.encode()[0] * 3).save(pictures / name / "one.png")
+    report = verify_folder(tmp_path / "small", images(), labelled=pictures)
+    assert report.images_labelled == 5
     assert report.images_held_out == 10
     assert 0 <= report.top1_agreement <= 1
     shutil.rmtree(folder)
@@ -153,24 +158,20 @@ def test_without_a_preprocessor_the_assumption_is_told(saved):
 @pytest.mark.parametrize(
     "processor",
     [
-        transformers.ViTImageProcessor(size={"height": 32, "width": 32}),
+        transformers.ViTImageProcessor(size=SIZE),
         transformers.ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=0.8),
-        transformers.SegformerImageProcessor(size={"height": 32, "width": 32}),
-        transformers.ViTImageProcessor(
-            size={"height": 32, "width": 32}, rescale_factor=1 / 127.5, image_mean=[1.0] * 3
-        ),
-        transformers.ViTImageProcessor(size={"height": 32, "width": 32}, do_normalize=False),
-        transformers.BitImageProcessor(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}, resample=2),
+        transformers.SegformerImageProcessor(size=SIZE),
+        transformers.ViTImageProcessor(size=SIZE, rescale_factor=1 / 127.5, image_mean=[1.0] * 3),
+        transformers.ViTImageProcessor(size=SIZE, do_normalize=False),
+        transformers.BitImageProcessor(size={"shortest_edge": 40}, crop_size=SIZE, resample=2),
     ],
     ids=["vit", "convnext", "segformer", "rescaled", "plain", "cropped"],
 )
 def test_images_are_prepared_as_their_own_processor_does(saved, tmp_path, processor):
     folder, _ = saved
     processor.save_pretrained(folder)
-    ramp = (
-        torch.arange(60)[None, :, None] * 3 + torch.arange(80)[None, None, :] + torch.tensor([0, 10, 20])[:, None, None]
-    )
-    picture = Image.fromarray(ramp.clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy())
+    y, x, channel = torch.meshgrid(torch.arange(60), torch.arange(80), torch.arange(3), indexing="ij")
+    picture = Image.fromarray((y * 2 + x + channel * 20).to(torch.uint8).numpy())
     (tmp_path / "pictures").mkdir()
     picture.save(tmp_path / "pictures" / "ramp.png")
     wanted = processor(picture, return_tensors="pt")["pixel_values"]

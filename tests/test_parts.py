@@ -26,7 +26,7 @@ class Boxed(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.body, self.scale = Residual(), nn.Linear(10, 10)
+        self.body, self.scale = Residual(), nn.Linear(5, 5)
 
     def forward(self, x):
         scores = self.scale(self.body(x))
@@ -71,9 +71,9 @@ def test_a_detector_is_compressed_by_its_backbone(tmp_path):
 
 def test_any_submodule_of_a_users_own_network(tmp_path):
     whole = randomised(Boxed())
-    with pytest.raises(UnsupportedModel):
-        us.compress(own_teacher(whole), images(), keep=0.7, config=CONFIG)
     size = us.Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3)
+    with pytest.raises(UnsupportedModel):
+        us.compress(own_teacher(whole, size), images(), keep=0.7, config=CONFIG)
     lead = own_teacher(whole, size, part="body")
     result = us.compress(lead, images(), keep=0.7, folder=tmp_path / "small", config=CONFIG)
     assert result.report.top1_agreement is not None  # the part itself gives class scores
@@ -146,12 +146,18 @@ def test_frozen_norms_of_published_detectors_are_built_again(name, monkeypatch):
         assert torch.equal(b, c)
 
 
-@pytest.mark.parametrize("name", ["fcn_resnet50", "lraspp_mobilenet_v3_large"])
-def test_segmentation_networks_load_without_auxiliary_heads(name):
-    teacher = load_teacher(f"torchvision:{name}", pretrained=False, num_classes=4)
+@pytest.mark.parametrize("name", ["deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large"])
+def test_segmentation_networks_load_without_auxiliary_heads(name, tmp_path):
+    options = {"aux_loss": True} if name.startswith("deeplab") else {}
+    published = models.get_model(name, weights=None, weights_backbone=None, num_classes=4, **options)
+    torch.save(published.state_dict(), tmp_path / "published.pt")
+    teacher = load_teacher(
+        f"torchvision:{name}", num_classes=4, weights=tmp_path / "published.pt", model_kwargs=options
+    )
     assert teacher.preprocessing.input_size == (3, 520, 520)
     assert teacher.preprocessing.resize == 520
     with torch.no_grad():
+        assert not [n for n in teacher.model.state_dict() if n.startswith("aux")]
         assert {k: tuple(v.shape) for k, v in teacher.model(images(1, side=32)).items()} == {"out": (1, 4, 32, 32)}
 
 

@@ -25,7 +25,7 @@ from understudy.replace import replace as put_under_head
 from understudy.report import Report, platform_kind, versions
 from understudy.seam import SeamPoint
 from understudy.teachers import Teacher, load_teacher, own_teacher
-from understudy.verify import Accuracy, accuracy, check_head, figures, labels_from_folders, same_bits
+from understudy.verify import Accuracy, accuracy, check_head, class_scores, figures, labels_from_folders, same_bits
 
 _FIGURES = ("top1_agreement", "top1_agreement_low", "top1_agreement_high", "feature_error_relative", "images_held_out")
 OnStage = Callable[[str], None]
@@ -179,8 +179,8 @@ def _labelled(teacher: Teacher, source: Any, labels: Sequence[int] | None) -> tu
 
 def _classes(teacher: Teacher, test: ImageSet) -> int:
     with torch.no_grad():
-        logits = teacher.model(test.batch([0]))
-    if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
+        logits = class_scores(teacher.model(test.batch([0])), 1)
+    if logits is None:
         raise InputError("measuring accuracy: the teacher's output is not one row of class scores an image")
     return logits.shape[1]
 

@@ -4,7 +4,7 @@ A broken law raises; a poor figure is reported. `accuracy` is the only place tha
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
@@ -110,7 +110,7 @@ def figures(
                         f"{tuple(have.shape)}; expected the same"
                     )
                 error.add(want.double(), have.double())
-            theirs, ours = _logits(theirs, len(where)), _logits(ours, len(where))
+            theirs, ours = class_scores(theirs, len(where)), class_scores(ours, len(where))
             if theirs is None or ours is None or theirs.shape != ours.shape:
                 agreeing = None
             elif agreeing is not None:
@@ -239,17 +239,20 @@ def _outputs(
     for where in _chunks(len(images), batch_size):
         with guard.evaluating(teacher), guard.evaluating(model):
             batch = _batch(images, where)
-            rows = tuple(_logits(_run(net, net, batch), len(where)) for net in (teacher, model))
+            rows = tuple(class_scores(_run(net, net, batch), len(where)) for net in (teacher, model))
         if all(row is not None for row in rows):
             _check_finite(*rows, "outputs")
         yield slice(where.start, where.stop), rows
 
 
-def _logits(output: Any, images: int) -> Tensor | None:
-    """The one tensor of class scores that a network returns, maybe among others; None for none or several."""
+def class_scores(output: Any, images: int) -> Tensor | None:
+    """The one tensor of class scores (n, K) that a network returns, maybe among others, which goes by the name of
+    logits or out where there are names; None for none or several."""
+    named = output if isinstance(output, Mapping) else getattr(output, "__dict__", {})
+    output = next((named[key] for key in ("logits", "out") if key in named), output)
     found = [
         value
-        for value in tree_leaves(getattr(output, "logits", output))
+        for value in tree_leaves(output)
         if isinstance(value, Tensor) and value.ndim == 2 and len(value) == images and value.shape[1] >= 2
     ]
     return found[0].cpu() if len(found) == 1 else None
