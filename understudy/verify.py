@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from understudy import guard
 from understudy.errors import InputError, LawBroken, UnsupportedModel
-from understudy.seam import Seam, capturing
+from understudy.seam import Seam, capturing, tensors
 
 if TYPE_CHECKING:
     from understudy.images import ImageSet
@@ -245,8 +244,8 @@ def _logits(output: Any, images: int) -> Tensor | None:
     """The one tensor of class scores that a network returns, maybe among others; None for none or several."""
     found = [
         value
-        for value in tree_leaves(getattr(output, "logits", output))
-        if isinstance(value, Tensor) and value.ndim == 2 and len(value) == images and value.shape[1] >= 2
+        for _, value in tensors(getattr(output, "logits", output))
+        if value.ndim == 2 and len(value) == images and value.shape[1] >= 2
     ]
     return found[0].cpu() if len(found) == 1 else None
 
