@@ -127,15 +127,6 @@ def test_a_seam_that_is_not_there(points):
         trace(Chain(), Chain().example(), points=points)
 
 
-def test_without_a_head_the_seam_option_is_named():
-    class Headless(Chain):
-        def forward(self, x):
-            return self.pool(self.body(x)).flatten(1)
-
-    with pytest.raises(UnsupportedModel, match=r"no head.*--seam"):
-        find_seam(Headless(), Headless().example())
-
-
 def test_meta_is_refused():
     with pytest.raises(UnsupportedModel, match=r"body.0.weight is on the meta device"):
         trace(Chain().to("meta"), torch.zeros(2, 3, 8, 8))

@@ -17,7 +17,7 @@ from torch.fx import Node
 
 from understudy.errors import InputError, UnsupportedModel
 from understudy.guard import named_tensors, structural_copy
-from understudy.seam import SeamPoint, marking
+from understudy.seam import SeamPoint, marking, tensors
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -36,7 +36,8 @@ class Traced:
 
     model: a structural copy in eval mode that shares the network's tensors. example: what it was traced with.
     nodes: operators in the order in which they run. tensors: placeholder -> parameter or buffer name.
-    inputs: placeholders of the example's tensors. marks: nodes of seam points that were asked for.
+    inputs: placeholders of the example's tensors. outputs: nodes of what it returns, each with its place there ("" for
+    a tensor that stands alone, else as in `SeamPoint.part`). marks: seam points that were asked for, and their nodes.
     """
 
     model: nn.Module
@@ -45,8 +46,8 @@ class Traced:
     nodes: list[Node]
     tensors: dict[Node, str]
     inputs: list[Node]
-    outputs: list[Node]
-    marks: list[Node]
+    outputs: dict[Node, str]
+    marks: dict[SeamPoint, Node]
     calls: dict[Node, tuple[Call, ...]]
 
     @property
@@ -129,7 +130,13 @@ def trace_graph(model: nn.Module, example: Any, points: Sequence[SeamPoint] = ()
     args, kwargs = as_example(example)
     clone = structural_copy(model).eval()
     try:
-        with warnings.catch_warnings(), _quiet(), torch.no_grad(), marking(clone, points):
+        with (
+            warnings.catch_warnings(),
+            _quiet(),
+            torch.no_grad(),
+            marking(clone, points) as marked,
+            _flat(clone) as parts,
+        ):
             warnings.simplefilter("ignore")  # torch.export warns of its own internals; its errors are raised
             program = torch.export.export(clone, args, kwargs, strict=False)
     except UnsupportedModel:
@@ -141,7 +148,25 @@ def trace_graph(model: nn.Module, example: Any, points: Sequence[SeamPoint] = ()
             f"{type(error).__name__}: {reason}; expected a forward pass that runs on these inputs "
             "without branching on tensor values"
         ) from error
-    return _read(clone, (args, kwargs), program, len(points))
+    return _read(clone, (args, kwargs), program, parts, points, marked)
+
+
+@contextmanager
+def _flat(model: nn.Module) -> Iterator[list[str]]:
+    """`model` returns a list of its tensors inside, whatever holds them, so that torch.export need not know the kind.
+    The list fills while it runs: the place of each."""
+    parts: list[str] = []
+
+    def hook(_: nn.Module, __: tuple, output: Any) -> list[torch.Tensor]:
+        found = list(tensors(output))
+        parts[:] = [part for part, _ in found]
+        return [tensor for _, tensor in found]
+
+    handle = model.register_forward_hook(hook)
+    try:
+        yield parts
+    finally:
+        handle.remove()
 
 
 @contextmanager
@@ -156,7 +181,14 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _read(model: nn.Module, example: Example, program: Any, points: int) -> Traced:
+def _read(
+    model: nn.Module,
+    example: Example,
+    program: Any,
+    parts: list[str],
+    points: Sequence[SeamPoint],
+    marked: list[tuple[int, SeamPoint]],
+) -> Traced:
     signature = program.graph_signature
     first = {id(t): n for n, t in reversed([*model.named_parameters(), *model.named_buffers()])}
     held = named_tensors(model)
@@ -164,29 +196,34 @@ def _read(model: nn.Module, example: Example, program: Any, points: int) -> Trac
         node: first.get(id(held.get(name)), name)
         for node, name in {**signature.inputs_to_parameters, **signature.inputs_to_buffers}.items()
     }
-    tensors, inputs, nodes, outputs = {}, [], [], []
+    known, inputs, nodes, outputs = {}, [], [], {}
     marks: dict[int, Node] = {}
     users = set(signature.user_inputs)
     for node in program.graph.nodes:
         if node.op == "placeholder":
             if node.name in names:
-                tensors[node] = names[node.name]
+                known[node] = names[node.name]
             elif node.name in users and shape(node) is not None:
                 inputs.append(node)
         elif node.op == "output":
-            outputs = [n for n in node.all_input_nodes if shape(n) is not None and n not in tensors]
+            returned = {n.name: n for n in node.all_input_nodes if shape(n) is not None and n not in known}
+            for name, part in zip(signature.user_outputs, parts, strict=True):
+                if name in returned:
+                    outputs.setdefault(returned[name], part)
         elif node.op == "call_function":
             nodes.append(node)
             if operator(node) == "seam_mark":
                 marks[node.args[1]] = node
         elif node.op == "get_attr":
             continue
-    missing = [i for i in range(points) if i not in marks]
-    if missing:
-        raise UnsupportedModel("finding the seam: a named seam point is never reached in a forward pass")
-    return Traced(
-        model, example, program, nodes, tensors, inputs, outputs, [marks[i] for i in range(points)], _calls(nodes)
-    )
+    unreached = [str(p) for i, p in enumerate(points) if i not in {marked[k][0] for k in marks}]
+    if unreached:
+        raise UnsupportedModel(
+            f"finding the seam: {', '.join(unreached)} is never reached in a forward pass, or nothing comes of it"
+        )
+    in_order = sorted(marks, key=lambda k: marked[k][0])
+    seam = {marked[k][1]: marks[k] for k in in_order}
+    return Traced(model, example, program, nodes, known, inputs, outputs, seam, _calls(nodes))
 
 
 def _calls(nodes: list[Node]) -> dict[Node, tuple[Call, ...]]:

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from understudy import guard
 from understudy.errors import InputError, LawBroken, UnsupportedModel
-from understudy.seam import Seam, capturing
+from understudy.seam import Seam, capturing, tensors
 
 if TYPE_CHECKING:
     from understudy.images import ImageSet
@@ -250,11 +249,7 @@ def class_scores(output: Any, images: int) -> Tensor | None:
     logits or out where there are names; None for none or several."""
     named = output if isinstance(output, Mapping) else getattr(output, "__dict__", {})
     output = next((named[key] for key in ("logits", "out") if key in named), output)
-    found = [
-        value
-        for value in tree_leaves(output)
-        if isinstance(value, Tensor) and value.ndim == 2 and len(value) == images and value.shape[1] >= 2
-    ]
+    found = [value for _, value in tensors(output) if value.ndim == 2 and len(value) == images and value.shape[1] >= 2]
     return found[0].cpu() if len(found) == 1 else None
 
 

@@ -42,7 +42,6 @@ def run(spec: str) -> dict[str, Any]:
 
 def _run(spec: str, line: dict[str, Any]) -> None:
     import torch
-    from torch.utils._pytree import tree_leaves
 
     from benchmarks.zoo.models import OTHERS
     from understudy.anatomy import trace
@@ -55,6 +54,7 @@ def _run(spec: str, line: dict[str, Any]) -> None:
     from understudy.recover.mimic import mimic
     from understudy.replace import replace
     from understudy.report import Report
+    from understudy.seam import tensors
     from understudy.store import save
     from understudy.teachers import load_teacher
 
@@ -94,8 +94,8 @@ def _run(spec: str, line: dict[str, Any]) -> None:
         with stage("save"):
             result = replace(model, student, plan.seam)
             with torch.no_grad():
-                wanted = result(few)
-            torch.save([v for v in tree_leaves(wanted) if isinstance(v, torch.Tensor)], Path(scratch, "wanted.pt"))
+                wanted = [t for _, t in tensors(result(few))]
+            torch.save(wanted, Path(scratch, "wanted.pt"))
             torch.save(few, Path(scratch, "few.pt"))
             report = Report(params_teacher=before.params, params_student=after.params)
             folder = save(Path(scratch, "result"), model=teacher.completed(result), plan=plan, report=report)
@@ -112,21 +112,27 @@ def _run(spec: str, line: dict[str, Any]) -> None:
 
 _RELOAD = """
 import sys, torch, understudy
+from understudy.seam import tensors
 folder, scratch, threads, part = sys.argv[1:]
 torch.set_num_threads(int(threads))  # how a sum is shared among threads shows in its last bits
 model = understudy.load(folder).get_submodule(part)
 with torch.no_grad():
-    found = model(torch.load(f"{scratch}/few.pt"))
-found = [v for v in torch.utils._pytree.tree_leaves(found) if isinstance(v, torch.Tensor)]
+    found = [t for _, t in tensors(model(torch.load(f"{scratch}/few.pt")))]
 wanted = torch.load(f"{scratch}/wanted.pt")
-assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True)), "its output is not bit-equal"
+assert len(found) == len(wanted) and all(map(torch.equal, found, wanted)), "its output is not bit-equal"
 """
 
 
 def randomised(model: Any, seed: int = SEED) -> Any:
     """`model`, in eval mode, with every floating-point parameter and buffer at random, in place: fresh weights (gamma
-    0, layer scale 1e-6) would hide wrong indices."""
+    0, layer scale 1e-6) would hide wrong indices. A buffer that is positive throughout stays so: it may be a variance
+    (batch norm's, or csatv2's own) of which the code takes the root."""
     import torch
+
+    positive = {
+        name for name, tensor in model.named_buffers() if tensor.is_floating_point() and bool((tensor > 0).all())
+    }
+    positive |= {name for name, _ in model.named_buffers() if name.endswith("running_var")}
 
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -135,7 +141,7 @@ def randomised(model: Any, seed: int = SEED) -> Any:
                 tensor.fill_(3)
             elif not tensor.is_floating_point():
                 continue  # indices: others would be out of range
-            elif name.endswith("running_var"):
+            elif name in positive:
                 tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
             elif tensor.dim() > 1:
                 tensor.copy_(torch.randn(tensor.shape, generator=generator) * (2 / tensor[0].numel()) ** 0.5)
