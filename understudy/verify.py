@@ -105,7 +105,7 @@ def figures(
                         f"{tuple(have.shape)}; expected the same"
                     )
                 error.add(want.double(), have.double())
-            theirs, ours = _logits(theirs, len(where)), _logits(ours, len(where))
+            theirs, ours = class_scores(theirs, len(where)), class_scores(ours, len(where))
             if theirs is None or ours is None or theirs.shape != ours.shape:
                 agreeing = None
             elif agreeing is not None:
@@ -116,6 +116,9 @@ def figures(
         relative = sum(e.squared / e.spread for e in errors) / len(errors)
     else:
         notes.append("the teacher's features do not vary over the held-out images: feature error is unknown")
+    if seam.headless:
+        notes.append("the network has no head and returns features: top-1 agreement has no meaning")
+        return Figures(None, None, None, relative, images, tuple(notes))
     if agreeing is None:
         notes.append("the output is not one row of class scores an image: top-1 agreement has no meaning")
         return Figures(None, None, None, relative, images, tuple(notes))
@@ -234,13 +237,13 @@ def _outputs(
     for where in _chunks(len(images), batch_size):
         with guard.evaluating(teacher), guard.evaluating(model):
             batch = _batch(images, where)
-            rows = tuple(_logits(_run(net, net, batch), len(where)) for net in (teacher, model))
+            rows = tuple(class_scores(_run(net, net, batch), len(where)) for net in (teacher, model))
         if all(row is not None for row in rows):
             _check_finite(*rows, "outputs")
         yield slice(where.start, where.stop), rows
 
 
-def _logits(output: Any, images: int) -> Tensor | None:
+def class_scores(output: Any, images: int) -> Tensor | None:
     """The one tensor of class scores that a network returns, maybe among others; None for none or several."""
     found = [
         value
