@@ -24,7 +24,7 @@ def free(anatomy: Anatomy) -> dict[str, int]:
 def test_seam_head_and_groups(net):
     model = randomised(net())
     anatomy = trace(model, model.example())
-    assert [str(p) for p in anatomy.seam.points] == [net.seam]
+    assert [str(p) for p in anatomy.seam.points] == net.seam.split()
     assert anatomy.seam.head == net.head
     assert free(anatomy) == net.free
 

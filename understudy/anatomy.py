@@ -248,7 +248,8 @@ def _last_layers(traced: Traced, flow: networkx.DiGraph) -> list[Node]:
         return not held and not operator(node).endswith("_norm")
 
     layers = _frontier(traced, flow, lambda n: _layer_input(n) is not None, passes)
-    return [] if any(_layer_input(n) in traced.inputs for n in layers) else layers
+    before = set().union(*(networkx.ancestors(flow, n) for n in layers))
+    return layers if any(isinstance(n, Node) and _layer_input(n) for n in before) else []  # else there is no body
 
 
 def _before(traced: Traced, flow: networkx.DiGraph, layers: list[Node]) -> dict[Node, list[Node]]:

@@ -45,7 +45,10 @@ Resize = Annotated[
 ]
 Seam = Annotated[
     list[str] | None,
-    typer.Option(help="Where the features are: MODULE, MODULE:input or MODULE:output@CALL; repeat for several"),
+    typer.Option(
+        help="Where the features are: MODULE, MODULE:input, MODULE:output@CALL or MODULE:output.PART; ':output' is the "
+        "network's own; repeat for several"
+    ),
 ]
 Keep = Annotated[float | None, typer.Option(help="Share of MACs to keep, 0 to 1", rich_help_panel=_BUDGET)]
 KeepWidth = Annotated[
@@ -360,7 +363,8 @@ def _line(report: Any, folder: str | None) -> dict[str, Any]:
 def _anatomy_table(facts: dict[str, Any]) -> str:
     lines = [
         f"{facts['model']}: {facts['macs']:,} MACs, {facts['params']:,} parameters",
-        f"seam: {', '.join(facts['seam'])} {facts['seam_shapes']}; head: {', '.join(facts['head'])}",
+        *(f"seam: {point} {shape}" for point, shape in zip(facts["seam"], facts["seam_shapes"], strict=True)),
+        _head(facts),
         "",
         f"{'group':<46}{'units':>6}{'channels':>9}{'MACs':>8}  scheme",
     ]
@@ -380,6 +384,13 @@ def _anatomy_table(facts: dict[str, Any]) -> str:
     if facts["unused_parameters"]:
         lines.append(f"parameters that no forward pass uses: {len(facts['unused_parameters'])}")
     return "\n".join(lines)
+
+
+def _head(facts: dict[str, Any]) -> str:
+    if not facts["headless"]:
+        return f"head: {', '.join(facts['head']) or 'nothing that is learned acts behind the seam'}"
+    own = all(point.startswith("<model>:output") for point in facts["seam"])
+    return "head: none; the network returns features" + (", and the seam is the output itself" if own else "")
 
 
 def _say(text: str) -> None:

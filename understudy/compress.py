@@ -14,7 +14,7 @@ from understudy.anatomy import trace
 from understudy.cost import count, count_teacher
 from understudy.cut import cut
 from understudy.errors import InputError, LawBroken
-from understudy.guard import full_copy, named_tensors
+from understudy.guard import evaluating, full_copy, named_tensors
 from understudy.images import ImageSet, read_images, split
 from understudy.plan import Plan, check_teacher
 from understudy.planner import make_plan, replan
@@ -25,7 +25,16 @@ from understudy.replace import replace as put_under_head
 from understudy.report import Report, platform_kind, versions
 from understudy.seam import SeamPoint
 from understudy.teachers import Teacher, load_teacher, own_teacher
-from understudy.verify import Accuracy, accuracy, check_head, class_scores, figures, labels_from_folders, same_bits
+from understudy.trace import as_example
+from understudy.verify import (
+    Accuracy,
+    accuracy,
+    check_head,
+    class_scores,
+    figures,
+    labels_from_folders,
+    same_bits,
+)
 
 _FIGURES = ("top1_agreement", "top1_agreement_low", "top1_agreement_high", "feature_error_relative", "images_held_out")
 OnStage = Callable[[str], None]
@@ -72,7 +81,8 @@ def compress(
     held_out: images that only certify, from another source; without it `held_out_share` of `images` is set aside for
     that. labelled: images that only measure accuracy: a folder of class folders, or anything readable with `labels`.
     seam: points where the features are taken, instead of the one that is found. drop: blocks to leave out whole.
-    example: traced input; without it a batch of two in the teacher's input size. folder: where to save; an existing
+    example: traced input, images first, or `((), {"pixel_values": images})` where the network takes them by that name;
+    without it a batch of two in the teacher's input size. folder: where to save; an existing
     one is only replaced with force. on_stage(text), on_step(done, total, loss): progress.
 
     The paper's recipe takes the last step, so no images are set aside to choose by: all that are not held out fit.
@@ -88,15 +98,17 @@ def compress(
 
     say("reading images")
     few, proof, notes = _images(teacher, images, held_out, held_out_share, split_seed)
-    test, truth = _labelled(teacher, labelled, labels)
-
-    say("reading the network")
     if example is None:
         example = torch.zeros(2, *teacher.preprocessing.input_size)
+    call = _call(example)
+    test, truth = _labelled(teacher, labelled, labels, call)
+
+    say("reading the network")
     anatomy = trace(
-        model, example, points=seam or (plan.seam.points if plan else None), drop=plan.drop if plan else drop
+        model, example, plan.seam if plan and not seam else None, points=seam, drop=plan.drop if plan else drop
     )
     plan = replan(model, anatomy, plan, source) if plan else make_plan(model, anatomy, source=source, **budget)
+    plan = replace(plan, asked={**plan.asked, "call": call})
 
     if not plan.slices and not plan.drop:
         config = replace(config, steps=0)
@@ -109,14 +121,14 @@ def compress(
     laws.check_budget(plan, before, after)
 
     say(f"mimicking {config.steps} steps on {len(few)} images")
-    log = mimic(model, student, plan.seam, few, config, on_step=on_step)
+    log = mimic(model, student, plan.seam, _given(few, call), config, on_step=on_step)
 
     say("replacing and verifying")
     result = put_under_head(model, student, plan.seam)
     whole, lead = teacher.completed(result), model if teacher.whole is None else teacher.whole
     check_head(lead, whole, plan.seam, teacher.part)
-    worth = figures(model, result, plan.seam, proof)
-    score = accuracy(model, result, test, truth) if test is not None else None
+    worth = figures(model, result, plan.seam, _given(proof, call))
+    score = accuracy(model, result, _given(test, call), truth) if test is not None else None
     report = Report(
         params_teacher=before.params,
         params_student=after.params,
@@ -166,7 +178,60 @@ def _images(
     return found, proof, notes + [f"held out: {n}" for n in proof.notes]
 
 
-def _labelled(teacher: Teacher, source: Any, labels: Sequence[int] | None) -> tuple[ImageSet | None, list[int]]:
+@dataclass(frozen=True)
+class _Call:
+    """Images as the network takes them: under a name, or with other arguments beside them."""
+
+    images: ImageSet
+    keyword: str | None
+    options: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def view(self, indices: list[int], views: str, generator: torch.Generator) -> Any:
+        return self._given(self.images.view(indices, views, generator))
+
+    def batch(self, indices: list[int]) -> Any:
+        return self._given(self.images.batch(indices))
+
+    def _given(self, batch: torch.Tensor) -> tuple[tuple, dict]:
+        if self.keyword is None:
+            return (batch,), dict(self.options)
+        return (), {self.keyword: batch, **self.options}
+
+
+def _given(images: ImageSet, call: dict[str, Any] | None) -> Any:
+    return images if call is None else _Call(images, call["keyword"], call["options"])
+
+
+def _call(example: Any) -> dict[str, Any] | None:
+    """How the network takes its images, as plain data for the plan: under which keyword, if any, and with which options
+    beside them. None where they are all that it takes.
+
+    Raises: InputError where there is more to it than that.
+    """
+    args, kwargs = as_example(example)
+    options = {name: value for name, value in kwargs.items() if not isinstance(value, torch.Tensor)}
+    images = [*args, *(name for name in kwargs if name not in options)]
+    if (
+        len(images) != 1
+        or not all(isinstance(a, torch.Tensor) for a in args)
+        or not all(isinstance(v, (bool, int, float, str, type(None))) for v in options.values())
+    ):
+        raise InputError(
+            f"reading the example: found {len(args)} arguments and the keywords {', '.join(kwargs) or 'none'}; "
+            "expected images as the one tensor, (images,) or ((), {name: images}), with no options beside them but "
+            "numbers and texts under their names. Wrap the network in a module whose forward takes images and fills in "
+            "the rest, or call trace, make_plan, cut, mimic and replace yourself"
+        )
+    keyword = None if args else images[0]
+    return {"keyword": keyword, "options": options} if keyword or options else None
+
+
+def _labelled(
+    teacher: Teacher, source: Any, labels: Sequence[int] | None, call: dict[str, Any] | None
+) -> tuple[ImageSet | None, list[int]]:
     if source is None:
         return None, []
     test = source if isinstance(source, ImageSet) else read_images(source, teacher.preprocessing)
@@ -174,15 +239,17 @@ def _labelled(teacher: Teacher, source: Any, labels: Sequence[int] | None) -> tu
         return test, list(labels)
     if not isinstance(source, (str, Path)):
         raise InputError("reading labelled images: they come without labels; give labels=[...] or a folder of classes")
-    return test, labels_from_folders(test.names, source, _classes(teacher, test))
+    return test, labels_from_folders(test.names, source, _classes(teacher, _given(test, call)))
 
 
-def _classes(teacher: Teacher, test: ImageSet) -> int:
-    with torch.no_grad():
-        logits = class_scores(teacher.model(test.batch([0])), 1)
-    if logits is None:
+def _classes(teacher: Teacher, test: Any) -> int:
+    batch = test.batch([0])
+    args, kwargs = ((batch,), {}) if isinstance(batch, torch.Tensor) else batch
+    with evaluating(teacher.model):
+        scores = class_scores(teacher.model(*args, **kwargs), 1)
+    if scores is None:
         raise InputError("measuring accuracy: the teacher's output is not one row of class scores an image")
-    return logits.shape[1]
+    return scores.shape[1]
 
 
 def _save(folder: Path, model: nn.Module, plan: Plan, report: Report, force: bool, teacher: nn.Module) -> Path:
@@ -234,12 +301,13 @@ def verify_folder(
     known = set(stored.image_hashes.get("fit", []))
     seen = sum(h in known for h in proof.hashes)
     notes = [f"{seen} of these images trained the student: they prove nothing of new ones"] if seen else []
-    test, truth = _labelled(lead, labelled, None)
+    call = plan.asked.get("call")
+    test, truth = _labelled(lead, labelled, None, call)
     if device is not None:
         lead.model.to(device)
         model.to(device)
-    worth = figures(lead.model, model, plan.seam, proof)
-    score = accuracy(lead.model, model, test, truth) if test is not None else None
+    worth = figures(lead.model, model, plan.seam, _given(proof, call))
+    score = accuracy(lead.model, model, _given(test, call), truth) if test is not None else None
     return replace(
         stored,
         **{f: getattr(worth, f) for f in _FIGURES},

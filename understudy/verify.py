@@ -120,6 +120,9 @@ def figures(
         relative = sum(e.squared / e.spread for e in errors) / len(errors)
     else:
         notes.append("the teacher's features do not vary over the held-out images: feature error is unknown")
+    if seam.headless:
+        notes.append("the network has no head and returns features: top-1 agreement has no meaning")
+        return Figures(None, None, None, relative, images, tuple(notes))
     if agreeing is None:
         notes.append("the output is not one row of class scores an image: top-1 agreement has no meaning")
         return Figures(None, None, None, relative, images, tuple(notes))
