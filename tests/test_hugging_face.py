@@ -24,25 +24,25 @@ VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "int
 RESNET = {"embedding_size": 8, "hidden_sizes": [16, 24, 32, 48], "depths": [1, 1, 1, 1], "layer_type": "basic"}
 SEGFORMER = {
     "num_encoder_blocks": 2, "hidden_sizes": [16, 32], "depths": [1, 1], "num_attention_heads": [1, 2],
-    "sr_ratios": [2, 1], "patch_sizes": [7, 3], "strides": [4, 2], "mlp_ratios": [2, 2], "decoder_hidden_size": 32,
+    "sr_ratios": [2, 1], "patch_sizes": [7, 3], "strides": [4, 2], "mlp_ratios": [2, 2], "decoder_hidden_size": 64,
 }  # fmt: skip
 DETR = {
     "backbone_config": {**RESNET, "model_type": "resnet", "out_features": ["stage3", "stage4"]}, "d_model": 16,
     "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "num_queries": 3,
     "encoder_attention_heads": 2, "decoder_attention_heads": 2,
 }  # fmt: skip
-# class -> its configuration, what else to tell, points of the seam where it is not found
+# class -> its configuration, and what else to tell
 FAMILIES = {
-    "ViTForImageClassification": (VIT, {}, None),
-    "DeiTForImageClassification": (VIT, {}, None),
+    "ViTForImageClassification": (VIT, {}),
+    "DeiTForImageClassification": (VIT, {}),
     "SwinForImageClassification": (
-        {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4, "image_size": 32}, {}, None,
+        {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4, "image_size": 32}, {},
     ),
-    "ConvNextV2ForImageClassification": ({"hidden_sizes": [16, 24, 32, 40], "depths": [1, 1, 1, 1]}, {}, None),
-    "ResNetForImageClassification": (RESNET, {}, None),
-    "SegformerForImageClassification": (SEGFORMER, {}, None),
-    "SegformerForSemanticSegmentation": (SEGFORMER, {}, ["decode_head.classifier:input"]),
-    "DetrForObjectDetection": (DETR, {"part": "model.backbone.model"}, ["encoder.stages.2", "encoder.stages.3"]),
+    "ConvNextV2ForImageClassification": ({"hidden_sizes": [16, 24, 32, 40], "depths": [1, 1, 1, 1]}, {}),
+    "ResNetForImageClassification": (RESNET, {}),
+    "SegformerForImageClassification": (SEGFORMER, {}),
+    "SegformerForSemanticSegmentation": (SEGFORMER, {}),
+    "DetrForObjectDetection": (DETR, {"part": "model.backbone.model"}),
 }  # fmt: skip
 
 
@@ -75,11 +75,11 @@ def refused(match, spec, **kwargs):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_families_are_cut_mimicked_and_loaded_again(name, tmp_path):
-    options, more, seam = FAMILIES[name]
+    options, more = FAMILIES[name]
     lead = load_teacher(f"hf:{name}", pretrained=False, model_kwargs=options, input_size=(3, 32, 32), **more)
     randomised(lead.model)
     config = us.MimicConfig(steps=1, views="none", lr=1e-4)
-    result = us.compress(lead, images(), keep=0.7, seam=seam, folder=tmp_path / "small", config=config)
+    result = us.compress(lead, images(), keep=0.7, folder=tmp_path / "small", config=config)
     assert type(result.model).__name__ == name
     assert result.report.macs_student <= 0.7 * result.report.macs_teacher
     assert result.report.config["cut_equals_zero"]["error"] <= 1e-10
@@ -104,6 +104,19 @@ def test_a_folder_gives_its_own_model_and_preprocessing(saved):
     assert not teacher.notes
     bare = load_teacher(f"hf:{folder}", pretrained=False)
     assert not torch.equal(bare.model.classifier.weight, model.classifier.weight)
+
+
+def test_an_id_is_taken_from_the_cache(saved, tmp_path, monkeypatch):
+    folder, model = saved
+    place = tmp_path / "hub" / "models--some--vit"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text("0123")
+    shutil.copytree(folder, place / "snapshots" / "0123")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    teacher = load_teacher("hf:some/vit")
+    assert torch.equal(teacher.model.classifier.weight, model.classifier.weight)
+    assert teacher.preprocessing.interpolation == "bicubic"
+    assert not teacher.notes
 
 
 def test_a_result_needs_neither_the_folder_nor_the_network(saved, tmp_path):

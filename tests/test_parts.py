@@ -17,8 +17,7 @@ from understudy.teachers import build_architecture, load_teacher, own_teacher
 from understudy.verify import check_head, same_bits
 
 SSD = "torchvision:ssdlite320_mobilenet_v3_large"
-SEAM = ["features.0", "features.1", "extra.0", "extra.1", "extra.2", "extra.3"]
-CONFIG = us.MimicConfig(steps=1, views="none", lr=1e-4)
+CONFIG = us.MimicConfig(steps=1, views="none", lr=1e-9)  # features of random weights may hardly vary
 
 
 class Boxed(nn.Module):
@@ -48,7 +47,7 @@ def test_a_detector_is_compressed_by_its_backbone(tmp_path):
     assert lead.preprocessing == us.Preprocessing((3, 64, 64), (0.5,) * 3, (0.5,) * 3)  # SSD's own: -1 to 1, squashed
     randomised(lead.whole)
     before = {n: t.clone() for n, t in named_tensors(lead.whole).items()}
-    result = us.compress(lead, images(side=64), keep=0.7, seam=SEAM, folder=tmp_path / "small", config=CONFIG)
+    result = us.compress(lead, images(side=64), keep=0.7, folder=tmp_path / "small", config=CONFIG)
     report = result.report
     assert type(result.model) is type(lead.whole) is models.detection.ssd.SSD
     assert report.macs_student <= 0.7 * report.macs_teacher
@@ -164,8 +163,7 @@ def test_segmentation_networks_load_without_auxiliary_heads(name, tmp_path):
 def test_segmentation_is_compressed_and_agreement_is_unknown(tmp_path):
     lead = load_teacher("torchvision:lraspp_mobilenet_v3_large", pretrained=False, input_size=(3, 64, 64))
     randomised(lead.model)
-    points = ["backbone.4", "backbone.16"]
-    result = us.compress(lead, images(side=64), keep=0.7, seam=points, folder=tmp_path / "small", config=CONFIG)
+    result = us.compress(lead, images(side=64), keep=0.7, folder=tmp_path / "small", config=CONFIG)
     assert type(result.model) is models.segmentation.LRASPP
     assert result.report.top1_agreement is None
     assert result.report.feature_error_relative > 0

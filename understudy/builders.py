@@ -249,7 +249,7 @@ def _hugging_face(name: str, kwargs: dict[str, Any], pretrained: bool, record: M
     if record is None and not from_class:
         try:
             said = _hf_preprocessing(_hf_read(name, transformers.AutoImageProcessor).to_dict(), said)
-        except OSError:
+        except (OSError, InputError):
             notes.append("no preprocessor_config.json: ImageNet's mean and std are assumed (--mean, --std)")
     config.architectures = [kind.__name__]
     return Built(model, said, options={"config": json.loads(config.to_json_string(use_diff=False))}, notes=notes)
