@@ -40,7 +40,6 @@ FAMILIES = {
     ),
     "ConvNextV2ForImageClassification": ({"hidden_sizes": [16, 24, 32, 40], "depths": [1, 1, 1, 1]}, {}),
     "ResNetForImageClassification": (RESNET, {}),
-    "SegformerForImageClassification": (SEGFORMER, {}),
     "SegformerForSemanticSegmentation": (SEGFORMER, {}),
     "DetrForObjectDetection": (DETR, {"part": "model.backbone.model"}),
 }  # fmt: skip
