@@ -219,6 +219,23 @@ def test_what_is_refused(saved, tmp_path, monkeypatch):
     refused("pip install 'understudy[hf]'", f"hf:{folder}")
 
 
+def test_no_code_comes_with_a_configuration(saved, monkeypatch):
+    folder, _ = saved
+    monkeypatch.setattr("builtins.input", lambda *a: pytest.fail("asked whether to run code"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "evil.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    strange = {**config, "model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"}}
+    (folder / "config.json").write_text(json.dumps(strange))
+    refused("hf:", f"hf:{folder}")
+    assert not (folder / "ran").exists()
+    (folder / "config.json").write_text(json.dumps({**config, "attn_implementation": "somebody/kernel"}))
+    assert load_teacher(f"hf:{folder}").model.config._attn_implementation == "sdpa"
+    record = load_teacher(f"hf:{folder}").to_json()
+    record["options"]["config"]["text_config"] = {"_attn_implementation": "somebody/kernel"}
+    with pytest.raises(InputError, match="may be code from elsewhere"):
+        build_architecture(record)
+
+
 def test_own_weights_go_into_a_class(saved):
     folder, model = saved
     torch.save(model.state_dict(), folder / "own.pt")

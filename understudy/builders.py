@@ -215,16 +215,21 @@ def _hugging_face(name: str, kwargs: dict[str, Any], pretrained: bool, record: M
     for ours, theirs in (("num_classes", "num_labels"), ("in_chans", "num_channels")):
         if ours in kwargs:
             kwargs[theirs] = kwargs.pop(ours)
+    if '_implementation"' in json.dumps([record, kwargs]):
+        raise InputError(
+            f"building hf:{name}: found an option that names an implementation, which may be code from elsewhere; "
+            "leave it out: the library's own is taken"
+        )
     from_class = not Path(name).is_dir() and not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name)
     if record is not None:
         config = transformers.CONFIG_MAPPING[record["model_type"]].from_dict({**record, **kwargs})
     elif from_class:
         config = _hf_class(name, name).config_class(**kwargs, architectures=[name])
     else:
-        config = _hf_read(name, transformers.AutoConfig)
+        config = _hf_read(name, transformers.AutoConfig, trust_remote_code=False)
         if pretrained:
             _refuse_new_head(f"hf:{name}", kwargs.get("num_labels", config.num_labels), config.num_labels)
-        config = type(config).from_dict({**config.to_dict(), **kwargs})
+        config = type(config).from_dict({**config.to_dict(), **kwargs})  # plain sizes: no choice of implementation
     unknown = [key for key in kwargs if not hasattr(type(config)(), key)]
     if unknown:
         raise InputError(f"building hf:{name}: {type(config).__name__} has no {', '.join(unknown)}; check model_kwargs")
@@ -248,7 +253,8 @@ def _hugging_face(name: str, kwargs: dict[str, Any], pretrained: bool, record: M
     said, notes = Preprocessing((channels, height, width), mean, std), []
     if record is None and not from_class:
         try:
-            said = _hf_preprocessing(_hf_read(name, transformers.AutoImageProcessor).to_dict(), said)
+            processor = _hf_read(name, transformers.AutoImageProcessor, trust_remote_code=False)
+            said = _hf_preprocessing(processor.to_dict(), said)
         except (OSError, InputError):
             notes.append("no preprocessor_config.json: ImageNet's mean and std are assumed (--mean, --std)")
     config.architectures = [kind.__name__]
@@ -297,7 +303,7 @@ def _hf_preprocessing(said: Mapping[str, Any], base: Preprocessing) -> Preproces
     if not said.get("do_resize", True) or not size:
         edge, (height, width) = None, base.input_size[1:]
     else:
-        height, width = (edge, edge) if edge else (size["height"], size["width"])
+        height, width = (edge, edge) if edge else (size.get(k, base.input_size[1]) for k in ("height", "width"))
     if said.get("do_center_crop") and crop:
         edge = edge or min(height, width)
         height, width = (crop["height"], crop["width"]) if "height" in crop else (crop["shortest_edge"],) * 2
