@@ -215,7 +215,7 @@ def _hugging_face(name: str, kwargs: dict[str, Any], pretrained: bool, record: M
     for ours, theirs in (("num_classes", "num_labels"), ("in_chans", "num_channels")):
         if ours in kwargs:
             kwargs[theirs] = kwargs.pop(ours)
-    if '_implementation"' in json.dumps([record, kwargs]):
+    if "_implementation" in json.dumps([record, kwargs]):
         raise InputError(
             f"building hf:{name}: found an option that names an implementation, which may be code from elsewhere; "
             "leave it out: the library's own is taken"
