@@ -142,6 +142,16 @@ def test_what_scores_were_made_from_is_no_second_seam():
     assert (points, seam.head) == (["body:output"], ("fc.weight", "fc.bias"))
 
 
+def test_maps_that_a_prediction_was_made_from_are_no_second_seam():
+    class Both(ConvClassifier):
+        def forward(self, x):
+            x = self.body(x)
+            return {"features": x, "map": self.classifier[0](x)}
+
+    points, seam = seam_of(Both())
+    assert (points, seam.head) == (["body:output"], ("classifier.0.weight", "classifier.0.bias"))
+
+
 def test_two_heads_on_one_map_have_one_point():
     class Two(Chain):
         def __init__(self):
@@ -182,6 +192,12 @@ def test_a_name_with_several_tensors_stands_for_all_of_them():
     for name in ("backbone", "classifier:input"):
         seam = find_seam(model, example, points=[name])
         assert seam.head == tuple(f"classifier.{n}" for n in model.classifier.state_dict())
+
+
+def test_a_tensor_under_two_names_is_one_point():
+    model = _Returns(lambda m: {**m, "last": m["high"]})
+    assert seam_of(model, points=[""])[0] == ["<model>:output.low", "<model>:output.high"]
+    assert seam_of(model)[0] == ["<model>:output.low", "<model>:output.high"]
 
 
 def test_inputs_by_name_and_position_are_caught_and_marked():
@@ -247,6 +263,7 @@ def test_the_whole_path(net, example, points, head, tmp_path):
     assert result.plan.seam.headless == (net in (Maps, Headless))
     if net is Headless:
         assert any("returns features" in note for note in result.report.notes)
+        assert compress(lead, images(), plan=result.plan, config=CONFIG).report.top1_agreement is None
 
 
 def test_a_plan_is_replayed_with_its_seam_and_its_call(tmp_path):
