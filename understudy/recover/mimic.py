@@ -24,6 +24,9 @@ from understudy.seam import Capture, Seam, capturing
 
 # On an accelerator reading a loss waits for the device: so not after every step. Source: assumption.
 _READ_EVERY = 10
+# Of several seam points one at which the few images hardly differ must not drown the others: its error is measured in
+# no smaller unit than this share of the teacher's mean square. Source: assumption.
+_LEAST_SPREAD = 0.1
 
 
 class Source(Protocol):
@@ -173,7 +176,8 @@ def _units(
     seam: Seam, target: Capture, few: Source | Tensor, config: MimicConfig, device: torch.device, dtype: torch.dtype
 ) -> list[float]:
     """What the mean squared error at each point is divided by: of several, the teacher's mean squared deviation from
-    its mean feature, position by position, over the few images as they are. Measured once, so that a batch that happens
+    its mean feature, position by position, over the few images as they are, or a share of its mean square where these
+    are nearly all alike. Measured once, so that a batch that happens
     to vary little weighs no more than another. Of a single point 1: the paper's loss."""
     if len(seam.points) == 1:
         return [1.0]
@@ -188,8 +192,7 @@ def _units(
     units = []
     for total, square in zip(sums, squares, strict=True):
         spread = square - total.square().sum().item() / images
-        # One image, or images that are all alike, have no spread but rounding: then the mean square itself.
-        units.append((spread if spread > 1e-9 * square else square) / (images * total.numel()) or 1.0)
+        units.append(max(spread, _LEAST_SPREAD * square) / (images * total.numel()) or 1.0)
     return units
 
 
