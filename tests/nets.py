@@ -1,12 +1,14 @@
 """Tiny networks that carry their own answers: input size, expected seam, widths that can be cut, and MACs by hand."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 
 class Tiny(nn.Module):
-    """size: (C, H, W) of the input. seam: the expected point. free: group -> units that a plan may cut.
+    """size: (C, H, W) of the input. seam: the expected points. free: group -> units that a plan may cut.
     macs: of one image, head included. head: names of its tensors."""
 
     size = (3, 8, 8)
@@ -360,7 +362,106 @@ class TalkingHeads(Mixer):
         return y + self.out(F.glu(self.gate(y)))
 
 
+class Branches(Tiny):
+    """Two branches of tokens that see each other once, each with its norm and its head; the scores are averaged."""
+
+    seam, free = "norms.0:output norms.1:output", {"hidden.0": 30, "hidden.1": 40}
+    head = ("heads.0.weight", "heads.0.bias", "heads.1.weight", "heads.1.bias")
+    macs = 4 * 48 * 12 + 16 * 12 * 10 + 12 * 10 + 4 * 12 * 30 * 2 + 16 * 10 * 40 * 2 + 12 * 5 + 10 * 5
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.ModuleList([nn.Conv2d(3, 12, 4, 4), nn.Conv2d(3, 10, 2, 2)])
+        self.cross = nn.Linear(12, 10)
+        self.hidden = nn.ModuleList([nn.Linear(12, 30), nn.Linear(10, 40)])
+        self.out = nn.ModuleList([nn.Linear(30, 12), nn.Linear(40, 10)])
+        self.norms = nn.ModuleList([nn.LayerNorm(12), nn.LayerNorm(10)])
+        self.heads = nn.ModuleList([nn.Linear(12, 5), nn.Linear(10, 5)])
+
+    def forward(self, x):
+        a, b = (patch(x).flatten(2).transpose(1, 2) for patch in self.patches)
+        b = b + self.cross(a.mean(1, keepdim=True))
+        a, b = (x + out(F.gelu(inner(x))) for x, inner, out in zip((a, b), self.hidden, self.out, strict=True))
+        scores = [h(n(x)[:, 0]) for x, n, h in zip((a, b), self.norms, self.heads, strict=True)]
+        return torch.stack(scores).mean(0)
+
+
+class ConvClassifier(Tiny):
+    """The classifier is a convolution before the pooling."""
+
+    seam, free, head = "body:output", {"body.0": 8}, ("classifier.0.weight", "classifier.0.bias")
+    macs = 64 * (3 * 8 * 9 + 8 * 12 * 9 + 12 * 5)
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 12, 3, padding=1), nn.ReLU())
+        self.classifier = nn.Sequential(nn.Conv2d(12, 5, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+
+    def forward(self, x):
+        return self.classifier(self.body(x)).flatten(1)
+
+
 NETS = [
     Chain, Residual, Concat, Depthwise, Grouped, Shared, FunctionalPool, NoNorm, ConvAfterPool, Attributes, Attention,
-    LayerNorms, FusedHeads, GroupedQuery, TalkingHeads,
+    LayerNorms, FusedHeads, GroupedQuery, TalkingHeads, Branches, ConvClassifier,
 ]  # fmt: skip
+
+
+class Maps(nn.Module):
+    """A backbone: two maps of different sizes in a dict, the second made from the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.low = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 8, 3, padding=1)
+        self.inner, self.high = nn.Conv2d(8, 10, 3, 2, 1), nn.Conv2d(10, 12, 3, padding=1)
+
+    def forward(self, x):
+        low = F.relu(self.low(F.relu(self.stem(x))))
+        return {"low": low, "high": F.relu(self.high(F.relu(self.inner(low))))}
+
+
+class Dense(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.low, self.high = nn.Conv2d(8, 5, 1), nn.Conv2d(12, 5, 1)
+
+    def forward(self, maps):
+        return self.low(maps["low"]) + F.interpolate(self.high(maps["high"]), scale_factor=2.0)
+
+
+class Segmenter(nn.Module):
+    """Takes its images by name and returns a dict: its classifier reads two maps out of a dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone, self.classifier = Maps(), Dense()
+
+    def forward(self, *, pixel_values, sharp=False):
+        return {"out": self.classifier(self.backbone(pixel_values * (2.0 if sharp else 1.0))), "size": 8}
+
+
+@dataclass
+class Output:
+    scores: torch.Tensor
+    features: torch.Tensor
+
+
+class Structured(Chain):
+    """Returns a dataclass that torch knows nothing of: scores, and the features that they were made from."""
+
+    def forward(self, x):
+        x = self.body(x)
+        return Output(self.fc(self.pool(x).flatten(1)), x)
+
+
+class Headless(Residual):
+    """Pooled features and nothing behind them."""
+
+    head = ()
+
+    def __init__(self):
+        super().__init__()
+        del self.fc
+
+    def forward(self, x):
+        return self.pool(self.stage2(self.stage1(F.relu(self.stem(x))))).flatten(1)

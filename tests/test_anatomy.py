@@ -25,7 +25,7 @@ def free(anatomy: Anatomy) -> dict[str, int]:
 def test_seam_head_and_groups(net):
     model = randomised(net())
     anatomy = trace(model, model.example())
-    assert [str(p) for p in anatomy.seam.points] == [net.seam]
+    assert [str(p) for p in anatomy.seam.points] == net.seam.split()
     assert anatomy.seam.head == net.head
     assert free(anatomy) == net.free
 
@@ -126,15 +126,6 @@ def test_a_later_call_of_one_module_can_be_the_seam():
 def test_a_seam_that_is_not_there(points):
     with pytest.raises(UnsupportedModel, match=r"nowhere|never reached|sideways"):
         trace(Chain(), Chain().example(), points=points)
-
-
-def test_without_a_head_the_seam_option_is_named():
-    class Headless(Chain):
-        def forward(self, x):
-            return self.pool(self.body(x)).flatten(1)
-
-    with pytest.raises(UnsupportedModel, match=r"no head.*--seam"):
-        find_seam(Headless(), Headless().example())
 
 
 def test_meta_is_refused():

@@ -88,3 +88,37 @@ def test_sizes_in_attributes_of_real_models():
     anatomy = trace(model, torch.zeros(2, 3, 64, 64))
     student = cut(model, make_plan(model, anatomy, keep_width=0.5, scheme="mid"))
     assert (model.layer1[0].width, student.layer1[0].width) == (26, 13)
+
+
+def _segmenter(name: str) -> torch.nn.Module:
+    from torchvision.models import segmentation
+
+    return getattr(segmentation, name)(weights=None, weights_backbone=None)
+
+
+def _pyramid() -> torch.nn.Module:
+    from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+
+    return resnet_fpn_backbone(backbone_name="resnet18", weights=None)
+
+
+@pytest.mark.parametrize(
+    ("make", "points"),
+    [
+        (lambda: build("torchvision:squeezenet1_1"), ["classifier.0:output"]),
+        (lambda: _segmenter("fcn_resnet50"), ["backbone:output.out"]),
+        (
+            lambda: _segmenter("deeplabv3_mobilenet_v3_large"),
+            ["classifier.3:output"],
+        ),  # most of its MACs are the head's
+        (lambda: _segmenter("lraspp_mobilenet_v3_large"), ["backbone:output.low", "backbone:output.high"]),
+        (_pyramid, [f"<model>:output.{part}" for part in (0, 1, 2, 3, "pool")]),
+        (lambda: build("timm:efficientvim_m1"), [f"norm.{i}:output" for i in range(4)]),
+    ],
+)
+def test_seams_that_are_not_one_map_before_a_pooling(make, points):
+    model = randomised(make())
+    anatomy = trace(model, torch.zeros(2, 3, 64, 64))
+    assert [str(p) for p in anatomy.seam.points] == points
+    plan = make_plan(model, anatomy, keep=0.7, score="random")
+    assert check_cut(anatomy, plan, model, cut(model, plan))["error"] <= 1e-10

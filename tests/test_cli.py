@@ -26,8 +26,11 @@ class Net(nn.Module):
 def build():
     torch.manual_seed(0)
     return Net(), {"input_size": (3, 16, 16), "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "views": "pad_crop"}
-def headless():
-    return Net().body
+class Label(Net):
+    def forward(self, x):
+        return super().forward(x).argmax(1)
+def label():
+    return Label()
 def meta():
     return Net().to("meta")
 """
@@ -129,7 +132,7 @@ def test_inspect_tells_seam_groups_and_reach(place, capsys):
         (["compress", "net.py:build", "photos", "--keep", "0.5", "--out", "x", "--steps", "-1"], 2, "steps"),
         (["compress", "net.py:build", "photos", "--keep", "0.5", "--out", "x", "--device", "toaster"], 2, "device"),
         (
-            ["compress", "net.py:headless", "photos", "--keep", "0.5", "--out", "x", "--input-size", "3x16x16"],
+            ["compress", "net.py:label", "photos", "--keep", "0.5", "--out", "x", "--input-size", "3x16x16"],
             3,
             "--seam",
         ),

@@ -101,7 +101,7 @@ def test_public_names():
 
 BUDGET = """--keep --keep-width --scheme --spare-ends --no-spare-ends --drop --pin --exclude --min-channels --divisor
     --importance"""
-TEACHER = "--weights --pretrained --no-pretrained --num-classes --input-size --seam --threads"
+TEACHER = "--weights --pretrained --no-pretrained --num-classes --part --input-size --seam --threads"
 FLAGS = {
     "inspect": TEACHER,
     "plan": f"{BUDGET} {TEACHER} --out --seed --force --no-force",

@@ -101,7 +101,7 @@ def test_no_hook_is_left_behind(net, point):
     [
         ("on", r"no module 'on' in this network; near it: one"),
         ("again:output@2", r"ended without reaching again:output@2"),
-        ("pair", r"seam point pair:output: found a tuple, expected one tensor"),
+        ("pair", r"seam point pair:output: found a tuple with the parts 0, 1, expected one tensor"),
     ],
 )
 def test_points_that_cannot_be_captured_are_named(net, point, says):

@@ -14,7 +14,7 @@ from understudy.anatomy import trace
 from understudy.cost import count, count_teacher
 from understudy.cut import cut
 from understudy.errors import InputError, LawBroken
-from understudy.guard import full_copy, named_tensors
+from understudy.guard import evaluating, full_copy, named_tensors
 from understudy.images import ImageSet, read_images, split
 from understudy.plan import Plan, check_teacher
 from understudy.planner import make_plan, replan
@@ -25,7 +25,16 @@ from understudy.replace import replace as put_under_head
 from understudy.report import Report, platform_kind, versions
 from understudy.seam import SeamPoint
 from understudy.teachers import Teacher, load_teacher, own_teacher
-from understudy.verify import Accuracy, accuracy, check_head, figures, labels_from_folders, same_bits
+from understudy.trace import as_example
+from understudy.verify import (
+    Accuracy,
+    accuracy,
+    check_head,
+    class_scores,
+    figures,
+    labels_from_folders,
+    same_bits,
+)
 
 _FIGURES = ("top1_agreement", "top1_agreement_low", "top1_agreement_high", "feature_error_relative", "images_held_out")
 OnStage = Callable[[str], None]
@@ -34,7 +43,8 @@ OnStep = Callable[[int, int, float], None]
 
 @dataclass(frozen=True)
 class Result:
-    """model: the student under the teacher's head, in eval mode. folder: where it was saved, or None."""
+    """model: the student under the teacher's head, in eval mode; of a teacher that is compressed in part, the whole.
+    folder: where it was saved, or None."""
 
     model: nn.Module
     plan: Plan
@@ -71,7 +81,8 @@ def compress(
     held_out: images that only certify, from another source; without it `held_out_share` of `images` is set aside for
     that. labelled: images that only measure accuracy: a folder of class folders, or anything readable with `labels`.
     seam: points where the features are taken, instead of the one that is found. drop: blocks to leave out whole.
-    example: traced input; without it a batch of two in the teacher's input size. folder: where to save; an existing
+    example: traced input, images first, or `((), {"pixel_values": images})` where the network takes them by that name;
+    without it a batch of two in the teacher's input size. folder: where to save; an existing
     one is only replaced with force. on_stage(text), on_step(done, total, loss): progress.
 
     The paper's recipe takes the last step, so no images are set aside to choose by: all that are not held out fit.
@@ -87,15 +98,17 @@ def compress(
 
     say("reading images")
     few, proof, notes = _images(teacher, images, held_out, held_out_share, split_seed)
-    test, truth = _labelled(teacher, labelled, labels)
-
-    say("reading the network")
     if example is None:
         example = torch.zeros(2, *teacher.preprocessing.input_size)
+    call = _call(example)
+    test, truth = _labelled(teacher, labelled, labels, call)
+
+    say("reading the network")
     anatomy = trace(
-        model, example, points=seam or (plan.seam.points if plan else None), drop=plan.drop if plan else drop
+        model, example, plan.seam if plan and not seam else None, points=seam, drop=plan.drop if plan else drop
     )
     plan = replan(model, anatomy, plan, source) if plan else make_plan(model, anatomy, source=source, **budget)
+    plan = replace(plan, asked={**plan.asked, "call": call})
 
     if not plan.slices and not plan.drop:
         config = replace(config, steps=0)
@@ -108,13 +121,14 @@ def compress(
     laws.check_budget(plan, before, after)
 
     say(f"mimicking {config.steps} steps on {len(few)} images")
-    log = mimic(model, student, plan.seam, few, config, on_step=on_step)
+    log = mimic(model, student, plan.seam, _given(few, call), config, on_step=on_step)
 
     say("replacing and verifying")
     result = put_under_head(model, student, plan.seam)
-    check_head(model, result, plan.seam)
-    worth = figures(model, result, plan.seam, proof)
-    score = accuracy(model, result, test, truth) if test is not None else None
+    whole, lead = teacher.completed(result), model if teacher.whole is None else teacher.whole
+    check_head(lead, whole, plan.seam, teacher.part)
+    worth = figures(model, result, plan.seam, _given(proof, call))
+    score = accuracy(model, result, _given(test, call), truth) if test is not None else None
     report = Report(
         params_teacher=before.params,
         params_student=after.params,
@@ -141,8 +155,8 @@ def compress(
     saved = None
     if folder is not None:
         say("saving")
-        saved = _save(Path(folder), result, plan, report, force, model, proof)
-    return Result(result, plan, report, log, saved)
+        saved = _save(Path(folder), whole, plan, report, force, lead)
+    return Result(whole, plan, report, log, saved)
 
 
 def _images(
@@ -164,7 +178,60 @@ def _images(
     return found, proof, notes + [f"held out: {n}" for n in proof.notes]
 
 
-def _labelled(teacher: Teacher, source: Any, labels: Sequence[int] | None) -> tuple[ImageSet | None, list[int]]:
+@dataclass(frozen=True)
+class _Call:
+    """Images as the network takes them: under a name, or with other arguments beside them."""
+
+    images: ImageSet
+    keyword: str | None
+    options: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def view(self, indices: list[int], views: str, generator: torch.Generator) -> Any:
+        return self._given(self.images.view(indices, views, generator))
+
+    def batch(self, indices: list[int]) -> Any:
+        return self._given(self.images.batch(indices))
+
+    def _given(self, batch: torch.Tensor) -> tuple[tuple, dict]:
+        if self.keyword is None:
+            return (batch,), dict(self.options)
+        return (), {self.keyword: batch, **self.options}
+
+
+def _given(images: ImageSet, call: dict[str, Any] | None) -> Any:
+    return images if call is None else _Call(images, call["keyword"], call["options"])
+
+
+def _call(example: Any) -> dict[str, Any] | None:
+    """How the network takes its images, as plain data for the plan: under which keyword, if any, and with which options
+    beside them. None where they are all that it takes.
+
+    Raises: InputError where there is more to it than that.
+    """
+    args, kwargs = as_example(example)
+    options = {name: value for name, value in kwargs.items() if not isinstance(value, torch.Tensor)}
+    images = [*args, *(name for name in kwargs if name not in options)]
+    if (
+        len(images) != 1
+        or not all(isinstance(a, torch.Tensor) for a in args)
+        or not all(isinstance(v, (bool, int, float, str, type(None))) for v in options.values())
+    ):
+        raise InputError(
+            f"reading the example: found {len(args)} arguments and the keywords {', '.join(kwargs) or 'none'}; "
+            "expected images as the one tensor, (images,) or ((), {name: images}), with no options beside them but "
+            "numbers and texts under their names. Wrap the network in a module whose forward takes images and fills in "
+            "the rest, or call trace, make_plan, cut, mimic and replace yourself"
+        )
+    keyword = None if args else images[0]
+    return {"keyword": keyword, "options": options} if keyword or options else None
+
+
+def _labelled(
+    teacher: Teacher, source: Any, labels: Sequence[int] | None, call: dict[str, Any] | None
+) -> tuple[ImageSet | None, list[int]]:
     if source is None:
         return None, []
     test = source if isinstance(source, ImageSet) else read_images(source, teacher.preprocessing)
@@ -172,23 +239,23 @@ def _labelled(teacher: Teacher, source: Any, labels: Sequence[int] | None) -> tu
         return test, list(labels)
     if not isinstance(source, (str, Path)):
         raise InputError("reading labelled images: they come without labels; give labels=[...] or a folder of classes")
-    return test, labels_from_folders(test.names, source, _classes(teacher, test))
+    return test, labels_from_folders(test.names, source, _classes(teacher, _given(test, call)))
 
 
-def _classes(teacher: Teacher, test: ImageSet) -> int:
-    with torch.no_grad():
-        logits = teacher.model(test.batch([0]))
-    if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
+def _classes(teacher: Teacher, test: Any) -> int:
+    batch = test.batch([0])
+    args, kwargs = ((batch,), {}) if isinstance(batch, torch.Tensor) else batch
+    with evaluating(teacher.model):
+        scores = class_scores(teacher.model(*args, **kwargs), 1)
+    if scores is None:
         raise InputError("measuring accuracy: the teacher's output is not one row of class scores an image")
-    return logits.shape[1]
+    return scores.shape[1]
 
 
-def _save(
-    folder: Path, model: nn.Module, plan: Plan, report: Report, force: bool, teacher: nn.Module, proof: ImageSet
-) -> Path:
+def _save(folder: Path, model: nn.Module, plan: Plan, report: Report, force: bool, teacher: nn.Module) -> Path:
     """Save, load again by replaying the plan on the teacher's architecture, and compare every tensor."""
     saved = store.save(folder, model=model, plan=plan, report=report, force=force)
-    again = store.load(saved, lambda: full_copy(teacher))  # a copy: loading puts it on the CPU
+    again = store.load(saved, lambda **_: full_copy(teacher))  # a copy: loading puts it on the CPU
     tensors = named_tensors(again)
     for name, tensor in named_tensors(model).items():
         if name not in tensors or not same_bits(tensor, tensors[name]):
@@ -223,22 +290,24 @@ def verify_folder(
     model = store.load(folder, teacher)
     lead = load_teacher(
         given, weights=weights, pretrained=pretrained, model_kwargs=source.get("options", {}).get("model_kwargs"),
-        **{k: source.get("options", {}).get(k) for k in ("num_classes", "in_chans")},
+        **{k: source.get("options", {}).get(k) for k in ("num_classes", "in_chans")}, part=source.get("part", ""),
     )  # fmt: skip
     if "preprocessing" in source:
         lead = replace(lead, preprocessing=Preprocessing.from_json(source["preprocessing"]))
     check_teacher(lead.model, plan)
-    check_head(lead.model, model, plan.seam)
+    check_head(lead.model if lead.whole is None else lead.whole, model, plan.seam, lead.part)
+    model = model.get_submodule(lead.part)
     proof = read_images(images, lead.preprocessing)
     known = set(stored.image_hashes.get("fit", []))
     seen = sum(h in known for h in proof.hashes)
     notes = [f"{seen} of these images trained the student: they prove nothing of new ones"] if seen else []
-    test, truth = _labelled(lead, labelled, None)
+    call = plan.asked.get("call")
+    test, truth = _labelled(lead, labelled, None, call)
     if device is not None:
         lead.model.to(device)
         model.to(device)
-    worth = figures(lead.model, model, plan.seam, proof)
-    score = accuracy(lead.model, model, test, truth) if test is not None else None
+    worth = figures(lead.model, model, plan.seam, _given(proof, call))
+    score = accuracy(lead.model, model, _given(test, call), truth) if test is not None else None
     return replace(
         stored,
         **{f: getattr(worth, f) for f in _FIGURES},

@@ -53,15 +53,15 @@ def count(model: nn.Module, example: Any) -> Cost:
 
 def count_traced(traced: Traced) -> Cost:
     """Cost of a network that is already traced."""
-    macs, uncounted = 0, Counter()
+    total, uncounted = 0, Counter()
     for node in traced.nodes:
-        counted = _macs(node)
+        counted = macs(node)
         if counted is not None:
-            macs += counted
+            total += counted
         elif operator(node) not in _FREE:
             uncounted[operator(node)] += 1
     params = sum(p.numel() for p in traced.model.parameters())
-    return Cost(round(macs / traced.batch), params, dict(sorted(uncounted.items())))
+    return Cost(round(total / traced.batch), params, dict(sorted(uncounted.items())))
 
 
 def count_teacher(teacher: nn.Module, anatomy: Anatomy) -> Cost:
@@ -82,7 +82,7 @@ def terms(anatomy: Anatomy) -> list[Term]:
 
 def _products(anatomy: Anatomy, node: Node) -> list[tuple[int, list[np.ndarray | None]]]:
     """MACs of `node` and the channels they are a product of; attention is two products."""
-    total = _macs(node)
+    total = macs(node)
     if total is None:
         return []
     if operator(node) != "scaled_dot_product_attention":
@@ -93,7 +93,8 @@ def _products(anatomy: Anatomy, node: Node) -> list[tuple[int, list[np.ndarray |
     return [(pairs * shape(v)[-1], [*heads, anatomy.axes[v][-1]]) for v in (query, value)]
 
 
-def _macs(node: Node) -> int | None:
+def macs(node: Node) -> int | None:
+    """MACs of one operator on the traced batch; None where it is not counted."""
     name, out = operator(node), shape(node)
     if name in ("conv1d", "conv2d", "conv3d"):
         return math.prod(out) * math.prod(shape(node.args[1])[1:])

@@ -21,11 +21,11 @@ def inspect(teacher: nn.Module, example: Any, *, seam: Any = None) -> dict[str, 
 def facts(teacher: nn.Module, anatomy: Anatomy) -> dict[str, Any]:
     """What `anatomy` knows of `teacher`, as plain data.
 
-    seam: points, shapes and head. macs, params, macs_not_counted. groups: name, width in units, channels, scheme "mid"
-    or not, share of the MACs that depend on it, and why it is pinned. macs_share_pinned: share of the MACs in operators
-    of which no channel can be cut. blocks: those that may be dropped. unread:
-    operators that pinned something. unused_parameters. smallest_keep: the least share of MACs that each scheme reaches.
-    keep_width: MACs share left when every group keeps that share of its channels.
+    seam: points, shapes and head. headless: it returns features and predicts nothing. macs, params, macs_not_counted.
+    groups: name, width in units, channels, scheme "mid" or not, share of the MACs that depend on it, and why it is
+    pinned. macs_share_pinned: share of the MACs in operators of which no channel can be cut. blocks: those that may be
+    dropped. unread: operators that pinned something. unused_parameters. smallest_keep: the least share of MACs that
+    each scheme reaches. keep_width: MACs share left when every group keeps that share of its channels.
     """
     cost, shares = count_traced(anatomy.traced), _shares(anatomy)
     mid = {g.name for g in eligible_groups(anatomy, "mid")}
@@ -35,6 +35,7 @@ def facts(teacher: nn.Module, anatomy: Anatomy) -> dict[str, Any]:
         "seam": [str(p) for p in anatomy.seam.points],
         "seam_shapes": [list(s) for s in anatomy.seam.shapes],
         "head": list(anatomy.seam.head),
+        "headless": anatomy.seam.headless,
         "macs": cost.macs,
         "params": cost.params,
         "macs_not_counted": cost.uncounted,

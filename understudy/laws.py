@@ -20,7 +20,7 @@ from understudy.graph import Anatomy
 from understudy.guard import evaluating, full_copy, named_tensors, seeded
 from understudy.operators import statistics_axes
 from understudy.plan import Plan
-from understudy.seam import capturing
+from understudy.seam import capturing, tensors
 from understudy.trace import operator, shape
 
 _READS_ACROSS = {
@@ -238,4 +238,4 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def _floats(result: Any) -> Iterator[torch.Tensor]:
-    yield from (v for v in _leaves(result) if isinstance(v, torch.Tensor) and v.is_floating_point())
+    yield from (value for _, value in tensors(result) if value.is_floating_point())

@@ -171,6 +171,9 @@ def _plain(data: dict[str, Any]) -> list[str]:
         value = asked.get(name)
         if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
             faults.append(f"asked[{name!r}] is {_short(value)}, expected {'text' if kinds is str else 'a number'}")
+    call = asked.get("call")
+    if call is not None and not (isinstance(call, dict) and {"keyword", "options"} <= set(call)):
+        faults.append(f"asked['call'] is {_short(call)}, expected an object with keyword and options")
     faults += [
         f"macs[{k!r}] is {_short(v)}, expected a whole number" for k, v in data["macs"].items() if not _is_int(v)
     ]

@@ -17,7 +17,7 @@ from torch.fx import Node
 
 from understudy.errors import InputError, UnsupportedModel
 from understudy.guard import named_tensors, structural_copy
-from understudy.seam import SeamPoint, marking
+from understudy.seam import SeamPoint, marking, tensors
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -36,7 +36,8 @@ class Traced:
 
     model: a structural copy in eval mode that shares the network's tensors. example: what it was traced with.
     nodes: operators in the order in which they run. tensors: placeholder -> parameter or buffer name.
-    inputs: placeholders of the example's tensors. marks: nodes of seam points that were asked for.
+    inputs: placeholders of the example's tensors. outputs: nodes of what it returns, each with its place there ("" for
+    a tensor that stands alone, else as in `SeamPoint.part`). marks: seam points that were asked for, and their nodes.
     """
 
     model: nn.Module
@@ -45,8 +46,8 @@ class Traced:
     nodes: list[Node]
     tensors: dict[Node, str]
     inputs: list[Node]
-    outputs: list[Node]
-    marks: list[Node]
+    outputs: dict[Node, str]
+    marks: dict[SeamPoint, Node]
     calls: dict[Node, tuple[Call, ...]]
 
     @property
@@ -128,21 +129,20 @@ def trace_graph(model: nn.Module, example: Any, points: Sequence[SeamPoint] = ()
     require_data(model)
     args, kwargs = as_example(example)
     clone = structural_copy(model).eval()
-    program = export_program(clone, args, kwargs, points)
+    with marking(clone, points) as marked, _flat(clone) as parts:
+        program = export_program(clone, args, kwargs)
     _flatten(program.graph_module)
-    return _read(clone, (args, kwargs), program, len(points))
+    return _read(clone, (args, kwargs), program, parts, points, marked)
 
 
-def export_program(
-    model: nn.Module, args: tuple, kwargs: dict, points: Sequence[SeamPoint] = (), dynamic_shapes: Any = None
-) -> Any:
+def export_program(model: nn.Module, args: tuple, kwargs: dict, dynamic_shapes: Any = None) -> Any:
     """The `torch.export.ExportedProgram` of `model` as it is; code that runs may set attributes of it: hand in a copy.
 
     dynamic_shapes: as `torch.export.export` takes it. Raises: UnsupportedModel naming what could not be followed and,
     where it is known, the module.
     """
     try:
-        with warnings.catch_warnings(), quiet("torch._subclasses.fake_tensor"), torch.no_grad(), marking(model, points):
+        with warnings.catch_warnings(), quiet("torch._subclasses.fake_tensor"), torch.no_grad():
             warnings.simplefilter("ignore")  # torch.export warns of its own internals; its errors are raised
             return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
     except UnsupportedModel:
@@ -198,6 +198,24 @@ def _flatten(module: torch.fx.GraphModule) -> None:
 
 
 @contextmanager
+def _flat(model: nn.Module) -> Iterator[list[str]]:
+    """`model` returns a list of its tensors inside, whatever holds them, so that torch.export need not know the kind.
+    The list fills while it runs: the place of each."""
+    parts: list[str] = []
+
+    def hook(_: nn.Module, __: tuple, output: Any) -> list[torch.Tensor]:
+        found = list(tensors(output))
+        parts[:] = [part for part, _ in found]
+        return [tensor for _, tensor in found]
+
+    handle = model.register_forward_hook(hook)
+    try:
+        yield parts
+    finally:
+        handle.remove()
+
+
+@contextmanager
 def quiet(*names: str) -> Iterator[None]:
     """torch logs what it is about to raise, tracebacks included; what is raised is enough."""
     loggers = [logging.getLogger(name) for name in names]
@@ -211,7 +229,14 @@ def quiet(*names: str) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _read(model: nn.Module, example: Example, program: Any, points: int) -> Traced:
+def _read(
+    model: nn.Module,
+    example: Example,
+    program: Any,
+    parts: list[str],
+    points: Sequence[SeamPoint],
+    marked: list[tuple[int, SeamPoint]],
+) -> Traced:
     signature = program.graph_signature
     first = {id(t): n for n, t in reversed([*model.named_parameters(), *model.named_buffers()])}
     held = named_tensors(model)
@@ -219,29 +244,34 @@ def _read(model: nn.Module, example: Example, program: Any, points: int) -> Trac
         node: first.get(id(held.get(name)), name)
         for node, name in {**signature.inputs_to_parameters, **signature.inputs_to_buffers}.items()
     }
-    tensors, inputs, nodes, outputs = {}, [], [], []
+    known, inputs, nodes, outputs = {}, [], [], {}
     marks: dict[int, Node] = {}
     users = set(signature.user_inputs)
     for node in program.graph.nodes:
         if node.op == "placeholder":
             if node.name in names:
-                tensors[node] = names[node.name]
+                known[node] = names[node.name]
             elif node.name in users and shape(node) is not None:
                 inputs.append(node)
         elif node.op == "output":
-            outputs = [n for n in node.all_input_nodes if shape(n) is not None and n not in tensors]
+            returned = node.args[0][len(node.args[0]) - len(parts) :]  # behind the buffers that the pass changes
+            for value, part in zip(returned, parts, strict=True):
+                if shape(value) is not None and value not in known:
+                    outputs.setdefault(value, part)
         elif node.op == "call_function":
             nodes.append(node)
             if operator(node) == "seam_mark":
                 marks[node.args[1]] = node
         elif node.op == "get_attr":
             continue
-    missing = [i for i in range(points) if i not in marks]
-    if missing:
-        raise UnsupportedModel("finding the seam: a named seam point is never reached in a forward pass")
-    return Traced(
-        model, example, program, nodes, tensors, inputs, outputs, [marks[i] for i in range(points)], _calls(nodes)
-    )
+    unreached = [str(p) for i, p in enumerate(points) if i not in {marked[k][0] for k in marks}]
+    if unreached:
+        raise UnsupportedModel(
+            f"finding the seam: {', '.join(unreached)} is never reached in a forward pass, or nothing comes of it"
+        )
+    in_order = sorted(marks, key=lambda k: marked[k][0])
+    seam = {marked[k][1]: marks[k] for k in in_order}
+    return Traced(model, example, program, nodes, known, inputs, outputs, seam, _calls(nodes))
 
 
 def _calls(nodes: list[Node]) -> dict[Node, tuple[Call, ...]]:

@@ -4,7 +4,7 @@ A broken law raises; a poor figure is reported. `accuracy` is the only place tha
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from understudy import guard
 from understudy.errors import InputError, LawBroken, UnsupportedModel
-from understudy.seam import Seam, capturing
+from understudy.seam import Seam, capturing, tensors
 
 if TYPE_CHECKING:
     from understudy.images import ImageSet
@@ -51,13 +50,17 @@ class Accuracy:
     images_labelled: int
 
 
-def check_head(teacher: nn.Module, model: nn.Module, seam: Seam) -> None:
-    """Law 4: every tensor of the head is bit-identical in both.
+def check_head(teacher: nn.Module, model: nn.Module, seam: Seam, part: str = "") -> None:
+    """Law 4: every tensor of the head is bit-identical in both; with `part`, the submodule that `seam` is of, also
+    every tensor outside it.
 
     Raises: LawBroken naming the first that is not.
     """
     theirs, ours = guard.named_tensors(teacher), guard.named_tensors(model)
-    for name in seam.head:
+    inside = f"{part}." if part else ""
+    head = [inside + name for name in seam.head]
+    head += [name for name in {**theirs, **ours} if not name.startswith(inside)]
+    for name in head:
         if name not in theirs or name not in ours:
             raise LawBroken(f"checking the head: {name!r} is missing in the {'model' if name in theirs else 'teacher'}")
         if not same_bits(theirs[name], ours[name]):
@@ -106,7 +109,7 @@ def figures(
                         f"{tuple(have.shape)}; expected the same"
                     )
                 error.add(want.double(), have.double())
-            theirs, ours = _logits(theirs, len(where)), _logits(ours, len(where))
+            theirs, ours = class_scores(theirs, len(where)), class_scores(ours, len(where))
             if theirs is None or ours is None or theirs.shape != ours.shape:
                 agreeing = None
             elif agreeing is not None:
@@ -117,6 +120,9 @@ def figures(
         relative = sum(e.squared / e.spread for e in errors) / len(errors)
     else:
         notes.append("the teacher's features do not vary over the held-out images: feature error is unknown")
+    if seam.headless:
+        notes.append("the network has no head and returns features: top-1 agreement has no meaning")
+        return Figures(None, None, None, relative, images, tuple(notes))
     if agreeing is None:
         notes.append("the output is not one row of class scores an image: top-1 agreement has no meaning")
         return Figures(None, None, None, relative, images, tuple(notes))
@@ -235,19 +241,18 @@ def _outputs(
     for where in _chunks(len(images), batch_size):
         with guard.evaluating(teacher), guard.evaluating(model):
             batch = _batch(images, where)
-            rows = tuple(_logits(_run(net, net, batch), len(where)) for net in (teacher, model))
+            rows = tuple(class_scores(_run(net, net, batch), len(where)) for net in (teacher, model))
         if all(row is not None for row in rows):
             _check_finite(*rows, "outputs")
         yield slice(where.start, where.stop), rows
 
 
-def _logits(output: Any, images: int) -> Tensor | None:
-    """The one tensor of class scores that a network returns, maybe among others; None for none or several."""
-    found = [
-        value
-        for value in tree_leaves(getattr(output, "logits", output))
-        if isinstance(value, Tensor) and value.ndim == 2 and len(value) == images and value.shape[1] >= 2
-    ]
+def class_scores(output: Any, images: int) -> Tensor | None:
+    """The one tensor of class scores (n, K) that a network returns, maybe among others, which goes by the name of
+    logits or out where there are names; None for none or several."""
+    named = output if isinstance(output, Mapping) else getattr(output, "__dict__", {})
+    output = next((named[key] for key in ("logits", "out") if key in named), output)
+    found = [value for _, value in tensors(output) if value.ndim == 2 and len(value) == images and value.shape[1] >= 2]
     return found[0].cpu() if len(found) == 1 else None
 
 

@@ -100,6 +100,7 @@ def _compressed(spec: str, line: dict[str, Any]) -> tuple[Any, Any, Any]:
     """The teacher, the result and the few images, after every stage but the last."""
     import torch
 
+    from benchmarks.zoo.models import OTHERS
     from understudy.anatomy import trace
     from understudy.cost import count, count_traced
     from understudy.cut import cut
@@ -110,12 +111,13 @@ def _compressed(spec: str, line: dict[str, Any]) -> tuple[Any, Any, Any]:
     from understudy.recover.mimic import mimic
     from understudy.replace import replace
     from understudy.report import Report
+    from understudy.seam import tensors
     from understudy.store import save
     from understudy.teachers import load_teacher
 
     stage = partial(_stage, line)
     with stage("build"):
-        teacher = load_teacher(spec, pretrained=False)
+        teacher = load_teacher(spec, pretrained=False, **OTHERS.get(spec, {}))
         model = randomised(teacher.model)
         size = teacher.preprocessing.input_size
         line |= {"input": list(size), "params": sum(p.numel() for p in model.parameters())}
@@ -142,14 +144,14 @@ def _compressed(spec: str, line: dict[str, Any]) -> tuple[Any, Any, Any]:
         with stage("save"):
             result = replace(model, student, plan.seam)
             with torch.no_grad():
-                wanted = result(few)
-            torch.save(wanted if isinstance(wanted, torch.Tensor) else wanted[0], Path(scratch, "wanted.pt"))
+                wanted = [t for _, t in tensors(result(few))]
+            torch.save(wanted, Path(scratch, "wanted.pt"))
             torch.save(few, Path(scratch, "few.pt"))
             report = Report(params_teacher=before.params, params_student=after.params)
-            folder = save(Path(scratch, "result"), model=result, plan=plan, report=report)
+            folder = save(Path(scratch, "result"), model=teacher.completed(result), plan=plan, report=report)
         with stage("reload"):
             again = subprocess.run(
-                [sys.executable, "-c", _RELOAD, str(folder), scratch, str(torch.get_num_threads())],
+                [sys.executable, "-c", _RELOAD, str(folder), scratch, str(torch.get_num_threads()), teacher.part],
                 capture_output=True,
                 text=True,
                 check=False,
@@ -161,20 +163,27 @@ def _compressed(spec: str, line: dict[str, Any]) -> tuple[Any, Any, Any]:
 
 _RELOAD = """
 import sys, torch, understudy
-folder, scratch, threads = sys.argv[1:]
+from understudy.seam import tensors
+folder, scratch, threads, part = sys.argv[1:]
 torch.set_num_threads(int(threads))  # how a sum is shared among threads shows in its last bits
-model = understudy.load(folder)
+model = understudy.load(folder).get_submodule(part)
 with torch.no_grad():
-    found = model(torch.load(f"{scratch}/few.pt"))
-found = found if isinstance(found, torch.Tensor) else found[0]
-assert torch.equal(found, torch.load(f"{scratch}/wanted.pt")), "its output is not bit-equal"
+    found = [t for _, t in tensors(model(torch.load(f"{scratch}/few.pt")))]
+wanted = torch.load(f"{scratch}/wanted.pt")
+assert len(found) == len(wanted) and all(map(torch.equal, found, wanted)), "its output is not bit-equal"
 """
 
 
 def randomised(model: Any, seed: int = SEED) -> Any:
     """`model`, in eval mode, with every floating-point parameter and buffer at random, in place: fresh weights (gamma
-    0, layer scale 1e-6) would hide wrong indices."""
+    0, layer scale 1e-6) would hide wrong indices. A buffer that is positive throughout stays so: it may be a variance
+    (batch norm's, or csatv2's own) of which the code takes the root."""
     import torch
+
+    positive = {
+        name for name, tensor in model.named_buffers() if tensor.is_floating_point() and bool((tensor > 0).all())
+    }
+    positive |= {name for name, _ in model.named_buffers() if name.endswith("running_var")}
 
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -183,7 +192,7 @@ def randomised(model: Any, seed: int = SEED) -> Any:
                 tensor.fill_(3)
             elif not tensor.is_floating_point():
                 continue  # indices: others would be out of range
-            elif name.endswith("running_var"):
+            elif name in positive:
                 tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
             elif tensor.dim() > 1:
                 tensor.copy_(torch.randn(tensor.shape, generator=generator) * (2 / tensor[0].numel()) ** 0.5)

@@ -1,6 +1,7 @@
 """MIMIC: the student's body learns the teacher's features at the seam, from a few unlabelled images.
 
-The loss is the paper's and nothing else: mean squared error between feature maps. No labels, no logits, no head.
+The loss is the paper's and nothing else: mean squared error between feature maps. No labels, no logits, no head. Of a
+seam of several points it is the sum of their errors, each in units of the teacher's own variance there.
 Not covered: several devices at once, mixing of images (mixup, cutmix), any other optimiser than SGD.
 """
 
@@ -23,6 +24,9 @@ from understudy.seam import Capture, Seam, capturing
 
 # On an accelerator reading a loss waits for the device: so not after every step. Source: assumption.
 _READ_EVERY = 10
+# Of several seam points one at which the few images hardly differ must not drown the others: its error is measured in
+# no smaller unit than this share of the teacher's mean square. Source: assumption.
+_LEAST_SPREAD = 0.1
 
 
 class Source(Protocol):
@@ -34,7 +38,8 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class MimicLog:
-    """losses, lrs: one number a step, the loss before that step's update; seconds: wall time; images: how many there
+    """losses, lrs: one number a step, the loss before that step's update (with several seam points a sum of relative
+    errors: 1 for each is as bad as the mean feature); seconds: wall time; images: how many there
     were; batch: how many a step took."""
 
     config: MimicConfig
@@ -91,7 +96,8 @@ def mimic(
             ):
                 optimiser = _prepare(student, head, config)
                 batches = _batches(few, config, device, dtype)
-                losses = _learn(seam, target, learner, optimiser, batches, config, on_step)
+                units = _units(seam, target, few, config, device, dtype)
+                losses = _learn(seam, units, target, learner, optimiser, batches, config, on_step)
     except Exception:
         with torch.no_grad():
             for tensor, value in before:
@@ -127,6 +133,7 @@ def _prepare(student: nn.Module, head: set[int], config: MimicConfig) -> torch.o
 
 def _learn(
     seam: Seam,
+    units: list[float],
     target: Capture,
     learner: Capture,
     optimiser: torch.optim.SGD,
@@ -148,7 +155,7 @@ def _learn(
             found = _features(learner, args, kwargs)
         if step == 0:
             _check_features(seam, wanted, found)
-        loss = sum((F.mse_loss(_wide(f), _wide(w)) for f, w in zip(found, wanted, strict=True)), start=0.0)
+        loss = sum(F.mse_loss(_wide(f), _wide(w)) / u for f, w, u in zip(found, wanted, units, strict=True))
         for group in optimiser.param_groups:
             group["lr"] = config.lr_at(step)
         optimiser.zero_grad(set_to_none=True)
@@ -163,6 +170,30 @@ def _learn(
             if on_step:
                 on_step(done, config.steps, losses[-1])
     return tuple(losses)
+
+
+def _units(
+    seam: Seam, target: Capture, few: Source | Tensor, config: MimicConfig, device: torch.device, dtype: torch.dtype
+) -> list[float]:
+    """What the mean squared error at each point is divided by: of several, the teacher's mean squared deviation from
+    its mean feature, position by position, over the few images as they are, or a share of its mean square where these
+    are nearly all alike. Measured once, so that a batch that happens
+    to vary little weighs no more than another. Of a single point 1: the paper's loss."""
+    if len(seam.points) == 1:
+        return [1.0]
+    images, sums, squares = _count(few), [], []
+    for start in range(0, images, config.batch_size):
+        indices = list(range(start, min(start + config.batch_size, images)))
+        args, kwargs = _placed_batch(_view(few, indices, "none", torch.Generator()), device, dtype)
+        with torch.no_grad():
+            feats = [feat.double() for feat in target.features(*args, **kwargs)]
+        sums = [feat.sum(0) + (sums[i] if sums else 0.0) for i, feat in enumerate(feats)]
+        squares = [feat.square().sum().item() + (squares[i] if squares else 0.0) for i, feat in enumerate(feats)]
+    units = []
+    for total, square in zip(sums, squares, strict=True):
+        spread = square - total.square().sum().item() / images
+        units.append(max(spread, _LEAST_SPREAD * square) / (images * total.numel()) or 1.0)
+    return units
 
 
 def _wide(feat: Tensor) -> Tensor:
@@ -189,18 +220,20 @@ def _batches(
     size = min(config.batch_size, images)
     order = torch.Generator().manual_seed(config.seed)
     views = torch.Generator().manual_seed(config.seed)
+    while True:
+        shuffled = torch.randperm(images, generator=order).tolist()
+        for start in range(0, images - size + 1, size):
+            yield _placed_batch(_view(few, shuffled[start : start + size], config.views, views), device, dtype)
 
+
+def _placed_batch(batch: Any, device: torch.device, dtype: torch.dtype) -> tuple[tuple, dict]:
     def placed(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
         return value.to(device, dtype if value.is_floating_point() else None)
 
-    while True:
-        shuffled = torch.randperm(images, generator=order).tolist()
-        for start in range(0, images - size + 1, size):
-            batch = _view(few, shuffled[start : start + size], config.views, views)
-            args, kwargs = ((batch,), {}) if isinstance(batch, Tensor) else batch
-            yield tuple(map(placed, args)), {key: placed(value) for key, value in kwargs.items()}
+    args, kwargs = ((batch,), {}) if isinstance(batch, Tensor) else batch
+    return tuple(map(placed, args)), {key: placed(value) for key, value in kwargs.items()}
 
 
 def _view(few: Source | Tensor, indices: list[int], views: str, generator: torch.Generator) -> Any:
