@@ -378,6 +378,14 @@ def _anatomy_table(facts: dict[str, Any]) -> str:
         lines.append(
             f"scheme {scheme}: MACs left at keep-width {told}; least possible {facts['smallest_keep'][scheme]:.2f}"
         )
+    for keep, student in facts["keep"].items():
+        if "unreachable" in student:
+            lines.append(f"keep {keep}: {student['unreachable']}")
+        else:
+            lines.append(
+                f"keep {keep} (scheme {student['scheme']}): {student['macs'] / 1e6:,.1f} M MACs, "
+                f"{student['params'] / 1e6:,.2f} M parameters, {student['mb']:,.1f} MB"
+            )
     lines += [f"not read: {each}" for each in facts["unread"]]
     if facts["blocks"]:
         lines.append(f"blocks that can be dropped: {', '.join(facts['blocks'])}")

@@ -8,6 +8,7 @@ from torch import nn
 
 from understudy.errors import InputError, PlanError
 from understudy.guard import full_copy
+from understudy.modules import replace_own
 from understudy.plan import Plan, check_teacher
 
 
@@ -26,6 +27,7 @@ def cut(teacher: nn.Module, plan: Plan) -> nn.Module:
         without(student, plan.drop)
     for edit in plan.edits:
         _edit(student, edit)
+    replace_own(student, {name.rpartition(".")[0] for name in plan.slices})
     return student
 
 

@@ -189,7 +189,10 @@ class _Reader:
         return self.traced.tensors.get(value) if isinstance(value, Node) else None
 
     def produce(self, node: Node, weight: Any, dim: int, ids: Ids | None, dense: bool) -> None:
+        while isinstance(weight, Node) and operator(weight) in ("getitem", "chunk") and dim == 0:
+            weight, ids = weight.args[0], None  # a part of a weight, such as one of q, k and v
         name = self.tensor(weight)
+        ids = self.axes(weight)[dim] if ids is None and name is not None else ids
         if ids is not None and name is not None:
             self.produced.append((name, dim, ids, dense, node))
 

@@ -1,5 +1,6 @@
 """What is known of a network before anything is done to it: seam, groups, pins, and what a budget would give."""
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -7,8 +8,9 @@ from torch import nn
 
 from understudy.anatomy import trace
 from understudy.cost import count_traced, terms
+from understudy.errors import PlanError
 from understudy.graph import Anatomy
-from understudy.planner import eligible_groups, reachable_macs, uniform_cost
+from understudy.planner import eligible_groups, make_plan, reachable_macs, uniform_cost
 
 SHARES = (0.75, 0.5, 0.25)
 
@@ -25,7 +27,9 @@ def facts(teacher: nn.Module, anatomy: Anatomy) -> dict[str, Any]:
     groups: name, width in units, channels, scheme "mid" or not, share of the MACs that depend on it, and why it is
     pinned. macs_share_pinned: share of the MACs in operators of which no channel can be cut. blocks: those that may be
     dropped. unread: operators that pinned something. unused_parameters. smallest_keep: the least share of MACs that
-    each scheme reaches. keep_width: MACs share left when every group keeps that share of its channels.
+    each scheme reaches. keep_width: MACs share left when every group keeps that share of its channels. keep: of a
+    student that keeps that share of the MACs, as `make_plan` plans it: scheme, MACs, parameters, and the megabytes
+    (10**6 bytes) of its parameters in float32; or why there is none.
     """
     cost, shares = count_traced(anatomy.traced), _shares(anatomy)
     mid = {g.name for g in eligible_groups(anatomy, "mid")}
@@ -57,7 +61,23 @@ def facts(teacher: nn.Module, anatomy: Anatomy) -> dict[str, Any]:
             for s, g in free.items()
             if g
         },
+        "keep": {str(share): _predicted(teacher, anatomy, share) for share in SHARES},
     }  # fmt: skip
+
+
+def _predicted(teacher: nn.Module, anatomy: Anatomy, keep: float) -> dict[str, Any]:
+    """The student at that share of the MACs. Which channels stay hardly changes its size, so they are not scored."""
+    try:
+        plan = make_plan(teacher, anatomy, keep=keep, score="random")
+    except PlanError as error:
+        return {"unreachable": str(error)}
+    left = [{d: len(kept) for d, kept in plan.slices.get(n, {}).items()} for n, _ in teacher.named_parameters()]
+    params = sum(
+        math.prod(kept.get(d, size) for d, size in enumerate(p.shape))
+        for kept, p in zip(left, teacher.parameters(), strict=True)
+    )
+    scheme, macs = plan.asked["scheme"], plan.macs["student"]
+    return {"scheme": scheme, "macs": macs, "params": params, "mb": round(params * 4 / 1e6, 2)}
 
 
 def _shares(anatomy: Anatomy) -> dict[str, float]:

@@ -17,6 +17,7 @@ from torch.fx import Node
 
 from understudy.errors import InputError, UnsupportedModel
 from understudy.guard import named_tensors, structural_copy
+from understudy.modules import replace_own
 from understudy.seam import SeamPoint, marking, tensors
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
@@ -129,6 +130,7 @@ def trace_graph(model: nn.Module, example: Any, points: Sequence[SeamPoint] = ()
     require_data(model)
     args, kwargs = as_example(example)
     clone = structural_copy(model).eval()
+    replace_own(clone)
     with marking(clone, points) as marked, _flat(clone) as parts:
         program = export_program(clone, args, kwargs)
     _flatten(program.graph_module)
