@@ -21,7 +21,8 @@ FORBIDDEN = {
     "rules": {"*", "-channels", "-trace"},
     "attention": {"*", "-channels", "-rules", "-trace"},
     "operators": {"*", "-attention", "-channels", "-rules", "-trace"},
-    "graph": {"*", "-channels", "-operators", "-rules", "-seam", "-trace"},
+    "provenance": {"*", "-guard", "-trace"},
+    "graph": {"*", "-channels", "-operators", "-provenance", "-rules", "-seam", "-trace"},
     "plan": {"*", "-errors", "-guard", "-seam"},
     "cut": {"*", "-errors", "-guard", "-plan"},
     "preprocessing": {"*", "-errors"},
@@ -36,9 +37,11 @@ FORBIDDEN = {
     "mimic": {"*", "-augment", "-config", "-errors", "-guard", "-seam"},
     "replace": {"*", "-errors", "-guard", "-seam", "-verify"},
     "verify": {"*", "-errors", "-guard", "-seam", "-images"},
+    "export": {"*", "-errors", "-guard", "-trace"},
     "store": {"compress", "cli", "mimic", "config", "planner", "graph", "anatomy"},
 }
 LIBRARIES = {"timm": {"builders"}, "torchvision.models": {"builders"}, "transformers": {"builders"}, "pickle": set()}
+LIBRARIES |= {"onnx": {"export"}, "onnxruntime": {"export"}, "onnxscript": {"export"}}
 
 
 def imported(path: Path) -> set[str]:
@@ -84,9 +87,9 @@ def test_public_names():
 
     assert understudy.__all__ == [
         "Anatomy", "MimicConfig", "PRESETS", "Plan", "Preprocessing", "Report", "Result", "SCORES", "Seam", "SeamPoint",
-        "Teacher", "UnderstudyError", "capturing", "check_cut", "compress", "count", "cut", "figures", "find_seam",
-        "inspect", "load", "load_teacher", "make_plan", "mimic", "own_teacher", "read_images", "read_plan", "replace",
-        "replan", "save", "split", "trace",
+        "Teacher", "UnderstudyError", "capturing", "check_cut", "compress", "count", "cut", "export", "figures",
+        "find_seam", "inspect", "load", "load_teacher", "make_plan", "mimic", "own_teacher", "read_images", "read_plan",
+        "replace", "replan", "save", "split", "trace",
     ]  # fmt: skip
     import understudy.cut
 
@@ -98,7 +101,7 @@ def test_public_names():
 
 BUDGET = """--keep --keep-width --scheme --spare-ends --no-spare-ends --drop --pin --exclude --min-channels --divisor
     --importance"""
-TEACHER = "--weights --pretrained --no-pretrained --num-classes --input-size --seam --threads"
+TEACHER = "--weights --pretrained --no-pretrained --num-classes --part --input-size --seam --threads"
 FLAGS = {
     "inspect": TEACHER,
     "plan": f"{BUDGET} {TEACHER} --out --seed --force --no-force",

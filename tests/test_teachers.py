@@ -118,7 +118,7 @@ def test_random_weights_are_the_same_every_time_and_the_callers_state_stays():
         ("torchvision:xyz", "it has "),
         ("timm:test_resnet.nonsense", "expected one of r160_in1k"),
         ("torchvision:resnet50.V3", "IMAGENET1K_V1, IMAGENET1K_V2"),
-        ("torchvision:fcn_resnet50", "no such classifier"),
+        ("torchvision:raft_small", "no such model"),
         ("resnet18", "did you mean timm:resnet18 or torchvision:resnet18"),
         ("net.py", "name the function in it, net.py:build"),
         ("timm:", "expected timm:NAME"),

@@ -27,6 +27,7 @@ _PLACES = {
     "compress": "compress",
     "count": "cost",
     "cut": "cut",
+    "export": "export",
     "figures": "verify",
     "find_seam": "anatomy",
     "inspect": "inspect",

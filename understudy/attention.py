@@ -30,6 +30,8 @@ def scaled_dot_product_attention(reader: Reader, node: Node) -> Axes:
     for axis in range(len(query) - 2):
         ids = query[axis]
         for other, source in ((key, node.args[1]), (value, node.args[2])):
+            if shape(source)[axis] == 1:
+                continue  # the same for all heads
             if shape(source)[axis] == shape(node)[axis]:
                 ids = reader.channels.join(ids, other[axis], unread)
             elif other[axis] is not None and ids is not None:  # grouped-query: several queries share a key
@@ -57,12 +59,9 @@ def einsum(reader: Reader, node: Node) -> Axes:
     if not out or "." in given or any(len(set(t)) < len(t) for t in terms):
         return unknown_operator(reader, node)
     known: dict[str, Ids | None] = {}
-    uses = {letter: sum(letter in t for t in terms) for letter in given}
     for term, value in zip(terms, node.args[1], strict=True):
         for letter, ids, size in zip(term, reader.axes(value), shape(value), strict=True):
-            if uses[letter] == 1 and letter not in out:
-                reader.channels.pin(ids, why(reader, node, "summed over its channels"))
-            elif letter not in known:
+            if letter not in known:
                 known[letter] = ids
             elif size > 1:
                 known[letter] = reader.channels.join(

@@ -20,6 +20,7 @@ class Size:
     module, attribute, index: where it lives (index: position in a tuple or list, else None). `certain` sizes belong to
     a torch.nn layer; others were found by comparing what was traced with the module's attributes, and must be tried.
     attribute None: nothing in the module holds the number, so the code computes it or has it as a literal.
+    axis: what the number was found on: `ids`, or them several times over.
     """
 
     module: str
@@ -29,6 +30,7 @@ class Size:
     ids: Ids
     certain: bool
     node: Node
+    axis: Ids
 
 
 @dataclass

@@ -25,11 +25,16 @@ app = typer.Typer(
 INTERRUPTED = 130
 _TEACHER = "Teacher"
 _BUDGET = "Budget"
-TeacherArg = Annotated[str, typer.Argument(help="timm:NAME, torchvision:NAME, FILE.py:FUNCTION or demo:NAME")]
+TeacherArg = Annotated[
+    str, typer.Argument(help="timm:NAME, torchvision:NAME, hf:FOLDER, hf:ID, FILE.py:FUNCTION or demo:NAME")
+]
 ImagesArg = Annotated[Path, typer.Argument(help="Folder of images (any nesting), one file, .npy or .npz")]
 Weights = Annotated[Path | None, typer.Option(help="Tensors: .safetensors, or a state dict", rich_help_panel=_TEACHER)]
 Pretrained = Annotated[bool, typer.Option(help="The library's own weights", rich_help_panel=_TEACHER)]
 NumClasses = Annotated[int | None, typer.Option(help="Classes of the teacher", rich_help_panel=_TEACHER)]
+Part = Annotated[
+    str, typer.Option(help="Submodule to compress instead of the whole, e.g. backbone", rich_help_panel=_TEACHER)
+]
 InputSize = Annotated[
     str | None, typer.Option(help="CxHxW that the teacher takes, e.g. 3x224x224", rich_help_panel=_TEACHER)
 ]
@@ -79,6 +84,7 @@ def inspect(
     weights: Weights = None,
     pretrained: Pretrained = True,
     num_classes: NumClasses = None,
+    part: Part = "",
     input_size: InputSize = None,
     seam: Seam = None,
     threads: Threads = None,
@@ -89,7 +95,7 @@ def inspect(
 
     from understudy.inspect import inspect as look
 
-    found = _teacher(teacher, weights, pretrained, num_classes, input_size)
+    found = _teacher(teacher, weights, pretrained, num_classes, part, input_size)
     facts = look(found.model, torch.zeros(2, *found.preprocessing.input_size), seam=seam)
     _say(_anatomy_table(facts))
     _answer({"teacher": teacher, **facts})
@@ -113,6 +119,7 @@ def plan(
     weights: Weights = None,
     pretrained: Pretrained = True,
     num_classes: NumClasses = None,
+    part: Part = "",
     input_size: InputSize = None,
     seam: Seam = None,
     force: Annotated[bool, typer.Option(help="Replace an existing plan file")] = False,
@@ -128,7 +135,7 @@ def plan(
 
     if out is not None:
         check_plan_file(out, force=force)
-    found = _teacher(teacher, weights, pretrained, num_classes, input_size)
+    found = _teacher(teacher, weights, pretrained, num_classes, part, input_size)
     anatomy = trace(found.model, torch.zeros(2, *found.preprocessing.input_size), points=seam, drop=drop or ())
     made = make_plan(
         found.model, anatomy, keep=keep, keep_width=keep_width, scheme=scheme, spare_ends=spare_ends, pin=pin or (),
@@ -178,6 +185,7 @@ def compress(
     weights: Weights = None,
     pretrained: Pretrained = True,
     num_classes: NumClasses = None,
+    part: Part = "",
     input_size: InputSize = None,
     mean: Mean = None,
     std: Std = None,
@@ -195,7 +203,7 @@ def compress(
 
     check_writable(out, force=force)
     asked = read_plan(plan) if plan is not None else None
-    found = _teacher(teacher, weights, pretrained, num_classes, input_size, mean, std, resize, views)
+    found = _teacher(teacher, weights, pretrained, num_classes, part, input_size, mean, std, resize, views)
     config = recipe(preset, steps=steps, seed=seed, device=device, precision=precision, views=found.views)
     progress = _Progress()
     result = run(
@@ -302,6 +310,7 @@ def _teacher(
     weights: Path | None,
     pretrained: bool,
     num_classes: int | None,
+    part: str,
     input_size: str | None,
     mean: str | None = None,
     std: str | None = None,
@@ -311,7 +320,7 @@ def _teacher(
     from understudy.teachers import load_teacher
 
     found = load_teacher(
-        spec, weights=weights, pretrained=pretrained, num_classes=num_classes,
+        spec, weights=weights, pretrained=pretrained, num_classes=num_classes, part=part,
         input_size=_numbers("input-size", input_size, int, "x"), mean=_numbers("mean", mean, float, ","),
         std=_numbers("std", std, float, ","), resize=int(resize) if resize and resize.isdigit() else resize,
         views=views,

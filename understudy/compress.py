@@ -43,7 +43,8 @@ OnStep = Callable[[int, int, float], None]
 
 @dataclass(frozen=True)
 class Result:
-    """model: the student under the teacher's head, in eval mode. folder: where it was saved, or None."""
+    """model: the student under the teacher's head, in eval mode; of a teacher that is compressed in part, the whole.
+    folder: where it was saved, or None."""
 
     model: nn.Module
     plan: Plan
@@ -124,7 +125,8 @@ def compress(
 
     say("replacing and verifying")
     result = put_under_head(model, student, plan.seam)
-    check_head(model, result, plan.seam)
+    whole, lead = teacher.completed(result), model if teacher.whole is None else teacher.whole
+    check_head(lead, whole, plan.seam, teacher.part)
     worth = figures(model, result, plan.seam, _given(proof, call))
     score = accuracy(model, result, _given(test, call), truth) if test is not None else None
     report = Report(
@@ -153,8 +155,8 @@ def compress(
     saved = None
     if folder is not None:
         say("saving")
-        saved = _save(Path(folder), result, plan, report, force, model, proof)
-    return Result(result, plan, report, log, saved)
+        saved = _save(Path(folder), whole, plan, report, force, lead)
+    return Result(whole, plan, report, log, saved)
 
 
 def _images(
@@ -250,12 +252,10 @@ def _classes(teacher: Teacher, test: Any) -> int:
     return scores.shape[1]
 
 
-def _save(
-    folder: Path, model: nn.Module, plan: Plan, report: Report, force: bool, teacher: nn.Module, proof: ImageSet
-) -> Path:
+def _save(folder: Path, model: nn.Module, plan: Plan, report: Report, force: bool, teacher: nn.Module) -> Path:
     """Save, load again by replaying the plan on the teacher's architecture, and compare every tensor."""
     saved = store.save(folder, model=model, plan=plan, report=report, force=force)
-    again = store.load(saved, lambda: full_copy(teacher))  # a copy: loading puts it on the CPU
+    again = store.load(saved, lambda **_: full_copy(teacher))  # a copy: loading puts it on the CPU
     tensors = named_tensors(again)
     for name, tensor in named_tensors(model).items():
         if name not in tensors or not same_bits(tensor, tensors[name]):
@@ -290,12 +290,13 @@ def verify_folder(
     model = store.load(folder, teacher)
     lead = load_teacher(
         given, weights=weights, pretrained=pretrained, model_kwargs=source.get("options", {}).get("model_kwargs"),
-        **{k: source.get("options", {}).get(k) for k in ("num_classes", "in_chans")},
+        **{k: source.get("options", {}).get(k) for k in ("num_classes", "in_chans")}, part=source.get("part", ""),
     )  # fmt: skip
     if "preprocessing" in source:
         lead = replace(lead, preprocessing=Preprocessing.from_json(source["preprocessing"]))
     check_teacher(lead.model, plan)
-    check_head(lead.model, model, plan.seam)
+    check_head(lead.model if lead.whole is None else lead.whole, model, plan.seam, lead.part)
+    model = model.get_submodule(lead.part)
     proof = read_images(images, lead.preprocessing)
     known = set(stored.image_hashes.get("fit", []))
     seen = sum(h in known for h in proof.hashes)

@@ -20,7 +20,7 @@ from understudy.trace import Traced, operator, shape, trace_graph
 # Operators that move or copy numbers, or do nothing here: there is nothing to count.
 _FREE = frozenset(
     """alias chunk clone contiguous detach dropout expand flatten getitem permute reshape seam_mark select slice split
-    split_with_sizes squeeze t to transpose unflatten unsqueeze view _assert_tensor_metadata""".split()
+    split_with_sizes squeeze t to transpose unflatten unsqueeze view""".split()
 )
 
 
@@ -134,11 +134,10 @@ def _cut_axes(anatomy: Anatomy, node: Node) -> list[np.ndarray | None]:
         x, weight = node.args[0], node.args[1]
         at = len(shape(node)) - (len(shape(weight)) - 1)
         groups = node.args[8] if name == "convolution" else argument(node, 6, "groups", 1)
-        made = anatomy.axes[node][at]
-        if groups > 1:  # whole groups go: what each output reads stays as it is
-            transposed = name.startswith("conv_transpose") or (name == "convolution" and node.args[6])
-            return [anatomy.axes[x][at] if transposed else made]
-        return [made, anatomy.axes[x][at]]
+        if name.startswith("conv_transpose") or (name == "convolution" and node.args[6]):
+            # Of several groups whole ones go: what each input gives stays as it is.
+            return [anatomy.axes[x][at], anatomy.axes[node][at] if groups == 1 else None]
+        return [anatomy.axes[node][at], anatomy.axes[weight][1]]
     if name == "linear":
         return [anatomy.axes[node][-1], anatomy.axes[node.args[0]][-1], *anatomy.axes[node][:-1]]
     if name in ("matmul", "bmm"):

@@ -6,16 +6,17 @@ module named; nothing is assumed.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import networkx
 import numpy as np
-from torch import nn
 from torch.fx import Node
 
 from understudy.channels import Axes, Channels, Ids, Size
 from understudy.operators import TABLE
-from understudy.rules import unknown_operator
+from understudy.provenance import Numbers, read_numbers
+from understudy.rules import Given, unknown_operator
 from understudy.seam import Seam
 from understudy.trace import Traced, operator, shape
 
@@ -153,6 +154,20 @@ class _Reader:
                 # an overload whose arguments the rule does not foresee: the same as not being in the table
                 self._note_unread(node)
                 self._axes[node] = unknown_operator(self, node)
+        self._tie_held()
+
+    def _tie_held(self) -> None:
+        """What one attribute counts in several places has one width there: it loses channels at the same positions."""
+        choices: dict[tuple[Node, int], list[Size]] = {}
+        for size in self.channels.sizes:
+            if not size.certain and size.attribute is not None:
+                choices.setdefault((size.node, id(size.axis)), []).append(size)
+        held: dict[tuple[str, str, int | None], Ids] = {}
+        for size, *others in choices.values():
+            if not others:
+                first = held.setdefault((size.module, size.attribute, size.index), size.ids)
+                if len(first) == len(size.ids):
+                    self.channels.join(first, size.ids)
 
     def _note_unread(self, node: Node) -> None:
         met = [a for v in node.all_input_nodes for a in (self.axes(v) or []) if a is not None]
@@ -184,9 +199,10 @@ class _Reader:
             self.scales.append(name)
 
     def size(
-        self, node: Node, owner: str | None, attribute: str | None, value: int, ids: Ids | None, series: Any = None
+        self, node: Node, owner: str | None, attribute: str | None, value: int, ids: Ids | None, given: Given = None
     ) -> None:
-        """Record that `value`, used by `node`, must equal the kept positions of `ids`, and find where it lives."""
+        """Record that `value`, used by `node`, must equal the kept positions of `ids`, and find where it lives.
+        given: the row of numbers in which the operator was given it, and its place there."""
         if ids is None:
             return
         calls = self.traced.calls.get(node, ())
@@ -196,14 +212,32 @@ class _Reader:
             found = getattr(self._modules.get(owner), name, None)
             found = found[int(index)] if index and isinstance(found, (tuple, list)) else found
             if isinstance(found, int) and found == value:
-                self.channels.sizes.append(Size(owner, name, int(index) if index else None, value, ids, True, node))
+                at = int(index) if index else None
+                self.channels.sizes.append(Size(owner, name, at, value, ids, True, node, ids))
                 return
             if name not in ("groups", "num_groups", "normalized_shape"):
                 return  # no such attribute: the number describes the layer, and nothing computes with it
         module = self._first[calls[-1].module] if calls else ""
-        places = list(_places(self._modules[module], value, series)) or [(None, None)]
-        for name, index in places:
-            self.channels.sizes.append(Size(module, name, index, value, ids, False, node))
+        places = self._numbers.places(module, *(given or ([value], 0)))
+        found = [
+            Size(p.module, p.attribute, p.index, p.value, held, False, node, ids)
+            for p in places
+            if (held := _counted(ids, p.value)) is not None
+        ]
+        self.channels.sizes += found or [Size(module, None, None, value, ids, False, node, ids)]
+
+    @cached_property
+    def _numbers(self) -> Numbers:
+        return read_numbers(self.traced.model, self.traced.example)
+
+
+def _counted(ids: Ids, count: int) -> Ids | None:
+    """The channels of an axis that `count` counts: all of them, or, where each stands there equally often (heads over
+    all images, or times their width), each once."""
+    if count == len(ids):
+        return ids
+    atoms, first, times = np.unique(ids, return_index=True, return_counts=True)
+    return ids[np.sort(first)] if count == len(atoms) and len(set(times.tolist())) == 1 else None
 
 
 def _check_lengths(node: Node, axes: Any) -> None:
@@ -213,17 +247,6 @@ def _check_lengths(node: Node, axes: Any) -> None:
         len(axes) != len(sizes) or any(i is not None and len(i) != s for i, s in zip(axes, sizes, strict=True))
     ):
         raise ValueError(f"{operator(node)}: channels do not fit the shape {sizes}")
-
-
-def _places(module: nn.Module, value: int, series: Any) -> Iterable[tuple[str, int | None]]:
-    """Attributes of `module` that hold `value`; for one of a series, the list that equals the series."""
-    for name, held in vars(module).items():
-        if name.startswith("_") or isinstance(held, bool):
-            continue
-        if isinstance(held, int) and held == value:
-            yield name, None
-        elif series is not None and isinstance(held, (list, tuple)) and tuple(held) == series:
-            yield from ((name, i) for i, s in enumerate(series) if s == value)
 
 
 def read_anatomy(traced: Traced, seam: Seam, seam_nodes: list[Node]) -> Anatomy:

@@ -18,15 +18,15 @@ from understudy.cost import Cost
 from understudy.errors import LawBroken
 from understudy.graph import Anatomy
 from understudy.guard import evaluating, full_copy, named_tensors, seeded
+from understudy.operators import statistics_axes
 from understudy.plan import Plan
 from understudy.seam import capturing, tensors
-from understudy.trace import operator
+from understudy.trace import operator, shape
 
 _READS_ACROSS = {
     "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
     "linear", "addmm", "matmul", "bmm", "scaled_dot_product_attention", "einsum",
 }  # fmt: skip
-_NORMS = ("layer_norm", "group_norm", "rms_norm")
 
 
 def check_cut(anatomy: Anatomy, plan: Plan, teacher: nn.Module, student: nn.Module, *, seed: int = 0) -> dict[str, Any]:
@@ -143,11 +143,8 @@ class _Reference(Interpreter):
         return [*_floats(result), *(self._wanted[n] for n in self._seams)]
 
     def run_node(self, n: Node) -> Any:
-        if n.op == "call_function" and operator(n) in _NORMS:
-            args, kwargs = self.fetch_args_kwargs_from_env(n)
-            result = self._norm_over_kept(n, args, kwargs)
-        else:
-            result = super().run_node(n)
+        masks = self._masks_of_statistics(n)
+        result = self._over_kept(n, masks) if masks else super().run_node(n)
         if n in self._seams:
             self._wanted[n] = result.clone()
         return result
@@ -175,32 +172,42 @@ class _Reference(Interpreter):
                 value = value * mask.to(value.device).to(value.dtype).view(view)
         return value
 
-    def _norm_over_kept(self, node: Node, args: tuple, kwargs: dict) -> Any:
-        """A norm whose statistics run over cut channels, on the kept ones; zeros where others were."""
-        value, axes = args[0], self._anatomy.axes[node.args[0]]
-        if operator(node) == "group_norm":
-            spread = [1] if args[1] == 1 else []
-        else:
-            spread = list(range(value.dim() - len(args[1]), value.dim()))
-        masks = {a: m for a in spread if axes[a] is not None and (m := self._mask(axes[a])) is not None}
-        if not masks:
-            return node.target(*args, **kwargs)
-        picked = value
-        for axis, mask in masks.items():
-            picked = picked.index_select(axis, mask.nonzero().ravel().to(value.device))
-        parameters = []
-        for tensor in args[2:4]:
-            for axis, mask in masks.items():
-                if isinstance(tensor, torch.Tensor):
-                    at = axis - spread[0]
-                    tensor = tensor.index_select(at, mask.nonzero().ravel().to(value.device))
-            parameters.append(tensor)
-        shape = args[1] if operator(node) == "group_norm" else [picked.shape[a] for a in spread]
-        result = node.target(picked, shape, *parameters, *args[4:], **kwargs)
-        for axis, mask in masks.items():
-            size = [*result.shape[:axis], len(mask), *result.shape[axis + 1 :]]
-            result = result.new_zeros(size).index_copy(axis, mask.nonzero().ravel().to(value.device), result)
+    def _masks_of_statistics(self, node: Node) -> dict[int, torch.Tensor]:
+        """axis -> which of its channels are kept, of the axes over which `node` takes statistics and that are cut."""
+        if node.op != "call_function" or not node.args or not isinstance(node.args[0], Node):
+            return {}
+        axes = self._anatomy.axes.get(node.args[0]) if shape(node.args[0]) else None
+        found = statistics_axes(node) if axes else []
+        return {a: m for a in found if axes[a] is not None and (m := self._mask(axes[a])) is not None}
+
+    def _over_kept(self, node: Node, masks: dict[int, torch.Tensor]) -> Any:
+        """An operator's result with its statistics taken over the kept channels; zeros where others were."""
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        kept = {a: m.nonzero().ravel().to(args[0].device) for a, m in masks.items()}
+        picked, rest = args[0], list(args[1:])
+        for axis, positions in kept.items():
+            picked = picked.index_select(axis, positions)
+        if operator(node) in ("layer_norm", "rms_norm"):  # what it is scaled by has the axes of its statistics
+            first = picked.dim() - len(rest[0])
+            rest[0] = list(picked.shape[first:])
+            kwargs, rest = torch.utils._pytree.tree_map(lambda v: _pick(v, kept, first), (kwargs, rest))
+        elif operator(node) == "group_norm":
+            kwargs, rest = torch.utils._pytree.tree_map(lambda v: _pick(v, kept, 1), (kwargs, rest))
+        result = node.target(picked, *rest, **kwargs)
+        if result.dim() == args[0].dim():
+            for axis, positions in kept.items():
+                if result.shape[axis] == len(positions) and shape(node)[axis] == len(masks[axis]):
+                    size = [*result.shape[:axis], len(masks[axis]), *result.shape[axis + 1 :]]
+                    result = result.new_zeros(size).index_copy(axis, positions, result)
         return result
+
+
+def _pick(value: Any, kept: dict[int, torch.Tensor], first: int) -> Any:
+    """A tensor that has the axes of another from `first` on, at the kept positions; anything else as it is."""
+    if isinstance(value, torch.Tensor):
+        for axis, positions in kept.items():
+            value = value.index_select(axis - first, positions)
+    return value
 
 
 def _double(model: nn.Module) -> nn.Module:

@@ -107,7 +107,12 @@ def _conv(reader: Reader, node: Node, groups: int, transposed: bool) -> Axes:
         if transposed:  # its weight is (in, out / groups): only with one output a group has each output its own row
             channels.join(source, w[0], unknown)
             made = w[0] if shape(weight)[:2] == (groups, 1) else None
-        _tie_groups(reader, node, source, made, groups)
+        if not transposed and groups <= FEW_GROUPS and groups < shape(weight)[1] and made is not None:
+            made_in = shape(weight)[0] // groups
+            _tie_across(reader, node, source, groups, taken=w[1])
+            channels.join_rows(made.reshape(groups, made_in).T)
+        else:
+            _tie_groups(reader, node, source, made, groups)
     if bias is not None:
         channels.join(made, reader.axes(bias)[0], unknown)
     owner = owner_of(reader, weight)
@@ -119,6 +124,15 @@ def _conv(reader: Reader, node: Node, groups: int, transposed: bool) -> Axes:
     result: Axes = [None] * len(axes)
     result[:at], result[at] = axes[:at], made
     return result
+
+
+FEW_GROUPS = 8  # of more groups than this whole ones go, however wide they are. Assumption.
+
+
+def _tie_across(reader: Reader, node: Node, source: Ids | None, groups: int, taken: Ids | None) -> None:
+    """Few wide groups: each loses the channels at the same places, so that all stay and finer widths are reached."""
+    places = None if source is None else reader.channels.join_rows(source.reshape(groups, -1).T)
+    reader.channels.join(places, taken, why(reader, node, "meets a grouped convolution that could not be followed"))
 
 
 def _tie_groups(reader: Reader, node: Node, source: Ids | None, made: Ids | None, groups: int) -> None:
@@ -177,10 +191,6 @@ def batch_norm(reader: Reader, node: Node) -> Axes:
         if isinstance(tensor, Node):
             reader.channels.join(axes[1], reader.axes(tensor)[0], why(reader, node, "normalised by an unread tensor"))
     reader.scale(node.args[1])
-    if argument(node, 5, "training") is True:  # its own statistics, over every other axis: standardised weights do so
-        for axis, ids in enumerate(axes):
-            if axis != 1:
-                reader.channels.pin(ids, why(reader, node, "its statistics run over channels"))
     owner = next((o for t in node.args[1:5] if (o := owner_of(reader, t)) is not None), None)
     reader.size(node, owner, "num_features", shape(node.args[0])[1], axes[1])
     return axes
@@ -226,28 +236,38 @@ def prelu(reader: Reader, node: Node) -> Axes:
 
 
 def softmax(reader: Reader, node: Node) -> Axes:
-    axes, axis = list(reader.axes(node.args[0])), node.args[1]
-    reader.channels.pin(axes[axis], why(reader, node, "a softmax runs over its channels"))
-    return axes
+    """Over channels it sees those that are kept."""
+    return list(reader.axes(node.args[0]))
 
 
 def reduce(reader: Reader, node: Node) -> Axes:
-    """mean, sum, amax...: an axis is reduced away. Over channels it would see fewer of them, so they are pinned."""
-    return _reduce(reader, node, argument(node, 1, "dim"))
-
-
-def _reduce(reader: Reader, node: Node, dims: Any) -> Axes:
-    axes = list(reader.axes(node.args[0]))
-    dims = list(range(len(axes))) if dims is None or dims == [] else [dims] if isinstance(dims, int) else list(dims)
-    dims = [d % len(axes) for d in dims]
-    for d in dims:
-        reader.channels.pin(axes[d], why(reader, node, "reduced over its channels"))
+    """mean, sum, amax...: an axis is reduced away. Over channels it sees those that are kept."""
+    axes, dims = reader.axes(node.args[0]), statistics_axes(node)
     keep = len(shape(node)) == len(axes)
     return [None if i in dims else ids for i, ids in enumerate(axes) if keep or i not in dims]
 
 
-def vector_norm(reader: Reader, node: Node) -> Axes:
-    return _reduce(reader, node, argument(node, 2, "dim"))
+def statistics_axes(node: Node) -> list[int]:
+    """Axes of its first input over which an operator takes statistics (norms, reductions, a softmax). Where they hold
+    channels, a cut network takes them over the channels that it keeps, and the check of the cut does the same."""
+    name, rank = operator(node), len(shape(node.args[0]))
+    if name in REDUCTIONS:
+        dims = argument(node, 2 if name == "linalg_vector_norm" else 1, "dim")
+        dims = list(range(rank)) if dims is None or dims == [] else [dims] if isinstance(dims, int) else list(dims)
+        return [d % rank for d in dims]
+    if name in SOFTMAXES:
+        return [node.args[1] % rank]
+    if name in ("layer_norm", "rms_norm"):
+        return list(range(rank - len(node.args[1]), rank))
+    if name == "group_norm":  # of several groups each keeps its channels
+        return [1] if node.args[1] == 1 else []
+    if name == "batch_norm" and argument(node, 5, "training") is True:  # standardised weights do so
+        return [axis for axis in range(rank) if axis != 1]
+    return []
+
+
+REDUCTIONS = ("mean", "sum", "amax", "amin", "prod", "std", "var", "logsumexp", "any", "all", "linalg_vector_norm")
+SOFTMAXES = ("softmax", "_softmax", "log_softmax", "_log_softmax")
 
 
 # --- what moves channels about ----------------------------------------------------------------------------------------
@@ -324,8 +344,8 @@ def split(reader: Reader, node: Node) -> list[Axes]:
             if operator(node) != "chunk":  # a chunk is told how many pieces, a split how large they are
                 reader.size(node, None, None, sizes[0], pieces[0])
     else:
-        for size, piece in zip(sizes, pieces, strict=True):
-            reader.size(node, None, None, size, piece, series=tuple(sizes))
+        for position, (size, piece) in enumerate(zip(sizes, pieces, strict=True)):
+            reader.size(node, None, None, size, piece, (sizes, position))
     return [[*axes[:dim], piece, *axes[dim + 1 :]] for piece in pieces]
 
 
@@ -410,9 +430,8 @@ def _blocks(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[
 def _merge(reader: Reader, node: Node, parts: list[tuple[int, Ids | None]]) -> Ids | None:
     known = [i for i, (_, ids) in enumerate(parts) if ids is not None]
     if len(known) > 1:
-        for i in known:
-            reader.channels.pin(parts[i][1], why(reader, node, "two axes of channels are merged into one"))
-        return None
+        for i in known[1:]:  # heads and what is in them: heads stand first
+            reader.channels.pin(parts[i][1], why(reader, node, "merged with another axis of channels"))
     if not known:
         return None
     sizes = [size for size, _ in parts]
@@ -423,12 +442,12 @@ def _merge(reader: Reader, node: Node, parts: list[tuple[int, Ids | None]]) -> I
 
 def _literal(reader: Reader, node: Node, axes: Axes) -> None:
     """Sizes written into the call (not -1) on axes that carry channels must follow the cut."""
-    sizes = node.args[1]
+    sizes, first = node.args[1], 0
     if operator(node) == "unflatten":
-        sizes = [None] * (node.args[1] % len(shape(node.args[0]))) + list(node.args[2])
-    for size, ids in zip(sizes, axes, strict=False):
+        sizes, first = node.args[2], node.args[1] % len(shape(node.args[0]))
+    for position, (size, ids) in enumerate(zip(sizes, axes[first:], strict=False)):
         if ids is not None and isinstance(size, int) and size != -1:
-            reader.size(node, None, None, size, ids)
+            reader.size(node, None, None, size, ids, (sizes, position))
 
 
 def pixel_shuffle(reader: Reader, node: Node) -> Axes:
@@ -475,11 +494,11 @@ def _table() -> dict[str, Rule]:
     table |= dict.fromkeys(
         ["view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "reshape_as", "view_as"], reshape
     )
-    table |= dict.fromkeys(["mean", "sum", "amax", "amin", "prod", "std", "var", "logsumexp", "any", "all"], reduce)
+    table |= dict.fromkeys(REDUCTIONS, reduce)
     table |= dict.fromkeys(["conv1d", "conv2d", "conv3d"], conv)
     table |= dict.fromkeys(["conv_transpose1d", "conv_transpose2d", "conv_transpose3d"], conv_transpose)
     table |= dict.fromkeys(["matmul", "bmm"], matmul)
-    table |= dict.fromkeys(["softmax", "_softmax", "log_softmax", "_log_softmax"], softmax)
+    table |= dict.fromkeys(SOFTMAXES, softmax)
     table |= dict.fromkeys(["chunk", "split", "split_with_sizes", "tensor_split"], split)
     table |= dict.fromkeys(["batch_norm", "_native_batch_norm_legit_no_training", "instance_norm"], batch_norm)
     table |= dict.fromkeys(["cat", "concat", "concatenate"], cat)
@@ -493,7 +512,6 @@ def _table() -> dict[str, Rule]:
             "convolution": convolution,
             "expand": expand,
             "expand_as": expand,
-            "linalg_vector_norm": vector_norm,
             "rms_norm": layer_norm,
             "getitem": getitem,
             "group_norm": group_norm,

@@ -15,6 +15,7 @@ from torch.fx import Node
 from understudy.channels import Size
 from understudy.errors import UnderstudyError
 from understudy.graph import Anatomy, Group
+from understudy.operators import REDUCTIONS, statistics_axes
 from understudy.plan import Plan, describe
 from understudy.planner import selections
 from understudy.trace import operator, shape, trace_graph
@@ -25,7 +26,7 @@ MAX_TRIALS = 24  # each traces the network again; more than a few are only neede
 def settle(teacher: nn.Module, anatomy: Anatomy) -> None:
     """Try every group that depends on an uncertain size; pin those that the code does not let shrink.
 
-    Where several attributes hold the number, they are tried in turn, and last none of them (the code computes it).
+    Where a number was computed from several attributes, they are tried in turn.
     """
     doubtful = _doubtful(anatomy)
     if not doubtful:
@@ -65,7 +66,7 @@ def _of(anatomy: Anatomy, group: Group, choices: list[list[Size]]) -> list[list[
 
 
 def _likely(lengths: list[int]) -> list[tuple[int, ...]]:
-    """Picks of one place out of so many for each number: all found in attributes, all computed, or all but one."""
+    """Picks of one place out of so many for each number: all the first, all the last, or all but one."""
     ends = [tuple(0 for _ in lengths), tuple(n - 1 for n in lengths)]
     return ends + [
         (*end[:i], other, *end[i + 1 :])
@@ -132,25 +133,23 @@ def _subsets(groups: list[Group]) -> list[dict[str, list[int]]]:
 
 
 def _choices(anatomy: Anatomy) -> list[list[Size]]:
-    """For each uncertain number, the places that may hold it, and at last none."""
+    """For each uncertain number, the places that may hold it."""
     found: dict[tuple, list[Size]] = {}
     for size in anatomy.sizes:
         if not size.certain:
-            found.setdefault((size.node, size.value, id(size.ids)), []).append(size)
+            found.setdefault((size.node, id(size.axis)), []).append(size)
     free = {name for name, group in anatomy.groups.items() if group.pinned is None}
-    return [
-        sizes if sizes[-1].attribute is None else [*sizes, dataclasses.replace(sizes[0], attribute=None, index=None)]
-        for sizes in found.values()
-        if _names(anatomy, sizes[0]) & free
-    ]
+    return [sizes for sizes in found.values() if _names(anatomy, sizes[0]) & free]
 
 
 def _doubtful(anatomy: Anatomy) -> list[Group]:
     names = {n for s in anatomy.sizes if not s.certain for n in _names(anatomy, s)}
     for node in anatomy.traced.nodes:
-        if _numbers(node):
-            for ids in anatomy.axes[node] or []:
-                names |= {u[0] for u in anatomy.units(ids) if u is not None} if ids is not None else set()
+        axes = (anatomy.axes[node] or []) if _numbers(node) else []
+        if operator(node) in REDUCTIONS:  # what they give may be divided by how many channels there were
+            axes = [anatomy.axes[node.args[0]][axis] for axis in statistics_axes(node)]
+        for ids in axes:
+            names |= {u[0] for u in anatomy.units(ids) if u is not None} if ids is not None else set()
     return [g for n, g in anatomy.groups.items() if n in names and g.pinned is None]
 
 

@@ -1,12 +1,14 @@
 """What the rules of the operator table share: what they are given, and what stands in for a rule that is missing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from torch.fx import Node
 
 from understudy.channels import Axes, Channels, Ids
 from understudy.trace import operator
+
+Given = tuple[Sequence[int], int] | None  # a row of numbers, and the place of one of them
 
 
 class Reader(Protocol):
@@ -23,7 +25,7 @@ class Reader(Protocol):
     def scale(self, weight: Any) -> None: ...
 
     def size(
-        self, node: Node, owner: str | None, attribute: str | None, value: int, ids: Ids | None, series: Any = None
+        self, node: Node, owner: str | None, attribute: str | None, value: int, ids: Ids | None, given: Given = None
     ) -> None: ...
 
 

@@ -109,20 +109,24 @@ def load(
     """The saved model, bit-equal, in eval mode on `device`.
 
     `build_teacher` is a function that returns the teacher's architecture (any weights), or names one ("file.py:build").
-    It is needed unless the teacher was named `timm:...`, `torchvision:...` or `demo:...`: code that a folder names is
-    never run. The caller's random state is untouched.
+    It is needed unless the teacher was named `timm:...`, `torchvision:...`, `hf:...` or `demo:...`: code that a folder
+    names is never run. Of a teacher that was compressed in part the whole is returned. The caller's random state is
+    untouched.
 
     Raises: StoreError when the folder is not a whole result, or its weights do not fit: the first difference is named;
     PlanError when the plan is nonsense or the teacher built is another; InputError when build_teacher is needed.
     """
     from understudy.cut import cut
-    from understudy.teachers import build_architecture
+    from understudy.teachers import build_architecture, part_of, put_part
 
     plan, _, _ = read(folder)
     path = _existing(folder)
     weights, shared = _read_weights(path)
+    source = plan.teacher.get("source") or {"spec": "module"}
+    part = str(source.get("part", ""))
     with guard.seeded(0):
-        model = cut(build_architecture(plan.teacher.get("source") or {"spec": "module"}, build_teacher), plan)
+        whole = build_architecture(source, build_teacher)
+        model = put_part(whole, part, cut(part_of(whole, part), plan))
     _fill(model, weights, shared, path / WEIGHTS)
     return model.eval().to(device)
 

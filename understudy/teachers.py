@@ -1,10 +1,15 @@
 """From a name to a teacher: the model in eval mode, on the CPU, in float32, with the preprocessing its weights expect.
 
     timm:resnet18.a1_in1k              timm's model, weights (tag optional) and configuration
-    torchvision:resnet34.IMAGENET1K_V1 torchvision's
+    torchvision:resnet34.IMAGENET1K_V1 torchvision's; also its segmentation networks, and its detectors (by a part)
+    hf:FOLDER or hf:ORGANISATION/NAME  a model of Hugging Face transformers: a folder of save_pretrained, or an id
+    hf:ViTForImageClassification       a class of theirs, from its configuration (and model_kwargs), without weights
     path/to/file.py:build              your own: a function that returns an nn.Module, or (module, Preprocessing | dict)
     package.module:build               the same, importable
     demo:NAME                          the teachers that ship with understudy
+
+**Parts.** `part` names the submodule that is compressed where the whole cannot be: a detector's backbone. It takes
+the prepared images as its only argument. Everything outside stays as it is, bit for bit; a result is the whole again.
 
 **Own teachers, the contract.** `build()` is called without arguments, or with num_classes and in_chans where they were
 asked for. Without a Preprocessing of its own (or flags): input 3x224x224, images resized straight to it, bilinear,
@@ -16,6 +21,7 @@ knows of pruning.
 """
 
 import copy
+import difflib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -27,14 +33,14 @@ import torch
 from torch import nn
 
 from understudy.augment import VIEWS
-from understudy.builders import OWN_PREPROCESSING, build_model, called, per_channel
+from understudy.builders import OWN_PREPROCESSING, build_model, called, detector_preprocessing, per_channel
 from understudy.errors import InputError, UnsupportedModel
-from understudy.guard import named_tensors, seeded
+from understudy.guard import full_copy, named_tensors, seeded
 from understudy.preprocessing import Preprocessing
 from understudy.weights import load_weights
 
 SMALL_SIDE = 128  # Below it random resized crops hurt (measured at 32 pixels); the place of the line is an assumption.
-_FORMS = "timm:NAME, torchvision:NAME, FILE.py:FUNCTION, PACKAGE.MODULE:FUNCTION or demo:NAME"
+_FORMS = "timm:NAME, torchvision:NAME, hf:FOLDER, FILE.py:FUNCTION, PACKAGE.MODULE:FUNCTION or demo:NAME"
 
 
 @dataclass
@@ -42,6 +48,7 @@ class Teacher:
     """spec: as it was named. model: eval mode, CPU, float32. preprocessing: what it expects. views: a key of VIEWS.
 
     options: what besides `spec` builds the same architecture (JSON). notes: sentences a person should see.
+    part: where `model` is in `whole`, when only that part is compressed; else "" and None.
     """
 
     spec: str
@@ -50,6 +57,12 @@ class Teacher:
     views: str
     options: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    part: str = ""
+    whole: nn.Module | None = None
+
+    def completed(self, model: nn.Module) -> nn.Module:
+        """`model` in its place in a copy of the whole; `model` itself where there is no other whole."""
+        return model if self.whole is None else put_part(full_copy(self.whole), self.part, model)
 
     def to_json(self) -> dict[str, Any]:
         """All that `build_architecture` needs, and how images are to be prepared; no weights."""
@@ -58,6 +71,7 @@ class Teacher:
             "options": self.options,
             "preprocessing": self.preprocessing.to_json(),
             "views": self.views,
+            **({"part": self.part} if self.part else {}),
         }
 
 
@@ -75,6 +89,7 @@ def load_teacher(
     interpolation: str | None = None,
     views: str | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
+    part: str = "",
 ) -> Teacher:
     """The teacher that `spec` names (forms: see the head of this file).
 
@@ -82,6 +97,7 @@ def load_teacher(
     library's own. pretrained: the library's own weights; False: random ones, the same every time. The rest overrides
     what the weights' configuration says: input_size (C, H, W); mean and std per channel on the scale 0..1; resize in
     pixels of the shorter side, or "exact" (straight to H x W); views: a key of VIEWS. model_kwargs go to the builder.
+    part: the submodule to compress, if not the whole.
 
     The caller's random state is left as it was. Raises InputError for names, files and options that do not fit, and
     when weights cannot be had; UnsupportedModel when the model itself is the reason.
@@ -94,29 +110,78 @@ def load_teacher(
     options = _options(spec, num_classes, in_chans, model_kwargs)
     notes: list[str] = []
     with seeded(0):
-        model, preprocessing, own_views = build_model(spec, family, name, options, pretrained and weights is None)
-    preprocessing = _override(preprocessing, in_chans, input_size, mean, std, resize, interpolation, notes)
-    model = _checked(model, spec, notes)
+        built = build_model(spec, family, name, options, pretrained and weights is None)
+    notes += built.notes
+    preprocessing = _override(built.preprocessing, in_chans, input_size, mean, std, resize, interpolation, notes)
+    model = _checked(built.model, spec, notes)
     if weights is not None:
         load_weights(model, Path(weights), spec, notes)
     elif family != "own" and not pretrained:
         notes.append("random weights (no pretrained ones): the shapes are right, what it says is not")
-    _refuse_broken(model, spec)
-    views = views or own_views or ("imagenet" if min(preprocessing.input_size[1:]) >= SMALL_SIDE else "pad_crop")
-    return Teacher(spec, model, preprocessing, views, options, notes)
+    return _teacher(spec, model, preprocessing, views or built.views, options | built.options, notes, part)
 
 
-def own_teacher(model: nn.Module, preprocessing: Preprocessing | None = None, *, views: str | None = None) -> Teacher:
+def own_teacher(
+    model: nn.Module, preprocessing: Preprocessing | None = None, *, views: str | None = None, part: str = ""
+) -> Teacher:
     """A module in hand as a teacher: a copy in eval mode, float32, on the CPU; the caller's module stays as it is.
 
-    Its spec is "module": whoever loads a result must name a builder. Raises UnsupportedModel as `load_teacher` does.
+    Its spec is "module": whoever loads a result must name a builder. part: the submodule to compress, if not the whole.
+    Raises UnsupportedModel as `load_teacher` does.
     """
     notes: list[str] = []
     copied = _checked(copy.deepcopy(model) if isinstance(model, nn.Module) else model, "module", notes)
-    _refuse_broken(copied, "module")
-    preprocessing = preprocessing or OWN_PREPROCESSING
-    small = min(preprocessing.input_size[1:]) < SMALL_SIDE
-    return Teacher("module", copied, preprocessing, views or ("pad_crop" if small else "imagenet"), {}, notes)
+    preprocessing = preprocessing or detector_preprocessing(copied) or OWN_PREPROCESSING
+    return _teacher("module", copied, preprocessing, views, {}, notes, part)
+
+
+def _teacher(
+    spec: str,
+    whole: nn.Module,
+    preprocessing: Preprocessing,
+    views: str | None,
+    options: dict[str, Any],
+    notes: list[str],
+    part: str,
+) -> Teacher:
+    _refuse_broken(whole, spec)
+    views = views or ("imagenet" if min(preprocessing.input_size[1:]) >= SMALL_SIDE else "pad_crop")
+    if part:
+        model = part_of(whole, part)
+        tensors, inside = named_tensors(whole), {id(t) for t in named_tensors(model).values()}
+        tied = next((n for n, t in tensors.items() if id(t) in inside and not n.startswith(f"{part}.")), None)
+        if tied is not None:
+            raise UnsupportedModel(
+                f"taking the part {part!r} of {spec}: it shares the tensor {tied} with the rest, which would be cut "
+                "too; name a part that holds both"
+            )
+        rest = sum(p.numel() for p in whole.parameters()) - sum(p.numel() for p in model.parameters())
+        notes.append(f"figures are of the part {part!r}; the other {rest:,} parameters stay as they are")
+        return Teacher(spec, model, preprocessing, views, options, notes, part, whole)
+    if detector_preprocessing(whole) is not None:
+        raise UnsupportedModel(
+            f"loading the teacher {spec}: {type(whole).__name__} is a detector, whose boxes differ in number from "
+            "image to image: it cannot be traced as a whole; give --part backbone (part='backbone' in Python)"
+        )
+    return Teacher(spec, whole, preprocessing, views, options, notes)
+
+
+def part_of(whole: nn.Module, part: str) -> nn.Module:
+    """The submodule `part` of `whole`; `whole` itself where it is "". InputError names what there is instead."""
+    modules = dict(whole.named_modules())
+    if part not in modules:
+        near = difflib.get_close_matches(part, modules, 3) or [name for name, _ in whole.named_children()][:8]
+        raise InputError(
+            f"taking the part {part!r} of {type(whole).__name__}: there is no such module; near it: {', '.join(near)}"
+        )
+    return modules[part]
+
+
+def put_part(whole: nn.Module, part: str, model: nn.Module) -> nn.Module:
+    """`whole`, changed in place, with `model` as its submodule `part`; `model` where that is ""."""
+    if part:
+        whole.set_submodule(part, model)
+    return whole if part else model
 
 
 def build_architecture(
@@ -130,8 +195,8 @@ def build_architecture(
     spec, options = str(record.get("spec")), dict(record.get("options") or {})
     if callable(build_teacher):
         with seeded(0):
-            model, _, _ = called(build_teacher, "the given builder", options)
-        return _checked(model, "the given builder", [])
+            built = called(build_teacher, "the given builder", options)
+        return _checked(built.model, "the given builder", [])
     given = build_teacher or spec
     family, name = _parse(given) if given != "module" else ("own", "")
     if family == "own" and build_teacher is None:
@@ -140,8 +205,8 @@ def build_architecture(
             "name it again: --teacher FILE.py:FUNCTION, or load(folder, build_teacher=...)"
         )
     with seeded(0):
-        model, _, _ = build_model(given, family, name, options, pretrained=False)
-    return _checked(model, given, [])
+        built = build_model(given, family, name, options, pretrained=False)
+    return _checked(built.model, given, [])
 
 
 def _options(
@@ -163,9 +228,9 @@ def _options(
 
 
 def _parse(spec: str) -> tuple[str, str]:
-    """("timm" | "torchvision" | "demo" | "own", what follows)."""
+    """("timm" | "torchvision" | "hf" | "demo" | "own", what follows)."""
     family, colon, name = spec.partition(":")
-    if family in ("timm", "torchvision", "demo") and name:
+    if family in ("timm", "torchvision", "hf", "demo") and name:
         return family, name
     if ".py:" in spec or (colon and re.fullmatch(r"[\w.]+:\w+", spec)):
         return "own", spec

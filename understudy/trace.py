@@ -129,26 +129,72 @@ def trace_graph(model: nn.Module, example: Any, points: Sequence[SeamPoint] = ()
     require_data(model)
     args, kwargs = as_example(example)
     clone = structural_copy(model).eval()
+    with marking(clone, points) as marked, _flat(clone) as parts:
+        program = export_program(clone, args, kwargs)
+    _flatten(program.graph_module)
+    return _read(clone, (args, kwargs), program, parts, points, marked)
+
+
+def export_program(model: nn.Module, args: tuple, kwargs: dict, dynamic_shapes: Any = None) -> Any:
+    """The `torch.export.ExportedProgram` of `model` as it is; code that runs may set attributes of it: hand in a copy.
+
+    dynamic_shapes: as `torch.export.export` takes it. Raises: UnsupportedModel naming what could not be followed and,
+    where it is known, the module.
+    """
     try:
-        with (
-            warnings.catch_warnings(),
-            _quiet(),
-            torch.no_grad(),
-            marking(clone, points) as marked,
-            _flat(clone) as parts,
-        ):
+        with warnings.catch_warnings(), quiet("torch._subclasses.fake_tensor"), torch.no_grad():
             warnings.simplefilter("ignore")  # torch.export warns of its own internals; its errors are raised
-            program = torch.export.export(clone, args, kwargs, strict=False)
+            return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
     except UnsupportedModel:
         raise
     except Exception as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
         raise UnsupportedModel(
-            f"tracing {type(model).__name__} with inputs {_describe(args, kwargs)}: torch.export stopped with "
-            f"{type(error).__name__}: {reason}; expected a forward pass that runs on these inputs "
-            "without branching on tensor values"
+            f"tracing {type(model).__name__} with inputs {_describe(args, kwargs)}: torch.export stopped"
+            f"{place(error, model)} with {type(error).__name__}: {reason}; expected a forward pass that runs on these "
+            "inputs without branching on tensor values"
         ) from error
-    return _read(clone, (args, kwargs), program, parts, points, marked)
+
+
+def place(error: BaseException | None, model: nn.Module) -> str:
+    """ " at OPERATOR in MODULE", as far as the frames that `error` and its causes went through tell; "" where not."""
+    names = {id(module): name for name, module in model.named_modules() if name}
+    operation = module = ""
+    while error is not None:
+        trail = error.__traceback__
+        while trail is not None:
+            held = trail.tb_frame.f_locals
+            module = names.get(id(held.get("self")), module)
+            for node in held.values():
+                if isinstance(node, Node) and node.op == "call_function":
+                    operation = f" at {node.target}"
+                    stack = [name for name, _ in node.meta.get("nn_module_stack", {}).values() if name]
+                    module = stack[-1].split("@")[0] if stack else module
+            trail = trail.tb_next
+        error = error.__cause__
+    return operation + (f" in {module}" if module else "")
+
+
+def _flatten(module: torch.fx.GraphModule) -> None:
+    """Regions without autocast or gradients become part of the graph, as on a CPU in float32 they change nothing, and
+    assertions go."""
+    graph = module.graph
+    for node in list(graph.nodes):
+        name = operator(node) if node.op == "call_function" else ""
+        off = name == "wrap_with_autocast" and not (node.args[2] and node.args[0] == "cpu")
+        if off or name == "wrap_with_set_grad_enabled":
+            inner, given = (node.args[4], node.args[5:]) if off else (node.args[1], node.args[2:])
+            region = getattr(module, inner.target)
+            _flatten(region)
+            places = [n for n in region.graph.nodes if n.op == "placeholder"]
+            with graph.inserting_before(node):
+                results = graph.graph_copy(region.graph, dict(zip(places, given, strict=True)))
+            for user in list(node.users):  # the region returns a tuple
+                user.replace_all_uses_with(results[user.args[1]])
+                graph.erase_node(user)
+            graph.erase_node(node)
+        elif name == "_assert_tensor_metadata":
+            graph.erase_node(node)
 
 
 @contextmanager
@@ -170,15 +216,17 @@ def _flat(model: nn.Module) -> Iterator[list[str]]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """torch prints the traceback of an operator that fails in a trace before it raises; what is raised is enough."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+def quiet(*names: str) -> Iterator[None]:
+    """torch logs what it is about to raise, tracebacks included; what is raised is enough."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _read(
@@ -206,10 +254,10 @@ def _read(
             elif node.name in users and shape(node) is not None:
                 inputs.append(node)
         elif node.op == "output":
-            returned = {n.name: n for n in node.all_input_nodes if shape(n) is not None and n not in known}
-            for name, part in zip(signature.user_outputs, parts, strict=True):
-                if name in returned:
-                    outputs.setdefault(returned[name], part)
+            returned = node.args[0][len(node.args[0]) - len(parts) :]  # behind the buffers that the pass changes
+            for value, part in zip(returned, parts, strict=True):
+                if shape(value) is not None and value not in known:
+                    outputs.setdefault(value, part)
         elif node.op == "call_function":
             nodes.append(node)
             if operator(node) == "seam_mark":

@@ -4,7 +4,7 @@ A broken law raises; a poor figure is reported. `accuracy` is the only place tha
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
@@ -50,13 +50,17 @@ class Accuracy:
     images_labelled: int
 
 
-def check_head(teacher: nn.Module, model: nn.Module, seam: Seam) -> None:
-    """Law 4: every tensor of the head is bit-identical in both.
+def check_head(teacher: nn.Module, model: nn.Module, seam: Seam, part: str = "") -> None:
+    """Law 4: every tensor of the head is bit-identical in both; with `part`, the submodule that `seam` is of, also
+    every tensor outside it.
 
     Raises: LawBroken naming the first that is not.
     """
     theirs, ours = guard.named_tensors(teacher), guard.named_tensors(model)
-    for name in seam.head:
+    inside = f"{part}." if part else ""
+    head = [inside + name for name in seam.head]
+    head += [name for name in {**theirs, **ours} if not name.startswith(inside)]
+    for name in head:
         if name not in theirs or name not in ours:
             raise LawBroken(f"checking the head: {name!r} is missing in the {'model' if name in theirs else 'teacher'}")
         if not same_bits(theirs[name], ours[name]):
@@ -244,12 +248,11 @@ def _outputs(
 
 
 def class_scores(output: Any, images: int) -> Tensor | None:
-    """The one tensor of class scores that a network returns, maybe among others; None for none or several."""
-    found = [
-        value
-        for _, value in tensors(getattr(output, "logits", output))
-        if value.ndim == 2 and len(value) == images and value.shape[1] >= 2
-    ]
+    """The one tensor of class scores (n, K) that a network returns, maybe among others, which goes by the name of
+    logits or out where there are names; None for none or several."""
+    named = output if isinstance(output, Mapping) else getattr(output, "__dict__", {})
+    output = next((named[key] for key in ("logits", "out") if key in named), output)
+    found = [value for _, value in tensors(output) if value.ndim == 2 and len(value) == images and value.shape[1] >= 2]
     return found[0].cpu() if len(found) == 1 else None
 
 

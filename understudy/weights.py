@@ -20,7 +20,7 @@ def load_weights(model: nn.Module, path: Path, spec: str, notes: list[str]) -> N
     own, found = model.state_dict(), _stripped(_read_weights(path, notes), model.state_dict(), notes)
     absent = [k for k in own if k not in found and k.endswith("num_batches_tracked")]  # absent before torch 0.4.1
     found.update({k: own[k] for k in absent})
-    auxiliary = [k for k in found if k not in own and re.match(r"(aux\d*|AuxLogits)\.", k)]
+    auxiliary = [k for k in found if k not in own and re.match(r"(aux\d*|AuxLogits|aux_classifier)\.", k)]
     if auxiliary:
         notes.append(f"{len(auxiliary)} tensors of auxiliary heads in {path.name} are not used")
         found = {k: v for k, v in found.items() if k not in auxiliary}

@@ -1,48 +1,106 @@
-"""One model of the zoo, from its builder to a network that was cut, mimicked, saved and loaded again.
+"""One model of the zoo, from its builder to a network that was cut, mimicked, saved, loaded again and exported.
 
-Run in a process of its own: `python -m benchmarks.zoo.case SPEC` prints one JSON line.
+Run in a process of its own: `python -m benchmarks.zoo.case SPEC` prints the line that stands before the export, which
+may end the process, and last the whole one.
 """
 
+import gc
 import json
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 KEEP = 0.7
 SEED = 0
-STAGES = ("build", "trace", "plan", "cut", "mimic", "save", "reload")
+STAGES = ("build", "trace", "plan", "cut", "mimic", "save", "reload", "export")
 
 
-def run(spec: str) -> dict[str, Any]:
+def run(spec: str, before_export: Callable[[dict[str, Any]], None] = lambda line: None) -> dict[str, Any]:
     """Outcome of every stage. outcome: "done", "unsupported" (a documented refusal), "unreachable" (the budget), or
-    "failed"; stage, error: where it ended. keep: share of the MACs that was reached. pinned: share of the MACs of which
-    not one channel can be cut. seconds: of each stage."""
+    "failed"; stage, error: where it ended. keep: share of the MACs that was reached. macs_share_pinned: of those of
+    which not one channel can be cut. seconds, cpu_seconds (of its subprocess too): of each stage; "all" leaves export
+    out. peak_memory_mib: resident; peak_memory_mib_before_export. export: format -> error as a share of the largest
+    output; None where the uncut teacher cannot be exported either: export_why. export_static: why the exported batch
+    is fixed. before_export: is given the line as it stands then."""
     from understudy.errors import PlanError, UnsupportedModel
 
-    line: dict[str, Any] = {"model": spec, "outcome": "done", "seconds": {}}
+    line: dict[str, Any] = {"model": spec, "outcome": "done", "seconds": {}, "cpu_seconds": {}}
     try:
-        _run(spec, line)
+        _run(spec, line, before_export)
     except UnsupportedModel as error:
         line |= {"outcome": "unsupported", "error": str(error)}
     except PlanError as error:
         line |= {"outcome": "unreachable", "error": str(error)}
     except Exception as error:
         line |= {"outcome": "failed", "error": f"{type(error).__name__}: {error}"[:600]}
-    line["seconds"]["all"] = round(sum(line["seconds"].values()), 2)
-    line["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    _sum_up(line)
     return line
 
 
-def _run(spec: str, line: dict[str, Any]) -> None:
+def _sum_up(line: dict[str, Any]) -> None:
+    for clock in ("seconds", "cpu_seconds"):
+        line[clock]["all"] = round(sum(s for name, s in line[clock].items() if name not in ("export", "all")), 2)
+    line["peak_memory_mib"] = peak_memory_mib()
+
+
+def _run(spec: str, line: dict[str, Any], before_export: Callable[[dict[str, Any]], None]) -> None:
+    teacher, result, few = _compressed(spec, line)
+    gc.collect()
+    line["peak_memory_mib_before_export"] = peak_memory_mib()
+    _sum_up(line)
+    before_export(line)
+    with _stage(line, "export"):
+        _export(teacher, result, few, line)
+
+
+@contextmanager
+def _stage(line: dict[str, Any], name: str) -> Iterator[None]:
+    line["stage"], started, cpu = name, time.perf_counter(), sum(os.times()[:4])
+    try:
+        yield
+    finally:
+        line["seconds"][name] = round(time.perf_counter() - started, 2)
+        line["cpu_seconds"][name] = round(sum(os.times()[:4]) - cpu, 2)
+
+
+def peak_memory_mib() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def _export(teacher: Any, result: Any, few: Any, line: dict[str, Any]) -> None:
+    """Only where the cut network cannot be exported is the teacher tried: what it cannot either is not the cut's."""
+    from understudy.errors import UnderstudyError
+    from understudy.export import export
+
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            found = export(result, few, scratch)
+        except UnderstudyError as error:
+            try:
+                export(teacher, few, scratch)
+            except UnderstudyError as same:
+                line |= {"export": None, "export_why": f"the teacher itself cannot be exported: {same}"[:600]}
+                return
+            raise RuntimeError(str(error)) from error  # a failure, not a refusal
+    line["export"] = found.errors
+    if found.static:
+        line["export_static"] = found.static[:600]
+
+
+def _compressed(spec: str, line: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """The teacher, the result and the few images, after every stage but the last."""
     import torch
 
+    from benchmarks.zoo.models import OTHERS
     from understudy.anatomy import trace
     from understudy.cost import count, count_traced
     from understudy.cut import cut
@@ -57,16 +115,9 @@ def _run(spec: str, line: dict[str, Any]) -> None:
     from understudy.store import save
     from understudy.teachers import load_teacher
 
-    @contextmanager
-    def stage(name: str) -> Iterator[None]:
-        line["stage"], started = name, time.perf_counter()
-        try:
-            yield
-        finally:
-            line["seconds"][name] = round(time.perf_counter() - started, 2)
-
+    stage = partial(_stage, line)
     with stage("build"):
-        teacher = load_teacher(spec, pretrained=False)
+        teacher = load_teacher(spec, pretrained=False, **OTHERS.get(spec, {}))
         model = randomised(teacher.model)
         size = teacher.preprocessing.input_size
         line |= {"input": list(size), "params": sum(p.numel() for p in model.parameters())}
@@ -97,24 +148,25 @@ def _run(spec: str, line: dict[str, Any]) -> None:
             torch.save(wanted, Path(scratch, "wanted.pt"))
             torch.save(few, Path(scratch, "few.pt"))
             report = Report(params_teacher=before.params, params_student=after.params)
-            folder = save(Path(scratch, "result"), model=result, plan=plan, report=report)
+            folder = save(Path(scratch, "result"), model=teacher.completed(result), plan=plan, report=report)
         with stage("reload"):
             again = subprocess.run(
-                [sys.executable, "-c", _RELOAD, str(folder), scratch, str(torch.get_num_threads())],
+                [sys.executable, "-c", _RELOAD, str(folder), scratch, str(torch.get_num_threads()), teacher.part],
                 capture_output=True,
                 text=True,
                 check=False,
             )
             if again.returncode:
                 raise RuntimeError(f"loading it again in a fresh process: {again.stderr.strip()[-400:]}")
+    return model, result, few
 
 
 _RELOAD = """
 import sys, torch, understudy
 from understudy.seam import tensors
-folder, scratch, threads = sys.argv[1:]
+folder, scratch, threads, part = sys.argv[1:]
 torch.set_num_threads(int(threads))  # how a sum is shared among threads shows in its last bits
-model = understudy.load(folder)
+model = understudy.load(folder).get_submodule(part)
 with torch.no_grad():
     found = [t for _, t in tensors(model(torch.load(f"{scratch}/few.pt")))]
 wanted = torch.load(f"{scratch}/wanted.pt")
@@ -151,4 +203,4 @@ def randomised(model: Any, seed: int = SEED) -> Any:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    print(json.dumps(run(sys.argv[1])))
+    print(json.dumps(run(sys.argv[1], lambda line: print(json.dumps(line), flush=True))))

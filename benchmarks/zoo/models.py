@@ -1,4 +1,4 @@
-"""The models of the zoo: every torchvision classifier, and the smallest of every timm family.
+"""The models of the zoo: every torchvision classifier, the smallest of every timm family, and what is no classifier.
 
 The smallest members are kept in timm.json, which `python -m benchmarks.zoo smallest` writes.
 """
@@ -7,17 +7,40 @@ import json
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 FAMILIES = Path(__file__).parent / "timm.json"
+SIZE = (3, 224, 224)
+_SMALL = {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3, "intermediate_size": 768}
+_DETR = {"backbone_config": {"model_type": "resnet", "out_features": ["stage1", "stage2", "stage3", "stage4"]}}
+# spec -> what else `understudy.load_teacher` is to be told: parts of detectors, segmentation at the zoo's size, and
+# small members of the families of transformers.
+OTHERS: dict[str, dict[str, Any]] = {
+    "torchvision:fcn_resnet50": {"input_size": SIZE},
+    "torchvision:deeplabv3_mobilenet_v3_large": {"input_size": SIZE},
+    "torchvision:lraspp_mobilenet_v3_large": {"input_size": SIZE},
+    "torchvision:retinanet_resnet50_fpn": {"part": "backbone", "input_size": SIZE},
+    "torchvision:fasterrcnn_mobilenet_v3_large_fpn": {"part": "backbone", "input_size": SIZE},
+    "torchvision:ssdlite320_mobilenet_v3_large": {"part": "backbone"},
+    "hf:ViTForImageClassification": {"model_kwargs": _SMALL},
+    "hf:DeiTForImageClassification": {"model_kwargs": _SMALL},
+    "hf:SwinForImageClassification": {},
+    "hf:ConvNextV2ForImageClassification": {},
+    "hf:ResNetForImageClassification": {},
+    "hf:SegformerForImageClassification": {},
+    "hf:SegformerForSemanticSegmentation": {},
+    "hf:DetrForObjectDetection": {"part": "model.backbone.model", "model_kwargs": _DETR},
+}
 
 
 def specs() -> list[str]:
-    """As `understudy.load_teacher` reads them."""
+    """As `understudy.load_teacher` reads them, with what OTHERS says."""
     from torchvision import models
 
     classifiers = models.list_models(module=models)
     families = json.loads(FAMILIES.read_text(encoding="utf-8"))
-    return [f"torchvision:{n}" for n in classifiers] + [f"timm:{n}" for n in sorted(set(families.values()))]
+    smallest = [f"timm:{n}" for n in sorted(set(families.values()))]
+    return [f"torchvision:{n}" for n in classifiers] + smallest + list(OTHERS)
 
 
 def write_smallest() -> None:

@@ -3,6 +3,7 @@
 import re
 import statistics
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,50 +11,134 @@ from benchmarks.zoo.case import KEEP, STAGES
 
 _HEAD = f"""Made by `python -m benchmarks.zoo page` from `benchmarks/results/zoo.jsonl`; do not edit by hand. Every
 model, with random weights, in a process of its own: {", ".join(STAGES)}; {KEEP:.0%} of the MACs are kept, law 2 (cut =
-zero) is checked, the saved folder is loaded again in a fresh process and compared bit for bit. pinned: share of the
-MACs in operators of which no channel can be cut. One thread; other work ran beside: the seconds are upper bounds."""
+zero) is checked, the saved folder is loaded again in a fresh process and compared bit for bit. MACs pinned: share of
+the MACs in operators of which no channel can be cut. Groups pinned: share of the groups that are pinned for another
+reason than the seam, the head, the network's input or output. Export: the largest difference of the exported program
+(pt2) and of ONNX Runtime (float32, CPU) from the cut model, as a share of the largest output; the batch is free but
+where "fixed batch" stands. One thread; other work ran beside: the seconds (before export + export) are upper bounds."""
 PAGE = Path(__file__).parents[2] / "docs" / "zoo.md"
+_ORACLE_HEAD = """`python -m benchmarks.zoo oracle` hands the first and the last unit of every group (all its channels
+in the layer that makes them) to Torch-Pruning's dependency graph and compares what either would cut: tensor, axis and
+position. Where they differ, each cuts one unit: ours is held to law 2, theirs must run and give what ours gives."""
+_AT_THE_SEAM = ("the seam's own channels", "the network's output", "the network's input", "the head")
+_SECONDS, _SECONDS_WITH_EXPORT, _MIB = 60, 120, 4096  # of a model of less than 100 M parameters at up to 224 pixels
 
 
-def text(lines: list[dict[str, Any]], listed: int) -> str:
-    """The page: what became of how many, then a row for each model."""
+def text(lines: list[dict[str, Any]], listed: int, oracle: Sequence[dict[str, Any]] = ()) -> str:
+    """The page: what became of how many, then a row for each model; the same for the comparison with Torch-Pruning."""
     outcomes = Counter(line["outcome"] for line in lines)
-    pinned = [line["macs_share_pinned"] for line in lines if "macs_share_pinned" in line]
-    share = f"; of the median model {statistics.median(pinned):.1%} of the MACs are pinned" if pinned else ""
     head = [
         "# Zoo",
         _HEAD,
         f"{len(lines)} of {listed} models were run: "
         + ", ".join(f"{count} {name}" for name, count in outcomes.most_common())
-        + f" (unsupported and unreachable: refusals that say why; failed: a fault of ours){share}.",
-        "| model | M params | outcome | keep | pinned | s | MiB | why |\n|---|--:|---|--:|--:|--:|--:|---|",
+        + " (unsupported and unreachable: refusals that say why; failed: a fault of ours).",
+        "\n".join(f"- {fact}" for fact in _facts(lines)),
+        "| model | M params | outcome | keep | MACs pinned | groups pinned | export pt2 / onnx | s | MiB | why |\n"
+        "|---|--:|---|--:|--:|--:|---|--:|--:|---|",
     ]
-    return "\n\n".join(head) + "\n" + "\n".join(_row(line) for line in sorted(lines, key=lambda x: x["model"])) + "\n"
+    return _table(head, lines, _row) + (f"\n{_table(_oracle_head(oracle), oracle, _oracle_row)}" if oracle else "")
 
 
-def _row(line: dict[str, Any]) -> str:
-    share = line.get("macs_share_pinned")
-    cells = (
+def _table(head: list[str], lines: Sequence[dict[str, Any]], row: Callable[[dict[str, Any]], list]) -> str:
+    rows = (" | ".join(str(cell).replace("|", "/") for cell in row(x)) for x in sorted(lines, key=lambda x: x["model"]))
+    return "\n\n".join(head) + "\n" + "".join(f"| {cells} |\n" for cells in rows)
+
+
+def _oracle_head(lines: Sequence[dict[str, Any]]) -> list[str]:
+    read = [x for x in lines if "compared" in x]
+    agrees = [x for x in read if x["outcome"] == "agrees"]
+    compared, agree = (sum(x[key] for x in read) for key in ("compared", "agree"))
+    return [
+        "## Against Torch-Pruning",
+        _ORACLE_HEAD,
+        f"Of {len(lines)} models it reads {len(read)}; {_of(agrees, read)} of these agree in every group, and {agree} "
+        f"of the {compared} groups that were compared.",
+        "| model | groups | compared | agree | where they differ, and what became of either's cut |\n"
+        "|---|--:|--:|--:|---|",
+    ]
+
+
+def _oracle_row(line: dict[str, Any]) -> list[Any]:
+    said = [
+        f"{len(d['groups'])} ({d['groups'][0]}, ...): only ours {', '.join(d['ours_only']) or 'nothing'}; only theirs "
+        f"{', '.join(d['theirs_only']) or 'nothing'}. Ours: {d['ours']}. Theirs: {d['theirs']}"
+        for d in line.get("differences", ())
+    ]
+    said += [f"{n} not compared: {why}" for why, n in line.get("skipped", {}).items()]
+    why = " ".join(line["error"].split())[:200] if "error" in line else "<br>".join(said)
+    return [line["model"], *(line.get(key, "") for key in ("groups", "compared", "agree")), why]
+
+
+def _facts(lines: list[dict[str, Any]]) -> list[str]:
+    through = [x for x in lines if x["outcome"] == "done" or x.get("stage") == "export"]
+    facts = [f"{_of(through, lines)} reach keep {KEEP} with every law holding."]
+    read = [x for x in lines if "macs_share_pinned" in x]
+    if read:
+        groups, macs = map(_groups_pinned, read), (x["macs_share_pinned"] for x in read)
+        facts.append(
+            f"Median over the {len(read)} that were read: {statistics.median(groups):.1%} of the groups and "
+            f"{statistics.median(macs):.1%} of the MACs are pinned."
+        )
+    tried = [x for x in through if "export" in x or x.get("stage") == "export"]
+    if tried:
+        done, never = [x for x in tried if x.get("export")], [x for x in tried if "export_why" in x]
+        facts.append(
+            f"{_of(done, tried)} export to both formats with equal outputs, {sum('export_static' in x for x in done)} "
+            f"of them with a fixed batch; of {len(never)} the uncut teacher cannot be exported either."
+        )
+    size = [x for x in through if x["params"] < 1e8 and max(x["input"][1:]) <= 224]
+    before = [x["seconds"]["all"] for x in size]
+    whole = [x["seconds"]["all"] + x["seconds"].get("export", 0) for x in size]
+    facts.append(
+        f"Of the {len(size)} of these under 100 M parameters at up to 224 pixels: {sum(s > _SECONDS for s in before)} "
+        f"took over {_SECONDS} s before the export, {sum(s > _SECONDS_WITH_EXPORT for s in whole)} over "
+        f"{_SECONDS_WITH_EXPORT} s with it, {sum(x['peak_memory_mib'] > _MIB for x in size)} over {_MIB} MiB."
+    )
+    return facts
+
+
+def _of(some: list, everything: list) -> str:
+    return f"{len(some)} of {len(everything)} ({len(some) / max(len(everything), 1):.0%})"
+
+
+def _groups_pinned(line: dict[str, Any]) -> float:
+    """Share of the groups that are pinned behind no seam."""
+    pinned = sum(n for why, n in line["pinned"].items() if not why.startswith(_AT_THE_SEAM))
+    return pinned / max(line["groups"], 1)
+
+
+def _row(line: dict[str, Any]) -> list[Any]:
+    share, seconds = line.get("macs_share_pinned"), line.get("seconds", {})
+    return [
         line["model"],
         f"{line['params'] / 1e6:.1f}" if "params" in line else "",
         line["outcome"],
         line.get("keep", ""),
-        "" if share is None else f"{share:.0%}",
-        f"{line.get('seconds', {}).get('all', 0):.0f}",
+        "" if share is None else f"{share:.1%}",
+        "" if share is None else f"{_groups_pinned(line):.1%}",
+        _export(line),
+        f"{seconds.get('all', 0):.0f}" + (f" + {seconds['export']:.0f}" if "export" in seconds else ""),
         line.get("peak_memory_mib", ""),
         _why(line),
-    )
-    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+    ]
+
+
+def _export(line: dict[str, Any]) -> str:
+    if "export_why" in line:
+        return " ".join(line["export_why"].split())[:160]
+    errors = line.get("export") or {}
+    return " / ".join(f"{e:.0e}" for e in errors.values()) + (", fixed batch" if "export_static" in line else "")
 
 
 def _why(line: dict[str, Any]) -> str:
-    """Where it ended and the error, or, where more than a tenth is pinned, the reasons that pin most groups."""
+    """Where it ended and the error, or the reasons that pin most groups; the seam's only where there is no other."""
     if "error" in line:
-        return f"{line.get('stage', '')}: {' '.join(line['error'].split())[:160]}".replace("|", "/")
-    if line["macs_share_pinned"] <= 0.1:
+        return f"{line.get('stage', '')}: {' '.join(line['error'].split())[:160]}"
+    if not line["macs_share_pinned"]:
         return ""
     kinds = Counter()
     for reason, times in line["pinned"].items():
         kinds[re.sub(r" in [^ ]+\)$", ")", reason)] += times
-    known = ("the seam's own channels", "the network's output")
-    return "; ".join(f"{kind} x{n}" for kind, n in kinds.most_common(4) if kind not in known)[:160].replace("|", "/")
+    inner = {kind: n for kind, n in kinds.items() if not kind.startswith(_AT_THE_SEAM)}
+    return "; ".join(f"{kind} x{n}" for kind, n in Counter(inner or kinds).most_common(4))[:160]

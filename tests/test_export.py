@@ -1,0 +1,177 @@
+"""Export: what is written runs without the model's code and gives its outputs; what cannot be written is named."""
+
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+import torch
+from nets import Chain, FusedHeads
+from torch import nn
+
+from understudy import export
+from understudy.errors import InputError, LawBroken, StoreError, UnsupportedModel
+
+room = import_module("understudy.export")
+
+
+def images(n=2, size=(3, 8, 8)):
+    return torch.randn(n, *size, generator=torch.Generator().manual_seed(0))
+
+
+_ELSEWHERE = """
+import sys, torch, onnxruntime
+folder = sys.argv[1]
+given, wanted = torch.load(f"{folder}/given.pt"), torch.load(f"{folder}/wanted.pt")
+program = torch.export.load(f"{folder}/model.pt2").module()
+session = onnxruntime.InferenceSession(f"{folder}/model.onnx")
+found = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: given.numpy()})[0])
+assert torch.allclose(program(given), wanted, rtol=1e-5, atol=1e-6)
+assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-6)
+assert "understudy" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize("net", [Chain, FusedHeads])
+def test_both_files_run_elsewhere_on_any_batch(net, tmp_path):
+    model = net().train()
+    state, random = {n: t.clone() for n, t in model.state_dict().items()}, torch.get_rng_state()
+    found = export(model, images(2, net.size), tmp_path)
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(m.training for m in model.modules())
+    assert all(torch.equal(t, state[n]) for n, t in model.state_dict().items())
+    assert found.files == {"pt2": tmp_path / "model.pt2", "onnx": tmp_path / "model.onnx"}
+    assert found.errors["pt2"] < 1e-6
+    assert 0 <= found.errors["onnx"] < 1e-5
+    assert found.opset >= 18
+    assert (found.static, found.precision) == (None, "float32")
+    for n in (1, 5):
+        given = images(n, net.size)
+        with torch.no_grad():
+            torch.save(given, tmp_path / "given.pt")
+            torch.save(model.eval()(given), tmp_path / "wanted.pt")
+        subprocess.run([sys.executable, "-c", _ELSEWHERE, str(tmp_path)], check=True)
+
+
+class Dressed(nn.Module):
+    """Keyword inputs, a dictionary and a tuple as outputs, and a number that is no tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = Chain()
+
+    def forward(self, image, scale=None, *, shift, times=1):
+        y = self.inner(image - 2 * scale) + shift
+        return {"out": y, "more": (y.mean(1) * times, None)}
+
+
+def test_keywords_and_nested_outputs(tmp_path):
+    kwargs = {"shift": torch.randn(2, 5), "times": 3, "scale": torch.randn(2, 3, 8, 8)}
+    found = export(Dressed(), ((images(),), kwargs), tmp_path)
+    assert max(found.errors.values()) < 1e-5
+    assert found.static is None
+
+
+class Counted(nn.Module):
+    def forward(self, x):
+        return x * len(range(x.shape[0]))
+
+
+class Fixed(nn.Module):
+    def forward(self, x):
+        return x.reshape(2, 5)
+
+
+def test_a_batch_that_cannot_be_free_is_fixed_and_the_reason_told(tmp_path):
+    counted = export(nn.Sequential(Chain(), Counted()), images(), tmp_path / "a")
+    assert counted.static == "its code computes with the size of the batch"
+    fixed = export(nn.Sequential(Chain(), Fixed()), images(), tmp_path / "c")
+    assert "running Sequential in 1 before its export, batch 1" in fixed.static
+    for found in (counted, fixed):
+        assert max(found.errors.values()) < 1e-5
+    one = export(Chain(), images(1), tmp_path / "b", formats=["pt2"])
+    assert (one.static, one.opset) == ("the example is not a batch of 2 or more", None)
+    assert [p.name for p in (tmp_path / "b").iterdir()] == ["model.pt2"]
+
+
+def test_where_only_the_free_batch_goes_wrong_the_fixed_one_is_written(tmp_path, monkeypatch):
+    write = room._write_onnx
+
+    def only_static(program, model, path):
+        if room._free(program):
+            raise UnsupportedModel("no free sizes")
+        return write(program, model, path)
+
+    monkeypatch.setattr(room, "_write_onnx", only_static)
+    found = export(Chain(), images(), tmp_path)
+    assert found.static == "no free sizes"
+    assert found.errors["onnx"] < 1e-5
+
+
+class Eigen(nn.Module):
+    def forward(self, x):
+        return torch.linalg.eigvals(x[:, :4].reshape(-1, 2, 2)).real
+
+
+class Branch(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+@pytest.mark.parametrize(
+    ("odd", "said"),
+    [
+        (Eigen(), r"writing Sequential as ONNX: torch.onnx.export stopped at aten.linalg_eig.default in 1 with .*eig"),
+        (Branch(), "tracing Sequential with inputs .*: torch.export stopped.* in 1 with .*data-dependent"),
+    ],
+)
+def test_what_cannot_be_written_is_named(odd, said, tmp_path):
+    with pytest.raises(UnsupportedModel, match=said):
+        export(nn.Sequential(Chain(), odd), images(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_differs_is_refused_and_removed(tmp_path, monkeypatch):
+    write = room._write_onnx
+    other = torch.export.export(Chain().eval(), (images(),), strict=False)
+    monkeypatch.setattr(room, "_write_onnx", lambda program, model, path: write(other, model, path))
+    with pytest.raises(LawBroken, match=r"comparing model.onnx with the Chain .* expected at most 1.0e-04"):
+        export(Chain(), images(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    larger = torch.export.export(nn.Sequential(Chain(), nn.Linear(5, 6)).eval(), (images(),), strict=False)
+    monkeypatch.setattr(room, "_write_onnx", lambda program, model, path: write(larger, model, path))
+    with pytest.raises(LawBroken, match="differ by inf"):
+        export(Chain(), images(), tmp_path)
+    monkeypatch.setattr(room, "_write_onnx", lambda program, model, path: path.write_text("no model"))
+    with pytest.raises(LawBroken, match=r"running model.onnx of Chain: "):
+        export(Chain(), images(), tmp_path)
+
+
+def test_other_precisions_are_written_in_float32(tmp_path):
+    model = Chain().double()
+    found = export(model, images().double(), tmp_path)
+    assert max(found.errors.values()) < 1e-5
+    assert all(t.dtype == torch.float64 for t in model.state_dict().values() if t.is_floating_point())
+    program = torch.export.load(found.files["pt2"])
+    assert {t.dtype for t in program.state_dict.values()} == {torch.float32, torch.int64}
+
+
+def test_large_weights_lie_beside_the_onnx_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(room, "ONE_FILE", 0)
+    export(Chain(), images(), tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"model.onnx", "model.onnx.data", "model.pt2"}
+    export(Chain(), images(), tmp_path, force=True)
+
+
+def test_bad_input(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"found formats tflite, expected of pt2, onnx"):
+        export(Chain(), images(), tmp_path, formats=["tflite"])
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(StoreError, match=r"model.onnx: it exists"):
+        export(Chain(), images(), tmp_path)
+    with pytest.raises(StoreError, match="exporting to"):
+        export(Chain(), images(), tmp_path / "model.onnx" / "inside")
+    monkeypatch.setattr(room, "find_spec", lambda name: None if name == "onnxscript" else name)
+    with pytest.raises(InputError, match=r"onnxscript is not installed; expected the extra `export`: pip install"):
+        export(Chain(), images(), tmp_path, force=True)
+    assert export(Chain(), images(), tmp_path, formats=["pt2"]).opset is None

@@ -1,0 +1,246 @@
+"""A model as files that run without its code: ONNX and torch.export, each compared with the model it was made of."""
+
+import math
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ShapesCollection
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
+from torch.utils._pytree import tree_leaves, tree_map
+
+from understudy.errors import InputError, LawBroken, StoreError, UnsupportedModel, one_line
+from understudy.guard import full_copy, named_tensors, structural_copy
+from understudy.trace import Example, as_example, export_program, place, quiet, require_data
+
+FORMATS = ("pt2", "onnx")
+TOLERANCE = 1e-4  # of the largest output, in float32. Measured: 5e-7 in ONNX Runtime, 0 in the exported program
+ONE_FILE = 256 * 2**20  # bytes of weights in one .onnx; writing it takes three times that. Assumption: above it counts
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and how far it is from the model.
+
+    files: format -> path. errors: format -> largest difference of any output over that output's largest value.
+    opset: of the ONNX file, None without one. static: None where the batch may have any size, else why it may not.
+    """
+
+    files: dict[str, Path]
+    errors: dict[str, float]
+    opset: int | None
+    static: str | None
+    precision: str = "float32"
+
+
+def export(
+    model: nn.Module,
+    example: Any,
+    folder: str | Path,
+    *,
+    formats: Sequence[str] = FORMATS,
+    tolerance: float = TOLERANCE,
+    force: bool = False,
+) -> Exported:
+    """Write `model`, in eval mode and float32, to folder/model.pt2 (`torch.export`) and folder/model.onnx.
+
+    Each file is loaded again (the program by torch, ONNX by ONNX Runtime on the CPU, in float32) and compared with the
+    model on `example`: a tensor (N, C, H, W), a tuple of arguments or (args, kwargs). Where N is 2 or more, the batch
+    is made free, and the first image alone is compared too; where that fails it is fixed at N. Weights of more than
+    256 MiB lie beside the ONNX file, in model.onnx.data. The model is untouched; on an error nothing is left behind.
+
+    Raises: UnsupportedModel naming operator and module that cannot be written; LawBroken when a file's outputs differ
+    by more than `tolerance` of the largest output; InputError for a format that is unknown or lacks the extra `export`;
+    StoreError when a file exists (without `force`) or cannot be written.
+    """
+    formats = tuple(dict.fromkeys(formats))
+    strange = [f for f in formats if f not in FORMATS]
+    if strange or not formats:
+        raise InputError(f"exporting: found formats {', '.join(strange) or 'none'}, expected of {', '.join(FORMATS)}")
+    if "onnx" in formats:
+        _require_onnx()
+    require_data(model)
+    ready, call = _in_float32(model, example)
+    folder = Path(folder)
+    there = [p for f in formats if (p := folder / f"model.{f}").exists()]
+    if there and not force:
+        raise StoreError(f"exporting to {there[0]}: it exists; name another folder, or replace it with force")
+    static = None if _batch(call) > 1 else "the example is not a batch of 2 or more"
+    found = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".export") as scratch:
+            if static is None:
+                try:
+                    found = _write(ready, call, Path(scratch), formats, tolerance, None)
+                except (UnsupportedModel, LawBroken) as error:
+                    static = str(error)
+            found = found or _write(ready, call, Path(scratch), formats, tolerance, static)
+            for path in Path(scratch).iterdir():
+                os.replace(path, folder / path.name)
+    except OSError as error:
+        raise StoreError(f"exporting to {folder}: {error}") from error
+    return replace(found, files={f: folder / f"model.{f}" for f in formats})
+
+
+def _write(
+    model: nn.Module, call: Example, folder: Path, formats: Sequence[str], tolerance: float, static: str | None
+) -> Exported:
+    """Every format from one trace, then compared. static: why the batch is fixed; None tries to leave it free."""
+    calls = [call] if static is not None else [call, tree_map(lambda v: v[:1] if _batched(v, call) else v, call)]
+    expected = [_outputs(model, *c) for c in calls]
+    clone, shapes = structural_copy(model), None
+    if static is None:
+        collection = ShapesCollection()
+        for tensor in _tensors(call):
+            if _batched(tensor, call):
+                collection[tensor] = {0: Dim.AUTO}
+        shapes = collection.dynamic_shapes(clone, *call)
+    program = export_program(clone, *call, dynamic_shapes=shapes)
+    if static is None and not _free(program):
+        static = "its code computes with the size of the batch"
+        calls, expected = calls[:1], expected[:1]
+    files, opset = {f: folder / f"model.{f}" for f in formats}, None
+    if "pt2" in files:
+        _write_program(program, clone, files["pt2"])
+    if "onnx" in files:
+        opset = _write_onnx(program, clone, files["onnx"])
+    del program, clone
+    errors = {}
+    for name, path in files.items():
+        try:
+            found = _RUN[name](path, calls)
+        except Exception as error:  # whatever a runtime raises
+            raise LawBroken(
+                f"running {path.name} of {type(model).__name__}: {one_line(error)}; expected the model's outputs"
+            ) from error
+        errors[name] = max(_difference(*pair) for pair in zip(found, expected, strict=True))
+        if not errors[name] <= tolerance:
+            raise LawBroken(
+                f"comparing {path.name} with the {type(model).__name__} it was made of: they differ by "
+                f"{errors[name]:.1e} of the largest output in float32, expected at most {tolerance:.1e}; do not "
+                "deploy it, and please report the model"
+            )
+    return Exported(files, errors, opset, static)
+
+
+def _outputs(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> list[Tensor]:
+    try:
+        with torch.no_grad():
+            return _tensors(model(*args, **kwargs))
+    except Exception as error:  # whatever a model's own code raises
+        raise UnsupportedModel(
+            f"running {type(model).__name__}{place(error, model)} before its export, batch {_batch((args, kwargs))}, "
+            f"float32, on the CPU: {one_line(error)}; expected outputs to compare with"
+        ) from error
+
+
+def _write_program(program: Any, model: nn.Module, path: Path) -> None:
+    try:
+        torch.export.save(program, path)
+    except OSError:
+        raise
+    except Exception as error:
+        raise UnsupportedModel(
+            f"writing {type(model).__name__} as {path.name}: torch.export.save stopped{place(error, model)} with "
+            f"{one_line(error)}; expected operators and constants that can be stored"
+        ) from error
+
+
+def _write_onnx(program: Any, model: nn.Module, path: Path) -> int:
+    """Returns the opset."""
+    try:
+        with warnings.catch_warnings(), quiet("torch.onnx", "onnxscript"):
+            warnings.simplefilter("ignore")  # the converter warns of its own internals; its errors are raised
+            converted = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
+            weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
+            converted.save(path, external_data=weights > ONE_FILE)
+            return converted.model.opset_imports[""]
+    except OSError:
+        raise
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise UnsupportedModel(
+            f"writing {type(model).__name__} as ONNX: torch.onnx.export stopped{place(error, model)} with "
+            f"{one_line(cause)}; expected operators that ONNX has"
+        ) from error
+
+
+def _run_program(path: Path, calls: list[Example]) -> list[list[Tensor]]:
+    module = torch.export.load(path).module()
+    with torch.no_grad():
+        return [_tensors(module(*args, **kwargs)) for args, kwargs in calls]
+
+
+def _run_onnx(path: Path, calls: list[Example]) -> list[list[Tensor]]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.enable_cpu_mem_arena = False  # it keeps what every operator once needed
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [given.name for given in session.get_inputs()]
+    feeds = [dict(zip(names, (t.detach().numpy() for t in _tensors(call)), strict=True)) for call in calls]
+    return [[torch.from_numpy(v) for v in session.run(None, feed)] for feed in feeds]
+
+
+_RUN: dict[str, Callable[[Path, list[Example]], list[list[Tensor]]]] = {"pt2": _run_program, "onnx": _run_onnx}
+
+
+def _difference(found: list[Tensor], expected: list[Tensor]) -> float:
+    """The largest of any output, as a share of that output's largest value; infinite where the shapes differ."""
+    if [f.shape for f in found] != [e.shape for e in expected]:
+        return math.inf
+    pairs = [(f.double(), e.double()) for f, e in zip(found, expected, strict=True) if e.numel()]
+    shares = [(f - e).abs().max() / e.abs().max().clamp_min(1e-300) for f, e in pairs]
+    return torch.stack(shares).max().item() if shares else 0.0
+
+
+def _in_float32(model: nn.Module, example: Any) -> tuple[nn.Module, Example]:
+    """A copy in eval mode, on the CPU, in float32, and the example likewise; tensors are shared where they can be."""
+    held = named_tensors(model).values()
+    plain = all(t.device.type == "cpu" and (t.dtype == torch.float32 or not t.is_floating_point()) for t in held)
+    ready = structural_copy(model) if plain else full_copy(model).cpu().float()
+    call = tree_map(
+        lambda v: (v.cpu().float() if v.is_floating_point() else v.cpu()) if isinstance(v, Tensor) else v,
+        as_example(example),
+    )
+    return ready.eval(), call
+
+
+def _free(program: Any) -> bool:
+    """Is the first axis of an input of any size?"""
+    users = set(program.graph_signature.user_inputs)
+    values = [n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder" and n.name in users]
+    return any(isinstance(v, Tensor) and v.dim() > 0 and not is_concrete_int(v.shape[0]) for v in values)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [v for v in tree_leaves(value) if isinstance(v, Tensor)]
+
+
+def _batch(call: Example) -> int:
+    first = next(iter(_tensors(call)), None)
+    return first.shape[0] if first is not None and first.dim() else 0
+
+
+def _batched(value: Any, call: Example) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == _batch(call)
+
+
+def _require_onnx() -> None:
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"exporting to ONNX: {', '.join(missing)} is not installed; expected the extra `export`: "
+            "pip install 'understudy[export]'"
+        )
