@@ -31,6 +31,11 @@ class Label(Net):
         return super().forward(x).argmax(1)
 def label():
     return Label()
+class Features(Net):
+    def forward(self, x):
+        return {"small": self.body(x), "large": self.body[:3](x)}
+def features():
+    return Features(), {"input_size": (3, 16, 16)}
 def meta():
     return Net().to("meta")
 """
@@ -113,6 +118,17 @@ def test_inspect_tells_seam_groups_and_reach(place, capsys):
         (256 * 27 + 196 * 9 * 12 + 48) / (256 * 27 * 8 + 196 * 72 * 12 + 48), abs=1e-4
     )
     assert "body.0" in err
+    assert "head: fc.weight, fc.bias" in err
+
+
+def test_inspect_tells_several_points_and_a_network_without_a_head(place, capsys):
+    code, line, err = call(capsys, "inspect", "net.py:features")
+    assert (code, line["headless"], line["head"]) == (0, True, [])
+    assert "seam: <model>:output.small [12, 14, 14]\nseam: <model>:output.large [8, 16, 16]\n" in err
+    assert "head: none; the network returns features, and the seam is the output itself" in err
+    code, line, err = call(capsys, "inspect", "net.py:build", "--seam", "body.2", "--seam", "<model>:output")
+    assert (code, line["seam"]) == (0, ["body.2:output", "<model>:output"])
+    assert "head: nothing that is learned acts behind the seam" in err
 
 
 @pytest.mark.parametrize(

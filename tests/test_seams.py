@@ -108,6 +108,27 @@ def test_a_dense_head_that_is_most_of_the_network_is_its_last_layers():
     assert seam.head == tuple(f"classifier.{n}" for n in ("low.weight", "low.bias", "high.2.weight", "high.2.bias"))
 
 
+@pytest.mark.parametrize(
+    "predict",
+    [
+        lambda x, weight: x.mean((2, 3)) @ weight,
+        lambda x, weight: x.flatten(2).transpose(1, 2) @ weight,
+        lambda x, weight: torch.matmul(weight.t(), x.flatten(2)),
+    ],
+)
+def test_a_product_with_a_parameter_is_a_layer(predict):
+    class Net(Chain):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(16, 5))
+
+        def forward(self, x):
+            return predict(self.body(x), self.weight)
+
+    points, seam = seam_of(Net())
+    assert (points, seam.head, seam.headless) == (["body:output"], ("weight",), False)
+
+
 def test_last_layers_of_which_one_comes_before_another_are_no_head():
     """A residual sum is a feature, whatever convolution was added last."""
 

@@ -147,7 +147,7 @@ def _search(traced: Traced) -> tuple[dict[SeamPoint, Node], bool]:
         node = above[node]
     last = next((v for v in chain if _pooled(v)), None)
     pooled = _frontier(traced, flow, _pooled) if last is None else [last]
-    if pooled and all(_weights_behind(flow, v) for v in pooled):
+    if pooled and all(_weights_behind(traced, flow, v) for v in pooled):
         return _reachable(traced, {v: _takers(v) for v in pooled}), False
     maps = {shape(n)[2:] for n in returned if len(shape(n)) == 4}
     layers = _last_layers(traced, flow) if len(maps) < 2 else []
@@ -217,27 +217,28 @@ def _pooled(value: Node) -> bool:
     return bool(users) and all(_pools(u) for u in users)
 
 
-def _weights_behind(flow: networkx.DiGraph, value: Node) -> bool:
-    return any(isinstance(n, Node) and _layer_input(n) for n in networkx.descendants(flow, value))
+def _weights_behind(traced: Traced, flow: networkx.DiGraph, value: Node) -> bool:
+    return any(_layer_input(traced, n) is not None for n in networkx.descendants(flow, value))
 
 
-def _layer_input(node: Node) -> Node | None:
-    """What a convolution or a linear layer takes; None for any other operator."""
-    name = operator(node)
+def _layer_input(traced: Traced, node: Node | str) -> Node | None:
+    """What a convolution or a linear layer takes, or a product with a parameter; None for anything else."""
+    name = operator(node) if isinstance(node, Node) else node
     if name in _WEIGHTED:
         return node.args[0]
     if name == "addmm":
         return node.args[1]
-    if name in ("matmul", "mm") and any(_is_tensor(a) for a in node.args[:2]):  # a weight that is no layer's
-        return next((a for a in node.args[:2] if not _is_tensor(a)), None)
+    if name in ("matmul", "mm"):
+        data = [a for a in node.args[:2] if not _is_parameter(traced, a)]
+        return data[0] if len(data) == 1 else None
     return None
 
 
-def _is_tensor(node: Any) -> bool:
-    """A parameter or a buffer, as it is or turned."""
-    while isinstance(node, Node) and operator(node) in ("t", "transpose", "permute", "numpy_T"):
+def _is_parameter(traced: Traced, node: Node) -> bool:
+    """As it is, or turned."""
+    while operator(node) in ("t", "transpose", "permute", "numpy_T"):
         node = node.args[0]
-    return isinstance(node, Node) and node.op == "placeholder" and isinstance(node.meta.get("val"), nn.Parameter)
+    return node.name in traced.program.graph_signature.inputs_to_parameters
 
 
 def _last_layers(traced: Traced, flow: networkx.DiGraph) -> list[Node]:
@@ -247,9 +248,9 @@ def _last_layers(traced: Traced, flow: networkx.DiGraph) -> list[Node]:
         held = [t for t in node.all_input_nodes if t in traced.tensors and math.prod(shape(t)) > 1]
         return not held and not operator(node).endswith("_norm")
 
-    layers = _frontier(traced, flow, lambda n: _layer_input(n) is not None, passes)
+    layers = _frontier(traced, flow, lambda n: _layer_input(traced, n) is not None, passes)
     before = set().union(*(networkx.ancestors(flow, n) for n in layers))
-    return layers if any(isinstance(n, Node) and _layer_input(n) for n in before) else []  # else there is no body
+    return layers if any(_layer_input(traced, n) is not None for n in before) else []  # else there is no body
 
 
 def _before(traced: Traced, flow: networkx.DiGraph, layers: list[Node]) -> dict[Node, list[Node]]:
@@ -260,7 +261,7 @@ def _before(traced: Traced, flow: networkx.DiGraph, layers: list[Node]) -> dict[
             heads = {traced.calls[n][:depth] for n in layers}
             inside = dict.fromkeys(n for n in traced.nodes if traced.calls[n][:depth] in heads)
             behind = set().union(*(networkx.descendants(flow, n) for n in inside)) - set(inside)
-            if any(isinstance(n, Node) and _layer_input(n) for n in behind):
+            if any(_layer_input(traced, n) is not None for n in behind):
                 continue
             taken = {v for n in inside for v in flow.predecessors(n)} - set(inside)
             if not taken or taken & {"in", *traced.inputs}:
@@ -269,7 +270,7 @@ def _before(traced: Traced, flow: networkx.DiGraph, layers: list[Node]) -> dict[
                 return {v: [n for n in v.users if n in inside] for v in traced.nodes if v in taken}
     taken = {}
     for layer in layers:
-        taken.setdefault(_layer_input(layer), []).append(layer)
+        taken.setdefault(_layer_input(traced, layer), []).append(layer)
     return taken
 
 

@@ -175,10 +175,9 @@ def _learn(
 def _units(
     seam: Seam, target: Capture, few: Source | Tensor, config: MimicConfig, device: torch.device, dtype: torch.dtype
 ) -> list[float]:
-    """What the mean squared error at each point is divided by: of several, the teacher's mean squared deviation from
-    its mean feature, position by position, over the few images as they are, or a share of its mean square where these
-    are nearly all alike. Measured once, so that a batch that happens
-    to vary little weighs no more than another. Of a single point 1: the paper's loss."""
+    """What the mean squared error at each point is divided by. Of a single point 1: the paper's loss. Of several, the
+    teacher's mean squared deviation from its mean feature, position by position, over the few images as they are, or a
+    share of its mean square where these are nearly alike; measured once, so that no batch weighs more than another."""
     if len(seam.points) == 1:
         return [1.0]
     images, sums, squares = _count(few), [], []
