@@ -39,10 +39,12 @@ def check_cut(anatomy: Anatomy, plan: Plan, teacher: nn.Module, student: nn.Modu
     """
     with seeded(seed), torch.no_grad():
         given = _random_inputs(anatomy, torch.float64)
-        if _runs(anatomy, _double(teacher), given):
+        try:
             error = _compare(anatomy, plan, _double(teacher), _double(student), given)
             dtype, tolerance = "float64", 1e-10
-        else:
+        except Exception:
+            if _runs(anatomy, _double(teacher), given):
+                raise
             given = _random_inputs(anatomy, torch.float32)
             error = _compare(anatomy, plan, teacher, student, given)
             dtype, tolerance = "float32", 100 * _noise(anatomy, plan, teacher, given)
