@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 from nets import Attention, Chain, Concat, Depthwise, Grouped, Residual
+from torch import nn
 
 from benchmarks.zoo.case import randomised
 from understudy.anatomy import trace
 from understudy.cost import count
 from understudy.cut import cut
 from understudy.errors import PlanError
+from understudy.laws import check_cut
 from understudy.planner import eligible_groups, make_plan
 from understudy.score import SCORES
 
@@ -216,3 +218,27 @@ def numbers(model, least=1):
 def test_resnet34_mid_is_every_block_s_first_convolution(resnet34):
     groups = {g.name for g in eligible_groups(resnet34[1], "mid")}
     assert groups == {f"layer{s}.{b}.conv1" for s, n in zip((1, 2, 3, 4), (3, 4, 6, 3), strict=True) for b in range(n)}
+
+
+def test_no_kind_of_channel_goes_whole():
+    """Three layers hand one group to a concatenation; one of them makes next to nothing that scores."""
+
+    class Hand(Chain):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.after = nn.Conv2d(8, 6, 1), nn.Conv2d(8, 2, 1), nn.Conv2d(8, 8, 1)
+
+        def forward(self, x):
+            x = self.body[:3](x)
+            x = self.after(torch.cat([self.one(x), self.two(x)], 1) + x)
+            return self.fc(self.pool(self.body[3:](x)).flatten(1))
+
+    model = Hand()
+    with torch.no_grad():
+        model.two.weight.mul_(1e-3)
+        model.body[0].weight[6:].mul_(1e-3)
+    anatomy = trace(model, model.example())
+    for budget in ({"keep_width": 0.1}, {"keep": 0.3}, {"keep_width": 0.5}):
+        plan = make_plan(model, anatomy, scheme="all", **budget)
+        assert cut(model, plan).two.weight.shape[0] >= 1
+        check_cut(anatomy, plan, model, cut(model, plan))

@@ -12,6 +12,7 @@ from typing import Any
 import networkx
 import numpy as np
 from torch.fx import Node
+from torch.utils._pytree import tree_leaves
 
 from understudy.channels import Axes, Channels, Ids, Size
 from understudy.operators import TABLE
@@ -104,6 +105,18 @@ class Anatomy:
     def units(self, ids: Ids) -> list[tuple[str, int] | None]:
         """(group, unit) at each position; None where no group can be cut."""
         return [self.unit_of.get(a) for a in self.channels.roots(ids).tolist()]
+
+    @cached_property
+    def kinds(self) -> dict[str, set[frozenset[int]]]:
+        """Of each group, the sets of its units of which some axis consists: one of each must stay."""
+        found: dict[str, set[frozenset[int]]] = {}
+        arrays = {id(ids): ids for ids in tree_leaves(list(self.axes.values())) if ids is not None}
+        for ids in arrays.values():
+            units = set(self.units(ids))
+            names = {u and u[0] for u in units}
+            if len(names) == 1 and None not in names:
+                found.setdefault(names.pop(), set()).add(frozenset(u[1] for u in units))
+        return found
 
     def kept(self, ids: Ids, keep: dict[str, Iterable[int]]) -> np.ndarray:
         """Boolean per position: does it stay when each named group keeps only the listed units?"""

@@ -52,14 +52,15 @@ def make_plan(
     }  # fmt: skip
     _check_asked(asked, anatomy)
     ranks = _ranks(teacher, anatomy, score, seed)
+    least = {g.name: len(needed(anatomy, g, ranks[g.name])) for g in anatomy.groups.values() if g.pinned is None}
     notes: list[str] = []
     if scheme == "auto":
-        asked["scheme"], notes = _choose_scheme(teacher, anatomy, asked, ranks)
+        asked["scheme"], notes = _choose_scheme(teacher, anatomy, asked, ranks, least)
     eligible = _eligible(anatomy, asked)
     full = keep == 1 or keep_width == 1
     if not eligible and not full and (keep, keep_width) != (None, None):
         raise PlanError(_nothing_to_cut(anatomy, asked))
-    floors = {g.name: _round(g, 1, asked) for g in eligible}
+    floors = {g.name: _round(g, least[g.name], asked) for g in eligible}
     widths = {g.name: g.width for g in eligible}
     if keep_width is not None:
         widths = {
@@ -180,9 +181,9 @@ def eligible_groups(anatomy: Anatomy, scheme: str = "all", spare_ends: bool = Fa
     ]
 
 
-def reachable_macs(anatomy: Anatomy, groups: Sequence[Group], floor: int = 1) -> int:
-    """MACs when every one of `groups` keeps `floor` units."""
-    widths = {g.name: min(floor, g.width) for g in groups}
+def reachable_macs(anatomy: Anatomy, groups: Sequence[Group]) -> int:
+    """MACs when every one of `groups` keeps as little as it can."""
+    widths = {g.name: len(needed(anatomy, g, np.arange(g.width))) for g in groups}
     return round(_Costs(anatomy, {g.name: np.arange(g.width) for g in groups}).macs(widths))
 
 
@@ -225,14 +226,15 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def _choose_scheme(
-    teacher: nn.Module, anatomy: Anatomy, asked: dict[str, Any], ranks: dict[str, np.ndarray]
+    teacher: nn.Module, anatomy: Anatomy, asked: dict[str, Any], ranks: dict[str, np.ndarray], least: dict[str, int]
 ) -> tuple[str, list[str]]:
     mid = _eligible(anatomy, {**asked, "scheme": "mid"})
     if not mid:
         return "all", ["no residual blocks with channels of their own: scheme all"]
     if asked["keep"] is not None:
         whole, rest = count_teacher(teacher, anatomy).macs, count_traced(anatomy.traced).macs
-        floor = _Costs(anatomy, {g.name: ranks[g.name] for g in mid}).macs({g.name: _round(g, 1, asked) for g in mid})
+        floors = {g.name: _round(g, least[g.name], asked) for g in mid}
+        floor = _Costs(anatomy, {g.name: ranks[g.name] for g in mid}).macs(floors)
         # Close to its floor a block has next to nothing left: the last tenth of what mid can take is left alone.
         if asked["keep"] * whole < floor + 0.1 * (rest - floor):
             return "all", [f"scheme mid reaches {floor / whole:.2f} of the MACs at the very least: scheme all"]
@@ -273,16 +275,31 @@ def _nothing_to_cut(anatomy: Anatomy, asked: dict[str, Any]) -> str:
 
 
 def _ranks(teacher: nn.Module, anatomy: Anatomy, score: str, seed: int) -> dict[str, np.ndarray]:
-    """Of each group, the place of every unit when sorted by score, best first (ties: lower index first)."""
+    """Of each group, the place of every unit when sorted by score, best first (ties: lower index first), but for those
+    that are `needed`: they come before all others."""
     tensors = named_tensors(teacher)
     ranks = {}
     for group in anatomy.groups.values():
         if group.pinned is None:
             order = np.argsort(-SCORES[score](group, tensors, anatomy, seed), kind="stable")
+            rank = np.argsort(order, kind="stable")
+            first = needed(anatomy, group, rank)
+            order = np.array([*first, *(u for u in order.tolist() if u not in set(first))])
             ranks[group.name] = np.argsort(order, kind="stable")
         else:
             ranks[group.name] = np.arange(group.width)
     return ranks
+
+
+def needed(anatomy: Anatomy, group: Group, rank: np.ndarray) -> list[int]:
+    """Units of `group` without which some tensor would be left with nothing: of each the one of lowest rank, one unit
+    for as many as it serves. Queries and values from one layer, or what several layers hand to a concatenation, are one
+    group; no kind may go whole."""
+    chosen: list[int] = []
+    for units in sorted(anatomy.kinds.get(group.name, ()), key=len):
+        if not units & set(chosen):
+            chosen.append(min(units, key=lambda u: rank[u]))
+    return sorted(chosen, key=lambda u: rank[u]) or [int(np.argmin(rank))]
 
 
 def _round(group: Group, units: int, asked: dict[str, Any]) -> int:

@@ -17,7 +17,7 @@ from understudy.errors import UnderstudyError
 from understudy.graph import Anatomy, Group
 from understudy.operators import REDUCTIONS, statistics_axes
 from understudy.plan import Plan, describe
-from understudy.planner import selections
+from understudy.planner import needed, selections
 from understudy.trace import operator, shape, trace_graph
 
 MAX_TRIALS = 24  # each traces the network again; more than a few are only needed where attributes hold equal numbers
@@ -34,7 +34,7 @@ def settle(teacher: nn.Module, anatomy: Anatomy) -> None:
     choices = _choices(anatomy)
     settled = tuple(s for s in anatomy.sizes if s.certain)
     anatomy.sizes = settled + tuple(c[0] for c in choices)
-    if all(_follows(teacher, anatomy, keep) for keep in _subsets(doubtful)):
+    if all(_follows(teacher, anatomy, keep) for keep in _subsets(anatomy, doubtful)):
         return
     trials = _Trials(teacher, anatomy, choices, settled)
     for first, *rest in _alike(anatomy, doubtful, choices):
@@ -100,8 +100,9 @@ class _Trials:
         """Does the code follow when each number of each of `groups` is at the picked place? If so they are accepted."""
         places = [c[i] for g in groups for c, i in zip(_of(self._anatomy, g, self._choices), pick, strict=True)]
         before, self._anatomy.sizes = self.settled, self.settled + tuple(s for s in places if s not in self.settled)
-        together = _subsets([*self._accepted, *groups])[-1:] if self._accepted else []
-        if not all(_follows(self._teacher, self._anatomy, keep) for keep in [*_subsets(groups), *together]):
+        together = _subsets(self._anatomy, [*self._accepted, *groups])[-1:] if self._accepted else []
+        trials = [*_subsets(self._anatomy, groups), *together]
+        if not all(_follows(self._teacher, self._anatomy, keep) for keep in trials):
             self._anatomy.sizes = before
             return False
         self.settled = self._anatomy.sizes
@@ -116,20 +117,19 @@ def _why(mine: list[list[Size]]) -> str:
     return f"size {size.value} is fixed in the code ({operator(size.node)} in {size.module or '<model>'})"
 
 
-def _subsets(groups: list[Group]) -> list[dict[str, list[int]]]:
-    """What is tried: without the first unit, without the last, and uneven halves at random, so that neither a slice's
-    end, a number that rounding happens to leave right, nor a number that two groups share goes unseen."""
-    uneven = {}
+def _subsets(anatomy: Anatomy, groups: list[Group]) -> list[dict[str, list[int]]]:
+    """What is tried: without the first unit and the last, and uneven halves at random, so that neither a slice's end, a
+    number that rounding happens to leave right, nor a number that two groups share goes unseen."""
+    uneven, inner = {}, {}
     for i, g in enumerate(groups):
         random = np.random.default_rng([i, g.width])
         count = (g.width // 2 + i) % max(g.width - 1, 1)  # groups of one width lose different numbers
+        stay = set(needed(anatomy, g, np.arange(g.width)))
         # The first stays, so that a slice of the first few is not left with nothing.
-        uneven[g.name] = sorted([0, *(1 + random.permutation(g.width - 1)[:count]).tolist()])
-    return [
-        {g.name: list(range(1, g.width)) for g in groups},
-        {g.name: list(range(g.width - 1)) for g in groups},
-        uneven,
-    ]
+        uneven[g.name] = sorted({0, *stay, *(1 + random.permutation(g.width - 1)[:count]).tolist()})
+        stay = set(needed(anatomy, g, abs(np.arange(g.width) - g.width / 2)))  # if it may, another one
+        inner[g.name] = sorted({*range(1, max(g.width - 1, 2)), *stay})
+    return [inner, uneven]
 
 
 def _choices(anatomy: Anatomy) -> list[list[Size]]:
