@@ -10,6 +10,9 @@ import pytest
 from PIL import Image
 
 from understudy.cli import main
+from understudy.cut import cut
+from understudy.plan import read_plan
+from understudy.teachers import load_teacher
 
 NET = """
 import torch
@@ -119,6 +122,29 @@ def test_inspect_tells_seam_groups_and_reach(place, capsys):
     )
     assert "body.0" in err
     assert "head: fc.weight, fc.bias" in err
+    assert set(line["keep"]) == {"0.75", "0.5", "0.25"}
+    for keep, student in line["keep"].items():
+        assert call(capsys, "plan", "net.py:build", "--keep", keep, "--out", f"{keep}.json")[0] == 0
+        plan = read_plan(place / f"{keep}.json")
+        model = cut(load_teacher(f"{place / 'net.py'}:build").model, plan)
+        assert (student["scheme"], student["macs"]) == (plan.asked["scheme"], plan.macs["student"])
+        assert student["params"] == sum(p.numel() for p in model.parameters())
+        assert f"keep {keep} (scheme {student['scheme']})" in err
+
+
+def test_inspect_says_which_budgets_are_out_of_reach(place, capsys):
+    text = (place / "net.py").read_text()
+    for old, new in (
+        ("Conv2d(3, 8", "Conv2d(3, 2"),
+        ("BatchNorm2d(8", "BatchNorm2d(2"),
+        ("Conv2d(8, 12", "Conv2d(2, 12"),
+    ):
+        text = text.replace(old, new)
+    (place / "net.py").write_text(text)
+    code, line, err = call(capsys, "inspect", "net.py:build")
+    assert code == 0
+    assert "out of reach" in line["keep"]["0.25"]["unreachable"]
+    assert "keep 0.25: making a plan: keep 0.25 of" in err
 
 
 def test_inspect_tells_several_points_and_a_network_without_a_head(place, capsys):
