@@ -183,3 +183,24 @@ def test_a_precision_written_into_the_code_is_checked_in_float32():
     anatomy = trace(model, model.example())
     plan = make_plan(model, anatomy, keep_width=0.5, scheme="all")
     assert check_cut(anatomy, plan, model, cut(model, plan))["dtype"] == "float32"
+
+
+class _Amplifies(Chain):
+    """A change of its features grows 300 times, three times over."""
+
+    def forward(self, x):
+        x = self.body(x)
+        for _ in range(3):
+            x = x + torch.sin(300 * x)
+        return self.fc(self.pool(x).flatten(1))
+
+
+def test_law_2_knows_how_much_a_network_amplifies_rounding():
+    model = randomised(_Amplifies())
+    anatomy = trace(model, model.example(), points=["body.4"])
+    plan = make_plan(model, anatomy, keep_width=0.5, scheme="all")
+    found = check_cut(anatomy, plan, model, cut(model, plan))
+    assert found["dtype"] == "float64"
+    assert 1e-10 < found["error"] <= found["tolerance"] <= 1e-6
+    with pytest.raises(LawBroken, match="differ by"):
+        check_cut(anatomy, plan, model, cut(model, _shifted(plan, "body.1.running_mean")))

@@ -23,6 +23,7 @@ from understudy.plan import Plan
 from understudy.seam import capturing, tensors
 from understudy.trace import operator, shape
 
+MOST_NOISE = 1e-6  # of float64; one channel too many or too few shows far above it. Assumption.
 _READS_ACROSS = {
     "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
     "linear", "addmm", "matmul", "bmm", "scaled_dot_product_attention", "einsum",
@@ -33,8 +34,9 @@ def check_cut(anatomy: Anatomy, plan: Plan, teacher: nn.Module, student: nn.Modu
     """Law 2 for this teacher, plan and student, on random inputs of the traced shape.
 
     Returns {"dtype", "error", "tolerance"}: the largest difference as a share of the largest output, over the network's
-    outputs and the seam's features. In float64 it must stay below 1e-10; a model that cannot run in float64 is
-    compared in float32 against 100 times the effect of perturbing its input by one rounding step.
+    outputs and the seam's features. In float64 it must stay below 1e-10, or, where that is more and at most 1e-6, 100
+    times the effect of perturbing the input by one rounding step; a model that cannot run in float64 is compared so in
+    float32.
     Raises: LawBroken naming the error and the tolerance.
     """
     with seeded(seed), torch.no_grad():
@@ -42,6 +44,8 @@ def check_cut(anatomy: Anatomy, plan: Plan, teacher: nn.Module, student: nn.Modu
         try:
             error = _compare(anatomy, plan, _double(teacher), _double(student), given)
             dtype, tolerance = "float64", 1e-10
+            if tolerance < error <= MOST_NOISE:  # a deep network may amplify even these rounding errors
+                tolerance = min(max(tolerance, 100 * _noise(anatomy, plan, _double(teacher), given)), MOST_NOISE)
         except Exception:
             if _runs(anatomy, _double(teacher), given):
                 raise
