@@ -186,7 +186,12 @@ def test_a_precision_written_into_the_code_is_checked_in_float32():
 
 
 class _Amplifies(Chain):
-    """A change of its features grows 300 times, three times over."""
+    """A change of its features grows 300 times, three times over; wide enough that sums are taken in another order."""
+
+    def __init__(self):
+        super().__init__()
+        self.body[0], self.body[1] = nn.Conv2d(3, 67, 3, padding=1), nn.BatchNorm2d(67)
+        self.body[3] = nn.Conv2d(67, 12, 3, padding=1, bias=False)
 
     def forward(self, x):
         x = self.body(x)
