@@ -1,8 +1,10 @@
 """Seam, groups and blocks of tiny nets that carry their own answers."""
 
+import functools
+
 import pytest
 import torch
-from nets import NETS, Attention, Attributes, Chain, FunctionalPool, FusedHeads, Residual
+from nets import NETS, Attention, Attributes, Chain, FunctionalPool, FusedHeads, Mixer, Residual
 from torch import nn
 from torch.nn import functional as F
 
@@ -80,14 +82,14 @@ def test_an_operator_outside_the_table_is_pinned_never_guessed():
     class Odd(Chain):
         def forward(self, x):
             x = self.body[2](self.body[1](self.body[0](x)))
-            x = torch.cumsum(x, 1)
+            x = torch.cummax(x, 1).values
             for layer in self.body[3:]:
                 x = layer(x)
             return self.fc(self.pool(x).flatten(1))
 
     anatomy = trace(Odd(), Odd().example())
-    assert ("aten.cumsum.default", "<model>") in anatomy.unread
-    assert "cumsum" in anatomy.groups["body.0"].pinned
+    assert ("aten.cummax.default", "<model>") in anatomy.unread
+    assert "cummax" in anatomy.groups["body.0"].pinned
     assert anatomy.groups["body.3"].pinned is None
 
 
@@ -284,6 +286,21 @@ _ORDER = torch.tensor([1, 0, 2, 3, 4, 5, 7, 6])
         (lambda x: torch.stack([x, -x]).unbind(0)[1], True),
         (lambda x: sum(x.unbind(1)).unsqueeze(1).expand(-1, 8, -1, -1), False),
         (lambda x: torch.cat([v.unsqueeze(3) for v in x.unbind(3)], 3), True),
+        (lambda x: x.mT.sigmoid().mT, True),
+        (lambda x: x.swapdims(1, 3).sigmoid().swapdims(1, 3), True),
+        (lambda x: torch.movedim(torch.moveaxis(x, 1, -1).sigmoid(), 3, 1), True),
+        (lambda x: torch.movedim(torch.movedim(x, (1, 2), (3, 1)).sigmoid(), (3, 1), (1, 2)), True),
+        (lambda x: x * x.max(1, keepdim=True)[0], True),
+        (lambda x: x * x.max(1, keepdim=True)[1], False),
+        (lambda x: x - x.min(2, keepdim=True).values + x.max(), True),
+        (lambda x: torch.max(x, x.mean(1, keepdim=True)), True),
+        (lambda x: x * torch.var_mean(x, 1, keepdim=True)[0] - torch.std_mean(x, (2, 3), keepdim=True)[1], True),
+        (lambda x: F.normalize(x, dim=1), True),
+        (lambda x: x.mean(1, keepdim=True).expand_as(x), True),
+        (lambda x: x.flatten(2).reshape_as(x) + torch.ones_like(x), True),
+        (lambda x: x.cumsum(2), True),
+        (lambda x: x.cumsum(1), False),
+        (lambda x: F.instance_norm(x.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, (8, 8)), True),
     ],
 )
 def test_operators_between_two_layers(between, free):
@@ -338,6 +355,118 @@ def test_few_wide_groups_of_a_convolution_lose_the_same_places():
     check_budget(plan, count_traced(anatomy.traced), count(student, model.example()))
 
 
+class _Parameter(Chain):
+    """Between its layers, something with a parameter of as many channels."""
+
+    def __init__(self, between, *size):
+        super().__init__()
+        self.between, self.held = between, nn.Parameter(torch.zeros(size))
+
+    def forward(self, x):
+        return self.fc(self.pool(self.body[3:](self.between(self.body[:3](x), self.held))).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("between", "size"),
+    [
+        (lambda x, held: torch.clamp(x, min=held), (1, 8, 1, 1)),
+        (lambda x, held: x.clamp_max(held), (8, 1, 1)),
+        (lambda x, held: (held @ x.flatten(2)).view_as(x), (8, 8)),
+    ],
+)
+def test_parameters_that_go_with_channels(between, size):
+    model = randomised(_Parameter(between, *size))
+    anatomy = trace(model, model.example())
+    assert free(anatomy) == Chain.free
+    plan = make_plan(model, anatomy, keep_width=0.5, scheme="all")
+    student = cut(model, plan)
+    assert student.held.numel() < model.held.numel()
+    assert check_cut(anatomy, plan, model, student)["error"] <= 1e-10
+
+
+@functools.cache
+def _ramp(length):
+    return torch.linspace(0, 1, length)
+
+
+def test_code_that_caches_is_left_with_values():
+    """In the cached function a trace would leave tensors without any, for the user's network too."""
+
+    class Caches(Chain):
+        def forward(self, x):
+            return super().forward(x * _ramp(x.shape[3]) + _ramp(x.shape[3]))
+
+    _ramp.cache_clear()
+    model = randomised(Caches())
+    trace(model, model.example())
+    assert type(_ramp(8)) is torch.Tensor
+    trace(model, model.example())
+    assert model(model.example()).shape == (2, 5)
+
+
+class _Keeps(Chain):
+    def forward(self, x):
+        self.last = self.body(x)
+        self.shapes = [self.last.shape]
+        return self.fc(self.pool(self.last).flatten(1))
+
+
+def test_code_that_keeps_what_it_computes():
+    model = randomised(_Keeps())
+    model(torch.zeros(2, 3, 8, 8))  # with gradients: what is kept cannot be copied as it is
+    kept = model.last
+    anatomy = trace(model, model.example())
+    assert model.last is kept
+    assert not hasattr(anatomy.traced.model, "last") or type(anatomy.traced.model.last) is torch.Tensor
+    plan = make_plan(model, anatomy, keep_width=0.5, scheme="all")
+    assert check_cut(anatomy, plan, model, cut(model, plan))["error"] <= 1e-10
+
+
+def test_reading_a_network_does_not_write_to_its_buffers():
+    class Counts(Chain):
+        def __init__(self):
+            super().__init__()
+            self.width, self.scale = 8, torch.ones(1)  # the scale is no buffer, so it does not run without data
+            self.register_buffer("passes", torch.zeros(1))
+
+        def forward(self, x):
+            self.passes += 1
+            x = self.body[:3](x).view(x.shape[0], self.width, -1).view(x.shape[0], self.width, 8, 8)
+            return self.fc(self.pool(self.body[3:](x * self.scale)).flatten(1))
+
+    model = Counts().eval()
+    assert free(trace(model, model.example())) == Chain.free
+    assert model.passes.item() == 0
+
+
+def test_a_size_that_depends_on_values_is_refused_with_operator_and_module():
+    class Boxes(Chain):
+        def forward(self, x):
+            scores = super().forward(x)
+            return scores[scores[:, 0] > 0]
+
+    with pytest.raises(UnsupportedModel, match=r"how much index in <model> returns depends on the values.*--part"):
+        trace(Boxes(), Boxes().example())
+
+
+def test_a_size_that_comes_from_another_groups_width_pins_both():
+    class Shaped(Chain):
+        def __init__(self):
+            super().__init__()
+            self.mix = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 8))
+
+        def forward(self, x):
+            x = self.body[:3](x)
+            x = self.mix(x.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(x.shape)
+            return self.fc(self.pool(self.body[3:](x)).flatten(1))
+
+    model = randomised(Shaped())
+    anatomy = trace(model, model.example())
+    assert free(anatomy) == {"mix.0": 6, "body.3": 12}
+    plan = make_plan(model, anatomy, keep_width=0.5, scheme="all")
+    assert check_cut(anatomy, plan, model, cut(model, plan))["error"] <= 1e-10
+
+
 class _Odd(Chain):
     """Between its layers, numbers that are computed from attributes; `between` says how."""
 
@@ -367,6 +496,7 @@ class _Odd(Chain):
             {"one", "two"},
         ),
         (lambda net, x: torch.cat(x.split(net.sizes, 1)[::-1], 1), {"sizes": [2, 2, 2, 2]}, {"sizes"}),
+        (lambda net, x: x.view(x.shape[0], net._inner, -1).view(x.shape[0], -1, 8, 8), {"_inner": 8}, {"_inner"}),
     ],
 )
 def test_numbers_are_followed_to_the_attributes_they_come_from(between, attributes, edits):
@@ -430,3 +560,38 @@ def test_a_module_that_is_held_under_two_names_is_read_under_its_first():
     plan = make_plan(model, anatomy, keep_width=0.5, scheme="all")
     assert [e["module"] for e in plan.edits if e["attribute"] == "width"] == ["one"]
     assert check_cut(anatomy, plan, model, cut(model, plan))["error"] <= 1e-10
+
+
+class _Repeated(Mixer):
+    """Four query heads share two key heads, whose keys and values are repeated by hand; a rotation of the positions."""
+
+    def __init__(self, repeat):
+        super().__init__()
+        self.heads, self.groups, self.repeat = 4, 2, repeat
+        self.k, self.v, self.q = nn.Linear(12, 6), nn.Linear(12, 6), nn.Linear(12, 12)
+        self.proj = nn.Linear(12, 12)
+        self.register_buffer("angles", torch.rand(4, 3))
+
+    def attend(self, x):
+        n, tokens, _ = x.shape
+        k, v = (layer(x).view(n, tokens, self.groups, 3).transpose(1, 2) for layer in (self.k, self.v))
+        q = self.q(x).view(n, tokens, self.heads, 3).transpose(1, 2) * self.angles
+        k, v = self.repeat(k * self.angles, self.heads // self.groups), self.repeat(v, self.heads // self.groups)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize(
+    "repeat",
+    [
+        lambda t, times: t.repeat_interleave(times, 1),
+        lambda t, times: t[:, :, None].expand(-1, -1, times, -1, -1).reshape(t.shape[0], -1, *t.shape[2:]),
+    ],
+)
+def test_key_heads_that_are_repeated_by_hand_are_cut(repeat):
+    model = randomised(_Repeated(repeat))
+    anatomy = trace(model, model.example())
+    assert set(free(anatomy).values()) == {2}
+    plan = make_plan(model, anatomy, keep_width=0.5)
+    student = cut(model, plan)
+    assert (student.heads, student.groups) == (2, 1)
+    assert check_cut(anatomy, plan, model, student)["error"] <= 1e-10

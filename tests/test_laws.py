@@ -89,7 +89,7 @@ def test_law_2_notices_a_student_of_another_shape():
 def test_a_student_that_does_not_run_is_a_broken_law():
     model, anatomy, plan, student = prepared(Chain, keep_width=0.5)
     student.body[3].weight = nn.Parameter(torch.zeros(6, 5, 3, 3))
-    with pytest.raises(LawBroken, match=r"running the cut Chain: RuntimeError.*--pin"):
+    with pytest.raises(LawBroken, match=r"running the cut Chain: it stopped in body.3 with RuntimeError.*--pin"):
         check_cut(anatomy, plan, model, student)
 
 

@@ -86,7 +86,18 @@ class Cross(Mixer):
         return self.across(x, x.flip(0), x * 2, need_weights=False)[0].transpose(0, 1)
 
 
-@pytest.mark.parametrize("net", [Encoder, Cross])
+class Masked(Cross):
+    """Tokens that may not look at all others. torch misreads a mask of another precision, but only of many tokens."""
+
+    size = (3, 16, 16)
+
+    def attend(self, x):
+        allowed = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
+        x = x.transpose(0, 1)
+        return self.across(x, x, x, attn_mask=~allowed, need_weights=False)[0].transpose(0, 1)
+
+
+@pytest.mark.parametrize("net", [Encoder, Cross, Masked])
 def test_heads_are_cut(net):
     model = randomised(net())
     anatomy = trace(model, model.example())

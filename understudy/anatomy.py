@@ -350,8 +350,9 @@ def _caught(traced: Traced, points: list[SeamPoint]) -> dict[SeamPoint, dict[str
         except UnsupportedModel:
             raise
         except Exception:  # code that reads values, or holds tensors that are no buffers
-            with watching(traced.model, points) as found:
-                traced.model(*args, **kwargs)
+            real = full_copy(traced.model)  # it may write to its buffers
+            with watching(real, points) as found:
+                real(*args, **kwargs)
     return found
 
 

@@ -202,8 +202,8 @@ def _moved(user: Node, value: Node, axis: int) -> Iterator[int]:
         yield axis
     elif name == "permute":
         yield [d % len(before) for d in user.args[1]].index(axis)
-    elif name in ("transpose", "swapaxes"):
-        a, b = (d % len(before) for d in user.args[1:3])
+    elif name in ("transpose", "swapaxes", "swapdims", "mT"):
+        a, b = (d % len(before) for d in (user.args[1:3] or (-2, -1)))
         yield {a: b, b: a}.get(axis, axis)
     elif name in ("unbind", "select"):
         dim = argument(user, 1, "dim", 0) % len(before)
@@ -213,21 +213,23 @@ def _moved(user: Node, value: Node, axis: int) -> Iterator[int]:
         yield axis + (axis >= user.args[1] % len(after))
     elif name in ("chunk", "split", "split_with_sizes"):
         yield axis
-    elif name in ("view", "reshape", "flatten"):
+    elif name in ("view", "reshape", "flatten", "unflatten"):
         yield from _reshaped(before, after, axis)
+    elif name == "linear" and axis == len(before) - 1:
+        return
     elif after is not None and before is not None and len(after) == len(before):
-        if after[axis] == before[axis] or name in ("cat", "slice"):
+        if after[axis] == before[axis] or name in ("cat", "slice", "repeat_interleave"):
             yield axis
     elif after is not None and before is not None and len(after) > len(before):
         yield axis + len(after) - len(before)
 
 
 def _reshaped(before: tuple[int, ...], after: tuple[int, ...], axis: int) -> Iterator[int]:
-    """The axis of `after` that begins where `axis` of `before` does and is a whole number of it, or holds it."""
+    """The axis of `after` that holds `axis` of `before`: a whole number of it, or of it and those behind it."""
     inner = int(np.prod(before[axis + 1 :]))
     for place, size in enumerate(after):
         own = int(np.prod(after[place + 1 :]))
-        if own == inner and size % before[axis] == 0:
+        if inner % own == 0 and own * size % (inner * before[axis]) == 0:
             yield place
 
 

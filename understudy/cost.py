@@ -19,8 +19,9 @@ from understudy.trace import Traced, operator, shape, trace_graph
 
 # Operators that move or copy numbers, or do nothing here: there is nothing to count.
 _FREE = frozenset(
-    """alias chunk clone contiguous detach dropout expand flatten getitem permute reshape seam_mark select slice split
-    split_with_sizes squeeze t to transpose unflatten unsqueeze view""".split()
+    """alias chunk clone contiguous detach dropout expand expand_as flatten getitem mT moveaxis movedim permute reshape
+    reshape_as seam_mark select slice split split_with_sizes squeeze swapaxes swapdims t to transpose unflatten
+    unsqueeze view view_as""".split()
 )
 
 

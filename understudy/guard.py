@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from understudy.errors import UnsupportedModel
 
@@ -69,6 +70,9 @@ def full_copy(model: nn.Module) -> nn.Module:
 
 
 def _copied(model: nn.Module, memo: dict[int, object]) -> nn.Module:
+    for module in model.modules():  # what a forward pass left behind: copy.deepcopy refuses what has a gradient
+        left = (v for v in tree_leaves(list(vars(module).values())) if isinstance(v, torch.Tensor) and not v.is_leaf)
+        memo.update({id(value): value.detach() for value in left})
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:

@@ -21,7 +21,7 @@ from understudy.guard import evaluating, full_copy, named_tensors, seeded
 from understudy.operators import statistics_axes
 from understudy.plan import Plan
 from understudy.seam import capturing, tensors
-from understudy.trace import operator, shape
+from understudy.trace import operator, place, shape
 
 MOST_NOISE = 1e-6  # of float64; one channel too many or too few shows far above it. Assumption.
 _READS_ACROSS = {
@@ -84,8 +84,9 @@ def _compare(anatomy: Anatomy, plan: Plan, teacher: nn.Module, student: nn.Modul
             features, output = capture.features_and_output(*args, **kwargs)
     except Exception as error:
         raise LawBroken(
-            f"running the cut {type(teacher).__name__}: {type(error).__name__}: {error}. Its code depends on a width "
-            "in a way that was not seen: pin the groups around it with --pin (`understudy inspect` lists them)"
+            f"running the cut {type(teacher).__name__}: it stopped{place(error, student)} with "
+            f"{type(error).__name__}: {error}. The code there depends on a width in a way that was not seen: let it "
+            "take the width from its input, or pin the groups around it with --pin (`understudy inspect` lists them)"
         ) from error
     found = [*_floats(output), *features]
     if any(a.shape != b.shape for a, b in zip(found, expected, strict=True)):
@@ -159,6 +160,8 @@ class _Reference(Interpreter):
         args, kwargs = super().fetch_args_kwargs_from_env(n)
         if n.op == "call_function" and operator(n) in _READS_ACROSS:
             args = torch.fx.map_arg(n.args, lambda a: self._zeroed(a, self.env[a]))
+            if operator(n) == "scaled_dot_product_attention":
+                _require_same_precision(*args, **kwargs)
         return args, kwargs
 
     def _mask(self, ids: np.ndarray) -> torch.Tensor | None:
@@ -200,7 +203,7 @@ class _Reference(Interpreter):
         elif operator(node) == "group_norm":
             kwargs, rest = torch.utils._pytree.tree_map(lambda v: _pick(v, kept, 1), (kwargs, rest))
         result = node.target(picked, *rest, **kwargs)
-        if result.dim() == args[0].dim():
+        if isinstance(result, torch.Tensor) and result.dim() == args[0].dim():
             for axis, positions in kept.items():
                 if result.shape[axis] == len(positions) and shape(node)[axis] == len(masks[axis]):
                     size = [*result.shape[:axis], len(masks[axis]), *result.shape[axis + 1 :]]
@@ -214,6 +217,12 @@ def _pick(value: Any, kept: dict[int, torch.Tensor], first: int) -> Any:
         for axis, positions in kept.items():
             value = value.index_select(axis - first, positions)
     return value
+
+
+def _require_same_precision(query: Any, key: Any, value: Any, attn_mask: Any = None, *_: Any, **__: Any) -> None:
+    """torch reads a mask of another precision than its query's as if it were of that one, and says nothing."""
+    if attn_mask is not None and attn_mask.is_floating_point() and attn_mask.dtype != query.dtype:
+        raise TypeError(f"found a mask of {attn_mask.dtype} for a query of {query.dtype}")
 
 
 def _double(model: nn.Module) -> nn.Module:

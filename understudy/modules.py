@@ -60,7 +60,7 @@ def _mask(mask: Tensor | None, like: Tensor) -> Tensor | None:
     """What is added to the scores: a boolean mask is true where attention is not allowed."""
     if mask is None or mask.dtype != torch.bool:
         return mask
-    return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, float("-inf"))
+    return like.new_zeros(mask.shape).masked_fill(mask, float("-inf"))
 
 
 def stands_in(module: nn.Module) -> bool:

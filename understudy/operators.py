@@ -48,6 +48,19 @@ def expand(reader: Reader, node: Node) -> Axes:
     result: Axes = [None] * pad + [ids if before[i] == out[pad + i] else None for i, ids in enumerate(axes)]
     if operator(node) == "expand":
         _literal(reader, node, result)
+    elif operator(node) == "expand_as":  # what is the same for all channels of the other is so for those that stay
+        result = _as_other(reader, node, result)
+    return result
+
+
+def _as_other(reader: Reader, node: Node, axes: Axes) -> Axes:
+    """The size of each axis is taken from another tensor: it follows that one's channels."""
+    unread = why(reader, node, "shaped like a tensor whose channels could not be followed")
+    given = [1] * (len(axes) - len(shape(node.args[0]))) + list(shape(node.args[0]))
+    result: Axes = []
+    for i, (ids, other) in enumerate(zip(axes, reader.axes(node.args[1]), strict=True)):
+        spread = operator(node) == "expand_as" and given[i] == 1
+        result.append(other if spread else reader.channels.join(ids, other, unread))
     return result
 
 
@@ -240,18 +253,30 @@ def softmax(reader: Reader, node: Node) -> Axes:
     return list(reader.axes(node.args[0]))
 
 
-def reduce(reader: Reader, node: Node) -> Axes:
+def reduce(reader: Reader, node: Node) -> Any:
     """mean, sum, amax...: an axis is reduced away. Over channels it sees those that are kept."""
-    axes, dims = reader.axes(node.args[0]), statistics_axes(node)
-    keep = len(shape(node)) == len(axes)
-    return [None if i in dims else ids for i, ids in enumerate(axes) if keep or i not in dims]
+    axes, dims, values = reader.axes(node.args[0]), statistics_axes(node), node.meta["val"]
+    several = isinstance(values, (tuple, list))
+    keep = len(values[0].shape if several else values.shape) == len(axes)
+    left = [None if i in dims else ids for i, ids in enumerate(axes) if keep or i not in dims]
+    return [left] * len(values) if several else left
+
+
+def extreme(reader: Reader, node: Node) -> Any:
+    """max, min: of two tensors, or over all axes, or over one; its place among channels is another after a cut."""
+    if node.target._overloadname == "other":
+        return elementwise(reader, node)
+    if any(operator(u) == "getitem" and u.args[1] == 1 and u.users for u in node.users):
+        for axis in statistics_axes(node):
+            reader.channels.pin(reader.axes(node.args[0])[axis], why(reader, node, "one of its channels is picked"))
+    return reduce(reader, node)
 
 
 def statistics_axes(node: Node) -> list[int]:
     """Axes of its first input over which an operator takes statistics (norms, reductions, a softmax). Where they hold
     channels, a cut network takes them over the channels that it keeps, and the check of the cut does the same."""
     name, rank = operator(node), len(shape(node.args[0]))
-    if name in REDUCTIONS:
+    if name in REDUCTIONS or (name in EXTREMES and node.target._overloadname != "other"):
         dims = argument(node, 2 if name == "linalg_vector_norm" else 1, "dim")
         dims = list(range(rank)) if dims is None or dims == [] else [dims] if isinstance(dims, int) else list(dims)
         return [d % rank for d in dims]
@@ -263,10 +288,15 @@ def statistics_axes(node: Node) -> list[int]:
         return [1] if node.args[1] == 1 else []
     if name == "batch_norm" and argument(node, 5, "training") is True:  # standardised weights do so
         return [axis for axis in range(rank) if axis != 1]
+    if name == "instance_norm" and argument(node, 5, "use_input_stats") is True:
+        return list(range(2, rank))
     return []
 
 
-REDUCTIONS = ("mean", "sum", "amax", "amin", "prod", "std", "var", "logsumexp", "any", "all", "linalg_vector_norm")
+EXTREMES = ("max", "min")
+REDUCTIONS = ("mean", "sum", "amax", "amin", "prod", "std", "var", "logsumexp", "any", "all", "linalg_vector_norm",
+    "var_mean", "std_mean",
+)  # fmt: skip
 SOFTMAXES = ("softmax", "_softmax", "log_softmax", "_log_softmax")
 
 
@@ -280,8 +310,25 @@ def permute(reader: Reader, node: Node) -> Axes:
 
 def transpose(reader: Reader, node: Node) -> Axes:
     axes = list(reader.axes(node.args[0]))
-    a, b = (node.args[1], node.args[2]) if len(node.args) > 2 else (0, 1)
+    if operator(node) == "numpy_T":
+        return axes[::-1]
+    a, b = (node.args[1], node.args[2]) if len(node.args) > 2 else (-2, -1)  # a matrix, or several
     axes[a], axes[b] = axes[b], axes[a]
+    return axes
+
+
+def movedim(reader: Reader, node: Node) -> Axes:
+    axes, rank = reader.axes(node.args[0]), len(shape(node))
+    given, to = ([d % rank for d in ([v] if isinstance(v, int) else v)] for v in node.args[1:3])
+    result = dict(zip(to, given, strict=True))
+    rest = iter(d for d in range(rank) if d not in given)
+    return [axes[result[d] if d in result else next(rest)] for d in range(rank)]
+
+
+def running(reader: Reader, node: Node) -> Axes:
+    """cumsum, cumprod: what stands before counts."""
+    axes = list(reader.axes(node.args[0]))
+    reader.channels.pin(axes[node.args[1]], why(reader, node, "summed up along its channels"))
     return axes
 
 
@@ -403,7 +450,9 @@ def reshape(reader: Reader, node: Node) -> Axes:
         chosen = heads[0] if heads else max(range(len(sizes)), key=lambda i: sizes[i])
         rows = np.moveaxis(ids.reshape(sizes), chosen, 0).reshape(sizes[chosen], -1)
         result[target[chosen]] = reader.channels.join_rows(rows) if len(live) > 1 else rows[:, 0]
-    if operator(node) not in ("flatten", "squeeze", "reshape_as", "view_as"):
+    if operator(node) in ("reshape_as", "view_as"):
+        result = _as_other(reader, node, result)
+    elif operator(node) not in ("flatten", "squeeze"):
         _literal(reader, node, result)
     return result
 
@@ -474,13 +523,14 @@ def channel_shuffle(reader: Reader, node: Node) -> Axes:
 
 
 def _table() -> dict[str, Rule]:
-    unary = """abs alias celu ceil clamp clamp_max clamp_min clone contiguous cos detach dropout elu erf exp expm1
+    unary = """abs alias celu ceil clone contiguous cos detach dropout elu erf exp expm1
         feature_dropout alpha_dropout floor gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu lift_fresh_copy
         log log1p log_sigmoid logical_not mish neg reciprocal relu relu6 round rsqrt seam_mark selu sigmoid sign silu
         sin softplus softshrink sqrt square tanh tanhshrink threshold to _to_copy type_as lift_fresh rrelu
-        bernoulli nan_to_num positive logit softsign fill"""
+        bernoulli nan_to_num positive logit softsign fill empty_like full_like ones_like rand_like zeros_like"""
     many = """add sub mul div rsub pow maximum minimum where lerp addcmul addcdiv atan2 fmod remainder eq ne lt le gt ge
-        logical_and logical_or copy copysign floor_divide true_divide float_power masked_fill"""
+        logical_and logical_or clamp clamp_max clamp_min copy copysign floor_divide true_divide float_power
+        masked_fill"""
     pools = """adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
         avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d max_pool2d_with_indices
         _adaptive_avg_pool2d upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d
@@ -502,7 +552,10 @@ def _table() -> dict[str, Rule]:
     table |= dict.fromkeys(["chunk", "split", "split_with_sizes", "tensor_split"], split)
     table |= dict.fromkeys(["batch_norm", "_native_batch_norm_legit_no_training", "instance_norm"], batch_norm)
     table |= dict.fromkeys(["cat", "concat", "concatenate"], cat)
-    table |= dict.fromkeys(["transpose", "swapaxes", "t"], transpose)
+    table |= dict.fromkeys(["transpose", "swapaxes", "swapdims", "t", "mT", "numpy_T"], transpose)
+    table |= dict.fromkeys(["movedim", "moveaxis"], movedim)
+    table |= dict.fromkeys(["cumsum", "cumprod"], running)
+    table |= dict.fromkeys(EXTREMES, extreme)
     table |= dict.fromkeys(["pad", "constant_pad_nd"], pad)
     return (
         table

@@ -47,6 +47,20 @@ def settle(teacher: nn.Module, anatomy: Anatomy) -> None:
             reason = _why(_of(anatomy, group, choices))
             anatomy.groups[group.name] = dataclasses.replace(group, pinned=reason)
     anatomy.sizes = trials.settled
+    if any(anatomy.groups[group.name].pinned for group in doubtful):
+        # A number that does not follow its own group may come from another one's width, as in view(x.shape).
+        for group in _culprits(teacher, anatomy, [g for g in anatomy.groups.values() if g.pinned is None]):
+            anatomy.groups[group.name] = dataclasses.replace(group, pinned=_why([]))
+
+
+def _culprits(teacher: nn.Module, anatomy: Anatomy, groups: list[Group]) -> list[Group]:
+    """Those of `groups` without which the code would follow."""
+    if not groups or _follows(teacher, anatomy, _subsets(groups)[-1]):
+        return []
+    if len(groups) == 1:
+        return groups
+    half = len(groups) // 2
+    return _culprits(teacher, anatomy, groups[:half]) + _culprits(teacher, anatomy, groups[half:])
 
 
 def _alike(anatomy: Anatomy, groups: list[Group], choices: list[list[Size]]) -> list[list[Group]]:
@@ -113,8 +127,11 @@ class _Trials:
 def _why(mine: list[list[Size]]) -> str:
     if not mine:
         return "a number in the code depends on how many channels there are"
-    size = mine[0][0]
-    return f"size {size.value} is fixed in the code ({operator(size.node)} in {size.module or '<model>'})"
+    size = next((c[0] for c in mine if c[0].attribute is None), mine[0][0])
+    what = f"size {size.value} is fixed in the code, not an attribute of a module"
+    if size.attribute is not None:
+        what = f"size {size.value} is held in {size.attribute}, but another with it is no attribute of a module"
+    return f"{what} ({operator(size.node)} in {size.module or '<model>'})"
 
 
 def _subsets(anatomy: Anatomy, groups: list[Group]) -> list[dict[str, list[int]]]:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from understudy.guard import evaluating, structural_copy
+from understudy.guard import evaluating, full_copy, structural_copy
 from understudy.trace import Example
 
 
@@ -90,7 +90,7 @@ def read_numbers(model: nn.Module, example: Example) -> Numbers:
     try:  # shapes are all that matters
         return _run(structural_copy(model).to("meta"), _empty(args), _empty(kwargs))
     except Exception:  # code that reads values, or holds tensors that are no buffers
-        return _run(structural_copy(model), args, kwargs)
+        return _run(full_copy(model), args, kwargs)  # it may write to its buffers
 
 
 def _run(model: nn.Module, args: Any, kwargs: Any) -> Numbers:
@@ -103,10 +103,9 @@ def _run(model: nn.Module, args: Any, kwargs: Any) -> Numbers:
 
     for name, module in model.named_modules():
         for key, value in list(vars(module).items()):
-            if not key.startswith("_") and key != "training":
-                vars(module)[key] = _holding(value, name, key)
+            vars(module)[key] = _holding(value, name, key)
         handles.append(module.register_forward_pre_hook(lambda *_, name=name: stack.append(name)))
-        handles.append(module.register_forward_hook(lambda *_: stack.pop() and None, always_call=True))
+        handles.append(module.register_forward_hook(lambda *_: _drop_last(stack), always_call=True))
     try:
         with torch.no_grad(), evaluating(model), Listen():
             model(*args, **kwargs)
@@ -114,6 +113,10 @@ def _run(model: nn.Module, args: Any, kwargs: Any) -> Numbers:
         for handle in handles:
             handle.remove()
     return numbers
+
+
+def _drop_last(stack: list[str]) -> None:
+    stack.pop()
 
 
 def _holding(value: Any, module: str, attribute: str) -> Any:

@@ -232,6 +232,8 @@ def _described(value: Any) -> str:
     if isinstance(value, _Given):
         value = value.arguments
     names = [name for name, _ in tensors(value)]
+    if names == [""]:
+        return "one tensor"
     return f"a {type(value).__name__}" + (f" with the parts {', '.join(names[:8])}" if names else "")
 
 

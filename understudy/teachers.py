@@ -20,7 +20,6 @@ files that you trust. A result folder never does (see `build_architecture`).
 knows of pruning.
 """
 
-import copy
 import difflib
 import json
 import re
@@ -130,7 +129,7 @@ def own_teacher(
     Raises UnsupportedModel as `load_teacher` does.
     """
     notes: list[str] = []
-    copied = _checked(copy.deepcopy(model) if isinstance(model, nn.Module) else model, "module", notes)
+    copied = _checked(full_copy(model) if isinstance(model, nn.Module) else model, "module", notes)
     preprocessing = preprocessing or detector_preprocessing(copied) or OWN_PREPROCESSING
     return _teacher("module", copied, preprocessing, views, {}, notes, part)
 

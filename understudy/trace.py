@@ -3,10 +3,12 @@
 Nothing here interprets operators: the graph, where each tensor comes from, and which module ran what.
 """
 
+import functools
 import logging
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +16,10 @@ import networkx
 import torch
 from torch import nn
 from torch.fx import Node
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from understudy.errors import InputError, UnsupportedModel
-from understudy.guard import named_tensors, structural_copy
+from understudy.guard import full_copy, named_tensors, structural_copy
 from understudy.modules import replace_own
 from understudy.seam import SeamPoint, marking, tensors
 
@@ -129,12 +132,42 @@ def trace_graph(model: nn.Module, example: Any, points: Sequence[SeamPoint] = ()
     """
     require_data(model)
     args, kwargs = as_example(example)
-    clone = structural_copy(model).eval()
+    if _remembers(model):  # else what it keeps of this pass would be a tensor without values
+        with torch.no_grad(), suppress(Exception):  # what is wrong, torch.export tells
+            full_copy(model).eval()(*_own(args), **_own(kwargs))
+    clone, kept = structural_copy(model).eval(), structural_copy(model).eval()
     replace_own(clone)
+    replace_own(kept)
     with marking(clone, points) as marked, _flat(clone) as parts:
         program = export_program(clone, args, kwargs)
     _flatten(program.graph_module)
-    return _read(clone, (args, kwargs), program, parts, points, marked)
+    _require_sizes(program, clone)
+    # Code that runs may hold on to what it computes, which has no values here: what is kept is a copy that has not run.
+    return _read(kept, (args, kwargs), program, parts, points, marked)
+
+
+def _remembers(model: nn.Module) -> bool:
+    """Is there a `functools.cache` where the code of `model` stands? It outlives every copy of the network."""
+    kinds = {k for m in model.modules() for k in type(m).__mro__ if not k.__module__.startswith(("torch.", "builtins"))}
+    spaces = [vars(k) for k in kinds] + [vars(sys.modules[k.__module__]) for k in kinds if k.__module__ in sys.modules]
+    return any(isinstance(v, functools._lru_cache_wrapper) for space in spaces for v in list(space.values()))
+
+
+def _own(values: Any) -> Any:
+    return torch.utils._pytree.tree_map(lambda v: v.clone() if isinstance(v, torch.Tensor) else v, values)
+
+
+def _require_sizes(program: Any, model: nn.Module) -> None:
+    """Raises: UnsupportedModel where the size of a tensor depends on values."""
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor) and not all(is_concrete_int(s) for s in value.shape):
+            stack = [name for name, _ in node.meta.get("nn_module_stack", {}).values() if name]
+            raise UnsupportedModel(
+                f"tracing {type(model).__name__}: how much {operator(node)} in {stack[-1] if stack else '<model>'} "
+                "returns depends on the values it is given; expected tensors whose sizes follow from the input's. "
+                "Compress the submodule before it with --part MODULE (part=MODULE in Python)"
+            )
 
 
 def export_program(model: nn.Module, args: tuple, kwargs: dict, dynamic_shapes: Any = None) -> Any:
