@@ -55,7 +55,7 @@ def settle(teacher: nn.Module, anatomy: Anatomy) -> None:
 
 def _culprits(teacher: nn.Module, anatomy: Anatomy, groups: list[Group]) -> list[Group]:
     """Those of `groups` without which the code would follow."""
-    if not groups or _follows(teacher, anatomy, _subsets(groups)[-1]):
+    if not groups or _follows(teacher, anatomy, _subsets(anatomy, groups)[-1]):
         return []
     if len(groups) == 1:
         return groups
