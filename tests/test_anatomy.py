@@ -338,6 +338,31 @@ def test_standardised_weights_are_standardised_over_what_is_kept():
     assert check_cut(anatomy, plan, model, cut(model, plan))["error"] <= 1e-10
 
 
+def test_channels_that_a_computed_weight_makes_are_cut():
+    class Standardised(nn.Conv2d):
+        def forward(self, x):
+            weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+            return F.conv2d(x, weight / weight.std((1, 2, 3), keepdim=True), self.bias, padding=1)
+
+    class Net(Chain):
+        def __init__(self):
+            super().__init__()
+            self.body[3] = Standardised(8, 12, 3)
+            self.first, self.second = nn.Parameter(torch.zeros(8, 4)), nn.Parameter(torch.zeros(4, 8))
+
+        def forward(self, x):
+            x = F.conv2d(self.body[:3](x), (self.first @ self.second)[:, :, None, None])
+            return self.fc(self.pool(self.body[3:](x)).flatten(1))
+
+    model = randomised(Net())
+    anatomy = trace(model, model.example())
+    assert free(anatomy) == {"body.0": 8, "first": 8, "body.3": 12}
+    plan = make_plan(model, anatomy, keep_width=0.5, scheme="all")
+    student = cut(model, plan)
+    assert (student.first.shape, student.second.shape, student.body[3].weight.shape) == ((4, 4), (4, 4), (6, 4, 3, 3))
+    assert check_cut(anatomy, plan, model, student)["error"] <= 1e-10
+
+
 def test_few_wide_groups_of_a_convolution_lose_the_same_places():
     class Net(Chain):
         def __init__(self):

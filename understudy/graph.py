@@ -4,6 +4,7 @@ Read from the traced operator graph with the table in `operators`. What cannot b
 module named; nothing is assumed.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +21,8 @@ from understudy.provenance import Numbers, read_numbers
 from understudy.rules import Given, unknown_operator
 from understudy.seam import Seam
 from understudy.trace import Traced, operator, shape
+
+_MAX_STEPS = 50  # back from a computed weight to the parameters it is made of
 
 
 @dataclass(frozen=True)
@@ -206,8 +209,26 @@ class _Reader:
             weight, ids = weight.args[0], None  # a part of a weight, such as one of q, k and v
         name = self.tensor(weight)
         ids = self.axes(weight)[dim] if ids is None and name is not None else ids
+        if ids is not None and name is None:
+            name, dim = self._source(weight, ids)
         if ids is not None and name is not None:
             self.produced.append((name, dim, ids, dense, node))
+
+    def _source(self, weight: Any, ids: Ids) -> tuple[str | None, int]:
+        """The largest parameter from which a computed weight (standardised, scaled, a product) has these channels."""
+        roots, todo, seen, found = self.channels.roots(ids), [weight], set(), []
+        while todo and len(seen) < _MAX_STEPS:
+            node = todo.pop(0)
+            if node in seen or not isinstance(node, Node):
+                continue
+            seen.add(node)
+            if node in self.traced.tensors:
+                for dim, own in enumerate(self.axes(node)):
+                    if own is not None and np.array_equal(self.channels.roots(own), roots):
+                        found.append((math.prod(shape(node)), self.traced.tensors[node], dim))
+            elif node not in self.traced.inputs:
+                todo += node.all_input_nodes
+        return max(found)[1:] if found else (None, 0)
 
     def scale(self, weight: Any) -> None:
         name = self.tensor(weight)
