@@ -15,10 +15,11 @@ test: $(VENV)/.ready
 
 # What is missing of the table (three to four hours on two cores for all of it), and docs/results.md from its lines.
 table: $(VENV)/.ready
-	for p in embedded_tuning embedded_200_tuning embedded_images_tuning embedded_long_tuning; do \
+	for p in embedded_tuning embedded_200_tuning embedded_images_tuning embedded_long_tuning \
+			embedded_transformer_tuning; do \
 		$(BIN)/python -m benchmarks sweep $$p --ray || [ $$? -eq 3 ] || exit; done
 	$(BIN)/python -m benchmarks tune
-	for p in embedded embedded_mild embedded_long embedded_steps embedded_images; do \
+	for p in embedded embedded_mild embedded_long embedded_steps embedded_images embedded_transformer; do \
 		$(BIN)/python -m benchmarks sweep $$p --ray || [ $$? -eq 3 ] || exit; done
 	$(BIN)/python -m benchmarks page
 

@@ -12,6 +12,9 @@ from benchmarks.methods import METHODS
 TUNED = Path(__file__).parent / "tuned.json"
 SEEDS = (2021, 2022, 2023, 2024, 2025)  # Source: MiR, arXiv 2201.02620
 TUNING_SEEDS = (1001,)  # never in a table
+# Made for networks of another kind than those of the table: run on a transformer, beside the paper's recipe.
+FOR_TRANSFORMERS = "mir_adamw"
+TABLED = tuple(name for name in METHODS if name != FOR_TRANSFORMERS)
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Protocol:
     images: tuple[int, ...]
     steps: tuple[int, ...]
     seeds: tuple[int, ...] = SEEDS
-    methods: tuple[str, ...] = tuple(METHODS)
+    methods: tuple[str, ...] = TABLED
     options: str = "both"
     without: dict[tuple[str, str], str] = field(default_factory=dict)
     extra_cuts: dict[str, tuple[dict[str, Any], ...]] = field(default_factory=dict)  # for one teacher only
@@ -155,6 +158,11 @@ PROTOCOLS: dict[str, Protocol] = {
             "photographs", _TEACHERS, (), (20, 200, 500), (200,), SEEDS[:3], CURVES, "best", extra_cuts=_IN_BAND,
         ),
         Protocol(
+            "embedded_transformer", "a vision transformer: MiR by the paper's recipe and with AdamW",
+            "photographs", ("demo:vit_tiny",), _WIDTHS[:1], (50,), (200, 1000, 2000),
+            methods=("none", "mir", FOR_TRANSFORMERS),
+        ),
+        Protocol(
             "imagenet_resnet34", "the paper's: ResNet-34, mid channels, first and last block of each stage spared",
             "imagenet", ("torchvision:resnet34",),
             tuple({"keep_width": k, "scheme": "mid", "spare_ends": True} for k in _PAPER_KEEPS), _PAPER_IMAGES, (2000,),
@@ -196,6 +204,7 @@ _GRIDS = (
     tuning(replace(PROTOCOLS["embedded"], name="embedded_200", cuts=(), images=(200,), extra_cuts=_AT_200)),
     tuning(replace(PROTOCOLS["embedded_images"], images=(200,), extra_cuts=_MILD)),
     tuning(PROTOCOLS["embedded_long"]),
+    tuning(replace(PROTOCOLS["embedded_transformer"], steps=(500,))),
     *(tuning(protocol) for protocol in PROTOCOLS.values() if protocol.task != "photographs"),
 )
 PROTOCOLS |= {grid.name: grid for grid in _GRIDS}

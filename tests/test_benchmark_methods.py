@@ -9,7 +9,7 @@ from nets import Chain, Depthwise, Residual
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.methods import METHODS, fitnet, practise
+from benchmarks.methods import METHODS, fitnet, mir, practise
 from benchmarks.methods.distill import soft_loss
 from benchmarks.methods.layers import layers, wide_student
 from benchmarks.methods.problem import Problem, head_layer
@@ -20,6 +20,7 @@ from understudy.errors import InputError
 from understudy.guard import full_copy, seeded
 from understudy.images import Preprocessing, read_images
 from understudy.planner import make_plan
+from understudy.recover.config import preset
 from understudy.seam import capturing
 
 IMAGES = torch.rand(10, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -70,7 +71,7 @@ def optimiser_steps(monkeypatch):
 
         def step(self, *args, inner=inner, kind=kind, **kwargs):
             group = self.param_groups[0]
-            seen.append((kind.__name__, group["lr"], sum(p.grad is not None for p in group["params"])))
+            seen.append((type(self).__name__, group["lr"], sum(p.grad is not None for p in group["params"])))
             if kind is torch.optim.SGD:
                 assert (group["momentum"], group["weight_decay"]) == (0.9, 1e-4)
             return inner(self, *args, **kwargs)
@@ -353,6 +354,15 @@ def test_mir_takes_the_map_and_its_ablation_what_the_head_is_given(name, feature
 def test_mir_is_the_paper_preset(optimiser_steps):
     run("mir", problem(labels=False, steps=10))
     assert [round(lr, 6) for _, lr, _ in optimiser_steps] == [0.02] * 4 + [0.002] * 4 + [0.0002] * 2
+
+
+def test_mir_adamw_is_the_transformer_preset_but_for_its_learning_rate(optimiser_steps, monkeypatch):
+    seen = []
+    taken = mir.mimic
+    monkeypatch.setattr(mir, "mimic", lambda *given: seen.append(given[-1]) or taken(*given))
+    run("mir_adamw", problem(labels=False, steps=3, lr=0.5))
+    assert seen == [preset("transformer", steps=3, views="none", seed=7, lr=0.5)]
+    assert {kind for kind, *_ in optimiser_steps} == {"AdamW"}
 
 
 def test_practise_adaptors_begin_as_identity_and_learn_alone(optimiser_steps):

@@ -21,7 +21,7 @@ from benchmarks import page, sweep, tables
 from benchmarks.__main__ import main
 from benchmarks.cell import run_cell
 from benchmarks.methods import METHODS
-from benchmarks.protocol import PROTOCOLS, SEEDS, TUNING_SEEDS, Cell, chosen
+from benchmarks.protocol import PROTOCOLS, SEEDS, TABLED, TUNING_SEEDS, Cell, chosen
 from benchmarks.tasks import Place, draw, open_task
 from understudy.errors import InputError
 
@@ -162,7 +162,7 @@ def test_the_table_is_paired_and_complete():
         methods_of.setdefault((cell.teacher, cell.cut["keep_width"], cell.images, cell.seed), set()).add(cell.method)
     assert {k[3] for k in methods_of} == set(SEEDS)
     for (teacher, _, images, _), methods in methods_of.items():
-        assert methods == set(METHODS) - ({"practise"} if teacher == "demo:vgg7" else set())
+        assert methods == set(TABLED) - ({"practise"} if teacher == "demo:vgg7" else set())
         assert images in (50, 200)
     assert {k[1] for k in methods_of} >= {0.5, 0.3}
     assert len({cell.key for cell in cells}) == len(cells)
@@ -267,7 +267,7 @@ def test_every_method_runs_on_the_papers_resnet_cut(folder, tmp_path, capsys):
                  "keep_width=0.5"]  # fmt: skip
     assert main(arguments) == 0, capsys.readouterr().err
     lines = {x["cell"]["method"]: x["figures"] for x in sweep.read_lines(path)}
-    assert set(lines) == set(METHODS)
+    assert set(lines) == set(TABLED)
     # One block of each of the two stages of three is cut to a half; PRACTISE drops blocks.
     assert len({f["macs"] for name, f in lines.items() if name != "practise"}) == 1
     assert 0.5 < lines["mir"]["macs"] < 1
@@ -281,7 +281,7 @@ def test_the_papers_protocols_are_the_papers():
         assert {c.images for c in cells} == {50, 100, 500, 1000}
         assert {c.seed for c in cells} == {2021, 2022, 2023, 2024, 2025}
         assert {c.steps for c in cells} == {2000}
-        assert {c.method for c in cells} == set(METHODS)
+        assert {c.method for c in cells} == set(TABLED)
         assert all(c.cut["scheme"] == "mid" for c in cells)
 
 
@@ -463,7 +463,12 @@ def test_the_page_is_made_from_the_lines(tmp_path, monkeypatch):
     tops = {"mir": 83.0, "fine_tune": 68.0, "distill_labels": 80.0}
     cells = [c for c in PROTOCOLS["embedded_long"].cells({}) if c.teacher == "demo:resnet14"]
     longer = [line(c, tops[c.method] + c.seed % 5) for c in cells]
-    for name, own in (("embedded", lines), ("embedded_steps", curve), ("embedded_long", longer)):
+    tops = {"none": 20.0, "mir": 80.0, "mir_adamw": 85.0}
+    attending = [line(c, tops[c.method] + c.steps / 250) for c in PROTOCOLS["embedded_transformer"].cells({})]
+    files = {
+        "embedded": lines, "embedded_steps": curve, "embedded_long": longer, "embedded_transformer": attending,
+    }  # fmt: skip
+    for name, own in files.items():
         (results / f"{name}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in own))
     assert page.write(docs, results) == 0
     text = (docs / "results.md").read_text()
@@ -472,6 +477,11 @@ def test_the_page_is_made_from_the_lines(tmp_path, monkeypatch):
     margins = "+15.0 [+15.0, +15.0] | +3.0 [+3.0, +3.0]"
     assert f"demo:resnet14, widths x 0.5 | 1000 | 5.0 | {margins} | {margins} | yes |" in text
     assert "Met after 200 steps on 0, after 1000 steps on 1." in text
+    told = "demo:vit_tiny, widths x 0.5 | {} | {} | {} | {}, {}, {}, {}, {} | 1 | {} |"
+    for method, steps, lost, met in (("MiR", 1000, 6.0, "no"), ("MiR, AdamW", 200, 4.2, "no")):
+        assert told.format(method, steps, lost, *[lost] * 5, met) in text
+    assert told.format("MiR, AdamW", 1000, 1.0, *[1.0] * 5, "yes") in text
+    assert "| MiR, AdamW | 85.8 ± 0.0<br>-5.0 [-5.0, -5.0] |" in text
     assert "**84.5 ± 0.5**" in text
     assert "88.0 ± 0.0<br>at 50% of MACs" in text
     assert "cells of `embedded` are not done" in text

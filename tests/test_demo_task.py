@@ -216,6 +216,17 @@ def test_training_is_seeded_and_writes_whole_files(tmp_path):
         assert torch.equal(loaded(x), one(x))
 
 
+def test_a_transformer_is_trained_with_adamw():
+    """Its first step: one lr for every weight that has a gradient, whatever the gradient's size."""
+    torch.manual_seed(0)
+    before = networks.build("vit_tiny")
+    config = train.TrainConfig(steps=2, batch_size=4, optimizer="adamw", lr=1e-3, warmup=0.5, weight_decay=0.0)
+    after = train.train("vit_tiny", config)  # the second step is at the end of the fall: its lr is 0
+    moved = (after.fc.weight - before.fc.weight).abs() / (1 - 1 / 11 * 1 / 6)  # what is kept is a running average
+    assert train.CONFIGS["vit_tiny"].optimizer == "adamw"
+    torch.testing.assert_close(moved, torch.full_like(moved, 1e-3), rtol=0.02, atol=0)
+
+
 def test_training_reads_the_train_tiles_only(monkeypatch):
     parts = []
     patches = photographs.patches

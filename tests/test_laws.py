@@ -11,6 +11,7 @@ from benchmarks.zoo.case import randomised
 from understudy.anatomy import trace
 from understudy.cost import Cost, count
 from understudy.cut import cut
+from understudy.demo import networks
 from understudy.errors import LawBroken
 from understudy.laws import check_budget, check_cut
 from understudy.planner import make_plan, resolve
@@ -43,6 +44,19 @@ def test_law_2_cut_equals_zero(net, score, keep_width):
     assert found["dtype"] == "float64"
     assert found["error"] <= 1e-10
     assert sum(p.numel() for p in student.parameters()) < sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", networks.NAMES)
+def test_law_2_on_every_teacher_of_the_demo(name):
+    model = randomised(networks.build(name))
+    anatomy = trace(model, torch.zeros(2, 1, 32, 32))
+    plan = make_plan(model, anatomy, keep_width=0.5)
+    assert check_cut(anatomy, plan, model, cut(model, plan))["error"] <= 1e-10
+    if name == "vit_tiny":
+        free = {f"blocks.{i}.{part}": width for i in range(4) for part, width in (("attn.qkv", 4), ("mlp.0", 256))}
+        assert {n: g.width for n, g in anatomy.groups.items() if not g.pinned} == free
+        assert plan.widths == {n: width // 2 for n, width in free.items()}
+        assert [str(p) for p in anatomy.seam.points] == ["norm:output"]
 
 
 def _zero_inputs(model: nn.Module, columns: dict[str, list[int]]) -> nn.Module:

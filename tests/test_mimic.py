@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from understudy.errors import InputError, UnsupportedModel
 from understudy.images import Preprocessing, read_images
-from understudy.recover.config import PRESETS, MimicConfig
+from understudy.recover.config import OPTIMIZERS, PRESETS, MimicConfig
 from understudy.recover.mimic import mimic
 from understudy.seam import Seam, SeamPoint, capturing
 
@@ -96,6 +96,8 @@ def test_paper_preset_is_the_recipe_and_names_its_sources():
     paper = PRESETS["paper"]
     assert (paper.steps, paper.batch_size, paper.lr, paper.momentum, paper.weight_decay) == (2000, 64, 0.02, 0.9, 1e-4)
     assert (paper.milestones, paper.gamma, paper.norm_mode, paper.views) == ((0.4, 0.8), 0.1, "train", "imagenet")
+    assert (paper.optimizer, paper.schedule) == ("sgd", "milestones")
+    assert (PRESETS["transformer"].optimizer, PRESETS["transformer"].schedule) == ("adamw", "linear")
     for field in dataclasses.fields(MimicConfig):
         assert field.metadata["source"].split(":")[0] in ("cited", "measured", "assumption"), field.name
 
@@ -103,6 +105,11 @@ def test_paper_preset_is_the_recipe_and_names_its_sources():
 def test_learning_rate_falls_at_40_and_80_percent(teacher, images):
     log = mimic(teacher, pruned(teacher), SEAM, images, quick(steps=10))
     assert log.lrs == pytest.approx([0.02] * 4 + [0.002] * 4 + [0.0002] * 2)
+
+
+def test_linear_schedule_falls_to_zero(teacher, images):
+    log = mimic(teacher, pruned(teacher), SEAM, images, quick(steps=4, schedule="linear", gamma=0.5))
+    assert log.lrs == pytest.approx([0.02, 0.015, 0.01, 0.005])
 
 
 def test_learning_rate_acts(teacher, images):
@@ -119,8 +126,9 @@ def test_learning_rate_acts(teacher, images):
 def test_every_fault_is_in_one_message():
     with pytest.raises(InputError) as caught:
         MimicConfig(
-            steps=-1, batch_size=0, lr=float("nan"), momentum=1.0, weight_decay=-1.0, milestones=(0.8, 0.4), gamma=0.0,
-            norm_mode="off", views="", seed=-1, device="abacus", precision="float8",
+            steps=-1, batch_size=0, optimizer="lion", lr=float("nan"), momentum=1.0, weight_decay=-1.0,
+            schedule="cosine", milestones=(0.8, 0.4), gamma=0.0, norm_mode="off", views="", seed=-1, device="abacus",
+            precision="float8",
         )  # fmt: skip
     for field in dataclasses.fields(MimicConfig):
         assert field.name in str(caught.value)
@@ -135,8 +143,9 @@ def test_config_goes_through_json_and_refuses_what_it_does_not_know():
         MimicConfig.from_json({"epochs": 3})
 
 
-def test_a_pruned_student_learns(teacher, images):
-    log = mimic(teacher, pruned(teacher), SEAM, images, quick(steps=60))
+@pytest.mark.parametrize("options", [{}, {"optimizer": "adamw", "lr": 0.05}])
+def test_a_pruned_student_learns(teacher, images, options):
+    log = mimic(teacher, pruned(teacher), SEAM, images, quick(steps=60, **options))
     assert len(log.losses) == 60
     assert log.losses[-1] < 0.5 * log.losses[0]
     assert (log.images, log.batch) == (10, 10)
@@ -156,6 +165,31 @@ def test_first_update_is_sgd_with_decay_on_the_gradient_of_the_mean_squared_erro
     weight = expected.one.weight
     torch.testing.assert_close(student.one.weight, weight - 0.1 * (weight.grad + 0.01 * weight), rtol=1e-4, atol=1e-6)
     assert log.losses[0] == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_adamw_by_hand(teacher, images):
+    """Two steps, the second behind a milestone: moments, their bias correction, decay apart from the gradient."""
+    student, wanted = pruned(teacher), copy.deepcopy(teacher).double().body(images.double()).detach()
+    expected = copy.deepcopy(student).double()
+    expected.norm.train(), expected.norm_two.train()
+    learning = [*expected.one.parameters(), *expected.norm.parameters(), *expected.two.parameters()]
+    learning += expected.norm_two.parameters()
+    first, second = ([torch.zeros_like(p) for p in learning] for _ in range(2))
+    losses = []
+    for step, lr in enumerate((0.01, 0.001), start=1):
+        loss = ((expected.body(images.double()) - wanted) ** 2).mean()
+        losses.append(loss.item())
+        with torch.no_grad():
+            for p, grad, m, v in zip(learning, torch.autograd.grad(loss, learning), first, second, strict=True):
+                m.mul_(0.8).add_(0.2 * grad)
+                v.mul_(0.999).add_(0.001 * grad**2)
+                p.mul_(1 - lr * 0.1).sub_(lr * (m / (1 - 0.8**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8))
+    options = {"optimizer": "adamw", "lr": 0.01, "momentum": 0.8, "weight_decay": 0.1, "milestones": (0.5,)}
+    log = mimic(teacher, student, SEAM, images, quick(steps=2, precision="float64", **options))
+    assert log.losses == pytest.approx(losses, rel=1e-12)
+    for name in ("one", "two", "norm", "norm_two"):
+        found, hand = getattr(student, name), getattr(expected, name)
+        torch.testing.assert_close(found.weight, hand.weight.float(), rtol=1e-6, atol=1e-7)
 
 
 # --- law 5
@@ -180,11 +214,12 @@ def test_uncut_student_in_train_mode_has_the_teachers_own_loss_with_batch_statis
     torch.testing.assert_close(student.norm.running_mean, batch_statistics.norm.running_mean)
 
 
-def test_one_seed_gives_one_student_bit_for_bit(teacher, images):
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_one_seed_gives_one_student_bit_for_bit(teacher, images, optimizer):
     def run(seed):
         torch.manual_seed(seed + 100)
         student = pruned(teacher)
-        mimic(teacher, student, SEAM, images, quick(seed=seed, batch_size=4, views="patches"))
+        mimic(teacher, student, SEAM, images, quick(optimizer=optimizer, seed=seed, batch_size=4, views="patches"))
         return bits(student)
 
     first = run(1)
@@ -236,10 +271,11 @@ def test_teacher_and_random_state_are_as_before(teacher, images, fails):
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_head_and_unused_parameters_stay_bit_identical(teacher, images):
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_head_and_unused_parameters_stay_bit_identical(teacher, images, optimizer):
     student = pruned(teacher)
     before = bits(student)
-    mimic(teacher, student, SEAM, images, quick(weight_decay=0.1))
+    mimic(teacher, student, SEAM, images, quick(optimizer=optimizer, weight_decay=0.1))
     changed = {name for name, value in student.state_dict().items() if not torch.equal(value, before[name])}
     assert not changed & {"fc.weight", "fc.bias", "temperature", "aux.weight", "aux.bias"}
     assert changed == {name for name in before if name.split(".")[0] in ("one", "two", "norm", "norm_two")}

@@ -25,6 +25,7 @@ app = typer.Typer(
 INTERRUPTED = 130
 _TEACHER = "Teacher"
 _BUDGET = "Budget"
+_PRESET = "Recipe of mimic: paper, or for networks of attention and layer norms transformer"
 TeacherArg = Annotated[
     str, typer.Argument(help="timm:NAME, torchvision:NAME, hf:FOLDER, hf:ID, FILE.py:FUNCTION or demo:NAME")
 ]
@@ -173,7 +174,7 @@ def compress(
     min_channels: MinChannels = 1,
     divisor: Divisor = 1,
     importance: Importance = "l1",
-    preset: Annotated[str, typer.Option(help="Recipe of mimic: paper")] = "paper",
+    preset: Annotated[str, typer.Option(help=_PRESET)] = "paper",
     steps: Steps = None,
     seed: Seed = None,
     device: Device = None,
@@ -240,7 +241,9 @@ def verify(
 
 @app.command(epilog="Example: understudy demo --keep-width 0.3")
 def demo(
-    teacher: Annotated[str, typer.Option(help="mobilenetv2_tiny, resnet14, vgg7 or resnet20")] = "mobilenetv2_tiny",
+    teacher: Annotated[
+        str, typer.Option(help="mobilenetv2_tiny, resnet14, vgg7, vit_tiny or resnet20")
+    ] = "mobilenetv2_tiny",
     keep: Keep = None,
     keep_width: KeepWidth = None,
     images: Annotated[int, typer.Option(help="How many unlabelled patches to learn from")] = 50,

@@ -29,6 +29,7 @@ METHODS: dict[str, Method] = {
         mir.AFTER_POOL,
         practise.METHOD,
         mir.METHOD,
+        mir.ADAMW,
     )
 }
 __all__ = ["METHODS", "Method", "Problem"]

@@ -1,4 +1,4 @@
-"""MiR as published, and the same after the pool.
+"""MiR as published, the same after the pool, and with the `transformer` preset.
 
 Source: Wang et al., CVPR 2022, arXiv 2201.02620; the code is understudy's own `mimic` with its `paper` preset.
 """
@@ -6,6 +6,7 @@ Source: Wang et al., CVPR 2022, arXiv 2201.02620; the code is understudy's own `
 from torch import nn
 
 from benchmarks.methods.problem import Method, Problem, head_layer
+from understudy.recover.config import PRESETS, preset
 from understudy.recover.mimic import mimic
 from understudy.replace import replace
 from understudy.seam import Seam, SeamPoint
@@ -26,5 +27,18 @@ def run_after_pool(problem: Problem) -> nn.Module:
     return replace(problem.teacher, student, seam)
 
 
+def run_adamw(problem: Problem) -> nn.Module:
+    config = preset(
+        "transformer", steps=problem.steps, views=problem.views, seed=problem.seed, lr=problem.options["lr"]
+    )
+    student = problem.student()
+    mimic(problem.teacher, student, problem.plan.seam, problem.few, config)
+    return replace(problem.teacher, student, problem.plan.seam)
+
+
 METHOD = Method("mir", "MiR", "Wang et al., CVPR 2022", run)
 AFTER_POOL = Method("mir_after_pool", "MiR, after the pool", "Wang et al., CVPR 2022 (its ablation)", run_after_pool)
+ADAMW = Method(
+    "mir_adamw", "MiR, AdamW", "this project's `transformer` preset", run_adamw,
+    published={"lr": PRESETS["transformer"].lr}, grid=tuple({"lr": lr} for lr in (3e-4, 1e-3, 3e-3, 1e-2)),
+)  # fmt: skip

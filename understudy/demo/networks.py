@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn import functional as F
 
 from understudy.demo.photographs import CLASSES, PREPROCESSING
 from understudy.errors import InputError
@@ -145,6 +146,62 @@ class VGG(nn.Module):
         return self.fc(self.pool(self.features(x)).flatten(1))
 
 
+class Attention(nn.Module):
+    """Self-attention of several heads, one layer for their queries, keys and values. Source: Vaswani et al. 2017,
+    arXiv 1706.03762, section 3.2."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.num_heads, self.head_dim = heads, width // heads
+        self.qkv = nn.Linear(width, 3 * heads * self.head_dim)
+        self.proj = nn.Linear(heads * self.head_dim, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        images, tokens, _ = x.shape
+        qkv = self.qkv(x).reshape(images, tokens, 3, self.num_heads, self.head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(x.transpose(1, 2).reshape(images, tokens, self.num_heads * self.head_dim))
+
+
+class TransformerBlock(nn.Module):
+    """Attention and an MLP, each behind a layer norm and around a skip. Source: Dosovitskiy et al. 2021, arXiv
+    2010.11929, section 3.1."""
+
+    def __init__(self, width: int, heads: int, hidden: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class VisionTransformer(nn.Module):
+    """Overlapping patches, positions, transformer blocks, a last norm, then the mean over the tokens and fc.
+
+    patch: pixels between two tokens; each sees twice as many, less one. size: of the image, its sides are equal.
+    Source: Dosovitskiy et al. 2021, made smaller, with the mean in place of a class token.
+    """
+
+    def __init__(
+        self, patch: int, width: int, depth: int, heads: int, hidden: int, channels: int, size: int, classes: int
+    ):
+        super().__init__()
+        self.patch_embed = nn.Conv2d(channels, width, 2 * patch - 1, patch, patch - 1)
+        self.pos_embed = nn.Parameter(0.02 * torch.randn(1, (size // patch) ** 2, width))
+        self.blocks = nn.Sequential(*(TransformerBlock(width, heads, hidden) for _ in range(depth)))
+        self.norm = nn.LayerNorm(width)
+        self.fc = nn.Linear(width, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patch_embed(x).flatten(2).transpose(1, 2) + self.pos_embed
+        return self.fc(self.norm(self.blocks(x)).mean(1))
+
+
 def resnet20() -> nn.Module:
     return ResNet(20, ((20, 3, 2), (40, 3, 2), (80, 3, 2)), PREPROCESSING["input_size"][0], len(CLASSES))
 
@@ -162,8 +219,19 @@ def vgg7() -> nn.Module:
     return VGG(((16,), (24, 24), (48, 48), (64, 64)), PREPROCESSING["input_size"][0], len(CLASSES))
 
 
+def vit_tiny() -> nn.Module:
+    channels, size, _ = PREPROCESSING["input_size"]
+    return VisionTransformer(4, 64, 4, 4, 256, channels, size, len(CLASSES))
+
+
 # All but resnet20 are cheap enough for hundreds of runs: benchmarks/ compares methods on them.
-_BUILDERS = {"mobilenetv2_tiny": mobilenetv2_tiny, "resnet14": resnet14, "vgg7": vgg7, "resnet20": resnet20}
+_BUILDERS = {
+    "mobilenetv2_tiny": mobilenetv2_tiny,
+    "resnet14": resnet14,
+    "vgg7": vgg7,
+    "vit_tiny": vit_tiny,
+    "resnet20": resnet20,
+}
 NAMES = tuple(_BUILDERS)
 
 

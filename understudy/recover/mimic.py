@@ -2,7 +2,7 @@
 
 The loss is the paper's and nothing else: mean squared error between feature maps. No labels, no logits, no head. Of a
 seam of several points it is the sum of their errors, each in units of the teacher's own variance there.
-Not covered: several devices at once, mixing of images (mixup, cutmix), any other optimiser than SGD.
+Not covered: several devices at once, mixing of images (mixup, cutmix).
 """
 
 import time
@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from understudy import guard
 from understudy.errors import InputError, UnsupportedModel
-from understudy.recover.config import PRECISIONS, PRESETS, MimicConfig
+from understudy.recover.config import OPTIMIZERS, PRECISIONS, PRESETS, MimicConfig
 from understudy.seam import Capture, Seam, capturing
 
 # On an accelerator reading a loss waits for the device: so not after every step. Source: assumption.
@@ -110,7 +110,7 @@ def mimic(
     return MimicLog(config, images, min(config.batch_size, images), losses, lrs, time.perf_counter() - started)
 
 
-def _prepare(student: nn.Module, head: set[int], config: MimicConfig) -> torch.optim.SGD:
+def _prepare(student: nn.Module, head: set[int], config: MimicConfig) -> torch.optim.Optimizer:
     """Set modes and gradients of the student; return the optimiser of its body."""
     student.eval()
     if config.norm_mode == "train":
@@ -128,7 +128,8 @@ def _prepare(student: nn.Module, head: set[int], config: MimicConfig) -> torch.o
             body.append(parameter)
     if not body:
         raise InputError(f"mimicking: {type(student).__name__} has no parameter before its head that could learn")
-    return torch.optim.SGD(body, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, foreach=True)
+    momentum = {"betas": (config.momentum, 0.999)} if config.optimizer == "adamw" else {"momentum": config.momentum}
+    return OPTIMIZERS[config.optimizer](body, lr=config.lr, weight_decay=config.weight_decay, foreach=True, **momentum)
 
 
 def _learn(
@@ -136,7 +137,7 @@ def _learn(
     units: list[float],
     target: Capture,
     learner: Capture,
-    optimiser: torch.optim.SGD,
+    optimiser: torch.optim.Optimizer,
     batches: Iterator[tuple[tuple, dict]],
     config: MimicConfig,
     on_step: Callable[[int, int, float], None] | None,
