@@ -66,8 +66,9 @@ def same(a: nn.Module, b: nn.Module, **tolerance) -> None:
 def optimiser_steps(monkeypatch):
     """(learning rate, shapes of what had a gradient) of every optimiser step."""
     seen: list[tuple[float, int]] = []
-    for kind in (torch.optim.SGD, torch.optim.Adam):
-        inner = kind.step
+    # All taken before any is replaced: AdamW inherits the step of Adam until its first use gives it one of its own.
+    kinds = {kind: kind.step for kind in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)}
+    for kind, inner in kinds.items():
 
         def step(self, *args, inner=inner, kind=kind, **kwargs):
             group = self.param_groups[0]

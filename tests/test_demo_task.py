@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -225,6 +226,20 @@ def test_a_transformer_is_trained_with_adamw():
     moved = (after.fc.weight - before.fc.weight).abs() / (1 - 1 / 11 * 1 / 6)  # what is kept is a running average
     assert train.CONFIGS["vit_tiny"].optimizer == "adamw"
     torch.testing.assert_close(moved, torch.full_like(moved, 1e-3), rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize(("name", "optimizer", "steps"), [("vgg7", "sgd", 1500), ("vit_tiny", "adamw", 2000)])
+def test_the_demo_takes_the_recipe_of_its_teacher(monkeypatch, name, optimizer, steps):
+    demo_run, seen = import_module("understudy.demo.run"), []
+
+    def compress(*_, config, **__):
+        seen.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo_run, "compress", compress)
+    with pytest.raises(KeyboardInterrupt):
+        demo_run.run(name)
+    assert [(c.optimizer, c.steps, c.views) for c in seen] == [(optimizer, steps, "patches")]
 
 
 def test_training_reads_the_train_tiles_only(monkeypatch):
