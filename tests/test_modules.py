@@ -10,6 +10,7 @@ from torch import nn
 from benchmarks.zoo.case import randomised
 from understudy.anatomy import trace
 from understudy.cut import cut
+from understudy.inspect import inspect
 from understudy.laws import check_cut
 from understudy.modules import MultiheadAttention, replace_own
 from understudy.planner import make_plan
@@ -109,3 +110,15 @@ def test_heads_are_cut(net):
     assert check_cut(anatomy, plan, model, student)["error"] <= 1e-10
     assert all(type(m) is not MultiheadAttention for m in model.modules())
     assert all(type(m) is not MultiheadAttention for m in cut(model, make_plan(model, anatomy, keep=1)).modules())
+
+
+def test_a_block_of_two_halves_is_listed_once():
+    class Deep(Mixer):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.TransformerEncoderLayer(12, 3, 14, batch_first=True, norm_first=True)
+
+        def forward(self, x):
+            return self.fc(self.norm(self.layer(self.patch(x).flatten(2).transpose(1, 2))).mean(1))
+
+    assert inspect(Deep(), Deep().example())["blocks"] == ["layer"]

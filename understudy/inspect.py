@@ -52,7 +52,7 @@ def facts(teacher: nn.Module, anatomy: Anatomy) -> dict[str, Any]:
             for g in anatomy.groups.values()
         ],
         "pinned": dict(Counter(g.pinned for g in anatomy.groups.values() if g.pinned)),
-        "blocks": [b.name for b in anatomy.blocks if b.identity and b.name],
+        "blocks": list(dict.fromkeys(b.name for b in anatomy.blocks if b.identity and b.name)),
         "unread": [f"{op} in {where}" for op, where in anatomy.unread],
         "unused_parameters": list(anatomy.unused),
         "smallest_keep": {s: round(reachable_macs(anatomy, g) / cost.macs, 4) for s, g in free.items() if g},
