@@ -9,17 +9,16 @@ import networkx
 import torch
 from torch import nn
 from torch.fx import Node
-from torch.utils._pytree import tree_map
 
 from understudy.cost import macs
 from understudy.cut import without
 from understudy.errors import InputError, UnsupportedModel
 from understudy.graph import Anatomy, read_anatomy
-from understudy.guard import evaluating, full_copy, structural_copy
+from understudy.guard import evaluating, structural_copy
 from understudy.probe import settle
 from understudy.rules import argument
 from understudy.seam import Seam, SeamPoint, watching
-from understudy.trace import Call, Traced, as_example, operator, shape, trace_graph
+from understudy.trace import Call, Traced, as_example, operator, run_for_shapes, shape, trace_graph
 
 _WEIGHTED = {"conv1d", "conv2d", "conv3d", "linear", "convolution"} | {f"conv_transpose{d}d" for d in (1, 2, 3)}
 # The seam is taken outside the module that holds the last layer only where at least this share of the MACs stays before
@@ -340,24 +339,14 @@ def _reachable(traced: Traced, values: dict[Node, list[Node]]) -> dict[SeamPoint
 
 
 def _caught(traced: Traced, points: list[SeamPoint]) -> dict[SeamPoint, dict[str, torch.Tensor]]:
-    """What hooks at `points` catch. Shapes are all that matters, so it runs without data where the code allows it."""
-    args, kwargs = traced.example
-    with torch.no_grad():
-        try:
-            empty = full_copy(traced.model).to("meta")
-            with watching(empty, points) as found:
-                empty(*_empty(args), **_empty(kwargs))
-        except UnsupportedModel:
-            raise
-        except Exception:  # code that reads values, or holds tensors that are no buffers
-            real = full_copy(traced.model)  # it may write to its buffers
-            with watching(real, points) as found:
-                real(*args, **kwargs)
-    return found
+    """What hooks at `points` catch; their shapes are all that matters."""
 
+    def run(model: nn.Module, args: tuple, kwargs: dict) -> dict[SeamPoint, dict[str, torch.Tensor]]:
+        with torch.no_grad(), watching(model, points) as found:
+            model(*args, **kwargs)
+        return found
 
-def _empty(values: Any) -> Any:
-    return tree_map(lambda v: v.to("meta") if isinstance(v, torch.Tensor) else v, values)
+    return run_for_shapes(traced.model, traced.example, run)
 
 
 def _seam(traced: Traced, found: dict[SeamPoint, Node], headless: bool) -> Seam:

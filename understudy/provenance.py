@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
 
-from understudy.guard import evaluating, full_copy, structural_copy
-from understudy.trace import Example
+from understudy.guard import evaluating
+from understudy.trace import Example, run_for_shapes
 
 
 @dataclass(frozen=True)
@@ -86,11 +85,7 @@ class Numbers:
 
 def read_numbers(model: nn.Module, example: Example) -> Numbers:
     """The numbers of one forward pass of `model`, which is not changed."""
-    args, kwargs = example
-    try:  # shapes are all that matters
-        return _run(structural_copy(model).to("meta"), _empty(args), _empty(kwargs))
-    except Exception:  # code that reads values, or holds tensors that are no buffers
-        return _run(full_copy(model), args, kwargs)  # it may write to its buffers
+    return run_for_shapes(model, example, _run)
 
 
 def _run(model: nn.Module, args: Any, kwargs: Any) -> Numbers:
@@ -139,7 +134,3 @@ def _whole(values: Any) -> Iterator[int]:
     ):
         for value in values:
             yield from _whole(value)
-
-
-def _empty(values: Any) -> Any:
-    return tree_map(lambda v: v.to("meta") if isinstance(v, torch.Tensor) else v, values)

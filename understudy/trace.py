@@ -7,7 +7,7 @@ import functools
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -151,6 +151,19 @@ def _remembers(model: nn.Module) -> bool:
     kinds = {k for m in model.modules() for k in type(m).__mro__ if not k.__module__.startswith(("torch.", "builtins"))}
     spaces = [vars(k) for k in kinds] + [vars(sys.modules[k.__module__]) for k in kinds if k.__module__ in sys.modules]
     return any(isinstance(v, functools._lru_cache_wrapper) for space in spaces for v in list(space.values()))
+
+
+def run_for_shapes(model: nn.Module, example: Example, run: Callable[[nn.Module, tuple, dict], Any]) -> Any:
+    """What `run(copy, args, kwargs)` returns for a copy of `model` without data where its code allows that, else for a
+    full copy, as it may write to its buffers."""
+    args, kwargs = example
+    try:
+        empty = torch.utils._pytree.tree_map(lambda v: v.to("meta") if isinstance(v, torch.Tensor) else v, example)
+        return run(structural_copy(model).to("meta"), *empty)
+    except UnsupportedModel:
+        raise
+    except Exception:  # code that reads values, or holds tensors that are no buffers
+        return run(full_copy(model), args, kwargs)
 
 
 def _own(values: Any) -> Any:
