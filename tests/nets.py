@@ -214,7 +214,7 @@ class ConvAfterPool(Tiny):
 class Attributes(Tiny):
     """Sizes that live in attributes (a split, a slice), one that is computed, and one written into the code."""
 
-    seam, free = "last:output", {"wide": 5, "inner": 5, "computed": 4, "sliced": 7}
+    seam, free = "last:output", {"wide": 5, "inner": 5, "computed": 4, "sliced": 7, "fixed": 6}
     macs = 64 * (3 * 10 * 9 + 5 * 5 * 9 + 10 * 8 + 8 * 7 + 5 * 6 + 6 * 9) + 9 * 5
 
     def __init__(self):
@@ -240,7 +240,7 @@ class Attributes(Tiny):
 class Attention(Tiny):
     """A small token mixer with a layer norm; how many heads there are is written into the code."""
 
-    size, seam, free = (3, 8, 8), "norm:output", {"mlp.0": 14}
+    size, seam, free = (3, 8, 8), "norm:output", {"qkv": 2, "mlp.0": 14}
     macs = 4 * (3 * 16 * 12) + 4 * 12 * 36 + 2 * 2 * (4 * 4 * 6) + 4 * 12 * 12 + 4 * (12 * 14 * 2) + 12 * 5
 
     def __init__(self):

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from nets import NETS, Attention, Attributes, Chain, FunctionalPool, FusedHeads, Mixer, Residual
+from nets import NETS, Attributes, Chain, FunctionalPool, FusedHeads, Mixer, Residual
 from torch import nn
 from torch.nn import functional as F
 
@@ -64,18 +64,17 @@ def test_blocks_know_stage_place_and_identity():
     ]
 
 
-def test_heads_that_are_a_literal_are_pinned():
-    anatomy = trace(Attention(), Attention().example())
-    assert not anatomy.unread
-    assert anatomy.groups["qkv"].width == 2
-    assert "fixed in the code" in anatomy.groups["qkv"].pinned
-
-
-def test_a_literal_size_pins_its_group_and_an_attribute_follows():
-    anatomy = trace(Attributes(), Attributes().example())
-    assert "fixed in the code" in anatomy.groups["fixed"].pinned
+def test_numbers_that_are_literals_are_told_and_those_in_attributes_follow():
+    model = randomised(Attributes())
+    anatomy = trace(model, model.example())
     held = {(s.attribute, s.value) for s in anatomy.sizes if s.attribute in ("width", "kept")}
     assert held == {("width", 5), ("kept", 5)}
+    plan = make_plan(model, anatomy, keep_width=0.5)
+    assert plan.calls == [{"module": "", "function": "view", "index": 1, "place": 1, "from": 6, "to": 3}]
+    student = cut(model, plan)
+    assert (student.width, student.kept) == (3, 3)
+    for images in (1, 2, 5):  # the literal stands beside -1: how many images there are is free
+        assert student(torch.zeros(images, *model.size)).shape == (images, 5)
 
 
 def test_an_operator_outside_the_table_is_pinned_never_guessed():
@@ -175,6 +174,21 @@ def test_a_block_that_cannot_be_dropped(name, reason):
         trace(Residual(), Residual().example(), drop=[name])
 
 
+class _Insists(Chain):
+    def forward(self, x):
+        x = self.body[:3](x)
+        if x.shape[1] != 8:
+            raise ValueError(f"found {x.shape[1]} channels, expected 8")
+        return self.fc(self.pool(self.body[3:](x)).flatten(1))
+
+
+class _Chooses(Chain):
+    def forward(self, x):
+        x = self.body[:3](x)
+        x = x * x.shape[1] if x.shape[1] > 7 else x + x
+        return self.fc(self.pool(self.body[3:](x)).flatten(1))
+
+
 class _Computed(Chain):
     """Half of the channels by arithmetic (CSP style): 15 // 2 is right by accident when one of 16 is gone."""
 
@@ -220,8 +234,8 @@ class _PooledChannels(Chain):
 @pytest.mark.parametrize(
     ("net", "pinned", "words", "extra"),
     [
-        (_Computed, "body.3", "fixed in the code", {"mix": 6}),
-        (_Scaled, "body.0", "a number in the code depends", {}),
+        (_Insists, "body.0", "the code stops (relu in body.2) with ValueError: found 6 channels, expected 8", {}),
+        (_Chooses, "body.0", "after a cut the code takes another way (add in <model>)", {}),
         (_PooledChannels, "body.0", "pooled, resized or padded along its channels (max_pool2d", {}),
     ],
 )
@@ -281,7 +295,7 @@ _ORDER = torch.tensor([1, 0, 2, 3, 4, 5, 7, 6])
         (lambda x: x * x.mean(1, keepdim=True).sigmoid() + x.amax(1, keepdim=True), True),
         (lambda x: (x - x.mean(1, keepdim=True)) / x.var(1, keepdim=True).sqrt(), True),
         (lambda x: x.softmax(1) * x, True),
-        (lambda x: x.sum(1, keepdim=True) / x.shape[1] * x, False),
+        (lambda x: x.sum(1, keepdim=True) / x.shape[1] * x, True),
         (lambda x: F.group_norm(x, 1), True),
         (lambda x: torch.stack([x, -x]).unbind(0)[1], True),
         (lambda x: sum(x.unbind(1)).unsqueeze(1).expand(-1, 8, -1, -1), False),
@@ -474,7 +488,16 @@ def test_a_size_that_depends_on_values_is_refused_with_operator_and_module():
         trace(Boxes(), Boxes().example())
 
 
-def test_a_size_that_comes_from_another_groups_width_pins_both():
+@pytest.mark.parametrize(("net", "extra"), [(_Computed, {"mix": 6}), (_Scaled, {})])
+def test_numbers_that_are_computed_from_a_width_are_told(net, extra):
+    model = randomised(net())
+    anatomy = trace(model, model.example())
+    assert free(anatomy) == net.free | extra
+    plan = make_plan(model, anatomy, keep_width=0.5, scheme="all")
+    assert check_cut(anatomy, plan, model, cut(model, plan))["error"] <= 1e-10
+
+
+def test_a_size_that_comes_from_another_groups_width_is_told():
     class Shaped(Chain):
         def __init__(self):
             super().__init__()
@@ -487,7 +510,7 @@ def test_a_size_that_comes_from_another_groups_width_pins_both():
 
     model = randomised(Shaped())
     anatomy = trace(model, model.example())
-    assert free(anatomy) == {"mix.0": 6, "body.3": 12}
+    assert free(anatomy) == {"body.0": 8, "mix.0": 6, "mix.1": 8, "body.3": 12}
     plan = make_plan(model, anatomy, keep_width=0.5, scheme="all")
     assert check_cut(anatomy, plan, model, cut(model, plan))["error"] <= 1e-10
 

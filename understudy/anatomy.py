@@ -95,7 +95,7 @@ def trace(
     nodes = list(found.values())
     anatomy = read_anatomy(traced, _seam(traced, found, headless), nodes)
     anatomy.dropped = tuple(drop)
-    settle(teacher, anatomy)
+    settle(anatomy)
     return anatomy
 
 

@@ -4,7 +4,9 @@ Every position along an axis that carries channels holds an *atom* (an int). Ope
 be kept or removed together. An axis that carries no channels (batch, space, tokens) is None.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from torch.fx import Node
@@ -19,8 +21,9 @@ class Size:
 
     module, attribute, index: where it lives (index: position in a tuple or list, else None). `certain` sizes belong to
     a torch.nn layer; others were found by comparing what was traced with the module's attributes, and must be tried.
-    attribute None: nothing in the module holds the number, so the code computes it or has it as a literal.
-    axis: what the number was found on: `ids`, or them several times over.
+    attribute None: no module holds the number, so the code computes it or has it as a literal.
+    axis: what the number was found on: `ids`, or them several times over. given: the row of numbers in which the
+    operator was given it, and its place there.
     """
 
     module: str
@@ -31,6 +34,7 @@ class Size:
     certain: bool
     node: Node
     axis: Ids
+    given: tuple[Sequence[Any], int]
 
 
 @dataclass

@@ -8,7 +8,7 @@ from torch import nn
 
 from understudy.errors import InputError, PlanError
 from understudy.guard import full_copy
-from understudy.modules import replace_own
+from understudy.modules import Told, replace_own, tell
 from understudy.plan import Plan, check_teacher
 
 
@@ -27,7 +27,9 @@ def cut(teacher: nn.Module, plan: Plan) -> nn.Module:
         without(student, plan.drop)
     for edit in plan.edits:
         _edit(student, edit)
-    replace_own(student, {name.rpartition(".")[0] for name in plan.slices})
+    if plan.slices:
+        replace_own(student)
+    _tell(student, plan.calls)
     return student
 
 
@@ -106,3 +108,16 @@ def _edit(student: nn.Module, edit: dict[str, Any]) -> None:
         changed = list(held)
         changed[index] = edit["to"]
         setattr(module, attribute, type(held)(changed) if isinstance(held, (list, tuple)) else changed)
+
+
+def _tell(student: nn.Module, calls: list[dict[str, Any]]) -> None:
+    told: dict[str, Told] = {}
+    for call in calls:
+        places = told.setdefault(call["module"], {}).setdefault((call["function"], call["index"]), {})
+        places[call["place"]] = call["from"], call["to"]
+    for name, right in told.items():
+        try:
+            module = student.get_submodule(name)
+        except AttributeError as error:
+            raise PlanError(f"telling module {name!r} its numbers: {error}; make the plan again") from None
+        tell(module, right)

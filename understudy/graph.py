@@ -15,9 +15,9 @@ import numpy as np
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
+from understudy.calls import Heard, hear
 from understudy.channels import Axes, Channels, Ids, Size
 from understudy.operators import TABLE
-from understudy.provenance import Numbers, read_numbers
 from understudy.rules import Given, unknown_operator
 from understudy.seam import Seam
 from understudy.trace import Traced, operator, shape
@@ -88,7 +88,9 @@ class Anatomy:
 
     groups: by name. blocks: outermost first. unread: (operator, module) that the table does not hold, where channels
     met them. unused: parameters that no traced operator uses. sizes: numbers in modules that follow the cut.
-    scales: names of the batch norms' scales. axes: the channels on every tensor's axes.
+    scales: names of the batch norms' scales. axes: the channels on every tensor's axes. heard: the torch calls of one
+    pass.
+    tells: whether, after a cut, the code gives numbers that do not follow by themselves.
     """
 
     traced: Traced
@@ -103,11 +105,26 @@ class Anatomy:
     axes: dict[Node, Any] = field(repr=False)
     unit_of: dict[int, tuple[str, int]] = field(repr=False)
     channels: Channels = field(repr=False)
+    heard: Heard = field(repr=False)
     dropped: tuple[str, ...] = ()
+    tells: bool = False
+    _known: dict[int, tuple[Ids, list, dict]] = field(default_factory=dict, repr=False)
 
     def units(self, ids: Ids) -> list[tuple[str, int] | None]:
         """(group, unit) at each position; None where no group can be cut."""
-        return [self.unit_of.get(a) for a in self.channels.roots(ids).tolist()]
+        return self._read(ids)[1]
+
+    def _read(self, ids: Ids) -> tuple[Ids, list[tuple[str, int] | None], dict[str, tuple[np.ndarray, np.ndarray]]]:
+        """The ids (which stay alive with what is known of them), their units, and group -> positions and units."""
+        if id(ids) not in self._known:
+            units = [self.unit_of.get(a) for a in self.channels.roots(ids).tolist()]
+            groups: dict[str, list[int]] = {}
+            for position, unit in enumerate(units):
+                if unit is not None:
+                    groups.setdefault(unit[0], []).append(position)
+            found = {n: (np.array(at), np.array([units[i][1] for i in at])) for n, at in groups.items()}
+            self._known[id(ids)] = ids, units, found
+        return self._known[id(ids)]
 
     @cached_property
     def kinds(self) -> dict[str, set[frozenset[int]]]:
@@ -123,8 +140,11 @@ class Anatomy:
 
     def kept(self, ids: Ids, keep: dict[str, Iterable[int]]) -> np.ndarray:
         """Boolean per position: does it stay when each named group keeps only the listed units?"""
-        sets = {name: set(units) for name, units in keep.items()}
-        return np.array([u is None or u[0] not in sets or u[1] in sets[u[0]] for u in self.units(ids)], dtype=bool)
+        result = np.ones(len(ids), dtype=bool)
+        for name, (positions, units) in self._read(ids)[2].items():
+            if name in keep:
+                result[positions] = np.isin(units, list(keep[name]))
+        return result
 
 
 class _Reader:
@@ -250,22 +270,24 @@ class _Reader:
             found = found[int(index)] if index and isinstance(found, (tuple, list)) else found
             if isinstance(found, int) and found == value:
                 at = int(index) if index else None
-                self.channels.sizes.append(Size(owner, name, at, value, ids, True, node, ids))
+                self.channels.sizes.append(Size(owner, name, at, value, ids, True, node, ids, ([value], 0)))
                 return
             if name not in ("groups", "num_groups", "normalized_shape"):
                 return  # no such attribute: the number describes the layer, and nothing computes with it
-        module = self._first[calls[-1].module] if calls else ""
-        places = self._numbers.places(module, *(given or ([value], 0)))
+        given = given or ([value], 0)
+        call = self.heard.of(node)
+        places = {p for i in call.find(*given) for p in call.places[i]} if call is not None else set()
         found = [
-            Size(p.module, p.attribute, p.index, p.value, held, False, node, ids)
-            for p in places
+            Size(p.module, p.attribute, p.index, p.value, held, False, node, ids, given)
+            for p in sorted(places, key=lambda p: (p.module, p.attribute, p.index or 0))
             if (held := _counted(ids, p.value)) is not None
         ]
-        self.channels.sizes += found or [Size(module, None, None, value, ids, False, node, ids)]
+        module = self._first[calls[-1].module] if calls else ""
+        self.channels.sizes += found or [Size(module, None, None, value, ids, False, node, ids, given)]
 
     @cached_property
-    def _numbers(self) -> Numbers:
-        return read_numbers(self.traced.model, self.traced.example)
+    def heard(self) -> Heard:
+        return hear(self.traced)
 
 
 def _counted(ids: Ids, count: int) -> Ids | None:
@@ -317,6 +339,7 @@ def read_anatomy(traced: Traced, seam: Seam, seam_nodes: list[Node]) -> Anatomy:
         {node: reader.axes(node) for node in [*traced.tensors, *traced.inputs, *traced.nodes]},
         unit_of,
         reader.channels,
+        reader.heard,
     )
     anatomy.blocks = _blocks(anatomy)
     return anatomy

@@ -69,6 +69,15 @@ def full_copy(model: nn.Module) -> nn.Module:
     return _copied(model, {})
 
 
+def empty_copy(model: nn.Module) -> nn.Module:
+    """A copy on the meta device, without data. Tensors that are shared stay shared."""
+    held = [v for m in model.modules() for v in tree_leaves(list(vars(m).values())) if isinstance(v, torch.Tensor)]
+    memo: dict[int, object] = {id(t): t.detach().to("meta") for t in [*held, *model.buffers()]}
+    for p in model.parameters():
+        memo[id(p)] = nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad)
+    return _copied(model, memo)
+
+
 def _copied(model: nn.Module, memo: dict[int, object]) -> nn.Module:
     for module in model.modules():  # what a forward pass left behind: copy.deepcopy refuses what has a gradient
         left = (v for v in tree_leaves(list(vars(module).values())) if isinstance(v, torch.Tensor) and not v.is_leaf)

@@ -1,8 +1,19 @@
-"""Stand-ins for torch's own modules whose code takes for granted that nothing was cut from them."""
+"""Stand-ins for modules whose code takes for granted that nothing was cut from them."""
+
+import functools
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+Number = int | float
+# (function, which call of it) -> place among its numbers -> (what the code gives there, what is right)
+Told = dict[tuple[str, int], dict[int, tuple[Number, Number]]]
 
 
 class MultiheadAttention(nn.MultiheadAttention):
@@ -69,8 +80,97 @@ def stands_in(module: nn.Module) -> bool:
     return plain and module.bias_k is None and not module.add_zero_attn
 
 
-def replace_own(model: nn.Module, names: set[str] | None = None) -> None:
-    """Make stand-ins of torch's own modules in `model`, in place: of the named ones, or of all."""
-    for name, module in model.named_modules():
-        if stands_in(module) and (names is None or name in names):
+def replace_own(model: nn.Module) -> None:
+    """Make stand-ins of torch's own modules in `model`, in place."""
+    for module in model.modules():
+        if stands_in(module):
             module.__class__ = MultiheadAttention
+
+
+# --- telling a module the right numbers -------------------------------------------------------------------------------
+
+
+def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """`value` with every int and float (no bool) in its tuples, lists, dicts and slices changed, in order."""
+    if isinstance(value, (int, float, torch.SymInt)) and not isinstance(value, bool):
+        return change(value)
+    if isinstance(value, slice):
+        return slice(*mapped((value.start, value.stop, value.step), change))
+    if isinstance(value, (list, tuple)):
+        held = [mapped(v, change) for v in value]
+        return type(value)(*held) if hasattr(value, "_make") else tuple(held) if isinstance(value, tuple) else held
+    if isinstance(value, dict):
+        return {key: mapped(held, change) for key, held in value.items()}
+    return value
+
+
+def numbers_in(value: Any) -> list[Any]:
+    found: list[Any] = []
+    mapped(value, found.append)
+    return found
+
+
+def name_of(func: Any) -> str:
+    return getattr(func, "__name__", str(func))
+
+
+class _Telling(TorchFunctionMode):
+    """While it is on, torch functions are given the right numbers."""
+
+    def __init__(self, told: Told):
+        self._told, self._functions, self._seen = told, {f for f, _ in told}, Counter()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = name_of(func)
+        if name in self._functions:
+            right = self._told.get((name, self._seen[name]))
+            self._seen[name] += 1
+            if right is not None:
+                places = iter(range(len(numbers_in((args, kwargs)))))
+                args, kwargs = mapped((args, kwargs), lambda n: _right(n, right.get(next(places)), name))
+        return func(*args, **(kwargs or {}))
+
+
+def _right(given: Any, known: tuple[Number, Number] | None, function: str) -> Any:
+    """What the code gives may count images or positions too: then it is not the number of the plan, but a multiple."""
+    if known is None:
+        return given
+    wrong, right = known
+    if isinstance(given, float) or isinstance(right, float) or (isinstance(given, int) and given == wrong):
+        return right
+    if isinstance(given, int) and (not wrong or given * right % wrong):
+        raise RuntimeError(
+            f"running a cut network: its code gives {function} the number {given}, expected {wrong} (in whose place "
+            f"the plan has {right}) or a multiple; the code is not that of the network that the plan was made for"
+        )
+    return given * right // wrong
+
+
+def tell(module: nn.Module, told: Told) -> None:
+    """From now on the torch functions that the code of `module` calls are given the numbers in `told`, in place. It
+    becomes a subclass of what it was, by the same name."""
+    before = vars(module).get("_understudy_told", ())
+    if not before:
+        module.__class__ = _told(type(module))
+    module._understudy_told = (*before, told)
+
+
+@functools.cache
+def _told(base: type[nn.Module]) -> type[nn.Module]:
+    @functools.wraps(base.forward)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with ExitStack() as stack:
+            for told in reversed(self._understudy_told):  # what was told last hears the others' numbers
+                stack.enter_context(_Telling(told))
+            return base.forward(self, *args, **kwargs)
+
+    def reduce(self: nn.Module, protocol: Any) -> Any:  # such a class cannot be found by its name
+        return _again, (base,), vars(self)
+
+    names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+    return type(base.__name__, (base,), {"forward": forward, "__reduce_ex__": reduce, **names})
+
+
+def _again(base: type[nn.Module]) -> nn.Module:
+    kind = _told(base)
+    return kind.__new__(kind)

@@ -21,7 +21,8 @@ class Plan:
 
     widths: units that each group keeps; edit these (and `drop`) by hand, then run the plan again.
     drop: modules left out whole. keep: which units stay, per group. slices: tensor -> axis -> positions that stay.
-    edits: numbers in modules that follow the cut. teacher: class and tensors of the network it is for, and how to
+    edits: numbers in modules that follow the cut. calls: numbers that the code of modules gives to torch functions and
+    that do not follow by themselves (`modules.tell`). teacher: class and tensors of the network it is for, and how to
     build it. asked: the budget and options that led here. notes: what the planner wants known.
     """
 
@@ -35,18 +36,21 @@ class Plan:
     asked: dict[str, Any] = field(default_factory=dict)
     macs: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    calls: list[dict[str, Any]] = field(default_factory=list)
     version: int = VERSION
 
     def to_json(self) -> dict[str, Any]:
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         data["seam"] = self.seam.to_json()
         data["slices"] = {t: {str(d): i for d, i in dims.items()} for t, dims in self.slices.items()}
-        order = ["version", "asked", "macs", "widths", "drop", "notes", "seam", "keep", "edits", "slices", "teacher"]
+        order = ["version", "asked", "macs", "widths", "drop", "notes", "seam", "keep", "edits", "calls"]
+        order += ["slices", "teacher"]
         return {key: data[key] for key in order}
 
     @classmethod
     def from_json(cls, data: Any) -> "Plan":
         """Raises: PlanError naming the first field that is missing or of the wrong kind."""
+        data = {"calls": [], **data} if isinstance(data, dict) else data  # plans of before there were any
         _check(data)
         fields = {**data, "seam": Seam.from_json(data["seam"])}
         fields["slices"] = {t: {int(d): list(i) for d, i in dims.items()} for t, dims in data["slices"].items()}
@@ -115,7 +119,7 @@ def check_teacher(teacher: nn.Module, plan: Plan) -> None:
 
 _KINDS: dict[str, type] = {
     "version": int, "asked": dict, "macs": dict, "widths": dict, "drop": list, "notes": list,
-    "seam": dict, "keep": dict, "edits": list, "slices": dict, "teacher": dict,
+    "seam": dict, "keep": dict, "edits": list, "calls": list, "slices": dict, "teacher": dict,
 }  # fmt: skip
 
 
@@ -154,6 +158,9 @@ def _contents(data: dict[str, Any]) -> list[str]:
             faults.append(f"edits holds {_short(edit)}, expected {', '.join(sorted(keys))}")
         elif not all(isinstance(edit[k], str) for k in ("module", "attribute")):
             faults.append(f"edits holds {_short(edit)}, expected names of a module and an attribute")
+    for call in data["calls"]:
+        if not isinstance(call, dict) or set(call) != _CALL or not all(map(_fits, call.items())):
+            faults.append(f"calls holds {_short(call)}, expected {', '.join(sorted(_CALL))}: names, places and numbers")
     faults += _plain(data)
     if not isinstance(data["teacher"].get("tensors"), dict) or not isinstance(data["teacher"].get("class"), str):
         faults.append("teacher lacks its class or its tensors")
@@ -162,6 +169,16 @@ def _contents(data: dict[str, Any]) -> list[str]:
     except Exception as error:
         faults.append(f"seam cannot be read ({error!r})")
     return faults
+
+
+_CALL = {"module", "function", "index", "place", "from", "to"}
+
+
+def _fits(entry: tuple[str, Any]) -> bool:
+    key, value = entry
+    if key in ("module", "function"):
+        return isinstance(value, str)
+    return _is_int(value) or (key in ("from", "to") and isinstance(value, float))
 
 
 def _plain(data: dict[str, Any]) -> list[str]:

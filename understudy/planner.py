@@ -13,7 +13,9 @@ from understudy.errors import PlanError
 from understudy.graph import Anatomy, Group
 from understudy.guard import named_tensors
 from understudy.plan import Plan, check_teacher, describe
+from understudy.probe import told
 from understudy.score import SCORES
+from understudy.selection import needed, selections
 
 SCHEMES = ("auto", "mid", "all")
 
@@ -110,9 +112,11 @@ def replan(teacher: nn.Module, anatomy: Anatomy, plan: Plan, source: dict[str, A
     if (
         as_planned
         and new.macs["student"] == plan.macs.get("student")
-        and (new.slices, new.edits) != (plan.slices, plan.edits)
+        and (new.slices, new.edits, new.calls) != (plan.slices, plan.edits, plan.calls)
     ):
-        raise PlanError("reading the plan: its slices or edits are not those of its widths; edit widths and drop only")
+        raise PlanError(
+            "reading the plan: its slices, edits or calls are not those of its widths; edit widths and drop only"
+        )
     return new
 
 
@@ -129,6 +133,7 @@ def resolve(
     """The plan that keeps, of each group in `widths`, that many units of lowest rank."""
     keep = {n: np.flatnonzero(ranks[n] < w).tolist() for n, w in widths.items()}
     slices, edits = selections(anatomy, keep)
+    calls = told(anatomy, keep) if anatomy.tells else []
     before = count_teacher(teacher, anatomy).macs
     after = _Costs(anatomy, {n: ranks[n] for n in widths}).macs(widths)
     return Plan(
@@ -142,36 +147,8 @@ def resolve(
         asked=asked,
         macs={"teacher": before, "student": round(after)},
         notes=list(notes),
+        calls=calls,
     )
-
-
-def selections(
-    anatomy: Anatomy, keep: dict[str, list[int]]
-) -> tuple[dict[str, dict[int, list[int]]], list[dict[str, Any]]]:
-    """Slices of every tensor, and edits of every dependent number, when each named group keeps the listed units.
-
-    Raises: PlanError where one number would have to take two values.
-    """
-    slices: dict[str, dict[int, list[int]]] = {}
-    for node, tensor in anatomy.traced.tensors.items():
-        for dim, ids in enumerate(anatomy.axes[node]):
-            if ids is None:
-                continue
-            kept = anatomy.kept(ids, keep)
-            if not kept.any():
-                raise PlanError(f"cutting {tensor}: nothing of axis {dim} would be left; keep more, or pin it")
-            if not kept.all():
-                slices.setdefault(tensor, {})[dim] = np.flatnonzero(kept).tolist()
-    edits: dict[tuple[str, str, int | None], dict[str, Any]] = {}
-    for size in anatomy.sizes:
-        if size.attribute is None:
-            continue
-        to = int(anatomy.kept(size.ids, keep).sum())
-        key = (size.module, size.attribute, size.index)
-        edit = {"module": size.module, "attribute": size.attribute, "index": size.index, "from": size.value, "to": to}
-        if edits.setdefault(key, edit)["to"] != to:
-            raise PlanError(f"cutting {size.module}: its {size.attribute} would have to be {edits[key]['to']} and {to}")
-    return slices, [e for e in edits.values() if e["from"] != e["to"]]
 
 
 def eligible_groups(anatomy: Anatomy, scheme: str = "all", spare_ends: bool = False) -> list[Group]:
@@ -289,17 +266,6 @@ def _ranks(teacher: nn.Module, anatomy: Anatomy, score: str, seed: int) -> dict[
         else:
             ranks[group.name] = np.arange(group.width)
     return ranks
-
-
-def needed(anatomy: Anatomy, group: Group, rank: np.ndarray) -> list[int]:
-    """Units of `group` without which some tensor would be left with nothing: of each the one of lowest rank, one unit
-    for as many as it serves. Queries and values from one layer, or what several layers hand to a concatenation, are one
-    group; no kind may go whole."""
-    chosen: list[int] = []
-    for units in sorted(anatomy.kinds.get(group.name, ()), key=len):
-        if not units & set(chosen):
-            chosen.append(min(units, key=lambda u: rank[u]))
-    return sorted(chosen, key=lambda u: rank[u]) or [int(np.argmin(rank))]
 
 
 def _round(group: Group, units: int, asked: dict[str, Any]) -> int:

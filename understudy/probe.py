@@ -1,140 +1,224 @@
-"""Finds out by trying whether numbers in a user's code follow a cut.
+"""Finds out by trying whether numbers in a user's code follow a cut, and which ones it must be told.
 
 A size in a view or a split may be computed from the tensor at hand, held in an attribute, or written into the code. The
-trace cannot tell. So each group that depends on such a number loses some units, and the network is traced again: either
-every operator gives the predicted shape, and arithmetic sees the same numbers, or the group is pinned.
+trace cannot tell. So every group loses some units, and the cut network runs once more, without data: each torch call is
+given either the number that the graph predicts, or, where the code gives another one, is told it; what it returns must
+have the predicted shape. A group without which the code would go on is pinned.
 """
 
 import dataclasses
-import itertools
+from typing import Any
 
 import numpy as np
-from torch import nn
+import torch
 from torch.fx import Node
 
-from understudy.channels import Size
-from understudy.errors import UnderstudyError
+from understudy.calls import TorchCall, listening, shapes_of
+from understudy.channels import Axes, Ids, Size
+from understudy.cut import cut
+from understudy.errors import PlanError, UnderstudyError, one_line
 from understudy.graph import Anatomy, Group
-from understudy.operators import REDUCTIONS, statistics_axes
+from understudy.modules import Number, mapped, numbers_in
 from understudy.plan import Plan, describe
-from understudy.planner import needed, selections
-from understudy.trace import operator, shape, trace_graph
+from understudy.selection import needed, selections
+from understudy.trace import shape
 
-MAX_TRIALS = 24  # each traces the network again; more than a few are only needed where attributes hold equal numbers
+Keep = dict[str, list[int]]  # group -> units that stay
+_Told = dict[tuple[str, str, int, int], tuple[Number, Number]]  # module, function, index, place -> given, right
 
 
-def settle(teacher: nn.Module, anatomy: Anatomy) -> None:
-    """Try every group that depends on an uncertain size; pin those that the code does not let shrink.
+class _Differs(Exception):
+    """The code of the cut network does not do what the graph predicts."""
 
-    Where a number was computed from several attributes, they are tried in turn.
+
+def settle(anatomy: Anatomy) -> None:
+    """Try every group; pin those that the code does not let shrink, with what it did instead.
+
+    A number may come from several attributes (it is their product): the first of them that has one is changed, or the
+    last, or none, and what then does not fit is told.
     """
-    doubtful = _doubtful(anatomy)
-    if not doubtful:
-        return
+    trial = _Trial(anatomy)
+    certain = tuple(s for s in anatomy.sizes if s.certain)
     choices = _choices(anatomy)
-    settled = tuple(s for s in anatomy.sizes if s.certain)
-    anatomy.sizes = settled + tuple(c[0] for c in choices)
-    if all(_follows(teacher, anatomy, keep) for keep in _subsets(anatomy, doubtful)):
-        return
-    trials = _Trials(teacher, anatomy, choices, settled)
-    for first, *rest in _alike(anatomy, doubtful, choices):
-        pick = trials.search(first)
-        # The same code does with the others what it did with the first: only where it does not, each is tried alone.
-        pinned = [first, *rest] if pick is None else []
-        if pick is not None and rest and not trials.follow(rest, pick):
-            pinned = [group for group in rest if trials.search(group, pick) is None]
-        for group in pinned:
-            reason = _why(_of(anatomy, group, choices))
-            anatomy.groups[group.name] = dataclasses.replace(group, pinned=reason)
-    anatomy.sizes = trials.settled
-    if any(anatomy.groups[group.name].pinned for group in doubtful):
-        # A number that does not follow its own group may come from another one's width, as in view(x.shape).
-        for group in _culprits(teacher, anatomy, [g for g in anatomy.groups.values() if g.pinned is None]):
-            anatomy.groups[group.name] = dataclasses.replace(group, pinned=_why([]))
+    left = [g for g in anatomy.groups.values() if g.pinned is None]
+    fits: list[Group] = []
+    picked = [c[0] for c in choices]
+    for pick in (lambda c: c[0], lambda c: c[-1], _nowhere):
+        names = {g.name for g in left}
+        picked = [pick(c) if _names(anatomy, c[0]) & names else p for c, p in zip(choices, picked, strict=True)]
+        anatomy.sizes = certain + tuple(picked)
+        left = _unfit(trial, fits, left)
+        if not left:
+            return
+    for group in left:
+        anatomy.groups[group.name] = dataclasses.replace(group, pinned=trial.why(fits, group))
 
 
-def _culprits(teacher: nn.Module, anatomy: Anatomy, groups: list[Group]) -> list[Group]:
-    """Those of `groups` without which the code would follow."""
-    if not groups or _follows(teacher, anatomy, _subsets(anatomy, groups)[-1]):
+def _unfit(trial: "_Trial", fits: list[Group], groups: list[Group]) -> list[Group]:
+    """Those of `groups` that the code does not follow; the others join `fits`, all of which it follows together."""
+    if not groups or trial.follows([*fits, *groups]):
+        fits += groups
         return []
     if len(groups) == 1:
         return groups
     half = len(groups) // 2
-    return _culprits(teacher, anatomy, groups[:half]) + _culprits(teacher, anatomy, groups[half:])
+    return _unfit(trial, fits, groups[:half]) + _unfit(trial, fits, groups[half:])
 
 
-def _alike(anatomy: Anatomy, groups: list[Group], choices: list[list[Size]]) -> list[list[Group]]:
-    """Groups whose uncertain numbers stand in the same code: in modules of one class, found in the same attributes."""
-    modules, found = dict(anatomy.traced.model.named_modules()), {}
-    for group in groups:
-        places = [
-            (type(modules[c[0].module]), operator(c[0].node), tuple(s.attribute for s in c))
-            for c in _of(anatomy, group, choices)
-        ]
-        found.setdefault(tuple(places), []).append(group)
-    return list(found.values())
+def told(anatomy: Anatomy, keep: Keep) -> list[dict[str, Any]]:
+    """What the cut network must be told when groups keep these units: `Plan.calls`.
 
-
-def _of(anatomy: Anatomy, group: Group, choices: list[list[Size]]) -> list[list[Size]]:
-    return [c for c in choices if group.name in _names(anatomy, c[0])]
-
-
-def _likely(lengths: list[int]) -> list[tuple[int, ...]]:
-    """Picks of one place out of so many for each number: all the first, all the last, or all but one."""
-    ends = [tuple(0 for _ in lengths), tuple(n - 1 for n in lengths)]
-    return ends + [
-        (*end[:i], other, *end[i + 1 :])
-        for end in ends
-        for i, n in enumerate(lengths)
-        for other in range(n)
-        if other != end[i]
+    Raises: PlanError where its code does not follow.
+    """
+    try:
+        found = _Trial(anatomy).run(keep)
+    except _Differs as error:
+        raise PlanError(
+            f"planning a cut: {error}; pin the groups around it with --pin (`understudy inspect` lists them)"
+        ) from error
+    return [
+        {"module": module, "function": function, "index": index, "place": place, "from": given, "to": right}
+        for (module, function, index, place), (given, right) in found.items()
     ]
 
 
-class _Trials:
-    """settled: sizes whose place is known. Groups that follow the cut are added to them one after the other."""
+class _Trial:
+    """Runs the code of a network of which units were cut."""
 
-    def __init__(self, teacher: nn.Module, anatomy: Anatomy, choices: list[list[Size]], settled: tuple[Size, ...]):
-        self.settled = settled
-        self._teacher, self._anatomy, self._choices = teacher, anatomy, choices
-        self._accepted: list[Group] = []
+    def __init__(self, anatomy: Anatomy):
+        self._anatomy = anatomy
+        self._description = describe(anatomy.heard.model)
+        calls, place = anatomy.heard.calls, {id(c): i for i, c in enumerate(anatomy.heard.calls)}
+        # Of every call: place among its numbers -> the channels that it counts; whether it stands there for sure.
+        self._counts: list[dict[int, list[tuple[Ids, bool]]]] = [{} for _ in calls]
+        for size in anatomy.sizes:
+            call = anatomy.heard.of(size.node)
+            if call is not None:
+                found = _where(call, size)
+                for at in found:
+                    known = self._counts[place[id(call)]].setdefault(at, [])
+                    known.append((size.axis, size.certain or len(found) == 1))
+        # Of every call: the channels on the axes of what it returns, where the graph has them.
+        self._returned: list[list[Axes] | None] = [None for _ in calls]
+        for node in anatomy.traced.nodes:
+            call = anatomy.heard.of(node)
+            if call is not None and _shapes(node) == call.shapes:
+                self._returned[place[id(call)]] = _axes(anatomy, node)
 
-    def search(self, group: Group, *first: tuple[int, ...]) -> tuple[int, ...] | None:
-        """Which place of each of its numbers makes the code follow; None if none does. first: what is tried first."""
-        lengths = [len(c) for c in _of(self._anatomy, group, self._choices)]
-        every = dict.fromkeys(
-            [*first, *_likely(lengths), *itertools.islice(itertools.product(*map(range, lengths)), 8)]
-        )
-        for pick in itertools.islice(every, MAX_TRIALS):
-            if self.follow([group], pick):
-                return pick
-        return None
-
-    def follow(self, groups: list[Group], pick: tuple[int, ...]) -> bool:
-        """Does the code follow when each number of each of `groups` is at the picked place? If so they are accepted."""
-        places = [c[i] for g in groups for c, i in zip(_of(self._anatomy, g, self._choices), pick, strict=True)]
-        before, self._anatomy.sizes = self.settled, self.settled + tuple(s for s in places if s not in self.settled)
-        together = _subsets(self._anatomy, [*self._accepted, *groups])[-1:] if self._accepted else []
-        trials = [*_subsets(self._anatomy, groups), *together]
-        if not all(_follows(self._teacher, self._anatomy, keep) for keep in trials):
-            self._anatomy.sizes = before
+    def follows(self, groups: list[Group]) -> bool:
+        try:
+            for keep in _subsets(self._anatomy, groups):
+                if self.run(keep):
+                    self._anatomy.tells = True
+        except _Differs:
             return False
-        self.settled = self._anatomy.sizes
-        self._accepted += groups
         return True
 
+    def why(self, others: list[Group], group: Group) -> str:
+        try:
+            for keep in _subsets(self._anatomy, [*others, group]):
+                self.run(keep)
+        except _Differs as error:
+            return str(error)
+        raise AssertionError(f"{group.name} follows after all")
 
-def _why(mine: list[list[Size]]) -> str:
-    if not mine:
-        return "a number in the code depends on how many channels there are"
-    size = next((c[0] for c in mine if c[0].attribute is None), mine[0][0])
-    what = f"size {size.value} is fixed in the code, not an attribute of a module"
-    if size.attribute is not None:
-        what = f"size {size.value} is held in {size.attribute}, but another with it is no attribute of a module"
-    return f"{what} ({operator(size.node)} in {size.module or '<model>'})"
+    def run(self, keep: Keep) -> _Told:
+        """What the code must be told. Raises: _Differs."""
+        heard, anatomy = self._anatomy.heard, self._anatomy
+        try:
+            slices, edits = selections(anatomy, keep)
+            student = cut(heard.model, Plan(self._description, anatomy.seam, {}, keep, slices, edits))
+        except UnderstudyError as error:
+            raise _Differs(one_line(error)) from error
+        found: _Told = {}
+        calls, last = iter(enumerate(heard.calls)), None
+
+        def at(call: TorchCall, func: Any, args: tuple, kwargs: dict) -> Any:
+            nonlocal last
+            place, known = next(calls, (None, call))
+            last = call
+            if place is None or (known.module, known.function, known.index) != (call.module, call.function, call.index):
+                raise _Differs(f"after a cut the code takes another way {_where_called(call)}")
+            given = numbers_in((args, kwargs))
+            right = self._right(place, given, keep)
+            if right != given:
+                for i, (wrong, number) in enumerate(zip(given, right, strict=True)):
+                    if wrong != number:
+                        key = (call.module, call.function, call.index, i)
+                        if found.setdefault(key, (wrong, number)) != (wrong, number):
+                            raise _Differs(f"a number would have to be two at a time {_where_called(call)}")
+                new = iter(right)
+                args, kwargs = mapped((args, kwargs), lambda _: next(new))
+            result = func(*args, **kwargs)
+            axes = self._returned[place]
+            if axes is not None:
+                wanted = tuple(_predicted(anatomy, *each, keep) for each in zip(known.shapes, axes, strict=True))
+                if shapes_of(result) != wanted:
+                    raise _Differs(
+                        f"after a cut the code gives {_shortly(shapes_of(result))}, expected {_shortly(wanted)} "
+                        f"{_where_called(call)}"
+                    )
+            return result
+
+        try:
+            with torch.no_grad(), listening(student, at):
+                student.eval()(*heard.args, **heard.kwargs)
+        except _Differs:
+            raise
+        except Exception as error:  # whatever the user's code raises
+            place = _where_called(last) if last else ""
+            raise _Differs(f"after a cut the code stops {place} with {one_line(error)}") from error
+        if next(calls, None) is not None:
+            raise _Differs("after a cut the code takes another way")
+        return found
+
+    def _right(self, place: int, given: list[Number], keep: Keep) -> list[Number]:
+        """The numbers that call `place` must be given, which the code gives `given`."""
+        call = self._anatomy.heard.calls[place]
+        if len(given) != len(call.numbers):
+            raise _Differs(f"after a cut the code gives other numbers {_where_called(call)}")
+        right = list(call.numbers)
+        for at, counts in self._counts[place].items():
+            sure = {int(self._anatomy.kept(ids, keep).sum()) for ids, certain in counts if certain}
+            maybe = {int(self._anatomy.kept(ids, keep).sum()) for ids, certain in counts if not certain}
+            if len(sure) > 1 or (not sure and given[at] not in maybe | {call.numbers[at]}):
+                raise _Differs(f"after a cut the code gives the number {given[at]} {_where_called(call)}")
+            right[at] = sure.pop() if sure else given[at]
+        return [g if g != g and r != r else r for g, r in zip(given, right, strict=True)]  # nan is no other number
 
 
-def _subsets(anatomy: Anatomy, groups: list[Group]) -> list[dict[str, list[int]]]:
+def _where_called(call: TorchCall) -> str:
+    return f"({call.function} in {call.module or '<model>'})"
+
+
+def _shortly(shapes: tuple[tuple[int, ...], ...]) -> str:
+    return ", ".join(str(s) for s in shapes[:3])
+
+
+def _where(call: TorchCall, size: Size) -> list[int]:
+    """Among the numbers of `call`, those that are `size`."""
+    if not size.certain:
+        return call.find(*size.given)
+    held = (size.module, size.attribute, size.index)
+    return [i for i, places in enumerate(call.places) if any((p.module, p.attribute, p.index) == held for p in places)]
+
+
+def _shapes(node: Node) -> tuple[tuple[int, ...], ...]:
+    return shapes_of(node.meta.get("val"))
+
+
+def _axes(anatomy: Anatomy, node: Node) -> list[Axes]:
+    axes, rank = anatomy.axes[node], [len(s) for s in _shapes(node)]
+    if shape(node) is not None:
+        axes = [axes]
+    return [each if each is not None else [None] * n for each, n in zip(axes or [None] * len(rank), rank, strict=True)]
+
+
+def _predicted(anatomy: Anatomy, size: tuple[int, ...], axes: Axes, keep: Keep) -> tuple[int, ...]:
+    return tuple(s if ids is None else int(anatomy.kept(ids, keep).sum()) for s, ids in zip(size, axes, strict=True))
+
+
+def _subsets(anatomy: Anatomy, groups: list[Group]) -> list[Keep]:
     """What is tried: without the first unit and the last, and uneven halves at random, so that neither a slice's end, a
     number that rounding happens to leave right, nor a number that two groups share goes unseen."""
     uneven, inner = {}, {}
@@ -155,58 +239,12 @@ def _choices(anatomy: Anatomy) -> list[list[Size]]:
     for size in anatomy.sizes:
         if not size.certain:
             found.setdefault((size.node, id(size.axis)), []).append(size)
-    free = {name for name, group in anatomy.groups.items() if group.pinned is None}
-    return [sizes for sizes in found.values() if _names(anatomy, sizes[0]) & free]
+    return list(found.values())
 
 
-def _doubtful(anatomy: Anatomy) -> list[Group]:
-    names = {n for s in anatomy.sizes if not s.certain for n in _names(anatomy, s)}
-    for node in anatomy.traced.nodes:
-        axes = (anatomy.axes[node] or []) if _numbers(node) else []
-        if operator(node) in REDUCTIONS:  # what they give may be divided by how many channels there were
-            axes = [anatomy.axes[node.args[0]][axis] for axis in statistics_axes(node)]
-        for ids in axes:
-            names |= {u[0] for u in anatomy.units(ids) if u is not None} if ids is not None else set()
-    return [g for n, g in anatomy.groups.items() if n in names and g.pinned is None]
+def _nowhere(choice: list[Size]) -> Size:
+    return dataclasses.replace(choice[0], attribute=None, index=None)
 
 
-def _names(anatomy: Anatomy, size: object) -> set[str]:
+def _names(anatomy: Anatomy, size: Size) -> set[str]:
     return {u[0] for u in anatomy.units(size.ids) if u is not None}
-
-
-def _numbers(node: Node) -> tuple[float, ...]:
-    """Numbers that arithmetic in the code brings in: one may come from a count of channels."""
-    if operator(node) not in ("add", "sub", "mul", "div", "pow", "rsub"):
-        return ()
-    return tuple(a for a in node.args if isinstance(a, (int, float)))
-
-
-def _follows(teacher: nn.Module, anatomy: Anatomy, keep: dict[str, list[int]]) -> bool:
-    """Does the network run with the predicted shapes, and the same numbers, when groups keep only these units?"""
-    from understudy.cut import cut
-
-    try:
-        slices, edits = selections(anatomy, keep)
-        plan = Plan(describe(teacher), anatomy.seam, {}, keep, slices, edits, list(anatomy.dropped))
-        again = trace_graph(
-            cut(teacher, plan), anatomy.traced.example, anatomy.seam.points if anatomy.traced.marks else ()
-        )
-    except UnderstudyError:
-        return False
-    # A tensor of one head or channel is contiguous already: the trace has one operator less.
-    before, after = ([n for n in nodes if operator(n) != "contiguous"] for nodes in (anatomy.traced.nodes, again.nodes))
-    if len(before) != len(after):
-        return False
-    for old, new in zip(before, after, strict=True):
-        if operator(old) != operator(new) or _numbers(old) != _numbers(new):
-            return False
-        if shape(old) is not None and shape(new) != _predicted(anatomy, old, keep):
-            return False
-    return True
-
-
-def _predicted(anatomy: Anatomy, node: object, keep: dict[str, list[int]]) -> tuple[int, ...]:
-    axes = anatomy.axes[node] or [None] * len(shape(node))
-    return tuple(
-        size if ids is None else int(anatomy.kept(ids, keep).sum()) for size, ids in zip(shape(node), axes, strict=True)
-    )

@@ -8,7 +8,7 @@ from torch.fx import Node
 from understudy.channels import Axes, Channels, Ids
 from understudy.trace import operator
 
-Given = tuple[Sequence[int], int] | None  # a row of numbers, and the place of one of them
+Given = tuple[Sequence[Any], int] | None  # a row of numbers, and the place of one of them
 
 
 class Reader(Protocol):

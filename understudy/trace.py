@@ -19,7 +19,7 @@ from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from understudy.errors import InputError, UnsupportedModel
-from understudy.guard import full_copy, named_tensors, structural_copy
+from understudy.guard import empty_copy, full_copy, named_tensors, structural_copy
 from understudy.modules import replace_own
 from understudy.seam import SeamPoint, marking, tensors
 
@@ -159,7 +159,7 @@ def run_for_shapes(model: nn.Module, example: Example, run: Callable[[nn.Module,
     args, kwargs = example
     try:
         empty = torch.utils._pytree.tree_map(lambda v: v.to("meta") if isinstance(v, torch.Tensor) else v, example)
-        return run(structural_copy(model).to("meta"), *empty)
+        return run(empty_copy(model), *empty)
     except UnsupportedModel:
         raise
     except Exception:  # code that reads values, or holds tensors that are no buffers
