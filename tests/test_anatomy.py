@@ -620,3 +620,96 @@ def test_key_heads_that_are_repeated_by_hand_are_cut(repeat):
     student = cut(model, plan)
     assert (student.heads, student.groups) == (2, 1)
     assert check_cut(anatomy, plan, model, student)["error"] <= 1e-10
+
+
+class _Recurrent(Chain):
+    """Rows of the map are sequences of pixels. `hidden`: what the layer is given as its first state, if anything."""
+
+    def __init__(self, kind, hidden=None, **options):
+        super().__init__()
+        self.units, self.hidden = 4, hidden
+        self.rnn = kind(8, 4, batch_first=options.pop("batch_first", True), **options)
+        self.body[3] = nn.Conv2d(8 if self.rnn.bidirectional else 4, 12, 3, padding=1, bias=False)
+
+    def forward(self, x):
+        x = self.body[:3](x).permute(0, 2, 3, 1).flatten(0, 1)
+        x = x if self.rnn.batch_first else x.transpose(0, 1)
+        found, _ = self.rnn(x) if self.hidden is None else self.rnn(x, self.hidden(self, x))
+        found = found if self.rnn.batch_first else found.transpose(0, 1)
+        return self.fc(self.pool(self.body[3:](found.unflatten(0, (-1, 8)).permute(0, 3, 1, 2))).flatten(1))
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"bidirectional": True}, {"num_layers": 2, "bidirectional": True, "bias": False}, {"batch_first": False}],
+)
+def test_hidden_units_of_a_recurrent_layer_are_cut_whole(kind, options):
+    model = randomised(_Recurrent(kind, **options))
+    anatomy = trace(model, model.example())
+    assert not anatomy.unread
+    assert free(anatomy) == {"body.0": 8, "rnn": 4, "body.3": 12}
+    before = count_traced(anatomy.traced)
+    gates, layers, both = len(model.rnn.weight_hh_l0) // 4, model.rnn.num_layers, 1 + model.rnn.bidirectional
+    by_hand = 64 * gates * 4 * both * (8 + 4 + (layers - 1) * (4 * both + 4))  # 64 steps
+    assert before.macs - count(_without_rnn(model), model.example()).macs == by_hand
+    for keep in ({"keep_width": 0.5}, {"keep": 0.6}):
+        plan = make_plan(model, anatomy, scheme="all", score="random", **keep)
+        student = cut(model, plan)
+        assert (student.rnn.hidden_size, student.rnn.input_size) == (plan.widths["rnn"], plan.widths["body.0"])
+        assert check_cut(anatomy, plan, model, student)["error"] <= 1e-10
+        check_budget(plan, before, count(student, model.example()))
+
+
+def _without_rnn(model):
+    class Same(nn.Module):
+        batch_first, bidirectional = True, model.rnn.bidirectional
+
+        def forward(self, x):
+            return x if self.bidirectional else x[..., :4], None
+
+    other = _Recurrent(nn.RNN, bidirectional=model.rnn.bidirectional)
+    other.rnn = Same()
+    return other
+
+
+def test_hidden_units_against_zeroed_weights():
+    """Independent of the traced reference."""
+    model = randomised(_Recurrent(nn.LSTM, bidirectional=True, num_layers=2)).double()
+    anatomy = trace(model, model.example().double())
+    plan = make_plan(model, anatomy, keep_width=0.5, scheme="all")
+    student = cut(model, plan)
+    with torch.no_grad():
+        for name, slices in plan.slices.items():
+            for dim, kept in slices.items():
+                if dim:
+                    tensor = model.get_parameter(name)
+                    tensor[:, [i for i in range(tensor.shape[1]) if i not in kept]] = 0
+    x = torch.randn(3, *model.size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(student(x), model(x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "free"),
+    [
+        (lambda net, x: (x.new_zeros(1, len(x), net.units), torch.ones(1, len(x), net.units, dtype=x.dtype)), True),
+        (lambda net, x: (x.new_zeros(1, len(x), 4), x.new_zeros(1, len(x), 4)), False),
+        (lambda net, x: (x.new_ones(4).cumsum(0).expand(1, len(x), 4),) * 2, False),
+    ],
+)
+def test_a_first_state_that_the_code_makes(hidden, free):
+    model = randomised(_Recurrent(nn.LSTM, hidden))
+    anatomy = trace(model, model.example())
+    assert (anatomy.groups["rnn"].pinned is None) == free, anatomy.groups["rnn"].pinned
+    plan = make_plan(model, anatomy, keep_width=0.5, scheme="all")
+    student = cut(model, plan)
+    assert student.units == student.rnn.hidden_size == (2 if free else 4)
+    assert check_cut(anatomy, plan, model, student)["error"] <= 1e-10
+
+
+def test_an_lstm_with_projections_is_pinned():
+    model = randomised(_Recurrent(nn.LSTM, proj_size=3))
+    model.body[3] = nn.Conv2d(3, 12, 3, padding=1, bias=False)
+    anatomy = trace(model, model.example())
+    assert "aten.lstm.input cannot be read" in anatomy.groups["body.0"].pinned
+    assert free(anatomy) == {"body.3": 12}

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from torch.fx import Node
 
-from understudy.attention import RULES, batched_later
+from understudy import attention, recurrent
+from understudy.attention import batched_later
 from understudy.channels import Axes, Ids
 from understudy.rules import Reader, Rule, argument, owner_of, unknown_operator, why
 from understudy.trace import operator, shape
@@ -559,7 +560,8 @@ def _table() -> dict[str, Rule]:
     table |= dict.fromkeys(["pad", "constant_pad_nd"], pad)
     return (
         table
-        | RULES
+        | attention.RULES
+        | recurrent.RULES
         | {
             "channel_shuffle": channel_shuffle,
             "convolution": convolution,
