@@ -301,6 +301,29 @@ _ORDER = torch.tensor([1, 0, 2, 3, 4, 5, 7, 6])
         (lambda x: x.cumsum(2), True),
         (lambda x: x.cumsum(1), False),
         (lambda x: F.instance_norm(x.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, (8, 8)), True),
+        (lambda x: torch.fft.irfft2(torch.fft.rfft2(x, norm="ortho") * 2, s=(8, 8), norm="ortho"), True),
+        (lambda x: torch.fft.fft(torch.fft.fftn(x, dim=(2, 3)), dim=2).real, True),
+        (lambda x: torch.fft.fft(torch.fft.fft2(x), dim=1).real, False),
+        (lambda x: torch.fft.fftn(x).imag, False),
+        (lambda x: torch.view_as_real(torch.view_as_complex(torch.stack([x, -x], -1)) * 2).sum(-1), True),
+        (lambda x: x.sort(2).values + x.topk(8, 3).values + x.argsort(3), True),
+        (lambda x: torch.sort(x, dim=3, stable=True)[0], True),
+        (lambda x: x.sort(1)[0], False),
+        (lambda x: torch.sort(x, dim=1, stable=True)[0], False),
+        (lambda x: x.tril() + x.triu(), True),
+        (lambda x: x.transpose(1, 2).tril().transpose(1, 2), False),
+        (lambda x: F.grid_sample(x, x[:, :2].permute(0, 2, 3, 1), align_corners=False), False),
+        (lambda x: F.grid_sample(x, x.mean(1)[..., None].expand(-1, -1, -1, 2), align_corners=False), True),
+        (lambda x: torch.baddbmm(x.flatten(2), x.flatten(2), x.new_ones(64, 64).expand(2, 64, 64)).view(x.shape), True),
+        (lambda x: F.conv1d(x.mean((2, 3))[:, None], x.new_ones(1, 1, 1))[0, 0][:, None, None] * x, True),
+        (lambda x: F.conv1d(x.mean((2, 3))[:, None], x.new_ones(1, 1, 3), padding=1)[0, 0][:, None, None] * x, False),
+        (lambda x: F.conv1d(x.mean((2, 3))[:, None], x.new_ones(1, 1, 1), stride=2).sum(2)[..., None, None] + x, False),
+        (
+            lambda x: F.conv1d(x.mean((2, 3))[:, None], x.new_ones(1, 1, 1), padding=1).sum(2)[..., None, None] + x,
+            False,
+        ),
+        (lambda x: x + x.new_full((2, 8, 8, 8), 0.5), False),
+        (lambda x: x + x.new_full((2, x.shape[1], 8, 8), 0.5) + torch.zeros(1, x.shape[1], 1, 1), True),
     ],
 )
 def test_operators_between_two_layers(between, free):
@@ -397,6 +420,7 @@ class _Parameter(Chain):
         (lambda x, held: torch.clamp(x, min=held), (1, 8, 1, 1)),
         (lambda x, held: x.clamp_max(held), (8, 1, 1)),
         (lambda x, held: (held @ x.flatten(2)).view_as(x), (8, 8)),
+        (lambda x, held: x + torch.addmm(x.mean((2, 3)), x.mean((2, 3)), held)[..., None, None], (8, 8)),
     ],
 )
 def test_parameters_that_go_with_channels(between, size):
@@ -407,6 +431,32 @@ def test_parameters_that_go_with_channels(between, size):
     student = cut(model, plan)
     assert student.held.numel() < model.held.numel()
     assert check_cut(anatomy, plan, model, student)["error"] <= 1e-10
+
+
+@pytest.mark.parametrize(
+    ("layer", "size"),
+    [
+        (lambda x, w: x @ w, (8, 6)),
+        (lambda x, w: torch.mm(x.flatten(0, 2), w.t()).view(*x.shape[:3], -1), (6, 8)),
+        (lambda x, w: torch.addmm(x.flatten(0, 2) @ w, x.flatten(0, 2), w).unflatten(0, (-1, 8, 8)), (8, 6)),
+    ],
+)
+def test_a_linear_layer_by_hand_makes_channels(layer, size):
+    class Net(_Parameter):
+        def __init__(self):
+            super().__init__(lambda x, held: layer(x.permute(0, 2, 3, 1), held).permute(0, 3, 1, 2), *size)
+            self.body[3] = nn.Conv2d(6, 12, 3, padding=1, bias=False)
+
+    model = randomised(Net())
+    anatomy = trace(model, model.example())
+    assert not anatomy.unread
+    before = count_traced(anatomy.traced)
+    plan = make_plan(model, anatomy, keep_width=0.5, scheme="all")
+    student = cut(model, plan)
+    assert free(anatomy) == {"body.0": 8, "held": 6, "body.3": 12}
+    assert sorted(student.held.shape) == [3, 4]
+    assert check_cut(anatomy, plan, model, student)["error"] <= 1e-10
+    check_budget(plan, before, count(student, model.example()))
 
 
 @functools.cache

@@ -1,7 +1,8 @@
 """What a network costs: multiply-accumulates and parameters, and which operators were not counted.
 
 One MAC is one multiplication with its addition. Counted: convolutions, linear and recurrent layers, matrix products,
-attention, for one image, head included. Everything else (norms, activations, pooling, additions) is listed, not counted.
+attention, for one image, head included. Everything else (norms, activations, pooling, additions) is listed, not
+counted.
 """
 
 import math
@@ -110,9 +111,9 @@ def macs(node: Node) -> int | None:
         return math.prod(shape(node.args[0]) if transposed else out) * math.prod(shape(node.args[1])[1:])
     if name == "linear":
         return math.prod(out) * shape(node.args[1])[-1]
-    if name in ("matmul", "bmm"):
+    if name in ("matmul", "bmm", "mm"):
         return math.prod(out) * shape(node.args[0])[-1]
-    if name == "addmm":
+    if name in ("addmm", "baddbmm"):
         return math.prod(out) * shape(node.args[1])[-1]
     if name == "einsum" and "." not in node.args[0]:
         return math.prod(_letters(node, {a: shape(a) for a in node.args[1]}).values())
@@ -150,11 +151,13 @@ def _cut_axes(anatomy: Anatomy, node: Node) -> list[np.ndarray | None]:
         if name.startswith("conv_transpose") or (name == "convolution" and node.args[6]):
             # Of several groups whole ones go: what each input gives stays as it is.
             return [anatomy.axes[x][at], anatomy.axes[node][at] if groups == 1 else None]
-        return [anatomy.axes[node][at], anatomy.axes[weight][1]]
+        return [anatomy.axes[node][at], anatomy.axes[weight][1], *anatomy.axes[node][at + 1 :]]
     if name == "linear":
         return [anatomy.axes[node][-1], anatomy.axes[node.args[0]][-1], *anatomy.axes[node][:-1]]
-    if name in ("matmul", "bmm"):
+    if name in ("matmul", "bmm", "mm"):
         return [*anatomy.axes[node], anatomy.axes[node.args[0]][-1]]
+    if name in ("addmm", "baddbmm"):
+        return [*anatomy.axes[node], anatomy.axes[node.args[1]][-1]]
     if name == "einsum":
         return list(_letters(node, anatomy.axes).values())
     return []

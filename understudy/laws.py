@@ -27,7 +27,7 @@ from understudy.trace import operator, place, shape
 MOST_NOISE = 1e-6  # of float64; one channel too many or too few shows far above it. Assumption.
 _READS_ACROSS = {
     "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-    "linear", "addmm", "matmul", "bmm", "scaled_dot_product_attention", "einsum", *RECURRENT,
+    "linear", "addmm", "baddbmm", "matmul", "mm", "bmm", "scaled_dot_product_attention", "einsum", *RECURRENT,
 }  # fmt: skip
 
 
