@@ -312,7 +312,7 @@ _ORDER = torch.tensor([1, 0, 2, 3, 4, 5, 7, 6])
         (lambda x: torch.sort(x, dim=1, stable=True)[0], False),
         (lambda x: x.tril() + x.triu(), True),
         (lambda x: x.transpose(1, 2).tril().transpose(1, 2), False),
-        (lambda x: F.grid_sample(x, x[:, :2].permute(0, 2, 3, 1), align_corners=False), False),
+        (lambda x: F.grid_sample(x.mT.transpose(1, 3), x.mean(1)[..., None].expand(-1, -1, -1, 2)).mT, False),
         (lambda x: F.grid_sample(x, x.mean(1)[..., None].expand(-1, -1, -1, 2), align_corners=False), True),
         (lambda x: torch.baddbmm(x.flatten(2), x.flatten(2), x.new_ones(64, 64).expand(2, 64, 64)).view(x.shape), True),
         (lambda x: F.conv1d(x.mean((2, 3))[:, None], x.new_ones(1, 1, 1))[0, 0][:, None, None] * x, True),
@@ -420,7 +420,10 @@ class _Parameter(Chain):
         (lambda x, held: torch.clamp(x, min=held), (1, 8, 1, 1)),
         (lambda x, held: x.clamp_max(held), (8, 1, 1)),
         (lambda x, held: (held @ x.flatten(2)).view_as(x), (8, 8)),
-        (lambda x, held: x + torch.addmm(x.mean((2, 3)), x.mean((2, 3)), held)[..., None, None], (8, 8)),
+        (
+            lambda x, held: torch.addmm(x.amax((2, 3)), x.mean((2, 3)), held)[..., None, None].expand(-1, -1, 8, 8),
+            (8, 8),
+        ),
     ],
 )
 def test_parameters_that_go_with_channels(between, size):
