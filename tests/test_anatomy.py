@@ -315,6 +315,29 @@ _ORDER = torch.tensor([1, 0, 2, 3, 4, 5, 7, 6])
         (lambda x: x.cumsum(2), True),
         (lambda x: x.cumsum(1), False),
         (lambda x: F.instance_norm(x.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, (8, 8)), True),
+        (lambda x: torch.fft.irfft2(torch.fft.rfft2(x, norm="ortho") * 2, s=(8, 8), norm="ortho"), True),
+        (lambda x: torch.fft.fft(torch.fft.fftn(x, dim=(2, 3)), dim=2).real, True),
+        (lambda x: torch.fft.fft(torch.fft.fft2(x), dim=1).real, False),
+        (lambda x: torch.fft.fftn(x).imag, False),
+        (lambda x: torch.view_as_real(torch.view_as_complex(torch.stack([x, -x], -1)) * 2).sum(-1), True),
+        (lambda x: x.sort(2).values + x.topk(8, 3).values + x.argsort(3), True),
+        (lambda x: torch.sort(x, dim=3, stable=True)[0], True),
+        (lambda x: x.sort(1)[0], False),
+        (lambda x: torch.sort(x, dim=1, stable=True)[0], False),
+        (lambda x: x.tril() + x.triu(), True),
+        (lambda x: x.transpose(1, 2).tril().transpose(1, 2), False),
+        (lambda x: F.grid_sample(x.mT.transpose(1, 3), x.mean(1)[..., None].expand(-1, -1, -1, 2)).mT, False),
+        (lambda x: F.grid_sample(x, x.mean(1)[..., None].expand(-1, -1, -1, 2), align_corners=False), True),
+        (lambda x: torch.baddbmm(x.flatten(2), x.flatten(2), x.new_ones(64, 64).expand(2, 64, 64)).view(x.shape), True),
+        (lambda x: F.conv1d(x.mean((2, 3))[:, None], x.new_ones(1, 1, 1))[0, 0][:, None, None] * x, True),
+        (lambda x: F.conv1d(x.mean((2, 3))[:, None], x.new_ones(1, 1, 3), padding=1)[0, 0][:, None, None] * x, False),
+        (lambda x: F.conv1d(x.mean((2, 3))[:, None], x.new_ones(1, 1, 1), stride=2).sum(2)[..., None, None] + x, False),
+        (
+            lambda x: F.conv1d(x.mean((2, 3))[:, None], x.new_ones(1, 1, 1), padding=1).sum(2)[..., None, None] + x,
+            False,
+        ),
+        (lambda x: x + x.new_full((2, 8, 8, 8), 0.5), False),
+        (lambda x: x + x.new_full((2, x.shape[1], 8, 8), 0.5) + torch.zeros(1, x.shape[1], 1, 1), True),
     ],
 )
 def test_operators_between_two_layers(between, free):
@@ -411,6 +434,10 @@ class _Parameter(Chain):
         (lambda x, held: torch.clamp(x, min=held), (1, 8, 1, 1)),
         (lambda x, held: x.clamp_max(held), (8, 1, 1)),
         (lambda x, held: (held @ x.flatten(2)).view_as(x), (8, 8)),
+        (
+            lambda x, held: torch.addmm(x.amax((2, 3)), x.mean((2, 3)), held)[..., None, None].expand(-1, -1, 8, 8),
+            (8, 8),
+        ),
     ],
 )
 def test_parameters_that_go_with_channels(between, size):
@@ -421,6 +448,32 @@ def test_parameters_that_go_with_channels(between, size):
     student = cut(model, plan)
     assert student.held.numel() < model.held.numel()
     assert check_cut(anatomy, plan, model, student)["error"] <= 1e-10
+
+
+@pytest.mark.parametrize(
+    ("layer", "size"),
+    [
+        (lambda x, w: x @ w, (8, 6)),
+        (lambda x, w: torch.mm(x.flatten(0, 2), w.t()).view(*x.shape[:3], -1), (6, 8)),
+        (lambda x, w: torch.addmm(x.flatten(0, 2) @ w, x.flatten(0, 2), w).unflatten(0, (-1, 8, 8)), (8, 6)),
+    ],
+)
+def test_a_linear_layer_by_hand_makes_channels(layer, size):
+    class Net(_Parameter):
+        def __init__(self):
+            super().__init__(lambda x, held: layer(x.permute(0, 2, 3, 1), held).permute(0, 3, 1, 2), *size)
+            self.body[3] = nn.Conv2d(6, 12, 3, padding=1, bias=False)
+
+    model = randomised(Net())
+    anatomy = trace(model, model.example())
+    assert not anatomy.unread
+    before = count_traced(anatomy.traced)
+    plan = make_plan(model, anatomy, keep_width=0.5, scheme="all")
+    student = cut(model, plan)
+    assert free(anatomy) == {"body.0": 8, "held": 6, "body.3": 12}
+    assert sorted(student.held.shape) == [3, 4]
+    assert check_cut(anatomy, plan, model, student)["error"] <= 1e-10
+    check_budget(plan, before, count(student, model.example()))
 
 
 @functools.cache
@@ -643,3 +696,96 @@ def test_key_heads_that_are_repeated_by_hand_are_cut(repeat):
     student = cut(model, plan)
     assert (student.heads, student.groups) == (2, 1)
     assert check_cut(anatomy, plan, model, student)["error"] <= 1e-10
+
+
+class _Recurrent(Chain):
+    """Rows of the map are sequences of pixels. `hidden`: what the layer is given as its first state, if anything."""
+
+    def __init__(self, kind, hidden=None, **options):
+        super().__init__()
+        self.units, self.hidden = 4, hidden
+        self.rnn = kind(8, 4, batch_first=options.pop("batch_first", True), **options)
+        self.body[3] = nn.Conv2d(8 if self.rnn.bidirectional else 4, 12, 3, padding=1, bias=False)
+
+    def forward(self, x):
+        x = self.body[:3](x).permute(0, 2, 3, 1).flatten(0, 1)
+        x = x if self.rnn.batch_first else x.transpose(0, 1)
+        found, _ = self.rnn(x) if self.hidden is None else self.rnn(x, self.hidden(self, x))
+        found = found if self.rnn.batch_first else found.transpose(0, 1)
+        return self.fc(self.pool(self.body[3:](found.unflatten(0, (-1, 8)).permute(0, 3, 1, 2))).flatten(1))
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"bidirectional": True}, {"num_layers": 2, "bidirectional": True, "bias": False}, {"batch_first": False}],
+)
+def test_hidden_units_of_a_recurrent_layer_are_cut_whole(kind, options):
+    model = randomised(_Recurrent(kind, **options))
+    anatomy = trace(model, model.example())
+    assert not anatomy.unread
+    assert free(anatomy) == {"body.0": 8, "rnn": 4, "body.3": 12}
+    before = count_traced(anatomy.traced)
+    gates, layers, both = len(model.rnn.weight_hh_l0) // 4, model.rnn.num_layers, 1 + model.rnn.bidirectional
+    by_hand = 64 * gates * 4 * both * (8 + 4 + (layers - 1) * (4 * both + 4))  # 64 steps
+    assert before.macs - count(_without_rnn(model), model.example()).macs == by_hand
+    for keep in ({"keep_width": 0.5}, {"keep": 0.6}):
+        plan = make_plan(model, anatomy, scheme="all", score="random", **keep)
+        student = cut(model, plan)
+        assert (student.rnn.hidden_size, student.rnn.input_size) == (plan.widths["rnn"], plan.widths["body.0"])
+        assert check_cut(anatomy, plan, model, student)["error"] <= 1e-10
+        check_budget(plan, before, count(student, model.example()))
+
+
+def _without_rnn(model):
+    class Same(nn.Module):
+        batch_first, bidirectional = True, model.rnn.bidirectional
+
+        def forward(self, x):
+            return x if self.bidirectional else x[..., :4], None
+
+    other = _Recurrent(nn.RNN, bidirectional=model.rnn.bidirectional)
+    other.rnn = Same()
+    return other
+
+
+def test_hidden_units_against_zeroed_weights():
+    """Independent of the traced reference."""
+    model = randomised(_Recurrent(nn.LSTM, bidirectional=True, num_layers=2)).double()
+    anatomy = trace(model, model.example().double())
+    plan = make_plan(model, anatomy, keep_width=0.5, scheme="all")
+    student = cut(model, plan)
+    with torch.no_grad():
+        for name, slices in plan.slices.items():
+            for dim, kept in slices.items():
+                if dim:
+                    tensor = model.get_parameter(name)
+                    tensor[:, [i for i in range(tensor.shape[1]) if i not in kept]] = 0
+    x = torch.randn(3, *model.size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(student(x), model(x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "free"),
+    [
+        (lambda net, x: (x.new_zeros(1, len(x), net.units), torch.ones(1, len(x), net.units, dtype=x.dtype)), True),
+        (lambda net, x: (x.new_zeros(1, len(x), 4), x.new_zeros(1, len(x), 4)), False),
+        (lambda net, x: (x.new_ones(4).cumsum(0).expand(1, len(x), 4),) * 2, False),
+    ],
+)
+def test_a_first_state_that_the_code_makes(hidden, free):
+    model = randomised(_Recurrent(nn.LSTM, hidden))
+    anatomy = trace(model, model.example())
+    assert (anatomy.groups["rnn"].pinned is None) == free, anatomy.groups["rnn"].pinned
+    plan = make_plan(model, anatomy, keep_width=0.5, scheme="all")
+    student = cut(model, plan)
+    assert student.units == student.rnn.hidden_size == (2 if free else 4)
+    assert check_cut(anatomy, plan, model, student)["error"] <= 1e-10
+
+
+def test_an_lstm_with_projections_is_pinned():
+    model = randomised(_Recurrent(nn.LSTM, proj_size=3))
+    model.body[3] = nn.Conv2d(3, 12, 3, padding=1, bias=False)
+    anatomy = trace(model, model.example())
+    assert "aten.lstm.input cannot be read" in anatomy.groups["body.0"].pinned
+    assert free(anatomy) == {"body.3": 12}

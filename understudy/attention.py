@@ -165,9 +165,13 @@ def fold(reader: Reader, node: Node) -> Axes:
     return [axes[0], made, None, None]
 
 
-def fresh(reader: Reader, node: Node) -> Axes:
-    """A new tensor that has nothing of its input's but the kind."""
-    return [None] * len(shape(node))
+def constant(reader: Reader, node: Node) -> Axes:
+    """zeros, ones, full...: every position holds the same, so any may go, as long as the code makes fewer of them."""
+    sizes = node.args[1] if operator(node).startswith("new_") else node.args[0]
+    axes: Axes = [reader.channels.new(size) if size > 1 else None for size in shape(node)]
+    for position, ids in enumerate(axes):
+        reader.size(node, None, None, sizes[position], ids, (sizes, position))
+    return axes
 
 
 def batched_later(node: Node, axis: int) -> bool:
@@ -242,7 +246,7 @@ RULES: dict[str, Rule] = {
     "im2col": unfold,
     "index": index,
     "index_select": index_select,
-    **dict.fromkeys(("new_empty", "new_full", "new_ones", "new_zeros"), fresh),
+    **dict.fromkeys(("empty", "full", "ones", "zeros", "new_empty", "new_full", "new_ones", "new_zeros"), constant),
     "repeat": repeat,
     "repeat_interleave": repeat_interleave,
     "roll": along,

@@ -1,7 +1,8 @@
 """What a network costs: multiply-accumulates and parameters, and which operators were not counted.
 
-One MAC is one multiplication with its addition. Counted: convolutions, linear layers, matrix products, attention, for
-one image, head included. Everything else (norms, activations, pooling, additions) is listed, not counted.
+One MAC is one multiplication with its addition. Counted: convolutions, linear and recurrent layers, matrix products,
+attention, for one image, head included. Everything else (norms, activations, pooling, additions) is listed, not
+counted.
 """
 
 import math
@@ -14,6 +15,7 @@ from torch import nn
 from torch.fx import Node
 
 from understudy.graph import Anatomy
+from understudy.recurrent import RECURRENT
 from understudy.rules import argument
 from understudy.trace import Traced, operator, shape, trace_graph
 
@@ -82,10 +84,13 @@ def terms(anatomy: Anatomy) -> list[Term]:
 
 
 def _products(anatomy: Anatomy, node: Node) -> list[tuple[int, list[np.ndarray | None]]]:
-    """MACs of `node` and the channels they are a product of; attention is two products."""
+    """MACs of `node` and the channels they are a product of; attention is two products, a recurrent layer one of each
+    weight."""
     total = macs(node)
     if total is None:
         return []
+    if operator(node) in RECURRENT:
+        return [(m, [*anatomy.axes[w], anatomy.axes[node.args[0]][int(not node.args[8])]]) for w, m in _weights(node)]
     if operator(node) != "scaled_dot_product_attention":
         return [(total, _cut_axes(anatomy, node))]
     query, key, value = node.args[:3]
@@ -106,16 +111,24 @@ def macs(node: Node) -> int | None:
         return math.prod(shape(node.args[0]) if transposed else out) * math.prod(shape(node.args[1])[1:])
     if name == "linear":
         return math.prod(out) * shape(node.args[1])[-1]
-    if name in ("matmul", "bmm"):
+    if name in ("matmul", "bmm", "mm"):
         return math.prod(out) * shape(node.args[0])[-1]
-    if name == "addmm":
+    if name in ("addmm", "baddbmm"):
         return math.prod(out) * shape(node.args[1])[-1]
     if name == "einsum" and "." not in node.args[0]:
         return math.prod(_letters(node, {a: shape(a) for a in node.args[1]}).values())
     if name == "scaled_dot_product_attention":
         query, key, value = (shape(node.args[i]) for i in range(3))
         return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+    if name in RECURRENT and node.target._overloadname == "input":
+        return sum(counted for _, counted in _weights(node))
     return None
+
+
+def _weights(node: Node) -> list[tuple[Node, int]]:
+    """The weights of a recurrent layer, and the MACs of each: a product with every step of every sequence."""
+    steps = math.prod(shape(node.args[0])[:2])
+    return [(w, steps * math.prod(shape(w))) for w in node.args[2] if len(shape(w)) == 2]
 
 
 def _letters(node: Node, known: Any) -> dict[str, Any]:
@@ -138,11 +151,13 @@ def _cut_axes(anatomy: Anatomy, node: Node) -> list[np.ndarray | None]:
         if name.startswith("conv_transpose") or (name == "convolution" and node.args[6]):
             # Of several groups whole ones go: what each input gives stays as it is.
             return [anatomy.axes[x][at], anatomy.axes[node][at] if groups == 1 else None]
-        return [anatomy.axes[node][at], anatomy.axes[weight][1]]
+        return [anatomy.axes[node][at], anatomy.axes[weight][1], *anatomy.axes[node][at + 1 :]]
     if name == "linear":
         return [anatomy.axes[node][-1], anatomy.axes[node.args[0]][-1], *anatomy.axes[node][:-1]]
-    if name in ("matmul", "bmm"):
+    if name in ("matmul", "bmm", "mm"):
         return [*anatomy.axes[node], anatomy.axes[node.args[0]][-1]]
+    if name in ("addmm", "baddbmm"):
+        return [*anatomy.axes[node], anatomy.axes[node.args[1]][-1]]
     if name == "einsum":
         return list(_letters(node, anatomy.axes).values())
     return []

@@ -20,13 +20,14 @@ from understudy.graph import Anatomy
 from understudy.guard import evaluating, full_copy, named_tensors, seeded
 from understudy.operators import statistics_axes
 from understudy.plan import Plan
+from understudy.recurrent import RECURRENT
 from understudy.seam import capturing, tensors
 from understudy.trace import operator, place, shape
 
 MOST_NOISE = 1e-6  # of float64; one channel too many or too few shows far above it. Assumption.
 _READS_ACROSS = {
     "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-    "linear", "addmm", "matmul", "bmm", "scaled_dot_product_attention", "einsum",
+    "linear", "addmm", "baddbmm", "matmul", "mm", "bmm", "scaled_dot_product_attention", "einsum", *RECURRENT,
 }  # fmt: skip
 
 
@@ -159,7 +160,10 @@ class _Reference(Interpreter):
     def fetch_args_kwargs_from_env(self, n: Node) -> tuple[tuple, dict]:
         args, kwargs = super().fetch_args_kwargs_from_env(n)
         if n.op == "call_function" and operator(n) in _READS_ACROSS:
-            args = torch.fx.map_arg(n.args, lambda a: self._zeroed(a, self.env[a]))
+            within = operator(n) in RECURRENT  # from step to step it reads across what it makes itself
+            args = torch.fx.map_arg(n.args, lambda a: self._zeroed(a, self.env[a], within))
+            if within:  # the precision of the first states that torch makes is written into the trace
+                args = torch.utils._pytree.tree_map(lambda v: v.to(args[0]) if torch.is_tensor(v) else v, args)
             if operator(n) == "scaled_dot_product_attention":
                 _require_same_precision(*args, **kwargs)
         return args, kwargs
@@ -170,8 +174,9 @@ class _Reference(Interpreter):
             self._masks[id(ids)] = None if kept.all() else torch.from_numpy(kept)
         return self._masks[id(ids)]
 
-    def _zeroed(self, node: Any, value: Any) -> Any:
-        if not isinstance(node, Node) or node in self._anatomy.traced.tensors or not isinstance(value, torch.Tensor):
+    def _zeroed(self, node: Node, value: Any, weights: bool = False) -> Any:
+        """`value` of `node` with removed channels at zero; weights as they are, unless `weights`."""
+        if (node in self._anatomy.traced.tensors and not weights) or not isinstance(value, torch.Tensor):
             return value
         for axis, ids in enumerate(self._anatomy.axes[node]):
             mask = None if ids is None else self._mask(ids)

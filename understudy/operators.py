@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from torch.fx import Node
 
-from understudy.attention import RULES, batched_later
+from understudy import attention, recurrent
+from understudy.attention import batched_later
 from understudy.channels import Axes, Ids
 from understudy.rules import Reader, Rule, argument, owner_of, unknown_operator, why
 from understudy.trace import operator, shape
@@ -132,11 +133,22 @@ def _conv(reader: Reader, node: Node, groups: int, transposed: bool) -> Axes:
     reader.size(node, owner, "in_channels", shape(x)[at], source)
     reader.size(node, owner, "out_channels", shape(node)[at], made)
     reader.produce(node, weight, 1 if transposed and groups == 1 else 0, made, dense=groups == 1)
+    result: Axes = [*axes[:at], made, *([None] * (len(axes) - at - 1))]
     for axis in range(at + 1, len(axes)):
-        reader.channels.pin(axes[axis], why(reader, node, "convolved along its channels"))
-    result: Axes = [None] * len(axes)
-    result[:at], result[at] = axes[:at], made
+        if not transposed and _each_alone(node, axis - at - 1):
+            result[axis] = axes[axis]
+        else:
+            reader.channels.pin(axes[axis], why(reader, node, "convolved along its channels"))
     return result
+
+
+def _each_alone(node: Node, place: int) -> bool:
+    """Whether a convolution leaves every position of its space axis number `place` to itself."""
+    stride, padding = (
+        v if isinstance(v, (int, str)) else v[place % len(v)]
+        for v in (argument(node, 3, "stride", 1), argument(node, 4, "padding", 0))
+    )
+    return shape(node.args[1])[2 + place] == stride == 1 and padding in (0, "same", "valid")
 
 
 FEW_GROUPS = 8  # of more groups than this whole ones go, however wide they are. Assumption.
@@ -173,11 +185,23 @@ def linear(reader: Reader, node: Node) -> Axes:
     return [*axes[:-1], w[0]]
 
 
+def added(reader: Reader, node: Node) -> Axes:
+    """addmm, baddbmm: a product, and something added to it."""
+    given, out, unread = node.args[0], matmul(reader, node), why(reader, node, "added to an unread tensor")
+    for back, ids in enumerate(reversed(reader.axes(given)), start=1):
+        if shape(given)[-back] > 1:
+            out[-back] = reader.channels.join(out[-back], ids, unread)
+    return out
+
+
 def matmul(reader: Reader, node: Node) -> Axes:
-    a, b = node.args[0], node.args[1]
+    a, b = node.args[-2:] if operator(node) in ("addmm", "baddbmm") else node.args[:2]
     if len(shape(a)) < 2 or len(shape(b)) < 2:
         return unknown_operator(reader, node)
     x, y = reader.axes(a), reader.axes(b)
+    turned = operator(b) in ("t", "transpose", "permute", "mT", "numpy_T")
+    if reader.tensor(b.args[0] if turned else b) is not None:  # a linear layer by hand
+        reader.produce(node, b, len(y) - 1, y[-1], dense=True)
     reader.channels.join(x[-1], y[-2], why(reader, node, "multiplied with a tensor that could not be followed"))
     out: Axes = [None] * len(shape(node))
     for axis in range(len(out) - 2):
@@ -499,6 +523,52 @@ def _literal(reader: Reader, node: Node, axes: Axes) -> None:
             reader.size(node, None, None, size, ids, (sizes, position))
 
 
+def fourier(reader: Reader, node: Node) -> Axes:
+    """fft, rfft2, irfftn...: what stands on the transformed axes is mixed, and often of another length."""
+    axes, name = list(reader.axes(node.args[0])), operator(node)
+    whole = None if name.endswith("n") else [-2, -1] if name.endswith("2") else [-1]
+    dims = argument(node, 2, "dim", whole)
+    for dim in range(len(axes)) if dims is None else [dims] if isinstance(dims, int) else dims:
+        reader.channels.pin(axes[dim], why(reader, node, "transformed along its channels"))
+        axes[dim] = None
+    return axes
+
+
+def as_real(reader: Reader, node: Node) -> Axes:
+    return [*reader.axes(node.args[0]), None]
+
+
+def as_complex(reader: Reader, node: Node) -> Axes:
+    *axes, last = reader.axes(node.args[0])
+    reader.channels.pin(last, why(reader, node, "real and imaginary parts are no channels"))
+    return axes
+
+
+def ordered(reader: Reader, node: Node) -> Any:
+    """sort, topk, argsort: one axis, tokens as a rule, is put in order."""
+    axes, name = list(reader.axes(node.args[0])), operator(node)
+    stable = node.target._overloadname == "stable"
+    dim = node.kwargs.get("dim", -1) if stable else argument(node, 2 if name == "topk" else 1, "dim", -1)
+    reader.channels.pin(axes[dim], why(reader, node, "put in order along its channels"))
+    axes[dim] = None
+    return axes if name == "argsort" else [axes, axes]
+
+
+def triangle(reader: Reader, node: Node) -> Axes:
+    axes = list(reader.axes(node.args[0]))
+    for ids in axes[-2:]:
+        reader.channels.pin(ids, why(reader, node, "a triangle of its channels is kept"))
+    return axes
+
+
+def grid_sampler(reader: Reader, node: Node) -> Axes:
+    """(N, C, H, W) or (N, C, D, H, W) looked up at the places of a grid, the same for every channel."""
+    axes, grid = reader.axes(node.args[0]), reader.axes(node.args[1])
+    for ids in (axes[0], *axes[2:], *grid):
+        reader.channels.pin(ids, why(reader, node, "sampled along its channels"))
+    return [None, axes[1], *([None] * (len(axes) - 2))]
+
+
 def pixel_shuffle(reader: Reader, node: Node) -> Axes:
     axes = list(reader.axes(node.args[0]))
     if axes[-3] is not None:
@@ -527,14 +597,17 @@ def _table() -> dict[str, Rule]:
         feature_dropout alpha_dropout floor gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu lift_fresh_copy
         log log1p log_sigmoid logical_not mish neg reciprocal relu relu6 round rsqrt seam_mark selu sigmoid sign silu
         sin softplus softshrink sqrt square tanh tanhshrink threshold to _to_copy type_as lift_fresh rrelu
-        bernoulli nan_to_num positive logit softsign fill empty_like full_like ones_like rand_like zeros_like"""
+        bernoulli nan_to_num positive logit softsign fill empty_like full_like ones_like rand_like zeros_like
+        acos asin asinh atan bitwise_not conj _conj cosh erfc exp2 frac imag isfinite isinf isnan log10 log2 real
+        resolve_conj sgn sinc sinh tan trunc"""
     many = """add sub mul div rsub pow maximum minimum where lerp addcmul addcdiv atan2 fmod remainder eq ne lt le gt ge
         logical_and logical_or clamp clamp_max clamp_min copy copysign floor_divide true_divide float_power
-        masked_fill"""
+        masked_fill bitwise_and bitwise_or complex hypot logaddexp logical_xor polar xlogy"""
     pools = """adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
         avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d max_pool2d_with_indices
         _adaptive_avg_pool2d upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d
         upsample_bicubic2d upsample_linear1d upsample_trilinear3d _upsample_bicubic2d_aa _upsample_bilinear2d_aa
+        _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d adaptive_max_pool3d
         lp_pool2d reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d
         replication_pad3d"""
     table: dict[str, Rule] = {}
@@ -547,7 +620,12 @@ def _table() -> dict[str, Rule]:
     table |= dict.fromkeys(REDUCTIONS, reduce)
     table |= dict.fromkeys(["conv1d", "conv2d", "conv3d"], conv)
     table |= dict.fromkeys(["conv_transpose1d", "conv_transpose2d", "conv_transpose3d"], conv_transpose)
-    table |= dict.fromkeys(["matmul", "bmm"], matmul)
+    table |= dict.fromkeys(["matmul", "bmm", "mm"], matmul)
+    table |= dict.fromkeys(["addmm", "baddbmm"], added)
+    table |= dict.fromkeys([f"fft_{i}{r}fft{n}" for i in ("", "i") for r in ("", "r") for n in ("", "2", "n")], fourier)
+    table |= dict.fromkeys(["sort", "topk", "argsort"], ordered)
+    table |= dict.fromkeys(["tril", "triu"], triangle)
+    table |= dict.fromkeys(["grid_sampler", "grid_sampler_2d", "grid_sampler_3d"], grid_sampler)
     table |= dict.fromkeys(SOFTMAXES, softmax)
     table |= dict.fromkeys(["chunk", "split", "split_with_sizes", "tensor_split"], split)
     table |= dict.fromkeys(["batch_norm", "_native_batch_norm_legit_no_training", "instance_norm"], batch_norm)
@@ -559,7 +637,8 @@ def _table() -> dict[str, Rule]:
     table |= dict.fromkeys(["pad", "constant_pad_nd"], pad)
     return (
         table
-        | RULES
+        | attention.RULES
+        | recurrent.RULES
         | {
             "channel_shuffle": channel_shuffle,
             "convolution": convolution,
@@ -578,6 +657,8 @@ def _table() -> dict[str, Rule]:
             "slice": slice_,
             "stack": stack,
             "unsqueeze": unsqueeze,
+            "view_as_complex": as_complex,
+            "view_as_real": as_real,
         }
     )
 
