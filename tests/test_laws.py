@@ -6,6 +6,7 @@ import pytest
 import torch
 from nets import NETS, Attention, Chain, Depthwise, LayerNorms, Mixer, Residual
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.zoo.case import randomised
 from understudy.anatomy import trace
@@ -13,7 +14,7 @@ from understudy.cost import Cost, count
 from understudy.cut import cut
 from understudy.demo import networks
 from understudy.errors import LawBroken
-from understudy.laws import check_budget, check_cut
+from understudy.laws import _InRows, check_budget, check_cut
 from understudy.planner import make_plan, resolve
 
 
@@ -223,3 +224,23 @@ def test_law_2_knows_how_much_a_network_amplifies_rounding():
     assert 1e-10 < found["error"] <= found["tolerance"] <= 1e-6
     with pytest.raises(LawBroken, match="differ by"):
         check_cut(anatomy, plan, model, cut(model, _shifted(plan, "body.1.running_mean")))
+
+
+@pytest.mark.parametrize("groups", [2, 8])
+def test_in_rows_only_where_the_numbers_lie_is_changed(groups):
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.convolution.default:
+                layouts.append(args[0].is_contiguous())
+            return func(*args, **(kwargs or {}))
+
+    layouts = []
+    x = torch.randn(2, 6, 6, 8, dtype=torch.float64).permute(0, 3, 1, 2)
+    convolution = nn.Conv2d(8, 8, 3, groups=groups, dtype=torch.float64)
+    with torch.no_grad():
+        wanted = convolution(x)
+        with Seen(), _InRows():
+            found = convolution(x)
+    assert layouts == [True]
+    assert found.stride() == wanted.stride()
+    assert (found - wanted).abs().max() < 1e-14
