@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from understudy.errors import InputError, LawBroken, StoreError, UnsupportedModel, one_line
 from understudy.guard import full_copy, named_tensors, structural_copy
-from understudy.trace import Example, as_example, export_program, place, quiet, require_data
+from understudy.trace import Example, as_example, export_program, operator, place, quiet, require_data, without_stacks
 
 FORMATS = ("pt2", "onnx")
 TOLERANCE = 1e-4  # of the largest output, in float32. Measured: 5e-7 in ONNX Runtime, 0 in the exported program
@@ -157,7 +157,8 @@ def _write_program(program: Any, model: nn.Module, path: Path) -> None:
 def _write_onnx(program: Any, model: nn.Module, path: Path) -> int:
     """Returns the opset."""
     try:
-        with warnings.catch_warnings(), quiet("torch.onnx", "onnxscript"):
+        _require_layouts(program)
+        with warnings.catch_warnings(), quiet("torch.onnx", "onnxscript"), without_stacks():
             warnings.simplefilter("ignore")  # the converter warns of its own internals; its errors are raised
             converted = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
             weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
@@ -173,6 +174,20 @@ def _write_onnx(program: Any, model: nn.Module, path: Path) -> int:
             f"writing {type(model).__name__} as ONNX: torch.onnx.export stopped{place(error, model)} with "
             f"{one_line(cause)}; expected operators that ONNX has"
         ) from error
+
+
+def _require_layouts(program: Any) -> None:
+    """How torch's attention on a CPU lays out its result lets a later reshape be a view, which it no longer is when the
+    converter computes attention by its parts: have the graph ask for rows that are contiguous."""
+    graph = program.graph
+    for node in list(graph.nodes):
+        if node.op == "call_function" and operator(node) == "scaled_dot_product_attention":
+            with graph.inserting_after(node):
+                plain = graph.call_function(
+                    torch.ops.aten.clone.default, (node,), {"memory_format": torch.contiguous_format}
+                )
+            plain.meta = {**node.meta, "val": node.meta["val"].contiguous()}
+            node.replace_all_uses_with(plain, lambda user, plain=plain: user is not plain)
 
 
 def _run_program(path: Path, calls: list[Example]) -> list[list[Tensor]]:

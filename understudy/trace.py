@@ -14,6 +14,7 @@ from typing import Any
 
 import networkx
 import torch
+import torch.fx.config
 from torch import nn
 from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
@@ -190,7 +191,7 @@ def export_program(model: nn.Module, args: tuple, kwargs: dict, dynamic_shapes: 
     where it is known, the module.
     """
     try:
-        with warnings.catch_warnings(), quiet("torch._subclasses.fake_tensor"), torch.no_grad():
+        with warnings.catch_warnings(), quiet("torch._subclasses.fake_tensor"), torch.no_grad(), without_stacks():
             warnings.simplefilter("ignore")  # torch.export warns of its own internals; its errors are raised
             return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
     except UnsupportedModel:
@@ -202,6 +203,21 @@ def export_program(model: nn.Module, args: tuple, kwargs: dict, dynamic_shapes: 
             f"{place(error, model)} with {type(error).__name__}: {reason}; expected a forward pass that runs on these "
             "inputs without branching on tensor values"
         ) from error
+
+
+@contextmanager
+def without_stacks() -> Iterator[None]:
+    """torch.export writes a stack trace on every operator, a tenth of its time: nothing here reads them. Newer releases
+    of torch have a switch for it."""
+    config, name = torch.fx.config, "do_not_emit_stack_traces"
+    before = getattr(config, name, None)
+    try:
+        if before is not None:
+            setattr(config, name, True)
+        yield
+    finally:
+        if before is not None:
+            setattr(config, name, before)
 
 
 def place(error: BaseException | None, model: nn.Module) -> str:
