@@ -320,6 +320,24 @@ class FusedHeads(Mixer):
         return self.proj(y.transpose(1, 2).reshape(n, tokens, self.inner))
 
 
+class HandWritten(Mixer):
+    """Heads as most code has them: how wide they are, and what they are merged to, come from the width of the input."""
+
+    free = {"qkv": 3}
+    macs = Mixer.patch_macs + 4 * 12 * 36 + 2 * 3 * (4 * 4 * 4) + 4 * 12 * 12
+
+    def __init__(self):
+        super().__init__()
+        self.heads = 3
+        self.qkv, self.proj = nn.Linear(12, 36), nn.Linear(12, 12)
+
+    def attend(self, x):
+        n, tokens, width = x.shape
+        q, k, v = self.qkv(x).reshape(n, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        y = F.scaled_dot_product_attention(q, k, v, torch.zeros(1, self.heads, tokens, tokens).to(q))
+        return self.proj(y.transpose(1, 2).reshape(n, tokens, width))
+
+
 class GroupedQuery(Mixer):
     """Four query heads of width 3 share two key heads: whole groups go."""
 
@@ -403,7 +421,7 @@ class ConvClassifier(Tiny):
 
 NETS = [
     Chain, Residual, Concat, Depthwise, Grouped, Shared, FunctionalPool, NoNorm, ConvAfterPool, Attributes, Attention,
-    LayerNorms, FusedHeads, GroupedQuery, TalkingHeads, Branches, ConvClassifier,
+    LayerNorms, FusedHeads, HandWritten, GroupedQuery, TalkingHeads, Branches, ConvClassifier,
 ]  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from importlib import import_module
 
 import pytest
 import torch
-from nets import Chain, FusedHeads
+from nets import Chain, FusedHeads, HandWritten
 from torch import nn
 
 from understudy import export
@@ -32,7 +32,7 @@ assert "understudy" not in sys.modules
 """
 
 
-@pytest.mark.parametrize("net", [Chain, FusedHeads])
+@pytest.mark.parametrize("net", [Chain, FusedHeads, HandWritten])
 def test_both_files_run_elsewhere_on_any_batch(net, tmp_path):
     model = net().train()
     state, random = {n: t.clone() for n, t in model.state_dict().items()}, torch.get_rng_state()

@@ -1,10 +1,11 @@
 """Stand-ins compute what torch's own modules do, and their heads can be cut."""
 
 import copy
+import pickle
 
 import pytest
 import torch
-from nets import Mixer
+from nets import Chain, HandWritten, Mixer
 from torch import nn
 
 from benchmarks.zoo.case import randomised
@@ -12,7 +13,7 @@ from understudy.anatomy import trace
 from understudy.cut import cut
 from understudy.inspect import inspect
 from understudy.laws import check_cut
-from understudy.modules import MultiheadAttention, replace_own
+from understudy.modules import MultiheadAttention, replace_own, tell
 from understudy.planner import make_plan
 
 
@@ -122,3 +123,61 @@ def test_a_block_of_two_halves_is_listed_once():
             return self.fc(self.norm(self.layer(self.patch(x).flatten(2).transpose(1, 2))).mean(1))
 
     assert inspect(Deep(), Deep().example())["blocks"] == ["layer"]
+
+
+def told(keep_width=0.5, model=None):
+    model = model or randomised(HandWritten())
+    anatomy = trace(model, torch.zeros(2, *HandWritten.size))
+    plan = make_plan(model, anatomy, keep_width=keep_width)
+    assert check_cut(anatomy, plan, model, cut(model, plan))["error"] <= 1e-10
+    return cut(model, plan), plan
+
+
+def test_a_told_network_is_of_its_class_and_can_be_copied_and_pickled():
+    student, plan = told(0.3)
+    assert {(c["function"], c["from"], c["to"]) for c in plan.calls} == {("reshape", 12, 4)}
+    assert isinstance(student, HandWritten)
+    assert type(student).__qualname__ == "HandWritten"
+    images = torch.randn(3, *student.size)
+    expected = student(images)
+    for other in (copy.deepcopy(student), pickle.loads(pickle.dumps(student))):
+        assert torch.equal(other(images), expected)
+        assert type(other) is type(student)
+    torch.testing.assert_close(torch.cat([student(image[None]) for image in images]), expected)
+
+
+def test_what_was_told_its_numbers_can_be_cut_again():
+    student, _ = told(0.6)
+    assert student.qkv.out_features == 24
+    again, plan = told(0.5, student)
+    assert again.qkv.out_features == 12
+    assert {(c["from"], c["to"]) for c in plan.calls} >= {(8, 4)}
+    assert again(torch.zeros(3, *again.size)).shape == (3, 5)
+
+
+class _Images(Chain):
+    """A number that counts images and channels at once, and one that must not be another."""
+
+    def forward(self, x):
+        x = self.body[:3](x)
+        x = x.reshape(x.shape[0] * 8, 1, 8, 8).relu().reshape(-1, 8, 8, 8)
+        return self.fc(self.pool(self.body[3:](x)).flatten(1))
+
+
+def test_a_number_that_counts_images_too_follows_them():
+    model = randomised(_Images())
+    anatomy = trace(model, model.example())
+    plan = make_plan(model, anatomy, keep_width=0.5, scheme="all")
+    student = cut(model, plan)
+    assert [(c["from"], c["to"]) for c in plan.calls] == [(16, 8), (8, 4)]
+    images = torch.randn(5, *model.size)
+    torch.testing.assert_close(torch.cat([student(image[None]) for image in images]), student(images))
+    assert check_cut(anatomy, plan, model, student)["error"] <= 1e-10
+
+
+def test_code_that_gives_other_numbers_than_the_plan_knows_is_refused():
+    module = _Images().eval()
+    tell(module, {("reshape", 1): {1: (9, 4)}})
+    with pytest.raises(RuntimeError, match="its code gives reshape the number 8, expected 9"):
+        module(torch.zeros(2, *module.size))
+    torch.zeros(2, 8).reshape(2, 8)  # what was told ends with the pass, also when that fails

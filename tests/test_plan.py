@@ -61,6 +61,9 @@ def test_an_edited_drop_is_resolved_again(prepared):
     assert isinstance(cut(model, new).stage1[1], torch.nn.Identity)
 
 
+_CALL = {"module": "stem", "function": "view", "index": 0, "place": 1, "from": 6, "to": 3}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -74,6 +77,9 @@ def test_an_edited_drop_is_resolved_again(prepared):
         (lambda d: d.update(drop=[3]), "drop holds 3"),
         (lambda d: d["slices"].update({"stem.weight": {"0": [1, "x"]}}), r"slices\['stem.weight'\]"),
         (lambda d: d["edits"].append({"module": "stem"}), "edits holds"),
+        (lambda d: d["calls"].append({"module": "stem"}), "calls holds"),
+        (lambda d: d["calls"].append(_CALL | {"to": "3"}), "calls holds"),
+        (lambda d: d["calls"].append(_CALL | {"place": 2.0}), "calls holds"),
         (lambda d: d["seam"].pop("points"), "seam cannot be read"),
         (lambda d: d["teacher"].pop("tensors"), "teacher lacks"),
         (lambda d: d["teacher"].update(source=5), "source is 5"),
