@@ -1,5 +1,6 @@
 """Seam, groups and blocks of tiny nets that carry their own answers."""
 
+import copy
 import functools
 
 import pytest
@@ -10,13 +11,16 @@ from torch.nn import functional as F
 
 from benchmarks.zoo.case import randomised
 from understudy.anatomy import find_seam, trace
+from understudy.calls import shapes_of
 from understudy.cost import count, count_traced
 from understudy.cut import cut
 from understudy.errors import InputError, UnsupportedModel
 from understudy.graph import Anatomy
 from understudy.laws import check_budget, check_cut
-from understudy.planner import make_plan, selections
+from understudy.planner import make_plan
 from understudy.seam import SeamPoint
+from understudy.selection import selections
+from understudy.trace import RecurrentShapes
 
 
 def free(anatomy: Anatomy) -> dict[str, int]:
@@ -336,7 +340,7 @@ _ORDER = torch.tensor([1, 0, 2, 3, 4, 5, 7, 6])
             lambda x: F.conv1d(x.mean((2, 3))[:, None], x.new_ones(1, 1, 1), padding=1).sum(2)[..., None, None] + x,
             False,
         ),
-        (lambda x: x + x.new_full((2, 8, 8, 8), 0.5), False),
+        (lambda x: x + x.new_full((2, 8, 8, 8), 0.5), True),
         (lambda x: x + x.new_full((2, x.shape[1], 8, 8), 0.5) + torch.zeros(1, x.shape[1], 1, 1), True),
     ],
 )
@@ -769,7 +773,7 @@ def test_hidden_units_against_zeroed_weights():
     ("hidden", "free"),
     [
         (lambda net, x: (x.new_zeros(1, len(x), net.units), torch.ones(1, len(x), net.units, dtype=x.dtype)), True),
-        (lambda net, x: (x.new_zeros(1, len(x), 4), x.new_zeros(1, len(x), 4)), False),
+        (lambda net, x: (x.new_zeros(1, len(x), 4), x.new_zeros(1, len(x), 4)), True),
         (lambda net, x: (x.new_ones(4).cumsum(0).expand(1, len(x), 4),) * 2, False),
     ],
 )
@@ -779,8 +783,26 @@ def test_a_first_state_that_the_code_makes(hidden, free):
     assert (anatomy.groups["rnn"].pinned is None) == free, anatomy.groups["rnn"].pinned
     plan = make_plan(model, anatomy, keep_width=0.5, scheme="all")
     student = cut(model, plan)
-    assert student.units == student.rnn.hidden_size == (2 if free else 4)
+    assert student.rnn.hidden_size == (2 if free else 4)
     assert check_cut(anatomy, plan, model, student)["error"] <= 1e-10
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.LSTM(3, 4, batch_first=True, bidirectional=True, num_layers=2),
+        nn.LSTM(3, 4, proj_size=2, bidirectional=True),
+        nn.GRU(3, 4, num_layers=2),
+        nn.RNN(3, 4, bidirectional=True),
+        nn.RNN(3, 4, nonlinearity="relu"),
+    ],
+)
+@pytest.mark.parametrize("size", [(2, 5, 3), (5, 3)])
+def test_recurrent_layers_without_data_return_the_shapes_that_they_have_with_it(layer, size):
+    expected = shapes_of(layer(torch.zeros(size)))
+    with RecurrentShapes():
+        assert shapes_of(copy.deepcopy(layer).to("meta")(torch.zeros(size, device="meta"))) == expected
+        assert shapes_of(layer(torch.zeros(size))) == expected
 
 
 def test_an_lstm_with_projections_is_pinned():

@@ -5,6 +5,7 @@ through arithmetic. Names, counts and tags agree with what `modules` counts when
 writes on its operators.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -86,7 +87,8 @@ def listening(model: nn.Module, at: Callable[[TorchCall, Any, tuple, dict], Any]
         handles.append(module.register_forward_pre_hook(lambda *_, name=name: mode.frames.append((name, Counter()))))
         handles.append(module.register_forward_hook(lambda *_: _left(mode.frames), always_call=True))
     try:
-        with mode:
+        with mode, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch would name this file for what the network's code does
             yield mode.frames
     finally:
         for handle in handles:

@@ -21,7 +21,7 @@ from understudy.graph import Anatomy, Group
 from understudy.modules import Number, mapped, numbers_in
 from understudy.plan import Plan, describe
 from understudy.selection import needed, selections
-from understudy.trace import shape
+from understudy.trace import RecurrentShapes, shape
 
 Keep = dict[str, list[int]]  # group -> units that stay
 _Told = dict[tuple[str, str, int, int], tuple[Number, Number]]  # module, function, index, place -> given, right
@@ -161,7 +161,7 @@ class _Trial:
             return result
 
         try:
-            with torch.no_grad(), listening(student, at):
+            with torch.no_grad(), RecurrentShapes(), listening(student, at):
                 student.eval()(*heard.args, **heard.kwargs)
         except _Differs:
             raise

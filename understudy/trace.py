@@ -18,6 +18,7 @@ import torch.fx.config
 from torch import nn
 from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
+from torch.overrides import TorchFunctionMode
 
 from understudy.errors import InputError, UnsupportedModel
 from understudy.guard import empty_copy, full_copy, named_tensors, structural_copy
@@ -160,11 +161,27 @@ def run_for_shapes(model: nn.Module, example: Example, run: Callable[[nn.Module,
     args, kwargs = example
     try:
         empty = torch.utils._pytree.tree_map(lambda v: v.to("meta") if isinstance(v, torch.Tensor) else v, example)
-        return run(empty_copy(model), *empty)
+        with RecurrentShapes():
+            return run(empty_copy(model), *empty)
     except UnsupportedModel:
         raise
     except Exception:  # code that reads values, or holds tensors that are no buffers
         return run(full_copy(model), args, kwargs)
+
+
+class RecurrentShapes(TorchFunctionMode):
+    """While it is on, LSTM, GRU and RNN without data return tensors of the right shapes at once: torch would go through
+    their steps, some hundred operators for each."""
+
+    _FUNCTIONS = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in self._FUNCTIONS or not args[0].is_meta or not isinstance(args[2], (list, tuple)):
+            return func(*args, **(kwargs or {}))  # not one of them, or a packed sequence
+        x, state, directions = args[0], args[1], 2 if args[7] else 1
+        states = (state,) if isinstance(state, torch.Tensor) else tuple(state)
+        output = x.new_empty(*x.shape[:-1], directions * states[0].shape[-1])
+        return output, *(s.new_empty(s.shape) for s in states)
 
 
 def _own(values: Any) -> Any:
