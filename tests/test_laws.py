@@ -215,6 +215,26 @@ class _Amplifies(Chain):
         return self.fc(self.pool(x).flatten(1))
 
 
+class _Casts(Chain):
+    """In float32, as it is traced, its weights are of the kind that they are cast to."""
+
+    def forward(self, x):
+        x = self.body[:3](x)
+        x = x + (x / 3).to(self.body[0].weight.dtype)
+        return self.fc(self.pool(self.body[3:](x)).flatten(1))
+
+
+def test_law_2_knows_a_precision_that_follows_the_weights():
+    model = randomised(_Casts())
+    anatomy = trace(model, model.example())
+    plan = make_plan(model, anatomy, keep_width=0.5, scheme="all")
+    found = check_cut(anatomy, plan, model, cut(model, plan))
+    assert found["dtype"] == "float64"
+    assert 1e-10 < found["error"] <= found["tolerance"] <= 1e-6
+    with pytest.raises(LawBroken, match="differ by"):
+        check_cut(anatomy, plan, model, cut(model, _shifted(plan, "body.1.running_mean")))
+
+
 def test_law_2_knows_how_much_a_network_amplifies_rounding():
     model = randomised(_Amplifies())
     anatomy = trace(model, model.example(), points=["body.4"])

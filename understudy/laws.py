@@ -37,8 +37,8 @@ def check_cut(anatomy: Anatomy, plan: Plan, teacher: nn.Module, student: nn.Modu
 
     Returns {"dtype", "error", "tolerance"}: the largest difference as a share of the largest output, over the network's
     outputs and the seam's features. In float64 it must stay below 1e-10, or, where that is more and at most 1e-6, 100
-    times the effect of perturbing the input by one rounding step; a model that cannot run in float64 is compared so in
-    float32.
+    times the effect of perturbing the input by one rounding step (or of a precision that is written into the code); a
+    model that cannot run in float64 is compared so in float32.
     Raises: LawBroken naming the error and the tolerance.
     """
     with seeded(seed), torch.no_grad(), _InRows():
@@ -78,7 +78,9 @@ def check_budget(plan: Plan, teacher: Cost, student: Cost) -> None:
         )
 
 
-def _compare(anatomy: Anatomy, plan: Plan, teacher: nn.Module, student: nn.Module, given: list[torch.Tensor]) -> float:
+def _compare(
+    anatomy: Anatomy, plan: Plan | None, teacher: nn.Module, student: nn.Module, given: list[torch.Tensor]
+) -> float:
     expected = _Reference(anatomy, plan, teacher).outputs(given)
     student = _double(student) if _in_double(given) else student  # not before: both at once take much memory
     args, kwargs = _call(anatomy, given)
@@ -114,14 +116,16 @@ def _runs(anatomy: Anatomy, teacher: nn.Module, given: list[torch.Tensor]) -> bo
 
 
 def _noise(anatomy: Anatomy, plan: Plan, teacher: nn.Module, given: list[torch.Tensor]) -> float:
-    """How far one rounding step in the input moves the reference, as a share of the largest output."""
+    """How far one rounding step in the input moves the reference, as a share of the largest output; or, where that is
+    more, how far the uncut teacher is from it: a precision that the code asks for may be another than was traced."""
     plain = _Reference(anatomy, plan, teacher).outputs(given)
     moved = [g * (1 + torch.finfo(g.dtype).eps) if g.is_floating_point() else g for g in given]
     shifted = _Reference(anatomy, plan, teacher).outputs(moved)
-    return max(
+    moves = max(
         max(((a - b).abs().max() / b.abs().max().clamp_min(1e-30)).item(), torch.finfo(b.dtype).eps)
         for a, b in zip(shifted, plain, strict=True)
     )
+    return max(moves, _compare(anatomy, None, teacher, teacher, given))
 
 
 class _Reference(Interpreter):
