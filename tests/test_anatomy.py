@@ -500,6 +500,37 @@ def test_code_that_caches_is_left_with_values():
     assert model(model.example()).shape == (2, 5)
 
 
+_TABLES = {}
+
+
+def test_code_that_keeps_tables_in_a_dictionary_finds_its_own():
+    """Of a pass without data, at another width, or in float64, nothing may stay there."""
+
+    class Tables(Chain):
+        tables = {}
+
+        def forward(self, x):
+            x = self.body[:3](x)
+            for held in (_TABLES, self.tables):
+                if x.shape[1] not in held:
+                    held[x.shape[1]] = torch.arange(x.shape[3], dtype=x.dtype, device=x.device)
+                x = x * held[x.shape[1]]
+            return self.fc(self.pool(self.body[3:](x)).flatten(1))
+
+    _TABLES.clear()
+    model = randomised(Tables())
+    anatomy = trace(model, model.example())
+    assert free(anatomy) == Chain.free
+    plan = make_plan(model, anatomy, keep_width=0.5, scheme="all")
+    assert check_cut(anatomy, plan, model, cut(model, plan))["error"] <= 1e-10
+    assert (_TABLES, Tables.tables) == ({}, {})
+    model(model.example())
+    own = _TABLES[8]
+    check_cut(anatomy, plan, model, cut(model, plan))
+    assert _TABLES.keys() == {8} == Tables.tables.keys()
+    assert _TABLES[8] is own
+
+
 class _Keeps(Chain):
     def forward(self, x):
         self.last = self.body(x)

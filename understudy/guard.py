@@ -1,9 +1,13 @@
 """Keeping the user's things as they were: context managers that put them back, and copies to work on."""
 
 import copy
+import functools
 import random
+import sys
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,6 +61,38 @@ def seeded(seed: int) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
+
+
+def _spaces(model: nn.Module) -> list[dict[str, Any]]:
+    """The names that the code of `model` has beside it: of its classes, and of the files in which these stand."""
+    kinds = {k for m in model.modules() for k in type(m).__mro__ if not k.__module__.startswith(("torch.", "builtins"))}
+    files = dict.fromkeys(k.__module__ for k in kinds if k.__module__ in sys.modules)
+    return [dict(vars(k)) for k in kinds] + [dict(vars(sys.modules[name])) for name in files]
+
+
+def remembers(model: nn.Module) -> bool:
+    """Is there a `functools.cache` where the code of `model` stands? It outlives every copy of the network."""
+    return any(isinstance(v, functools._lru_cache_wrapper) for space in _spaces(model) for v in space.values())
+
+
+@contextmanager
+def caches_kept(model: nn.Module) -> Iterator[None]:
+    """Dictionaries where the code of `model` stands hold afterwards what they held before: code that keeps tables there
+    would find those of a copy, without data or of another precision."""
+    found = {
+        id(value): value
+        for space in _spaces(model)
+        for name, value in space.items()
+        if type(value) in (dict, OrderedDict, defaultdict) and not name.startswith("__")
+    }
+    held = [(value, dict(value)) for value in found.values()]
+    try:
+        yield
+    finally:
+        for value, before in held:
+            if value.keys() != before.keys() or any(value[key] is not before[key] for key in before):
+                value.clear()
+                value.update(before)
 
 
 def structural_copy(model: nn.Module) -> nn.Module:

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from understudy.cost import Cost
 from understudy.errors import LawBroken
 from understudy.graph import Anatomy
-from understudy.guard import evaluating, full_copy, named_tensors, seeded
+from understudy.guard import caches_kept, evaluating, full_copy, named_tensors, seeded
 from understudy.operators import statistics_axes
 from understudy.plan import Plan
 from understudy.recurrent import RECURRENT
@@ -41,7 +41,7 @@ def check_cut(anatomy: Anatomy, plan: Plan, teacher: nn.Module, student: nn.Modu
     model that cannot run in float64 is compared so in float32.
     Raises: LawBroken naming the error and the tolerance.
     """
-    with seeded(seed), torch.no_grad(), _InRows():
+    with seeded(seed), torch.no_grad(), caches_kept(teacher), _InRows():
         given = _random_inputs(anatomy, torch.float64)
         try:
             error = _compare(anatomy, plan, teacher, student, given)

@@ -18,6 +18,7 @@ from understudy.channels import Axes, Ids, Size
 from understudy.cut import cut
 from understudy.errors import PlanError, UnderstudyError, one_line
 from understudy.graph import Anatomy, Group
+from understudy.guard import caches_kept
 from understudy.modules import Number, mapped, numbers_in
 from understudy.plan import Plan, describe
 from understudy.selection import needed, selections
@@ -161,7 +162,7 @@ class _Trial:
             return result
 
         try:
-            with torch.no_grad(), RecurrentShapes(), listening(student, at):
+            with torch.no_grad(), caches_kept(student), RecurrentShapes(), listening(student, at):
                 student.eval()(*heard.args, **heard.kwargs)
         except _Differs:
             raise

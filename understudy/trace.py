@@ -3,9 +3,7 @@
 Nothing here interprets operators: the graph, where each tensor comes from, and which module ran what.
 """
 
-import functools
 import logging
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -21,7 +19,7 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.overrides import TorchFunctionMode
 
 from understudy.errors import InputError, UnsupportedModel
-from understudy.guard import empty_copy, full_copy, named_tensors, structural_copy
+from understudy.guard import caches_kept, empty_copy, full_copy, named_tensors, remembers, structural_copy
 from understudy.modules import replace_own
 from understudy.seam import SeamPoint, marking, tensors
 
@@ -134,13 +132,13 @@ def trace_graph(model: nn.Module, example: Any, points: Sequence[SeamPoint] = ()
     """
     require_data(model)
     args, kwargs = as_example(example)
-    if _remembers(model):  # else what it keeps of this pass would be a tensor without values
-        with torch.no_grad(), suppress(Exception):  # what is wrong, torch.export tells
+    if remembers(model):  # else what it keeps of this pass would be a tensor without values
+        with torch.no_grad(), caches_kept(model), suppress(Exception):  # what is wrong, torch.export tells
             full_copy(model).eval()(*_own(args), **_own(kwargs))
     clone, kept = structural_copy(model).eval(), structural_copy(model).eval()
     replace_own(clone)
     replace_own(kept)
-    with marking(clone, points) as marked, _flat(clone) as parts:
+    with caches_kept(model), marking(clone, points) as marked, _flat(clone) as parts:
         program = export_program(clone, args, kwargs)
     _flatten(program.graph_module)
     _require_sizes(program, clone)
@@ -148,24 +146,20 @@ def trace_graph(model: nn.Module, example: Any, points: Sequence[SeamPoint] = ()
     return _read(kept, (args, kwargs), program, parts, points, marked)
 
 
-def _remembers(model: nn.Module) -> bool:
-    """Is there a `functools.cache` where the code of `model` stands? It outlives every copy of the network."""
-    kinds = {k for m in model.modules() for k in type(m).__mro__ if not k.__module__.startswith(("torch.", "builtins"))}
-    spaces = [vars(k) for k in kinds] + [vars(sys.modules[k.__module__]) for k in kinds if k.__module__ in sys.modules]
-    return any(isinstance(v, functools._lru_cache_wrapper) for space in spaces for v in list(space.values()))
-
-
 def run_for_shapes(model: nn.Module, example: Example, run: Callable[[nn.Module, tuple, dict], Any]) -> Any:
     """What `run(copy, args, kwargs)` returns for a copy of `model` without data where its code allows that, else for a
     full copy, as it may write to its buffers."""
     args, kwargs = example
-    try:
-        empty = torch.utils._pytree.tree_map(lambda v: v.to("meta") if isinstance(v, torch.Tensor) else v, example)
-        with RecurrentShapes():
-            return run(empty_copy(model), *empty)
-    except UnsupportedModel:
-        raise
-    except Exception:  # code that reads values, or holds tensors that are no buffers
+    if not remembers(model):
+        try:
+            empty = torch.utils._pytree.tree_map(lambda v: v.to("meta") if isinstance(v, torch.Tensor) else v, example)
+            with caches_kept(model), RecurrentShapes():
+                return run(empty_copy(model), *empty)
+        except UnsupportedModel:
+            raise
+        except Exception:
+            pass  # code that reads values
+    with caches_kept(model):
         return run(full_copy(model), args, kwargs)
 
 
