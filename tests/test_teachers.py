@@ -175,6 +175,9 @@ def test_classes_channels_and_size_asked_for():
     assert teacher.views == "pad_crop"
     assert teacher.options == {"num_classes": 7, "in_chans": 1}
     assert load_teacher(TIMM, pretrained=False, in_chans=5).preprocessing.input_size == (5, 160, 160)
+    headless = load_teacher(TIMM, pretrained=False, num_classes=0, input_size=(3, 64, 64))
+    assert headless.model(torch.zeros(2, 3, 64, 64)).shape == (2, headless.model.num_features)
+    assert headless.options["num_classes"] == 0
     refused("in_chans 3 and input_size (4, 32, 32)", TIMM, pretrained=False, in_chans=3, input_size=(4, 32, 32))
 
 

@@ -416,7 +416,7 @@ def per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
 
 
 def _refuse_new_head(spec: str, asked: int, there: int) -> None:
-    if asked != there:
+    if asked not in (there, 0):
         raise InputError(
             f"loading {spec}: its pretrained weights have {there} classes, found num_classes {asked}: the head would "
             "be untrained; give --weights FILE with your own, or --no-pretrained"

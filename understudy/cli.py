@@ -32,7 +32,9 @@ TeacherArg = Annotated[
 ImagesArg = Annotated[Path, typer.Argument(help="Folder of images (any nesting), one file, .npy or .npz")]
 Weights = Annotated[Path | None, typer.Option(help="Tensors: .safetensors, or a state dict", rich_help_panel=_TEACHER)]
 Pretrained = Annotated[bool, typer.Option(help="The library's own weights", rich_help_panel=_TEACHER)]
-NumClasses = Annotated[int | None, typer.Option(help="Classes of the teacher", rich_help_panel=_TEACHER)]
+NumClasses = Annotated[
+    int | None, typer.Option(help="Classes of the teacher (timm: 0 for no head)", rich_help_panel=_TEACHER)
+]
 Part = Annotated[
     str, typer.Option(help="Submodule to compress instead of the whole, e.g. backbone", rich_help_panel=_TEACHER)
 ]

@@ -214,8 +214,10 @@ def _options(
     """Only what was asked for, checked to survive JSON."""
     options: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans}
     for name, value in options.items():
-        if value is not None and (type(value) is not int or value < 1):
-            raise InputError(f"loading {spec}: found {name} {value!r}, expected a whole number above 0")
+        headless = name == "num_classes" and value == 0 and spec.startswith("timm:")
+        if value is not None and (type(value) is not int or (value < 1 and not headless)):
+            also = ", or of timm 0 for a network without a head" if name == "num_classes" else ""
+            raise InputError(f"loading {spec}: found {name} {value!r}, expected a whole number above 0{also}")
     options["model_kwargs"] = dict(model_kwargs or {}) or None
     options = {k: v for k, v in options.items() if v is not None}
     try:
