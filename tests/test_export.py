@@ -8,6 +8,7 @@ import pytest
 import torch
 from nets import Chain, FusedHeads, HandWritten
 from torch import nn
+from torch.nn import functional as F
 
 from understudy import export
 from understudy.errors import InputError, LawBroken, StoreError, UnsupportedModel
@@ -32,7 +33,29 @@ assert "understudy" not in sys.modules
 """
 
 
-@pytest.mark.parametrize("net", [Chain, FusedHeads, HandWritten])
+class Biased(FusedHeads):
+    """What attention returns lies so that torch's reshape is a view; computed by its parts it does not."""
+
+    def attend(self, x):
+        n, tokens, _ = x.shape
+        q, k, v = self.qkv(x).reshape(n, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        bias = self.table[self.places.view(-1)].view(tokens, tokens, -1).permute(2, 0, 1)
+        y = F.scaled_dot_product_attention(q, k, v, bias[None].expand(n, -1, -1, -1))
+        return self.proj(y.transpose(1, 2).reshape(n, tokens, self.inner))
+
+
+class ThreeAxes(HandWritten):
+    """Images and heads on one axis; one tensor is query and key."""
+
+    def attend(self, x):
+        n, tokens, width = x.shape
+        heads = self.qkv(x).view(n, tokens, 9, 4).transpose(1, 2)
+        k, v = (t.reshape(n * 3, tokens, 4) for t in (heads[:, :3], heads[:, 3:6]))
+        y = F.scaled_dot_product_attention(k, k, v, attn_mask=k @ v.transpose(1, 2))
+        return self.proj(y.view(n, 3, tokens, 4).transpose(1, 2).reshape(n, tokens, width))
+
+
+@pytest.mark.parametrize("net", [Chain, FusedHeads, HandWritten, Biased, ThreeAxes])
 def test_both_files_run_elsewhere_on_any_batch(net, tmp_path):
     model = net().train()
     state, random = {n: t.clone() for n, t in model.state_dict().items()}, torch.get_rng_state()

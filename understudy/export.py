@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ShapesCollection
+from torch.fx import Graph, Node, map_arg
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -157,7 +158,7 @@ def _write_program(program: Any, model: nn.Module, path: Path) -> None:
 def _write_onnx(program: Any, model: nn.Module, path: Path) -> int:
     """Returns the opset."""
     try:
-        _require_layouts(program)
+        _adapt_attention(program)
         with warnings.catch_warnings(), quiet("torch.onnx", "onnxscript"), without_stacks():
             warnings.simplefilter("ignore")  # the converter warns of its own internals; its errors are raised
             converted = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
@@ -176,18 +177,37 @@ def _write_onnx(program: Any, model: nn.Module, path: Path) -> int:
         ) from error
 
 
-def _require_layouts(program: Any) -> None:
-    """How torch's attention on a CPU lays out its result lets a later reshape be a view, which it no longer is when the
-    converter computes attention by its parts: have the graph ask for rows that are contiguous."""
-    graph = program.graph
+def _adapt_attention(program: Any) -> None:
+    """Attention as torch's converter wants it: four axes, and a result whose rows are contiguous. How torch lays it out
+    on a CPU may let a later reshape be a view, which it no longer is when the converter computes it by its parts."""
+    graph, aten = program.graph, torch.ops.aten
     for node in list(graph.nodes):
-        if node.op == "call_function" and operator(node) == "scaled_dot_product_attention":
-            with graph.inserting_after(node):
-                plain = graph.call_function(
-                    torch.ops.aten.clone.default, (node,), {"memory_format": torch.contiguous_format}
-                )
-            plain.meta = {**node.meta, "val": node.meta["val"].contiguous()}
-            node.replace_all_uses_with(plain, lambda user, plain=plain: user is not plain)
+        if node.op != "call_function" or operator(node) != "scaled_dot_product_attention":
+            continue
+        value, users = node.meta["val"], list(node.users)
+        three = value.dim() == 3
+        if three:
+            with graph.inserting_before(node):
+                given = {a: _made(graph, aten.unsqueeze.default, a, 0) for a in node.all_input_nodes if _rank(a) == 3}
+            node.args, node.kwargs = map_arg((node.args, node.kwargs), lambda a, given=given: given.get(a, a))
+            node.meta["val"] = value.unsqueeze(0)
+        with graph.inserting_after(node):
+            plain = _made(graph, aten.clone.default, node, memory_format=torch.contiguous_format)
+        if three:
+            with graph.inserting_after(plain):
+                plain = _made(graph, aten.squeeze.dim, plain, 0)
+        for user in users:
+            user.replace_input_with(node, plain)
+
+
+def _rank(node: Node) -> int:
+    return node.meta["val"].dim()
+
+
+def _made(graph: Graph, function: Any, source: Node, *others: Any, **options: Any) -> Node:
+    node = graph.call_function(function, (source, *others), options)
+    node.meta = {**source.meta, "val": function(source.meta["val"], *others, **options)}
+    return node
 
 
 def _run_program(path: Path, calls: list[Example]) -> list[list[Tensor]]:
