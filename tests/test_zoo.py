@@ -96,14 +96,14 @@ def test_what_the_teacher_cannot_export_either_is_told_apart(monkeypatch):
 def test_the_page_counts_outcomes_and_names_reasons(tmp_path):
     size = {"params": 2e6, "input": [3, 224, 224]}
     good = {"model": "timm:a", "outcome": "done", **size, "keep": 0.7, "macs_share_pinned": 0.3, "groups": 8,
-            "seconds": {"all": 61, "export": 60}, "export": {"pt2": 0.0, "onnx": 5e-7}, "peak_memory_mib": 4097,
+            "seconds": {"all": 61, "export": 60}, "cpu_seconds": {"all": 61, "export": 60}, "export": {"pt2": 0.0, "onnx": 5e-7}, "peak_memory_mib": 4097,
             "pinned": {"size 3 is fixed in the code (reshape in blocks.0)": 1, "the seam's own channels": 1,
                        "the head (fc.weight)": 1, "the network's input": 1, "the network's output": 1}}  # fmt: skip
-    fast = good | {"model": "timm:c", "seconds": {"all": 60, "export": 60}, "macs_share_pinned": 0.1, "groups": 2,
+    fast = good | {"model": "timm:c", "cpu_seconds": {"all": 60, "export": 60}, "macs_share_pinned": 0.1, "groups": 2,
                    "peak_memory_mib": 4096, "export_static": "its code"}  # fmt: skip
     large = good | {"model": "timm:d", "params": 1e8, "export": None, "export_why": "the teacher itself | cannot"}
     lost = good | {"model": "timm:e", "input": [3, 240, 240], "outcome": "failed", "stage": "export", "error": "bad"}
-    del lost["export"]
+    del lost["export"], lost["cpu_seconds"]
     bad = {"model": "timm:b", "outcome": "unsupported", "stage": "trace", "error": "no\nhead | here", "seconds": {}}
     page = text([good, bad, fast, large, lost], 9)
     assert "5 of 9 models were run: 3 done, 1 unsupported, 1 failed" in page
@@ -116,7 +116,7 @@ def test_the_page_counts_outcomes_and_names_reasons(tmp_path):
     assert f"| timm:a | 2.0 | done {row}" in page
     assert "| 50.0% | 0e+00 / 5e-07, fixed batch |" in page
     assert "| the teacher itself / cannot |" in page
-    assert "| export: bad |" in page
+    assert "| (61 + 60) | 4097 | export: bad |" in page
     assert "trace: no head / here |" in page
     path = tmp_path / "zoo.jsonl"
     path.write_text("".join(json.dumps(x) + "\n" for x in (good, bad, {**bad, "outcome": "done"})))

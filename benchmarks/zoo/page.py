@@ -15,7 +15,8 @@ zero) is checked, the saved folder is loaded again in a fresh process and compar
 the MACs in operators of which no channel can be cut. Groups pinned: share of the groups that are pinned for another
 reason than the seam, the head, the network's input or output. Export: the largest difference of the exported program
 (pt2) and of ONNX Runtime (float32, CPU) from the cut model, as a share of the largest output; the batch is free but
-where "fixed batch" stands. One thread; other work ran beside: the seconds (before export + export) are upper bounds."""
+where "fixed batch" stands. Seconds (before export + export) are processor time of one thread, the fresh process
+included: what it takes on an idle machine. In brackets, where it is not known, time by the clock beside other work."""
 PAGE = Path(__file__).parents[2] / "docs" / "zoo.md"
 _ORACLE_HEAD = """`python -m benchmarks.zoo oracle` hands the first and the last unit of every group (all its channels
 in the layer that makes them) to Torch-Pruning's dependency graph and compares what either would cut: tensor, axis and
@@ -88,8 +89,8 @@ def _facts(lines: list[dict[str, Any]]) -> list[str]:
             f"of them with a fixed batch; of {len(never)} the uncut teacher cannot be exported either."
         )
     size = [x for x in through if x["params"] < 1e8 and max(x["input"][1:]) <= 224]
-    before = [x["seconds"]["all"] for x in size]
-    whole = [x["seconds"]["all"] + x["seconds"].get("export", 0) for x in size]
+    before = [_seconds(x)["all"] for x in size]
+    whole = [_seconds(x)["all"] + _seconds(x).get("export", 0) for x in size]
     facts.append(
         f"Of the {len(size)} of these under 100 M parameters at up to 224 pixels: {sum(s > _SECONDS for s in before)} "
         f"took over {_SECONDS} s before the export, {sum(s > _SECONDS_WITH_EXPORT for s in whole)} over "
@@ -102,6 +103,10 @@ def _of(some: list, everything: list) -> str:
     return f"{len(some)} of {len(everything)} ({len(some) / max(len(everything), 1):.0%})"
 
 
+def _seconds(line: dict[str, Any]) -> dict[str, float]:
+    return line.get("cpu_seconds") or line.get("seconds", {})
+
+
 def _groups_pinned(line: dict[str, Any]) -> float:
     """Share of the groups that are pinned behind no seam."""
     pinned = sum(n for why, n in line["pinned"].items() if not why.startswith(_AT_THE_SEAM))
@@ -109,7 +114,8 @@ def _groups_pinned(line: dict[str, Any]) -> float:
 
 
 def _row(line: dict[str, Any]) -> list[Any]:
-    share, seconds = line.get("macs_share_pinned"), line.get("seconds", {})
+    share, seconds = line.get("macs_share_pinned"), _seconds(line)
+    took = f"{seconds.get('all', 0):.0f}" + (f" + {seconds['export']:.0f}" if "export" in seconds else "")
     return [
         line["model"],
         f"{line['params'] / 1e6:.1f}" if "params" in line else "",
@@ -118,7 +124,7 @@ def _row(line: dict[str, Any]) -> list[Any]:
         "" if share is None else f"{share:.1%}",
         "" if share is None else f"{_groups_pinned(line):.1%}",
         _export(line),
-        f"{seconds.get('all', 0):.0f}" + (f" + {seconds['export']:.0f}" if "export" in seconds else ""),
+        took if "cpu_seconds" in line else f"({took})",
         line.get("peak_memory_mib", ""),
         _why(line),
     ]
