@@ -96,7 +96,8 @@ def test_what_the_teacher_cannot_export_either_is_told_apart(monkeypatch):
 def test_the_page_counts_outcomes_and_names_reasons(tmp_path):
     size = {"params": 2e6, "input": [3, 224, 224]}
     good = {"model": "timm:a", "outcome": "done", **size, "keep": 0.7, "macs_share_pinned": 0.3, "groups": 8,
-            "seconds": {"all": 61, "export": 60}, "cpu_seconds": {"all": 61, "export": 60}, "export": {"pt2": 0.0, "onnx": 5e-7}, "peak_memory_mib": 4097,
+            "seconds": {"all": 61, "export": 60}, "cpu_seconds": {"all": 61, "export": 60}, "peak_memory_mib": 4097,
+            "export": {"pt2": 0.0, "onnx": 5e-7},
             "pinned": {"size 3 is fixed in the code (reshape in blocks.0)": 1, "the seam's own channels": 1,
                        "the head (fc.weight)": 1, "the network's input": 1, "the network's output": 1}}  # fmt: skip
     fast = good | {"model": "timm:c", "cpu_seconds": {"all": 60, "export": 60}, "macs_share_pinned": 0.1, "groups": 2,
