@@ -4,6 +4,7 @@ import copy
 import pickle
 import types
 
+import numpy as np
 import pytest
 import torch
 from nets import Chain, HandWritten, Mixer
@@ -155,6 +156,19 @@ def test_what_was_told_its_numbers_can_be_cut_again():
     assert again.qkv.out_features == 12
     assert {(c["from"], c["to"]) for c in plan.calls} >= {(8, 4)}
     assert again(torch.zeros(3, *again.size)).shape == (3, 5)
+
+
+def test_whole_numbers_of_numpy_are_told_too():
+    class Divides(Chain):
+        def forward(self, x):
+            x = self.body[:3](x)
+            return self.fc(self.pool(self.body[3:](x / np.int64(x.shape[1]))).flatten(1))
+
+    model = randomised(Divides())
+    anatomy = trace(model, model.example())
+    plan = make_plan(model, anatomy, keep_width=0.5, scheme="all")
+    assert [(c["from"], c["to"]) for c in plan.calls] == [(4, 8)]
+    assert check_cut(anatomy, plan, model, cut(model, plan))["error"] <= 1e-10
 
 
 class _Images(Chain):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -92,6 +93,8 @@ def replace_own(model: nn.Module) -> None:
 
 def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
     """`value` with every int and float (no bool) in its tuples, lists, dicts and slices changed, in order."""
+    if isinstance(value, np.integer):
+        return change(int(value))
     if isinstance(value, (int, float, torch.SymInt)) and not isinstance(value, bool):
         return change(value)
     if isinstance(value, slice):
