@@ -334,7 +334,7 @@ class HandWritten(Mixer):
     def attend(self, x):
         n, tokens, width = x.shape
         q, k, v = self.qkv(x).reshape(n, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
-        y = F.scaled_dot_product_attention(q, k, v, torch.zeros(1, self.heads, tokens, tokens).to(q))
+        y = F.scaled_dot_product_attention(q, k, v, q.new_zeros(1, self.heads, tokens, tokens))
         return self.proj(y.transpose(1, 2).reshape(n, tokens, width))
 
 

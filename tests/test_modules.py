@@ -2,11 +2,14 @@
 
 import copy
 import pickle
+import types
 
+import numpy as np
 import pytest
 import torch
 from nets import Chain, HandWritten, Mixer
 from torch import nn
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from benchmarks.zoo.case import randomised
 from understudy.anatomy import trace
@@ -155,6 +158,19 @@ def test_what_was_told_its_numbers_can_be_cut_again():
     assert again(torch.zeros(3, *again.size)).shape == (3, 5)
 
 
+def test_whole_numbers_of_numpy_are_told_too():
+    class Divides(Chain):
+        def forward(self, x):
+            x = self.body[:3](x)
+            return self.fc(self.pool(self.body[3:](x / np.int64(x.shape[1]))).flatten(1))
+
+    model = randomised(Divides())
+    anatomy = trace(model, model.example())
+    plan = make_plan(model, anatomy, keep_width=0.5, scheme="all")
+    assert [(c["from"], c["to"]) for c in plan.calls] == [(4, 8)]
+    assert check_cut(anatomy, plan, model, cut(model, plan))["error"] <= 1e-10
+
+
 class _Images(Chain):
     """A number that counts images and channels at once, and one that must not be another."""
 
@@ -181,3 +197,67 @@ def test_code_that_gives_other_numbers_than_the_plan_knows_is_refused():
     with pytest.raises(RuntimeError, match="its code gives reshape the number 8, expected 9"):
         module(torch.zeros(2, *module.size))
     torch.zeros(2, 8).reshape(2, 8)  # what was told ends with the pass, also when that fails
+
+
+class _Scales(nn.Module):
+    def forward(self, x):
+        if self.training:
+            x = x * 1.0
+        return x * x.shape[1] ** -0.5
+
+
+class _Scaled(Chain):
+    """A scale that is computed from a width; a module that trains in another way. twice: at two widths."""
+
+    def __init__(self, twice=False):
+        super().__init__()
+        self.scale, self.twice = _Scales(), twice
+
+    def forward(self, x):
+        for i, layer in enumerate(self.body):
+            x = layer(self.scale(x) if i == 3 else x)
+        return self.fc(self.pool(self.scale(x) if self.twice else x).flatten(1))
+
+
+def test_a_number_that_depends_on_more_than_a_width_is_never_replaced_unseen():
+    model = randomised(_Scaled())
+    anatomy = trace(model, model.example())
+    plan = make_plan(model, anatomy, keep_width=0.5, scheme="all")
+    student = cut(model, plan)
+    assert [(c["module"], c["function"], c["from"]) for c in plan.calls] == [("scale", "mul", 4**-0.5)]
+    assert check_cut(anatomy, plan, model, student)["error"] <= 1e-10
+    with pytest.raises(RuntimeError, match=r"its code gives mul the number 1\.0, expected 0.5"):
+        student.train()(model.example())
+    with pytest.raises(RuntimeError, match="its code gives mul 0 numbers, the plan has one for number 1"):
+        torch.jit.trace(student.eval(), model.example())  # sizes are tensors
+
+
+def test_a_module_that_runs_at_two_widths_cannot_be_told_one_number():
+    model = randomised(_Scaled(twice=True))
+    anatomy = trace(model, model.example())
+    assert anatomy.groups["body.0"].pinned == "a number would have to be two at a time (mul in scale)"
+    plan = make_plan(model, anatomy, keep_width=0.5, scheme="all")
+    assert check_cut(anatomy, plan, model, cut(model, plan))["error"] <= 1e-10
+
+
+def test_code_that_no_class_holds_is_not_told():
+    written = torch.fx.symbolic_trace(_Scaled())
+    set_here = _Scaled()
+    set_here.scale.forward = types.MethodType(_Scales.forward, set_here.scale)
+    for net, module in ((written, "<model>"), (set_here, "scale")):
+        model = randomised(net)
+        anatomy = trace(model, torch.zeros(2, 3, 8, 8))
+        assert anatomy.groups["body.0"].pinned.endswith(f"no class depends on a width (mul in {module})")
+        plan = make_plan(model, anatomy, keep_width=0.5, scheme="all")
+        assert set(plan.widths) == {"body.3"}
+        assert check_cut(anatomy, plan, model, cut(model, plan))["error"] <= 1e-10
+
+
+def test_a_feature_extractor_of_torchvision_is_cut_and_stays_in_eval_mode():
+    model = randomised(create_feature_extractor(Chain(), ["body.5", "fc"]))
+    anatomy = trace(model, torch.zeros(2, 3, 8, 8))
+    plan = make_plan(model, anatomy, keep_width=0.5, scheme="all")
+    student = cut(model, plan)
+    assert plan.widths == {"body.0": 4}  # what it returns stays whole
+    assert check_cut(anatomy, plan, model, student)["error"] <= 1e-10
+    assert not any(m.training for m in student.modules())

@@ -119,9 +119,12 @@ def _copied(model: nn.Module, memo: dict[int, object]) -> nn.Module:
         left = (v for v in tree_leaves(list(vars(module).values())) if isinstance(v, torch.Tensor) and not v.is_leaf)
         memo.update({id(value): value.detach() for value in left})
     try:
-        return copy.deepcopy(model, memo)
+        copied = copy.deepcopy(model, memo)
     except Exception as error:
         raise UnsupportedModel(
             f"copying {type(model).__name__}: {type(error).__name__}: {error}; "
             "expected a module that copy.deepcopy can copy"
         ) from error
+    for mine, its in zip(model.modules(), copied.modules(), strict=True):
+        its.training = mine.training  # torchvision's feature extractors forget it
+    return copied

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -92,6 +93,8 @@ def replace_own(model: nn.Module) -> None:
 
 def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
     """`value` with every int and float (no bool) in its tuples, lists, dicts and slices changed, in order."""
+    if isinstance(value, np.integer):
+        return change(int(value))
     if isinstance(value, (int, float, torch.SymInt)) and not isinstance(value, bool):
         return change(value)
     if isinstance(value, slice):
@@ -126,9 +129,21 @@ class _Telling(TorchFunctionMode):
             right = self._told.get((name, self._seen[name]))
             self._seen[name] += 1
             if right is not None:
-                places = iter(range(len(numbers_in((args, kwargs)))))
+                count = len(numbers_in((args, kwargs)))
+                if max(right) >= count:  # another call, or one of torch.jit.trace, where sizes are tensors
+                    raise RuntimeError(
+                        f"running a cut network: its code gives {name} {count} numbers, the plan has one for number "
+                        f"{max(right) + 1}; {_OTHER}"
+                    )
+                places = iter(range(count))
                 args, kwargs = mapped((args, kwargs), lambda n: _right(n, right.get(next(places)), name))
         return func(*args, **(kwargs or {}))
+
+
+_OTHER = (
+    "the code is not that of the network that the plan was made for, or does something else in training, at this size "
+    "or number of images, or while it is traced with torch.jit or torch.fx"
+)
 
 
 def _right(given: Any, known: tuple[Number, Number] | None, function: str) -> Any:
@@ -136,14 +151,22 @@ def _right(given: Any, known: tuple[Number, Number] | None, function: str) -> An
     if known is None:
         return given
     wrong, right = known
-    if isinstance(given, float) or isinstance(right, float) or (isinstance(given, int) and given == wrong):
+    if isinstance(given, torch.SymInt):
+        return given * right // wrong
+    if given == wrong:
         return right
-    if isinstance(given, int) and (not wrong or given * right % wrong):
+    whole = all(isinstance(n, int) for n in (given, wrong, right))
+    if not whole or not wrong or given * right % wrong:  # a float may depend on other sizes in any way
         raise RuntimeError(
             f"running a cut network: its code gives {function} the number {given}, expected {wrong} (in whose place "
-            f"the plan has {right}) or a multiple; the code is not that of the network that the plan was made for"
+            f"the plan has {right}){' or a multiple' if whole else ''}; {_OTHER}"
         )
     return given * right // wrong
+
+
+def can_tell(module: nn.Module) -> bool:
+    """Whether the code of `module` is its class's: not set on the module itself, nor one that torch.fx wrote."""
+    return "forward" not in vars(module) and not isinstance(module, torch.fx.GraphModule)
 
 
 def tell(module: nn.Module, told: Told) -> None:

@@ -18,8 +18,12 @@ from understudy.channels import Axes, Ids, Size
 from understudy.cut import cut
 from understudy.errors import PlanError, UnderstudyError, one_line
 from understudy.graph import Anatomy, Group
+<<<<<<< HEAD
 from understudy.guard import caches_kept
 from understudy.modules import Number, mapped, numbers_in
+=======
+from understudy.modules import Number, can_tell, mapped, numbers_in
+>>>>>>> review2
 from understudy.plan import Plan, describe
 from understudy.selection import needed, selections
 from understudy.trace import RecurrentShapes, shape
@@ -132,6 +136,8 @@ class _Trial:
         except UnderstudyError as error:
             raise _Differs(one_line(error)) from error
         found: _Told = {}
+        seen: _Told = {}  # what need not be told too: of a module that runs several times
+        modules = dict(student.named_modules())
         calls, last = iter(enumerate(heard.calls)), None
 
         def at(call: TorchCall, func: Any, args: tuple, kwargs: dict) -> Any:
@@ -142,12 +148,17 @@ class _Trial:
                 raise _Differs(f"after a cut the code takes another way {_where_called(call)}")
             given = numbers_in((args, kwargs))
             right = self._right(place, given, keep)
+            for i, pair in enumerate(zip(given, right, strict=True)):
+                key = (call.module, call.function, call.index, i)
+                if pair[0] is not pair[1] and pair[0] != pair[1]:  # nan is no other number
+                    found[key] = pair
+                if seen.setdefault(key, pair) != pair and key in found:
+                    raise _Differs(f"a number would have to be two at a time {_where_called(call)}")
             if right != given:
-                for i, (wrong, number) in enumerate(zip(given, right, strict=True)):
-                    if wrong != number:
-                        key = (call.module, call.function, call.index, i)
-                        if found.setdefault(key, (wrong, number)) != (wrong, number):
-                            raise _Differs(f"a number would have to be two at a time {_where_called(call)}")
+                if not can_tell(modules[call.module]):
+                    raise _Differs(
+                        f"a number in code that belongs to no class depends on a width {_where_called(call)}"
+                    )
                 new = iter(right)
                 args, kwargs = mapped((args, kwargs), lambda _: next(new))
             result = func(*args, **kwargs)

@@ -138,6 +138,8 @@ def trace_graph(model: nn.Module, example: Any, points: Sequence[SeamPoint] = ()
     clone, kept = structural_copy(model).eval(), structural_copy(model).eval()
     replace_own(clone)
     replace_own(kept)
+    if isinstance(clone, torch.fx.GraphModule):  # of which torch.export would read the graph, and call no hooks
+        clone.__class__ = type(type(clone).__name__, (nn.Module,), {"forward": type(clone).forward})
     with caches_kept(model), marking(clone, points) as marked, _flat(clone) as parts:
         program = export_program(clone, args, kwargs)
     _flatten(program.graph_module)
