@@ -191,6 +191,24 @@ def test_a_number_that_counts_images_too_follows_them():
     assert check_cut(anatomy, plan, model, student)["error"] <= 1e-10
 
 
+class _EachImage(Chain):
+    """One call for every image: which of them are to be told is not known for more images."""
+
+    def forward(self, x):
+        x = self.body[:3](x)
+        x = torch.stack([image * x.shape[1] ** -0.5 for image in x])
+        return self.fc(self.pool(self.body[3:](x)).flatten(1))
+
+
+def test_numbers_of_calls_for_each_image_are_not_told():
+    model = randomised(_EachImage())
+    anatomy = trace(model, model.example())
+    assert anatomy.groups["body.0"].pinned == (
+        "a number depends on a width in code that calls torch anew for every image"
+    )
+    assert anatomy.groups["body.3"].pinned is None
+
+
 def test_code_that_gives_other_numbers_than_the_plan_knows_is_refused():
     module = _Images().eval()
     tell(module, {("reshape", 1): {1: (9, 4)}})

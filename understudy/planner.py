@@ -112,7 +112,7 @@ def replan(teacher: nn.Module, anatomy: Anatomy, plan: Plan, source: dict[str, A
     if (
         as_planned
         and new.macs["student"] == plan.macs.get("student")
-        and (new.slices, new.edits, new.calls) != (plan.slices, plan.edits, plan.calls)
+        and (new.slices, new.edits, new.calls) != (plan.slices, plan.edits, plan.calls or new.calls)
     ):
         raise PlanError(
             "reading the plan: its slices, edits or calls are not those of its widths; edit widths and drop only"

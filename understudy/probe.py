@@ -7,23 +7,21 @@ have the predicted shape. A group without which the code would go on is pinned.
 """
 
 import dataclasses
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch.fx import Node
+from torch.utils._pytree import tree_map
 
-from understudy.calls import TorchCall, listening, shapes_of
+from understudy.calls import TorchCall, listening, shapes_of, torch_calls
 from understudy.channels import Axes, Ids, Size
 from understudy.cut import cut
 from understudy.errors import PlanError, UnderstudyError, one_line
 from understudy.graph import Anatomy, Group
-<<<<<<< HEAD
-from understudy.guard import caches_kept
-from understudy.modules import Number, mapped, numbers_in
-=======
+from understudy.guard import caches_kept, full_copy
 from understudy.modules import Number, can_tell, mapped, numbers_in
->>>>>>> review2
 from understudy.plan import Plan, describe
 from understudy.selection import needed, selections
 from understudy.trace import RecurrentShapes, shape
@@ -148,12 +146,7 @@ class _Trial:
                 raise _Differs(f"after a cut the code takes another way {_where_called(call)}")
             given = numbers_in((args, kwargs))
             right = self._right(place, given, keep)
-            for i, pair in enumerate(zip(given, right, strict=True)):
-                key = (call.module, call.function, call.index, i)
-                if pair[0] is not pair[1] and pair[0] != pair[1]:  # nan is no other number
-                    found[key] = pair
-                if seen.setdefault(key, pair) != pair and key in found:
-                    raise _Differs(f"a number would have to be two at a time {_where_called(call)}")
+            _note(call, given, right, found, seen)
             if right != given:
                 if not can_tell(modules[call.module]):
                     raise _Differs(
@@ -162,14 +155,7 @@ class _Trial:
                 new = iter(right)
                 args, kwargs = mapped((args, kwargs), lambda _: next(new))
             result = func(*args, **kwargs)
-            axes = self._returned[place]
-            if axes is not None:
-                wanted = tuple(_predicted(anatomy, *each, keep) for each in zip(known.shapes, axes, strict=True))
-                if shapes_of(result) != wanted:
-                    raise _Differs(
-                        f"after a cut the code gives {_shortly(shapes_of(result))}, expected {_shortly(wanted)} "
-                        f"{_where_called(call)}"
-                    )
+            self._require_shapes(place, result, keep)
             return result
 
         try:
@@ -182,7 +168,32 @@ class _Trial:
             raise _Differs(f"after a cut the code stops {place} with {one_line(error)}") from error
         if next(calls, None) is not None:
             raise _Differs("after a cut the code takes another way")
+        if found and not self._steady:
+            raise _Differs("a number depends on a width in code that calls torch anew for every image")
         return found
+
+    @cached_property
+    def _steady(self) -> bool:
+        """Are the torch calls the same for one image more? Else which call of a function is to be told is not known."""
+        heard = self._anatomy.heard
+        args, kwargs = tree_map(partial(_one_more, count=self._anatomy.traced.batch), (heard.args, heard.kwargs))
+        try:
+            with caches_kept(heard.model), RecurrentShapes():
+                more = torch_calls(full_copy(heard.model), args, kwargs)
+        except Exception:  # it takes no other number of images
+            return True
+        return [(c.module, c.function, c.index) for c in more] == [(c.module, c.function, c.index) for c in heard.calls]
+
+    def _require_shapes(self, place: int, result: Any, keep: Keep) -> None:
+        axes, call = self._returned[place], self._anatomy.heard.calls[place]
+        if axes is None:
+            return
+        wanted = tuple(_predicted(self._anatomy, *each, keep) for each in zip(call.shapes, axes, strict=True))
+        if shapes_of(result) != wanted:
+            raise _Differs(
+                f"after a cut the code gives {_shortly(shapes_of(result))}, expected {_shortly(wanted)} "
+                f"{_where_called(call)}"
+            )
 
     def _right(self, place: int, given: list[Number], keep: Keep) -> list[Number]:
         """The numbers that call `place` must be given, which the code gives `given`."""
@@ -197,6 +208,23 @@ class _Trial:
                 raise _Differs(f"after a cut the code gives the number {given[at]} {_where_called(call)}")
             right[at] = sure.pop() if sure else given[at]
         return [g if g != g and r != r else r for g, r in zip(given, right, strict=True)]  # nan is no other number
+
+
+def _note(call: TorchCall, given: list[Number], right: list[Number], found: _Told, seen: _Told) -> None:
+    """Add to `found` what `call` must be told. Raises: _Differs where it is not the same in all passes of a module."""
+    for place, pair in enumerate(zip(given, right, strict=True)):
+        key = (call.module, call.function, call.index, place)
+        if pair[0] is not pair[1] and pair[0] != pair[1]:  # nan is no other number
+            found[key] = pair
+        if seen.setdefault(key, pair) != pair and key in found:
+            raise _Differs(f"a number would have to be two at a time {_where_called(call)}")
+
+
+def _one_more(value: Any, count: int) -> Any:
+    """A tensor of `count` images with the first of them once more; anything else as it is."""
+    if isinstance(value, torch.Tensor) and value.dim() and len(value) == count:
+        return torch.cat([value, value[:1]])
+    return value
 
 
 def _where_called(call: TorchCall) -> str:
