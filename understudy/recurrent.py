@@ -44,7 +44,9 @@ def recurrent(reader: Reader, node: Node) -> list[Axes]:
     owner = owner_of(reader, params[0])
     reader.size(node, owner, "input_size", shape(x)[2], axes[2])
     reader.size(node, owner, "hidden_size", len(units), units)
-    return [[*axes[:2], np.tile(units, directions)], *([None, axes[1 - times], units] for _ in states)]
+    # Of an LSTM's states torch 2.11 traces one axis too many.
+    ranks = [value.dim() for value in node.meta["val"][1:]]
+    return [[*axes[:2], np.tile(units, directions)], *([*[None] * (n - 2), axes[1 - times], units] for n in ranks)]
 
 
 RULES: dict[str, Rule] = dict.fromkeys(RECURRENT, recurrent)
