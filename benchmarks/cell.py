@@ -1,10 +1,12 @@
 """Runs one cell and says what came of it, as one JSON line."""
 
 import ctypes
+import gc
 import json
 import time
 import traceback
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -142,9 +144,15 @@ def _keep_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
         libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
-        libc.malloc_trim(0)  # what the cell before left, so that it hides nothing of this one's peak
     except (OSError, AttributeError):
         pass  # another C library
+
+
+def _give_back() -> None:
+    """What was freed and kept before a method begins would hide as much of its peak."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _wait(device: str) -> None:
@@ -158,6 +166,7 @@ def _start_peak(device: str) -> int | None:
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
+    _give_back()
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
