@@ -79,9 +79,9 @@ class _Listening(TorchFunctionMode):
 
 
 @contextmanager
-def listening(model: nn.Module, at: Callable[[TorchCall, Any, tuple, dict], Any]) -> Iterator[list[Any]]:
+def listening(model: nn.Module, at: Callable[[TorchCall, Any, tuple, dict], Any]) -> Iterator[None]:
     """`at(call, func, args, kwargs)` stands in for every torch call in a pass of `model`; `call` has no numbers and
-    no shapes yet. Yields the modules that run at the moment, innermost last. All hooks are gone on leaving."""
+    no shapes yet. All hooks are gone on leaving."""
     mode, handles = _Listening(at), []
     for name, module in model.named_modules():
         handles.append(module.register_forward_pre_hook(lambda *_, name=name: mode.frames.append((name, Counter()))))
@@ -89,7 +89,7 @@ def listening(model: nn.Module, at: Callable[[TorchCall, Any, tuple, dict], Any]
     try:
         with mode, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch would name this file for what the network's code does
-            yield mode.frames
+            yield
     finally:
         for handle in handles:
             handle.remove()
