@@ -101,6 +101,20 @@ def test_torchvision_with_its_own_configuration():
     assert v2.preprocessing.resize == 232
 
 
+@pytest.mark.parametrize(
+    ("spec", "kwargs", "side"),
+    [
+        ("torchvision:vit_b_32", {}, 224),
+        ("torchvision:vit_b_16.IMAGENET1K_SWAG_E2E_V1", {}, 384),  # made for larger images than its class's default
+        ("torchvision:vit_b_32", {"image_size": 96}, 96),
+    ],
+)
+def test_the_position_table_has_the_size_of_the_images(spec, kwargs, side):
+    teacher = load_teacher(spec, pretrained=False, model_kwargs=kwargs)
+    assert teacher.model.image_size == side
+    assert teacher.preprocessing.input_size == (3, side, side)
+
+
 def test_random_weights_are_the_same_every_time_and_the_callers_state_stays():
     torch.manual_seed(3)
     state = torch.get_rng_state()

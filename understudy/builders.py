@@ -148,6 +148,8 @@ def _torchvision(name: str, kwargs: Mapping[str, Any], pretrained: bool, norm_ep
     kwargs = {**_TORCHVISION_KWARGS.get(architecture, {}), **kwargs}
     if architecture not in models.list_models(module=models):
         kwargs["weights_backbone"] = None  # what the whole network's own weights hold already
+    if architecture.startswith("vit_"):  # its position table has the size of its weights' images, 224 by default
+        kwargs.setdefault("image_size", weights.meta["min_size"][0])
     if pretrained:
         classes = len(weights.meta["categories"])
         _refuse_new_head(f"torchvision:{name}", kwargs.get("num_classes", classes), classes)
@@ -167,6 +169,8 @@ def _torchvision(name: str, kwargs: Mapping[str, Any], pretrained: bool, norm_ep
     preset = weights.transforms()
     resize = preset.resize_size[0]
     crop = preset.crop_size[0] if hasattr(preset, "crop_size") else resize  # segmentation: the whole of a square image
+    if getattr(model, "image_size", crop) != crop:
+        resize = crop = model.image_size
     return Built(model, Preprocessing((3, crop, crop), preset.mean, preset.std, resize, preset.interpolation.value))
 
 
