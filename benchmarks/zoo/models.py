@@ -14,10 +14,11 @@ SIZE = (3, 224, 224)
 _SMALL = {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3, "intermediate_size": 768}
 _DETR = {"backbone_config": {"model_type": "resnet", "out_features": ["stage1", "stage2", "stage3", "stage4"]}}
 # spec -> what else `understudy.load_teacher` is to be told: parts of detectors, segmentation at the zoo's size, small
-# members of the families of transformers; two of 768 pixels smaller, as attention in float64 would take many minutes.
+# members of the families of transformers; three of 518 and 768 pixels smaller, as float64 would take many minutes.
 OTHERS: dict[str, dict[str, Any]] = {
     "timm:gemma4_vit_167m": {"input_size": (3, 240, 240)},
     "timm:qwen3_vit_88m": {"input_size": (3, 256, 256)},
+    "torchvision:vit_h_14": {"model_kwargs": {"image_size": 224}},
     "torchvision:fcn_resnet50": {"input_size": SIZE},
     "torchvision:deeplabv3_mobilenet_v3_large": {"input_size": SIZE},
     "torchvision:lraspp_mobilenet_v3_large": {"input_size": SIZE},
