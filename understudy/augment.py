@@ -126,3 +126,44 @@ VIEWS: dict[str, View] = {
     ),
     "none": View("evaluated", _as_evaluated, "the evaluation view itself"),
 }
+
+
+def _mixup(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Up to half of another image in each. Source: Zhang et al., arXiv 1710.09412; its labels are not needed here."""
+    share = 0.5 * torch.rand(len(images), generator=generator)
+    return images.lerp(_others(images, generator), _each(share, images))
+
+
+def _cutmix(images: Tensor, generator: torch.Generator) -> Tensor:
+    """A box of another image in each, of a uniformly drawn share of its area. Source: Yun et al., arXiv 1905.04899."""
+    share, *centre = torch.rand(3, len(images), generator=generator)
+    inside = torch.ones(len(images), *[1] * (images.ndim - 1), dtype=torch.bool)
+    for axis, middle in zip((-2, -1), centre, strict=True):
+        side = images.shape[axis]
+        away = (torch.arange(side) + 0.5)[None] - side * middle[:, None]
+        mask = away.abs() < side * share.sqrt()[:, None] / 2
+        inside = inside & mask.view(len(images), *[1] * (images.ndim + axis - 1), side, *[1] * (-1 - axis))
+    return torch.where(inside.to(images.device), _others(images, generator), images)
+
+
+def _either(images: Tensor, generator: torch.Generator) -> Tensor:
+    first = float(torch.rand((), generator=generator)) < 0.5
+    return (_mixup if first else _cutmix)(images, generator)
+
+
+def _others(images: Tensor, generator: torch.Generator) -> Tensor:
+    return images[torch.randperm(len(images), generator=generator).to(images.device)]
+
+
+def _each(values: Tensor, images: Tensor) -> Tensor:
+    return values.to(images).view(-1, *[1] * (images.ndim - 1))
+
+
+# Of a batch of images (n, ..., h, w), each with another one of the batch. A teacher says what its features of a mixture
+# are, so no labels are needed.
+MIXES: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+    "none": lambda images, generator: images,
+    "mixup": _mixup,
+    "cutmix": _cutmix,
+    "both": _either,
+}

@@ -1,8 +1,9 @@
 """What to keep under a budget: from an anatomy to a plan."""
 
 import fnmatch
+import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,14 @@ from understudy.graph import Anatomy, Group
 from understudy.guard import named_tensors
 from understudy.plan import Plan, check_teacher, describe
 from understudy.probe import told
-from understudy.score import SCORES
+from understudy.score import RECONSTRUCTION, SCORES, Evidence
 from understudy.selection import needed, selections
 
 SCHEMES = ("auto", "mid", "all")
+# With evidence: no group is cut to less than this share of the width that all would have alike, so that a choice made
+# on few images cannot ruin a group. Source: measured (docs/LOG.md).
+LEAST_OF_UNIFORM = 0.35
+STEPS = 32  # in which a group gives up its width. Source: assumption, for time.
 
 
 def make_plan(
@@ -34,18 +39,21 @@ def make_plan(
     divisor: int = 1,
     score: str = "l1",
     seed: int = 0,
+    evidence: Evidence | None = None,
     source: dict[str, Any] | None = None,
 ) -> Plan:
     """The plan that keeps most of `teacher` within the budget.
 
     keep: share of the teacher's MACs, 0 < keep <= 1; the same share of every group's channels is kept, and what the
-    budget then still allows is given back unit by unit. keep_width: share of each group's channels instead; of C
-    channels ceil(C * keep_width) stay.
+    budget then still allows is given back unit by unit; with `evidence` each group gives what costs the seam least for
+    the MACs that it saves, but no group is cut to less than LEAST_OF_UNIFORM of that same share. keep_width: share of
+    each group's channels instead; of C channels ceil(C * keep_width) stay.
     scheme: "mid" cuts channels inside residual blocks and leaves residual widths alone (MiR's); "all" cuts every group
     that does not reach the seam; "auto" is "mid" where that reaches the budget, else "all". spare_ends: with "mid",
     leave the first and last block of each stage whole. pin: patterns of modules whose outputs keep all channels.
     exclude: patterns of modules that must not change at all. min_channels, divisor: no group is cut below, and widths
-    are rounded up to a multiple of. score: a name in `score.SCORES`. source: how to build the teacher, for `load`.
+    are rounded up to a multiple of. score: a name in `score.SCORES`. evidence: from `reconstruction`, instead of a
+    score; groups that it does not tell of take the score. source: how to build the teacher, for `load`.
     Raises: PlanError for impossible values, patterns that match nothing, and budgets out of reach, naming the nearest.
     """
     asked = {
@@ -53,7 +61,9 @@ def make_plan(
         "exclude": list(exclude), "min_channels": min_channels, "divisor": divisor, "score": score, "seed": seed,
     }  # fmt: skip
     _check_asked(asked, anatomy)
-    ranks = _ranks(teacher, anatomy, score, seed)
+    ranks = _ranks(teacher, anatomy, score, seed, evidence)
+    if evidence is not None:
+        asked["score"] = RECONSTRUCTION
     least = {g.name: len(needed(anatomy, g, ranks[g.name])) for g in anatomy.groups.values() if g.pinned is None}
     notes: list[str] = []
     if scheme == "auto":
@@ -69,7 +79,10 @@ def make_plan(
             g.name: max(floors[g.name], _round(g, math.ceil(g.width * keep_width - 1e-9), asked)) for g in eligible
         }
     elif keep is not None and keep < 1:
-        widths = _fit(anatomy, eligible, ranks, floors, keep, asked, count_teacher(teacher, anatomy).macs)
+        total = count_teacher(teacher, anatomy).macs
+        widths = _fit(anatomy, eligible, ranks, floors, keep, asked, total)
+        if evidence is not None:
+            widths = _by_evidence(anatomy, eligible, ranks, floors, widths, keep * total, asked, evidence)
     return resolve(teacher, anatomy, widths, ranks, asked=asked, source=source, notes=notes)
 
 
@@ -91,6 +104,7 @@ def replan(teacher: nn.Module, anatomy: Anatomy, plan: Plan, source: dict[str, A
             raise PlanError(f"reading widths: {name} cannot be cut to {width} of {group.width}: {group.pinned}")
     asked = plan.asked
     score = asked.get("score", "l1")
+    score = "l1" if score == RECONSTRUCTION else score  # for widths edited by hand, now that there are no images
     if score not in SCORES:
         raise PlanError(f"reading asked: score is {score!r}, expected one of {', '.join(SCORES)}")
     ranks = _ranks(teacher, anatomy, score, int(asked.get("seed", 0)))
@@ -251,14 +265,18 @@ def _nothing_to_cut(anatomy: Anatomy, asked: dict[str, Any]) -> str:
     return f"making a plan: nothing can be cut: {reasons or 'the network makes no channels before its seam'}"
 
 
-def _ranks(teacher: nn.Module, anatomy: Anatomy, score: str, seed: int) -> dict[str, np.ndarray]:
+def _ranks(
+    teacher: nn.Module, anatomy: Anatomy, score: str, seed: int, evidence: Evidence | None = None
+) -> dict[str, np.ndarray]:
     """Of each group, the place of every unit when sorted by score, best first (ties: lower index first), but for those
     that are `needed`: they come before all others."""
     tensors = named_tensors(teacher)
     ranks = {}
     for group in anatomy.groups.values():
         if group.pinned is None:
-            order = np.argsort(-SCORES[score](group, tensors, anatomy, seed), kind="stable")
+            found = evidence.scores.get(group.name) if evidence is not None else None
+            scores = SCORES[score](group, tensors, anatomy, seed) if found is None else found
+            order = np.argsort(-scores, kind="stable")
             rank = np.argsort(order, kind="stable")
             first = needed(anatomy, group, rank)
             order = np.array([*first, *(u for u in order.tolist() if u not in set(first))])
@@ -306,17 +324,86 @@ def _fit(
         middle = (low + high) / 2
         low, high = (middle, high) if costs.macs(at(middle)) <= budget else (low, middle)
     widths = at(low)
-    # Rounding leaves a remainder: give it back where the share kept is smallest, until no group's next step fits.
+    return _given_back(costs, groups, widths, budget, asked, lambda g: widths[g.name] / g.width)
+
+
+def _given_back(
+    costs: "_Costs",
+    groups: list[Group],
+    widths: dict[str, int],
+    budget: float,
+    asked: dict[str, Any],
+    key: Callable[[Group], float],
+) -> dict[str, int]:
+    """`widths`, changed in place: rounding leaves a remainder, which is given back where `key` is smallest, until no
+    group's next step fits."""
     open_ = list(groups)
     while open_:
-        group = min(open_, key=lambda g: widths[g.name] / g.width)
+        group = min(open_, key=key)
         step = _round(group, widths[group.name] + 1, asked)
         trial = {**widths, group.name: step}
         if step > widths[group.name] and costs.macs(trial) <= budget:
-            widths = trial
+            widths[group.name] = step
         else:
             open_.remove(group)
     return widths
+
+
+def _by_evidence(
+    anatomy: Anatomy,
+    groups: list[Group],
+    ranks: dict[str, np.ndarray],
+    floors: dict[str, int],
+    uniform: dict[str, int],
+    budget: float,
+    asked: dict[str, Any],
+    evidence: Evidence,
+) -> dict[str, int]:
+    """Widths within the budget: from full width down, always the step that adds least error for the MACs it saves.
+
+    uniform: the widths that fit the budget with one share for all; groups without evidence keep those.
+    """
+    costs = _Costs(anatomy, {g.name: ranks[g.name] for g in groups})
+    told = {g.name: g for g in groups if g.name in evidence.errors}
+    least = {n: max(floors[n], _round(g, math.floor(LEAST_OF_UNIFORM * uniform[n]), asked)) for n, g in told.items()}
+    widths = {g.name: g.width if g.name in told else uniform[g.name] for g in groups}
+    macs = costs.macs(widths)
+
+    def step(name: str) -> tuple[float, int] | None:
+        """Error for each of the MACs that the next step saves, and the width that it leaves."""
+        group, width = told[name], widths[name]
+        for fewer in range(width - max(1, group.width // STEPS), least[name] - 1, -1):
+            left = _round(group, fewer, asked)
+            if least[name] <= left < width:
+                saved = macs - costs.macs({**widths, name: left})
+                added = evidence.errors[name][left] - evidence.errors[name][width]
+                return (added / saved, left) if saved > 0 else None
+        return None
+
+    # The MACs of one group depend on the widths of others: a step that comes up is weighed again before it is taken.
+    heap = [(found[0], name) for name in told if (found := step(name)) is not None]
+    heapq.heapify(heap)
+    while macs > budget and heap:
+        _, name = heapq.heappop(heap)
+        found = step(name)
+        if found is None:
+            continue
+        if heap and found[0] > heap[0][0]:
+            heapq.heappush(heap, (found[0], name))
+            continue
+        widths[name] = found[1]
+        macs = costs.macs(widths)
+        if (found := step(name)) is not None:
+            heapq.heappush(heap, (found[0], name))
+    if macs > budget:
+        return uniform
+    return _given_back(costs, groups, widths, budget, asked, lambda g: _regret(evidence, g, widths[g.name]))
+
+
+def _regret(evidence: Evidence, group: Group, width: int) -> float:
+    """Less for a group that gains more from one more unit."""
+    errors = evidence.errors.get(group.name)
+    return 0.0 if errors is None or width >= group.width else errors[width + 1] - errors[width]
 
 
 class _Costs:

@@ -3,12 +3,26 @@
 import math
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from understudy.graph import Anatomy, Group
 from understudy.trace import shape
+
+RECONSTRUCTION = "reconstruction"  # the score that comes from images: `reconstruction.reconstruction`
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What images say of the groups that linear layers read. scores: (width,) of each, larger is kept. errors:
+    (width + 1,) of each: squared error at the seam over the teacher's squared deviation, predicted for so many of its
+    best units kept; infinite for none."""
+
+    scores: dict[str, np.ndarray]
+    errors: dict[str, np.ndarray]
+
 
 Score = Callable[[Group, dict[str, torch.Tensor], Anatomy, int], np.ndarray]
 

@@ -3,6 +3,7 @@
 from benchmarks.methods import (
     batch_norm,
     cross_distillation,
+    default,
     distill,
     fine_tune,
     fitnet,
@@ -30,6 +31,8 @@ METHODS: dict[str, Method] = {
         practise.METHOD,
         mir.METHOD,
         mir.ADAMW,
+        default.SAME_CUT,
+        default.OWN_CUT,
     )
 }
 __all__ = ["METHODS", "Method", "Problem"]

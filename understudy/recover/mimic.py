@@ -2,7 +2,7 @@
 
 The loss is the paper's and nothing else: mean squared error between feature maps. No labels, no logits, no head. Of a
 seam of several points it is the sum of their errors, each in units of the teacher's own variance there.
-Not covered: several devices at once, mixing of images (mixup, cutmix).
+Not covered: several devices at once.
 """
 
 import time
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import isfinite
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,28 +19,25 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from understudy import guard
 from understudy.errors import InputError, UnsupportedModel
+from understudy.recover.batches import Source, count, mixed, placed, view
 from understudy.recover.config import OPTIMIZERS, PRECISIONS, PRESETS, MimicConfig
 from understudy.seam import Capture, Seam, capturing
 
 # On an accelerator reading a loss waits for the device: so not after every step. Source: assumption.
 _READ_EVERY = 10
+_JUDGED = 20  # times in a run that the student is judged. Source: assumption.
+_JUDGE_BATCH = 64
 # Of several seam points one at which the few images hardly differ must not drown the others: its error is measured in
 # no smaller unit than this share of the teacher's mean square. Source: assumption.
 _LEAST_SPREAD = 0.1
-
-
-class Source(Protocol):
-    """What mimic needs of the images; `images.ImageSet` is one. A view is a tensor or (args, kwargs) of the network."""
-
-    def __len__(self) -> int: ...
-    def view(self, indices: list[int], views: str, generator: torch.Generator) -> Any: ...
 
 
 @dataclass(frozen=True)
 class MimicLog:
     """losses, lrs: one number a step, the loss before that step's update (with several seam points a sum of relative
     errors: 1 for each is as bad as the mean feature); seconds: wall time; images: how many there
-    were; batch: how many a step took."""
+    were; batch: how many a step took. errors: (steps done, loss on the images to choose by), from before the first
+    step on; kept: after how many steps the student is as it came back."""
 
     config: MimicConfig
     images: int
@@ -48,9 +45,12 @@ class MimicLog:
     losses: tuple[float, ...]
     lrs: tuple[float, ...]
     seconds: float
+    errors: tuple[tuple[int, float], ...] = ()
+    kept: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"config": self.config.to_json(), "losses": list(self.losses), "lrs": list(self.lrs)}
+        lists = {name: list(getattr(self, name)) for name in ("losses", "lrs", "errors")}
+        return asdict(self) | {"config": self.config.to_json(), **lists}
 
 
 def mimic(
@@ -61,13 +61,16 @@ def mimic(
     config: MimicConfig = PRESETS["paper"],
     *,
     student_seam: Seam | None = None,
+    choose: Source | Tensor | None = None,
     on_step: Callable[[int, int, float], None] | None = None,
 ) -> MimicLog:
     """Train the body of `student` IN PLACE until its features at the seam are the teacher's; return how it went.
 
     `student` is any network with the teacher's feature shapes at the seam, however it was made; `student_seam` names
     the same points where its module names differ. `few` is an ImageSet, or a float tensor with images on axis 0, as
-    the teacher takes them. The head (names in the seam) is not touched. `on_step(done, total, loss)` is called
+    the teacher takes them. The head (names in the seam) is not touched. choose: images, none of `few`, on which the
+    student is judged before the first step and after every twentieth of the steps: it comes back as it was when it was
+    best on them, without them as after the last step. `on_step(done, total, loss)` is called
     after every step on a CPU, after every tenth and the last one elsewhere.
 
     Only norm layers are in train mode, so auxiliary branches, dropout and stochastic depth never run. The student comes
@@ -80,7 +83,7 @@ def mimic(
     """
     student_seam = student_seam or seam
     _check_pair(teacher, student, seam, student_seam)
-    images = _count(few)
+    images = count(few)
     device = _device(config, student)
     dtype = PRECISIONS[config.precision]
     head = {id(t) for name, t in guard.named_tensors(student).items() if name in set(student_seam.head)}
@@ -97,7 +100,10 @@ def mimic(
                 optimiser = _prepare(student, head, config)
                 batches = _batches(few, config, device, dtype)
                 units = _units(seam, target, few, config, device, dtype)
-                losses = _learn(seam, units, target, learner, optimiser, batches, config, on_step)
+                judge = None if choose is None else _Judge(student, target, learner, units, choose, device, dtype)
+                losses = _learn(seam, units, target, learner, optimiser, batches, config, judge, on_step)
+                if judge is not None:
+                    judge.restore()
     except Exception:
         with torch.no_grad():
             for tensor, value in before:
@@ -107,7 +113,9 @@ def mimic(
         student.eval()
         student.zero_grad(set_to_none=True)
     lrs = tuple(config.lr_at(step) for step in range(config.steps))
-    return MimicLog(config, images, min(config.batch_size, images), losses, lrs, time.perf_counter() - started)
+    took = time.perf_counter() - started
+    errors, kept = ((), config.steps) if judge is None else (tuple(judge.errors), judge.kept)
+    return MimicLog(config, images, min(config.batch_size, images), losses, lrs, took, errors, kept)
 
 
 def _prepare(student: nn.Module, head: set[int], config: MimicConfig) -> torch.optim.Optimizer:
@@ -128,8 +136,9 @@ def _prepare(student: nn.Module, head: set[int], config: MimicConfig) -> torch.o
             body.append(parameter)
     if not body:
         raise InputError(f"mimicking: {type(student).__name__} has no parameter before its head that could learn")
-    momentum = {"betas": (config.momentum, 0.999)} if config.optimizer == "adamw" else {"momentum": config.momentum}
-    return OPTIMIZERS[config.optimizer](body, lr=config.lr, weight_decay=config.weight_decay, foreach=True, **momentum)
+    options = {"momentum": config.momentum} if config.optimizer != "adamw" else {"betas": (config.momentum, 0.999)}
+    options |= {} if config.optimizer == "muon" else {"foreach": True}
+    return OPTIMIZERS[config.optimizer](body, lr=config.lr, weight_decay=config.weight_decay, **options)
 
 
 def _learn(
@@ -140,9 +149,13 @@ def _learn(
     optimiser: torch.optim.Optimizer,
     batches: Iterator[tuple[tuple, dict]],
     config: MimicConfig,
+    judge: "_Judge | None",
     on_step: Callable[[int, int, float], None] | None,
 ) -> tuple[float, ...]:
     """The loop. Returns the loss of each step."""
+    every = max(1, config.steps // _JUDGED)
+    if judge is not None:
+        judge(0)
     device = optimiser.param_groups[0]["params"][0].device
     # Without its cache, which would hand out weights from before the last update. Off also shuts out a caller's own.
     bf16 = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16", cache_enabled=False)
@@ -164,6 +177,8 @@ def _learn(
         optimiser.step()
         unread.append(loss.detach())
         done = step + 1
+        if judge is not None and (done % every == 0 or done == config.steps):
+            judge(done)
         if device.type == "cpu" or done % _READ_EVERY == 0 or done == config.steps:
             losses += torch.stack(unread).tolist()
             unread.clear()
@@ -171,6 +186,53 @@ def _learn(
             if on_step:
                 on_step(done, config.steps, losses[-1])
     return tuple(losses)
+
+
+class _Judge:
+    """Keeps the student of the step that did best on the images to choose by."""
+
+    def __init__(
+        self,
+        student: nn.Module,
+        target: Capture,
+        learner: Capture,
+        units: list[float],
+        choose: Source | Tensor,
+        device: torch.device,
+        dtype: torch.dtype,
+    ):
+        self._student, self._learner, self._units = student, learner, units
+        self.errors: list[tuple[int, float]] = []
+        self.kept = 0
+        self._best: list[tuple[Tensor, Tensor]] = []
+        self._batches = []
+        for start in range(0, count(choose), _JUDGE_BATCH):
+            indices = list(range(start, min(start + _JUDGE_BATCH, count(choose))))
+            args, kwargs = placed(view(choose, indices, "none", torch.Generator()), device, dtype)
+            with torch.no_grad():
+                self._batches.append((args, kwargs, target.features(*args, **kwargs), len(indices)))
+
+    @torch.no_grad()
+    def __call__(self, step: int) -> None:
+        modes = [(module, module.training) for module in self._student.modules()]
+        self._student.eval()
+        total = 0.0
+        for args, kwargs, wanted, images in self._batches:
+            found = self._learner.features(*args, **kwargs)
+            pairs = zip(found, wanted, self._units, strict=True)
+            total += images * sum(float(F.mse_loss(_wide(f), _wide(w))) / u for f, w, u in pairs)
+        for module, mode in modes:
+            module.training = mode
+        error = total / sum(images for *_, images in self._batches)
+        if not self.errors or error < min(e for _, e in self.errors):
+            self.kept = step
+            self._best = [(t, t.detach().clone()) for t in guard.named_tensors(self._student).values()]
+        self.errors.append((step, error))
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for tensor, value in self._best:
+            tensor.copy_(value)
 
 
 def _units(
@@ -181,10 +243,10 @@ def _units(
     share of its mean square where these are nearly alike; measured once, so that no batch weighs more than another."""
     if len(seam.points) == 1:
         return [1.0]
-    images, sums, squares = _count(few), [], []
+    images, sums, squares = count(few), [], []
     for start in range(0, images, config.batch_size):
         indices = list(range(start, min(start + config.batch_size, images)))
-        args, kwargs = _placed_batch(_view(few, indices, "none", torch.Generator()), device, dtype)
+        args, kwargs = placed(view(few, indices, "none", torch.Generator()), device, dtype)
         with torch.no_grad():
             feats = [feat.double() for feat in target.features(*args, **kwargs)]
         sums = [feat.sum(0) + (sums[i] if sums else 0.0) for i, feat in enumerate(feats)]
@@ -216,50 +278,15 @@ def _batches(
     few: Source | Tensor, config: MimicConfig, device: torch.device, dtype: torch.dtype
 ) -> Iterator[tuple[tuple, dict]]:
     """Endless passes over the images, each in a new order; what is left of a pass and fills no batch is dropped."""
-    images = _count(few)
+    images = count(few)
     size = min(config.batch_size, images)
     order = torch.Generator().manual_seed(config.seed)
-    views = torch.Generator().manual_seed(config.seed)
+    views, mixes = (torch.Generator().manual_seed(config.seed) for _ in range(2))
     while True:
         shuffled = torch.randperm(images, generator=order).tolist()
         for start in range(0, images - size + 1, size):
-            yield _placed_batch(_view(few, shuffled[start : start + size], config.views, views), device, dtype)
-
-
-def _placed_batch(batch: Any, device: torch.device, dtype: torch.dtype) -> tuple[tuple, dict]:
-    def placed(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        return value.to(device, dtype if value.is_floating_point() else None)
-
-    args, kwargs = ((batch,), {}) if isinstance(batch, Tensor) else batch
-    return tuple(map(placed, args)), {key: placed(value) for key, value in kwargs.items()}
-
-
-def _view(few: Source | Tensor, indices: list[int], views: str, generator: torch.Generator) -> Any:
-    if not isinstance(few, Tensor):
-        return few.view(indices, views, generator)
-    from understudy.augment import VIEWS
-
-    if views not in VIEWS or (views != "none" and few.ndim != 4):
-        raise InputError(
-            f"mimicking: found the views {views!r} for a tensor of shape {tuple(few.shape)}; "
-            f"known for images (n, C, H, W): {', '.join(VIEWS)}; for anything else: none"
-        )
-    if views == "none":
-        return few[indices]
-    return torch.stack([VIEWS[views].apply(few[i], tuple(few.shape[2:]), "bilinear", generator) for i in indices])
-
-
-def _count(few: Source | Tensor) -> int:
-    if isinstance(few, Tensor) and not (few.is_floating_point() and few.ndim > 1):
-        raise InputError(
-            f"mimicking: the images are a {few.dtype} tensor of shape {tuple(few.shape)}, expected floats with images "
-            "on axis 0, as the teacher takes them; images.read_images prepares raw ones"
-        )
-    if not len(few):
-        raise InputError("mimicking: there are no images; give at least one, better 50")
-    return len(few)
+            batch = placed(view(few, shuffled[start : start + size], config.views, views), device, dtype)
+            yield batch if config.mixing == "none" else mixed(batch, config.mixing, mixes)
 
 
 def _check_pair(teacher: nn.Module, student: nn.Module, seam: Seam, student_seam: Seam) -> None:

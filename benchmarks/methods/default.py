@@ -1,0 +1,59 @@
+"""understudy's own default: closed form, norms, mimic with Muon and mixing; at the table's cut, and where it would cut.
+
+Of 200 images and more one in ten is set aside to choose by. With `steps` 0 (an option too) it is the
+closed form alone.
+"""
+
+from dataclasses import replace
+
+from torch import nn
+
+from benchmarks.methods.problem import Method, Problem, quick_layout
+from understudy.cut import cut
+from understudy.images import ImageSet
+from understudy.plan import Plan
+from understudy.planner import make_plan
+from understudy.reconstruction import reconstruction
+from understudy.recover.config import preset
+from understudy.recover.recovery import CHOOSE_FROM, CHOOSE_SHARE, recover
+from understudy.replace import replace as replace_body
+
+
+def run(problem: Problem) -> nn.Module:
+    fit, choose = _parts(problem)
+    student = quick_layout(cut(problem.teacher, problem.plan)).eval()
+    return _recovered(problem, problem.plan, student, fit, choose)
+
+
+def run_own_cut(problem: Problem) -> nn.Module:
+    """The same MACs, cut where the images say."""
+    fit, choose = _parts(problem)
+    evidence = reconstruction(problem.teacher, problem.anatomy, fit, views=problem.views, seed=problem.seed)
+    macs, asked = problem.plan.macs, problem.plan.asked
+    plan = make_plan(
+        problem.teacher, problem.anatomy, keep=(macs["student"] + 0.5) / macs["teacher"], scheme=asked["scheme"],
+        spare_ends=asked["spare_ends"], evidence=evidence,
+    )  # fmt: skip
+    student = quick_layout(cut(problem.teacher, plan)).eval()
+    return _recovered(problem, plan, student, fit, choose)
+
+
+def _recovered(problem: Problem, plan: Plan, student: nn.Module, fit: ImageSet, choose: ImageSet | None) -> nn.Module:
+    """`student`, recovered in place. Options are those of MimicConfig."""
+    config = preset("default", views=problem.views, seed=problem.seed, steps=problem.steps)
+    config = replace(config, **problem.options)
+    recover(problem.teacher, student, problem.anatomy, plan, fit, config, choose=choose)
+    return replace_body(problem.teacher, student, plan.seam)
+
+
+def _parts(problem: Problem) -> tuple[ImageSet, ImageSet | None]:
+    few = problem.few
+    if len(few) < CHOOSE_FROM:
+        return few, None
+    every = round(1 / CHOOSE_SHARE)
+    fit, choose = ([i for i in range(len(few)) if bool(i % every) is kept] for kept in (True, False))
+    return few.subset(fit), few.subset(choose)
+
+
+SAME_CUT = Method("understudy_same_cut", "understudy, the table's cut", "this project", run, published={})
+OWN_CUT = Method("understudy", "understudy, its own cut", "this project", run_own_cut, blocks=True, published={})

@@ -1,0 +1,233 @@
+"""What the few images say of every channel: how much worse the features become without it, after the best repair.
+
+Of each layer that reads a group the second moments of its inputs and how strongly its output acts on the seam; then the
+units are taken away one after the other, each time the one whose loss the others can best make good. Unlike `score`, it
+needs images, and its figures can be compared from group to group.
+Source: the elimination is that of the Optimal Brain Surgeon (Hassibi and Stork, 1992), with whole channels as in ZipLM
+(Kurtic et al., arXiv 2302.04089); the weighting by gradients at the seam is measured here (docs/LOG.md).
+"""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from understudy import guard
+from understudy.graph import Anatomy, Group
+from understudy.recover.batches import Batch, Source
+from understudy.recover.closed_form import affordable, batches_of
+from understudy.recover.layers import Layer, channels_last, columns, geometry, layers
+from understudy.recover.lockstep import Seen, Watch, ids_of
+from understudy.score import Evidence
+from understudy.seam import capturing
+
+_RIDGE = 1e-3  # in units of the mean squared input. Source: GRAIL's (CPAL 2026), as read in its code.
+# Inputs x kernel up to which a layer's inputs are told apart by their place in the kernel; above it one repair serves
+# all places. Source: assumption, for time.
+_WITH_KERNEL = 1200
+_POSITIONS = 64  # of a view, of which second moments are taken. Source: assumption.
+_GRADIENT_VIEWS = 128  # Source: assumption.
+_GRADIENT_BATCH = 16
+# Units taken away at once: this share of those that are left. Source: assumption, for time; one by one below 64.
+_AT_ONCE = 64
+
+
+def reconstruction(
+    teacher: nn.Module,
+    anatomy: Anatomy,
+    few: Source | Tensor,
+    *,
+    views: str = "none",
+    mixing: str = "mixup",
+    seed: int = 0,
+) -> Evidence:
+    """What the images say of every group that can be cut.
+
+    few, views, mixing: as for `closed_form`. The teacher comes back as it was. Raises: InputError for images that do
+    not fit.
+    """
+    found = {layer.weight: layer for layer in layers(anatomy)}
+    reads: dict[str, list[tuple[str, np.ndarray]]] = {}
+    for group in anatomy.groups.values():
+        members = [(m.tensor, m.units) for m in group.members if m.dim == 1 and m.tensor in found]
+        if group.pinned is None and members and group.width > 1:
+            reads[group.name] = members
+    names = list(dict.fromkeys(name for members in reads.values() for name, _ in members))
+    if not names:
+        return Evidence({}, {})
+    lead = anatomy.traced.model
+    batches, _, _ = batches_of(few, lead, views, mixing, seed, 1, max(1, affordable(anatomy, []) // 2))
+    with guard.seeded(seed), guard.evaluating(teacher), guard.evaluating(lead):
+        moments, force = _listen(lead, anatomy, [found[n] for n in names], batches, seed)
+    tensors = guard.named_tensors(lead)
+    scores, errors = {}, {}
+    for name, members in reads.items():
+        read = [(n, units) for n, units in members if n in moments]
+        if read:
+            scores[name], errors[name] = _eliminate(anatomy.groups[name], read, tensors, moments, force)
+    return Evidence(scores, errors)
+
+
+def _listen(
+    lead: nn.Module, anatomy: Anatomy, read: list[Layer], batches: list[Batch], seed: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """weight -> second moments of its inputs (channels x kernel, or channels), and the squared gradient of the features
+    at each output, summed over positions, over the teacher's squared deviation (outputs,). Layers of several groups are
+    left out."""
+    names = [layer.weight for layer in read]
+    tensors = guard.named_tensors(lead)
+    sums: dict[str, Tensor] = {}
+    rows: dict[str, int] = {}
+    energy: dict[str, Tensor] = {}
+    draws = torch.Generator().manual_seed(seed)
+    views = 0
+
+    def note(name: str, seen: Seen) -> None:
+        weight = tensors[name]
+        how = geometry(seen, weight)
+        spatial = len(how.kernel)
+        if how.groups > 1:
+            return
+
+        def positions(total: int) -> Tensor:
+            return torch.randperm(total, generator=draws)[:_POSITIONS]
+
+        if weight[0].numel() <= _WITH_KERNEL:
+            x = columns(seen.input.detach(), how, positions, tuple(seen.output.shape[2:]))[:, :, 0]
+        else:
+            x = channels_last(seen.input.detach(), spatial)
+            x = x[:, positions(x.shape[1]).to(x.device)]
+        x = x.flatten(0, 1).double()
+        sums[name] = sums.get(name, 0) + x.T @ x
+        rows[name] = rows.get(name, 0) + len(x)
+        if seen.output.requires_grad:
+            seen.output.register_hook(lambda grad: weigh(name, channels_last(grad, spatial)))
+
+    def weigh(name: str, grad: Tensor) -> None:
+        energy[name] = energy.get(name, 0) + grad.double().square().sum((0, 1))
+
+    ids = ids_of(lead, names)
+    spread, means = [0.0] * len(anatomy.seam.points), []
+    with ExitStack() as stack:
+        capture = stack.enter_context(capturing(lead, anatomy.seam))
+        for args, kwargs in batches:
+            for part in _parts(args, kwargs):
+                with_gradient = views < _GRADIENT_VIEWS
+                images = [t for t in (*part[0], *part[1].values()) if isinstance(t, Tensor) and t.is_floating_point()]
+                views += len(images[0])
+                if not with_gradient:
+                    with Watch(ids, after=note):
+                        capture.features(*part[0], **part[1])
+                    continue
+                with torch.enable_grad():
+                    for image in images:
+                        image.requires_grad_(True)
+                    with Watch(ids, after=note):
+                        feats = capture.features(*part[0], **part[1])
+                    means = means or [f.detach().double().mean(0) for f in feats]
+                    for i, f in enumerate(feats):
+                        spread[i] += float((f.detach().double() - means[i]).square().sum())
+                    noise = [torch.randn(f.shape, generator=draws).to(f) for f in feats]
+                    units = [max(s, 1e-30) ** 0.5 for s in spread]
+                    total = sum((f * n).sum() / u for f, n, u in zip(feats, noise, units, strict=True))
+                    torch.autograd.grad(total, images, allow_unused=True)
+                    del feats, total
+    moments = {name: total / rows[name] for name, total in sums.items() if name in energy}
+    return moments, energy
+
+
+def _parts(args: tuple, kwargs: dict) -> list[Batch]:
+    """A batch in parts that leave memory for gradients; copies, since they are to be differentiated by."""
+    whole = next(len(t) for t in (*args, *kwargs.values()) if isinstance(t, Tensor))
+
+    def part(value: object, at: slice) -> object:
+        return value[at].clone() if isinstance(value, Tensor) and value.ndim and len(value) == whole else value
+
+    cuts = [slice(i, i + _GRADIENT_BATCH) for i in range(0, whole, _GRADIENT_BATCH)]
+    return [(tuple(part(a, at) for a in args), {k: part(v, at) for k, v in kwargs.items()}) for at in cuts]
+
+
+def _eliminate(
+    group: Group,
+    read: list[tuple[str, np.ndarray]],
+    tensors: Mapping[str, Tensor],
+    moments: Mapping[str, Tensor],
+    force: Mapping[str, Tensor],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and errors of one group.
+
+    Of each layer only two matrices are needed: the inverse of its moments, H, and what its weights do, A = W'SW with
+    the outputs weighted by S. Taking unit b away costs the trace of A_bb inv(H_bb), and changes both.
+    """
+    layers_of = []
+    for name, units in read:
+        gram = moments[name]
+        weight = tensors[name].detach().to(gram)
+        channels = weight.shape[1]
+        taps = weight[0, 0].numel() if len(gram) > channels else 1  # told apart by their place in the kernel or not
+        acts = _acting(weight, force[name].to(gram), taps > 1)
+        eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        inverse = torch.linalg.inv(gram + _RIDGE * gram.diagonal().mean().clamp_min(1e-300) * eye)
+        tap = np.arange(taps)
+        at = [
+            torch.from_numpy((np.flatnonzero(units == u)[:, None] * taps + tap).ravel()).to(gram.device)
+            for u in range(group.width)
+        ]
+        layers_of.append((acts, inverse, at))
+    alive = list(range(group.width))
+    scores, errors, total = np.zeros(group.width), np.zeros(group.width + 1), 0.0
+    while len(alive) > 1:
+        costs = sum(_costs(acts, inverse, [at[u] for u in alive]) for acts, inverse, at in layers_of)
+        together = min(max(1, len(alive) // _AT_ONCE), len(alive) - 1)
+        worst = np.argsort(costs, kind="stable")[:together]
+        gone = [alive[i] for i in worst]
+        for i, unit in zip(worst, gone, strict=True):
+            total += max(float(costs[i]), 0.0)
+            scores[unit] = group.width - len(alive)
+            alive.remove(unit)
+            errors[len(alive)] = total
+        for acts, inverse, at in layers_of:
+            _take(acts, inverse, torch.cat([at[u] for u in gone]))
+    scores[alive[0]] = group.width - 1
+    errors[0] = np.inf
+    return scores, errors
+
+
+def _acting(weight: Tensor, force: Tensor, apart: bool) -> Tensor:
+    """W'SW over channels x kernel, or summed over the kernel."""
+    if apart:
+        rows = weight.flatten(1)
+        return torch.einsum("oc,o,od->cd", rows, force, rows)
+    return torch.einsum(
+        "ock,o,odk->cd", weight.reshape(*weight.shape[:2], -1), force, weight.reshape(*weight.shape[:2], -1)
+    )
+
+
+def _costs(acts: Tensor, inverse: Tensor, units: list[Tensor]) -> np.ndarray:
+    sizes = {len(u) for u in units}
+    if sizes == {1}:
+        at = torch.cat(units)
+        return (acts.diagonal()[at] / inverse.diagonal()[at]).cpu().numpy()
+    if len(sizes) == 1:
+        at = torch.stack(units)
+        blocks = [matrix[at[:, :, None], at[:, None, :]] for matrix in (inverse, acts)]
+        return torch.linalg.solve(*blocks).diagonal(dim1=1, dim2=2).sum(1).cpu().numpy()
+    return np.array(
+        [float(torch.linalg.solve(inverse[u][:, u], acts[u][:, u]).trace()) if len(u) else 0.0 for u in units]
+    )
+
+
+def _take(acts: Tensor, inverse: Tensor, gone: Tensor) -> None:
+    """Both matrices, in place, without the inputs in `gone`: what they did is given to the others."""
+    if not len(gone):
+        return
+    back = torch.linalg.solve(inverse[gone][:, gone], inverse[gone])  # (gone, inputs)
+    own, mine = acts[gone], acts[gone][:, gone]
+    acts += back.T @ mine @ back - own.T @ back - back.T @ own
+    inverse -= inverse[:, gone] @ back
+    for matrix in (acts, inverse):
+        matrix[gone] = 0
+        matrix[:, gone] = 0
+    inverse[gone, gone] = 1

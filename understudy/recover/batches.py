@@ -1,0 +1,68 @@
+"""Batches of the few images: random views of them, mixed without labels, where the network is, as it takes them."""
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from understudy.augment import MIXES, VIEWS
+from understudy.errors import InputError
+
+Batch = tuple[tuple, dict[str, Any]]
+
+
+class Source(Protocol):
+    """What is needed of the images; `images.ImageSet` is one. A view is a tensor or (args, kwargs) of the network."""
+
+    def __len__(self) -> int: ...
+    def view(self, indices: list[int], views: str, generator: torch.Generator) -> Any: ...
+
+
+def count(few: Source | Tensor) -> int:
+    if isinstance(few, Tensor) and not (few.is_floating_point() and few.ndim > 1):
+        raise InputError(
+            f"reading the few images: they are a {few.dtype} tensor of shape {tuple(few.shape)}, expected floats with "
+            "images on axis 0, as the teacher takes them; images.read_images prepares raw ones"
+        )
+    if not len(few):
+        raise InputError("reading the few images: there are no images; give at least one, better 50")
+    return len(few)
+
+
+def view(few: Source | Tensor, indices: list[int], views: str, generator: torch.Generator) -> Any:
+    if not isinstance(few, Tensor):
+        return few.view(indices, views, generator)
+    if views not in VIEWS or (views != "none" and few.ndim != 4):
+        raise InputError(
+            f"making views: found the views {views!r} for a tensor of shape {tuple(few.shape)}; "
+            f"known for images (n, C, H, W): {', '.join(VIEWS)}; for anything else: none"
+        )
+    if views == "none":
+        return few[indices]
+    return torch.stack([VIEWS[views].apply(few[i], tuple(few.shape[2:]), "bilinear", generator) for i in indices])
+
+
+def placed(batch: Any, device: torch.device, dtype: torch.dtype) -> Batch:
+    """(args, kwargs) of the network's call, its tensors on `device`, those of floats in `dtype`."""
+
+    def put(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(device, dtype if value.is_floating_point() else None)
+
+    args, kwargs = ((batch,), {}) if isinstance(batch, Tensor) else batch
+    return tuple(map(put, args)), {key: put(value) for key, value in kwargs.items()}
+
+
+def mixed(batch: Batch, mixing: str, generator: torch.Generator) -> Batch:
+    """`batch` with every image of it mixed with another one, by the name in `augment.MIXES`.
+
+    The images are the float tensors of three axes and more; what else the network takes stays as it is.
+    """
+    args, kwargs = batch
+
+    def mix(value: Any) -> Any:
+        images = isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 2
+        return MIXES[mixing](value, generator) if images else value
+
+    return tuple(map(mix, args)), {key: mix(value) for key, value in kwargs.items()}

@@ -1,0 +1,358 @@
+"""CLOSED FORM: each layer of the cut network is solved anew for the teacher's outputs, by least squares, in one pass.
+
+Layers in the order in which they run, inputs from the already solved student, targets from the teacher, so that a layer
+makes up for what is missing before it (He et al., ICCV 2017, arXiv 1707.06168); the last layer of a branch also for the
+error of its shortcut. Ridge towards the weights that the cut left, its strength by cross-validation over images. A
+layer changes only where that lowers the error on images that it was not solved from. Convolutions, grouped and
+depthwise ones, and linear layers; all else stays as the cut left it.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from understudy import guard
+from understudy.cost import count_traced
+from understudy.graph import Anatomy
+from understudy.plan import Plan
+from understudy.recover.batches import Batch, Source, count, mixed, placed, view
+from understudy.recover.layers import Layer, channels_last, columns, geometry, layers, scale_of
+from understudy.recover.lockstep import Seen, lockstep
+from understudy.trace import shape
+
+# In units of the mean squared input of a layer. Source: measured on the demo's networks, where all but the first are
+# chosen somewhere.
+RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)
+# Views of the few images in all, half of them mixed. Source: measured (docs/LOG.md): 16 a picture are better than 8 by
+# a point, 32 no better than 16.
+VIEWS = 800
+# What the passes may cost in all, which bounds the views of large networks. Source: assumption, about a minute.
+MACS = 1.5e12
+# What the passes may hold at a halt. Source: assumption.
+MEMORY_BYTES = 2 * 2**30
+ROWS = 25_000  # positions that a layer is solved from, of all views. Source: measured, 4 times as many change nothing.
+LEAST_POSITIONS = 16
+FOLDS = 4
+_FEWER_FOLDS = 600  # inputs of a layer above which there are two folds. Source: assumption, for time.
+_BATCH = 64
+_EXACT = 1e-10  # relative squared error of a layer that nothing is missing from
+
+
+@dataclass(frozen=True)
+class Solved:
+    """One layer. ridge: the strength chosen; None where the cut's own weights were not beaten. error_cut, error: its
+    squared error over the teacher's squared output, on images left out of the solution, before and after."""
+
+    layer: str
+    ridge: float | None
+    error_cut: float
+    error: float
+
+
+@dataclass(frozen=True)
+class ClosedFormLog:
+    """images, views: how many were used; seconds: wall time."""
+
+    layers: tuple[Solved, ...] = ()
+    images: int = 0
+    views: int = 0
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "layers": [vars(each) for each in self.layers]}
+
+
+@torch.no_grad()
+def closed_form(
+    teacher: nn.Module,
+    student: nn.Module,
+    anatomy: Anatomy,
+    plan: Plan,
+    few: Source | Tensor,
+    *,
+    views: str = "none",
+    mixing: str = "mixup",
+    seed: int = 0,
+    count_views: int | None = None,
+    on_layer: Callable[[int, int], None] | None = None,
+) -> ClosedFormLog:
+    """Solve the layers of `student`, the cut of `teacher` by `plan`, IN PLACE; return what was done to each.
+
+    few: images as for `mimic`. views, mixing: names in `augment.VIEWS` and `augment.MIXES`. count_views: how many views
+    of the images; by default VIEWS, or fewer for a network whose passes would cost more than MACS or hold more than
+    MEMORY_BYTES. on_layer(done, total): progress. Both networks are used in eval mode and come back as they were, but
+    for weights, biases and batch norms' running means of the student; on an error these are as before too.
+
+    Raises: InputError for images that do not fit.
+    """
+    started = time.perf_counter()
+    todo = _to_solve(anatomy, plan, student)
+    if not todo:
+        return ClosedFormLog(seconds=time.perf_counter() - started)
+    images = count(few)
+    lead = anatomy.traced.model  # the teacher's own tensors, in modules whose linear layers can all be seen
+    tensors, own = guard.named_tensors(lead), guard.named_tensors(student)
+    folds = min(FOLDS, images)
+    names = [layer.weight for layer in todo]
+    total = affordable(anatomy, names) if count_views is None else count_views
+    batches, fold_of, used = batches_of(few, student, views, mixing, seed, folds, total)
+    held = {layer.weight: {layer.shortcut} for layer in todo if layer.shortcut}
+    draws = torch.Generator().manual_seed(seed)
+    before = {name: tensor.detach().clone() for name, tensor in own.items()}
+    solved: list[Solved] = []
+    try:
+        with guard.seeded(seed), guard.evaluating(teacher), guard.evaluating(lead), guard.evaluating(student):
+            for name, (wanted, found) in lockstep([(lead, "after"), (student, "before")], batches, names, held):
+                layer = todo[len(solved)]
+                if layer.weight != name:
+                    raise RuntimeError(f"{name} runs where {layer.weight} was expected")
+                kept = plan.slices.get(name, {}).get(0)
+                stats = _statistics(layer, wanted, found, kept, tensors, own, fold_of, folds, draws)
+                solved.append(_solve(layer, stats, own))
+                if on_layer:
+                    on_layer(len(solved), len(todo))
+    except BaseException:
+        for name, tensor in own.items():
+            tensor.copy_(before[name])
+        raise
+    return ClosedFormLog(tuple(solved), images, used, time.perf_counter() - started)
+
+
+def _to_solve(anatomy: Anatomy, plan: Plan, student: nn.Module) -> list[Layer]:
+    """From the first layer on that the plan touches."""
+    own = guard.named_tensors(student)
+    found = [layer for layer in layers(anatomy) if layer.weight in own and not _inside(layer.weight, plan.drop)]
+    touched = [i for i, layer in enumerate(found) if layer.weight in plan.slices]
+    first = 0 if plan.drop else min(touched, default=len(found))
+    return found[first:]
+
+
+def _inside(tensor: str, dropped: Sequence[str]) -> bool:
+    return any(tensor.startswith(f"{name}.") for name in dropped)
+
+
+def batches_of(
+    few: Source | Tensor, model: nn.Module, views: str, mixing: str, seed: int, folds: int, total: int
+) -> tuple[list[Batch], list[int], int]:
+    """Batches of `total` views, for `model`; the fold of each; how many views there are. Every image has one at least
+    of as many as there may be. Every second batch is mixed. No image is in two folds, not even mixed."""
+    like = next((t for t in guard.named_tensors(model).values() if t.is_floating_point()), torch.empty(0))
+    draws = torch.Generator().manual_seed(seed)
+    order = torch.randperm(count(few), generator=draws).tolist()
+    batches, fold_of, made = [], [], 0
+    for fold in range(folds):
+        mine = order[fold::folds]
+        share = max(1, round(total / folds))
+        indices = (mine * -(-share // len(mine)))[:share]
+        size = min(_BATCH, -(-share // 2))
+        for number, start in enumerate(range(0, share, size)):
+            part = indices[start : start + size]
+            batch = placed(view(few, part, views, draws), like.device, like.dtype)
+            if number % 2 and len(part) > 1:
+                batch = mixed(batch, mixing, draws)
+            batches.append(batch)
+            fold_of.append(fold)
+            made += len(part)
+    return batches, fold_of, made
+
+
+def affordable(anatomy: Anatomy, halts: Sequence[str]) -> int:
+    """How many views two passes may see that halt at these weights."""
+    macs = max(1, count_traced(anatomy.traced).macs)
+    held = max(1, 2 * _held_bytes(anatomy, set(halts)))
+    return max(1, min(VIEWS, int(MACS / (2 * macs)), int(MEMORY_BYTES / held)))
+
+
+def _held_bytes(anatomy: Anatomy, weights: set[str]) -> int:
+    """The most that a pass of one image holds where it halts: values that are made and still needed."""
+    traced = anatomy.traced
+    order = {node: i for i, node in enumerate(traced.nodes)}
+    halts = sorted(
+        order[user] for node, name in traced.tensors.items() if name in weights for user in node.users if user in order
+    )
+    most = 0
+    ends = {node: max((order.get(u, len(order)) for u in node.users), default=i) for node, i in order.items()}
+    for halt in halts:
+        alive = (node for node, i in order.items() if i <= halt <= ends[node] and shape(node) is not None)
+        most = max(most, sum(math.prod(shape(node)) for node in alive))
+    return 4 * most // traced.batch
+
+
+@dataclass
+class _Statistics:
+    """Of each fold the second moments of a layer's inputs, with a last one that is always 1 where a constant is free:
+    gram (folds, groups, D, D), cross (folds, groups, D, outputs of a group), square (folds, groups, outputs), rows
+    (folds,). prior (groups, outputs, D): what the cut left."""
+
+    gram: Tensor
+    cross: Tensor
+    square: Tensor
+    rows: Tensor
+    prior: Tensor
+    free: bool
+    inputs: int = field(default=0)
+
+
+def _statistics(
+    layer: Layer,
+    wanted: list[Seen],
+    found: list[Seen],
+    kept: list[int] | None,
+    tensors: dict[str, Tensor],
+    own: dict[str, Tensor],
+    fold_of: list[int],
+    folds: int,
+    draws: torch.Generator,
+) -> _Statistics:
+    weight = own[layer.weight]
+    how = geometry(found[0], weight)
+    spatial = len(how.kernel)
+    outputs = len(weight)
+    free = layer.bias is not None or layer.norm is not None
+    views = sum(len(seen.input) for seen in found)
+    each = max(LEAST_POSITIONS, -(-ROWS // views))
+    chosen: dict[int, Tensor] = {}
+
+    def positions(total: int) -> Tensor:
+        if total not in chosen:
+            chosen[total] = torch.randperm(total, generator=draws)[:each]
+        return chosen[total]
+
+    index = None if kept is None else torch.tensor(kept, device=weight.device)
+    full = len(tensors[layer.weight])
+    scale = None if layer.shortcut is None else scale_of(layer, tensors, full)
+    prior = weight.detach().double().flatten(1).unflatten(0, (how.groups, -1))
+    sums: list[Any] = [[0.0, 0.0, 0.0, 0] for _ in range(folds)]
+    for fold, lead, learner in zip(fold_of, wanted, found, strict=True):
+        x = columns(learner.input, how, positions, tuple(lead.output.shape[2:]) if spatial else ())
+        rows = channels_last(lead.output, spatial)
+        rows = rows[:, positions(rows.shape[1]).to(rows.device)].double()
+        if scale is not None:
+            rows = rows + _shortcut_error(layer, lead, learner, spatial, positions, scale, index)
+        rows = rows if index is None else rows[..., index]
+        if layer.bias is not None:
+            rows = rows - own[layer.bias].detach().double()
+        x = x.double().flatten(0, 1).transpose(0, 1)  # (groups, rows, inputs)
+        if free:
+            x = torch.cat([x, x.new_ones(*x.shape[:2], 1)], 2)
+        y = rows.flatten(0, 1).unflatten(1, (how.groups, -1)).transpose(0, 1)  # (groups, rows, outputs)
+        into = sums[fold]
+        into[0], into[1] = into[0] + x.mT @ x, into[1] + x.mT @ y
+        into[2], into[3] = into[2] + y.square().sum(1), into[3] + x.shape[1]
+    if free:
+        prior = torch.cat([prior, prior.new_zeros(*prior.shape[:2], 1)], 2)
+    gram, cross, square = (torch.stack([s[i] for s in sums]) for i in range(3))
+    rows = torch.tensor([float(s[3]) for s in sums], dtype=torch.float64, device=gram.device)
+    assert prior.shape[1] * how.groups == outputs
+    return _Statistics(gram, cross, square, rows, prior, free, prior.shape[2] - free)
+
+
+def _shortcut_error(
+    layer: Layer,
+    lead: Seen,
+    learner: Seen,
+    spatial: int,
+    positions: Callable[[int], Tensor],
+    scale: Tensor,
+    index: Tensor | None,
+) -> Tensor | float:
+    """The teacher's shortcut minus the student's, in units of the layer's own output; of channels that stay."""
+    theirs, ours = lead.held.get(layer.shortcut), learner.held.get(layer.shortcut)
+    if theirs is None or ours is None or theirs.shape != lead.output.shape:
+        return 0.0
+    theirs, ours = channels_last(theirs, spatial), channels_last(ours, spatial)
+    at = positions(theirs.shape[1]).to(theirs.device)
+    error = theirs[:, at].double()
+    if index is not None and ours.shape[-1] == len(index):
+        full = torch.zeros_like(error)
+        full[..., index] = ours[:, at].double()
+        ours_rows = full
+    elif ours.shape[-1] == theirs.shape[-1]:
+        ours_rows = ours[:, at].double()
+    else:
+        return 0.0
+    # A channel that what follows all but removes can make up for nothing.
+    back = torch.where(scale.abs() > 1e-3, 1 / scale, 0.0).to(error)
+    return (error - ours_rows) * back
+
+
+def _solve(layer: Layer, stats: _Statistics, own: dict[str, Tensor]) -> Solved:
+    """The ridge with the least error on images left out, and the weights by it; in place in `own`."""
+    folds = _folds(stats)
+    total = stats.square.sum().clamp_min(1e-300)
+    plain = sum(_error(stats, fold, stats.prior) for fold in range(len(stats.gram)))
+    relative = float(plain / total)
+    if relative < _EXACT or not math.isfinite(relative):
+        return Solved(layer.weight, None, relative, relative)
+    errors: dict[int, float] = {}
+
+    def error(at: int) -> float:
+        if at not in errors:
+            errors[at] = sum(
+                float(_error(stats, fold, w) / total) for members, w in _left_out(stats, folds, RIDGES[at])
+                for fold in members
+            )  # fmt: skip
+        return errors[at]
+
+    # The error is all but convex in the logarithm of the ridge: walk downhill from the middle.
+    at = len(RIDGES) // 2
+    while True:
+        best = min((i for i in (at - 1, at, at + 1) if 0 <= i < len(RIDGES)), key=error)
+        if best == at:
+            break
+        at = best
+    if not error(at) < relative:
+        return Solved(layer.weight, None, relative, relative)
+    _put(layer, _ridge(stats, range(len(stats.gram)), RIDGES[at]), stats, own)
+    return Solved(layer.weight, RIDGES[at], relative, error(at))
+
+
+def _folds(stats: _Statistics) -> list[list[int]]:
+    """The folds that are left out together: fewer where the system is large."""
+    every = list(range(len(stats.gram)))
+    parts = len(every) if stats.inputs <= _FEWER_FOLDS else min(2, len(every))
+    return [every[i::parts] for i in range(parts)]
+
+
+def _left_out(stats: _Statistics, folds: list[list[int]], ridge: float) -> Iterator[tuple[list[int], Tensor]]:
+    for members in folds:
+        rest = [fold for fold in range(len(stats.gram)) if fold not in members]
+        yield members, _ridge(stats, rest, ridge) if rest else stats.prior
+
+
+def _ridge(stats: _Statistics, folds: Sequence[int], ridge: float) -> Tensor:
+    """(groups, outputs, D): least squares over `folds`, held to the prior by `ridge`."""
+    at = list(folds)
+    gram, cross = stats.gram[at].sum(0), stats.cross[at].sum(0)
+    size = gram.shape[-1]
+    unit = gram.diagonal(dim1=1, dim2=2)[:, : stats.inputs].mean(1).clamp_min(1e-300)
+    hold = (ridge * unit)[:, None].expand(-1, size).clone()
+    if stats.free:
+        hold[:, -1] = 1e-6 * stats.rows[at].sum()  # the constant is all but free
+    factor, failed = torch.linalg.cholesky_ex(gram + torch.diag_embed(hold))
+    if bool(failed.any()):
+        return stats.prior
+    return torch.cholesky_solve(cross + hold[:, :, None] * stats.prior.mT, factor).mT
+
+
+def _error(stats: _Statistics, fold: int, weights: Tensor) -> Tensor:
+    """Squared error of a fold's rows."""
+    mixed_in = (weights @ stats.gram[fold] * weights).sum()
+    return mixed_in - 2 * (weights * stats.cross[fold].mT).sum() + stats.square[fold].sum()
+
+
+def _put(layer: Layer, weights: Tensor, stats: _Statistics, own: dict[str, Tensor]) -> None:
+    weight = own[layer.weight]
+    weight.copy_(weights[..., : stats.inputs].flatten(0, 1).reshape(weight.shape))
+    if not stats.free:
+        return
+    constant = weights[..., -1].flatten()
+    if layer.bias is not None:
+        own[layer.bias].add_(constant.to(own[layer.bias]))
+    else:  # a batch norm subtracts its running mean
+        own[layer.norm].sub_(constant.to(own[layer.norm]))

@@ -1,0 +1,217 @@
+"""The layers of a network that are linear in their input, read from its graph: what each sees and what follows it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.nn import functional as F
+
+from understudy.graph import Anatomy
+from understudy.guard import named_tensors
+from understudy.recover.lockstep import Seen
+from understudy.trace import operator, shape
+
+LINEAR = ("conv1d", "conv2d", "conv3d", "linear")
+_NORMS = ("batch_norm", "layer_norm", "group_norm")
+# Between a layer and the addition behind it: in eval mode these change nothing.
+_IDLE = ("dropout", "alias", "clone", "contiguous", "identity")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or linear layer before the seam whose weight is a parameter that one call uses.
+
+    weight, bias: names of its tensors. norm: running mean of the batch norm that alone reads its output, or None; it
+    can take up a constant. scales: of its output on the way to the addition behind it: parameters, and batch norms as
+    (weight, running variance, epsilon). shortcut: where the other side of that addition can be seen, as (weight,
+    "input" | "output"), or None.
+    """
+
+    weight: str
+    bias: str | None
+    norm: str | None
+    scales: tuple[Any, ...]
+    shortcut: tuple[str, str] | None
+
+
+def layers(anatomy: Anatomy) -> list[Layer]:
+    """In the order in which they run."""
+    traced = anatomy.traced
+    behind, todo = set(), list(anatomy.seam_nodes)
+    while todo:
+        node = todo.pop()
+        if node not in behind:
+            behind.add(node)
+            todo += node.all_input_nodes
+    parameters = dict(traced.model.named_parameters())
+    places: dict[tuple[Node, str], tuple[str, str]] = {}
+    order = {node: i for i, node in enumerate(traced.nodes)}
+    weighted = {}
+    for node in traced.nodes:
+        weight = _weight(anatomy, node)
+        if weight is not None:
+            weighted[node] = weight
+            places.setdefault((node.args[0], "input"), (weight, "input"))
+            places.setdefault((node, "output"), (weight, "output"))
+    found = []
+    for node, weight in weighted.items():
+        if operator(node) not in LINEAR or node not in behind or weight in anatomy.seam.head:
+            continue
+        if weight not in parameters:
+            continue
+        bias = traced.tensors.get(_argument(node, 2, "bias"))
+        norm, scales, end = None, [], node
+        while len(end.users) == 1:
+            after = next(iter(end.users))
+            step = _step(anatomy, end, after)
+            if step is None:
+                break
+            if end is node and operator(after) == "batch_norm":
+                norm = traced.tensors.get(_argument(after, 3, "running_mean"))
+                norm = norm if norm is not None and _alone(anatomy, norm) else None
+            scales += step
+            end = after
+        shortcut = None
+        add = next(iter(end.users)) if len(end.users) == 1 else None
+        if add is not None and operator(add) == "add" and not add.kwargs and len(add.all_input_nodes) == 2:
+            other = next(n for n in add.all_input_nodes if n is not end)
+            seen = [(other, side) for side in ("output", "input") if (other, side) in places]
+            for key in seen:
+                reader = key[0] if key[1] == "output" else _reader(weighted, other)
+                if reader is not None and order.get(reader, len(order)) < order[node] and _same(other, node):
+                    shortcut = places[key]
+                    break
+        found.append(Layer(weight, bias, norm, tuple(scales), shortcut))
+    return found
+
+
+def _reader(weighted: dict[Node, str], value: Node) -> Node | None:
+    return next((node for node in weighted if node.args[0] is value), None)
+
+
+def _same(one: Node, other: Node) -> bool:
+    return shape(one) is not None and shape(one) == shape(other)
+
+
+def _argument(node: Node, position: int, name: str) -> Any:
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name)
+
+
+def _alone(anatomy: Anatomy, name: str) -> bool:
+    """One call uses this tensor, under whatever name."""
+    own = named_tensors(anatomy.traced.model)
+    same = {other for other, tensor in own.items() if tensor is own.get(name)}
+    return name in own and sum(len(n.users) for n, t in anatomy.traced.tensors.items() if t in same) == 1
+
+
+def _weight(anatomy: Anatomy, node: Node) -> str | None:
+    """The weight of a layer or norm, where it is a tensor of the network's that no other call uses."""
+    kind = operator(node)
+    if kind not in (*LINEAR, *_NORMS) or not node.args or not isinstance(node.args[0], Node):
+        return None
+    weight = _argument(node, {"layer_norm": 2, "group_norm": 2}.get(kind, 1), "weight")
+    name = anatomy.traced.tensors.get(weight) if isinstance(weight, Node) else None
+    return name if name is not None and _alone(anatomy, name) else None
+
+
+def _step(anatomy: Anatomy, before: Node, after: Node) -> list[Any] | None:
+    """By what `after` scales the channels of `before`, if it does no more than that and adding a constant."""
+    kind = operator(after)
+    if kind in _IDLE:
+        return []
+    if kind == "batch_norm":
+        names = [anatomy.traced.tensors.get(_argument(after, *a)) for a in ((1, "weight"), (4, "running_var"))]
+        return [(*names, after.args[7])] if None not in names and len(after.args) > 7 else None
+    if kind == "mul":
+        other = next((n for n in after.all_input_nodes if n is not before), None)
+        name = anatomy.traced.tensors.get(other) if other is not None else None
+        return [name] if name is not None else None
+    return None
+
+
+def scale_of(layer: Layer, tensors: dict[str, Tensor], channels: int) -> Tensor | None:
+    """Factor of each output channel on the way to the addition, (channels,) float64; None where it cannot be read."""
+    scale = torch.ones(channels, dtype=torch.float64)
+    for each in layer.scales:
+        if isinstance(each, str):
+            factor = tensors[each].detach().double().flatten().cpu()
+        else:
+            weight, variance = (tensors[n].detach().double().cpu() for n in each[:2])
+            factor = weight / (variance + each[2]).sqrt()
+        if factor.numel() not in (1, channels):
+            return None
+        scale = scale * factor
+    return scale
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How one call of a linear layer reads its input. size: of the output's positions, () for a linear layer."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    groups: int
+
+
+def geometry(seen: Seen, weight: Tensor) -> Geometry:
+    """Of the call that `seen` tells of."""
+    if weight.ndim == 2:
+        return Geometry((), (), (), (), 1)
+    axes = weight.ndim - 2
+    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    given = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+    given |= dict(zip(names, seen.args, strict=False)) | seen.kwargs
+    kernel = tuple(weight.shape[2:])
+    stride, dilation = (_each(given[n], axes) for n in ("stride", "dilation"))
+    if given["padding"] == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        padding = tuple((t // 2, t - t // 2) for t in total)
+    else:
+        padding = tuple((p, p) for p in _each(0 if given["padding"] == "valid" else given["padding"], axes))
+    return Geometry(kernel, stride, dilation, padding, given["groups"])
+
+
+def _each(value: Any, axes: int) -> tuple[int, ...]:
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    return values * axes if len(values) == 1 else values
+
+
+def channels_last(value: Tensor, spatial: int) -> Tensor:
+    """Positions before channels: (n, positions, channels). spatial: axes of positions behind the channels; 0 where the
+    channels stand last."""
+    if spatial:
+        return value.flatten(2).transpose(1, 2)
+    return value.reshape(value.shape[0], -1, value.shape[-1]) if value.ndim > 2 else value[:, None]
+
+
+def columns(x: Tensor, how: Geometry, positions: Callable[[int], Tensor], size: tuple[int, ...]) -> Tensor:
+    """What the output positions see: (n, positions, groups, inputs of a group x kernel), as in a row of the weight.
+
+    positions(count): which of `count` flattened output positions. size: of the output.
+    """
+    if not how.kernel:
+        rows = channels_last(x, 0)
+        return rows[:, positions(rows.shape[1]).to(x.device)][:, :, None]
+    total = 1
+    for side in size:
+        total *= side
+    left = positions(total)
+    places = []
+    for side in reversed(size):
+        places.insert(0, (left % side).to(x.device))
+        left = left // side
+    padded = F.pad(x, [p for pair in reversed(how.padding) for p in pair]).movedim(1, -1)
+    taps = [()]
+    for k in how.kernel:
+        taps = [(*tap, i) for tap in taps for i in range(k)]
+    seen = []
+    for tap in taps:
+        index = [p * s + t * d for p, s, t, d in zip(places, how.stride, tap, how.dilation, strict=True)]
+        seen.append(padded[(slice(None), *index)])
+    stacked = torch.stack(seen, -1)  # (n, positions, channels, taps)
+    return stacked.unflatten(2, (how.groups, -1)).flatten(3)

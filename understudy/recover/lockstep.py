@@ -1,0 +1,177 @@
+"""Several passes of several networks side by side, halted at the same layers, so that a layer can be solved in between.
+
+Every pass runs in a thread of its own, and only one of them runs at a time, in a fixed order: so this works for any
+code that a network consists of, each network computes every image once, and the same run gives the same numbers.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from understudy.guard import named_tensors
+from understudy.recover.batches import Batch
+
+
+@dataclass
+class Seen:
+    """What one pass has at a halt. args, kwargs: of the torch function that is given the weight; output: of it, where
+    the network halts after it. held: what was asked to be kept: (weight, "input" or "output") -> tensor."""
+
+    function: Callable[..., Any]
+    args: tuple
+    kwargs: dict[str, Any]
+    output: Tensor | None
+    held: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+
+    @property
+    def input(self) -> Tensor:
+        return self.args[0] if self.args else self.kwargs["input"]
+
+
+class Watch(TorchFunctionMode):
+    """Calls `before(name, seen)` and `after(name, seen)` around torch functions that are given a tensor of `names`."""
+
+    def __init__(
+        self,
+        names: Mapping[int, str],
+        before: Callable[[str, Seen], None] | None = None,
+        after: Callable[[str, Seen], None] | None = None,
+    ):
+        self._names, self._before, self._after = names, before, after
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = next((self._names[id(a)] for a in (*args[1:], *kwargs.values()) if id(a) in self._names), None)
+        if name is None or not (args or "input" in kwargs):
+            return func(*args, **kwargs)
+        seen = Seen(func, args, kwargs, None)
+        if self._before:
+            self._before(name, seen)
+        seen.output = func(*args, **kwargs)
+        if self._after:
+            self._after(name, seen)
+        return seen.output
+
+
+def ids_of(model: nn.Module, names: Sequence[str]) -> dict[int, str]:
+    """id of a tensor -> the name by which it was asked for."""
+    tensors = named_tensors(model)
+    return {id(tensors[name]): name for name in names}
+
+
+class _Stopped(BaseException):
+    """Unwinds a pass that nobody goes on with; no `except Exception` of the network's code holds it up."""
+
+
+class _Pass:
+    """One forward pass in a thread of its own, which runs only while somebody waits in `go_on`."""
+
+    def __init__(self, forward: Callable[["_Pass"], None]):
+        self._forward, self._turn, self._back = forward, threading.Semaphore(0), threading.Semaphore(0)
+        self._error: BaseException | None = None
+        self._ending = self._done = False
+        self._at: tuple[str, Seen] | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        self._turn.acquire()
+        try:
+            if not self._ending:
+                self._forward(self)
+        except _Stopped:
+            pass
+        except BaseException as error:
+            self._error = error
+        self._done, self._at = True, None
+        self._back.release()
+
+    def halt(self, name: str, seen: Seen) -> None:
+        self._at = name, seen
+        self._back.release()
+        self._turn.acquire()
+        if self._ending:
+            raise _Stopped
+
+    def go_on(self) -> tuple[str, Seen] | None:
+        """Where it halts next; None when it has come to its end. Raises: what the network raised."""
+        self._at = None
+        self._turn.release()
+        self._back.acquire()
+        if self._error is not None:
+            raise self._error
+        return self._at
+
+    def end(self) -> None:
+        self._ending = True
+        while not self._done:
+            self._turn.release()
+            self._back.acquire()
+        self._thread.join()
+
+
+def lockstep(
+    networks: Sequence[tuple[nn.Module, str]], batches: Sequence[Batch], halts: Sequence[str], kept: Mapping[str, set]
+) -> Iterator[tuple[str, list[list[Seen]]]]:
+    """Yield, at each of `halts`, (name, per network what each batch sees there); going on lets all passes go on.
+
+    networks: each with "before" or "after", where it halts: at the function that is given the weight of that name, or
+    behind it. kept: halt -> (weight, "input" | "output") that passes must still have there, seen before.
+    Without gradients, in the mode that the networks are in. Raises: what a network raises, and RuntimeError where the
+    passes do not halt at the same places.
+    """
+    wanted = {key for keys in kept.values() for key in keys}
+    last = {key: name for name in halts for key in kept.get(name, ())}
+    watched = [*dict.fromkeys([*halts, *(name for name, _ in wanted)])]
+    halting = set(halts)
+
+    def body(model: nn.Module, when: str, batch: Batch) -> Callable[[_Pass], None]:
+        def run(own: _Pass) -> None:
+            held: dict[tuple[str, str], Tensor] = {}
+
+            def halt(name: str, seen: Seen) -> None:
+                seen.held = held
+                own.halt(name, seen)
+                seen.held = {}
+                for key in [k for k in held if last[k] == name]:
+                    del held[key]
+
+            def before(name: str, seen: Seen) -> None:
+                if (name, "input") in wanted:
+                    held[name, "input"] = seen.input
+                if name in halting and when == "before":
+                    halt(name, seen)
+
+            def after(name: str, seen: Seen) -> None:
+                if (name, "output") in wanted:
+                    held[name, "output"] = seen.output
+                if name in halting and when == "after":
+                    halt(name, seen)
+
+            args, kwargs = batch
+            with torch.no_grad(), Watch(ids_of(model, watched), before, after):
+                model(*args, **kwargs)
+
+        return run
+
+    passes = [[_Pass(body(model, when, batch)) for batch in batches] for model, when in networks]
+    every = [each for row in passes for each in row]
+    try:
+        while True:
+            at = [[each.go_on() for each in row] for row in passes]
+            names = {found and found[0] for row in at for found in row}
+            if len(names) != 1:
+                raise RuntimeError(f"the passes halt at different places: {', '.join(sorted(map(str, names)))}")
+            name = names.pop()
+            if name is None:
+                return
+            yield name, [[seen for _, seen in row] for row in at]
+            del at
+    finally:
+        for each in every:
+            each.end()

@@ -1,0 +1,130 @@
+"""Give back what the cut took: closed form, norms, then mimic, each kept only where the images to choose by say so."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from understudy import guard
+from understudy.graph import Anatomy
+from understudy.plan import Plan
+from understudy.recover.batches import Source, count, placed, view
+from understudy.recover.closed_form import ClosedFormLog, batches_of, closed_form
+from understudy.recover.config import MimicConfig
+from understudy.recover.mimic import MimicLog, mimic
+from understudy.recover.norms import settle_norms
+from understudy.seam import capturing
+
+# Of fewer images none are set aside to choose by: of 50 every tenth costs 0.7 points, more than the choices gain, and
+# the closed form chooses by cross-validation as it is. Source: measured on the demo's teachers (docs/LOG.md).
+CHOOSE_FROM = 200
+CHOOSE_SHARE = 0.1
+_NORM_VIEWS = 256  # from which batch norms' statistics are taken. Source: assumption.
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """closed_form: what it did, None where it was not asked for. errors: squared error at the seam over the teacher's
+    squared deviation, on the images to choose by, of the student as "cut", in "closed_form" and after "norms"; empty
+    without such images. norms_share: of the few images' own statistics in the batch norms."""
+
+    mimic: MimicLog
+    closed_form: ClosedFormLog | None = None
+    errors: dict[str, float] | None = None
+    norms_share: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        closed = None if self.closed_form is None else self.closed_form.to_json()
+        return {"closed_form": closed, "errors": self.errors, "norms_share": self.norms_share, **_brief(self.mimic)}
+
+
+def _brief(log: MimicLog) -> dict[str, Any]:
+    return {"choose": [list(pair) for pair in log.errors], "kept_step": log.kept}
+
+
+def recover(
+    teacher: nn.Module,
+    student: nn.Module,
+    anatomy: Anatomy,
+    plan: Plan,
+    few: Source | Tensor,
+    config: MimicConfig,
+    *,
+    choose: Source | Tensor | None = None,
+    solve: bool = True,
+    on_stage: Callable[[str], None] | None = None,
+    on_step: Callable[[int, int, float], None] | None = None,
+) -> Recovery:
+    """Bring `student`, the cut of `teacher` by `plan`, back towards the teacher, IN PLACE.
+
+    few: images to fit. choose: images, none of `few`, that decide what is kept; without them the closed form is kept
+    as it is, batch norms keep the cut's statistics, and mimic its last step. solve: whether to start from the closed
+    form; else only `mimic` runs, as the paper has it.
+    Raises: as `mimic`.
+    """
+    say = on_stage or (lambda text: None)
+    if not solve:
+        return Recovery(mimic(teacher, student, plan.seam, few, config, choose=choose, on_step=on_step))
+    with ExitStack() as stack:
+        judge = None if choose is None else _judging(stack, teacher, student, plan, choose)
+        errors = {} if judge is None else {"cut": judge()}
+        start = _tensors(student)
+        say("solving the layers in closed form")
+        closed = closed_form(teacher, student, anatomy, plan, few, views=config.views, seed=config.seed)
+        share = None
+        if judge is not None:
+            errors["closed_form"] = judge()
+            if not errors["closed_form"] < errors["cut"]:
+                _put(start)
+            batches, _, _ = batches_of(few, student, config.views, "none", config.seed, 1, _NORM_VIEWS)
+            share = settle_norms(student, plan.seam.head, batches, judge)
+            errors["norms"] = judge()
+    if config.steps:
+        say(f"mimicking {config.steps} steps on {count(few)} images")
+    log = mimic(teacher, student, plan.seam, few, config, choose=choose, on_step=on_step)
+    return Recovery(log, closed, errors, share)
+
+
+def _judging(
+    stack: ExitStack, teacher: nn.Module, student: nn.Module, plan: Plan, choose: Source | Tensor
+) -> Callable[[], float]:
+    """The student's error at the seam on the images to choose by, over the teacher's deviation; all in eval mode."""
+    like = next(t for t in guard.named_tensors(student).values() if t.is_floating_point())
+    stack.enter_context(guard.untouched(student))
+    student.eval()
+    batches = []
+    with guard.evaluating(teacher), capturing(teacher, plan.seam) as target:
+        for start in range(0, count(choose), _BATCH):
+            indices = list(range(start, min(start + _BATCH, count(choose))))
+            args, kwargs = placed(view(choose, indices, "none", torch.Generator()), like.device, like.dtype)
+            batches.append((args, kwargs, [f.double() for f in target.features(*args, **kwargs)]))
+    learner = stack.enter_context(capturing(student, plan.seam))
+    points = range(len(plan.seam.points))
+    every = [torch.cat([wanted[i] for *_, wanted in batches]) for i in points]
+    spread = [float((f - f.mean(0)).square().sum()) or float(f.square().sum()) or 1.0 for f in every]
+
+    @torch.no_grad()
+    def error() -> float:
+        total = 0.0
+        for args, kwargs, wanted in batches:
+            found = learner.features(*args, **kwargs)
+            total += sum(
+                float((f.double() - w).square().sum()) / s for f, w, s in zip(found, wanted, spread, strict=True)
+            )
+        return total
+
+    return error
+
+
+def _tensors(student: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    return [(t, t.detach().clone()) for t in guard.named_tensors(student).values()]
+
+
+@torch.no_grad()
+def _put(values: list[tuple[Tensor, Tensor]]) -> None:
+    for tensor, value in values:
+        tensor.copy_(value)
