@@ -46,7 +46,7 @@ def test_the_whole_path(tmp_path):
     assert report.macs_student == result.plan.macs["student"] <= 0.5 * report.macs_teacher == 0.5 * Residual.macs
     assert report.params_student == sum(p.numel() for p in result.model.parameters()) < report.params_teacher
     assert (report.images_few, report.images_held_out, report.images_labelled) == (16, 4, 30)
-    assert len(result.log.losses) == report.steps == 4
+    assert len(result.recovery.mimic.losses) == report.steps == 4
     assert 0 <= report.top1_agreement_low <= report.top1_agreement <= report.top1_agreement_high <= 1
     assert report.feature_error_relative > 0
     assert 0 <= report.top1_student <= 100

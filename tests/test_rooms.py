@@ -36,8 +36,16 @@ FORBIDDEN = {
     "weights": {"*", "-errors"},
     "builders": {"*", "-augment", "-errors", "-preprocessing", "-demo"},
     "teachers": {"*", "-augment", "-builders", "-errors", "-guard", "-preprocessing", "-weights"},
-    "config": {"*", "-errors"},
-    "mimic": {"*", "-augment", "-config", "-errors", "-guard", "-seam"},
+    "muon": {"*"},
+    "config": {"*", "-augment", "-errors", "-muon"},
+    "batches": {"*", "-augment", "-errors"},
+    "mimic": {"*", "-batches", "-config", "-errors", "-guard", "-seam"},
+    "norms": {"*", "-batches", "-guard"},
+    "lockstep": {"*", "-batches", "-guard"},
+    "layers": {"*", "-graph", "-guard", "-lockstep", "-trace"},
+    "closed_form": {"*", "-batches", "-cost", "-graph", "-guard", "-layers", "-lockstep", "-plan", "-trace"},
+    "score": {"*", "-graph", "-trace"},
+    "planner": {"mimic", "recovery", "closed_form", "reconstruction", "images", "store", "compress", "cli"},
     "replace": {"*", "-errors", "-guard", "-seam", "-verify"},
     "verify": {"*", "-errors", "-guard", "-seam", "-images"},
     "export": {"*", "-errors", "-guard", "-trace"},
@@ -89,10 +97,11 @@ def test_public_names():
     import understudy
 
     assert understudy.__all__ == [
-        "Anatomy", "MimicConfig", "PRESETS", "Plan", "Preprocessing", "Report", "Result", "SCORES", "Seam", "SeamPoint",
-        "Teacher", "UnderstudyError", "capturing", "check_cut", "compress", "count", "cut", "export", "figures",
-        "find_seam", "inspect", "load", "load_teacher", "make_plan", "mimic", "own_teacher", "read_images", "read_plan",
-        "replace", "replan", "save", "split", "trace",
+        "Anatomy", "MimicConfig", "PRESETS", "Plan", "Preprocessing", "Report", "Result", "SCORES", "Seam",
+        "SeamPoint", "Teacher", "UnderstudyError", "capturing", "check_cut", "closed_form", "compress", "count",
+        "cut", "export", "figures", "find_seam", "inspect", "load", "load_teacher", "make_plan", "mimic",
+        "own_teacher", "preset", "read_images", "read_plan", "reconstruction", "recover", "replace", "replan",
+        "save", "split", "trace",
     ]  # fmt: skip
     import understudy.cut
 
@@ -107,11 +116,12 @@ BUDGET = """--keep --keep-width --scheme --spare-ends --no-spare-ends --drop --p
 TEACHER = "--weights --pretrained --no-pretrained --num-classes --part --input-size --seam --threads"
 FLAGS = {
     "inspect": TEACHER,
-    "plan": f"{BUDGET} {TEACHER} --out --seed --force --no-force",
-    "compress": f"""{BUDGET} {TEACHER} --out --plan --preset --steps --seed --device --precision --views --held-out
-        --held-out-share --labelled --mean --std --resize --force --no-force""",
+    "plan": f"{BUDGET} {TEACHER} --images --out --seed --force --no-force",
+    "compress": f"""{BUDGET} {TEACHER} --out --plan --preset --effort --steps --max-seconds --seed --device --precision
+        --views --held-out --held-out-share --labelled --mean --std --resize --force --no-force""",
     "verify": "--teacher --labelled --weights --pretrained --no-pretrained --device --threads",
-    "demo": "--teacher --keep --keep-width --images --steps --seed --out --force --no-force --threads",
+    "demo": """--teacher --keep --keep-width --images --preset --effort --steps --seed --out --force --no-force
+        --threads""",
 }
 
 

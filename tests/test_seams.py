@@ -269,7 +269,7 @@ def test_the_whole_path(net, example, points, head, tmp_path):
     assert len(result.plan.seam.points) == points
     assert set(head) <= set(result.plan.seam.head)
     assert result.report.config["cut_equals_zero"]["error"] <= 1e-10
-    assert result.log.losses[-1] < result.log.losses[0]
+    assert result.recovery.mimic.losses[-1] < result.recovery.mimic.losses[0]
     assert result.report.feature_error_relative > 0
     state = lead.model.state_dict()
     assert all(torch.equal(result.model.state_dict()[n], state[n]) for n in result.plan.seam.head)
@@ -295,7 +295,7 @@ def test_a_plan_is_replayed_with_its_seam_and_its_call(tmp_path):
     plan = read_plan(tmp_path / "small" / "plan.json")
     second = compress(lead, images(), plan=plan, config=CONFIG, example=example)
     assert second.plan == first.plan
-    assert second.log.losses == first.log.losses
+    assert second.recovery.mimic.losses == first.recovery.mimic.losses
     (tmp_path / "net.py").write_text("import nets\ndef build():\n    return nets.Segmenter()\n")
     torch.save(lead.model.state_dict(), tmp_path / "w.pt")
     np.save(tmp_path / "few.npy", images(4, seed=3).numpy())

@@ -25,7 +25,7 @@ app = typer.Typer(
 INTERRUPTED = 130
 _TEACHER = "Teacher"
 _BUDGET = "Budget"
-_PRESET = "Recipe of mimic: paper, or for networks of attention and layer norms transformer"
+_PRESET = "Recipe: default (closed form, then mimic), paper (MiR as published) or transformer (the same with AdamW)"
 TeacherArg = Annotated[
     str, typer.Argument(help="timm:NAME, torchvision:NAME, hf:FOLDER, hf:ID, FILE.py:FUNCTION or demo:NAME")
 ]
@@ -72,7 +72,15 @@ Exclude = Annotated[
 ]
 MinChannels = Annotated[int, typer.Option(help="No width is cut below", rich_help_panel=_BUDGET)]
 Divisor = Annotated[int, typer.Option(help="Widths are rounded up to a multiple of", rich_help_panel=_BUDGET)]
-Importance = Annotated[str, typer.Option(help="l1, l2, bn or random", rich_help_panel=_BUDGET)]
+Importance = Annotated[
+    str | None,
+    typer.Option(
+        help="What tells channels that matter: l1, l2, bn or random; else the images, with preset default, or l1",
+        rich_help_panel=_BUDGET,
+    ),
+]
+Effort = Annotated[str | None, typer.Option(help="Instead of steps: quick (none), standard or thorough")]
+MaxSeconds = Annotated[float | None, typer.Option(help="For recovering: takes as many steps as fit")]
 Steps = Annotated[int | None, typer.Option(help="Optimiser steps of mimic (the preset's if not given)")]
 Seed = Annotated[int | None, typer.Option(help="Of batches, views and scores (the preset's if not given)")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...")]
@@ -117,7 +125,10 @@ def plan(
     exclude: Exclude = None,
     min_channels: MinChannels = 1,
     divisor: Divisor = 1,
-    importance: Importance = "l1",
+    importance: Importance = None,
+    images: Annotated[
+        Path | None, typer.Option(help="A few images, which say what channels matter", rich_help_panel=_BUDGET)
+    ] = None,
     seed: Seed = None,
     weights: Weights = None,
     pretrained: Pretrained = True,
@@ -133,17 +144,23 @@ def plan(
     import torch
 
     from understudy.anatomy import trace
+    from understudy.images import read_images
     from understudy.plan import check_plan_file
     from understudy.planner import make_plan
+    from understudy.reconstruction import reconstruction
 
     if out is not None:
         check_plan_file(out, force=force)
     found = _teacher(teacher, weights, pretrained, num_classes, part, input_size)
     anatomy = trace(found.model, torch.zeros(2, *found.preprocessing.input_size), points=seam, drop=drop or ())
+    evidence = None
+    if images is not None and importance is None:
+        few = read_images(images, found.preprocessing)
+        evidence = reconstruction(found.model, anatomy, few, views=found.views, seed=seed or 0)
     made = make_plan(
         found.model, anatomy, keep=keep, keep_width=keep_width, scheme=scheme, spare_ends=spare_ends, pin=pin or (),
-        exclude=exclude or (), min_channels=min_channels, divisor=divisor, score=importance, seed=seed or 0,
-        source=found.to_json(),
+        exclude=exclude or (), min_channels=min_channels, divisor=divisor, score=importance or "l1", seed=seed or 0,
+        evidence=evidence, source=found.to_json(),
     )  # fmt: skip
     widths = {n: [w, anatomy.groups[n].width] for n, w in made.widths.items()}
     _say("\n".join(f"{n}: {w} of {full}" for n, (w, full) in widths.items() if w != full))
@@ -175,9 +192,11 @@ def compress(
     exclude: Exclude = None,
     min_channels: MinChannels = 1,
     divisor: Divisor = 1,
-    importance: Importance = "l1",
-    preset: Annotated[str, typer.Option(help=_PRESET)] = "paper",
+    importance: Importance = None,
+    preset: Annotated[str, typer.Option(help=_PRESET)] = "default",
+    effort: Effort = None,
     steps: Steps = None,
+    max_seconds: MaxSeconds = None,
     seed: Seed = None,
     device: Device = None,
     precision: Precision = "float32",
@@ -207,13 +226,15 @@ def compress(
     check_writable(out, force=force)
     asked = read_plan(plan) if plan is not None else None
     found = _teacher(teacher, weights, pretrained, num_classes, part, input_size, mean, std, resize, views)
-    config = recipe(preset, steps=steps, seed=seed, device=device, precision=precision, views=found.views)
+    config = recipe(preset, effort, steps=steps, seed=seed, device=device, precision=precision, views=found.views)
     progress = _Progress()
     result = run(
         found, images, folder=out, force=force, plan=asked, config=config, held_out=held_out,
-        held_out_share=held_out_share, labelled=labelled, seam=seam, drop=drop or (), on_stage=_say, on_step=progress,
+        held_out_share=held_out_share, labelled=labelled, seam=seam, drop=drop or (), max_seconds=max_seconds,
+        on_stage=_say, on_step=progress,
         **_budget(asked, keep=keep, keep_width=keep_width, scheme=scheme, spare_ends=spare_ends, pin=pin or (),
-                  exclude=exclude or (), min_channels=min_channels, divisor=divisor, score=importance, seed=seed or 0),
+                  exclude=exclude or (), min_channels=min_channels, divisor=divisor, seed=seed or 0,
+                  **({} if importance is None else {"score": importance})),
     )  # fmt: skip
     _say(result.report.table())
     _answer(_line(result.report, str(result.folder)))
@@ -249,6 +270,8 @@ def demo(
     keep: Keep = None,
     keep_width: KeepWidth = None,
     images: Annotated[int, typer.Option(help="How many unlabelled patches to learn from")] = 50,
+    preset: Annotated[str, typer.Option(help=_PRESET)] = "default",
+    effort: Effort = None,
     steps: Steps = None,
     seed: Seed = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the result; else nothing is written")] = None,
@@ -260,7 +283,8 @@ def demo(
     from understudy.demo.run import run
 
     result, raw = run(
-        teacher, keep=keep, keep_width=keep_width, images=images, steps=steps, seed=seed, out=out, force=force,
+        teacher, keep=keep, keep_width=keep_width, images=images, recipe=preset, effort=effort, steps=steps, seed=seed,
+        out=out, force=force,
         on_stage=_say, on_step=_Progress(),
     )  # fmt: skip
     _say(result.report.table() + f"cut and not recovered: {raw:.2f} %")

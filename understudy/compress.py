@@ -19,8 +19,9 @@ from understudy.images import ImageSet, read_images, split
 from understudy.plan import Plan, check_teacher
 from understudy.planner import make_plan, replan
 from understudy.preprocessing import Preprocessing
+from understudy.reconstruction import reconstruction
 from understudy.recover.config import PRESETS, MimicConfig
-from understudy.recover.mimic import MimicLog, mimic
+from understudy.recover.recovery import CHOOSE_FROM, CHOOSE_SHARE, Recovery, recover
 from understudy.replace import replace as put_under_head
 from understudy.report import Report, platform_kind, versions
 from understudy.seam import SeamPoint
@@ -49,7 +50,7 @@ class Result:
     model: nn.Module
     plan: Plan
     report: Report
-    log: MimicLog
+    recovery: Recovery
     folder: Path | None
 
 
@@ -69,6 +70,7 @@ def compress(
     drop: Sequence[str] = (),
     example: Any = None,
     split_seed: int = 0,
+    max_seconds: float | None = None,
     on_stage: OnStage | None = None,
     on_step: OnStep | None = None,
     **budget: Any,
@@ -77,7 +79,9 @@ def compress(
 
     teacher: from `teachers.load_teacher`, or a module (then images are prepared as `teachers.own_teacher` says).
     images: whatever `images.read_images` reads; nothing but these trains. budget: options of `planner.make_plan`
-    (keep=0.5, keep_width=0.5, scheme=...), unless `plan` says what to keep. config: how to mimic; the paper's if None.
+    (keep=0.5, keep_width=0.5, scheme=...), unless `plan` says what to keep; without a score in it the images say which
+    channels matter, if config.start is "closed_form". config: how to recover; the default recipe if None. max_seconds:
+    for recovering, which then takes as many steps as fit.
     held_out: images that only certify, from another source; without it `held_out_share` of `images` is set aside for
     that. labelled: images that only measure accuracy: a folder of class folders, or anything readable with `labels`.
     seam: points where the features are taken, instead of the one that is found. drop: blocks to leave out whole.
@@ -85,7 +89,8 @@ def compress(
     without it a batch of two in the teacher's input size. folder: where to save; an existing
     one is only replaced with force. on_stage(text), on_step(done, total, loss): progress.
 
-    The paper's recipe takes the last step, so no images are set aside to choose by: all that are not held out fit.
+    Where at least CHOOSE_FROM images are left to learn from, a tenth of them is set aside to choose by, unless
+    config.start is "cut": the paper's recipe takes the last step.
     Raises: InputError, PlanError, StoreError before any work for what cannot be used; UnsupportedModel where the model
     is the reason; LawBroken where a law does not hold. Nothing is left half-written, and the teacher is as it was.
     """
@@ -94,10 +99,10 @@ def compress(
     source, model = teacher.to_json(), teacher.model
     if folder is not None:
         store.check_writable(folder, force=force)
-    config = config or replace(PRESETS["paper"], views=teacher.views)
+    config = config or replace(PRESETS["default"], views=teacher.views)
 
     say("reading images")
-    few, proof, notes = _images(teacher, images, held_out, held_out_share, split_seed)
+    few, choose, proof, notes = _images(teacher, images, held_out, held_out_share, split_seed, config)
     if example is None:
         example = torch.zeros(2, *teacher.preprocessing.input_size)
     call = _call(example)
@@ -107,11 +112,15 @@ def compress(
     anatomy = trace(
         model, example, plan.seam if plan and not seam else None, points=seam, drop=plan.drop if plan else drop
     )
+    if plan is None and "score" not in budget and config.start == "closed_form":
+        say("asking the images which channels matter")
+        given = _given(few, call)
+        budget["evidence"] = reconstruction(model, anatomy, given, views=config.views, seed=config.seed)
     plan = replan(model, anatomy, plan, source) if plan else make_plan(model, anatomy, source=source, **budget)
     plan = replace(plan, asked={**plan.asked, "call": call})
 
     if not plan.slices and not plan.drop:
-        config = replace(config, steps=0)
+        config = replace(config, steps=0, start="cut")
         notes.append("nothing is cut: the model is the teacher, bit for bit, and mimics nothing")
 
     say("cutting")
@@ -120,8 +129,11 @@ def compress(
     before, after = count_teacher(model, anatomy), count(student, example)
     laws.check_budget(plan, before, after)
 
-    say(f"mimicking {config.steps} steps on {len(few)} images")
-    log = mimic(model, student, plan.seam, _given(few, call), config, on_step=on_step)
+    recovery = recover(
+        model, student, anatomy, plan, _given(few, call), config, choose=choose and _given(choose, call),
+        max_seconds=max_seconds, on_stage=on_stage, on_step=on_step,
+    )  # fmt: skip
+    log = recovery.mimic
 
     say("replacing and verifying")
     result = put_under_head(model, student, plan.seam)
@@ -138,12 +150,13 @@ def compress(
         **{f: getattr(worth, f) for f in _FIGURES},
         **({} if score is None else vars(score)),
         images_few=len(few),
-        images_choose=0,
-        image_hashes={"fit": few.hashes, "choose": [], "held_out": proof.hashes},
-        steps=config.steps,
+        images_choose=len(choose or ()),
+        image_hashes={"fit": few.hashes, "choose": choose.hashes if choose else [], "held_out": proof.hashes},
+        steps=log.config.steps,
         seconds=time.perf_counter() - started,
         config={
-            "mimic": config.to_json(),
+            "mimic": log.config.to_json(),
+            "recovery": recovery.to_json(),
             "cut_equals_zero": law,
             "loss_first": _at(log, 0),
             "loss_last": _at(log, -1),
@@ -156,18 +169,20 @@ def compress(
     if folder is not None:
         say("saving")
         saved = _save(Path(folder), whole, plan, report, force, lead)
-    return Result(whole, plan, report, log, saved)
+    return Result(whole, plan, report, recovery, saved)
 
 
 def _images(
-    teacher: Teacher, images: Any, held_out: Any, share: float, seed: int
-) -> tuple[ImageSet, ImageSet, list[str]]:
-    """The few images that fit, those that only certify, and what a person should know of them."""
+    teacher: Teacher, images: Any, held_out: Any, share: float, seed: int, config: MimicConfig
+) -> tuple[ImageSet, ImageSet | None, ImageSet, list[str]]:
+    """The few images that fit, those to choose by, if any, those that only certify, and what to know of them."""
     found = images if isinstance(images, ImageSet) else read_images(images, teacher.preprocessing)
     notes = list(found.notes)
     if held_out is None:
-        parts = split(found, seed=seed, held_out_share=share, choose_share=0.0)
-        return found.subset(parts.fit), found.subset(parts.held_out), notes + parts.notes
+        choosing = CHOOSE_SHARE if _chooses(len(found) * (1 - share), config) else 0.0
+        parts = split(found, seed=seed, held_out_share=share, choose_share=choosing)
+        choose = found.subset(parts.choose) if parts.choose else None
+        return found.subset(parts.fit), choose, found.subset(parts.held_out), notes + parts.notes
     proof = held_out if isinstance(held_out, ImageSet) else read_images(held_out, teacher.preprocessing)
     same = proof.shared_with(found)
     if same:
@@ -175,7 +190,15 @@ def _images(
             f"reading the held-out images: {len(same)} of them are among the images to learn from (first: {same[0][0]} "
             f"is {same[0][1]}); held-out images must influence nothing: remove them from one side"
         )
-    return found, proof, notes + [f"held out: {n}" for n in proof.notes]
+    notes += [f"held out: {n}" for n in proof.notes]
+    if not _chooses(len(found), config):
+        return found, None, proof, notes
+    parts = split(found, seed=seed, held_out_share=0.0, choose_share=CHOOSE_SHARE)
+    return found.subset(parts.fit), found.subset(parts.choose), proof, notes
+
+
+def _chooses(images: float, config: MimicConfig) -> bool:
+    return config.start == "closed_form" and images >= CHOOSE_FROM
 
 
 @dataclass(frozen=True)
@@ -263,7 +286,7 @@ def _save(folder: Path, model: nn.Module, plan: Plan, report: Report, force: boo
     return Path(saved)
 
 
-def _at(log: MimicLog, step: int) -> float | None:
+def _at(log: Any, step: int) -> float | None:
     return log.losses[step] if log.losses else None
 
 
@@ -298,7 +321,7 @@ def verify_folder(
     check_head(lead.model if lead.whole is None else lead.whole, model, plan.seam, lead.part)
     model = model.get_submodule(lead.part)
     proof = read_images(images, lead.preprocessing)
-    known = set(stored.image_hashes.get("fit", []))
+    known = {h for part in ("fit", "choose") for h in stored.image_hashes.get(part, [])}
     seen = sum(h in known for h in proof.hashes)
     notes = [f"{seen} of these images trained the student: they prove nothing of new ones"] if seen else []
     call = plan.asked.get("call")

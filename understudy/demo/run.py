@@ -13,12 +13,6 @@ from understudy.images import read_images
 from understudy.recover.config import preset
 from understudy.teachers import load_teacher
 
-# Of the paper's schedule (2,000 there): what mobilenetv2_tiny and resnet20 need to stay within 3 and 7 points of the
-# teacher at keep-width 0.5 and 0.3 (measured, benchmarks/demo_floors.py); resnet14 and vgg7 as resnet20 (assumption);
-# vit_tiny within 4 at 0.5 (measured, docs/results.md).
-STEPS = {"mobilenetv2_tiny": 500, "resnet20": 1500, "resnet14": 1500, "vgg7": 1500, "vit_tiny": 2000}
-RECIPES = {"vit_tiny": "transformer"}
-
 
 def run(
     name: str,
@@ -26,6 +20,8 @@ def run(
     keep: float | None = None,
     keep_width: float | None = None,
     images: int = 50,
+    recipe: str = "default",
+    effort: str | None = None,
     steps: int | None = None,
     seed: int | None = None,
     out: Path | None = None,
@@ -35,13 +31,13 @@ def run(
     """Compress the demo teacher `name`; returns the result and the accuracy (percent) of the cut without recovery.
 
     The patches to learn from, those the teacher was trained on and the 10,000 of the test come from disjoint tiles.
-    seed: of the patches and of mimic. Raises: InputError for unknown names and impossible options.
+    recipe, effort, steps: as `recover.config.preset`. seed: of the patches and of all else.
+    Raises: InputError for unknown names and impossible options.
     """
     if keep is None and keep_width is None:
         keep_width = 0.5
     teacher = load_teacher(f"demo:{name}")
-    recipe, steps = RECIPES.get(name, "paper"), STEPS[name] if steps is None else steps
-    config = preset(recipe, views=teacher.views, steps=steps, seed=seed)
+    config = preset(recipe, effort, views=teacher.views, steps=steps, seed=seed)
     x, y = demo.test_set()
     test = read_images(x, teacher.preprocessing)
     few = read_images(demo.few_images(images, config.seed), teacher.preprocessing)

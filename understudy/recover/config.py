@@ -12,6 +12,7 @@ from understudy.recover.muon import Muon
 
 _MIR = "cited: MiR, arXiv 2201.02620, as read in its public re-implementations"
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "muon": Muon}
+STARTS = ("closed_form", "cut")
 SCHEDULES = ("milestones", "linear")
 PRECISIONS = {"float32": torch.float32, "bf16": torch.float32, "float64": torch.float64}
 
@@ -46,6 +47,7 @@ class MimicConfig:
     straight to zero. milestones: shares of `steps` at which lr is multiplied by gamma; both are for that schedule
     alone. warmup: share of `steps` in which lr rises from zero. mixing: of the images of a batch with each other, a
     name in `augment.MIXES`.
+    start: what `recover` does first: "closed_form" solves the layers, "cut" nothing (`mimic` does not look at it).
     norm_mode: "train" normalises with batch statistics and updates the running ones, "eval" leaves both alone.
     views: name in `augment.VIEWS`; it belongs to the teacher's task, not to the recipe.
     seed: of the batches, the views and whatever else is random. device: None means where the student is.
@@ -65,6 +67,7 @@ class MimicConfig:
     gamma: float = _constant(0.1, _MIR)
     warmup: float = _constant(0.0, _MIR)
     mixing: str = _constant("none", _MIR)
+    start: str = _constant("cut", _MIR)
     norm_mode: str = _constant("train", _MIR)
     views: str = _constant("imagenet", _MIR + "; for ImageNet teachers")
     seed: int = _constant(2021, _MIR + "; first of its five seeds")
@@ -99,6 +102,7 @@ class MimicConfig:
                 "warmup must be a share of the steps, 0 to below 1",
             ),
             ("mixing", self.mixing in MIXES, f"mixing must be one of {', '.join(MIXES)}"),
+            ("start", self.start in STARTS, f"start must be one of {', '.join(STARTS)}"),
             ("norm_mode", self.norm_mode in ("train", "eval"), "norm_mode must be 'train' or 'eval'"),
             ("views", isinstance(self.views, str) and bool(self.views), "views must name an entry of augment.VIEWS"),
             ("seed", whole(self.seed) and 0 <= self.seed < 2**63, "seed must be a whole number from 0 below 2**63"),
@@ -124,6 +128,9 @@ class MimicConfig:
         return cls(**data)
 
 
+# Steps of the default recipe: the closed form alone; most of what there is to gain; what is left of it. Source:
+# measured on the demo's teachers (docs/LOG.md).
+EFFORTS = {"quick": 0, "standard": 400, "thorough": 2000}
 # default: after the closed form. Source: measured on the demo's teachers, seeds 1001 and 1002 (docs/LOG.md): Muon is
 # up to 0.7 points ahead of AdamW, batch norms left alone 0.4 to 2 ahead of batch statistics, both ways of mixing in
 # turn up to 0.5 ahead of mixup alone.
@@ -132,19 +139,27 @@ class MimicConfig:
 # (benchmarks/results/embedded_transformer_tuning); after 300 steps linear is 1.2 points ahead of milestones.
 PRESETS = {
     "default": MimicConfig(
-        steps=400, optimizer="muon", lr=3e-3, momentum=0.95, weight_decay=0.0, schedule="linear", warmup=0.05,
-        mixing="both", norm_mode="eval",
+        steps=EFFORTS["standard"], start="closed_form", optimizer="muon", lr=3e-3, momentum=0.95, weight_decay=0.0,
+        schedule="linear", warmup=0.05, mixing="both", norm_mode="eval",
     ),
     "paper": MimicConfig(),
     "transformer": MimicConfig(optimizer="adamw", lr=3e-3, weight_decay=0.0, schedule="linear"),
 }  # fmt: skip
 
 
-def preset(name: str, **changes: Any) -> MimicConfig:
-    """The named recipe with `changes`; a change to None leaves the recipe's own value.
+def preset(name: str, effort: str | None = None, **changes: Any) -> MimicConfig:
+    """The named recipe with `changes`; a change to None leaves the recipe's own value. effort: a name in EFFORTS,
+    instead of steps.
 
     Raises: InputError for an unknown name, or options that do not fit.
     """
+    if effort is not None:
+        if effort not in EFFORTS or changes.get("steps") is not None:
+            raise InputError(
+                f"configuring mimic: found the effort {effort!r} and steps {changes.get('steps')!r}; expected one of "
+                f"{', '.join(EFFORTS)}, or steps, not both"
+            )
+        changes["steps"] = EFFORTS[effort]
     if name not in PRESETS:
         raise InputError(f"configuring mimic: there is no preset {name!r}; expected one of {', '.join(PRESETS)}")
     return replace(PRESETS[name], **{k: v for k, v in changes.items() if v is not None})

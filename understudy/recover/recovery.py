@@ -1,8 +1,9 @@
 """Give back what the cut took: closed form, norms, then mimic, each kept only where the images to choose by say so."""
 
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from understudy.seam import capturing
 # the closed form chooses by cross-validation as it is. Source: measured on the demo's teachers (docs/LOG.md).
 CHOOSE_FROM = 200
 CHOOSE_SHARE = 0.1
+_PACED = 3  # steps that a trial takes to learn how long one is
 _NORM_VIEWS = 256  # from which batch norms' statistics are taken. Source: assumption.
 _BATCH = 64
 
@@ -55,38 +57,72 @@ def recover(
     config: MimicConfig,
     *,
     choose: Source | Tensor | None = None,
-    solve: bool = True,
     on_stage: Callable[[str], None] | None = None,
+    max_seconds: float | None = None,
     on_step: Callable[[int, int, float], None] | None = None,
 ) -> Recovery:
     """Bring `student`, the cut of `teacher` by `plan`, back towards the teacher, IN PLACE.
 
     few: images to fit. choose: images, none of `few`, that decide what is kept; without them the closed form is kept
-    as it is, batch norms keep the cut's statistics, and mimic its last step. solve: whether to start from the closed
-    form; else only `mimic` runs, as the paper has it.
+    as it is, batch norms keep the cut's statistics, and mimic its last step. max_seconds: for all of it; the steps are
+    as many as fit, by the pace of three. config.start "cut": only `mimic`
+    runs, as the paper has it.
     Raises: as `mimic`.
     """
-    say = on_stage or (lambda text: None)
-    if not solve:
-        return Recovery(mimic(teacher, student, plan.seam, few, config, choose=choose, on_step=on_step))
+    say, begun = on_stage or (lambda text: None), time.perf_counter()
+    closed, errors, share = None, None, None
+    if config.start == "closed_form":
+        say("solving the layers in closed form")
+        closed, errors, share = _solved(teacher, student, anatomy, plan, few, config, choose)
+    if config.steps:
+        pace = _pace(teacher, student, plan, few, config)
+        if max_seconds is not None:
+            left = max_seconds - (time.perf_counter() - begun)
+            config = replace(config, steps=max(0, min(config.steps, int(left / pace))))
+        say(f"mimicking {config.steps} steps on {count(few)} images, about {_said(config.steps * pace)}")
+    log = mimic(teacher, student, plan.seam, few, config, choose=choose, on_step=on_step)
+    return Recovery(log, closed, errors, share)
+
+
+def _solved(
+    teacher: nn.Module,
+    student: nn.Module,
+    anatomy: Anatomy,
+    plan: Plan,
+    few: Source | Tensor,
+    config: MimicConfig,
+    choose: Source | Tensor | None,
+) -> tuple[ClosedFormLog, dict[str, float], float | None]:
+    """The closed form, and norms, where there are images to choose by."""
     with ExitStack() as stack:
         judge = None if choose is None else _judging(stack, teacher, student, plan, choose)
         errors = {} if judge is None else {"cut": judge()}
-        start = _tensors(student)
-        say("solving the layers in closed form")
+        start = [(t, t.detach().clone()) for t in guard.named_tensors(student).values()]
         closed = closed_form(teacher, student, anatomy, plan, few, views=config.views, seed=config.seed)
-        share = None
-        if judge is not None:
-            errors["closed_form"] = judge()
-            if not errors["closed_form"] < errors["cut"]:
-                _put(start)
-            batches, _, _ = batches_of(few, student, config.views, "none", config.seed, 1, _NORM_VIEWS)
-            share = settle_norms(student, plan.seam.head, batches, judge)
-            errors["norms"] = judge()
-    if config.steps:
-        say(f"mimicking {config.steps} steps on {count(few)} images")
-    log = mimic(teacher, student, plan.seam, few, config, choose=choose, on_step=on_step)
-    return Recovery(log, closed, errors, share)
+        if judge is None:
+            return closed, errors, None
+        errors["closed_form"] = judge()
+        if not errors["closed_form"] < errors["cut"]:
+            _put(start)
+        batches, _, _ = batches_of(few, student, config.views, "none", config.seed, 1, _NORM_VIEWS)
+        share = settle_norms(student, plan.seam.head, batches, judge)
+        errors["norms"] = judge()
+        return closed, errors, share
+
+
+def _pace(teacher: nn.Module, student: nn.Module, plan: Plan, few: Source | Tensor, config: MimicConfig) -> float:
+    """Seconds a step, of a copy of the student that takes three; the first one warms up."""
+    times: list[float] = []
+    trial = guard.full_copy(student)
+    mimic(
+        teacher, trial, plan.seam, few, replace(config, steps=_PACED),
+        on_step=lambda done, total, loss: times.append(time.perf_counter()),
+    )  # fmt: skip
+    return max((times[-1] - times[0]) / (len(times) - 1), 1e-6) if len(times) > 1 else 1e-6
+
+
+def _said(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def _judging(
@@ -118,10 +154,6 @@ def _judging(
         return total
 
     return error
-
-
-def _tensors(student: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    return [(t, t.detach().clone()) for t in guard.named_tensors(student).values()]
 
 
 @torch.no_grad()
