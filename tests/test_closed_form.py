@@ -1,0 +1,264 @@
+"""The closed form: what a layer is solved for, what it may touch, and the passes that halt side by side."""
+
+import copy
+import threading
+
+import nets
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from benchmarks.zoo.case import randomised
+from understudy.anatomy import trace
+from understudy.cut import cut
+from understudy.guard import named_tensors
+from understudy.planner import make_plan, resolve
+from understudy.recover import closed_form as room
+from understudy.recover.closed_form import closed_form
+from understudy.recover.layers import columns, geometry, layers
+from understudy.recover.lockstep import Seen, lockstep
+from understudy.seam import capturing
+
+NETS = (
+    nets.Chain, nets.Residual, nets.Concat, nets.Depthwise, nets.Grouped, nets.NoNorm, nets.FusedHeads,
+    nets.GroupedQuery,
+)  # fmt: skip
+
+
+def setting(kind, keep_width=0.5, **options):
+    teacher = randomised(kind())
+    anatomy = trace(teacher, teacher.example())
+    plan = make_plan(teacher, anatomy, keep_width=keep_width, scheme="all", **options)
+    torch.manual_seed(3)
+    images = torch.randn(24, *teacher.size)
+    return teacher, anatomy, plan, images
+
+
+def seam_error(teacher, student, plan, images):
+    with torch.no_grad(), capturing(teacher, plan.seam) as lead, capturing(student, plan.seam) as own:
+        pairs = zip(lead.features(images), own.features(images), strict=True)
+        return sum(float((f - w).square().sum() / (w - w.mean(0)).square().sum()) for w, f in pairs)
+
+
+@pytest.mark.parametrize("kind", NETS, ids=lambda k: k.__name__)
+def test_features_come_closer_on_other_images(kind):
+    teacher, anatomy, plan, images = setting(kind)
+    student = cut(teacher, plan).eval()
+    others = torch.randn(24, *teacher.size, generator=torch.Generator().manual_seed(9))
+    before = seam_error(teacher, student, plan, others)
+    log = closed_form(teacher, student, anatomy, plan, images)
+    assert seam_error(teacher, student, plan, others) < 0.9 * before
+    assert log.images == 24
+    assert log.layers
+    assert all(each.error <= each.error_cut for each in log.layers)
+
+
+def test_a_layer_is_the_ridge_solution_by_hand(monkeypatch):
+    """Linear layers alone: inputs of the student, outputs of the teacher, held to the weights that the cut left."""
+    monkeypatch.setattr(room, "RIDGES", (0.1,))
+    monkeypatch.setattr(room, "FOLDS", 2)
+
+    class Two(nn.Module):
+        size = (6,)
+
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.fc = nn.Linear(6, 8), nn.Linear(8, 5, bias=False), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.fc(torch.relu(self.two(torch.relu(self.one(x)))))
+
+    torch.manual_seed(0)
+    teacher = Two().double().eval()
+    anatomy = trace(teacher, torch.zeros(2, 6, dtype=torch.float64))
+    plan = make_plan(teacher, anatomy, keep_width=0.5, scheme="all")
+    assert plan.slices["two.weight"][1] == plan.keep["one"]
+    student = cut(teacher, plan).eval()
+    images = torch.randn(40, 6, dtype=torch.float64)
+    kept = plan.keep["one"]
+    x, y = torch.relu(teacher.one(images))[:, kept], teacher.two(torch.relu(teacher.one(images)))
+    gram = x.T @ x
+    hold = 0.1 * gram.diagonal().mean() * torch.eye(4, dtype=torch.float64)
+    expected = torch.linalg.solve(gram + hold, x.T @ y + hold @ teacher.two.weight[:, kept].T).T
+    closed_form(teacher, student, anatomy, plan, images, mixing="none", count_views=40)
+    assert torch.allclose(student.two.weight, expected, atol=1e-9)
+    assert torch.equal(student.one.weight, teacher.one.weight[kept])  # nothing is missing before it
+
+
+def test_redundant_channels_are_made_good_entirely():
+    """Every channel that goes is twice one that stays."""
+    teacher = randomised(nets.NoNorm())
+    anatomy = trace(teacher, teacher.example())
+    group = next(iter(anatomy.groups.values()))
+    tensors, kept = named_tensors(teacher), list(range(0, group.width, 2))
+    with torch.no_grad():
+        for member in group.members:
+            if member.dim == 0:
+                tensors[member.tensor][1::2] = 2 * tensors[member.tensor][::2]
+    order = [*kept, *(unit for unit in range(group.width) if unit not in kept)]
+    plan = resolve(teacher, anatomy, {group.name: len(kept)}, {group.name: np.argsort(order)}, asked={})
+    student, images = cut(teacher, plan).eval(), torch.randn(24, *teacher.size)
+    before = seam_error(teacher, student, plan, images)
+    closed_form(teacher, student, anatomy, plan, images, mixing="none")
+    assert before > 0.01
+    assert seam_error(teacher, student, plan, images) < 1e-6 * before
+
+
+def test_a_constant_goes_into_the_norm_that_follows_or_the_bias():
+    teacher, anatomy, plan, images = setting(nets.Chain)
+    student = cut(teacher, plan).eval()
+    closed_form(teacher, student, anatomy, plan, images, mixing="none", count_views=24)
+    kept = plan.slices["body.3.weight"][0]
+    with torch.no_grad():
+        for until, channels in ((5, kept), (7, range(16))):  # behind the norm of a layer without bias; behind a bias
+            theirs = teacher.body[:until](images)[:, list(channels)]
+            off = (student.body[:until](images) - theirs).mean((0, 2, 3)) / theirs.std((0, 2, 3))
+            assert float(off.abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0])
+def test_the_error_of_the_shortcut_is_made_good(factor, monkeypatch):
+    teacher, anatomy, plan, images = setting(nets.Residual)
+    errors = []
+    for change in (1.0, factor):
+        right = room._shortcut_error
+        monkeypatch.setattr(room, "_shortcut_error", lambda *args, by=change, do=right: by * do(*args))
+        student = cut(teacher, plan).eval()
+        closed_form(teacher, student, anatomy, plan, images)
+        errors.append(seam_error(teacher, student, plan, images))
+        monkeypatch.setattr(room, "_shortcut_error", right)
+    assert errors[0] < errors[1]
+
+
+@pytest.mark.parametrize("kind", [nets.Residual, nets.FusedHeads], ids=lambda k: k.__name__)
+def test_it_touches_weights_before_the_seam_and_nothing_else(kind):
+    teacher, anatomy, plan, images = setting(kind)
+    student = cut(teacher, plan)
+    student.train()
+    teacher.train()
+    before = {n: t.clone() for n, t in named_tensors(teacher).items()}
+    was = {n: t.clone() for n, t in named_tensors(student).items()}
+    torch.manual_seed(5)
+    state, threads = torch.get_rng_state(), threading.active_count()
+    closed_form(teacher, student, anatomy, plan, images)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert threading.active_count() == threads
+    assert teacher.training
+    assert student.training
+    assert all(torch.equal(t, before[n]) for n, t in named_tensors(teacher).items())
+    changed = {n for n, t in named_tensors(student).items() if not torch.equal(t, was[n])}
+    assert changed
+    assert not changed & set(plan.seam.head)
+    assert all(n.endswith(("weight", "bias", "running_mean")) for n in changed)
+    assert not any(t.grad is not None for t in student.parameters())
+
+
+def test_one_seed_gives_one_student():
+    teacher, anatomy, plan, images = setting(nets.Residual)
+    students = [cut(teacher, plan) for _ in range(3)]
+    for student, seed in zip(students, (1, 1, 2), strict=True):
+        closed_form(teacher, student, anatomy, plan, images, seed=seed)
+    first, second, other = ([t for t in named_tensors(s).values()] for s in students)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_an_error_half_way_leaves_the_student_as_it_was():
+    teacher, anatomy, plan, images = setting(nets.Residual)
+    student = cut(teacher, plan)
+    was, threads = {n: t.clone() for n, t in named_tensors(student).items()}, threading.active_count()
+
+    def stop(done, total):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        closed_form(teacher, student, anatomy, plan, images, on_layer=stop)
+    assert all(torch.equal(t, was[n]) for n, t in named_tensors(student).items())
+    assert threading.active_count() == threads
+
+
+def test_noise_is_not_fitted():
+    """Of one image and few positions a solution can be worse than the cut: then the cut's own weights stay."""
+    teacher, anatomy, plan, images = setting(nets.Attention, 0.9)
+    student = cut(teacher, plan)
+    log = closed_form(teacher, student, anatomy, plan, images[:1], mixing="none", count_views=1)
+    assert all(each.ridge is None for each in log.layers)  # one image has no other to judge on
+    assert all(torch.equal(t, dict(student.named_parameters())[n]) for n, t in cut(teacher, plan).named_parameters())
+
+
+def test_nothing_cut_is_nothing_done():
+    teacher, anatomy, _, images = setting(nets.Chain)
+    plan = make_plan(teacher, anatomy, keep_width=1.0)
+    student = cut(teacher, plan)
+    assert closed_form(teacher, student, anatomy, plan, images).layers == ()
+
+
+def test_layers_know_their_norm_and_their_shortcut():
+    teacher = randomised(nets.Residual())
+    found = {layer.weight: layer for layer in layers(trace(teacher, teacher.example()))}
+    last = found["stage1.0.conv2.weight"]
+    assert last.norm == "stage1.0.bn2.running_mean"
+    assert last.shortcut == ("stage1.0.conv1.weight", "input")
+    assert found["stage1.0.conv1.weight"].shortcut is None
+    assert "fc.weight" not in found
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(4, 6, 3, 2, 1), nn.Conv2d(4, 6, (3, 1), padding="same", dilation=(2, 1)),
+        nn.Conv2d(4, 6, 2, padding="valid"), nn.Conv2d(4, 4, 3, groups=4, padding=1),
+        nn.Conv2d(4, 6, 3, groups=2, padding=(0, 2)), nn.Conv1d(4, 6, 3, padding=1), nn.Conv3d(4, 2, 2),
+        nn.Linear(4, 6),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_columns_times_weight_are_the_layer(layer):
+    shape = (2, 5, 4) if isinstance(layer, nn.Linear) else (2, 4, *(7, 6, 5)[: layer.weight.ndim - 2])
+    x, spatial = torch.randn(shape), layer.weight.ndim - 2
+    seen = []
+    halted = lockstep([(layer, "before")], [((x,), {})], ["weight"], {})
+    for _, [[at]] in halted:
+        seen.append(at)
+    how = geometry(seen[0], layer.weight)
+    expected = layer(x) - (layer.bias.view(-1, *[1] * spatial) if spatial else layer.bias)
+    size = tuple(expected.shape[2:]) if spatial else ()
+    found = columns(x, how, torch.arange, size)  # (n, positions, groups, inputs)
+    out = torch.einsum("npgi,goi->npgo", found, layer.weight.flatten(1).unflatten(0, (how.groups, -1))).flatten(2)
+    assert torch.allclose(out.transpose(1, 2).reshape(expected.shape) if spatial else out, expected, atol=1e-5)
+
+
+def test_passes_halt_at_the_same_layers_and_a_change_is_seen_behind():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 3), nn.ReLU(inplace=True), nn.Linear(3, 3)).eval()
+    lead = copy.deepcopy(net)
+    batches = [((torch.randn(2, 3),), {}) for _ in range(3)]
+    order, inputs = [], []
+    for name, (wanted, found) in lockstep([(lead, "after"), (net, "before")], batches, ["0.weight", "2.weight"], {}):
+        order.append(name)
+        assert all(isinstance(seen, Seen) and seen.output is not None for seen in wanted)
+        inputs.append([seen.input.clone() for seen in found])
+        if name == "0.weight":
+            with torch.no_grad():
+                net[0].weight.zero_()
+    assert order == ["0.weight", "2.weight"]
+    assert all(torch.equal(x, F.relu(net[0].bias).expand(2, 3)) for x in inputs[1])
+
+
+def test_a_network_that_raises_leaves_no_thread():
+    class Broken(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = nn.Linear(3, 3)
+
+        def forward(self, x):
+            self.one(x)
+            raise ValueError("of course")
+
+    threads = threading.active_count()
+    with pytest.raises(ValueError, match="of course"):
+        list(lockstep([(Broken(), "before")], [((torch.zeros(1, 3),), {})] * 2, ["one.weight"], {}))
+    assert threading.active_count() == threads
