@@ -93,19 +93,18 @@ def test_evidence_leaves_the_teacher_as_it_was(kind):
 def test_widths_go_where_the_images_say():
     teacher, anatomy, _ = setting(nets.Residual)
     groups = {g.name: g for g in anatomy.groups.values() if g.pinned is None}
-    dear, cheap = "stage1.0.conv1", "stage1.1.conv1"
-    assert groups[dear].width == groups[cheap].width
+    dear, cheap = "stage1.1.conv1", "stage1.0.conv1"
     scores = {n: np.arange(g.width)[::-1].copy() for n, g in groups.items()}
     worth = {dear: 100.0, cheap: 0.01}
     errors = {n: np.linspace(worth.get(n, 1.0), 0.0, g.width + 1) for n, g in groups.items()}
     evidence = Evidence(scores, errors)
-    even = make_plan(teacher, anatomy, keep=0.6, scheme="all")
-    plan = make_plan(teacher, anatomy, keep=0.6, scheme="all", evidence=evidence)
+    even = make_plan(teacher, anatomy, keep=0.8, scheme="all")
+    plan = make_plan(teacher, anatomy, keep=0.8, scheme="all", evidence=evidence)
     assert plan.widths[dear] > even.widths[dear]
     assert plan.widths[cheap] < even.widths[cheap]
     assert plan.widths[cheap] >= int(0.35 * even.widths[cheap])  # a choice from few images cannot ruin a group
     assert plan.keep[cheap] == list(range(plan.widths[cheap]))
-    assert plan.macs["student"] <= 0.6 * plan.macs["teacher"]
+    assert plan.macs["student"] <= 0.8 * plan.macs["teacher"]
     assert plan.asked["score"] == "reconstruction"
 
 

@@ -8,7 +8,6 @@ Source: the elimination is that of the Optimal Brain Surgeon (Hassibi and Stork,
 """
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from understudy.recover.closed_form import affordable, batches_of
 from understudy.recover.layers import Layer, channels_last, columns, geometry, layers
 from understudy.recover.lockstep import Seen, Watch, ids_of
 from understudy.score import Evidence
-from understudy.seam import capturing
+from understudy.seam import Capture, capturing
 
 _RIDGE = 1e-3  # in units of the mean squared input. Source: GRAIL's (CPAL 2026), as read in its code.
 # Inputs x kernel up to which a layer's inputs are told apart by their place in the kernel; above it one repair serves
@@ -82,7 +81,6 @@ def _listen(
     rows: dict[str, int] = {}
     energy: dict[str, Tensor] = {}
     draws = torch.Generator().manual_seed(seed)
-    views = 0
 
     def note(name: str, seen: Seen) -> None:
         weight = tensors[name]
@@ -109,33 +107,38 @@ def _listen(
         energy[name] = energy.get(name, 0) + grad.double().square().sum((0, 1))
 
     ids = ids_of(lead, names)
-    spread, means = [0.0] * len(anatomy.seam.points), []
-    with ExitStack() as stack:
-        capture = stack.enter_context(capturing(lead, anatomy.seam))
-        for args, kwargs in batches:
-            for part in _parts(args, kwargs):
-                with_gradient = views < _GRADIENT_VIEWS
-                images = [t for t in (*part[0], *part[1].values()) if isinstance(t, Tensor) and t.is_floating_point()]
-                views += len(images[0])
-                if not with_gradient:
-                    with Watch(ids, after=note):
-                        capture.features(*part[0], **part[1])
-                    continue
-                with torch.enable_grad():
-                    for image in images:
-                        image.requires_grad_(True)
-                    with Watch(ids, after=note):
-                        feats = capture.features(*part[0], **part[1])
-                    means = means or [f.detach().double().mean(0) for f in feats]
-                    for i, f in enumerate(feats):
-                        spread[i] += float((f.detach().double() - means[i]).square().sum())
-                    noise = [torch.randn(f.shape, generator=draws).to(f) for f in feats]
-                    units = [max(s, 1e-30) ** 0.5 for s in spread]
-                    total = sum((f * n).sum() / u for f, n, u in zip(feats, noise, units, strict=True))
-                    torch.autograd.grad(total, images, allow_unused=True)
-                    del feats, total
-    moments = {name: total / rows[name] for name, total in sums.items() if name in energy}
-    return moments, energy
+    parts = [part for args, kwargs in batches for part in _parts(args, kwargs)]
+    some = parts[: -(-_GRADIENT_VIEWS // _GRADIENT_BATCH)]
+    with capturing(lead, anatomy.seam) as capture:
+        units = _spread(capture, some)
+        for number, (args, kwargs) in enumerate(parts):
+            if number >= len(some):
+                with Watch(ids, after=note):
+                    capture.features(*args, **kwargs)
+                continue
+            images = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.is_floating_point()]
+            with torch.enable_grad():
+                for image in images:
+                    image.requires_grad_(True)
+                with Watch(ids, after=note):
+                    feats = capture.features(*args, **kwargs)
+                noise = [torch.randn(f.shape, generator=draws).to(f) for f in feats]
+                total = sum((f * n).sum() / u**0.5 for f, n, u in zip(feats, noise, units, strict=True))
+                torch.autograd.grad(total, images, allow_unused=True)
+                del feats, total
+    return {name: total / rows[name] for name, total in sums.items() if name in energy}, energy
+
+
+def _spread(capture: Capture, parts: list[Batch]) -> list[float]:
+    """The teacher's squared deviation from its mean feature, at each point, over the views in `parts`."""
+    sums, squares, views = [], [], 0
+    for args, kwargs in parts:
+        feats = [f.double() for f in capture.features(*args, **kwargs)]
+        views += len(feats[0])
+        sums = [f.sum(0) + (sums[i] if sums else 0.0) for i, f in enumerate(feats)]
+        squares = [f.square().sum().item() + (squares[i] if squares else 0.0) for i, f in enumerate(feats)]
+    spread = [s - t.square().sum().item() / views for t, s in zip(sums, squares, strict=True)]
+    return [d if d > 1e-9 * s else max(s, 1e-30) for d, s in zip(spread, squares, strict=True)]
 
 
 def _parts(args: tuple, kwargs: dict) -> list[Batch]:
