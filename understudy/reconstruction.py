@@ -27,7 +27,8 @@ _RIDGE = 1e-3  # in units of the mean squared input. Source: GRAIL's (CPAL 2026)
 # all places. Source: assumption, for time.
 _WITH_KERNEL = 1200
 _POSITIONS = 64  # of a view, of which second moments are taken. Source: assumption.
-_GRADIENT_VIEWS = 128  # Source: assumption.
+# Of the views, those of which gradients are taken: a quarter, but so many. Source: assumption.
+_LEAST_GRADIENT_VIEWS = 32
 _GRADIENT_BATCH = 16
 # Units taken away at once: this share of those that are left. Source: assumption, for time; one by one below 64.
 _AT_ONCE = 64
@@ -108,7 +109,7 @@ def _listen(
 
     ids = ids_of(lead, names)
     parts = [part for args, kwargs in batches for part in _parts(args, kwargs)]
-    some = parts[: -(-_GRADIENT_VIEWS // _GRADIENT_BATCH)]
+    some = parts[: max(len(parts) // 4, -(-_LEAST_GRADIENT_VIEWS // _GRADIENT_BATCH))]
     with capturing(lead, anatomy.seam) as capture:
         units = _spread(capture, some)
         for number, (args, kwargs) in enumerate(parts):

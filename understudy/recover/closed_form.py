@@ -9,7 +9,7 @@ depthwise ones, and linear layers; all else stays as the cut left it.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,14 +31,16 @@ RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)
 # Views of the few images in all, half of them mixed. Source: measured (docs/LOG.md): 16 a picture are better than 8 by
 # a point, 32 no better than 16.
 VIEWS = 800
-# What the passes may cost in all, which bounds the views of large networks. Source: assumption, about a minute.
-MACS = 1.5e12
-# What the passes may hold at a halt. Source: assumption.
-MEMORY_BYTES = 2 * 2**30
-ROWS = 25_000  # positions that a layer is solved from, of all views. Source: measured, 4 times as many change nothing.
-LEAST_POSITIONS = 16
+# What the passes may cost in all, which bounds the views of large networks. Source: measured on ResNet-50 at 224
+# pixels, so that all of it stays under a minute and a half on two cores (benchmarks/closed_form_cost.py).
+MACS = 1e12
+MEMORY_BYTES = 3 * 2**29  # What the passes may hold at a halt. Source: as MACS, for 4 GB in all.
+# Positions that a layer is solved from, of all views. Source: measured, 4 times as many change nothing.
+ROWS, LEAST_POSITIONS = 12_500, 16
 FOLDS = 4
-_FEWER_FOLDS = 600  # inputs of a layer above which there are two folds. Source: assumption, for time.
+# Inputs of a layer above which its moments are summed in float32 within a batch (in float64 over batches), and half of
+# the images alone judge what is solved from the others. Source: assumption, for time.
+_LARGE = 600
 _BATCH = 64
 _EXACT = 1e-10  # relative squared error of a layer that nothing is missing from
 
@@ -105,6 +107,7 @@ def closed_form(
     draws = torch.Generator().manual_seed(seed)
     before = {name: tensor.detach().clone() for name, tensor in own.items()}
     solved: list[Solved] = []
+    near = len(RIDGES) // 2
     try:
         with guard.seeded(seed), guard.evaluating(teacher), guard.evaluating(lead), guard.evaluating(student):
             for name, (wanted, found) in lockstep([(lead, "after"), (student, "before")], batches, names, held):
@@ -113,7 +116,8 @@ def closed_form(
                     raise RuntimeError(f"{name} runs where {layer.weight} was expected")
                 kept = plan.slices.get(name, {}).get(0)
                 stats = _statistics(layer, wanted, found, kept, tensors, own, fold_of, folds, draws)
-                solved.append(_solve(layer, stats, own))
+                done, near = _solve(layer, stats, own, near)
+                solved.append(done)
                 if on_layer:
                     on_layer(len(solved), len(todo))
     except BaseException:
@@ -237,12 +241,13 @@ def _statistics(
         rows = rows if index is None else rows[..., index]
         if layer.bias is not None:
             rows = rows - own[layer.bias].detach().double()
-        x = x.double().flatten(0, 1).transpose(0, 1)  # (groups, rows, inputs)
+        x = x.flatten(0, 1).transpose(0, 1)  # (groups, rows, inputs)
+        x = x if prior.shape[2] > _LARGE else x.double()
         if free:
             x = torch.cat([x, x.new_ones(*x.shape[:2], 1)], 2)
         y = rows.flatten(0, 1).unflatten(1, (how.groups, -1)).transpose(0, 1)  # (groups, rows, outputs)
         into = sums[fold]
-        into[0], into[1] = into[0] + x.mT @ x, into[1] + x.mT @ y
+        into[0], into[1] = into[0] + (x.mT @ x).double(), into[1] + (x.mT @ y.to(x)).double()
         into[2], into[3] = into[2] + y.square().sum(1), into[3] + x.shape[1]
     if free:
         prior = torch.cat([prior, prior.new_zeros(*prior.shape[:2], 1)], 2)
@@ -281,48 +286,41 @@ def _shortcut_error(
     return (error - ours_rows) * back
 
 
-def _solve(layer: Layer, stats: _Statistics, own: dict[str, Tensor]) -> Solved:
-    """The ridge with the least error on images left out, and the weights by it; in place in `own`."""
-    folds = _folds(stats)
-    total = stats.square.sum().clamp_min(1e-300)
-    plain = sum(_error(stats, fold, stats.prior) for fold in range(len(stats.gram)))
-    relative = float(plain / total)
+def _solve(layer: Layer, stats: _Statistics, own: dict[str, Tensor], near: int) -> tuple[Solved, int]:
+    """The ridge with the least error on images left out, and the weights by it; in place in `own`. near: where to look
+    for it first; returned for the next layer."""
+    left_out = _left_out(stats)
+    total = sum(stats.square[members].sum() for members in left_out).clamp_min(1e-300)
+    relative = float(_error(stats, left_out, [stats.prior] * len(left_out)) / total)
     if relative < _EXACT or not math.isfinite(relative):
-        return Solved(layer.weight, None, relative, relative)
+        return Solved(layer.weight, None, relative, relative), near
+    folds = range(len(stats.gram))
     errors: dict[int, float] = {}
 
     def error(at: int) -> float:
         if at not in errors:
-            errors[at] = sum(
-                float(_error(stats, fold, w) / total) for members, w in _left_out(stats, folds, RIDGES[at])
-                for fold in members
-            )  # fmt: skip
+            rests = [[fold for fold in folds if fold not in members] for members in left_out]
+            weights = [_ridge(stats, rest, RIDGES[at]) if rest else stats.prior for rest in rests]
+            errors[at] = float(_error(stats, left_out, weights) / total)
         return errors[at]
 
-    # The error is all but convex in the logarithm of the ridge: walk downhill from the middle.
-    at = len(RIDGES) // 2
+    # The error is all but convex in the logarithm of the ridge: walk downhill.
+    at = near
     while True:
-        best = min((i for i in (at - 1, at, at + 1) if 0 <= i < len(RIDGES)), key=error)
+        best = min((i for i in (at, at - 1, at + 1) if 0 <= i < len(RIDGES)), key=error)
         if best == at:
             break
         at = best
     if not error(at) < relative:
-        return Solved(layer.weight, None, relative, relative)
-    _put(layer, _ridge(stats, range(len(stats.gram)), RIDGES[at]), stats, own)
-    return Solved(layer.weight, RIDGES[at], relative, error(at))
+        return Solved(layer.weight, None, relative, relative), near
+    _put(layer, _ridge(stats, folds, RIDGES[at]), stats, own)
+    return Solved(layer.weight, RIDGES[at], relative, error(at)), at
 
 
-def _folds(stats: _Statistics) -> list[list[int]]:
-    """The folds that are left out together: fewer where the system is large."""
+def _left_out(stats: _Statistics) -> list[list[int]]:
+    """Folds that are left out together, in turn: each of them once, or of a large layer half of them and no more."""
     every = list(range(len(stats.gram)))
-    parts = len(every) if stats.inputs <= _FEWER_FOLDS else min(2, len(every))
-    return [every[i::parts] for i in range(parts)]
-
-
-def _left_out(stats: _Statistics, folds: list[list[int]], ridge: float) -> Iterator[tuple[list[int], Tensor]]:
-    for members in folds:
-        rest = [fold for fold in range(len(stats.gram)) if fold not in members]
-        yield members, _ridge(stats, rest, ridge) if rest else stats.prior
+    return [[fold] for fold in every] if stats.inputs <= _LARGE else [every[::2]]
 
 
 def _ridge(stats: _Statistics, folds: Sequence[int], ridge: float) -> Tensor:
@@ -340,10 +338,13 @@ def _ridge(stats: _Statistics, folds: Sequence[int], ridge: float) -> Tensor:
     return torch.cholesky_solve(cross + hold[:, :, None] * stats.prior.mT, factor).mT
 
 
-def _error(stats: _Statistics, fold: int, weights: Tensor) -> Tensor:
-    """Squared error of a fold's rows."""
-    mixed_in = (weights @ stats.gram[fold] * weights).sum()
-    return mixed_in - 2 * (weights * stats.cross[fold].mT).sum() + stats.square[fold].sum()
+def _error(stats: _Statistics, parts: list[list[int]], weights: list[Tensor]) -> Tensor:
+    """Squared error of each part's rows with the weights for it, in all."""
+    total = torch.zeros((), dtype=stats.gram.dtype, device=stats.gram.device)
+    for members, w in zip(parts, weights, strict=True):
+        gram, cross = stats.gram[members].sum(0), stats.cross[members].sum(0)
+        total += (w @ gram * w).sum() - 2 * (w * cross.mT).sum() + stats.square[members].sum()
+    return total
 
 
 def _put(layer: Layer, weights: Tensor, stats: _Statistics, own: dict[str, Tensor]) -> None:
