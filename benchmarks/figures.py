@@ -98,3 +98,28 @@ def _save(figure: Any, path: Path) -> None:
     # No date and no version of the drawing library in the file: the same lines give the same bytes.
     figure.savefig(path, bbox_inches="tight", metadata={"Software": None})
     plt.close(figure)
+
+
+def against_seconds(panels: dict[str, dict[str, list[tuple[float, float, int]]]], path: Path) -> None:
+    """One panel a teacher and cut: mean accuracy against seconds (logarithmic), a point a number of steps."""
+    colours = {"mir": COLOURS["mir"], "understudy": "#0072B2", "understudy_same_cut": "#56B4E9"}
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 3.4), squeeze=False)
+        for axis, (title, methods) in zip(axes[0], panels.items(), strict=True):
+            for name, points in methods.items():
+                axis.plot(
+                    [p[0] for p in points],
+                    [p[1] for p in points],
+                    "o-",
+                    color=colours[name],
+                    markersize=4,
+                    label=METHODS[name].title,
+                )
+                for x, y, count in points:
+                    axis.annotate(str(count), (x, y), textcoords="offset points", xytext=(3, -9), fontsize=6)
+            axis.set_xscale("log")
+            axis.set_title(title, fontsize=9)
+            axis.set_xlabel("seconds on one core; small: steps")
+        axes[0][0].set_ylabel("top-1, % of 10,000 test patches")
+        axes[0][0].legend(fontsize=7, loc="lower right")
+        _save(figure, path)

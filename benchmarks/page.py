@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.methods import METHODS
-from benchmarks.protocol import CURVES, FOR_TRANSFORMERS, PROTOCOLS, TUNING_SEEDS, Cell, Protocol, said
+from benchmarks.protocol import CURVES, FOR_TRANSFORMERS, OURS, PROTOCOLS, TUNING_SEEDS, Cell, Protocol, said
 from benchmarks.sweep import RESULTS, missing, read_lines
 from benchmarks.tables import Condition, Entry, Table, floors, paired, table
 
@@ -68,7 +68,10 @@ def write(docs: Path = DOCS, results: Path = RESULTS) -> int:
     docs.mkdir(parents=True, exist_ok=True)
     longer, attending = (table(_lines([name], results)) for name in (LONG, TRANSFORMER))
     (docs / "results.md").write_text(text(found, longer, attending, lines, drawn, results), encoding="utf-8")
-    print(json.dumps({"written": "docs/results.md", "conditions": len(found)}))
+    from benchmarks import default_page
+
+    pages = ["docs/results.md"] + (["docs/default.md"] if default_page.write(docs, results) else [])
+    print(json.dumps({"written": pages, "conditions": len(found)}))
     return 0
 
 
@@ -138,7 +141,7 @@ def _setting(lines: list[dict[str, Any]], results: Path) -> str:
     versions = sorted({f"torch {line['versions']['torch']}, Python {line['versions']['python']}" for line in good})
     seeds, steps = (sorted({line["cell"][key] for line in good}) for key in ("seed", "steps"))
     minutes = sum(line.get("seconds_cell", 0) for line in lines) / 60
-    own = [p for p in PROTOCOLS.values() if p.task == "photographs"]
+    own = [p for p in PROTOCOLS.values() if p.task == "photographs" and not set(p.methods) & set(OURS)]
     left = [(p.name, len(missing(p.cells(), results / f"{p.name}.jsonl"))) for p in own]
     undone = [f"{count} cells of `{name}` are not done" for name, count in left if count]
     failed = len(lines) - len(good)

@@ -184,6 +184,10 @@ PROTOCOLS: dict[str, Protocol] = {
             "photographs", tuple(_OURS_CUTS), (), (50,), (0, 50, 100, 200), methods=OURS[1:], extra_cuts=_OURS_CUTS,
         ),
         Protocol(
+            "embedded_ablation", "this project's recipe without each of its parts",
+            "photographs", tuple(_OURS_CUTS), (), (50,), (400,), SEEDS[:3], OURS[1:], "grid", extra_cuts=_OURS_CUTS,
+        ),
+        Protocol(
             "embedded_quick", "the closed form alone at half the MACs and at half the widths",
             "photographs", tuple(_OURS_CUTS), ({"keep": 0.5}, {"keep_width": 0.5}), (50,), (0,), methods=OURS,
         ),

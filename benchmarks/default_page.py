@@ -1,0 +1,154 @@
+"""docs/default.md: this project's recipe against the paper's, at equal steps and at equal seconds, from the lines."""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from benchmarks.methods import METHODS
+from benchmarks.protocol import OURS, PROTOCOLS, Cell, said
+from benchmarks.sweep import RESULTS, read_lines
+
+NAMES = ("embedded_default", "embedded_default_images", "embedded_default_short", "embedded_quick")
+Lines = list[dict[str, Any]]
+Condition = tuple[str, str, int]  # teacher, cut, images
+
+
+def write(docs: Path, results: Path = RESULTS) -> bool:
+    """Write the page and its figure; False, and nothing written, where there are no lines."""
+    lines = {name: _lines(name, results) for name in NAMES}
+    if not lines[NAMES[0]]:
+        return False
+    from benchmarks.figures import against_seconds
+
+    both = lines["embedded_default"] + lines["embedded_default_short"]
+    against_seconds(_curves(both), docs / "figures" / "default.png")
+    docs.mkdir(parents=True, exist_ok=True)
+    (docs / "default.md").write_text(_text(lines), encoding="utf-8")
+    return True
+
+
+def _lines(name: str, results: Path) -> Lines:
+    cells = {cell.key for cell in PROTOCOLS[name].cells()}
+    found = [line for line in read_lines(results / f"{name}.jsonl") if "error" not in line]
+    return [line for line in found if Cell(**line["cell"]).key in cells]
+
+
+def _text(lines: dict[str, Lines]) -> str:
+    undone = {name: len(PROTOCOLS[name].cells()) - len(found) for name, found in lines.items()}
+    first = lines["embedded_default"][0]
+    place = first["platform"]
+    parts = [
+        "# The default recipe against the paper's",
+        "Made by `python -m benchmarks page` from `benchmarks/results/embedded_default*.jsonl` and "
+        "`embedded_quick.jsonl` (`python -m benchmarks sweep NAME`); do not edit by hand. The demo's task: top-1 on "
+        "10,000 test patches; points lost to the teacher, mean over the seeds; seconds of the method on one core, the "
+        f"least of the seeds, beside other work. {place['processor']}, torch {first['versions']['torch']}, Python "
+        f"{first['versions']['python']}.",
+        f"*MiR*: the paper's recipe at the table's cut. *{METHODS[OURS[0]].title}*: ours on that same student. "
+        f"*{METHODS[OURS[1]].title}*: ours, which also chooses where the same MACs are cut. Difference: ours minus "
+        "MiR, paired by seed, with its 95 % interval (Student's t).",
+        " ".join(f"**{left} cells of `{name}` are not done.**" for name, left in undone.items() if left),
+        "![accuracy against seconds](figures/default.png)",
+        "## At equal steps",
+        _equal_steps(lines["embedded_default"] + lines["embedded_default_images"]),
+        "## In few steps",
+        "0 steps is the closed form alone (`--effort quick`).",
+        _short(lines["embedded_default"] + lines["embedded_default_short"]),
+        "## The closed form alone at half the MACs and half the widths",
+        _quick(lines["embedded_quick"]),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _where(line: dict[str, Any]) -> Condition:
+    cell = line["cell"]
+    return cell["teacher"], said(cell["cut"]), cell["images"]
+
+
+def _runs(lines: Lines) -> dict[tuple[Condition, int], dict[str, dict[int, dict[str, Any]]]]:
+    """(condition, steps) -> method -> seed -> line."""
+    found: dict[tuple[Condition, int], dict[str, dict[int, dict[str, Any]]]] = {}
+    for line in lines:
+        cell = line["cell"]
+        methods = found.setdefault((_where(line), cell["steps"]), {})
+        methods.setdefault(cell["method"], {})[cell["seed"]] = line
+    return dict(sorted(found.items()))
+
+
+def _lost(runs: dict[int, dict[str, Any]]) -> float:
+    return statistics.mean(r["figures"]["top1_teacher"] - r["figures"]["top1"] for r in runs.values())
+
+
+def _seconds(runs: dict[int, dict[str, Any]]) -> float:
+    return min(r["seconds"] for r in runs.values())
+
+
+def difference(ours: dict[int, dict[str, Any]], paper: dict[int, dict[str, Any]]) -> tuple[float, float] | None:
+    """Mean of ours - paper over the seeds that both have, and half its 95 % interval; None below two seeds."""
+    from scipy.stats import t as student_t
+
+    pairs = [ours[s]["figures"]["top1"] - paper[s]["figures"]["top1"] for s in ours if s in paper]
+    if len(pairs) < 2:
+        return None
+    half = float(student_t.ppf(0.975, len(pairs) - 1)) * statistics.stdev(pairs) / len(pairs) ** 0.5
+    return statistics.mean(pairs), half
+
+
+def _equal_steps(lines: Lines) -> str:
+    rows = [
+        "| teacher, cut | images | steps | seeds | MiR lost | ours | lost | difference | gap closed | s, MiR / ours |",
+        "|---|--:|--:|--:|--:|---|--:|--:|--:|--:|",
+    ]
+    for ((teacher, cut, images), steps), methods in _runs(lines).items():
+        for name in OURS:
+            paper, ours = methods.get("mir", {}), methods.get(name, {})
+            both = paper.keys() & ours.keys()
+            if not both:
+                continue
+            paper, ours = ({s: m[s] for s in both} for m in (paper, ours))
+            found = difference(ours, paper)
+            said_difference = "" if found is None else f"{found[0]:+.2f} ± {found[1]:.2f}"
+            closed = 1 - _lost(ours) / _lost(paper)
+            rows.append(
+                f"| {teacher.partition(':')[2]}, {cut} | {images} | {steps} | {len(both)} | {_lost(paper):.2f} | "
+                f"{METHODS[name].title} | {_lost(ours):.2f} | {said_difference} | {closed:.0%} | "
+                f"{_seconds(paper):.0f} / {_seconds(ours):.0f} |"
+            )
+    return "\n".join(rows)
+
+
+def _short(lines: Lines) -> str:
+    runs = {key: methods[OURS[1]] for key, methods in _runs(lines).items() if OURS[1] in methods}
+    every = sorted({steps for _, steps in runs})
+    if not every:
+        return ""
+    rows = ["| teacher, cut | " + " | ".join(f"{s} steps" for s in every) + " |", "|---|" + "--:|" * len(every)]
+    for where in dict.fromkeys(where for where, _ in runs):
+        cells = [runs.get((where, s)) for s in every]
+        told = [f"{_lost(c):.2f} in {_seconds(c):.0f} s ({len(c)} seeds)" if c else "" for c in cells]
+        rows.append(f"| {where[0].partition(':')[2]}, {where[1]} | " + " | ".join(told) + " |")
+    return "\n".join(rows)
+
+
+def _quick(lines: Lines) -> str:
+    rows = ["| teacher | cut | method | MACs kept | lost | seeds | seconds |", "|---|---|---|--:|--:|--:|--:|"]
+    for ((teacher, cut, _), _), methods in _runs(lines).items():
+        for name in OURS:
+            if runs := methods.get(name):
+                macs = statistics.mean(r["figures"]["macs"] for r in runs.values())
+                rows.append(
+                    f"| {teacher.partition(':')[2]} | {cut} | {METHODS[name].title} | {macs:.0%} | {_lost(runs):.2f} | "
+                    f"{len(runs)} | {_seconds(runs):.1f} |"
+                )
+    return "\n".join(rows) if len(rows) > 2 else ""
+
+
+def _curves(lines: Lines) -> dict[str, dict[str, list[tuple[float, float, int]]]]:
+    """teacher, cut -> method -> (seconds, top-1, steps), by steps."""
+    found: dict[str, dict[str, list[tuple[float, float, int]]]] = {}
+    for ((teacher, cut, _), steps), methods in _runs(lines).items():
+        for name, runs in methods.items():
+            top1 = statistics.mean(r["figures"]["top1"] for r in runs.values())
+            place = found.setdefault(f"{teacher.partition(':')[2]}, {cut}", {})
+            place.setdefault(name, []).append((_seconds(runs), top1, steps))
+    return found
