@@ -15,6 +15,7 @@ from understudy.anatomy import trace
 from understudy.cut import cut
 from understudy.guard import named_tensors
 from understudy.planner import make_plan, resolve
+from understudy.reconstruction import reconstruction
 from understudy.recover import closed_form as room
 from understudy.recover.closed_form import closed_form
 from understudy.recover.layers import columns, geometry, layers
@@ -200,7 +201,7 @@ def test_layers_know_their_norm_and_their_shortcut():
     teacher = randomised(nets.Residual())
     found = {layer.weight: layer for layer in layers(trace(teacher, teacher.example()))}
     last = found["stage1.0.conv2.weight"]
-    assert last.norm == "stage1.0.bn2.running_mean"
+    assert last.constant == "stage1.0.bn2.running_mean"
     assert last.shortcut == ("stage1.0.conv1.weight", "input")
     assert found["stage1.0.conv1.weight"].shortcut is None
     assert "fc.weight" not in found
@@ -262,3 +263,79 @@ def test_a_network_that_raises_leaves_no_thread():
     with pytest.raises(ValueError, match="of course"):
         list(lockstep([(Broken(), "before")], [((torch.zeros(1, 3),), {})] * 2, ["one.weight"], {}))
     assert threading.active_count() == threads
+
+
+class Keeps(nets.Tiny):
+    """Holds a tensor on itself while it runs, casts by a weight, and writes into its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.c, self.d = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 12, 3, padding=1), nn.Conv2d(12, 8, 1)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x):
+        self.held = self.a(x.sub_(0.1).to(self.a.weight)).relu()
+        y = self.d(self.c(self.held.type_as(self.c.weight)).relu()).relu() + self.held
+        return self.fc(y.mean((2, 3)))
+
+
+def test_passes_keep_what_they_hold_and_are_given_to_themselves():
+    teacher = randomised(Keeps())
+    anatomy = trace(teacher, teacher.example())
+    plan = make_plan(
+        teacher, anatomy, keep_width=0.5, evidence=reconstruction(teacher, anatomy, torch.randn(9, 3, 8, 8))
+    )
+    images = torch.randn(24, 3, 8, 8)
+    was, errors = images.clone(), []
+    for views in (24, 96, 97):
+        student = cut(teacher, plan).eval()
+        closed_form(teacher, student, anatomy, plan, images, mixing="none", count_views=views)
+        errors.append(seam_error(teacher, student, plan, images.clone()))
+    assert torch.equal(images, was)
+    assert max(errors) < 1.2 * min(errors) < seam_error(teacher, cut(teacher, plan).eval(), plan, images.clone())
+
+
+def test_a_dropped_block_is_made_good():
+    teacher = randomised(nets.Residual())
+    anatomy = trace(teacher, teacher.example(), drop=("stage1.1",))
+    plan = make_plan(teacher, anatomy, keep_width=1.0)
+    student, images = cut(teacher, plan).eval(), torch.randn(48, 3, 8, 8)
+    before = seam_error(teacher, student, plan, images)
+    log = closed_form(teacher, student, anatomy, plan, images)
+    assert any(each.ridge for each in log.layers)
+    assert seam_error(teacher, student, plan, images) < 0.9 * before
+
+
+class Scaled(nets.Tiny):
+    size = (3, 8, 8)
+
+    def __init__(self, along):
+        super().__init__()
+        self.stem, self.c, self.fc = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Linear(8, 4)
+        self.g, self.along = nn.Parameter(torch.rand(8) + 0.5), along
+
+    def forward(self, x):
+        h = self.stem(x).relu()
+        g = self.g[:, None, None] if self.along == "channels" else self.g
+        return self.fc((self.c(h) * g + h).relu().mean((2, 3)))
+
+
+def test_a_factor_along_another_axis_is_no_scale_of_channels():
+    found = [
+        {layer.weight: layer for layer in layers(trace(net, net.example()))}["c.weight"]
+        for net in map(Scaled, ("channels", "width"))
+    ]
+    assert (found[0].scales, found[0].shortcut) == (("g",), ("c.weight", "input"))
+    assert (found[1].scales, found[1].shortcut) == ((), None)
+
+
+def test_what_the_head_shares_stays():
+    teacher = nets.Chain()
+    teacher.body[6].bias = nn.Parameter(torch.zeros(16))
+    teacher.fc = nn.Linear(16, 16)
+    teacher.fc.bias = teacher.body[6].bias
+    teacher = randomised(teacher)
+    anatomy = trace(teacher, teacher.example())
+    found = {layer.weight: layer for layer in layers(anatomy)}
+    assert found["body.6.weight"].bias == "body.6.bias"
+    assert found["body.6.weight"].constant is None

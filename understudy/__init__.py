@@ -41,7 +41,7 @@ _PLACES = {
     "read_images": "images",
     "read_plan": "plan",
     "reconstruction": "reconstruction",
-    "recover": "recover.recovery",
+    "restore": "recover.restore",
     "replace": "replace",
     "replan": "planner",
     "save": "store",

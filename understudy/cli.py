@@ -141,6 +141,8 @@ def plan(
 ) -> None:
     """Decide what to keep under a budget, and print or write the plan; nothing is trained."""
     _threads(threads)
+    from dataclasses import replace
+
     import torch
 
     from understudy.anatomy import trace
@@ -153,15 +155,17 @@ def plan(
         check_plan_file(out, force=force)
     found = _teacher(teacher, weights, pretrained, num_classes, part, input_size)
     anatomy = trace(found.model, torch.zeros(2, *found.preprocessing.input_size), points=seam, drop=drop or ())
-    evidence = None
+    evidence, asked = None, {}
     if images is not None and importance is None:
         few = read_images(images, found.preprocessing)
         evidence = reconstruction(found.model, anatomy, few, views=found.views, seed=seed or 0)
+        asked = {"images": few.hashes}
     made = make_plan(
         found.model, anatomy, keep=keep, keep_width=keep_width, scheme=scheme, spare_ends=spare_ends, pin=pin or (),
         exclude=exclude or (), min_channels=min_channels, divisor=divisor, score=importance or "l1", seed=seed or 0,
         evidence=evidence, source=found.to_json(),
     )  # fmt: skip
+    made = replace(made, asked={**made.asked, **asked})
     widths = {n: [w, anatomy.groups[n].width] for n, w in made.widths.items()}
     _say("\n".join(f"{n}: {w} of {full}" for n, (w, full) in widths.items() if w != full))
     _say("\n".join([f"dropped: {d}" for d in made.drop] + [f"note: {n}" for n in made.notes]))

@@ -21,7 +21,7 @@ from understudy.planner import make_plan, replan
 from understudy.preprocessing import Preprocessing
 from understudy.reconstruction import reconstruction
 from understudy.recover.config import PRESETS, MimicConfig
-from understudy.recover.recovery import CHOOSE_FROM, CHOOSE_SHARE, Recovery, recover
+from understudy.recover.restore import CHOOSE_FROM, CHOOSE_SHARE, Recovery, restore
 from understudy.replace import replace as put_under_head
 from understudy.report import Report, platform_kind, versions
 from understudy.seam import SeamPoint
@@ -118,6 +118,9 @@ def compress(
         budget["evidence"] = reconstruction(model, anatomy, given, views=config.views, seed=config.seed)
     plan = replan(model, anatomy, plan, source) if plan else make_plan(model, anatomy, source=source, **budget)
     plan = replace(plan, asked={**plan.asked, "call": call})
+    chose = set(plan.asked.get("images", ())) & set(proof.hashes)
+    if chose:
+        notes.append(f"{len(chose)} held-out image(s) helped to make this plan: of it they prove less; hold out others")
 
     if not plan.slices and not plan.drop:
         config = replace(config, steps=0, start="cut")
@@ -129,7 +132,7 @@ def compress(
     before, after = count_teacher(model, anatomy), count(student, example)
     laws.check_budget(plan, before, after)
 
-    recovery = recover(
+    recovery = restore(
         model, student, anatomy, plan, _given(few, call), config, choose=choose and _given(choose, call),
         max_seconds=max_seconds, on_stage=on_stage, on_step=on_step,
     )  # fmt: skip

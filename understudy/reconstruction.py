@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from understudy import guard
 from understudy.graph import Anatomy, Group
-from understudy.recover.batches import Batch, Source
-from understudy.recover.closed_form import affordable, batches_of
+from understudy.recover.batches import Batch, Source, copied
+from understudy.recover.closed_form import MOST_INPUTS, affordable, batches_of, seen_through
 from understudy.recover.layers import Layer, channels_last, columns, geometry, layers
 from understudy.recover.lockstep import Seen, Watch, ids_of
 from understudy.score import Evidence
@@ -51,13 +51,17 @@ def reconstruction(
     found = {layer.weight: layer for layer in layers(anatomy)}
     reads: dict[str, list[tuple[str, np.ndarray]]] = {}
     for group in anatomy.groups.values():
-        members = [(m.tensor, m.units) for m in group.members if m.dim == 1 and m.tensor in found]
+        members = [
+            (m.tensor, m.units)
+            for m in group.members
+            if m.dim == 1 and m.tensor in found and len(m.units) <= MOST_INPUTS
+        ]
         if group.pinned is None and members and group.width > 1:
             reads[group.name] = members
     names = list(dict.fromkeys(name for members in reads.values() for name, _ in members))
     if not names:
         return Evidence({}, {})
-    lead = anatomy.traced.model
+    lead = seen_through(teacher)
     batches, _, _ = batches_of(few, lead, views, mixing, seed, 1, max(1, affordable(anatomy, []) // 2))
     with guard.seeded(seed), guard.evaluating(teacher), guard.evaluating(lead):
         moments, force = _listen(lead, anatomy, [found[n] for n in names], batches, seed)
@@ -121,11 +125,13 @@ def _listen(
             with torch.enable_grad():
                 for image in images:
                     image.requires_grad_(True)
+                given, named = copied((args, kwargs))
                 with Watch(ids, after=note):
-                    feats = capture.features(*args, **kwargs)
+                    feats = capture.features(*given, **named)
                 noise = [torch.randn(f.shape, generator=draws).to(f) for f in feats]
                 total = sum((f * n).sum() / u**0.5 for f, n, u in zip(feats, noise, units, strict=True))
-                torch.autograd.grad(total, images, allow_unused=True)
+                if total.requires_grad:
+                    torch.autograd.grad(total, images, allow_unused=True)
                 del feats, total
     return {name: total / rows[name] for name, total in sums.items() if name in energy}, energy
 
@@ -211,9 +217,6 @@ def _acting(weight: Tensor, force: Tensor, apart: bool) -> Tensor:
 
 def _costs(acts: Tensor, inverse: Tensor, units: list[Tensor]) -> np.ndarray:
     sizes = {len(u) for u in units}
-    if sizes == {1}:
-        at = torch.cat(units)
-        return (acts.diagonal()[at] / inverse.diagonal()[at]).cpu().numpy()
     if len(sizes) == 1:
         at = torch.stack(units)
         blocks = [matrix[at[:, :, None], at[:, None, :]] for matrix in (inverse, acts)]

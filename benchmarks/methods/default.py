@@ -14,7 +14,7 @@ from understudy.plan import Plan
 from understudy.planner import make_plan
 from understudy.reconstruction import reconstruction
 from understudy.recover.config import preset
-from understudy.recover.recovery import CHOOSE_FROM, CHOOSE_SHARE, recover
+from understudy.recover.restore import CHOOSE_FROM, CHOOSE_SHARE, restore
 from understudy.replace import replace as replace_body
 
 
@@ -41,7 +41,7 @@ def _recovered(problem: Problem, plan: Plan, student: nn.Module, fit: ImageSet, 
     """`student`, recovered in place. Options are those of MimicConfig."""
     config = preset("default", views=problem.views, seed=problem.seed, steps=problem.steps)
     config = replace(config, **problem.options)
-    recover(problem.teacher, student, problem.anatomy, plan, fit, config, choose=choose)
+    restore(problem.teacher, student, problem.anatomy, plan, fit, config, choose=choose)
     return replace_body(problem.teacher, student, plan.seam)
 
 

@@ -54,15 +54,28 @@ def placed(batch: Any, device: torch.device, dtype: torch.dtype) -> Batch:
     return tuple(map(put, args)), {key: put(value) for key, value in kwargs.items()}
 
 
+def copied(batch: Batch) -> Batch:
+    """`batch` with tensors of its own: a network may write into what it is given."""
+    args, kwargs = batch
+
+    def copy(value: Any) -> Any:
+        return value.clone() if isinstance(value, Tensor) else value
+
+    return tuple(map(copy, args)), {key: copy(value) for key, value in kwargs.items()}
+
+
 def mixed(batch: Batch, mixing: str, generator: torch.Generator) -> Batch:
     """`batch` with every image of it mixed with another one, by the name in `augment.MIXES`.
 
     The images are the float tensors of three axes and more; what else the network takes stays as it is.
     """
     args, kwargs = batch
+    state = generator.get_state()
 
     def mix(value: Any) -> Any:
-        images = isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 2
-        return MIXES[mixing](value, generator) if images else value
+        if not (isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 2):
+            return value
+        generator.set_state(state)  # several inputs of one image are mixed alike
+        return MIXES[mixing](value, generator)
 
     return tuple(map(mix, args)), {key: mix(value) for key, value in kwargs.items()}

@@ -4,7 +4,7 @@ Layers in the order in which they run, inputs from the already solved student, t
 makes up for what is missing before it (He et al., ICCV 2017, arXiv 1707.06168); the last layer of a branch also for the
 error of its shortcut. Ridge towards the weights that the cut left, its strength by cross-validation over images. A
 layer changes only where that lowers the error on images that it was not solved from. Convolutions, grouped and
-depthwise ones, and linear layers; all else stays as the cut left it.
+depthwise ones, and linear layers of at most MOST_INPUTS inputs; all else stays as the cut left it.
 """
 
 import math
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from understudy import guard
 from understudy.cost import count_traced
 from understudy.graph import Anatomy
+from understudy.modules import replace_own
 from understudy.plan import Plan
 from understudy.recover.batches import Batch, Source, count, mixed, placed, view
 from understudy.recover.layers import Layer, channels_last, columns, geometry, layers, scale_of
@@ -38,6 +39,8 @@ MEMORY_BYTES = 3 * 2**29  # What the passes may hold at a halt. Source: as MACS,
 # Positions that a layer is solved from, of all views. Source: measured, 4 times as many change nothing.
 ROWS, LEAST_POSITIONS = 12_500, 16
 FOLDS = 4
+# Inputs x kernel above which a layer is left alone: its moments alone would take gigabytes. Source: assumption.
+MOST_INPUTS = 6000
 # Inputs of a layer above which its moments are summed in float32 within a batch (in float64 over batches), and half of
 # the images alone judge what is solved from the others. Source: assumption, for time.
 _LARGE = 600
@@ -97,7 +100,9 @@ def closed_form(
     if not todo:
         return ClosedFormLog(seconds=time.perf_counter() - started)
     images = count(few)
-    lead = anatomy.traced.model  # the teacher's own tensors, in modules whose linear layers can all be seen
+    if images < 2:  # there is no image to judge on
+        return ClosedFormLog(images=images, seconds=time.perf_counter() - started)
+    lead = seen_through(teacher)
     tensors, own = guard.named_tensors(lead), guard.named_tensors(student)
     folds = min(FOLDS, images)
     names = [layer.weight for layer in todo]
@@ -127,17 +132,20 @@ def closed_form(
     return ClosedFormLog(tuple(solved), images, used, time.perf_counter() - started)
 
 
+def seen_through(teacher: nn.Module) -> nn.Module:
+    """The teacher's own tensors, in modules whose linear layers can all be seen."""
+    lead = guard.structural_copy(teacher)
+    replace_own(lead)
+    return lead
+
+
 def _to_solve(anatomy: Anatomy, plan: Plan, student: nn.Module) -> list[Layer]:
     """From the first layer on that the plan touches."""
     own = guard.named_tensors(student)
-    found = [layer for layer in layers(anatomy) if layer.weight in own and not _inside(layer.weight, plan.drop)]
+    found = [layer for layer in layers(anatomy) if layer.weight in own and own[layer.weight][0].numel() <= MOST_INPUTS]
     touched = [i for i, layer in enumerate(found) if layer.weight in plan.slices]
     first = 0 if plan.drop else min(touched, default=len(found))
     return found[first:]
-
-
-def _inside(tensor: str, dropped: Sequence[str]) -> bool:
-    return any(tensor.startswith(f"{name}.") for name in dropped)
 
 
 def batches_of(
@@ -217,7 +225,7 @@ def _statistics(
     how = geometry(found[0], weight)
     spatial = len(how.kernel)
     outputs = len(weight)
-    free = layer.bias is not None or layer.norm is not None
+    free = layer.constant is not None
     views = sum(len(seen.input) for seen in found)
     each = max(LEAST_POSITIONS, -(-ROWS // views))
     chosen: dict[int, Tensor] = {}
@@ -353,7 +361,6 @@ def _put(layer: Layer, weights: Tensor, stats: _Statistics, own: dict[str, Tenso
     if not stats.free:
         return
     constant = weights[..., -1].flatten()
-    if layer.bias is not None:
-        own[layer.bias].add_(constant.to(own[layer.bias]))
-    else:  # a batch norm subtracts its running mean
-        own[layer.norm].sub_(constant.to(own[layer.norm]))
+    # A batch norm subtracts its running mean.
+    into = own[layer.constant]
+    into.add_(constant.to(into), alpha=1 if layer.constant == layer.bias else -1)

@@ -47,7 +47,7 @@ class MimicConfig:
     straight to zero. milestones: shares of `steps` at which lr is multiplied by gamma; both are for that schedule
     alone. warmup: share of `steps` in which lr rises from zero. mixing: of the images of a batch with each other, a
     name in `augment.MIXES`.
-    start: what `recover` does first: "closed_form" solves the layers, "cut" nothing (`mimic` does not look at it).
+    start: what `restore` does first: "closed_form" solves the layers, "cut" nothing (`mimic` does not look at it).
     norm_mode: "train" normalises with batch statistics and updates the running ones, "eval" leaves both alone.
     views: name in `augment.VIEWS`; it belongs to the teacher's task, not to the recipe.
     seed: of the batches, the views and whatever else is random. device: None means where the student is.
@@ -154,10 +154,10 @@ def preset(name: str, effort: str | None = None, **changes: Any) -> MimicConfig:
     Raises: InputError for an unknown name, or options that do not fit.
     """
     if effort is not None:
-        if effort not in EFFORTS or changes.get("steps") is not None:
+        if effort not in EFFORTS or changes.get("steps") is not None or name != "default":
             raise InputError(
-                f"configuring mimic: found the effort {effort!r} and steps {changes.get('steps')!r}; expected one of "
-                f"{', '.join(EFFORTS)}, or steps, not both"
+                f"configuring mimic: found the effort {effort!r}, steps {changes.get('steps')!r} and the preset "
+                f"{name!r}; expected one of {', '.join(EFFORTS)}, or steps, not both, and the preset default"
             )
         changes["steps"] = EFFORTS[effort]
     if name not in PRESETS:

@@ -1,5 +1,6 @@
 """The layers of a network that are linear in their input, read from its graph: what each sees and what follows it."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from understudy.trace import operator, shape
 LINEAR = ("conv1d", "conv2d", "conv3d", "linear")
 _NORMS = ("batch_norm", "layer_norm", "group_norm")
 # Between a layer and the addition behind it: in eval mode these change nothing.
+_VIEWS = ("view", "reshape", "unsqueeze", "alias", "slice", "flatten")  # of a parameter: the same numbers
 _IDLE = ("dropout", "alias", "clone", "contiguous", "identity")
 
 
@@ -24,15 +26,15 @@ _IDLE = ("dropout", "alias", "clone", "contiguous", "identity")
 class Layer:
     """A convolution or linear layer before the seam whose weight is a parameter that one call uses.
 
-    weight, bias: names of its tensors. norm: running mean of the batch norm that alone reads its output, or None; it
-    can take up a constant. scales: of its output on the way to the addition behind it: parameters, and batch norms as
-    (weight, running variance, epsilon). shortcut: where the other side of that addition can be seen, as (weight,
-    "input" | "output"), or None.
+    weight, bias: names of its tensors. constant: a tensor of its own that can take up a constant: the bias, or the
+    running mean of the batch norm that alone reads its output; None where there is none. scales: of its output on the
+    way to the addition behind it: parameters, and batch norms as (weight, running variance, epsilon). shortcut: where
+    the other side of that addition can be seen, as (weight, "input" | "output"), or None.
     """
 
     weight: str
     bias: str | None
-    norm: str | None
+    constant: str | None
     scales: tuple[Any, ...]
     shortcut: tuple[str, str] | None
 
@@ -47,6 +49,12 @@ def layers(anatomy: Anatomy) -> list[Layer]:
             behind.add(node)
             todo += node.all_input_nodes
     parameters = dict(traced.model.named_parameters())
+    tensors = named_tensors(traced.model)
+    head = {id(tensors[name]) for name in anatomy.seam.head if name in tensors}
+
+    def free(name: str | None) -> bool:
+        return name is not None and _alone(anatomy, name) and id(tensors[name]) not in head
+
     places: dict[tuple[Node, str], tuple[str, str]] = {}
     order = {node: i for i, node in enumerate(traced.nodes)}
     weighted = {}
@@ -58,20 +66,21 @@ def layers(anatomy: Anatomy) -> list[Layer]:
             places.setdefault((node, "output"), (weight, "output"))
     found = []
     for node, weight in weighted.items():
-        if operator(node) not in LINEAR or node not in behind or weight in anatomy.seam.head:
+        if operator(node) not in LINEAR or node not in behind or weight not in parameters or not free(weight):
             continue
-        if weight not in parameters:
-            continue
+        rank = len(shape(node.args[0]) or ())
+        if rank < 2 or (operator(node) != "linear" and rank != tensors[weight].ndim):
+            continue  # no batch of inputs
         bias = traced.tensors.get(_argument(node, 2, "bias"))
-        norm, scales, end = None, [], node
+        constant, scales, end = bias if free(bias) else None, [], node
         while len(end.users) == 1:
             after = next(iter(end.users))
-            step = _step(anatomy, end, after)
+            step = _step(anatomy, end, after, 1 if operator(node) != "linear" else len(shape(node)) - 1)
             if step is None:
                 break
-            if end is node and operator(after) == "batch_norm":
-                norm = traced.tensors.get(_argument(after, 3, "running_mean"))
-                norm = norm if norm is not None and _alone(anatomy, norm) else None
+            if end is node and bias is None and operator(after) == "batch_norm":
+                mean = traced.tensors.get(_argument(after, 3, "running_mean"))
+                constant = mean if free(mean) else None
             scales += step
             end = after
         shortcut = None
@@ -81,10 +90,10 @@ def layers(anatomy: Anatomy) -> list[Layer]:
             seen = [(other, side) for side in ("output", "input") if (other, side) in places]
             for key in seen:
                 reader = key[0] if key[1] == "output" else _reader(weighted, other)
-                if reader is not None and order.get(reader, len(order)) < order[node] and _same(other, node):
+                if reader is not None and order.get(reader, len(order)) <= order[node] and _same(other, node):
                     shortcut = places[key]
                     break
-        found.append(Layer(weight, bias, norm, tuple(scales), shortcut))
+        found.append(Layer(weight, bias, constant, tuple(scales), shortcut))
     return found
 
 
@@ -117,8 +126,8 @@ def _weight(anatomy: Anatomy, node: Node) -> str | None:
     return name if name is not None and _alone(anatomy, name) else None
 
 
-def _step(anatomy: Anatomy, before: Node, after: Node) -> list[Any] | None:
-    """By what `after` scales the channels of `before`, if it does no more than that and adding a constant."""
+def _step(anatomy: Anatomy, before: Node, after: Node, axis: int) -> list[Any] | None:
+    """By what `after` scales the channels of `before`, along `axis`, if it does no more than that and adding to them."""
     kind = operator(after)
     if kind in _IDLE:
         return []
@@ -127,8 +136,16 @@ def _step(anatomy: Anatomy, before: Node, after: Node) -> list[Any] | None:
         return [(*names, after.args[7])] if None not in names and len(after.args) > 7 else None
     if kind == "mul":
         other = next((n for n in after.all_input_nodes if n is not before), None)
-        name = anatomy.traced.tensors.get(other) if other is not None else None
-        return [name] if name is not None else None
+        factor = shape(other) if other is not None else None
+        if factor is None:
+            return None
+        along = axis - (len(shape(after)) - len(factor))  # the channels among the factor's own axes
+        if any(size != 1 and at != along for at, size in enumerate(factor)):
+            return None
+        while isinstance(other, Node) and operator(other) in _VIEWS and other.all_input_nodes:
+            other = other.all_input_nodes[0]
+        name = anatomy.traced.tensors.get(other)
+        return [name] if name is not None and math.prod(shape(other)) == math.prod(factor) else None
     return None
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from understudy.guard import named_tensors
-from understudy.recover.batches import Batch
+from understudy.guard import named_tensors, structural_copy
+from understudy.recover.batches import Batch, copied
 
 
 @dataclass
@@ -33,6 +33,10 @@ class Seen:
         return self.args[0] if self.args else self.kwargs["input"]
 
 
+# The functions that compute with a weight; others are given one too (`x.to(weight)`, `weight.abs()`).
+_FUNCTIONS = frozenset(["conv1d", "conv2d", "conv3d", "linear", "batch_norm", "layer_norm", "group_norm"])
+
+
 class Watch(TorchFunctionMode):
     """Calls `before(name, seen)` and `after(name, seen)` around torch functions that are given a tensor of `names`."""
 
@@ -46,8 +50,10 @@ class Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = next((self._names[id(a)] for a in (*args[1:], *kwargs.values()) if id(a) in self._names), None)
-        if name is None or not (args or "input" in kwargs):
+        name = None
+        if getattr(func, "__name__", "") in _FUNCTIONS and (args or "input" in kwargs):
+            name = next((self._names[id(a)] for a in (*args[1:], *kwargs.values()) if id(a) in self._names), None)
+        if name is None:
             return func(*args, **kwargs)
         seen = Seen(func, args, kwargs, None)
         if self._before:
@@ -153,9 +159,10 @@ def lockstep(
                 if name in halting and when == "after":
                     halt(name, seen)
 
-            args, kwargs = batch
-            with torch.no_grad(), Watch(ids_of(model, watched), before, after):
-                model(*args, **kwargs)
+            # What a network keeps on its modules, or writes into its input, is this pass's alone.
+            network, (args, kwargs) = structural_copy(model), copied(batch)
+            with torch.no_grad(), Watch(ids_of(network, watched), before, after):
+                network(*args, **kwargs)
 
         return run
 

@@ -75,7 +75,8 @@ def mimic(
 
     Only norm layers are in train mode, so auxiliary branches, dropout and stochastic depth never run. The student comes
     back in eval mode, its `requires_grad` as before and gradients cleared; on an error its tensors are as they were,
-    on a KeyboardInterrupt they are those of the last step. The teacher is as before in every case.
+    on a KeyboardInterrupt they are those of the last step, with `choose` of the best one. The teacher is as before in
+    every case.
 
     Raises: InputError when images, student or options do not fit, or the loss stops being finite;
     UnsupportedModel when the seam cannot be captured.
@@ -88,7 +89,7 @@ def mimic(
     dtype = PRECISIONS[config.precision]
     head = {id(t) for name, t in guard.named_tensors(student).items() if name in set(student_seam.head)}
     before = [(t, t.detach().clone()) for t in guard.named_tensors(student).values()]
-    started = time.perf_counter()
+    started, judge = time.perf_counter(), None
     try:
         with guard.seeded(config.seed), guard.untouched(teacher), guard.untouched(student), torch.enable_grad():
             lead = teacher.eval() if _fits(teacher, device, dtype) else _converted(teacher, device, dtype)
@@ -100,10 +101,15 @@ def mimic(
                 optimiser = _prepare(student, head, config)
                 batches = _batches(few, config, device, dtype)
                 units = _units(seam, target, few, config, device, dtype)
-                judge = None if choose is None else _Judge(student, target, learner, units, choose, device, dtype)
+                if choose is not None:
+                    judge = _Judge(student, target, learner, units, choose, device, dtype)
                 losses = _learn(seam, units, target, learner, optimiser, batches, config, judge, on_step)
                 if judge is not None:
                     judge.restore()
+    except KeyboardInterrupt:
+        if judge is not None:
+            judge.restore()
+        raise
     except Exception:
         with torch.no_grad():
             for tensor, value in before:

@@ -24,14 +24,14 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
-        vectors = [p for group in self.param_groups for p in group["params"] if p.ndim < 2]
+        vectors = [p for group in self.param_groups for p in group["params"] if _is_vector(p)]
         self._vectors = torch.optim.AdamW(vectors, lr=lr, weight_decay=0.0, foreach=True) if vectors else None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:
         for group in self.param_groups:
             for weight in group["params"]:
-                if weight.grad is None or weight.ndim < 2:
+                if weight.grad is None or _is_vector(weight):
                     continue
                 state = self.state[weight]
                 held = state.setdefault("momentum", torch.zeros_like(weight))
@@ -46,6 +46,11 @@ class Muon(torch.optim.Optimizer):
                 self._vectors.param_groups[0]["lr"] = group["lr"] * _OF_VECTORS
         if self._vectors is not None:
             self._vectors.step()
+
+
+def _is_vector(weight: Tensor) -> bool:
+    """Also where it has axes of one, as layer scales do."""
+    return weight.ndim < 2 or weight.numel() == max(weight.shape)
 
 
 def orthogonal(matrix: Tensor) -> Tensor:

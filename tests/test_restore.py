@@ -17,7 +17,7 @@ from understudy.recover.config import EFFORTS, MimicConfig, preset
 from understudy.recover.mimic import mimic
 from understudy.recover.muon import Muon, orthogonal
 from understudy.recover.norms import settle_norms
-from understudy.recover.recovery import recover
+from understudy.recover.restore import restore
 from understudy.score import Evidence
 
 
@@ -113,7 +113,7 @@ def test_recovering_beats_the_cut_and_keeps_the_head():
     plan = make_plan(teacher, anatomy, keep_width=0.5)
     student = cut(teacher, plan)
     said = []
-    done = recover(
+    done = restore(
         teacher, student, anatomy, plan, images, quick(), choose=torch.randn(6, 3, 8, 8), on_stage=said.append
     )
     assert done.errors["norms"] <= done.errors["closed_form"] < done.errors["cut"]
@@ -127,11 +127,11 @@ def test_recovering_beats_the_cut_and_keeps_the_head():
 def test_no_time_is_no_steps_and_the_paper_is_mimic_alone():
     teacher, anatomy, images = setting(nets.Chain)
     plan = make_plan(teacher, anatomy, keep_width=0.5)
-    done = recover(teacher, cut(teacher, plan), anatomy, plan, images, quick(steps=1000), max_seconds=0.0)
+    done = restore(teacher, cut(teacher, plan), anatomy, plan, images, quick(steps=1000), max_seconds=0.0)
     assert done.mimic.config.steps == 0
     paper, alone = cut(teacher, plan), cut(teacher, plan)
     config = preset("paper", views="none", steps=3)
-    assert recover(teacher, paper, anatomy, plan, images, config).closed_form is None
+    assert restore(teacher, paper, anatomy, plan, images, config).closed_form is None
     mimic(teacher, alone, plan.seam, images, config)
     pairs = zip(named_tensors(paper).values(), named_tensors(alone).values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
@@ -166,6 +166,7 @@ def test_norms_take_what_the_images_say():
 
     assert settle_norms(student, (), [((images,), {})], error) == 0.0  # they are right as they are
     student[1].running_mean.add_(5)
+    student[1].running_var.mul_(4)
     assert settle_norms(student, (), [((images,), {})], error) == 1.0
     assert error() < 1e-3
     student[1].running_mean.add_(5)
@@ -194,6 +195,8 @@ def test_effort_is_a_dial_over_steps():
     assert preset("default").steps == EFFORTS["standard"]
     with pytest.raises(InputError, match="quick, standard, thorough"):
         preset("default", "slow")
+    with pytest.raises(InputError, match="preset default"):
+        preset("paper", "quick")
     with pytest.raises(InputError, match="not both"):
         preset("default", "quick", steps=3)
 

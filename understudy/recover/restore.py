@@ -4,12 +4,14 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from understudy import guard
+from understudy.errors import InputError
 from understudy.graph import Anatomy
 from understudy.plan import Plan
 from understudy.recover.batches import Source, count, placed, view
@@ -48,7 +50,7 @@ def _brief(log: MimicLog) -> dict[str, Any]:
     return {"choose": [list(pair) for pair in log.errors], "kept_step": log.kept}
 
 
-def recover(
+def restore(
     teacher: nn.Module,
     student: nn.Module,
     anatomy: Anatomy,
@@ -69,6 +71,8 @@ def recover(
     runs, as the paper has it.
     Raises: as `mimic`.
     """
+    if max_seconds is not None and not (isfinite(max_seconds) and max_seconds >= 0):
+        raise InputError(f"recovering: max_seconds is {max_seconds}, expected a finite number of 0 or more")
     say, begun = on_stage or (lambda text: None), time.perf_counter()
     closed, errors, share = None, None, None
     if config.start == "closed_form":
@@ -111,14 +115,10 @@ def _solved(
 
 
 def _pace(teacher: nn.Module, student: nn.Module, plan: Plan, few: Source | Tensor, config: MimicConfig) -> float:
-    """Seconds a step, of a copy of the student that takes three; the first one warms up."""
-    times: list[float] = []
+    """Seconds a step, of a copy of the student; one step warms up, and what comes before a first step counts too."""
     trial = guard.full_copy(student)
-    mimic(
-        teacher, trial, plan.seam, few, replace(config, steps=_PACED),
-        on_step=lambda done, total, loss: times.append(time.perf_counter()),
-    )  # fmt: skip
-    return max((times[-1] - times[0]) / (len(times) - 1), 1e-6) if len(times) > 1 else 1e-6
+    mimic(teacher, trial, plan.seam, few, replace(config, steps=1))
+    return max(mimic(teacher, trial, plan.seam, few, replace(config, steps=_PACED)).seconds / _PACED, 1e-6)
 
 
 def _said(seconds: float) -> str:
