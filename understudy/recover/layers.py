@@ -127,7 +127,7 @@ def _weight(anatomy: Anatomy, node: Node) -> str | None:
 
 
 def _step(anatomy: Anatomy, before: Node, after: Node, axis: int) -> list[Any] | None:
-    """By what `after` scales the channels of `before`, along `axis`, if it does no more than that and adding to them."""
+    """By what `after` scales the channels (`axis`) of `before`, if it does no more than that and adding to them."""
     kind = operator(after)
     if kind in _IDLE:
         return []
