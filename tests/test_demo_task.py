@@ -228,8 +228,11 @@ def test_a_transformer_is_trained_with_adamw():
     torch.testing.assert_close(moved, torch.full_like(moved, 1e-3), rtol=0.02, atol=0)
 
 
-@pytest.mark.parametrize(("name", "optimizer", "steps"), [("vgg7", "sgd", 1500), ("vit_tiny", "adamw", 2000)])
-def test_the_demo_takes_the_recipe_of_its_teacher(monkeypatch, name, optimizer, steps):
+@pytest.mark.parametrize(
+    ("options", "optimizer", "steps"),
+    [({}, "muon", 400), ({"effort": "quick"}, "muon", 0), ({"recipe": "paper", "steps": 7}, "sgd", 7)],
+)
+def test_the_demo_takes_the_recipe_that_is_asked_for(monkeypatch, options, optimizer, steps):
     demo_run, seen = import_module("understudy.demo.run"), []
 
     def compress(*_, config, **__):
@@ -238,7 +241,7 @@ def test_the_demo_takes_the_recipe_of_its_teacher(monkeypatch, name, optimizer, 
 
     monkeypatch.setattr(demo_run, "compress", compress)
     with pytest.raises(KeyboardInterrupt):
-        demo_run.run(name)
+        demo_run.run("vgg7", **options)
     assert [(c.optimizer, c.steps, c.views) for c in seen] == [(optimizer, steps, "patches")]
 
 
