@@ -20,8 +20,9 @@ def write(docs: Path, results: Path = RESULTS) -> bool:
         return False
     from benchmarks.figures import against_seconds
 
-    both = lines["embedded_default"] + lines["embedded_default_short"]
-    against_seconds(_curves(both), docs / "figures" / "default.png")
+    if lines["embedded_default_short"]:
+        both = lines["embedded_default"] + lines["embedded_default_short"]
+        against_seconds(_curves(both), docs / "figures" / "default.png")
     docs.mkdir(parents=True, exist_ok=True)
     (docs / "default.md").write_text(_text(lines), encoding="utf-8")
     return True
@@ -48,15 +49,15 @@ def _text(lines: dict[str, Lines]) -> str:
         f"*{METHODS[OURS[1]].title}*: ours, which also chooses where the same MACs are cut. Difference: ours minus "
         "MiR, paired by seed, with its 95 % interval (Student's t).",
         " ".join(f"**{left} cells of `{name}` are not done.**" for name, left in undone.items() if left),
-        "![accuracy against seconds](figures/default.png)",
+        "![accuracy against seconds](figures/default.png)" if lines["embedded_default_short"] else "",
         "## At equal steps",
         _equal_steps(lines["embedded_default"] + lines["embedded_default_images"]),
-        "## In few steps",
-        "0 steps is the closed form alone (`--effort quick`).",
-        _short(lines["embedded_default"] + lines["embedded_default_short"]),
-        "## The closed form alone at half the MACs and half the widths",
-        _quick(lines["embedded_quick"]),
     ]
+    if lines["embedded_default_short"]:
+        parts += ["## In few steps", "0 steps is the closed form alone (`--effort quick`)."]
+        parts += [_short(lines["embedded_default"] + lines["embedded_default_short"])]
+    if lines["embedded_quick"]:
+        parts += ["## The closed form alone at half the MACs and half the widths", _quick(lines["embedded_quick"])]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

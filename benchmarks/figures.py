@@ -118,6 +118,8 @@ def against_seconds(panels: dict[str, dict[str, list[tuple[float, float, int]]]]
                 for x, y, count in points:
                     axis.annotate(str(count), (x, y), textcoords="offset points", xytext=(3, -9), fontsize=6)
             axis.set_xscale("log")
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_formatter("")
             axis.set_title(title, fontsize=9)
             axis.set_xlabel("seconds on one core; small: steps")
         axes[0][0].set_ylabel("top-1, % of 10,000 test patches")
