@@ -51,7 +51,8 @@ class Protocol:
     """Teachers x cuts x images x steps x seeds x methods.
 
     options: "both" the tuned and the published ones, "best" the tuned ones where there are any, "grid" all that are
-    tried. without: (teacher, method) pairs that have no meaning, each with the reason.
+    tried, to choose by; "ablation" the same, to compare. without: (teacher, method) pairs that have no meaning, each
+    with the reason.
     """
 
     name: str
@@ -88,7 +89,7 @@ class Protocol:
         self, name: str, teacher: str, cut: dict[str, Any], images: int, steps: int, tuned: dict[str, Any]
     ) -> Iterator[dict[str, Any]]:
         method = METHODS[name]
-        if self.options == "grid":
+        if self.options in ("grid", "ablation"):
             yield from method.grid
             return
         known = tuned.get(name, {}).get(teacher, {}).get(said(cut), [])
@@ -185,7 +186,7 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
         Protocol(
             "embedded_ablation", "this project's recipe without each of its parts",
-            "photographs", tuple(_OURS_CUTS), (), (50,), (400,), SEEDS[:3], OURS[1:], "grid", extra_cuts=_OURS_CUTS,
+            "photographs", tuple(_OURS_CUTS), (), (50,), (400,), SEEDS[:3], OURS[1:], "ablation", extra_cuts=_OURS_CUTS,
         ),
         Protocol(
             "embedded_quick", "the closed form alone at half the MACs and at half the widths",
