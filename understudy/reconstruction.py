@@ -17,7 +17,7 @@ from understudy import guard
 from understudy.graph import Anatomy, Group
 from understudy.recover.batches import Batch, Source, copied
 from understudy.recover.closed_form import MOST_INPUTS, affordable, batches_of, seen_through
-from understudy.recover.layers import Layer, channels_last, columns, geometry, layers
+from understudy.recover.layers import channels_last, columns, geometry, layers
 from understudy.recover.lockstep import Seen, Watch, ids_of
 from understudy.score import Evidence
 from understudy.seam import Capture, capturing
@@ -48,7 +48,7 @@ def reconstruction(
     few, views, mixing: as for `closed_form`. The teacher comes back as it was. Raises: InputError for images that do
     not fit.
     """
-    found = {layer.weight: layer for layer in layers(anatomy)}
+    found = {layer.weight for layer in layers(anatomy)}
     reads: dict[str, list[tuple[str, np.ndarray]]] = {}
     for group in anatomy.groups.values():
         members = [
@@ -64,7 +64,7 @@ def reconstruction(
     lead = seen_through(teacher)
     batches, _, _ = batches_of(few, lead, views, mixing, seed, 1, max(1, affordable(anatomy, []) // 2))
     with guard.seeded(seed), guard.evaluating(teacher), guard.evaluating(lead):
-        moments, force = _listen(lead, anatomy, [found[n] for n in names], batches, seed)
+        moments, force = _listen(lead, anatomy, names, batches, seed)
     tensors = guard.named_tensors(lead)
     scores, errors = {}, {}
     for name, members in reads.items():
@@ -75,12 +75,11 @@ def reconstruction(
 
 
 def _listen(
-    lead: nn.Module, anatomy: Anatomy, read: list[Layer], batches: list[Batch], seed: int
+    lead: nn.Module, anatomy: Anatomy, names: list[str], batches: list[Batch], seed: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """weight -> second moments of its inputs (channels x kernel, or channels), and the squared gradient of the features
     at each output, summed over positions, over the teacher's squared deviation (outputs,). Layers of several groups are
     left out."""
-    names = [layer.weight for layer in read]
     tensors = guard.named_tensors(lead)
     sums: dict[str, Tensor] = {}
     rows: dict[str, int] = {}

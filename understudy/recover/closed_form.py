@@ -10,7 +10,7 @@ depthwise ones, and linear layers of at most MOST_INPUTS inputs; all else stays 
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -207,7 +207,7 @@ class _Statistics:
     rows: Tensor
     prior: Tensor
     free: bool
-    inputs: int = field(default=0)
+    inputs: int
 
 
 def _statistics(
@@ -224,7 +224,6 @@ def _statistics(
     weight = own[layer.weight]
     how = geometry(found[0], weight)
     spatial = len(how.kernel)
-    outputs = len(weight)
     free = layer.constant is not None
     views = sum(len(seen.input) for seen in found)
     each = max(LEAST_POSITIONS, -(-ROWS // views))
@@ -261,7 +260,6 @@ def _statistics(
         prior = torch.cat([prior, prior.new_zeros(*prior.shape[:2], 1)], 2)
     gram, cross, square = (torch.stack([s[i] for s in sums]) for i in range(3))
     rows = torch.tensor([float(s[3]) for s in sums], dtype=torch.float64, device=gram.device)
-    assert prior.shape[1] * how.groups == outputs
     return _Statistics(gram, cross, square, rows, prior, free, prior.shape[2] - free)
 
 

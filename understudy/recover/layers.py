@@ -1,6 +1,7 @@
 """The layers of a network that are linear in their input, read from its graph: what each sees and what follows it."""
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from understudy.graph import Anatomy
 from understudy.guard import named_tensors
 from understudy.recover.lockstep import Seen
-from understudy.trace import operator, shape
+from understudy.trace import Traced, operator, shape
 
 LINEAR = ("conv1d", "conv2d", "conv3d", "linear")
 _NORMS = ("batch_norm", "layer_norm", "group_norm")
@@ -49,21 +50,21 @@ def layers(anatomy: Anatomy) -> list[Layer]:
             behind.add(node)
             todo += node.all_input_nodes
     parameters = dict(traced.model.named_parameters())
-    tensors = named_tensors(traced.model)
+    tensors, once = named_tensors(traced.model), _used_once(traced)
     head = {id(tensors[name]) for name in anatomy.seam.head if name in tensors}
 
     def free(name: str | None) -> bool:
-        return name is not None and _alone(anatomy, name) and id(tensors[name]) not in head
+        return name in once and id(tensors[name]) not in head
 
-    places: dict[tuple[Node, str], tuple[str, str]] = {}
+    places: dict[tuple[Node, str], Node] = {}  # a value and whether it is the input or output -> the call that shows it
     order = {node: i for i, node in enumerate(traced.nodes)}
     weighted = {}
     for node in traced.nodes:
         weight = _weight(anatomy, node)
-        if weight is not None:
+        if weight in once:
             weighted[node] = weight
-            places.setdefault((node.args[0], "input"), (weight, "input"))
-            places.setdefault((node, "output"), (weight, "output"))
+            places.setdefault((node.args[0], "input"), node)
+            places[node, "output"] = node
     found = []
     for node, weight in weighted.items():
         if operator(node) not in LINEAR or node not in behind or weight not in parameters or not free(weight):
@@ -87,18 +88,13 @@ def layers(anatomy: Anatomy) -> list[Layer]:
         add = next(iter(end.users)) if len(end.users) == 1 else None
         if add is not None and operator(add) == "add" and not add.kwargs and len(add.all_input_nodes) == 2:
             other = next(n for n in add.all_input_nodes if n is not end)
-            seen = [(other, side) for side in ("output", "input") if (other, side) in places]
-            for key in seen:
-                reader = key[0] if key[1] == "output" else _reader(weighted, other)
-                if reader is not None and order.get(reader, len(order)) <= order[node] and _same(other, node):
-                    shortcut = places[key]
+            for side in ("output", "input"):
+                call = places.get((other, side))
+                if call is not None and order[call] <= order[node] and _same(other, node):
+                    shortcut = weighted[call], side
                     break
         found.append(Layer(weight, bias, constant, tuple(scales), shortcut))
     return found
-
-
-def _reader(weighted: dict[Node, str], value: Node) -> Node | None:
-    return next((node for node in weighted if node.args[0] is value), None)
 
 
 def _same(one: Node, other: Node) -> bool:
@@ -109,21 +105,23 @@ def _argument(node: Node, position: int, name: str) -> Any:
     return node.args[position] if len(node.args) > position else node.kwargs.get(name)
 
 
-def _alone(anatomy: Anatomy, name: str) -> bool:
-    """One call uses this tensor, under whatever name."""
-    own = named_tensors(anatomy.traced.model)
-    same = {other for other, tensor in own.items() if tensor is own.get(name)}
-    return name in own and sum(len(n.users) for n, t in anatomy.traced.tensors.items() if t in same) == 1
+def _used_once(traced: Traced) -> frozenset[str]:
+    """Names of the tensors that one call uses, under whatever name."""
+    tensors = named_tensors(traced.model)
+    uses = Counter()
+    for node, name in traced.tensors.items():
+        uses[id(tensors.get(name))] += len(node.users)
+    return frozenset(name for name, tensor in tensors.items() if uses[id(tensor)] == 1)
 
 
 def _weight(anatomy: Anatomy, node: Node) -> str | None:
-    """The weight of a layer or norm, where it is a tensor of the network's that no other call uses."""
+    """The weight of a layer or norm, where it is a tensor of the network's."""
     kind = operator(node)
     if kind not in (*LINEAR, *_NORMS) or not node.args or not isinstance(node.args[0], Node):
         return None
     weight = _argument(node, {"layer_norm": 2, "group_norm": 2}.get(kind, 1), "weight")
     name = anatomy.traced.tensors.get(weight) if isinstance(weight, Node) else None
-    return name if name is not None and _alone(anatomy, name) else None
+    return name
 
 
 def _step(anatomy: Anatomy, before: Node, after: Node, axis: int) -> list[Any] | None:
@@ -214,10 +212,7 @@ def columns(x: Tensor, how: Geometry, positions: Callable[[int], Tensor], size: 
     if not how.kernel:
         rows = channels_last(x, 0)
         return rows[:, positions(rows.shape[1]).to(x.device)][:, :, None]
-    total = 1
-    for side in size:
-        total *= side
-    left = positions(total)
+    left = positions(math.prod(size))
     places = []
     for side in reversed(size):
         places.insert(0, (left % side).to(x.device))
