@@ -135,7 +135,7 @@ _IN_BAND: dict[str, tuple[dict[str, Any], ...]] = {"demo:mobilenetv2_tiny": _WID
 _OURS_CUTS: dict[str, tuple[dict[str, Any], ...]] = {
     "demo:resnet14": _WIDTHS[:1],
     "demo:mobilenetv2_tiny": _WIDTHS[1:],
-    "demo:vgg7": ({"keep_width": 0.75},),
+    "demo:vgg7": ({"keep_width": 0.8}, {"keep_width": 0.75}),
     "demo:vit_tiny": _WIDTHS[:1],
 }
 CURVES = ("batch_norm", "fskd", "least_squares", "fine_tune", "distill_labels", "mir")
