@@ -138,6 +138,7 @@ _OURS_CUTS: dict[str, tuple[dict[str, Any], ...]] = {
     "demo:vgg7": ({"keep_width": 0.8}, {"keep_width": 0.75}),
     "demo:vit_tiny": _WIDTHS[:1],
 }
+_OURS_CUT = {teacher: cuts[:1] for teacher, cuts in _OURS_CUTS.items()}  # one of each
 CURVES = ("batch_norm", "fskd", "least_squares", "fine_tune", "distill_labels", "mir")
 _PAPER_IMAGES = (50, 100, 500, 1000)  # Source: MiR, arXiv 2201.02620
 _PAPER_KEEPS = (0.7, 0.5, 0.3)
@@ -178,15 +179,15 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
         Protocol(
             "embedded_default_images", "the same with 20 and 200 images",
-            "photographs", tuple(_OURS_CUTS), (), (20, 200), (400,), methods=("mir", *OURS), extra_cuts=_OURS_CUTS,
+            "photographs", tuple(_OURS_CUTS), (), (20, 200), (400,), methods=("mir", *OURS), extra_cuts=_OURS_CUT,
         ),
         Protocol(
             "embedded_default_short", "this project's recipe in few steps: 0 is the closed form alone",
-            "photographs", tuple(_OURS_CUTS), (), (50,), (0, 50, 100, 200), methods=OURS[1:], extra_cuts=_OURS_CUTS,
+            "photographs", tuple(_OURS_CUTS), (), (50,), (0, 50, 100, 200), methods=OURS[1:], extra_cuts=_OURS_CUT,
         ),
         Protocol(
             "embedded_ablation", "this project's recipe without each of its parts",
-            "photographs", tuple(_OURS_CUTS), (), (50,), (400,), SEEDS[:3], OURS[1:], "ablation", extra_cuts=_OURS_CUTS,
+            "photographs", tuple(_OURS_CUTS), (), (50,), (400,), SEEDS[:3], OURS[1:], "ablation", extra_cuts=_OURS_CUT,
         ),
         Protocol(
             "embedded_quick", "the closed form alone at half the MACs and at half the widths",

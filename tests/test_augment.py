@@ -3,6 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
+from understudy import augment
 from understudy.augment import RESIZED_CROP_RATIO, VIEWS, _crop_box
 from understudy.errors import InputError
 from understudy.images import Preprocessing, read_images
@@ -164,3 +165,33 @@ def test_one_pixel_images():
 def test_unknown_views_are_refused(images):
     with pytest.raises(InputError, match="found 'cifar', expected one of imagenet"):
         images.view([0], "cifar", generator())
+
+
+@pytest.mark.parametrize("name", sorted(augment.MIXES))
+@pytest.mark.parametrize("shape", [(6, 3, 16, 16), (6, 1, 8, 20), (6, 3, 4, 9, 8), (6, 3, 1, 1), (6, 7, 5)], ids=str)
+def test_mixing_keeps_shape_and_type_and_follows_the_generator(name, shape):
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(1)).double()
+    before = images.clone()
+    one, two = (augment.MIXES[name](images, torch.Generator().manual_seed(5)) for _ in range(2))
+    assert torch.equal(images, before)
+    assert torch.equal(one, two)
+    assert (one.shape, one.dtype) == (images.shape, images.dtype)
+    assert bool(one.isfinite().all())
+    assert torch.equal(one, images) is (name == "none")
+
+
+def test_a_whirl_turns_by_any_angle_and_a_warp_by_little(monkeypatch):
+    """A bright bar across: how far it is turned shows in its second moments, also where the picture is not square."""
+    monkeypatch.setattr(augment, "_WARP_NOISE", 0.0)
+    images = torch.zeros(200, 1, 41, 61)
+    images[:, :, 18:23, 10:51] = 1
+    across, down = torch.meshgrid(torch.arange(61) - 30.0, torch.arange(41) - 20.0, indexing="xy")
+    largest = {}
+    for name in ("warp", "whirl"):
+        turned = augment.MIXES[name](images, torch.Generator().manual_seed(0))[:, 0]
+        mean = turned.sum((1, 2))
+        xx, yy, xy = ((turned * v).sum((1, 2)) / mean for v in (across**2, down**2, across * down))
+        angles = (0.5 * torch.atan2(2 * xy, xx - yy)).rad2deg()
+        largest[name] = float(angles.abs().max())
+    assert 12 < largest["warp"] < 17
+    assert largest["whirl"] > 80

@@ -17,7 +17,9 @@ from understudy.guard import named_tensors
 from understudy.planner import make_plan, resolve
 from understudy.reconstruction import reconstruction
 from understudy.recover import closed_form as room
+from understudy.recover import layers as layers_room
 from understudy.recover.closed_form import closed_form
+from understudy.recover.gated import ROUNDS
 from understudy.recover.layers import columns, geometry, layers
 from understudy.recover.lockstep import Seen, lockstep
 from understudy.seam import capturing
@@ -56,7 +58,16 @@ def test_features_come_closer_on_other_images(kind):
     assert all(each.error <= each.error_cut for each in log.layers)
 
 
-def test_a_layer_is_the_ridge_solution_by_hand(monkeypatch):
+@pytest.mark.parametrize(
+    ("activation", "cut_off"),
+    [
+        (torch.tanh, None),
+        (torch.relu, [(0.0, torch.lt, torch.minimum)]),
+        (lambda x: F.hardtanh(x, -0.1, 0.2), [(-0.1, torch.lt, torch.minimum), (0.2, torch.gt, torch.maximum)]),
+    ],
+    ids=["tanh", "relu", "hardtanh"],
+)
+def test_a_layer_is_the_ridge_solution_by_hand(activation, cut_off, monkeypatch):
     """Linear layers alone: inputs of the student, outputs of the teacher, held to the weights that the cut left."""
     monkeypatch.setattr(room, "RIDGES", (0.1,))
     monkeypatch.setattr(room, "FOLDS", 2)
@@ -69,7 +80,7 @@ def test_a_layer_is_the_ridge_solution_by_hand(monkeypatch):
             self.one, self.two, self.fc = nn.Linear(6, 8), nn.Linear(8, 5, bias=False), nn.Linear(5, 3)
 
         def forward(self, x):
-            return self.fc(torch.relu(self.two(torch.relu(self.one(x)))))
+            return self.fc(activation(self.two(torch.relu(self.one(x)))))
 
     torch.manual_seed(0)
     teacher = Two().double().eval()
@@ -83,9 +94,58 @@ def test_a_layer_is_the_ridge_solution_by_hand(monkeypatch):
     gram = x.T @ x
     hold = 0.1 * gram.diagonal().mean() * torch.eye(4, dtype=torch.float64)
     expected = torch.linalg.solve(gram + hold, x.T @ y + hold @ teacher.two.weight[:, kept].T).T
-    closed_form(teacher, student, anatomy, plan, images, mixing="none", count_views=40)
-    assert torch.allclose(student.two.weight, expected, atol=1e-9)
+    if cut_off is not None:
+        for _ in range(ROUNDS):
+            found, target = x @ expected.T, y.clone()
+            for edge, beyond, nearest in cut_off:
+                target = torch.where(beyond(y, edge), nearest(found, torch.tensor(edge)), target)
+            expected = torch.linalg.solve(gram + hold, x.T @ target + hold @ teacher.two.weight[:, kept].T).T
+    log = closed_form(teacher, student, anatomy, plan, images, mixing="none", count_views=40)
+    assert log.layers[-1].gated is (cut_off is not None)
+    assert torch.allclose(student.two.weight, expected, atol=1e-9 if cut_off is None else 1e-5)
     assert torch.equal(student.one.weight, teacher.one.weight[kept])  # nothing is missing before it
+
+
+@pytest.mark.parametrize("kind", [nets.Chain, nets.Residual], ids=lambda k: k.__name__)
+def test_what_the_activation_cuts_off_need_not_be_met(kind, monkeypatch):
+    """Through norms of either sign and shortcuts: closer behind the activations, on other images too."""
+    teacher, anatomy, plan, images = setting(kind)
+    with torch.no_grad():
+        for module in teacher.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight[::2] *= -1
+    others = torch.randn(64, *teacher.size, generator=torch.Generator().manual_seed(9))
+    errors = []
+    for gates in (True, False):
+        if not gates:
+            monkeypatch.setattr(layers_room, "_gate", lambda node: None)
+        student = cut(teacher, plan).eval()
+        log = closed_form(teacher, student, anatomy, plan, images)
+        assert any(each.gated for each in log.layers) is gates
+        errors.append(seam_error(teacher, student, plan, others))
+    assert errors[0] < 0.99 * errors[1]
+
+
+def test_layers_know_the_activation_behind_them():
+    class Many(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c = nn.ModuleList(nn.Conv2d(3, 3, 1) for _ in range(6))
+            self.norm, self.fc = nn.BatchNorm2d(3), nn.Linear(3, 2)
+
+        def forward(self, x):
+            x = F.relu(self.norm(self.c[0](x)))
+            y = F.relu6(self.c[1](x) + x)
+            z = F.hardtanh(self.c[2](y), -2.0, 3.0)
+            w = F.gelu(self.c[3](z))
+            v = self.c[4](w)  # also read by an addition whose other side cannot be seen
+            u = F.relu(v + w.sigmoid())
+            return self.fc(F.hardtanh(self.c[5](u)).mean((2, 3)))
+
+    model = Many().eval()
+    found = layers(trace(model, torch.zeros(2, 3, 4, 4)))
+    inf = float("inf")
+    assert [each.gate for each in found] == [(0, inf), (0, 6), (-2, 3), None, None, (-1, 1)]
 
 
 def test_redundant_channels_are_made_good_entirely():
@@ -107,7 +167,8 @@ def test_redundant_channels_are_made_good_entirely():
     assert seam_error(teacher, student, plan, images) < 1e-6 * before
 
 
-def test_a_constant_goes_into_the_norm_that_follows_or_the_bias():
+def test_a_constant_goes_into_the_norm_that_follows_or_the_bias(monkeypatch):
+    monkeypatch.setattr(layers_room, "_gate", lambda node: None)  # means are met where nothing is cut off
     teacher, anatomy, plan, images = setting(nets.Chain)
     student = cut(teacher, plan).eval()
     closed_form(teacher, student, anatomy, plan, images, mixing="none", count_views=24)

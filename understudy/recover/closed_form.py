@@ -3,7 +3,8 @@
 Layers in the order in which they run, inputs from the already solved student, targets from the teacher, so that a layer
 makes up for what is missing before it (He et al., ICCV 2017, arXiv 1707.06168); the last layer of a branch also for the
 error of its shortcut. Ridge towards the weights that the cut left, its strength by cross-validation over images. A
-layer changes only where that lowers the error on images that it was not solved from. Convolutions, grouped and
+layer changes only where that lowers the error on images that it was not solved from, and is solved anew for what an
+activation behind it lets through only where that too does (`gated`). Convolutions, grouped and
 depthwise ones, and linear layers of at most MOST_INPUTS inputs; all else stays as the cut left it.
 """
 
@@ -16,13 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from understudy import guard
+from understudy import augment, guard
 from understudy.cost import count_traced
 from understudy.graph import Anatomy
 from understudy.modules import replace_own
 from understudy.plan import Plan
 from understudy.recover.batches import Batch, Source, count, mixed, placed, view
-from understudy.recover.layers import Layer, channels_last, columns, geometry, layers, scale_of
+from understudy.recover.gated import ROUNDS, Gated
+from understudy.recover.layers import Layer, affine_of, channels_last, columns, geometry, layers
 from understudy.recover.lockstep import Seen, lockstep
 from understudy.trace import shape
 
@@ -38,11 +40,14 @@ MACS = 1e12
 MEMORY_BYTES = 3 * 2**29  # What the passes may hold at a halt. Source: as MACS, for 4 GB in all.
 # Positions that a layer is solved from, of all views. Source: measured, 4 times as many change nothing.
 ROWS, LEAST_POSITIONS = 12_500, 16
+HELD = 50_000_000  # Inputs of all those positions, of a layer that has an activation behind it. Source: assumption.
+_LEAST_SCALE = 1e-3  # An output that what follows all but removes can make up for nothing. Source: assumption.
 FOLDS = 4
 # Inputs x kernel above which a layer is left alone: its moments alone would take gigabytes. Source: assumption.
 MOST_INPUTS = 6000
 # Inputs of a layer above which its moments are summed in float32 within a batch (in float64 over batches), and half of
-# the images alone judge what is solved from the others. Source: assumption, for time.
+# the images alone judge what is solved from the others, and there are two rounds behind an activation. Source:
+# assumption, for time.
 _LARGE = 600
 _BATCH = 64
 _EXACT = 1e-10  # relative squared error of a layer that nothing is missing from
@@ -51,12 +56,14 @@ _EXACT = 1e-10  # relative squared error of a layer that nothing is missing from
 @dataclass(frozen=True)
 class Solved:
     """One layer. ridge: the strength chosen; None where the cut's own weights were not beaten. error_cut, error: its
-    squared error over the teacher's squared output, on images left out of the solution, before and after."""
+    squared error over the teacher's squared output, on images left out of the solution, before and after. gated:
+    whether it was then solved anew for what the activation behind it lets through, which the error does not count."""
 
     layer: str
     ridge: float | None
     error_cut: float
     error: float
+    gated: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,17 +88,18 @@ def closed_form(
     few: Source | Tensor,
     *,
     views: str = "none",
-    mixing: str = "mixup",
+    mixing: str | None = None,
     seed: int = 0,
     count_views: int | None = None,
     on_layer: Callable[[int, int], None] | None = None,
 ) -> ClosedFormLog:
     """Solve the layers of `student`, the cut of `teacher` by `plan`, IN PLACE; return what was done to each.
 
-    few: images as for `mimic`. views, mixing: names in `augment.VIEWS` and `augment.MIXES`. count_views: how many views
-    of the images; by default VIEWS, or fewer for a network whose passes would cost more than MACS or hold more than
-    MEMORY_BYTES. on_layer(done, total): progress. Both networks are used in eval mode and come back as they were, but
-    for weights, biases and batch norms' running means of the student; on an error these are as before too.
+    few: images as for `mimic`. views, mixing: names in `augment.VIEWS` and `augment.MIXES`; by default the mixing that
+    goes with the views. count_views: how many views of the images; by default VIEWS, or fewer for a network whose
+    passes would cost more than MACS or hold more than MEMORY_BYTES. on_layer(done, total): progress. Both networks are
+    used in eval mode and come back as they were, but for weights, biases and batch norms' running means of the student;
+    on an error these are as before too.
 
     Raises: InputError for images that do not fit.
     """
@@ -105,6 +113,7 @@ def closed_form(
     lead = seen_through(teacher)
     tensors, own = guard.named_tensors(lead), guard.named_tensors(student)
     folds = min(FOLDS, images)
+    mixing = mixing or (augment.VIEWS[views].mixing if views in augment.VIEWS else "none")
     names = [layer.weight for layer in todo]
     total = affordable(anatomy, names) if count_views is None else count_views
     batches, fold_of, used = batches_of(few, student, views, mixing, seed, folds, total)
@@ -199,7 +208,8 @@ def _held_bytes(anatomy: Anatomy, weights: set[str]) -> int:
 class _Statistics:
     """Of each fold the second moments of a layer's inputs, with a last one that is always 1 where a constant is free:
     gram (folds, groups, D, D), cross (folds, groups, D, outputs of a group), square (folds, groups, outputs), rows
-    (folds,). prior (groups, outputs, D): what the cut left."""
+    (folds,). prior (groups, outputs, D): what the cut left. gated: the rows themselves, where an
+    activation is behind."""
 
     gram: Tensor
     cross: Tensor
@@ -208,6 +218,7 @@ class _Statistics:
     prior: Tensor
     free: bool
     inputs: int
+    gated: Gated | None
 
 
 def _statistics(
@@ -225,8 +236,10 @@ def _statistics(
     how = geometry(found[0], weight)
     spatial = len(how.kernel)
     free = layer.constant is not None
+    prior = weight.detach().double().flatten(1).unflatten(0, (how.groups, -1))
     views = sum(len(seen.input) for seen in found)
-    each = max(LEAST_POSITIONS, -(-ROWS // views))
+    enough = ROWS if layer.gate is None else min(ROWS, HELD // prior[:, 0].numel())
+    each = max(LEAST_POSITIONS, -(-enough // views))
     chosen: dict[int, Tensor] = {}
 
     def positions(total: int) -> Tensor:
@@ -234,62 +247,67 @@ def _statistics(
             chosen[total] = torch.randperm(total, generator=draws)[:each]
         return chosen[total]
 
+    def sampled(value: Tensor) -> Tensor:
+        """(images, positions, channels)."""
+        value = channels_last(value, spatial)
+        return value[:, positions(value.shape[1]).to(value.device)].double()
+
+    def grouped(value: Tensor) -> Tensor:
+        """(groups, rows, outputs of a group), of the channels that stay."""
+        value = value if index is None else value[..., index]
+        return value.flatten(0, -2).unflatten(1, (how.groups, -1)).transpose(0, 1)
+
     index = None if kept is None else torch.tensor(kept, device=weight.device)
-    full = len(tensors[layer.weight])
-    scale = None if layer.shortcut is None else scale_of(layer, tensors, full)
-    prior = weight.detach().double().flatten(1).unflatten(0, (how.groups, -1))
+    affine = affine_of(layer, tensors) if layer.shortcut or layer.gate else None
+    scale, offset = (None, None) if affine is None else (each.to(weight.device) for each in affine)
+    back = None if scale is None else torch.where(scale.abs() > _LEAST_SCALE, 1 / scale, 0.0)
+    gated = None
+    if layer.gate is not None and scale is not None:
+        gated = Gated(layer.gate, grouped(torch.where(back == 0, 0.0, scale)[None]), grouped(back[None]))
     sums: list[Any] = [[0.0, 0.0, 0.0, 0] for _ in range(folds)]
     for fold, lead, learner in zip(fold_of, wanted, found, strict=True):
         x = columns(learner.input, how, positions, tuple(lead.output.shape[2:]) if spatial else ())
-        rows = channels_last(lead.output, spatial)
-        rows = rows[:, positions(rows.shape[1]).to(rows.device)].double()
-        if scale is not None:
-            rows = rows + _shortcut_error(layer, lead, learner, spatial, positions, scale, index)
-        rows = rows if index is None else rows[..., index]
+        rows = sampled(lead.output)
+        ahead = None if gated is None else scale * rows + offset
+        if layer.shortcut is not None and scale is not None:
+            error = _shortcut_error(layer, lead, learner, sampled, index)
+            if error is not None:
+                rows = rows + error * back
+            if gated is not None:
+                gated, ahead = (None, None) if error is None else (gated, ahead + sampled(lead.held[layer.shortcut]))
+        y = grouped(rows)
         if layer.bias is not None:
-            rows = rows - own[layer.bias].detach().double()
+            y = y - own[layer.bias].detach().double().unflatten(0, (how.groups, -1))[:, None]
         x = x.flatten(0, 1).transpose(0, 1)  # (groups, rows, inputs)
         x = x if prior.shape[2] > _LARGE else x.double()
         if free:
             x = torch.cat([x, x.new_ones(*x.shape[:2], 1)], 2)
-        y = rows.flatten(0, 1).unflatten(1, (how.groups, -1)).transpose(0, 1)  # (groups, rows, outputs)
         into = sums[fold]
         into[0], into[1] = into[0] + (x.mT @ x).double(), into[1] + (x.mT @ y.to(x)).double()
         into[2], into[3] = into[2] + y.square().sum(1), into[3] + x.shape[1]
+        if gated is not None:
+            gated.add(fold, x, y, grouped(ahead))
     if free:
         prior = torch.cat([prior, prior.new_zeros(*prior.shape[:2], 1)], 2)
     gram, cross, square = (torch.stack([s[i] for s in sums]) for i in range(3))
     rows = torch.tensor([float(s[3]) for s in sums], dtype=torch.float64, device=gram.device)
-    return _Statistics(gram, cross, square, rows, prior, free, prior.shape[2] - free)
+    return _Statistics(gram, cross, square, rows, prior, free, prior.shape[2] - free, gated)
 
 
 def _shortcut_error(
-    layer: Layer,
-    lead: Seen,
-    learner: Seen,
-    spatial: int,
-    positions: Callable[[int], Tensor],
-    scale: Tensor,
-    index: Tensor | None,
-) -> Tensor | float:
-    """The teacher's shortcut minus the student's, in units of the layer's own output; of channels that stay."""
+    layer: Layer, lead: Seen, learner: Seen, sampled: Callable[[Tensor], Tensor], index: Tensor | None
+) -> Tensor | None:
+    """The teacher's shortcut minus the student's, (images, positions, channels); None where they cannot be compared."""
     theirs, ours = lead.held.get(layer.shortcut), learner.held.get(layer.shortcut)
     if theirs is None or ours is None or theirs.shape != lead.output.shape:
-        return 0.0
-    theirs, ours = channels_last(theirs, spatial), channels_last(ours, spatial)
-    at = positions(theirs.shape[1]).to(theirs.device)
-    error = theirs[:, at].double()
-    if index is not None and ours.shape[-1] == len(index):
-        full = torch.zeros_like(error)
-        full[..., index] = ours[:, at].double()
-        ours_rows = full
-    elif ours.shape[-1] == theirs.shape[-1]:
-        ours_rows = ours[:, at].double()
-    else:
-        return 0.0
-    # A channel that what follows all but removes can make up for nothing.
-    back = torch.where(scale.abs() > 1e-3, 1 / scale, 0.0).to(error)
-    return (error - ours_rows) * back
+        return None
+    error, ours = sampled(theirs), sampled(ours)
+    if ours.shape == error.shape:
+        return error - ours
+    if index is None or ours.shape[-1] != len(index):
+        return None
+    error[..., index] -= ours
+    return error
 
 
 def _solve(layer: Layer, stats: _Statistics, own: dict[str, Tensor], near: int) -> tuple[Solved, int]:
@@ -319,8 +337,17 @@ def _solve(layer: Layer, stats: _Statistics, own: dict[str, Tensor], near: int) 
         at = best
     if not error(at) < relative:
         return Solved(layer.weight, None, relative, relative), near
-    _put(layer, _ridge(stats, folds, RIDGES[at]), stats, own)
-    return Solved(layer.weight, RIDGES[at], relative, error(at)), at
+    weights, gated = _ridge(stats, folds, RIDGES[at]), False
+    if stats.gated is not None:
+        known, new = folds[1::2], folds[::2]
+        plain = _ridge(stats, known, RIDGES[at])
+        rounds = ROUNDS if stats.inputs <= _LARGE else 2
+        better = stats.gated.solved(known, plain, _solver(stats, known, RIDGES[at]), rounds)
+        gated = stats.gated.error(new, better) < stats.gated.error(new, plain)
+        if gated:
+            weights = stats.gated.solved(folds, weights, _solver(stats, folds, RIDGES[at]), rounds)
+    _put(layer, weights, stats, own)
+    return Solved(layer.weight, RIDGES[at], relative, error(at), gated), at
 
 
 def _left_out(stats: _Statistics) -> list[list[int]]:
@@ -331,8 +358,13 @@ def _left_out(stats: _Statistics) -> list[list[int]]:
 
 def _ridge(stats: _Statistics, folds: Sequence[int], ridge: float) -> Tensor:
     """(groups, outputs, D): least squares over `folds`, held to the prior by `ridge`."""
+    return _solver(stats, folds, ridge)(stats.cross[list(folds)].sum(0))
+
+
+def _solver(stats: _Statistics, folds: Sequence[int], ridge: float) -> Callable[[Tensor], Tensor]:
+    """From the cross moments of `folds` with some target to the weights for it."""
     at = list(folds)
-    gram, cross = stats.gram[at].sum(0), stats.cross[at].sum(0)
+    gram = stats.gram[at].sum(0)
     size = gram.shape[-1]
     unit = gram.diagonal(dim1=1, dim2=2)[:, : stats.inputs].mean(1).clamp_min(1e-300)
     hold = (ridge * unit)[:, None].expand(-1, size).clone()
@@ -340,8 +372,8 @@ def _ridge(stats: _Statistics, folds: Sequence[int], ridge: float) -> Tensor:
         hold[:, -1] = 1e-6 * stats.rows[at].sum()  # the constant is all but free
     factor, failed = torch.linalg.cholesky_ex(gram + torch.diag_embed(hold))
     if bool(failed.any()):
-        return stats.prior
-    return torch.cholesky_solve(cross + hold[:, :, None] * stats.prior.mT, factor).mT
+        return lambda cross: stats.prior
+    return lambda cross: torch.cholesky_solve(cross + hold[:, :, None] * stats.prior.mT, factor).mT
 
 
 def _error(stats: _Statistics, parts: list[list[int]], weights: list[Tensor]) -> Tensor:

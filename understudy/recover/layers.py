@@ -29,8 +29,9 @@ class Layer:
 
     weight, bias: names of its tensors. constant: a tensor of its own that can take up a constant: the bias, or the
     running mean of the batch norm that alone reads its output; None where there is none. scales: of its output on the
-    way to the addition behind it: parameters, and batch norms as (weight, running variance, epsilon). shortcut: where
-    the other side of that addition can be seen, as (weight, "input" | "output"), or None.
+    way to the addition or activation behind it: parameters, and batch norms as (weight, bias, running mean, running
+    variance, epsilon). shortcut: where the other side of that addition can be seen, as (weight, "input" | "output"), or
+    None. gate: the range in which the activation behind all that tells values apart, or None where there is none such.
     """
 
     weight: str
@@ -38,6 +39,7 @@ class Layer:
     constant: str | None
     scales: tuple[Any, ...]
     shortcut: tuple[str, str] | None
+    gate: tuple[float, float] | None
 
 
 def layers(anatomy: Anatomy) -> list[Layer]:
@@ -84,17 +86,27 @@ def layers(anatomy: Anatomy) -> list[Layer]:
                 constant = mean if free(mean) else None
             scales += step
             end = after
-        shortcut = None
+        shortcut, gate = None, _gate(end)
         add = next(iter(end.users)) if len(end.users) == 1 else None
         if add is not None and operator(add) == "add" and not add.kwargs and len(add.all_input_nodes) == 2:
             other = next(n for n in add.all_input_nodes if n is not end)
             for side in ("output", "input"):
                 call = places.get((other, side))
                 if call is not None and order[call] <= order[node] and _same(other, node):
-                    shortcut = weighted[call], side
+                    shortcut, gate = (weighted[call], side), _gate(add)
                     break
-        found.append(Layer(weight, bias, constant, tuple(scales), shortcut))
+        found.append(Layer(weight, bias, constant, tuple(scales), shortcut, gate))
     return found
+
+
+def _gate(node: Node) -> tuple[float, float] | None:
+    """Of the activation that alone reads `node`."""
+    after = next(iter(node.users)) if len(node.users) == 1 else None
+    kind = None if after is None else operator(after)
+    if kind == "hardtanh":
+        low, high = _argument(after, 1, "min_val"), _argument(after, 2, "max_val")
+        return (-1.0 if low is None else float(low), 1.0 if high is None else float(high))
+    return {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}.get(kind)
 
 
 def _same(one: Node, other: Node) -> bool:
@@ -130,7 +142,8 @@ def _step(anatomy: Anatomy, before: Node, after: Node, axis: int) -> list[Any] |
     if kind in _IDLE:
         return []
     if kind == "batch_norm":
-        names = [anatomy.traced.tensors.get(_argument(after, *a)) for a in ((1, "weight"), (4, "running_var"))]
+        asked = ((1, "weight"), (2, "bias"), (3, "running_mean"), (4, "running_var"))
+        names = [anatomy.traced.tensors.get(_argument(after, *each)) for each in asked]
         return [(*names, after.args[7])] if None not in names and len(after.args) > 7 else None
     if kind == "mul":
         other = next((n for n in after.all_input_nodes if n is not before), None)
@@ -147,19 +160,23 @@ def _step(anatomy: Anatomy, before: Node, after: Node, axis: int) -> list[Any] |
     return None
 
 
-def scale_of(layer: Layer, tensors: dict[str, Tensor], channels: int) -> Tensor | None:
-    """Factor of each output channel on the way to the addition, (channels,) float64; None where it cannot be read."""
-    scale = torch.ones(channels, dtype=torch.float64)
+def affine_of(layer: Layer, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+    """Factor of each output channel on the way to the addition or activation, and what is added to it on that way,
+    (channels,) float64 each, on the CPU; None where they cannot be read."""
+    channels = len(tensors[layer.weight])
+    scale, offset = torch.ones(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
     for each in layer.scales:
-        if isinstance(each, str):
-            factor = tensors[each].detach().double().flatten().cpu()
-        else:
-            weight, variance = (tensors[n].detach().double().cpu() for n in each[:2])
-            factor = weight / (variance + each[2]).sqrt()
-        if factor.numel() not in (1, channels):
+        names = (each,) if isinstance(each, str) else each[:4]
+        values = [tensors[name].detach().double().flatten().cpu() for name in names]
+        if any(value.numel() not in (1, channels) for value in values):
             return None
-        scale = scale * factor
-    return scale
+        factor, shift = values[0], 0.0
+        if len(values) > 1:
+            weight, bias, mean, variance = values
+            factor = weight / (variance + each[4]).sqrt()
+            shift = bias - mean * factor
+        scale, offset = scale * factor, offset * factor + shift
+    return scale, offset
 
 
 @dataclass(frozen=True)
