@@ -43,10 +43,13 @@ FORBIDDEN = {
     "norms": {"*", "-batches", "-guard"},
     "lockstep": {"*", "-batches", "-guard"},
     "layers": {"*", "-graph", "-guard", "-lockstep", "-trace"},
+    "gated": {"*"},
     "closed_form": {
         "*",
+        "-augment",
         "-batches",
         "-cost",
+        "-gated",
         "-graph",
         "-guard",
         "-layers",

@@ -14,7 +14,7 @@ from understudy.anatomy import trace
 from understudy.cost import count, count_teacher
 from understudy.cut import cut
 from understudy.errors import InputError, LawBroken
-from understudy.guard import evaluating, full_copy, named_tensors
+from understudy.guard import device_called, evaluating, full_copy, named_tensors, on_device
 from understudy.images import ImageSet, read_images, split
 from understudy.plan import Plan, check_teacher
 from understudy.planner import make_plan, replan
@@ -100,6 +100,8 @@ def compress(
     if folder is not None:
         store.check_writable(folder, force=force)
     config = config or replace(PRESETS["default"], views=teacher.views)
+    if config.device is not None:
+        device_called(config.device)
 
     say("reading images")
     few, choose, proof, notes = _images(teacher, images, held_out, held_out_share, split_seed, config)
@@ -114,8 +116,9 @@ def compress(
     )
     if plan is None and "score" not in budget and config.start == "closed_form":
         say("asking the images which channels matter")
-        given = _given(few, call)
-        budget["evidence"] = reconstruction(model, anatomy, given, views=config.views, seed=config.seed)
+        with on_device(model, config.device):
+            given = _given(few, call)
+            budget["evidence"] = reconstruction(model, anatomy, given, views=config.views, seed=config.seed)
     plan = replan(model, anatomy, plan, source) if plan else make_plan(model, anatomy, source=source, **budget)
     plan = replace(plan, asked={**plan.asked, "call": call})
     chose = set(plan.asked.get("images", ())) & set(proof.hashes)
@@ -132,18 +135,20 @@ def compress(
     before, after = count_teacher(model, anatomy), count(student, example)
     laws.check_budget(plan, before, after)
 
-    recovery = restore(
-        model, student, anatomy, plan, _given(few, call), config, choose=choose and _given(choose, call),
-        max_seconds=max_seconds, on_stage=on_stage, on_step=on_step,
-    )  # fmt: skip
-    log = recovery.mimic
-
-    say("replacing and verifying")
-    result = put_under_head(model, student, plan.seam)
+    home = next((tensor.device for tensor in named_tensors(model).values()), None)
+    with on_device(model, config.device):
+        recovery = restore(
+            model, student if config.device is None else student.to(config.device), anatomy, plan, _given(few, call), config,
+            choose=choose and _given(choose, call), max_seconds=max_seconds, on_stage=on_stage, on_step=on_step,
+        )  # fmt: skip
+        log = recovery.mimic
+        say("replacing and verifying")
+        result = put_under_head(model, student, plan.seam)
+        worth = figures(model, result, plan.seam, _given(proof, call))
+        score = accuracy(model, result, _given(test, call), truth) if test is not None else None
+    result = result.to(home)
     whole, lead = teacher.completed(result), model if teacher.whole is None else teacher.whole
     check_head(lead, whole, plan.seam, teacher.part)
-    worth = figures(model, result, plan.seam, _given(proof, call))
-    score = accuracy(model, result, _given(test, call), truth) if test is not None else None
     report = Report(
         params_teacher=before.params,
         params_student=after.params,

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from understudy.errors import UnsupportedModel
+from understudy.errors import InputError, UnsupportedModel
 
 
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -45,6 +45,28 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     with untouched(module), torch.no_grad():
         module.eval()
         yield
+
+
+def device_called(name: str) -> torch.device:
+    """With its index. Raises: InputError where it is not here."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"working on {name!r}: {error}; name a device that is here, such as 'cpu'") from error
+
+
+@contextmanager
+def on_device(model: nn.Module, device: torch.device | str | None) -> Iterator[None]:
+    """`model` on `device` inside, and the very same tensors where they were, as they were, afterwards. None: where it
+    is."""
+    home = [] if device is None else [(tensor, tensor.data) for tensor in named_tensors(model).values()]
+    try:
+        for tensor, data in home:
+            tensor.data = data.to(device)
+        yield
+    finally:
+        for tensor, data in home:
+            tensor.data = data
 
 
 @contextmanager

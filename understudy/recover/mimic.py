@@ -354,10 +354,7 @@ def _device(config: MimicConfig, student: nn.Module) -> torch.device:
     """The device asked for, with its index; the student's own when none was."""
     if config.device is None:
         return next((t.device for t in guard.named_tensors(student).values()), torch.device("cpu"))
-    try:
-        return torch.empty(0, device=config.device).device
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"mimicking on {config.device!r}: {error}; name one that is here, such as 'cpu'") from error
+    return guard.device_called(config.device)
 
 
 def _fits(model: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
