@@ -214,6 +214,25 @@ def test_an_interrupt_says_so(place, capsys, monkeypatch):
     assert not (place / "x").exists()
 
 
+def test_a_stopped_run_is_saved_says_how_to_go_on_and_does(place, capsys, monkeypatch):
+    from understudy import cli
+
+    asked = ("compress", "net.py:build", "photos", "--keep", 0.5, "--out", "x", "--steps", 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(cli._Progress, "__call__", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        code, line, err = call(capsys, *asked)
+    assert code == 130
+    assert (line["steps"], line["folder"] is None) == (1, False)
+    assert "stopped after 1 of 4 steps" in err
+    assert "--resume goes on" in err
+    code, line, err = call(capsys, *asked, "--resume")
+    assert (code, line["steps"]) == (0, 4)
+    assert "going on after 1 of 4 steps" in err
+    code, _, err = call(capsys, *asked, "--resume")
+    assert code == 2
+    assert "exists" in err
+
+
 def test_python_m():
     done = subprocess.run([sys.executable, "-m", "understudy", "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,8 @@ from nets import Chain, Residual
 import understudy as us
 from benchmarks.zoo.case import randomised
 from understudy.compress import compress, verify_folder
-from understudy.errors import InputError, LawBroken, PlanError, StoreError, UnsupportedModel
+from understudy.errors import InputError, LawBroken, PlanError, Stopped, StoreError, UnsupportedModel
+from understudy.recover.config import preset
 from understudy.teachers import own_teacher
 
 PREPROCESSING = us.Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3)
@@ -197,7 +200,7 @@ def test_an_interrupt_leaves_the_old_result_and_the_teacher_whole(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         compress(lead, images(), keep=0.4, folder=tmp_path / "small", force=True, config=CONFIG, on_step=stop)
     assert {p.name: p.read_bytes() for p in (tmp_path / "small").iterdir()} == files
-    assert [p.name for p in tmp_path.iterdir()] == ["small"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["small", "small.stopped.safetensors"]
     assert all(torch.equal(t, before[n]) for n, t in lead.model.state_dict().items())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in lead.model.modules())
 
@@ -233,3 +236,74 @@ def test_a_module_is_a_teacher_of_224_pixels_unless_told_otherwise():
     with pytest.raises(InputError, match=r"\(3, 224, 224\)|224"):
         compress(model, images(12), keep=0.5, config=CONFIG)
     assert model.training
+
+
+@pytest.mark.parametrize("few", [24, 260], ids=["last step", "best step"])
+def test_a_stopped_run_is_saved_and_goes_on_to_the_same_result(tmp_path, few, monkeypatch):
+    config, given = preset("default", steps=6, views="none"), images(few)
+    whole = compress(teacher(), given, keep=0.5, folder=tmp_path / "whole", config=config)
+
+    def stop(done, total, loss):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Stopped) as stopped:
+        compress(teacher(), given, keep=0.5, folder=tmp_path / "small", config=config, on_step=stop)
+    part = stopped.value.log
+    assert part.stopped
+    assert part.report.steps == 2
+    assert "stopped after 2 of 6 steps" in part.report.notes
+    assert equal_models(part.model, us.load(tmp_path / "small", lambda **_: teacher().model))
+    assert not equal_models(part.model, whole.model)
+
+    # Other options, other images: it says so, and nothing changes.
+    for change in ({"keep": 0.4}, {"config": replace(config, seed=7)}, {"images": images(few, seed=3)}):
+        asked = {"images": given, "keep": 0.5, "config": config} | change
+        with pytest.raises(InputError, match=r"stopped with other .*(budget \(keep\)|config \(seed\)|images)"):
+            compress(teacher(), folder=tmp_path / "small", resume=True, **asked)
+    with pytest.raises(StoreError, match="exist"):
+        compress(teacher(), given, keep=0.5, folder=tmp_path / "small", config=config)
+
+    # The closed form and the evidence are not asked for again.
+    for name in ("reconstruction", "restore"):
+        room = import_module("understudy.compress" if name == "reconstruction" else "understudy.recover.restore")
+        what = name if name == "reconstruction" else "closed_form"
+        monkeypatch.setattr(room, what, lambda *_, **__: pytest.fail("done before"))
+    again = compress(teacher(), given, keep=0.5, folder=tmp_path / "small", config=config, resume=True)
+    assert equal_models(again.model, whole.model)
+    assert again.plan.to_json() == whole.plan.to_json()
+    assert again.recovery.to_json().keys() == whole.recovery.to_json().keys()
+    assert (again.recovery.mimic.losses, again.report.steps) == (whole.recovery.mimic.losses, 6)
+    assert not any("stopped" in note for note in again.report.notes)
+    assert equal_models(again.model, us.load(tmp_path / "small", lambda **_: teacher().model))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["small", "whole"]
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch):
+    """Nothing but the file beside the folder is there then; resume without one is a run like any other."""
+    monkeypatch.setattr("understudy.recover.mimic._CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("understudy.recover.mimic._CHECKPOINT_PAUSE", 0.0)
+    whole = compress(teacher(), images(), keep=0.5, folder=tmp_path / "whole", config=CONFIG, resume=True)
+
+    def die(done, total, loss):
+        if done == 3:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        compress(teacher(), images(), keep=0.5, folder=tmp_path / "small", config=CONFIG, on_step=die)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["small.stopped.safetensors", "whole"]
+    steps = []
+    again = compress(
+        teacher(), images(), keep=0.5, folder=tmp_path / "small", config=CONFIG, resume=True,
+        on_step=lambda done, *_: steps.append(done),
+    )  # fmt: skip
+    assert steps[0] == 3
+    assert equal_models(again.model, whole.model)
+    (tmp_path / "small.stopped.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(StoreError, match="no file of a stopped run"):
+        compress(teacher(), images(), keep=0.5, folder=tmp_path / "small", config=CONFIG, resume=True)
+
+
+def equal_models(one, other):
+    theirs = other.state_dict()
+    return all(torch.equal(tensor, theirs[name]) for name, tensor in one.state_dict().items())

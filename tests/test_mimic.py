@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import signal
+from functools import partialmethod
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.nn import functional as F
 
-from understudy.errors import InputError, UnsupportedModel
+from understudy.errors import InputError, Stopped, UnsupportedModel
 from understudy.images import Preprocessing, read_images
 from understudy.recover.config import OPTIMIZERS, PRESETS, MimicConfig
 from understudy.recover.mimic import mimic
@@ -558,3 +560,60 @@ def test_nothing_that_could_learn_is_said(teacher, images):
         mimic(teacher, copy.deepcopy(teacher), everything, images, quick())
     with pytest.raises(InputError, match="no parameter of the student acts before the seam"):
         mimic(teacher, copy.deepcopy(teacher), Seam((SeamPoint("one", "input"),), ((3, 8, 8),), ()), images, quick())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
+@pytest.mark.parametrize("chooses", [False, True], ids=["last", "best"])
+def test_going_on_from_a_checkpoint_comes_to_the_same_bits(teacher, images, optimizer, chooses):
+    config = quick(steps=9, optimizer=optimizer, batch_size=5, mixing="both", momentum=0.9)
+    others = images.flip(0) + 0.1 if chooses else None
+    whole, first, second = pruned(teacher), pruned(teacher), pruned(teacher)
+    log = mimic(teacher, whole, SEAM, images, config, choose=others)
+
+    def stop(done, total, loss):
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Stopped) as stopped:
+        mimic(teacher, first, SEAM, images, config, choose=others, on_step=stop)
+    assert len(stopped.value.log.losses) == 4
+    torch.manual_seed(77)
+    again = mimic(teacher, second, SEAM, images, config, choose=others, checkpoint=stopped.value.checkpoint)
+    assert equal(bits(whole), bits(second))
+    assert (again.losses, again.errors, again.kept) == (log.losses, log.errors, log.kept)
+    with pytest.raises(InputError, match="9 steps"):
+        mimic(teacher, second, SEAM, images, quick(steps=8), checkpoint=stopped.value.checkpoint)
+    with pytest.raises(InputError, match="another student"):
+        mimic(teacher, Net(2).eval(), SEAM, images, config, checkpoint=stopped.value.checkpoint)
+
+
+def test_checkpoints_come_while_it_runs_and_lead_to_the_same_bits(teacher, images, monkeypatch):
+    monkeypatch.setattr("understudy.recover.mimic._CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("understudy.recover.mimic._CHECKPOINT_PAUSE", 0.0)
+    whole, found = pruned(teacher), []
+    mimic(teacher, whole, SEAM, images, quick(steps=5), on_checkpoint=found.append)
+    assert [len(each.data["losses"]) for each in found] == [1, 2, 3, 4]
+    for each in found:
+        student = pruned(teacher)
+        mimic(teacher, student, SEAM, images, quick(steps=5), checkpoint=each)
+        assert equal(bits(whole), bits(student))
+
+
+def test_ctrl_c_waits_for_the_step_and_a_second_one_does_not(teacher, images, monkeypatch):
+    """A real signal, in the middle of the backward pass."""
+    right = torch.Tensor.backward
+
+    def backward(self, *args, times, **kwargs):
+        for _ in range(times):
+            signal.raise_signal(signal.SIGINT)
+        return right(self, *args, **kwargs)
+
+    for times, kind in ((1, Stopped), (2, KeyboardInterrupt)):
+        student = pruned(teacher)
+        before = bits(student)
+        monkeypatch.setattr(torch.Tensor, "backward", partialmethod(backward, times=times))
+        with pytest.raises(KeyboardInterrupt) as error:
+            mimic(teacher, student, SEAM, images, quick(steps=3))
+        assert type(error.value) is kind
+        assert torch.equal(student.one.weight, before["one.weight"]) is (times == 2)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

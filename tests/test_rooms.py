@@ -39,7 +39,8 @@ FORBIDDEN = {
     "muon": {"*"},
     "config": {"*", "-augment", "-errors", "-muon"},
     "batches": {"*", "-augment", "-errors"},
-    "mimic": {"*", "-batches", "-config", "-errors", "-guard", "-seam"},
+    "checkpoint": {"*"},
+    "mimic": {"*", "-batches", "-checkpoint", "-config", "-errors", "-guard", "-seam"},
     "norms": {"*", "-batches", "-guard"},
     "lockstep": {"*", "-batches", "-guard"},
     "layers": {"*", "-graph", "-guard", "-lockstep", "-trace"},
@@ -132,7 +133,7 @@ FLAGS = {
     "inspect": TEACHER,
     "plan": f"{BUDGET} {TEACHER} --images --out --seed --force --no-force",
     "compress": f"""{BUDGET} {TEACHER} --out --plan --preset --effort --steps --max-seconds --seed --device --precision
-        --views --held-out --held-out-share --labelled --mean --std --resize --force --no-force""",
+        --views --held-out --held-out-share --labelled --mean --std --resize --force --no-force --resume --no-resume""",
     "verify": "--teacher --labelled --weights --pretrained --no-pretrained --device --threads",
     "demo": """--teacher --keep --keep-width --images --preset --effort --steps --seed --out --force --no-force
         --threads""",

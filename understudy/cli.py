@@ -218,30 +218,39 @@ def compress(
     resize: Resize = None,
     seam: Seam = None,
     force: Annotated[bool, typer.Option(help="Replace an existing result folder")] = False,
+    resume: Annotated[bool, typer.Option(help="Go on with a run into OUT that was stopped, if there is one")] = False,
     threads: Threads = None,
 ) -> None:
     """Cut a teacher to a budget, let it mimic the teacher on a few images, verify and save it."""
     _threads(threads)
     from understudy.compress import compress as run
+    from understudy.errors import Stopped
     from understudy.plan import read_plan
     from understudy.recover.config import preset as recipe
     from understudy.store import check_writable
 
-    check_writable(out, force=force)
+    check_writable(out, force=force or resume)  # with resume compress looks again
     asked = read_plan(plan) if plan is not None else None
     found = _teacher(teacher, weights, pretrained, num_classes, part, input_size, mean, std, resize, views)
     config = recipe(preset, effort, steps=steps, seed=seed, device=device, precision=precision, views=found.views)
     progress = _Progress()
-    result = run(
-        found, images, folder=out, force=force, plan=asked, config=config, held_out=held_out,
-        held_out_share=held_out_share, labelled=labelled, seam=seam, drop=drop or (), max_seconds=max_seconds,
-        on_stage=_say, on_step=progress,
-        **_budget(asked, keep=keep, keep_width=keep_width, scheme=scheme, spare_ends=spare_ends, pin=pin or (),
-                  exclude=exclude or (), min_channels=min_channels, divisor=divisor, seed=seed or 0,
-                  **({} if importance is None else {"score": importance})),
-    )  # fmt: skip
+    try:
+        result = run(
+            found, images, folder=out, force=force, resume=resume, plan=asked, config=config, held_out=held_out,
+            held_out_share=held_out_share, labelled=labelled, seam=seam, drop=drop or (), max_seconds=max_seconds,
+            on_stage=_say, on_step=progress,
+            **_budget(asked, keep=keep, keep_width=keep_width, scheme=scheme, spare_ends=spare_ends, pin=pin or (),
+                      exclude=exclude or (), min_channels=min_channels, divisor=divisor, seed=seed or 0,
+                      **({} if importance is None else {"score": importance})),
+        )  # fmt: skip
+    except Stopped as stopped:
+        result = stopped.log
     _say(result.report.table())
-    _answer(_line(result.report, str(result.folder)))
+    _answer(_line(result.report, None if result.folder is None else str(result.folder)))
+    if result.stopped:
+        where = "the student as it is now is saved" if result.folder else f"{out} holds another result and is as it was"
+        _say(f"understudy: stopped; {where}; the same command with --resume goes on")
+        sys.exit(INTERRUPTED)
 
 
 @app.command(epilog="Example: understudy verify small/ other-photos/ --labelled val/")

@@ -1,5 +1,6 @@
 """The steps in order: read, plan, cut, mimic, replace, verify, save. No algorithm of its own."""
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -13,13 +14,14 @@ from understudy import laws, store
 from understudy.anatomy import trace
 from understudy.cost import count, count_teacher
 from understudy.cut import cut
-from understudy.errors import InputError, LawBroken
+from understudy.errors import InputError, LawBroken, Stopped
 from understudy.guard import device_called, evaluating, full_copy, named_tensors, on_device
 from understudy.images import ImageSet, read_images, split
 from understudy.plan import Plan, check_teacher
 from understudy.planner import make_plan, replan
 from understudy.preprocessing import Preprocessing
 from understudy.reconstruction import reconstruction
+from understudy.recover.checkpoint import Checkpoint
 from understudy.recover.config import PRESETS, MimicConfig
 from understudy.recover.restore import CHOOSE_FROM, CHOOSE_SHARE, Recovery, restore
 from understudy.replace import replace as put_under_head
@@ -45,13 +47,14 @@ OnStep = Callable[[int, int, float], None]
 @dataclass(frozen=True)
 class Result:
     """model: the student under the teacher's head, in eval mode; of a teacher that is compressed in part, the whole.
-    folder: where it was saved, or None."""
+    folder: where it was saved, or None. stopped: whether by Ctrl-C, before the last step."""
 
     model: nn.Module
     plan: Plan
     report: Report
     recovery: Recovery
     folder: Path | None
+    stopped: bool = False
 
 
 def compress(
@@ -71,6 +74,7 @@ def compress(
     example: Any = None,
     split_seed: int = 0,
     max_seconds: float | None = None,
+    resume: bool = False,
     on_stage: OnStage | None = None,
     on_step: OnStep | None = None,
     **budget: Any,
@@ -86,19 +90,23 @@ def compress(
     that. labelled: images that only measure accuracy: a folder of class folders, or anything readable with `labels`.
     seam: points where the features are taken, instead of the one that is found. drop: blocks to leave out whole.
     example: traced input, images first, or `((), {"pixel_values": images})` where the network takes them by that name;
-    without it a batch of two in the teacher's input size. folder: where to save; an existing
-    one is only replaced with force. on_stage(text), on_step(done, total, loss): progress.
+    without it a batch of two in the teacher's input size. folder: where to save; an existing one is only replaced with
+    force. resume: go on with the run that was stopped, if a file beside `folder` tells of one; with the same images and
+    options it comes to the same result. on_stage(text), on_step(done, total, loss): progress.
 
     Where at least CHOOSE_FROM images are left to learn from, a tenth of them is set aside to choose by, unless
     config.start is "cut": the paper's recipe takes the last step.
     Raises: InputError, PlanError, StoreError before any work for what cannot be used; UnsupportedModel where the model
     is the reason; LawBroken where a law does not hold. Nothing is left half-written, and the teacher is as it was.
+    Ctrl-C while the student mimics: what it has become is verified and saved like any result, where no other one
+    stands, with the file to `resume` from; then Stopped is raised, a KeyboardInterrupt whose `log` is the Result.
     """
     started, say = time.perf_counter(), on_stage or (lambda text: None)
     teacher = teacher if isinstance(teacher, Teacher) else own_teacher(teacher)
     source, model = teacher.to_json(), teacher.model
+    stood = store.read_stopped(folder) if resume and folder is not None else None
     if folder is not None:
-        store.check_writable(folder, force=force)
+        store.check_writable(folder, force=force or (stood is not None and stood.data["saved"]))
     config = config or replace(PRESETS["default"], views=teacher.views)
     if config.device is not None:
         device_called(config.device)
@@ -109,6 +117,11 @@ def compress(
         example = torch.zeros(2, *teacher.preprocessing.input_size)
     call = _call(example)
     test, truth = _labelled(teacher, labelled, labels, call)
+    hashes = {"fit": few.hashes, "choose": choose.hashes if choose else [], "held_out": proof.hashes}
+    asked = _asked(hashes, config, plan, seam, drop, call, budget)
+    if stood is not None:
+        _check_same(folder, stood, asked)
+        plan = Plan.from_json(stood.data["plan"])
 
     say("reading the network")
     anatomy = trace(
@@ -119,8 +132,9 @@ def compress(
         with on_device(model, config.device):
             given = _given(few, call)
             budget["evidence"] = reconstruction(model, anatomy, given, views=config.views, seed=config.seed)
-    plan = replan(model, anatomy, plan, source) if plan else make_plan(model, anatomy, source=source, **budget)
-    plan = replace(plan, asked={**plan.asked, "call": call})
+    if stood is None:
+        plan = replan(model, anatomy, plan, source) if plan else make_plan(model, anatomy, source=source, **budget)
+        plan = replace(plan, asked={**plan.asked, "call": call})
     chose = set(plan.asked.get("images", ())) & set(proof.hashes)
     if chose:
         notes.append(f"{len(chose)} held-out image(s) helped to make this plan: of it they prove less; hold out others")
@@ -135,13 +149,28 @@ def compress(
     before, after = count_teacher(model, anatomy), count(student, example)
     laws.check_budget(plan, before, after)
 
+    kept = {"asked": asked, "plan": plan.to_json(), "saved": stood is not None and stood.data["saved"]}
+
+    def keep(checkpoint: Checkpoint, **more: Any) -> None:
+        if folder is not None:
+            store.write_stopped(folder, replace(checkpoint, data=checkpoint.data | kept | more))
+
+    stopped = None
     home = next((tensor.device for tensor in named_tensors(model).values()), None)
     with on_device(model, config.device):
-        recovery = restore(
-            model, student if config.device is None else student.to(config.device), anatomy, plan, _given(few, call), config,
-            choose=choose and _given(choose, call), max_seconds=max_seconds, on_stage=on_stage, on_step=on_step,
-        )  # fmt: skip
+        try:
+            recovery = restore(
+                model, student if config.device is None else student.to(config.device), anatomy, plan,
+                _given(few, call), config, choose=choose and _given(choose, call), max_seconds=max_seconds,
+                on_stage=on_stage, on_step=on_step, checkpoint=stood, on_checkpoint=keep,
+            )  # fmt: skip
+        except Stopped as error:
+            stopped, recovery = error, error.log
+            keep(error.checkpoint)
         log = recovery.mimic
+        if stopped is not None:
+            notes.append(f"stopped after {len(log.losses)} of {log.config.steps} steps")
+            say(notes[-1])
         say("replacing and verifying")
         result = put_under_head(model, student, plan.seam)
         worth = figures(model, result, plan.seam, _given(proof, call))
@@ -159,8 +188,8 @@ def compress(
         **({} if score is None else vars(score)),
         images_few=len(few),
         images_choose=len(choose or ()),
-        image_hashes={"fit": few.hashes, "choose": choose.hashes if choose else [], "held_out": proof.hashes},
-        steps=log.config.steps,
+        image_hashes=hashes,
+        steps=len(log.losses),
         seconds=time.perf_counter() - started,
         config={
             "mimic": log.config.to_json(),
@@ -174,10 +203,50 @@ def compress(
         notes=tuple(dict.fromkeys([*teacher.notes, *notes, *plan.notes, *worth.notes])),
     )
     saved = None
-    if folder is not None:
+    # What was stopped takes the place of nothing but an earlier part of itself.
+    if folder is not None and (stopped is None or kept["saved"] or not Path(folder).exists()):
         say("saving")
-        saved = _save(Path(folder), whole, plan, report, force, lead)
-    return Result(whole, plan, report, recovery, saved)
+        saved = _save(Path(folder), whole, plan, report, force or kept["saved"], lead)
+        if stopped is None:
+            store.drop_stopped(folder)
+        else:
+            keep(stopped.checkpoint, saved=True)
+    result = Result(whole, plan, report, recovery, saved, stopped is not None)
+    if stopped is not None:
+        raise Stopped(result, stopped.checkpoint)
+    return result
+
+
+def _asked(
+    hashes: dict[str, list[str]],
+    config: MimicConfig,
+    plan: Plan | None,
+    seam: Sequence[SeamPoint | str] | None,
+    drop: Sequence[str],
+    call: dict[str, Any] | None,
+    budget: dict[str, Any],
+) -> dict[str, Any]:
+    """All that decides what a run comes to, as plain data."""
+    given = {
+        "images": hashes, "config": config.to_json(), "plan": plan and plan.to_json(),
+        "seam": None if seam is None else [str(point) for point in seam], "drop": list(drop), "call": call,
+        "budget": {name: value for name, value in budget.items() if name != "evidence"}, "versions": versions(),
+    }  # fmt: skip
+    return json.loads(json.dumps(given, default=str))
+
+
+def _check_same(folder: str | Path, stood: Checkpoint, asked: dict[str, Any]) -> None:
+    before = stood.data["asked"]
+    other = [name for name in asked if before.get(name) != asked[name]]
+    for name in ("config", "budget", "images", "versions"):  # what of it
+        if name in other:
+            parts = [key for key in {**before[name], **asked[name]} if before[name].get(key) != asked[name].get(key)]
+            other[other.index(name)] = f"{name} ({', '.join(parts)})"
+    if other:
+        raise InputError(
+            f"going on with {store.stopped_path(folder)}: it was stopped with other {', '.join(other)}; give the same "
+            "ones, or start anew without resume"
+        )
 
 
 def _images(

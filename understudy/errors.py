@@ -2,6 +2,8 @@
 against what was expected, and what to do next. `exit_code` is what the command line ends with. `one_line` quotes the
 errors of others in such a message."""
 
+from typing import Any
+
 
 class UnderstudyError(Exception):
     """Base of every error that understudy raises on purpose."""
@@ -37,6 +39,17 @@ class BelowThreshold(UnderstudyError):
     """The result is sound but poorer than the user demanded."""
 
     exit_code = 1
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C behind a whole step of recovering: what was recovered until then is as good as it got.
+
+    log: of what was done (`MimicLog`, from `restore` on `Recovery`). checkpoint: to go on from.
+    """
+
+    def __init__(self, log: Any, checkpoint: Any):
+        super().__init__("stopped")
+        self.log, self.checkpoint = log, checkpoint
 
 
 def one_line(error: BaseException) -> str:

@@ -17,14 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from understudy import guard
-from understudy.errors import PlanError, StoreError
+from understudy.errors import PlanError, StoreError, one_line
+from understudy.recover.checkpoint import Checkpoint
 from understudy.report import Report
 
 if TYPE_CHECKING:
     from understudy.plan import Plan
 
 PLAN, WEIGHTS, REPORT = FILES = ("plan.json", "weights.safetensors", "report.json")
-_STORED = "stored"
+_STORED, _STOPPED = "stored", "stopped"
 
 
 def check_writable(folder: str | Path, *, force: bool = False) -> Path:
@@ -81,6 +82,51 @@ def save(
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return path
+
+
+def stopped_path(folder: str | Path) -> Path:
+    """The file beside a result folder that tells of a run that was stopped."""
+    path = Path(folder).resolve()
+    return path.with_name(path.name + ".stopped.safetensors")
+
+
+def write_stopped(folder: str | Path, checkpoint: Checkpoint) -> Path:
+    """Raises: StoreError; an older file is then whole."""
+    from safetensors.torch import save_file
+
+    path = stopped_path(folder)
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}.saving")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}
+        save_file(tensors, fresh, metadata={_STOPPED: json.dumps(checkpoint.data)})
+        fresh.replace(path)
+    except OSError as error:
+        raise StoreError(f"saving {path}: {error}; nothing was changed there") from error
+    finally:
+        fresh.unlink(missing_ok=True)
+    return path
+
+
+def read_stopped(folder: str | Path) -> Checkpoint | None:
+    """None where there is no such file. Raises: StoreError where it cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    path = stopped_path(folder)
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            data = json.loads((file.metadata() or {})[_STOPPED])
+            return Checkpoint({name: file.get_tensor(name) for name in file.keys()}, data)  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise StoreError(
+            f"going on with {path}: {one_line(error)}; it is no file of a stopped run: remove it and start anew"
+        ) from error
+
+
+def drop_stopped(folder: str | Path) -> None:
+    stopped_path(folder).unlink(missing_ok=True)
 
 
 def read(folder: str | Path) -> tuple["Plan", Report, dict[str, Any]]:

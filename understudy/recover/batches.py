@@ -1,5 +1,6 @@
 """Batches of the few images: random views of them, mixed without labels, where the network is, as it takes them."""
 
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -79,3 +80,52 @@ def mixed(batch: Batch, mixing: str, generator: torch.Generator) -> Batch:
         return MIXES[mixing](value, generator)
 
     return tuple(map(mix, args)), {key: mix(value) for key, value in kwargs.items()}
+
+
+class Passes:
+    """Endless passes over the images, each in a new order; what is left of a pass and fills no batch is dropped.
+
+    Iterating gives batches on `device` in `dtype`. `state` says where it stands, `go_to` brings another one there.
+    """
+
+    def __init__(
+        self,
+        few: Source | Tensor,
+        size: int,
+        views: str,
+        mixing: str,
+        seed: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ):
+        self._few, self._size, self._views, self._mixing = few, min(size, count(few)), views, mixing
+        self._device, self._dtype = device, dtype
+        self._draws = {name: torch.Generator().manual_seed(seed) for name in ("order", "views", "mixes")}
+        self._begin()
+
+    def _begin(self) -> None:
+        self._order_before = self._draws["order"].get_state()
+        self._order = torch.randperm(count(self._few), generator=self._draws["order"]).tolist()
+        self._at = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._at + self._size > len(self._order):
+            self._begin()
+        indices = self._order[self._at : self._at + self._size]
+        self._at += self._size
+        batch = placed(view(self._few, indices, self._views, self._draws["views"]), self._device, self._dtype)
+        return batch if self._mixing == "none" else mixed(batch, self._mixing, self._draws["mixes"])
+
+    def state(self) -> tuple[dict[str, Tensor], int]:
+        """States of the generators, that of the order from before this pass, and the place in the pass."""
+        states = {name: draws.get_state() for name, draws in self._draws.items()}
+        return states | {"order": self._order_before.clone()}, self._at
+
+    def go_to(self, states: dict[str, Tensor], at: int) -> None:
+        for name, draws in self._draws.items():
+            draws.set_state(states[name])
+        self._begin()
+        self._at = at

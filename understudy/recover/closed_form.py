@@ -78,6 +78,10 @@ class ClosedFormLog:
     def to_json(self) -> dict[str, Any]:
         return {**vars(self), "layers": [vars(each) for each in self.layers]}
 
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "ClosedFormLog":
+        return cls(**data | {"layers": tuple(Solved(**each) for each in data["layers"])})
+
 
 @torch.no_grad()
 def closed_form(

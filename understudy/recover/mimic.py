@@ -18,8 +18,9 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
 
 from understudy import guard
-from understudy.errors import InputError, UnsupportedModel
-from understudy.recover.batches import Source, count, mixed, placed, view
+from understudy.errors import InputError, Stopped, UnsupportedModel
+from understudy.recover.batches import Passes, Source, count, placed, view
+from understudy.recover.checkpoint import Checkpoint, load_optimiser_state, optimiser_state
 from understudy.recover.config import OPTIMIZERS, PRECISIONS, PRESETS, MimicConfig
 from understudy.seam import Capture, Seam, capturing
 
@@ -27,6 +28,8 @@ from understudy.seam import Capture, Seam, capturing
 _READ_EVERY = 10
 _JUDGED = 20  # times in a run that the student is judged. Source: assumption.
 _JUDGE_BATCH = 64
+# Between checkpoints, and as many times as long as the last one took. Source: assumption.
+_CHECKPOINT_SECONDS, _CHECKPOINT_PAUSE = 60.0, 50
 # Of several seam points one at which the few images hardly differ must not drown the others: its error is measured in
 # no smaller unit than this share of the teacher's mean square. Source: assumption.
 _LEAST_SPREAD = 0.1
@@ -63,6 +66,8 @@ def mimic(
     student_seam: Seam | None = None,
     choose: Source | Tensor | None = None,
     on_step: Callable[[int, int, float], None] | None = None,
+    checkpoint: Checkpoint | None = None,
+    on_checkpoint: Callable[[Checkpoint], None] | None = None,
 ) -> MimicLog:
     """Train the body of `student` IN PLACE until its features at the seam are the teacher's; return how it went.
 
@@ -71,12 +76,13 @@ def mimic(
     the teacher takes them. The head (names in the seam) is not touched. choose: images, none of `few`, on which the
     student is judged before the first step and after every twentieth of the steps: it comes back as it was when it was
     best on them, without them as after the last step. `on_step(done, total, loss)` is called
-    after every step on a CPU, after every tenth and the last one elsewhere.
+    after every step on a CPU, after every tenth and the last one elsewhere. on_checkpoint is given what another call
+    with the same arguments needs as `checkpoint` to go on to the same result, about every minute.
 
     Only norm layers are in train mode, so auxiliary branches, dropout and stochastic depth never run. The student comes
-    back in eval mode, its `requires_grad` as before and gradients cleared; on an error its tensors are as they were,
-    on a KeyboardInterrupt they are those of the last step, with `choose` of the best one. The teacher is as before in
-    every case.
+    back in eval mode, its `requires_grad` as before and gradients cleared; on an error its tensors are as they were.
+    Ctrl-C waits for the step to end and raises Stopped, a KeyboardInterrupt: the student is as after that step, with
+    `choose` as after the best one. The teacher is as before in every case.
 
     Raises: InputError when images, student or options do not fit, or the loss stops being finite;
     UnsupportedModel when the seam cannot be captured.
@@ -89,7 +95,14 @@ def mimic(
     dtype = PRECISIONS[config.precision]
     head = {id(t) for name, t in guard.named_tensors(student).items() if name in set(student_seam.head)}
     before = [(t, t.detach().clone()) for t in guard.named_tensors(student).values()]
-    started, judge = time.perf_counter(), None
+    started, run = time.perf_counter(), None
+
+    def log() -> MimicLog:
+        lrs = tuple(config.lr_at(step) for step in range(len(run.losses)))
+        errors, kept = ((), len(lrs)) if run.judge is None else (tuple(run.judge.errors), run.judge.kept)
+        size = min(config.batch_size, images)
+        return MimicLog(config, images, size, tuple(run.losses), lrs, time.perf_counter() - started, errors, kept)
+
     try:
         with guard.seeded(config.seed), guard.untouched(teacher), guard.untouched(student), torch.enable_grad():
             lead = teacher.eval() if _fits(teacher, device, dtype) else _converted(teacher, device, dtype)
@@ -99,17 +112,24 @@ def mimic(
                 capturing(student, student_seam) as learner,
             ):
                 optimiser = _prepare(student, head, config)
-                batches = _batches(few, config, device, dtype)
+                batches = Passes(few, config.batch_size, config.views, config.mixing, config.seed, device, dtype)
                 units = _units(seam, target, few, config, device, dtype)
+                judge = None
                 if choose is not None:
                     judge = _Judge(student, target, learner, units, choose, device, dtype)
-                losses = _learn(seam, units, target, learner, optimiser, batches, config, judge, on_step)
-                if judge is not None:
-                    judge.restore()
-    except KeyboardInterrupt:
-        if judge is not None:
-            judge.restore()
-        raise
+                run = _Run(student, seam, units, target, learner, optimiser, batches, config, judge)
+                if checkpoint is not None:
+                    run.go_to(checkpoint)
+                try:
+                    run.learn(on_step, on_checkpoint)
+                except KeyboardInterrupt as error:
+                    if not run.whole:
+                        raise
+                    here = run.checkpoint()
+                    raise Stopped(log(), here) from error
+                finally:
+                    if judge is not None:
+                        judge.restore()
     except Exception:
         with torch.no_grad():
             for tensor, value in before:
@@ -118,10 +138,7 @@ def mimic(
     finally:
         student.eval()
         student.zero_grad(set_to_none=True)
-    lrs = tuple(config.lr_at(step) for step in range(config.steps))
-    took = time.perf_counter() - started
-    errors, kept = ((), config.steps) if judge is None else (tuple(judge.errors), judge.kept)
-    return MimicLog(config, images, min(config.batch_size, images), losses, lrs, took, errors, kept)
+    return log()
 
 
 def _prepare(student: nn.Module, head: set[int], config: MimicConfig) -> torch.optim.Optimizer:
@@ -147,51 +164,124 @@ def _prepare(student: nn.Module, head: set[int], config: MimicConfig) -> torch.o
     return OPTIMIZERS[config.optimizer](body, lr=config.lr, weight_decay=config.weight_decay, **options)
 
 
-def _learn(
-    seam: Seam,
-    units: list[float],
-    target: Capture,
-    learner: Capture,
-    optimiser: torch.optim.Optimizer,
-    batches: Iterator[tuple[tuple, dict]],
-    config: MimicConfig,
-    judge: "_Judge | None",
-    on_step: Callable[[int, int, float], None] | None,
-) -> tuple[float, ...]:
-    """The loop. Returns the loss of each step."""
-    every = max(1, config.steps // _JUDGED)
-    if judge is not None:
-        judge(0)
-    device = optimiser.param_groups[0]["params"][0].device
-    # Without its cache, which would hand out weights from before the last update. Off also shuts out a caller's own.
-    bf16 = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16", cache_enabled=False)
-    losses: list[float] = []
-    unread: list[Tensor] = []
-    for step in range(config.steps):
-        args, kwargs = next(batches)
+class _Run:
+    """The loop, and where it stands. whole: whether no step is half done."""
+
+    def __init__(
+        self,
+        student: nn.Module,
+        seam: Seam,
+        units: list[float],
+        target: Capture,
+        learner: Capture,
+        optimiser: torch.optim.Optimizer,
+        batches: Passes,
+        config: MimicConfig,
+        judge: "_Judge | None",
+    ):
+        self._student, self._seam, self._units, self._target, self._learner = student, seam, units, target, learner
+        self._optimiser, self._batches, self._config, self.judge = optimiser, batches, config, judge
+        self._device = optimiser.param_groups[0]["params"][0].device
+        self.losses: list[float] = []
+        self._unread: list[Tensor] = []
+        self.whole = True
+
+    def learn(
+        self, on_step: Callable[[int, int, float], None] | None, on_checkpoint: Callable[[Checkpoint], None] | None
+    ) -> None:
+        total = self._config.steps
+        every = max(1, total // _JUDGED)
+        if self.judge is not None and not self.judge.errors:
+            self.judge(0)
+        saved, pause = time.perf_counter(), _CHECKPOINT_SECONDS
+        with guard.interrupts_held() as let_through:
+            for step in range(len(self.losses), total):
+                self.whole = False
+                wanted = self._step(step)
+                done = step + 1
+                if self.judge is not None and (done % every == 0 or done == total):
+                    self.judge(done)
+                self.whole = True
+                if self._device.type == "cpu" or done % _READ_EVERY == 0 or done == total:
+                    self._read()
+                    _check_finite(self.losses, wanted, self._config)
+                    if on_step:
+                        on_step(done, total, self.losses[-1])
+                if on_checkpoint and done < total and time.perf_counter() - saved >= pause:
+                    began = time.perf_counter()
+                    on_checkpoint(self.checkpoint())
+                    saved = time.perf_counter()
+                    pause = max(_CHECKPOINT_SECONDS, _CHECKPOINT_PAUSE * (saved - began))
+                let_through()
+
+    def _step(self, step: int) -> list[Tensor]:
+        """Returns the teacher's features."""
+        bf16 = torch.autocast(
+            # Without its cache, which would hand out weights from before the last update. Off also shuts out a
+            # caller's own.
+            self._device.type, torch.bfloat16, enabled=self._config.precision == "bf16", cache_enabled=False
+        )  # fmt: skip
+        args, kwargs = next(self._batches)
         with bf16:
             with torch.no_grad():
-                wanted = target.features(*args, **kwargs)
-            found = _features(learner, args, kwargs)
+                wanted = self._target.features(*args, **kwargs)
+            found = _features(self._learner, args, kwargs)
         if step == 0:
-            _check_features(seam, wanted, found)
-        loss = sum(F.mse_loss(_wide(f), _wide(w)) / u for f, w, u in zip(found, wanted, units, strict=True))
-        for group in optimiser.param_groups:
-            group["lr"] = config.lr_at(step)
-        optimiser.zero_grad(set_to_none=True)
+            _check_features(self._seam, wanted, found)
+        loss = sum(F.mse_loss(_wide(f), _wide(w)) / u for f, w, u in zip(found, wanted, self._units, strict=True))
+        for group in self._optimiser.param_groups:
+            group["lr"] = self._config.lr_at(step)
+        self._optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        optimiser.step()
-        unread.append(loss.detach())
-        done = step + 1
-        if judge is not None and (done % every == 0 or done == config.steps):
-            judge(done)
-        if device.type == "cpu" or done % _READ_EVERY == 0 or done == config.steps:
-            losses += torch.stack(unread).tolist()
-            unread.clear()
-            _check_finite(losses, wanted, config)
-            if on_step:
-                on_step(done, config.steps, losses[-1])
-    return tuple(losses)
+        self._optimiser.step()
+        self._unread.append(loss.detach())
+        return wanted
+
+    def _read(self) -> None:
+        if self._unread:
+            self.losses += torch.stack(self._unread).tolist()
+            self._unread.clear()
+
+    def checkpoint(self) -> Checkpoint:
+        self._read()
+        states, at = self._batches.state()
+        judge = self.judge
+        groups = {
+            "student": guard.named_tensors(self._student),
+            "optimiser": optimiser_state(self._optimiser),
+            "random": states | {"torch": torch.get_rng_state()},
+            "best": {} if judge is None else judge.best,
+        }
+        tensors = {
+            f"{group}/{key}": t.detach().cpu().clone() for group, held in groups.items() for key, t in held.items()
+        }
+        data = {"losses": list(self.losses), "at": at, "steps": self._config.steps}
+        if judge is not None:
+            data |= {"judged": [list(pair) for pair in judge.errors], "kept": judge.kept}
+        return Checkpoint(tensors, data)
+
+    @torch.no_grad()
+    def go_to(self, checkpoint: Checkpoint) -> None:
+        data, saved = checkpoint.data, checkpoint.under("student")
+        own = guard.named_tensors(self._student)
+        if saved.keys() != own.keys() or any(saved[name].shape != own[name].shape for name in own):
+            raise InputError("mimicking on from a checkpoint: its tensors are those of another student")
+        if data["steps"] != self._config.steps:
+            raise InputError(
+                f"mimicking on from a checkpoint: it is one of {data['steps']} steps, found {self._config.steps}"
+            )
+        for name, tensor in own.items():
+            if not torch.equal(tensor.cpu(), saved[name]):  # an expanded one cannot be written to
+                tensor.copy_(saved[name])
+        load_optimiser_state(self._optimiser, checkpoint.under("optimiser"))
+        random = checkpoint.under("random")
+        torch.set_rng_state(random.pop("torch"))
+        self._batches.go_to(random, data["at"])
+        self.losses = list(data["losses"])
+        if self.judge is not None:
+            self.judge.errors = [tuple(pair) for pair in data["judged"]]
+            self.judge.kept, best = data["kept"], checkpoint.under("best")
+            self.judge.best = {name: tensor.to(own[name]) for name, tensor in best.items()}
 
 
 class _Judge:
@@ -210,7 +300,7 @@ class _Judge:
         self._student, self._learner, self._units = student, learner, units
         self.errors: list[tuple[int, float]] = []
         self.kept = 0
-        self._best: list[tuple[Tensor, Tensor]] = []
+        self.best: dict[str, Tensor] = {}
         self._batches = []
         for start in range(0, count(choose), _JUDGE_BATCH):
             indices = list(range(start, min(start + _JUDGE_BATCH, count(choose))))
@@ -232,13 +322,14 @@ class _Judge:
         error = total / sum(images for *_, images in self._batches)
         if not self.errors or error < min(e for _, e in self.errors):
             self.kept = step
-            self._best = [(t, t.detach().clone()) for t in guard.named_tensors(self._student).values()]
+            self.best = {name: t.detach().clone() for name, t in guard.named_tensors(self._student).items()}
         self.errors.append((step, error))
 
     @torch.no_grad()
     def restore(self) -> None:
-        for tensor, value in self._best:
-            tensor.copy_(value)
+        for name, tensor in guard.named_tensors(self._student).items():
+            if name in self.best:
+                tensor.copy_(self.best[name])
 
 
 def _units(
@@ -278,21 +369,6 @@ def _features(learner: Capture, args: tuple, kwargs: dict) -> list[Tensor]:
             "mimicking with batch statistics: a norm layer sees a single value per channel (one image, 1x1 map); "
             "give at least 2 images and a batch_size of at least 2, or norm_mode='eval'"
         ) from error
-
-
-def _batches(
-    few: Source | Tensor, config: MimicConfig, device: torch.device, dtype: torch.dtype
-) -> Iterator[tuple[tuple, dict]]:
-    """Endless passes over the images, each in a new order; what is left of a pass and fills no batch is dropped."""
-    images = count(few)
-    size = min(config.batch_size, images)
-    order = torch.Generator().manual_seed(config.seed)
-    views, mixes = (torch.Generator().manual_seed(config.seed) for _ in range(2))
-    while True:
-        shuffled = torch.randperm(images, generator=order).tolist()
-        for start in range(0, images - size + 1, size):
-            batch = placed(view(few, shuffled[start : start + size], config.views, views), device, dtype)
-            yield batch if config.mixing == "none" else mixed(batch, config.mixing, mixes)
 
 
 def _check_pair(teacher: nn.Module, student: nn.Module, seam: Seam, student_seam: Seam) -> None:

@@ -20,12 +20,13 @@ _OF_VECTORS = 0.1
 
 
 class Muon(torch.optim.Optimizer):
-    """Over `params`; weights of two axes and more by Muon, the rest by AdamW. momentum: of Muon, Nesterov's."""
+    """Over `params`; weights of two axes and more by Muon, the rest by AdamW, which is `vectors`. momentum: of Muon,
+    Nesterov's."""
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         vectors = [p for group in self.param_groups for p in group["params"] if _is_vector(p)]
-        self._vectors = torch.optim.AdamW(vectors, lr=lr, weight_decay=0.0, foreach=True) if vectors else None
+        self.vectors = torch.optim.AdamW(vectors, lr=lr, weight_decay=0.0, foreach=True) if vectors else None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:
@@ -42,10 +43,10 @@ class Muon(torch.optim.Optimizer):
                 long = _SCALE * math.sqrt(move.shape[1] if alone else max(move.shape))
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
                 weight.add_(move.view(weight.shape), alpha=-group["lr"] * long)
-            if self._vectors is not None:
-                self._vectors.param_groups[0]["lr"] = group["lr"] * _OF_VECTORS
-        if self._vectors is not None:
-            self._vectors.step()
+            if self.vectors is not None:
+                self.vectors.param_groups[0]["lr"] = group["lr"] * _OF_VECTORS
+        if self.vectors is not None:
+            self.vectors.step()
 
 
 def _is_vector(weight: Tensor) -> bool:

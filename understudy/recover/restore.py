@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from understudy import guard
-from understudy.errors import InputError
+from understudy.errors import InputError, Stopped
 from understudy.graph import Anatomy
 from understudy.plan import Plan
 from understudy.recover.batches import Source, count, placed, view
+from understudy.recover.checkpoint import Checkpoint
 from understudy.recover.closed_form import ClosedFormLog, batches_of, closed_form
 from understudy.recover.config import MimicConfig
 from understudy.recover.mimic import MimicLog, mimic
@@ -62,29 +63,48 @@ def restore(
     on_stage: Callable[[str], None] | None = None,
     max_seconds: float | None = None,
     on_step: Callable[[int, int, float], None] | None = None,
+    checkpoint: Checkpoint | None = None,
+    on_checkpoint: Callable[[Checkpoint], None] | None = None,
 ) -> Recovery:
     """Bring `student`, the cut of `teacher` by `plan`, back towards the teacher, IN PLACE.
 
     few: images to fit. choose: images, none of `few`, that decide what is kept; without them the closed form is kept
     as it is, batch norms keep the cut's statistics, and mimic its last step. max_seconds: for all of it; the steps are
-    as many as fit, by the pace of three. config.start "cut": only `mimic`
-    runs, as the paper has it.
-    Raises: as `mimic`.
+    as many as fit, by the pace of three. config.start "cut": only `mimic` runs, as the paper has it. on_checkpoint,
+    checkpoint: as in `mimic`; going on starts where mimic stood, with as many steps as had been decided on.
+    Raises: as `mimic`; the log of Stopped is a Recovery.
     """
     if max_seconds is not None and not (isfinite(max_seconds) and max_seconds >= 0):
         raise InputError(f"recovering: max_seconds is {max_seconds}, expected a finite number of 0 or more")
     say, begun = on_stage or (lambda text: None), time.perf_counter()
     closed, errors, share = None, None, None
-    if config.start == "closed_form":
+    if checkpoint is not None:
+        done = checkpoint.data["before"]
+        config = replace(config, steps=checkpoint.data["steps"])
+        closed = done["closed_form"] and ClosedFormLog.from_json(done["closed_form"])
+        errors, share = done["errors"], done["norms_share"]
+        say(f"going on after {len(checkpoint.data['losses'])} of {config.steps} steps")
+    elif config.start == "closed_form":
         say("solving the layers in closed form")
         closed, errors, share = _solved(teacher, student, anatomy, plan, few, config, choose)
-    if config.steps:
+    if config.steps and checkpoint is None:
         pace = _pace(teacher, student, plan, few, config)
         if max_seconds is not None:
             left = max_seconds - (time.perf_counter() - begun)
             config = replace(config, steps=max(0, min(config.steps, int(left / pace))))
         say(f"mimicking {config.steps} steps on {count(few)} images, about {_said(config.steps * pace)}")
-    log = mimic(teacher, student, plan.seam, few, config, choose=choose, on_step=on_step)
+
+    def whole(part: Checkpoint) -> Checkpoint:
+        before = {"closed_form": closed and closed.to_json(), "errors": errors, "norms_share": share}
+        return replace(part, data=part.data | {"before": before})
+
+    try:
+        log = mimic(
+            teacher, student, plan.seam, few, config, choose=choose, on_step=on_step, checkpoint=checkpoint,
+            on_checkpoint=on_checkpoint and (lambda part: on_checkpoint(whole(part))),
+        )  # fmt: skip
+    except Stopped as stopped:
+        raise Stopped(Recovery(stopped.log, closed, errors, share), whole(stopped.checkpoint)) from stopped
     return Recovery(log, closed, errors, share)
 
 
