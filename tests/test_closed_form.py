@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from importlib import import_module
 
 import nets
 import numpy as np
@@ -24,6 +25,7 @@ from understudy.recover.layers import columns, geometry, layers
 from understudy.recover.lockstep import Seen, lockstep
 from understudy.seam import capturing
 
+reconstruction_room = import_module("understudy.reconstruction")
 NETS = (
     nets.Chain, nets.Residual, nets.Concat, nets.Depthwise, nets.Grouped, nets.NoNorm, nets.FusedHeads,
     nets.GroupedQuery,
@@ -400,3 +402,40 @@ def test_what_the_head_shares_stays():
     found = {layer.weight: layer for layer in layers(anatomy)}
     assert found["body.6.weight"].bias == "body.6.bias"
     assert found["body.6.weight"].constant is None
+
+
+def test_layers_whose_time_is_up_stay_as_the_cut_left_them():
+    teacher, anatomy, plan, images = setting(nets.Chain)
+    student, raw = cut(teacher, plan).eval(), cut(teacher, plan).eval()
+    every, others = [layer.weight for layer in layers(anatomy)], threading.active_count()
+    log = closed_form(teacher, student, anatomy, plan, images, max_seconds=0.0)
+    assert threading.active_count() == others
+    assert [each.layer for each in log.layers] == every[:1]
+    own, before = named_tensors(student), named_tensors(raw)
+    assert all(torch.equal(own[name], before[name]) for name in every[1:])
+    closed_form(teacher, student, anatomy, plan, images)
+    assert not torch.equal(own[every[-1]], before[every[-1]])
+
+
+def test_the_images_say_what_there_is_time_for(monkeypatch):
+    teacher, anatomy, _, images = setting(nets.Chain)
+    told = []
+    whole = reconstruction(teacher, anatomy, images, on_expected=told.append)
+    assert whole.scores
+    assert 0 < told[0] < 600
+    assert not reconstruction(teacher, anatomy, images, max_seconds=0.0).scores
+    # As many groups as there is time for: the clock stands at 5 s once the first group is done.
+    clock = iter([0.0] * 400)
+    right = reconstruction_room._eliminate
+    monkeypatch.setattr(reconstruction_room.time, "perf_counter", lambda: next(clock))
+
+    def slow(*args):
+        nonlocal clock
+        clock = iter([5.0] * 400)
+        return right(*args)
+
+    monkeypatch.setattr(reconstruction_room, "_eliminate", slow)
+    part = reconstruction(teacher, anatomy, images, max_seconds=1.0)
+    assert len(part.scores) == 1 < len(whole.scores)
+    name = next(iter(part.scores))
+    assert np.array_equal(part.scores[name], whole.scores[name])

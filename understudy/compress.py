@@ -23,7 +23,15 @@ from understudy.preprocessing import Preprocessing
 from understudy.reconstruction import reconstruction
 from understudy.recover.checkpoint import Checkpoint
 from understudy.recover.config import PRESETS, MimicConfig
-from understudy.recover.restore import CHOOSE_FROM, CHOOSE_SHARE, Recovery, restore
+from understudy.recover.restore import (
+    CHOOSE_FROM,
+    CHOOSE_SHARE,
+    EVIDENCE_SHARE,
+    Recovery,
+    about,
+    check_seconds,
+    restore,
+)
 from understudy.replace import replace as put_under_head
 from understudy.report import Report, platform_kind, versions
 from understudy.seam import SeamPoint
@@ -85,7 +93,7 @@ def compress(
     images: whatever `images.read_images` reads; nothing but these trains. budget: options of `planner.make_plan`
     (keep=0.5, keep_width=0.5, scheme=...), unless `plan` says what to keep; without a score in it the images say which
     channels matter, if config.start is "closed_form". config: how to recover; the default recipe if None. max_seconds:
-    for recovering, which then takes as many steps as fit.
+    for the images' say and for recovering, which then takes as many steps as fit.
     held_out: images that only certify, from another source; without it `held_out_share` of `images` is set aside for
     that. labelled: images that only measure accuracy: a folder of class folders, or anything readable with `labels`.
     seam: points where the features are taken, instead of the one that is found. drop: blocks to leave out whole.
@@ -108,6 +116,7 @@ def compress(
     if folder is not None:
         store.check_writable(folder, force=force or (stood is not None and stood.data["saved"]))
     config = config or replace(PRESETS["default"], views=teacher.views)
+    check_seconds(max_seconds)
     if config.device is not None:
         device_called(config.device)
 
@@ -128,10 +137,15 @@ def compress(
         model, example, plan.seam if plan and not seam else None, points=seam, drop=plan.drop if plan else drop
     )
     if plan is None and "score" not in budget and config.start == "closed_form":
-        say("asking the images which channels matter")
         with on_device(model, config.device):
             given = _given(few, call)
-            budget["evidence"] = reconstruction(model, anatomy, given, views=config.views, seed=config.seed)
+            most = None if max_seconds is None else EVIDENCE_SHARE * max_seconds
+            begun = time.perf_counter()
+            budget["evidence"] = reconstruction(
+                model, anatomy, given, views=config.views, seed=config.seed, max_seconds=most,
+                on_expected=lambda seconds: say(f"asking the images which channels matter, {about(seconds)}"),
+            )  # fmt: skip
+            max_seconds = None if max_seconds is None else max(0.0, max_seconds - (time.perf_counter() - begun))
     if stood is None:
         plan = replan(model, anatomy, plan, source) if plan else make_plan(model, anatomy, source=source, **budget)
         plan = replace(plan, asked={**plan.asked, "call": call})

@@ -7,7 +7,8 @@ Source: the elimination is that of the Optimal Brain Surgeon (Hassibi and Stork,
 (Kurtic et al., arXiv 2302.04089); the weighting by gradients at the seam is measured here (docs/LOG.md).
 """
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from understudy import guard
 from understudy.graph import Anatomy, Group
 from understudy.recover.batches import Batch, Source, copied
-from understudy.recover.closed_form import MOST_INPUTS, affordable, batches_of, seen_through
+from understudy.recover.closed_form import MOST_INPUTS, affordable, batches_of, seconds_of, seen_through, view_seconds
 from understudy.recover.layers import channels_last, columns, geometry, layers
 from understudy.recover.lockstep import Seen, Watch, ids_of
 from understudy.score import Evidence
@@ -30,6 +31,7 @@ _POSITIONS = 64  # of a view, of which second moments are taken. Source: assumpt
 # Of the views, those of which gradients are taken: a quarter, but so many. Source: assumption.
 _LEAST_GRADIENT_VIEWS = 32
 _GRADIENT_BATCH = 16
+_A_LAYER = 0.2  # seconds of a layer whatever its size, to tell how long it will take. Source: as in closed_form.
 # Units taken away at once: this share of those that are left. Source: assumption, for time; one by one below 64.
 _AT_ONCE = 64
 
@@ -42,12 +44,20 @@ def reconstruction(
     views: str = "none",
     mixing: str = "mixup",
     seed: int = 0,
+    max_seconds: float | None = None,
+    on_expected: Callable[[float], None] | None = None,
 ) -> Evidence:
     """What the images say of every group that can be cut.
 
-    few, views, mixing: as for `closed_form`. The teacher comes back as it was. Raises: InputError for images that do
-    not fit.
+    few, views, mixing: as for `closed_form`. max_seconds: groups that have not had their turn by then are without
+    evidence. on_expected(seconds): told before the work how long it will take, about. The teacher comes back as it was.
+    Raises: InputError for images that do not fit.
     """
+    started = time.perf_counter()
+
+    def late() -> bool:
+        return max_seconds is not None and time.perf_counter() - started >= max_seconds
+
     found = {layer.weight for layer in layers(anatomy)}
     reads: dict[str, list[tuple[str, np.ndarray]]] = {}
     for group in anatomy.groups.values():
@@ -62,24 +72,29 @@ def reconstruction(
     if not names:
         return Evidence({}, {})
     lead = seen_through(teacher)
-    batches, _, _ = batches_of(few, lead, views, mixing, seed, 1, max(1, affordable(anatomy, []) // 2))
+    views_made = max(1, affordable(anatomy, []) // 2)
+    if on_expected:
+        a_view = view_seconds(teacher, few, views)
+        cubes = sum(guard.named_tensors(lead)[name][0].numel() ** 3 for name in names)
+        on_expected(2 * views_made * a_view + seconds_of(cubes, anatomy, a_view) + _A_LAYER * len(names))
+    batches, _, _ = batches_of(few, lead, views, mixing, seed, 1, views_made)
     with guard.seeded(seed), guard.evaluating(teacher), guard.evaluating(lead):
-        moments, force = _listen(lead, anatomy, names, batches, seed)
+        moments, force = _listen(lead, anatomy, names, batches, seed, late)
     tensors = guard.named_tensors(lead)
     scores, errors = {}, {}
     for name, members in reads.items():
         read = [(n, units) for n, units in members if n in moments]
-        if read:
+        if read and not late():
             scores[name], errors[name] = _eliminate(anatomy.groups[name], read, tensors, moments, force)
     return Evidence(scores, errors)
 
 
 def _listen(
-    lead: nn.Module, anatomy: Anatomy, names: list[str], batches: list[Batch], seed: int
+    lead: nn.Module, anatomy: Anatomy, names: list[str], batches: list[Batch], seed: int, late: Callable[[], bool]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """weight -> second moments of its inputs (channels x kernel, or channels), and the squared gradient of the features
     at each output, summed over positions, over the teacher's squared deviation (outputs,). Layers of several groups are
-    left out."""
+    left out. late(): whether the views that are left are one too many."""
     tensors = guard.named_tensors(lead)
     sums: dict[str, Tensor] = {}
     rows: dict[str, int] = {}
@@ -116,6 +131,8 @@ def _listen(
     with capturing(lead, anatomy.seam) as capture:
         units = _spread(capture, some)
         for number, (args, kwargs) in enumerate(parts):
+            if number and late():
+                break
             if number >= len(some):
                 with Watch(ids, after=note):
                     capture.features(*args, **kwargs)

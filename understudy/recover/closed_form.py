@@ -22,7 +22,7 @@ from understudy.cost import count_traced
 from understudy.graph import Anatomy
 from understudy.modules import replace_own
 from understudy.plan import Plan
-from understudy.recover.batches import Batch, Source, count, mixed, placed, view
+from understudy.recover.batches import Batch, Source, copied, count, mixed, placed, view
 from understudy.recover.gated import ROUNDS, Gated
 from understudy.recover.layers import Layer, affine_of, channels_last, columns, geometry, layers
 from understudy.recover.lockstep import Seen, lockstep
@@ -50,6 +50,10 @@ MOST_INPUTS = 6000
 # assumption, for time.
 _LARGE = 600
 _BATCH = 64
+# How long it will take: solves of a layer, in cubes of its inputs; how much slower a multiplication is in them than in
+# the network's own layers; seconds for each layer; views that are timed. Source: measured, of five networks all are
+# within a factor of two (docs/LOG.md).
+_FACTORED, _SLOWER, _A_LAYER, _TIMED = 4, 1.5, 0.15, 4
 _EXACT = 1e-10  # relative squared error of a layer that nothing is missing from
 
 
@@ -96,14 +100,15 @@ def closed_form(
     seed: int = 0,
     count_views: int | None = None,
     on_layer: Callable[[int, int], None] | None = None,
+    max_seconds: float | None = None,
 ) -> ClosedFormLog:
     """Solve the layers of `student`, the cut of `teacher` by `plan`, IN PLACE; return what was done to each.
 
     few: images as for `mimic`. views, mixing: names in `augment.VIEWS` and `augment.MIXES`; by default the mixing that
     goes with the views. count_views: how many views of the images; by default VIEWS, or fewer for a network whose
-    passes would cost more than MACS or hold more than MEMORY_BYTES. on_layer(done, total): progress. Both networks are
-    used in eval mode and come back as they were, but for weights, biases and batch norms' running means of the student;
-    on an error these are as before too.
+    passes would cost more than MACS or hold more than MEMORY_BYTES. on_layer(done, total): progress. max_seconds:
+    layers that are not solved by then stay as the cut left them. Both networks are used in eval mode and come back as
+    they were, but for weights, biases and batch norms' running means of the student; on an error these are as before too.
 
     Raises: InputError for images that do not fit.
     """
@@ -138,6 +143,8 @@ def closed_form(
                 solved.append(done)
                 if on_layer:
                     on_layer(len(solved), len(todo))
+                if max_seconds is not None and time.perf_counter() - started >= max_seconds:
+                    break
     except BaseException:
         for name, tensor in own.items():
             tensor.copy_(before[name])
@@ -191,6 +198,35 @@ def affordable(anatomy: Anatomy, halts: Sequence[str]) -> int:
     macs = max(1, count_traced(anatomy.traced).macs)
     held = max(1, 2 * _held_bytes(anatomy, set(halts)))
     return max(1, min(VIEWS, int(MACS / (2 * macs)), int(MEMORY_BYTES / held)))
+
+
+def expected_seconds(anatomy: Anatomy, plan: Plan, student: nn.Module, a_view: float) -> float:
+    """About how long `closed_form` will take. a_view: seconds of the teacher's for one view (`view_seconds`)."""
+    own = guard.named_tensors(student)
+    todo = _to_solve(anatomy, plan, student)
+    sizes = [(len(own[layer.weight]), own[layer.weight][0].numel(), layer.gate) for layer in todo]
+    work = sum(ROWS * size * (size + outputs * (4 * ROUNDS if gate else 1)) for outputs, size, gate in sizes)
+    work += sum(_FACTORED * size**3 for _, size, _ in sizes)
+    views = affordable(anatomy, [layer.weight for layer in todo])
+    return 2 * views * a_view + seconds_of(work, anatomy, a_view) + _A_LAYER * len(todo)
+
+
+def seconds_of(macs: float, anatomy: Anatomy, a_view: float) -> float:
+    """About how long so many multiplications of matrices take where the network takes `a_view` seconds a view."""
+    return _SLOWER * macs * a_view / max(1, count_traced(anatomy.traced).macs)
+
+
+def view_seconds(model: nn.Module, few: Source | Tensor, views: str) -> float:
+    """Seconds of a forward pass for each of a few views, the better of two tries."""
+    batch, _, made = batches_of(few, model, views, "none", 0, 1, _TIMED)
+    tries = []
+    with guard.seeded(0), guard.evaluating(model):
+        for _ in range(2):
+            started = time.perf_counter()
+            for args, kwargs in map(copied, batch):
+                model(*args, **kwargs)
+            tries.append((time.perf_counter() - started) / made)
+    return min(tries)
 
 
 def _held_bytes(anatomy: Anatomy, weights: set[str]) -> int:

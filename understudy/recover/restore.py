@@ -16,7 +16,7 @@ from understudy.graph import Anatomy
 from understudy.plan import Plan
 from understudy.recover.batches import Source, count, placed, view
 from understudy.recover.checkpoint import Checkpoint
-from understudy.recover.closed_form import ClosedFormLog, batches_of, closed_form
+from understudy.recover.closed_form import ClosedFormLog, batches_of, closed_form, expected_seconds, view_seconds
 from understudy.recover.config import MimicConfig
 from understudy.recover.mimic import MimicLog, mimic
 from understudy.recover.norms import settle_norms
@@ -26,6 +26,8 @@ from understudy.seam import capturing
 # the closed form chooses by cross-validation as it is. Source: measured on the demo's teachers (docs/LOG.md).
 CHOOSE_FROM = 200
 CHOOSE_SHARE = 0.1
+# Of max_seconds, what may go into asking the images and into the closed form, at the most. Source: assumption.
+EVIDENCE_SHARE, CLOSED_SHARE = 0.25, 0.5
 _PACED = 3  # steps that a trial takes to learn how long one is
 _NORM_VIEWS = 256  # from which batch norms' statistics are taken. Source: assumption.
 _BATCH = 64
@@ -70,12 +72,12 @@ def restore(
 
     few: images to fit. choose: images, none of `few`, that decide what is kept; without them the closed form is kept
     as it is, batch norms keep the cut's statistics, and mimic its last step. max_seconds: for all of it; the steps are
-    as many as fit, by the pace of three. config.start "cut": only `mimic` runs, as the paper has it. on_checkpoint,
+    as many as fit, by the pace of three; the closed form gets
+    CLOSED_SHARE of it at most. config.start "cut": only `mimic` runs, as the paper has it. on_checkpoint,
     checkpoint: as in `mimic`; going on starts where mimic stood, with as many steps as had been decided on.
     Raises: as `mimic`; the log of Stopped is a Recovery.
     """
-    if max_seconds is not None and not (isfinite(max_seconds) and max_seconds >= 0):
-        raise InputError(f"recovering: max_seconds is {max_seconds}, expected a finite number of 0 or more")
+    check_seconds(max_seconds)
     say, begun = on_stage or (lambda text: None), time.perf_counter()
     closed, errors, share = None, None, None
     if checkpoint is not None:
@@ -85,14 +87,16 @@ def restore(
         errors, share = done["errors"], done["norms_share"]
         say(f"going on after {len(checkpoint.data['losses'])} of {config.steps} steps")
     elif config.start == "closed_form":
-        say("solving the layers in closed form")
-        closed, errors, share = _solved(teacher, student, anatomy, plan, few, config, choose)
+        a_view = view_seconds(teacher, few, config.views)
+        say(f"solving the layers in closed form, {about(expected_seconds(anatomy, plan, student, a_view))}")
+        most = None if max_seconds is None else CLOSED_SHARE * max_seconds
+        closed, errors, share = _solved(teacher, student, anatomy, plan, few, config, choose, most)
     if config.steps and checkpoint is None:
         pace = _pace(teacher, student, plan, few, config)
         if max_seconds is not None:
             left = max_seconds - (time.perf_counter() - begun)
             config = replace(config, steps=max(0, min(config.steps, int(left / pace))))
-        say(f"mimicking {config.steps} steps on {count(few)} images, about {_said(config.steps * pace)}")
+        say(f"mimicking {config.steps} steps on {count(few)} images, {about(config.steps * pace)}")
 
     def whole(part: Checkpoint) -> Checkpoint:
         before = {"closed_form": closed and closed.to_json(), "errors": errors, "norms_share": share}
@@ -108,6 +112,12 @@ def restore(
     return Recovery(log, closed, errors, share)
 
 
+def check_seconds(max_seconds: float | None) -> None:
+    """Raises: InputError."""
+    if max_seconds is not None and not (isfinite(max_seconds) and max_seconds >= 0):
+        raise InputError(f"recovering: max_seconds is {max_seconds}, expected a finite number of 0 or more")
+
+
 def _solved(
     teacher: nn.Module,
     student: nn.Module,
@@ -116,13 +126,16 @@ def _solved(
     few: Source | Tensor,
     config: MimicConfig,
     choose: Source | Tensor | None,
+    max_seconds: float | None,
 ) -> tuple[ClosedFormLog, dict[str, float], float | None]:
     """The closed form, and norms, where there are images to choose by."""
     with ExitStack() as stack:
         judge = None if choose is None else _judging(stack, teacher, student, plan, choose)
         errors = {} if judge is None else {"cut": judge()}
         start = [(t, t.detach().clone()) for t in guard.named_tensors(student).values()]
-        closed = closed_form(teacher, student, anatomy, plan, few, views=config.views, seed=config.seed)
+        closed = closed_form(
+            teacher, student, anatomy, plan, few, views=config.views, seed=config.seed, max_seconds=max_seconds
+        )
         if judge is None:
             return closed, errors, None
         errors["closed_form"] = judge()
@@ -141,8 +154,8 @@ def _pace(teacher: nn.Module, student: nn.Module, plan: Plan, few: Source | Tens
     return max(mimic(teacher, trial, plan.seam, few, replace(config, steps=_PACED)).seconds / _PACED, 1e-6)
 
 
-def _said(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+def about(seconds: float) -> str:
+    return f"about {seconds:.0f} s" if seconds < 120 else f"about {seconds / 60:.0f} min"
 
 
 def _judging(
