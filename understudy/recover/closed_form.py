@@ -108,7 +108,8 @@ def closed_form(
     goes with the views. count_views: how many views of the images; by default VIEWS, or fewer for a network whose
     passes would cost more than MACS or hold more than MEMORY_BYTES. on_layer(done, total): progress. max_seconds:
     layers that are not solved by then stay as the cut left them. Both networks are used in eval mode and come back as
-    they were, but for weights, biases and batch norms' running means of the student; on an error these are as before too.
+    they were, but for weights, biases and batch norms' running means of the student; on an error these too are as
+    before.
 
     Raises: InputError for images that do not fit.
     """
