@@ -439,3 +439,21 @@ def test_the_images_say_what_there_is_time_for(monkeypatch):
     assert len(part.scores) == 1 < len(whole.scores)
     name = next(iter(part.scores))
     assert np.array_equal(part.scores[name], whole.scores[name])
+
+
+def test_copies_of_an_image_are_in_one_fold():
+    """Else an image would judge what was solved from it."""
+    images = torch.randn(9, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    few = torch.cat([images, images[:4], images[:4]])
+    batches, fold_of, made = room.batches_of(few, nn.Conv2d(3, 2, 1), "none", "none", 5, 4, 34)
+    assert made == 32
+    folds = {}
+    for ((x,), _), fold in zip(batches, fold_of, strict=True):
+        for image in x:
+            folds.setdefault(image.numpy().tobytes(), set()).add(fold)
+    assert len(folds) == 9
+    assert all(len(found) == 1 for found in folds.values())
+    teacher, anatomy, plan, _ = setting(nets.Chain)
+    student = cut(teacher, plan).eval()
+    one = torch.randn(1, *teacher.size).expand(6, -1, -1, -1)
+    assert not closed_form(teacher, student, anatomy, plan, one).layers

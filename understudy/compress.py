@@ -303,6 +303,10 @@ class _Call:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def hashes(self) -> list[str]:
+        return self.images.hashes
+
     def view(self, indices: list[int], views: str, generator: torch.Generator) -> Any:
         return self._given(self.images.view(indices, views, generator))
 

@@ -22,7 +22,7 @@ from understudy.cost import count_traced
 from understudy.graph import Anatomy
 from understudy.modules import replace_own
 from understudy.plan import Plan
-from understudy.recover.batches import Batch, Source, copied, count, mixed, placed, view
+from understudy.recover.batches import Batch, Source, copied, count, mixed, placed, told_apart, view
 from understudy.recover.gated import ROUNDS, Gated
 from understudy.recover.layers import Layer, affine_of, channels_last, columns, geometry, layers
 from understudy.recover.lockstep import Seen, lockstep
@@ -127,6 +127,9 @@ def closed_form(
     names = [layer.weight for layer in todo]
     total = affordable(anatomy, names) if count_views is None else count_views
     batches, fold_of, used = batches_of(few, student, views, mixing, seed, folds, total)
+    folds = len(set(fold_of))
+    if folds < 2:  # one image, over and over
+        return ClosedFormLog(images=images, seconds=time.perf_counter() - started)
     held = {layer.weight: {layer.shortcut} for layer in todo if layer.shortcut}
     draws = torch.Generator().manual_seed(seed)
     before = {name: tensor.detach().clone() for name, tensor in own.items()}
@@ -173,13 +176,18 @@ def batches_of(
     few: Source | Tensor, model: nn.Module, views: str, mixing: str, seed: int, folds: int, total: int
 ) -> tuple[list[Batch], list[int], int]:
     """Batches of `total` views, for `model`; the fold of each; how many views there are. Every image has one at least
-    of as many as there may be. Every second batch is mixed. No image is in two folds, not even mixed."""
+    of as many as there may be. Every second batch is mixed. No image is in two folds, not even mixed or twice."""
     like = next((t for t in guard.named_tensors(model).values() if t.is_floating_point()), torch.empty(0))
     draws = torch.Generator().manual_seed(seed)
-    order = torch.randperm(count(few), generator=draws).tolist()
+    same: dict[Any, list[int]] = {}
+    names = told_apart(few)
+    for index in torch.randperm(count(few), generator=draws).tolist():
+        same.setdefault(names[index], []).append(index)
+    alike = list(same.values())
+    folds = min(folds, len(alike))
     batches, fold_of, made = [], [], 0
     for fold in range(folds):
-        mine = order[fold::folds]
+        mine = [index for images in alike[fold::folds] for index in images]
         share = max(1, round(total / folds))
         indices = (mine * -(-share // len(mine)))[:share]
         size = min(_BATCH, -(-share // 2))
