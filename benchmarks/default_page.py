@@ -44,8 +44,8 @@ def _text(lines: dict[str, Lines]) -> str:
         "# The default recipe against the paper's",
         "Made by `python -m benchmarks page` from `benchmarks/results/embedded_default*.jsonl`, `embedded_quick.jsonl` "
         "and `embedded_ablation.jsonl` (`python -m benchmarks sweep NAME`); do not edit by hand. The demo's task: "
-        "top-1 on 10,000 test patches; points lost to the teacher, mean over the seeds; seconds of the method in one thread, "
-        "the least of the seeds, beside other work.",
+        "top-1 on 10,000 test patches; points lost to the teacher, mean over the seeds; seconds of the method in one "
+        "thread, the least of the seeds, beside other work.",
         "\n".join(f"- `{name}`: {_place(found)}" for name, found in lines.items() if found),
         f"*MiR*: the paper's recipe at the table's cut. *{METHODS[OURS[0]].title}*: ours on that same student. "
         f"*{METHODS[OURS[1]].title}*: ours, which also chooses where the same MACs are cut. Difference: ours minus "
