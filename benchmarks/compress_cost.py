@@ -39,7 +39,7 @@ def main() -> None:
         started = time.perf_counter()
         result = compress(
             teacher, images, keep=options.keep, config=config,
-            on_stage=lambda text, since=started, told=stages: told.append((round(time.perf_counter() - since, 1), text)),
+            on_stage=lambda text, at=started, told=stages: told.append((round(time.perf_counter() - at, 1), text)),
         )  # fmt: skip
         closed = result.recovery.closed_form
         gpu = options.device.startswith("cuda")
