@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,6 +16,7 @@ from nets import Chain, Residual
 
 import understudy as us
 from benchmarks.zoo.case import randomised
+from understudy import store
 from understudy.compress import compress, verify_folder
 from understudy.errors import InputError, LawBroken, PlanError, Stopped, StoreError, UnsupportedModel
 from understudy.recover.config import preset
@@ -263,6 +266,12 @@ def test_a_stopped_run_is_saved_and_goes_on_to_the_same_result(tmp_path, few, mo
             compress(teacher(), folder=tmp_path / "small", resume=True, **asked)
     with pytest.raises(StoreError, match="exist"):
         compress(teacher(), given, keep=0.5, folder=tmp_path / "small", config=config)
+    # Another teacher of the same shape, or prepared otherwise.
+    other = own_teacher(randomised(Residual(), seed=5), PREPROCESSING)
+    brighter = own_teacher(randomised(Residual()), us.Preprocessing((3, 8, 8), (0.4,) * 3, (0.5,) * 3))
+    for lead in (other, brighter):
+        with pytest.raises(InputError, match="stopped with other teacher"):
+            compress(lead, given, keep=0.5, folder=tmp_path / "small", config=config, resume=True)
 
     # The closed form and the evidence are not asked for again.
     for name in ("reconstruction", "restore"):
@@ -307,3 +316,82 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch):
 def equal_models(one, other):
     theirs = other.state_dict()
     return all(torch.equal(tensor, theirs[name]) for name, tensor in one.state_dict().items())
+
+
+def stopping(at=2):
+    def stop(done, total, loss):
+        if done == at:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def test_a_stopped_run_is_given_up_by_force_alone_and_replaces_its_own_part_alone(tmp_path):
+    folder = tmp_path / "small"
+    with pytest.raises(Stopped):
+        compress(teacher(), images(), keep=0.5, folder=folder, config=CONFIG, on_step=stopping())
+    told = store.stopped_path(folder).read_bytes()
+    shutil.move(folder, tmp_path / "part")
+    with pytest.raises(StoreError, match=r"resume goes on with it, force gives it up"):
+        compress(teacher(), images(), keep=0.4, folder=folder, config=CONFIG)
+    assert store.stopped_path(folder).read_bytes() == told
+    compress(teacher(), images(), keep=0.6, folder=tmp_path / "other", config=CONFIG)
+    shutil.move(tmp_path / "other", folder)
+    with pytest.raises(StoreError, match="exists"):
+        compress(teacher(), images(), keep=0.5, folder=folder, config=CONFIG, resume=True)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    compress(teacher(), images(), keep=0.4, folder=folder, config=CONFIG, force=True)
+    assert not store.stopped_path(folder).exists()
+
+
+def test_ctrl_c_in_the_trial_of_the_pace_keeps_nothing(tmp_path, monkeypatch):
+    right = torch.Tensor.backward
+
+    def backward(self, *args, **kwargs):
+        signal.raise_signal(signal.SIGINT)
+        return right(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "backward", backward)
+    with pytest.raises(KeyboardInterrupt) as error:
+        compress(teacher(), images(), keep=0.5, folder=tmp_path / "small", config=CONFIG)
+    assert type(error.value) is KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("understudy.recover.mimic._CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("understudy.recover.mimic._CHECKPOINT_PAUSE", 0.0)
+    right, said = Path.replace, []
+
+    def full(self, target):
+        if str(target).endswith(".stopped.safetensors"):
+            raise OSError(28, "No space left on device")
+        return right(self, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    result = compress(
+        teacher(), images(), keep=0.5, folder=tmp_path / "small", config=CONFIG, on_stage=said.append
+    )  # fmt: skip
+    assert result.folder == tmp_path / "small"
+    assert any("No space left" in text and "could not go on" in text for text in said)
+    with pytest.raises(Stopped) as stopped:
+        compress(teacher(), images(), keep=0.5, folder=tmp_path / "again", config=CONFIG, on_step=stopping())
+    assert stopped.value.log.folder == tmp_path / "again"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["again", "small"]
+
+
+def test_no_time_is_said_and_still_gives_a_result():
+    said = []
+    result = compress(
+        teacher(), images(), keep=0.5, config=preset("default", views="none"), max_seconds=0.0, on_stage=said.append
+    )  # fmt: skip
+    assert result.report.steps == 0
+    assert result.recovery.closed_form is None
+    assert "no time for the closed form" in said
+    assert "no time to mimic" in said
+
+
+def test_a_device_without_data_is_refused_before_any_work():
+    with pytest.raises(InputError, match="'meta': it holds no data"):
+        compress(teacher(), images(), keep=0.5, config=replace(CONFIG, device="meta"))

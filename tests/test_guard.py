@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from understudy import guard
 from understudy.errors import UnsupportedModel
 from understudy.guard import evaluating, full_copy, seeded, structural_copy, untouched
 
@@ -91,3 +92,23 @@ def test_a_module_that_cannot_be_copied_is_named():
     net.lock = (_ for _ in ())
     with pytest.raises(UnsupportedModel, match=r"copying Sequential: TypeError: cannot pickle 'generator' object"):
         full_copy(net)
+
+
+def test_a_model_is_on_another_device_inside_and_as_it_was_afterwards():
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    before = {name: (tensor, tensor.data_ptr(), tensor.clone()) for name, tensor in guard.named_tensors(model).items()}
+    with guard.on_device(model, "meta"):
+        assert {tensor.device.type for tensor in guard.named_tensors(model).values()} == {"meta"}
+    for name, tensor in guard.named_tensors(model).items():
+        kept, place, value = before[name]
+        assert tensor is kept
+        assert tensor.data_ptr() == place
+        assert torch.equal(tensor, value)
+
+
+def test_values_are_put_back_where_they_differ():
+    wide, own = torch.zeros(1).expand(3), torch.ones(2)
+    guard.put_back([(wide, torch.zeros(3)), (own, torch.tensor([1.0, 4.0]))])
+    assert own.tolist() == [1.0, 4.0]
+    with pytest.raises(RuntimeError):
+        guard.put_back([(wide, torch.ones(3))])

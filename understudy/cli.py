@@ -80,7 +80,9 @@ Importance = Annotated[
     ),
 ]
 Effort = Annotated[str | None, typer.Option(help="Instead of steps: quick (none), standard or thorough")]
-MaxSeconds = Annotated[float | None, typer.Option(help="For recovering: takes as many steps as fit")]
+MaxSeconds = Annotated[
+    float | None, typer.Option(help="For what the images say and for recovering: as many steps as fit")
+]
 Steps = Annotated[int | None, typer.Option(help="Optimiser steps of mimic (the preset's if not given)")]
 Seed = Annotated[int | None, typer.Option(help="Of batches, views and scores (the preset's if not given)")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...")]
@@ -227,7 +229,7 @@ def compress(
     from understudy.errors import Stopped
     from understudy.plan import read_plan
     from understudy.recover.config import preset as recipe
-    from understudy.store import check_writable
+    from understudy.store import check_writable, stopped_path
 
     check_writable(out, force=force or resume)  # with resume compress looks again
     asked = read_plan(plan) if plan is not None else None
@@ -245,6 +247,11 @@ def compress(
         )  # fmt: skip
     except Stopped as stopped:
         result = stopped.log
+    except KeyboardInterrupt:
+        if not stopped_path(out).exists():
+            raise
+        _say(f"understudy: interrupted; {stopped_path(out)} is there to go on from: the same command with --resume")
+        sys.exit(INTERRUPTED)
     _say(result.report.table())
     _answer(_line(result.report, None if result.folder is None else str(result.folder)))
     if result.stopped:

@@ -1,5 +1,6 @@
 """The steps in order: read, plan, cut, mimic, replace, verify, save. No algorithm of its own."""
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from understudy import laws, store
 from understudy.anatomy import trace
 from understudy.cost import count, count_teacher
 from understudy.cut import cut
-from understudy.errors import InputError, LawBroken, Stopped
+from understudy.errors import InputError, LawBroken, Stopped, StoreError
 from understudy.guard import device_called, evaluating, full_copy, named_tensors, on_device
 from understudy.images import ImageSet, read_images, split
 from understudy.plan import Plan, check_teacher
@@ -100,7 +101,8 @@ def compress(
     example: traced input, images first, or `((), {"pixel_values": images})` where the network takes them by that name;
     without it a batch of two in the teacher's input size. folder: where to save; an existing one is only replaced with
     force. resume: go on with the run that was stopped, if a file beside `folder` tells of one; with the same images and
-    options it comes to the same result. on_stage(text), on_step(done, total, loss): progress.
+    options, and as many threads, it comes to the same result, with as many steps as it had been given. on_stage(text),
+    on_step(done, total, loss): progress.
 
     Where at least CHOOSE_FROM images are left to learn from, a tenth of them is set aside to choose by, unless
     config.start is "cut": the paper's recipe takes the last step.
@@ -114,7 +116,14 @@ def compress(
     source, model = teacher.to_json(), teacher.model
     stood = store.read_stopped(folder) if resume and folder is not None else None
     if folder is not None:
-        store.check_writable(folder, force=force or (stood is not None and stood.data["saved"]))
+        # What the stopped run saved, and nothing else, is replaced without force.
+        part = stood is not None and stood.data["saved"] is not None and stood.data["saved"] == store.digest(folder)
+        store.check_writable(folder, force=force or part)
+        if stood is None and not force and store.stopped_path(folder).exists():
+            raise StoreError(
+                f"saving to {folder}: {store.stopped_path(folder).name} tells of a run that was stopped; resume goes "
+                "on with it, force gives it up"
+            )
     config = config or replace(PRESETS["default"], views=teacher.views)
     check_seconds(max_seconds)
     if config.device is not None:
@@ -127,7 +136,7 @@ def compress(
     call = _call(example)
     test, truth = _labelled(teacher, labelled, labels, call)
     hashes = {"fit": few.hashes, "choose": choose.hashes if choose else [], "held_out": proof.hashes}
-    asked = _asked(hashes, config, plan, seam, drop, call, budget)
+    asked = {} if folder is None else _asked(teacher, example, hashes, config, plan, seam, drop, call, budget)
     if stood is not None:
         _check_same(folder, stood, asked)
         plan = Plan.from_json(stood.data["plan"])
@@ -163,11 +172,14 @@ def compress(
     before, after = count_teacher(model, anatomy), count(student, example)
     laws.check_budget(plan, before, after)
 
-    kept = {"asked": asked, "plan": plan.to_json(), "saved": stood is not None and stood.data["saved"]}
+    kept = {"asked": asked, "plan": plan.to_json(), "saved": stood and stood.data["saved"]}
 
     def keep(checkpoint: Checkpoint, **more: Any) -> None:
         if folder is not None:
-            store.write_stopped(folder, replace(checkpoint, data=checkpoint.data | kept | more))
+            try:
+                store.write_stopped(folder, replace(checkpoint, data=checkpoint.data | kept | more))
+            except StoreError as error:  # the run itself is well
+                say(f"{error}; a stopped run could not go on")
 
     stopped = None
     home = next((tensor.device for tensor in named_tensors(model).values()), None)
@@ -218,13 +230,13 @@ def compress(
     )
     saved = None
     # What was stopped takes the place of nothing but an earlier part of itself.
-    if folder is not None and (stopped is None or kept["saved"] or not Path(folder).exists()):
+    if folder is not None and (stopped is None or part or not Path(folder).exists() or not any(Path(folder).iterdir())):
         say("saving")
-        saved = _save(Path(folder), whole, plan, report, force or kept["saved"], lead)
+        saved = _save(Path(folder), whole, plan, report, force or part, lead)
         if stopped is None:
             store.drop_stopped(folder)
         else:
-            keep(stopped.checkpoint, saved=True)
+            keep(stopped.checkpoint, saved=store.digest(saved))
     result = Result(whole, plan, report, recovery, saved, stopped is not None)
     if stopped is not None:
         raise Stopped(result, stopped.checkpoint)
@@ -232,6 +244,8 @@ def compress(
 
 
 def _asked(
+    teacher: Teacher,
+    example: Any,
     hashes: dict[str, list[str]],
     config: MimicConfig,
     plan: Plan | None,
@@ -241,7 +255,12 @@ def _asked(
     budget: dict[str, Any],
 ) -> dict[str, Any]:
     """All that decides what a run comes to, as plain data."""
+    digest = hashlib.sha256()
+    for name, tensor in named_tensors(teacher.model).items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     given = {
+        "teacher": {**teacher.to_json(), "weights_sha256": digest.hexdigest()}, "example": _shapes(example),
         "images": hashes, "config": config.to_json(), "plan": plan and plan.to_json(),
         "seam": None if seam is None else [str(point) for point in seam], "drop": list(drop), "call": call,
         "budget": {name: value for name, value in budget.items() if name != "evidence"}, "versions": versions(),
@@ -249,10 +268,15 @@ def _asked(
     return json.loads(json.dumps(given, default=str))
 
 
+def _shapes(example: Any) -> list[Any]:
+    args, kwargs = as_example(example)
+    return [list(v.shape) if isinstance(v, torch.Tensor) else str(v) for v in (*args, *kwargs.values())]
+
+
 def _check_same(folder: str | Path, stood: Checkpoint, asked: dict[str, Any]) -> None:
     before = stood.data["asked"]
     other = [name for name in asked if before.get(name) != asked[name]]
-    for name in ("config", "budget", "images", "versions"):  # what of it
+    for name in ("teacher", "config", "budget", "images", "versions"):  # what of it
         if name in other:
             parts = [key for key in {**before[name], **asked[name]} if before[name].get(key) != asked[name].get(key)]
             other[other.index(name)] = f"{name} ({', '.join(parts)})"

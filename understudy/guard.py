@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,14 @@ from understudy.errors import InputError, UnsupportedModel
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Every parameter and buffer under every name it has; also buffers that a state dict leaves out."""
     return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+
+
+@torch.no_grad()
+def put_back(values: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Into each tensor the value beside it. What already is the same is not written: an expanded tensor cannot be."""
+    for tensor, value in values:
+        if not torch.equal(tensor, value):
+            tensor.copy_(value)
 
 
 @contextmanager
@@ -52,9 +60,12 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 def device_called(name: str) -> torch.device:
     """With its index. Raises: InputError where it is not here."""
     try:
-        return torch.empty(0, device=name).device
+        device = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"working on {name!r}: {error}; name a device that is here, such as 'cpu'") from error
+    if device.type == "meta":
+        raise InputError("working on 'meta': it holds no data; name another device, such as 'cpu'")
+    return device
 
 
 @contextmanager

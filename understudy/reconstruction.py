@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from understudy import guard
 from understudy.graph import Anatomy, Group
 from understudy.recover.batches import Batch, Source, copied
-from understudy.recover.closed_form import MOST_INPUTS, affordable, batches_of, seconds_of, seen_through, view_seconds
+from understudy.recover.closed_form import (
+    MOST_INPUTS,
+    affordable,
+    batches_of,
+    seconds_of,
+    seen_through,
+    view_seconds,
+    views_for,
+)
 from understudy.recover.layers import channels_last, columns, geometry, layers
 from understudy.recover.lockstep import Seen, Watch, ids_of
 from understudy.score import Evidence
@@ -73,10 +81,16 @@ def reconstruction(
         return Evidence({}, {})
     lead = seen_through(teacher)
     views_made = max(1, affordable(anatomy, []) // 2)
-    if on_expected:
+    if on_expected or max_seconds is not None:
         a_view = view_seconds(teacher, few, views)
         cubes = sum(guard.named_tensors(lead)[name][0].numel() ** 3 for name in names)
-        on_expected(2 * views_made * a_view + seconds_of(cubes, anatomy, a_view) + _A_LAYER * len(names))
+        expected = 2 * views_made * a_view + seconds_of(cubes, anatomy, a_view) + _A_LAYER * len(names)
+        if max_seconds is not None:
+            expected, views_made = min(expected, max_seconds), min(views_made, views_for(max_seconds, a_view))
+        if on_expected:
+            on_expected(expected)
+        if not views_made:
+            return Evidence({}, {})
     batches, _, _ = batches_of(few, lead, views, mixing, seed, 1, views_made)
     with guard.seeded(seed), guard.evaluating(teacher), guard.evaluating(lead):
         moments, force = _listen(lead, anatomy, names, batches, seed, late)

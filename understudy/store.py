@@ -92,6 +92,7 @@ def stopped_path(folder: str | Path) -> Path:
 
 def write_stopped(folder: str | Path, checkpoint: Checkpoint) -> Path:
     """Raises: StoreError; an older file is then whole."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path = stopped_path(folder)
@@ -100,8 +101,10 @@ def write_stopped(folder: str | Path, checkpoint: Checkpoint) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}
         save_file(tensors, fresh, metadata={_STOPPED: json.dumps(checkpoint.data)})
+        with fresh.open("rb") as file:
+            os.fsync(file.fileno())
         fresh.replace(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise StoreError(f"saving {path}: {error}; nothing was changed there") from error
     finally:
         fresh.unlink(missing_ok=True)
@@ -118,11 +121,21 @@ def read_stopped(folder: str | Path) -> Checkpoint | None:
     try:
         with safe_open(path, "pt") as file:
             data = json.loads((file.metadata() or {})[_STOPPED])
+            for key in ("asked", "plan", "saved", "before", "losses", "steps"):
+                data[key]
             return Checkpoint({name: file.get_tensor(name) for name in file.keys()}, data)  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise StoreError(
             f"going on with {path}: {one_line(error)}; it is no file of a stopped run: remove it and start anew"
         ) from error
+
+
+def digest(folder: str | Path) -> str | None:
+    """Of the weights that a result folder was saved with; None where there is no such folder."""
+    try:
+        return _read_json(Path(folder) / REPORT)[_STORED]["weights_sha256"]
+    except (StoreError, OSError, KeyError):
+        return None
 
 
 def drop_stopped(folder: str | Path) -> None:

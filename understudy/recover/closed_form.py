@@ -53,6 +53,7 @@ _BATCH = 64
 # How long it will take: solves of a layer, in cubes of its inputs; how much slower a multiplication is in them than in
 # the network's own layers; seconds for each layer; views that are timed. Source: measured, of five networks all are
 # within a factor of two (docs/LOG.md).
+_FEWEST = 8  # views that are better than none. Source: assumption.
 _FACTORED, _SLOWER, _A_LAYER, _TIMED = 4, 1.5, 0.15, 4
 _EXACT = 1e-10  # relative squared error of a layer that nothing is missing from
 
@@ -101,15 +102,16 @@ def closed_form(
     count_views: int | None = None,
     on_layer: Callable[[int, int], None] | None = None,
     max_seconds: float | None = None,
+    most_views: int | None = None,
 ) -> ClosedFormLog:
     """Solve the layers of `student`, the cut of `teacher` by `plan`, IN PLACE; return what was done to each.
 
     few: images as for `mimic`. views, mixing: names in `augment.VIEWS` and `augment.MIXES`; by default the mixing that
     goes with the views. count_views: how many views of the images; by default VIEWS, or fewer for a network whose
     passes would cost more than MACS or hold more than MEMORY_BYTES. on_layer(done, total): progress. max_seconds:
-    layers that are not solved by then stay as the cut left them. Both networks are used in eval mode and come back as
-    they were, but for weights, biases and batch norms' running means of the student; on an error these too are as
-    before.
+    layers that are not solved by then stay as the cut left them. most_views: a bound on what there is by default. Both
+    networks are used in eval mode and come back as they were, but for weights, biases and batch norms' running means of
+    the student; on an error these too are as before.
 
     Raises: InputError for images that do not fit.
     """
@@ -126,6 +128,7 @@ def closed_form(
     mixing = mixing or (augment.VIEWS[views].mixing if views in augment.VIEWS else "none")
     names = [layer.weight for layer in todo]
     total = affordable(anatomy, names) if count_views is None else count_views
+    total = total if most_views is None else min(total, most_views)
     batches, fold_of, used = batches_of(few, student, views, mixing, seed, folds, total)
     folds = len(set(fold_of))
     if folds < 2:  # one image, over and over
@@ -150,8 +153,7 @@ def closed_form(
                 if max_seconds is not None and time.perf_counter() - started >= max_seconds:
                     break
     except BaseException:
-        for name, tensor in own.items():
-            tensor.copy_(before[name])
+        guard.put_back((tensor, before[name]) for name, tensor in own.items())
         raise
     return ClosedFormLog(tuple(solved), images, used, time.perf_counter() - started)
 
@@ -218,6 +220,12 @@ def expected_seconds(anatomy: Anatomy, plan: Plan, student: nn.Module, a_view: f
     work += sum(_FACTORED * size**3 for _, size, _ in sizes)
     views = affordable(anatomy, [layer.weight for layer in todo])
     return 2 * views * a_view + seconds_of(work, anatomy, a_view) + _A_LAYER * len(todo)
+
+
+def views_for(seconds: float, a_view: float) -> int:
+    """How many views two passes and as long again may see in that time; 0 where it is too short for any good."""
+    views = min(float(VIEWS), seconds / (4 * max(a_view, 1e-9)))
+    return int(views) if views >= _FEWEST else 0
 
 
 def seconds_of(macs: float, anatomy: Anatomy, a_view: float) -> float:

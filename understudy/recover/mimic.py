@@ -131,9 +131,7 @@ def mimic(
                     if judge is not None:
                         judge.restore()
     except Exception:
-        with torch.no_grad():
-            for tensor, value in before:
-                tensor.copy_(value)
+        guard.put_back(before)
         raise
     finally:
         student.eval()
@@ -207,7 +205,7 @@ class _Run:
                     _check_finite(self.losses, wanted, self._config)
                     if on_step:
                         on_step(done, total, self.losses[-1])
-                if on_checkpoint and done < total and time.perf_counter() - saved >= pause:
+                if on_checkpoint and time.perf_counter() - saved >= pause:
                     began = time.perf_counter()
                     on_checkpoint(self.checkpoint())
                     saved = time.perf_counter()
@@ -270,9 +268,7 @@ class _Run:
             raise InputError(
                 f"mimicking on from a checkpoint: it is one of {data['steps']} steps, found {self._config.steps}"
             )
-        for name, tensor in own.items():
-            if not torch.equal(tensor.cpu(), saved[name]):  # an expanded one cannot be written to
-                tensor.copy_(saved[name])
+        guard.put_back((tensor, saved[name].to(tensor)) for name, tensor in own.items())
         load_optimiser_state(self._optimiser, checkpoint.under("optimiser"))
         random = checkpoint.under("random")
         torch.set_rng_state(random.pop("torch"))
@@ -327,9 +323,8 @@ class _Judge:
 
     @torch.no_grad()
     def restore(self) -> None:
-        for name, tensor in guard.named_tensors(self._student).items():
-            if name in self.best:
-                tensor.copy_(self.best[name])
+        own = guard.named_tensors(self._student)
+        guard.put_back((own[name], value) for name, value in self.best.items())
 
 
 def _units(

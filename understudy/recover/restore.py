@@ -16,7 +16,14 @@ from understudy.graph import Anatomy
 from understudy.plan import Plan
 from understudy.recover.batches import Source, count, placed, view
 from understudy.recover.checkpoint import Checkpoint
-from understudy.recover.closed_form import ClosedFormLog, batches_of, closed_form, expected_seconds, view_seconds
+from understudy.recover.closed_form import (
+    ClosedFormLog,
+    batches_of,
+    closed_form,
+    expected_seconds,
+    view_seconds,
+    views_for,
+)
 from understudy.recover.config import MimicConfig
 from understudy.recover.mimic import MimicLog, mimic
 from understudy.recover.norms import settle_norms
@@ -28,6 +35,7 @@ CHOOSE_FROM = 200
 CHOOSE_SHARE = 0.1
 # Of max_seconds, what may go into asking the images and into the closed form, at the most. Source: assumption.
 EVIDENCE_SHARE, CLOSED_SHARE = 0.25, 0.5
+_PASSES = 3  # forward passes of the teacher that a step takes as long as, for each image. Source: assumption.
 _PACED = 3  # steps that a trial takes to learn how long one is
 _NORM_VIEWS = 256  # from which batch norms' statistics are taken. Source: assumption.
 _BATCH = 64
@@ -88,9 +96,19 @@ def restore(
         say(f"going on after {len(checkpoint.data['losses'])} of {config.steps} steps")
     elif config.start == "closed_form":
         a_view = view_seconds(teacher, few, config.views)
-        say(f"solving the layers in closed form, {about(expected_seconds(anatomy, plan, student, a_view))}")
+        expected = expected_seconds(anatomy, plan, student, a_view)
         most = None if max_seconds is None else CLOSED_SHARE * max_seconds
-        closed, errors, share = _solved(teacher, student, anatomy, plan, few, config, choose, most)
+        if most is not None and not views_for(most, a_view):
+            say("no time for the closed form")
+        else:
+            say(f"solving the layers in closed form, {about(expected if most is None else min(expected, most))}")
+            closed, errors, share = _solved(teacher, student, anatomy, plan, few, config, choose, most, a_view)
+    if config.steps and checkpoint is None and max_seconds is not None:
+        # The trial that tells the pace takes steps too: none where there is no time for more than that.
+        step = _PASSES * min(config.batch_size, count(few)) * view_seconds(teacher, few, config.views)
+        if max_seconds - (time.perf_counter() - begun) < 2 * (1 + _PACED) * step:
+            say("no time to mimic")
+            config = replace(config, steps=0)
     if config.steps and checkpoint is None:
         pace = _pace(teacher, student, plan, few, config)
         if max_seconds is not None:
@@ -127,6 +145,7 @@ def _solved(
     config: MimicConfig,
     choose: Source | Tensor | None,
     max_seconds: float | None,
+    a_view: float,
 ) -> tuple[ClosedFormLog, dict[str, float], float | None]:
     """The closed form, and norms, where there are images to choose by."""
     with ExitStack() as stack:
@@ -134,13 +153,14 @@ def _solved(
         errors = {} if judge is None else {"cut": judge()}
         start = [(t, t.detach().clone()) for t in guard.named_tensors(student).values()]
         closed = closed_form(
-            teacher, student, anatomy, plan, few, views=config.views, seed=config.seed, max_seconds=max_seconds
-        )
+            teacher, student, anatomy, plan, few, views=config.views, seed=config.seed, max_seconds=max_seconds,
+            most_views=None if max_seconds is None else views_for(max_seconds, a_view),
+        )  # fmt: skip
         if judge is None:
             return closed, errors, None
         errors["closed_form"] = judge()
         if not errors["closed_form"] < errors["cut"]:
-            _put(start)
+            guard.put_back(start)
         batches, _, _ = batches_of(few, student, config.views, "none", config.seed, 1, _NORM_VIEWS)
         share = settle_norms(student, plan.seam.head, batches, judge)
         errors["norms"] = judge()
@@ -150,8 +170,11 @@ def _solved(
 def _pace(teacher: nn.Module, student: nn.Module, plan: Plan, few: Source | Tensor, config: MimicConfig) -> float:
     """Seconds a step, of a copy of the student; one step warms up, and what comes before a first step counts too."""
     trial = guard.full_copy(student)
-    mimic(teacher, trial, plan.seam, few, replace(config, steps=1))
-    return max(mimic(teacher, trial, plan.seam, few, replace(config, steps=_PACED)).seconds / _PACED, 1e-6)
+    try:
+        mimic(teacher, trial, plan.seam, few, replace(config, steps=1))
+        return max(mimic(teacher, trial, plan.seam, few, replace(config, steps=_PACED)).seconds / _PACED, 1e-6)
+    except Stopped:
+        raise KeyboardInterrupt from None  # of the trial there is nothing to keep
 
 
 def about(seconds: float) -> str:
@@ -187,9 +210,3 @@ def _judging(
         return total
 
     return error
-
-
-@torch.no_grad()
-def _put(values: list[tuple[Tensor, Tensor]]) -> None:
-    for tensor, value in values:
-        tensor.copy_(value)
