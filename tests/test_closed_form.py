@@ -21,7 +21,7 @@ from understudy.recover import closed_form as room
 from understudy.recover import layers as layers_room
 from understudy.recover.closed_form import closed_form
 from understudy.recover.gated import ROUNDS
-from understudy.recover.layers import columns, geometry, layers
+from understudy.recover.layers import affine_of, columns, geometry, layers
 from understudy.recover.lockstep import Seen, lockstep
 from understudy.seam import capturing
 
@@ -126,6 +126,31 @@ def test_what_the_activation_cuts_off_need_not_be_met(kind, monkeypatch):
         assert any(each.gated for each in log.layers) is gates
         errors.append(seam_error(teacher, student, plan, others))
     assert errors[0] < 0.99 * errors[1]
+
+
+def test_what_the_activation_is_given_is_read_from_the_norms_before_it():
+    model = randomised(nets.Residual())
+    seen = {}
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            module.register_forward_hook(lambda _, args, out, name=name: seen.update({name: out.clone()}))
+        model(torch.randn(2, *model.size))
+    layer = next(each for each in layers(trace(model, model.example())) if each.weight == "stage1.0.conv1.weight")
+    scale, offset = affine_of(layer, named_tensors(model))
+    ahead = scale[:, None, None] * seen["stage1.0.conv1"].double() + offset[:, None, None]
+    assert torch.allclose(ahead, seen["stage1.0.bn1"].double(), atol=1e-5)
+
+
+def test_what_is_no_better_behind_the_activation_is_not_taken(monkeypatch):
+    teacher, anatomy, plan, images = setting(nets.Chain)
+    found = []
+    for solved in (lambda self, folds, weights, solve, rounds: weights + 10, lambda self, folds, weights, *_: weights):
+        monkeypatch.setattr("understudy.recover.gated.Gated.solved", solved)
+        student = cut(teacher, plan).eval()
+        log = closed_form(teacher, student, anatomy, plan, images)
+        assert not any(each.gated for each in log.layers)
+        found.append(student.state_dict())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
 def test_layers_know_the_activation_behind_them():
