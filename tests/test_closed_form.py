@@ -130,13 +130,13 @@ def test_what_the_activation_cuts_off_need_not_be_met(kind, monkeypatch):
 
 def test_what_the_activation_is_given_is_read_from_the_norms_before_it():
     model = randomised(nets.Residual())
+    layer = next(each for each in layers(trace(model, model.example())) if each.weight == "stage1.0.conv1.weight")
     seen = {}
     with torch.no_grad():
         for name, module in model.named_modules():
             module.register_forward_hook(lambda _, args, out, name=name: seen.update({name: out.clone()}))
         model(torch.randn(2, *model.size))
-    layer = next(each for each in layers(trace(model, model.example())) if each.weight == "stage1.0.conv1.weight")
-    scale, offset = affine_of(layer, named_tensors(model))
+    scale, offset = (each.detach() for each in affine_of(layer, named_tensors(model)))
     ahead = scale[:, None, None] * seen["stage1.0.conv1"].double() + offset[:, None, None]
     assert torch.allclose(ahead, seen["stage1.0.bn1"].double(), atol=1e-5)
 
