@@ -80,14 +80,16 @@ def restore(
 
     few: images to fit. choose: images, none of `few`, that decide what is kept; without them the closed form is kept
     as it is, batch norms keep the cut's statistics, and mimic its last step. max_seconds: for all of it; the steps are
-    as many as fit, by the pace of three; the closed form gets
-    CLOSED_SHARE of it at most. config.start "cut": only `mimic` runs, as the paper has it. on_checkpoint,
-    checkpoint: as in `mimic`; going on starts where mimic stood, with as many steps as had been decided on.
+    as many as fit, by the pace of three; the closed form gets CLOSED_SHARE of it at most. config.start "cut": only
+    `mimic` runs, as the paper has it. on_checkpoint, checkpoint: as in `mimic`; going on starts where mimic stood, with
+    as many steps as had been decided on.
     Raises: as `mimic`; the log of Stopped is a Recovery.
     """
     check_seconds(max_seconds)
     say, begun = on_stage or (lambda text: None), time.perf_counter()
     closed, errors, share = None, None, None
+    timed = checkpoint is None and (config.start == "closed_form" or max_seconds is not None)
+    a_view = view_seconds(teacher, few, config.views) if timed else 0.0
     if checkpoint is not None:
         done = checkpoint.data["before"]
         config = replace(config, steps=checkpoint.data["steps"])
@@ -95,7 +97,6 @@ def restore(
         errors, share = done["errors"], done["norms_share"]
         say(f"going on after {len(checkpoint.data['losses'])} of {config.steps} steps")
     elif config.start == "closed_form":
-        a_view = view_seconds(teacher, few, config.views)
         expected = expected_seconds(anatomy, plan, student, a_view)
         most = None if max_seconds is None else CLOSED_SHARE * max_seconds
         if most is not None and not views_for(most, a_view):
@@ -105,7 +106,7 @@ def restore(
             closed, errors, share = _solved(teacher, student, anatomy, plan, few, config, choose, most, a_view)
     if config.steps and checkpoint is None and max_seconds is not None:
         # The trial that tells the pace takes steps too: none where there is no time for more than that.
-        step = _PASSES * min(config.batch_size, count(few)) * view_seconds(teacher, few, config.views)
+        step = _PASSES * min(config.batch_size, count(few)) * a_view
         if max_seconds - (time.perf_counter() - begun) < 2 * (1 + _PACED) * step:
             say("no time to mimic")
             config = replace(config, steps=0)
