@@ -1,6 +1,6 @@
 """What the closed form and the evidence before it cost on ResNet-50 at 224 pixels, 200 images: one JSON line.
 
-    python benchmarks/closed_form_cost.py            # about a minute and a half on two idle cores
+    python -m benchmarks.closed_form_cost            # about a minute and a half on two idle cores
 
 Random weights and images: the work does not depend on what they are. Also written to results/closed_form_cost.json.
 seconds: by the clock; cpu_seconds: of all threads; peak_memory_mib: of the process above what it was before.

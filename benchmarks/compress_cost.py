@@ -1,6 +1,6 @@
 """What the default recipe costs as a whole, step by step, on networks of the real size: a JSON line for each teacher.
 
-    python benchmarks/compress_cost.py torchvision:resnet50 --device cuda     # a minute on an H200
+    python -m benchmarks.compress_cost torchvision:resnet50 --device cuda     # a minute on an H200
 
 Random weights and images: the work does not depend on what they are. Appended to results/compress_cost.jsonl. seconds:
 by the clock, of everything behind building the teacher; stages: when each began.

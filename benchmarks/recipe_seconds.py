@@ -1,6 +1,6 @@
 """Seconds of the default recipe against the paper's 2,000 steps, taken in turn in one process: one JSON line.
 
-    python benchmarks/recipe_seconds.py            # about five minutes on an idle machine
+    python -m benchmarks.recipe_seconds            # about five minutes on an idle machine
 
 What they reach in these steps is in docs/default.md; here are the seconds alone, each the least of the rounds. The
 paper's are those of 100 steps, times 20. Also written to results/recipe_seconds.json.

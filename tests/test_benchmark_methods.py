@@ -368,7 +368,7 @@ def test_mir_adamw_is_the_transformer_preset_but_for_its_learning_rate(optimiser
 
 def test_practise_adaptors_begin_as_identity_and_learn_alone(optimiser_steps):
     given = problem(Residual, labels=False, steps=4)
-    block = next(b for b in practise.droppable(given) if b.name == "stage1.1")
+    block = next(b for b in practise.droppable(given.anatomy) if b.name == "stage1.1")
     behind, before = practise.around(given, block)
     # Behind what feeds the stream before the gap (stem, first block), before what reads it after (third block, stage2).
     assert set(behind) == {"stem", "stage1.0.conv2"}
@@ -388,7 +388,7 @@ def test_practise_adaptors_begin_as_identity_and_learn_alone(optimiser_steps):
 
 def test_practise_probes_with_frozen_norms_for_the_squared_error_at_the_seam(monkeypatch):
     given = problem(Residual, labels=False)
-    block = next(b for b in practise.droppable(given) if b.name == "stage1.1")
+    block = next(b for b in practise.droppable(given.anatomy) if b.name == "stage1.1")
 
     def train(probe, loss_of, problem, **how):
         assert not any(m.training for m in probe.modules())
@@ -396,7 +396,7 @@ def test_practise_probes_with_frozen_norms_for_the_squared_error_at_the_seam(mon
         assert (how["lr"], how["steps"]) == (0.02, 0)
 
     monkeypatch.setattr(practise, "train", train)
-    probe, x = without(full_copy(given.teacher), ["stage1.1"]).eval(), given.few.batch()
+    probe, x = without(full_copy(given.teacher), block.gone).eval(), given.few.batch()
     with torch.no_grad(), capturing(given.teacher, given.plan.seam) as lead, capturing(probe, given.plan.seam) as own:
         by_hand = float((own.features(x)[0] - lead.features(x)[0]).square().mean())
     assert practise.recoverability(given, block) == pytest.approx(by_hand, rel=1e-5)
@@ -404,14 +404,14 @@ def test_practise_probes_with_frozen_norms_for_the_squared_error_at_the_seam(mon
 
 def test_practise_divides_by_what_a_drop_saves_and_mimics_the_rest(monkeypatch, optimiser_steps):
     given = problem(Residual, labels=False, steps=10, keep_width=0.6)
-    names = [b.name for b in practise.droppable(given)]
+    names = [b.name for b in practise.droppable(given.anatomy)]
     monkeypatch.setattr(practise, "recoverability", lambda _, block: 1.0 + (block.name == names[1]) * 0.5)
     monkeypatch.setattr(practise, "saved", lambda _, block, total: 10.0 if block.name == names[1] else 5.0)
     student = run("practise", given)
     gone = [n for n in names if isinstance(student.get_submodule(n), nn.Identity)]
     assert names[1] in gone
     assert [round(lr, 6) for _, lr, _ in optimiser_steps] == [0.02] * 4 + [0.002] * 4 + [0.0002] * 2
-    bare = without(full_copy(given.teacher), gone).state_dict()
+    bare = without(full_copy(given.teacher), [(name, "through") for name in gone]).state_dict()
     assert not all(torch.equal(v, bare[k]) for k, v in student.state_dict().items())
 
 
@@ -420,7 +420,7 @@ def test_practise_drops_the_block_that_does_nothing():
     with torch.no_grad():
         given.teacher.stage1[2].bn2.weight.zero_()
         given.teacher.stage1[2].bn2.bias.zero_()
-    names = {b.name for b in practise.droppable(given)}
+    names = {b.name for b in practise.droppable(given.anatomy)}
     assert "stage1.2" in names
     student = run("practise", given)
     assert isinstance(student.stage1[2], nn.Identity)

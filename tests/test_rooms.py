@@ -28,6 +28,7 @@ FORBIDDEN = {
     "selection": {"*", "-errors", "-graph"},
     "plan": {"*", "-errors", "-guard", "-seam"},
     "cut": {"*", "-errors", "-guard", "-modules", "-plan"},
+    "blocks": {"*", "-cost", "-cut", "-errors", "-graph", "-guard", "-modules", "-trace"},
     "preprocessing": {"*", "-errors"},
     "decode": {"*", "-errors", "-preprocessing"},
     "sources": {"*", "-decode", "-errors"},
@@ -67,7 +68,8 @@ FORBIDDEN = {
     "store": {"compress", "cli", "mimic", "config", "planner", "graph", "anatomy"},
 }
 LIBRARIES = {"timm": {"builders"}, "torchvision.models": {"builders"}, "transformers": {"builders"}, "pickle": set()}
-LIBRARIES |= {"onnx": {"export"}, "onnxruntime": {"export"}, "onnxscript": {"export"}}
+LIBRARIES |= {"onnx": {"export"}, "onnxruntime": {"export", "runtimes"}, "onnxscript": {"export"}}
+LIBRARIES |= {"openvino": {"runtimes"}}
 
 
 def imported(path: Path) -> set[str]:

@@ -10,15 +10,16 @@ import torch
 from torch import nn
 from torch.fx import Node
 
+from understudy.blocks import find_blocks, in_streams, resolve_drop
 from understudy.cost import macs
 from understudy.cut import without
-from understudy.errors import InputError, UnsupportedModel
+from understudy.errors import UnsupportedModel
 from understudy.graph import Anatomy, read_anatomy
-from understudy.guard import evaluating, structural_copy
+from understudy.guard import structural_copy
 from understudy.probe import settle
 from understudy.rules import argument
 from understudy.seam import Seam, SeamPoint, watching
-from understudy.trace import Call, Traced, as_example, operator, run_for_shapes, shape, trace_graph
+from understudy.trace import Call, Traced, operator, run_for_shapes, shape, trace_graph
 
 _WEIGHTED = {"conv1d", "conv2d", "conv3d", "linear", "convolution"} | {f"conv_transpose{d}d" for d in (1, 2, 3)}
 # The seam is taken outside the module that holds the last layer only where at least this share of the MACs stays before
@@ -86,51 +87,21 @@ def trace(
     if seam is not None:
         points = seam.points
     wanted = [p if isinstance(p, SeamPoint) else SeamPoint.parse(p) for p in points or ()]
-    model = teacher
+    model, gone, whole, zeroed = teacher, [], None, frozenset()
     if drop:
-        model = without(structural_copy(teacher), drop)
-        _check_drop(teacher, model, example, drop)
+        whole = trace_graph(teacher, example)
+        blocks = find_blocks(whole)
+        gone = resolve_drop(teacher, example, blocks, drop)
+        zeroed = frozenset(b.end for b in blocks if b.name in drop and b.pinned is None)
+        model = without(structural_copy(teacher), gone)
     traced = trace_graph(model, example, wanted)
     found, headless = (traced.marks, seam is not None and seam.headless) if wanted else _search(traced)
     nodes = list(found.values())
     anatomy = read_anatomy(traced, _seam(traced, found, headless), nodes)
-    anatomy.dropped = tuple(drop)
+    anatomy.dropped, anatomy.gone, anatomy.whole, anatomy.zeroed = tuple(drop), tuple(map(tuple, gone)), whole, zeroed
+    anatomy.blocks = in_streams(anatomy, find_blocks(traced))
     settle(anatomy)
     return anatomy
-
-
-def _check_drop(teacher: nn.Module, model: nn.Module, example: Any, drop: Sequence[str]) -> None:
-    """A dropped module must hand on a tensor of the shape it was given, else what follows would see another."""
-    args, kwargs = as_example(example)
-    seen: dict[str, tuple[Any, Any]] = {}
-    handles = []
-    modules = dict(teacher.named_modules())
-
-    def note(name: str) -> Any:
-        def hook(_: nn.Module, given: tuple, result: Any) -> None:
-            seen[name] = (
-                tuple(given[0].shape) if len(given) == 1 and isinstance(given[0], torch.Tensor) else None,
-                tuple(result.shape) if isinstance(result, torch.Tensor) else None,
-            )
-
-        return hook
-
-    try:
-        for name in drop:
-            handles.append(modules[name].register_forward_hook(note(name)))
-        with evaluating(teacher):
-            teacher(*args, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    for name in drop:
-        given, result = seen.get(name, (None, None))
-        if given is None or given != result:
-            raise InputError(
-                f"dropping block {name!r}: it takes {given or 'no single tensor'} and returns "
-                f"{result or 'no single tensor'}; expected one tensor in and one of the same shape out; "
-                "`understudy inspect` lists the blocks that can be dropped"
-            )
 
 
 def _search(traced: Traced) -> tuple[dict[SeamPoint, Node], bool]:

@@ -285,7 +285,7 @@ def verify(
 @app.command(epilog="Example: understudy demo --keep-width 0.3")
 def demo(
     teacher: Annotated[
-        str, typer.Option(help="mobilenetv2_tiny, resnet14, vgg7, vit_tiny or resnet20")
+        str, typer.Option(help="mobilenetv2_tiny, resnet14, vgg7, vit_tiny, resnet20, resnet32 or vit_deep")
     ] = "mobilenetv2_tiny",
     keep: Keep = None,
     keep_width: KeepWidth = None,
@@ -437,7 +437,10 @@ def _anatomy_table(facts: dict[str, Any]) -> str:
             )
     lines += [f"not read: {each}" for each in facts["unread"]]
     if facts["blocks"]:
-        lines.append(f"blocks that can be dropped: {', '.join(facts['blocks'])}")
+        lines += ["", f"{'block':<69}{'MACs':>8}"]
+    for block in facts["blocks"]:
+        can = f"cannot be dropped: {block['pinned']}" if block["pinned"] else "can be dropped"
+        lines.append(f"{block['name'] or '<model>':<69}{block['macs_share']:>8.1%}  {can}")
     if facts["unused_parameters"]:
         lines.append(f"parameters that no forward pass uses: {len(facts['unused_parameters'])}")
     return "\n".join(lines)

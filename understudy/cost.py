@@ -69,7 +69,7 @@ def count_traced(traced: Traced) -> Cost:
 
 def count_teacher(teacher: nn.Module, anatomy: Anatomy) -> Cost:
     """Cost of the uncut teacher, with the blocks that its anatomy leaves out."""
-    return count(teacher, anatomy.traced.example) if anatomy.dropped else count_traced(anatomy.traced)
+    return count_traced(anatomy.whole or anatomy.traced)
 
 
 def terms(anatomy: Anatomy) -> list[Term]:

@@ -1,6 +1,6 @@
 """Apply a plan to a copy of the teacher. Nothing is scored, traced or trained here."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ from torch import nn
 
 from understudy.errors import InputError, PlanError
 from understudy.guard import full_copy
-from understudy.modules import Told, replace_own, tell
+from understudy.modules import Told, replace_own, stand_in, tell
 from understudy.plan import Plan, check_teacher
 
 
@@ -23,8 +23,8 @@ def cut(teacher: nn.Module, plan: Plan) -> nn.Module:
     check_teacher(teacher, plan)
     student = full_copy(teacher)
     _slice(student, plan)
-    if plan.drop:
-        without(student, plan.drop)
+    if plan.gone:
+        without(student, plan.gone)
     for edit in plan.edits:
         _edit(student, edit)
     if plan.slices:
@@ -33,13 +33,13 @@ def cut(teacher: nn.Module, plan: Plan) -> nn.Module:
     return student
 
 
-def without(model: nn.Module, names: Sequence[str]) -> nn.Module:
-    """`model`, changed in place so that each named module hands its input on.
+def without(model: nn.Module, gone: Iterable[Sequence[str]]) -> nn.Module:
+    """`model`, changed in place. gone: (module, how) of each that is left out, see `modules.stand_in`.
 
     Raises: InputError naming a module that does not exist.
     """
     modules = dict(model.named_modules())
-    for name in names:
+    for name, how in gone:
         if name not in modules or not name:
             close = [m for m in modules if m.startswith(name.rsplit(".", 1)[0])][:8]
             raise InputError(
@@ -47,7 +47,7 @@ def without(model: nn.Module, names: Sequence[str]) -> nn.Module:
                 + (f"; near it: {', '.join(close)}" if close else "")
                 + "; `understudy inspect` lists the blocks"
             )
-        model.set_submodule(name, nn.Identity())
+        model.set_submodule(name, stand_in(how))
     return model
 
 

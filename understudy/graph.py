@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import networkx
 import numpy as np
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
@@ -69,28 +68,38 @@ class Group:
 class Block:
     """What lies between a fork and the addition that joins it again. identity: one side is the fork's own value.
 
-    name: the innermost module around it. streams: the groups to which the sum's channels belong. stage, place,
-    last: which run of blocks on one stream it belongs to, its place there, and whether it ends it.
+    name: the innermost module around it, or of several that one module holds the one around its layers. nodes: between
+    fork and addition. outer: not inside another. end: what the branch gives to the addition; branch: what is computed
+    for that alone. gone: (module, how) by which it is dropped, as `cut.without`. pinned: why it must stay, or None.
+    streams: the groups to which the sum's channels belong. stage, place, last: which run of outer blocks on one stream
+    it belongs to, its place there, and whether it ends it.
     """
 
     name: str
     identity: bool
-    streams: tuple[str, ...]
-    stage: int
-    place: int
-    last: bool
     nodes: frozenset[Node]
+    add: Node
+    outer: bool = True
+    end: Node | None = None
+    branch: frozenset[Node] = frozenset()
+    gone: tuple[tuple[str, str], ...] = ()
+    pinned: str | None = None
+    streams: tuple[str, ...] = ()
+    stage: int = -1
+    place: int = -1
+    last: bool = False
 
 
 @dataclass
 class Anatomy:
     """All that is known of a network before anything is decided.
 
-    groups: by name. blocks: outermost first. unread: (operator, module) that the table does not hold, where channels
-    met them. unused: parameters that no traced operator uses. sizes: numbers in modules that follow the cut.
-    scales: names of the batch norms' scales. axes: the channels on every tensor's axes. heard: the torch calls of one
-    pass.
-    tells: whether, after a cut, the code gives numbers that do not follow by themselves.
+    groups: by name. blocks: in the order of their additions. unread: (operator, module) that the table does not hold,
+    where channels met them. unused: parameters that no traced operator uses. sizes: numbers in modules that follow the
+    cut. scales: names of the batch norms' scales. axes: the channels on every tensor's axes. heard: the torch calls of
+    one pass. tells: whether, after a cut, the code gives numbers that do not follow by themselves. dropped: names of
+    blocks or modules that it is without; gone: the modules by which they are left out, and how; whole: the network with
+    them, and zeroed: what in it gives nothing then.
     """
 
     traced: Traced
@@ -107,6 +116,9 @@ class Anatomy:
     channels: Channels = field(repr=False)
     heard: Heard = field(repr=False)
     dropped: tuple[str, ...] = ()
+    gone: tuple[tuple[str, str], ...] = ()
+    whole: Traced | None = None
+    zeroed: frozenset[Node] = frozenset()
     tells: bool = False
     _known: dict[int, tuple[Ids, list, dict]] = field(default_factory=dict, repr=False)
 
@@ -309,7 +321,7 @@ def _check_lengths(node: Node, axes: Any) -> None:
 
 
 def read_anatomy(traced: Traced, seam: Seam, seam_nodes: list[Node]) -> Anatomy:
-    """Groups, blocks and dependent sizes of a traced network. `seam_nodes`: the seam's points in the graph."""
+    """Groups and dependent sizes of a traced network. `seam_nodes`: the seam's points in the graph."""
     reader = _Reader(traced)
     reader.walk()
     for node in seam_nodes:
@@ -326,7 +338,7 @@ def read_anatomy(traced: Traced, seam: Seam, seam_nodes: list[Node]) -> Anatomy:
     groups, unit_of = _groups(reader)
     used = {name for node, name in traced.tensors.items() if node.users}
     shared = {id(p) for n, p in traced.model.named_parameters() if n in used}
-    anatomy = Anatomy(
+    return Anatomy(
         traced,
         seam,
         tuple(seam_nodes),
@@ -341,8 +353,6 @@ def read_anatomy(traced: Traced, seam: Seam, seam_nodes: list[Node]) -> Anatomy:
         reader.channels,
         reader.heard,
     )
-    anatomy.blocks = _blocks(anatomy)
-    return anatomy
 
 
 def _groups(reader: _Reader) -> tuple[dict[str, Group], dict[int, tuple[str, int]]]:
@@ -404,56 +414,3 @@ def _members(reader: _Reader, families: Channels, units: dict[int, dict[int, int
                     found = np.array([units[family].get(r, -1) for r in roots.tolist()])
                     members.setdefault(family, []).append(Member(tensor, dim, found))
     return members
-
-
-def _blocks(anatomy: Anatomy) -> tuple[Block, ...]:
-    """Outermost pairs of fork and addition, in order, found by dominators of the data flow."""
-    traced = anatomy.traced
-    flow = traced.flow()
-    flow.remove_nodes_from([n for n in list(flow) if n != "in" and not networkx.has_path(flow, "in", n)])
-    above = networkx.immediate_dominators(flow, "in")
-    found: list[tuple[Node, Node, frozenset[Node]]] = []
-    for node in traced.nodes:
-        if operator(node) != "add" or node not in above:
-            continue
-        sides = [a for a in node.args[:2] if isinstance(a, Node) and a in above and shape(a) == shape(node)]
-        fork = above[node]
-        if len(sides) == 2 and isinstance(fork, Node):
-            found.append((fork, node, frozenset(_between(flow, fork, node))))
-    outer = [(f, a, ns) for f, a, ns in found if not any(a in other for _, _, other in found)]
-    last: dict[tuple[str, ...], int] = {}
-    stages: dict[tuple[str, ...], int] = {}
-    blocks: list[Block] = []
-    for fork, add, nodes in outer:
-        streams = _groups_at(anatomy, add)
-        stage = stages.setdefault(streams, len(stages))
-        place = sum(b.stage == stage for b in blocks)
-        last[streams] = len(blocks)
-        blocks.append(Block(_around(traced, [*nodes, add]), fork in add.args, streams, stage, place, False, nodes))
-    ends = set(last.values())
-    return tuple(Block(**{**vars(b), "last": i in ends}) for i, b in enumerate(blocks))
-
-
-def _between(flow: networkx.DiGraph, fork: Node, add: Node) -> set[Node]:
-    """Nodes on the way from `fork` to `add`, both left out. The fork dominates: going up from `add` must end there."""
-    found, todo = set(), [add]
-    while todo:
-        for source in flow.predecessors(todo.pop()):
-            if source != fork and source not in found and isinstance(source, Node):
-                found.add(source)
-                todo.append(source)
-    return found
-
-
-def _groups_at(anatomy: Anatomy, node: Node) -> tuple[str, ...]:
-    found = (anatomy.units(ids) for ids in anatomy.axes[node] or [] if ids is not None)
-    return tuple(sorted({u[0] for units in found for u in units if u is not None}))
-
-
-def _around(traced: Traced, nodes: list[Node]) -> str:
-    """The innermost module call that holds all of `nodes`."""
-    common = list(traced.calls[nodes[0]])
-    for node in nodes[1:]:
-        calls = traced.calls.get(node, ())
-        common = [c for c in common if c in calls]
-    return common[-1].module if common else ""

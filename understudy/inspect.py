@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from understudy.anatomy import trace
-from understudy.cost import count_traced, terms
+from understudy.blocks import droppable
+from understudy.cost import count_traced, macs, terms
 from understudy.errors import PlanError
 from understudy.graph import Anatomy
 from understudy.planner import eligible_groups, make_plan, reachable_macs, uniform_cost
@@ -25,11 +26,11 @@ def facts(teacher: nn.Module, anatomy: Anatomy) -> dict[str, Any]:
 
     seam: points, shapes and head. headless: it returns features and predicts nothing. macs, params, macs_not_counted.
     groups: name, width in units, channels, scheme "mid" or not, share of the MACs that depend on it, and why it is
-    pinned. macs_share_pinned: share of the MACs in operators of which no channel can be cut. blocks: those that may be
-    dropped. unread: operators that pinned something. unused_parameters. smallest_keep: the least share of MACs that
-    each scheme reaches. keep_width: MACs share left when every group keeps that share of its channels. keep: of a
-    student that keeps that share of the MACs, as `make_plan` plans it: scheme, MACs, parameters, and the megabytes
-    (10**6 bytes) of its parameters in float32; or why there is none.
+    pinned. macs_share_pinned: share of the MACs in operators of which no channel can be cut. blocks: residual branches,
+    their share of the MACs, and why one cannot be dropped. unread: operators that pinned something. unused_parameters.
+    smallest_keep: the least share of MACs that each scheme reaches. keep_width: MACs share left when every group keeps
+    that share of its channels. keep: of a student that keeps that share of the MACs, as `make_plan` plans it: scheme,
+    MACs, parameters, and the megabytes (10**6 bytes) of its parameters in float32; or why there is none.
     """
     cost, shares = count_traced(anatomy.traced), _shares(anatomy)
     mid = {g.name for g in eligible_groups(anatomy, "mid")}
@@ -52,7 +53,7 @@ def facts(teacher: nn.Module, anatomy: Anatomy) -> dict[str, Any]:
             for g in anatomy.groups.values()
         ],
         "pinned": dict(Counter(g.pinned for g in anatomy.groups.values() if g.pinned)),
-        "blocks": list(dict.fromkeys(b.name for b in anatomy.blocks if b.identity and b.name)),
+        "blocks": _blocks(anatomy, cost.macs),
         "unread": [f"{op} in {where}" for op, where in anatomy.unread],
         "unused_parameters": list(anatomy.unused),
         "smallest_keep": {s: round(reachable_macs(anatomy, g) / cost.macs, 4) for s, g in free.items() if g},
@@ -63,6 +64,16 @@ def facts(teacher: nn.Module, anatomy: Anatomy) -> dict[str, Any]:
         },
         "keep": {str(share): _predicted(teacher, anatomy, share) for share in SHARES},
     }  # fmt: skip
+
+
+def _blocks(anatomy: Anatomy, total: int) -> list[dict[str, Any]]:
+    free = {b.name for b in droppable(anatomy)}
+    found = []
+    for block in anatomy.blocks:
+        share = sum(macs(n) or 0 for n in block.branch or block.nodes) / anatomy.traced.batch / max(total, 1)
+        pinned = None if block.name in free else block.pinned or "its code does not run without it"
+        found.append({"name": block.name, "macs_share": round(share, 4), "pinned": pinned})
+    return found
 
 
 def _predicted(teacher: nn.Module, anatomy: Anatomy, keep: float) -> dict[str, Any]:

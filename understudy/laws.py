@@ -1,12 +1,15 @@
 """Laws that are checked on the user's own model. A broken one raises LawBroken; none is ever a warning.
 
 Law 2, cut = zero: the cut network equals the uncut teacher in which the removed channels are set to zero wherever
-something reads across channels. The reference runs the teacher's traced operators on full-sized tensors with masks; the
-cut network runs its own code on its sliced tensors. Norms that take statistics over channels see the kept ones only.
+something reads across channels, and in which a dropped block gives zeros to its addition. The reference runs the
+teacher's traced operators on full-sized tensors with masks; the cut network runs its own code on its sliced tensors.
+Norms that take statistics over channels see the kept ones only.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -94,10 +97,21 @@ def _compare(
             "take the width from its input, or pin the groups around it with --pin (`understudy inspect` lists them)"
         ) from error
     found = [*_floats(output), *features]
-    if any(a.shape != b.shape for a, b in zip(found, expected, strict=True)):
-        return math.inf
     if any(not torch.isfinite(a).all() for a in expected):
         raise LawBroken("checking the cut: the teacher's own output is not finite on random inputs")
+    error = _apart(found, expected)
+    if plan is not None and anatomy.zeroed:
+        bare = _Reference(anatomy, None, teacher).outputs(given)
+        whole = replace(anatomy, traced=anatomy.whole, seam_nodes=(), axes=defaultdict(list))
+        expected = _Reference(whole, None, teacher, anatomy.zeroed).outputs(given)
+        error = max(error, _apart(bare[: len(expected)], expected))
+    return error
+
+
+def _apart(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
+    """The largest difference of any, over that one's largest value; infinity where shapes differ."""
+    if any(a.shape != b.shape for a, b in zip(found, expected, strict=True)):
+        return math.inf
     return max(
         ((a - b).abs().max() / b.abs().max().clamp_min(1e-300)).item() for a, b in zip(found, expected, strict=True)
     )
@@ -134,8 +148,9 @@ class _Reference(Interpreter):
     In the inputs' precision: each of the teacher's tensors is copied to it when it is first read and let go after it is
     last read, so that no second teacher is ever held."""
 
-    def __init__(self, anatomy: Anatomy, plan: Plan | None, teacher: nn.Module):
+    def __init__(self, anatomy: Anatomy, plan: Plan | None, teacher: nn.Module, zero: frozenset[Node] = frozenset()):
         super().__init__(anatomy.traced.program.graph_module)
+        self._zero = zero  # what gives nothing
         self._anatomy, self._keep = anatomy, plan.keep if plan else {}
         self._tensors = named_tensors(teacher)
         self._wanted: dict[Node, torch.Tensor] = {}
@@ -169,6 +184,7 @@ class _Reference(Interpreter):
             self.env[source] = _copied(self.env[source], self._double)
         masks = self._masks_of_statistics(n)
         result = self._over_kept(n, masks) if masks else super().run_node(n)
+        result = torch.zeros_like(result) if n in self._zero else result
         if n in self._seams:
             self._wanted[n] = result.clone()
         return result

@@ -88,6 +88,44 @@ def replace_own(model: nn.Module) -> None:
             module.__class__ = MultiheadAttention
 
 
+# --- what stands where something was left out -------------------------------------------------------------------------
+
+THROUGH, ZERO = "through", "zero"
+
+
+class Through(nn.Identity):
+    """Hands on the first tensor that it is given. count: as the first of a tuple of so many, of which the others are
+    None; 0 for the tensor itself."""
+
+    def __init__(self, count: int = 0):
+        super().__init__()
+        self.count = count
+
+    def forward(self, *given: Any, **named: Any) -> Any:
+        x = next(v for v in (*given, *named.values()) if isinstance(v, Tensor))
+        return (x, *[None] * (self.count - 1)) if self.count else x
+
+
+class Zero(Through):
+    """As Through, but zeros."""
+
+    def forward(self, *given: Any, **named: Any) -> Any:
+        found = super().forward(*given, **named)
+        return (torch.zeros_like(found[0]), *found[1:]) if self.count else torch.zeros_like(found)
+
+
+def stand_in(how: str) -> nn.Module:
+    """What stands where a module was left out: "through" or "zero", and ":" and a count for what returns a tuple.
+
+    Raises: ValueError.
+    """
+    kind, _, count = how.partition(":")
+    found = {THROUGH: Through, ZERO: Zero}.get(kind)
+    if found is None or (count and not count.isdecimal()):
+        raise ValueError(f"found {how!r}, expected {THROUGH} or {ZERO}")
+    return found(int(count or 0))
+
+
 # --- telling a module the right numbers -------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from understudy.guard import named_tensors
 from understudy.seam import Seam
 
 VERSION = 1
+_HOW = re.compile(r"(through|zero)(:\d+)?")  # as modules.stand_in reads it
 
 
 @dataclass(frozen=True)
@@ -20,10 +22,11 @@ class Plan:
     """Everything needed to cut the same architecture again without tracing it.
 
     widths: units that each group keeps; edit these (and `drop`) by hand, then run the plan again.
-    drop: modules left out whole. keep: which units stay, per group. slices: tensor -> axis -> positions that stay.
-    edits: numbers in modules that follow the cut. calls: numbers that the code of modules gives to torch functions and
-    that do not follow by themselves (`modules.tell`). teacher: class and tensors of the network it is for, and how to
-    build it. asked: the budget and options that led here. notes: what the planner wants known.
+    drop: blocks (or modules) left out whole; gone: [module, how] by which they are (`cut.without`). keep: which units
+    stay, per group. slices: tensor -> axis -> positions that stay. edits: numbers in modules that follow the cut.
+    calls: numbers that the code of modules gives to torch functions and that do not follow by themselves
+    (`modules.tell`). teacher: class and tensors of the network it is for, and how to build it. asked: the budget and
+    options that led here. notes: what the planner wants known.
     """
 
     teacher: dict[str, Any]
@@ -37,6 +40,7 @@ class Plan:
     macs: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     calls: list[dict[str, Any]] = field(default_factory=list)
+    gone: list[list[str]] = field(default_factory=list)
     version: int = VERSION
 
     def to_json(self) -> dict[str, Any]:
@@ -44,13 +48,15 @@ class Plan:
         data["seam"] = self.seam.to_json()
         data["slices"] = {t: {str(d): i for d, i in dims.items()} for t, dims in self.slices.items()}
         order = ["version", "asked", "macs", "widths", "drop", "notes", "seam", "keep", "edits", "calls"]
-        order += ["slices", "teacher"]
+        order += ["gone", "slices", "teacher"]
         return {key: data[key] for key in order}
 
     @classmethod
     def from_json(cls, data: Any) -> "Plan":
         """Raises: PlanError naming the first field that is missing or of the wrong kind."""
-        data = {"calls": [], **data} if isinstance(data, dict) else data  # plans of before there were any
+        if isinstance(data, dict):  # plans of before there were any
+            dropped = data.get("drop")
+            data = {"calls": [], "gone": [[d, "through"] for d in dropped] if isinstance(dropped, list) else [], **data}
         _check(data)
         fields = {**data, "seam": Seam.from_json(data["seam"])}
         fields["slices"] = {t: {int(d): list(i) for d, i in dims.items()} for t, dims in data["slices"].items()}
@@ -119,7 +125,7 @@ def check_teacher(teacher: nn.Module, plan: Plan) -> None:
 
 _KINDS: dict[str, type] = {
     "version": int, "asked": dict, "macs": dict, "widths": dict, "drop": list, "notes": list,
-    "seam": dict, "keep": dict, "edits": list, "calls": list, "slices": dict, "teacher": dict,
+    "seam": dict, "keep": dict, "edits": list, "calls": list, "gone": list, "slices": dict, "teacher": dict,
 }  # fmt: skip
 
 
@@ -161,6 +167,7 @@ def _contents(data: dict[str, Any]) -> list[str]:
     for call in data["calls"]:
         if not isinstance(call, dict) or set(call) != _CALL or not all(map(_fits, call.items())):
             faults.append(f"calls holds {_short(call)}, expected {', '.join(sorted(_CALL))}: names, places and numbers")
+    faults += [f"gone holds {_short(g)}, expected [module, through or zero]" for g in data["gone"] if not _gone(g)]
     faults += _plain(data)
     if not isinstance(data["teacher"].get("tensors"), dict) or not isinstance(data["teacher"].get("class"), str):
         faults.append("teacher lacks its class or its tensors")
@@ -179,6 +186,12 @@ def _fits(entry: tuple[str, Any]) -> bool:
     if key in ("module", "function"):
         return isinstance(value, str)
     return _is_int(value) or (key in ("from", "to") and isinstance(value, float))
+
+
+def _gone(each: Any) -> bool:
+    return (
+        isinstance(each, list) and len(each) == 2 and all(isinstance(v, str) for v in each) and _HOW.fullmatch(each[1])
+    )
 
 
 def _plain(data: dict[str, Any]) -> list[str]:

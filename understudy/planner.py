@@ -158,6 +158,7 @@ def resolve(
         slices=slices,
         edits=edits,
         drop=list(anatomy.dropped),
+        gone=[list(each) for each in anatomy.gone],
         asked=asked,
         macs={"teacher": before, "student": round(after)},
         notes=list(notes),
@@ -186,7 +187,7 @@ def uniform_cost(anatomy: Anatomy, groups: Sequence[Group], share: float) -> int
 
 def _mid(anatomy: Anatomy, group: Group, spare_ends: bool) -> bool:
     for block in anatomy.blocks:
-        if group.name not in block.streams and all(p.node in block.nodes for p in group.producers):
+        if block.outer and group.name not in block.streams and all(p.node in block.nodes for p in group.producers):
             return not (spare_ends and (block.place == 0 or block.last))
     return False
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from benchmarks.methods.layers import mixes
 from benchmarks.methods.problem import PAPER, Method, Problem, train
-from understudy.anatomy import trace
+from understudy.blocks import droppable
 from understudy.cost import count
 from understudy.cut import without
 from understudy.errors import InputError
@@ -33,39 +33,27 @@ from understudy.seam import capturing
 
 
 def run(problem: Problem) -> nn.Module:
-    seam, blocks = problem.plan.seam, droppable(problem)
+    seam, blocks = problem.plan.seam, droppable(problem.anatomy)
     if not blocks:
         raise InputError("PRACTISE: this network has no residual block with an identity shortcut that can be dropped")
     total = count(problem.teacher, problem.few.batch([0]).to(problem.device)).macs
     scores = {block.name: recoverability(problem, block) / saved(problem, block, total) for block in blocks}
-    gone = sorted(scores, key=scores.get)[: len(blocks) - ceil(problem.plan.asked["keep_width"] * len(blocks) - 1e-9)]
-    student = without(full_copy(problem.teacher), gone)
+    fewest = sorted(blocks, key=lambda block: scores[block.name])
+    gone = fewest[: len(blocks) - ceil(problem.plan.asked["keep_width"] * len(blocks) - 1e-9)]
+    student = without(full_copy(problem.teacher), [each for block in gone for each in block.gone])
     mimic(problem.teacher, student, seam, problem.few, problem.config())
     return replace(problem.teacher, student, seam)
 
 
-def droppable(problem: Problem) -> list[Block]:
-    """The residual blocks with an identity shortcut that the network runs without."""
-    found = []
-    for block in problem.anatomy.blocks:
-        if block.identity and block.name:
-            try:
-                trace(problem.teacher, problem.few.batch([0, 0]).to(problem.device), drop=[block.name])
-            except InputError:
-                continue
-            found.append(block)
-    return found
-
-
 def saved(problem: Problem, block: Block, total: int) -> float:
     """Percent of the teacher's MACs that go with the block."""
-    rest = without(full_copy(problem.teacher), [block.name])
+    rest = without(full_copy(problem.teacher), block.gone)
     return 100 * (1 - count(rest, problem.few.batch([0]).to(problem.device)).macs / total)
 
 
 def recoverability(problem: Problem, block: Block) -> float:
     """Mean squared error at the seam that adaptors around the gap leave on the few images."""
-    probe = without(full_copy(problem.teacher), [block.name]).eval()
+    probe = without(full_copy(problem.teacher), block.gone).eval()
     behind, before = around(problem, block)
     for parameter in probe.parameters():
         parameter.requires_grad_(False)
@@ -90,7 +78,7 @@ def recoverability(problem: Problem, block: Block) -> float:
 def around(problem: Problem, block: Block) -> tuple[list[str], list[str]]:
     """Convolutions that feed the block's residual stream before it, and those that read the stream after it."""
     order = {name: place for place, name in enumerate(problem.calls)}
-    inside = [name for name in order if name == block.name or name.startswith(f"{block.name}.")]
+    inside = [name for name in order if any(name == m or name.startswith(f"{m}.") for m, _ in block.gone)]
     first, last = min(order[name] for name in inside), max(order[name] for name in inside)
     feed, read = [], []
     for stream in block.streams:

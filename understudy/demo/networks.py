@@ -224,13 +224,25 @@ def vit_tiny() -> nn.Module:
     return VisionTransformer(4, 64, 4, 4, 256, channels, size, len(CLASSES))
 
 
-# All but resnet20 are cheap enough for hundreds of runs: benchmarks/ compares methods on them.
+def resnet32() -> nn.Module:
+    return ResNet(16, ((16, 5, 2), (32, 5, 2), (64, 5, 2)), PREPROCESSING["input_size"][0], len(CLASSES))
+
+
+def vit_deep() -> nn.Module:
+    channels, size, _ = PREPROCESSING["input_size"]
+    return VisionTransformer(4, 48, 6, 4, 192, channels, size, len(CLASSES))
+
+
+# The first four are cheap enough for hundreds of runs: benchmarks/ compares methods on them. The last two have twelve
+# branches and more that can be dropped.
 _BUILDERS = {
     "mobilenetv2_tiny": mobilenetv2_tiny,
     "resnet14": resnet14,
     "vgg7": vgg7,
     "vit_tiny": vit_tiny,
     "resnet20": resnet20,
+    "resnet32": resnet32,
+    "vit_deep": vit_deep,
 }
 NAMES = tuple(_BUILDERS)
 

@@ -50,6 +50,8 @@ CONFIGS = {
     "vgg7": TrainConfig(5000),
     "vit_tiny": TrainConfig(7000, optimizer="adamw", lr=3e-3, weight_decay=0.05),
     "resnet20": TrainConfig(2000),
+    "resnet32": TrainConfig(4000),
+    "vit_deep": TrainConfig(6000, optimizer="adamw", lr=3e-3, weight_decay=0.05),
 }
 
 
