@@ -41,6 +41,24 @@ FORBIDDEN = {
     "config": {"*", "-augment", "-errors", "-muon"},
     "batches": {"*", "-augment", "-errors"},
     "checkpoint": {"*"},
+    "judge": {"*", "-batches", "-guard", "-seam"},
+    "runtimes": {"*", "-errors", "-export", "-guard", "-report", "-trace"},
+    "limits": {"*", "-cost", "-graph", "-guard", "-trace"},
+    "recoverability": {
+        "*",
+        "-batches",
+        "-blocks",
+        "-closed_form",
+        "-cost",
+        "-cut",
+        "-graph",
+        "-guard",
+        "-judge",
+        "-layers",
+        "-seam",
+    },
+    "budgets": {"mimic", "restore", "images", "store", "compress", "cli"},
+    "picture": {"*", "-errors"},
     "mimic": {"*", "-batches", "-checkpoint", "-config", "-errors", "-guard", "-seam"},
     "norms": {"*", "-batches", "-guard"},
     "lockstep": {"*", "-batches", "-guard"},
@@ -69,7 +87,7 @@ FORBIDDEN = {
 }
 LIBRARIES = {"timm": {"builders"}, "torchvision.models": {"builders"}, "transformers": {"builders"}, "pickle": set()}
 LIBRARIES |= {"onnx": {"export"}, "onnxruntime": {"export", "runtimes"}, "onnxscript": {"export"}}
-LIBRARIES |= {"openvino": {"runtimes"}}
+LIBRARIES |= {"openvino": {"runtimes"}, "matplotlib": {"picture"}}
 
 
 def imported(path: Path) -> set[str]:
@@ -114,11 +132,11 @@ def test_public_names():
     import understudy
 
     assert understudy.__all__ == [
-        "Anatomy", "MimicConfig", "PRESETS", "Plan", "Preprocessing", "Report", "Result", "SCORES", "Seam",
-        "SeamPoint", "Teacher", "UnderstudyError", "capturing", "check_cut", "closed_form", "compress", "count",
-        "cut", "export", "figures", "find_seam", "inspect", "load", "load_teacher", "make_plan", "mimic",
-        "own_teacher", "preset", "read_images", "read_plan", "reconstruction", "replace", "replan", "restore",
-        "save", "split", "trace",
+        "Anatomy", "Latency", "MimicConfig", "PRESETS", "Plan", "Preprocessing", "Report", "Result", "SCORES", "Seam",
+        "SeamPoint", "Setting", "Teacher", "UnderstudyError", "capturing", "check_cut", "closed_form", "compress",
+        "count", "cut", "export", "figures", "find_seam", "inspect", "load", "load_teacher", "make_plan", "measure",
+        "mimic", "own_teacher", "preset", "read_images", "read_plan", "reconstruction", "recoverability", "replace",
+        "replan", "restore", "save", "split", "trace",
     ]  # fmt: skip
     import understudy.cut
 
@@ -128,12 +146,13 @@ def test_public_names():
         _ = understudy.nothing
 
 
-BUDGET = """--keep --keep-width --scheme --spare-ends --no-spare-ends --drop --pin --exclude --min-channels --divisor
+BUDGET = """--keep --keep-width --params --size-mb --latency --latency-ms --runtime --batch --depth --scheme
+    --spare-ends --no-spare-ends --drop --pin --exclude --min-channels --divisor
     --importance"""
 TEACHER = "--weights --pretrained --no-pretrained --num-classes --part --input-size --seam --threads"
 FLAGS = {
     "inspect": TEACHER,
-    "plan": f"{BUDGET} {TEACHER} --images --out --seed --force --no-force",
+    "plan": f"{BUDGET} {TEACHER} --images --out --picture --seed --force --no-force",
     "compress": f"""{BUDGET} {TEACHER} --out --plan --preset --effort --steps --max-seconds --seed --device --precision
         --views --held-out --held-out-share --labelled --mean --std --resize --force --no-force --resume --no-resume""",
     "verify": "--teacher --labelled --weights --pretrained --no-pretrained --device --threads",

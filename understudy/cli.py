@@ -54,6 +54,31 @@ Seam = Annotated[
     ),
 ]
 Keep = Annotated[float | None, typer.Option(help="Share of MACs to keep, 0 to 1", rich_help_panel=_BUDGET)]
+Keeps = Annotated[
+    list[float] | None,
+    typer.Option("--keep", help="Share of MACs to keep, 0 to 1; repeat for several results", rich_help_panel=_BUDGET),
+]
+Params = Annotated[float | None, typer.Option(help="Parameters: a share up to 1, or how many", rich_help_panel=_BUDGET)]
+SizeMb = Annotated[float | None, typer.Option(help="Megabytes (10^6) of all tensors", rich_help_panel=_BUDGET)]
+Shares = Annotated[
+    list[float] | None,
+    typer.Option("--latency", help="Share of the teacher's latency; repeat for several", rich_help_panel=_BUDGET),
+]
+LatencyMs = Annotated[
+    list[float] | None,
+    typer.Option("--latency-ms", help="Milliseconds of a forward pass; repeat for several", rich_help_panel=_BUDGET),
+]
+Runtime = Annotated[
+    str | None,
+    typer.Option(help="Measures: torch, compile, onnxruntime, openvino, cuda, tensorrt", rich_help_panel=_BUDGET),
+]
+Batch = Annotated[int | None, typer.Option(help="Images in a measured pass; else 1", rich_help_panel=_BUDGET)]
+Depth = Annotated[
+    str | None,
+    typer.Option(
+        help="May whole blocks go: never (without a latency), auto (with one), or only they", rich_help_panel=_BUDGET
+    ),
+]
 KeepWidth = Annotated[
     float | None, typer.Option(help="Share of each group's channels to keep", rich_help_panel=_BUDGET)
 ]
@@ -71,7 +96,13 @@ Exclude = Annotated[
     list[str] | None, typer.Option(help="Modules that must not change at all (pattern)", rich_help_panel=_BUDGET)
 ]
 MinChannels = Annotated[int, typer.Option(help="No width is cut below", rich_help_panel=_BUDGET)]
-Divisor = Annotated[int, typer.Option(help="Widths are rounded up to a multiple of", rich_help_panel=_BUDGET)]
+Divisor = Annotated[
+    int | None,
+    typer.Option(
+        help="Widths are multiples of; else 1, or with a latency what is measured to be worth it",
+        rich_help_panel=_BUDGET,
+    ),
+]
 Importance = Annotated[
     str | None,
     typer.Option(
@@ -120,13 +151,27 @@ def plan(
     out: Annotated[Path | None, typer.Option(help="Where the plan is written, as JSON to read and edit")] = None,
     keep: Keep = None,
     keep_width: KeepWidth = None,
+    params: Params = None,
+    size_mb: SizeMb = None,
+    latency: Annotated[
+        float | None, typer.Option(help="Share of the teacher's latency", rich_help_panel=_BUDGET)
+    ] = None,
+    latency_ms: Annotated[
+        float | None, typer.Option(help="Milliseconds of a forward pass", rich_help_panel=_BUDGET)
+    ] = None,
+    runtime: Runtime = None,
+    batch: Batch = None,
+    depth: Depth = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Without a budget: where the frontier is drawn, .png or .svg")
+    ] = None,
     scheme: Scheme = "auto",
     spare_ends: SpareEnds = False,
     drop: Drop = None,
     pin: Pin = None,
     exclude: Exclude = None,
     min_channels: MinChannels = 1,
-    divisor: Divisor = 1,
+    divisor: Divisor = None,
     importance: Importance = None,
     images: Annotated[
         Path | None, typer.Option(help="A few images, which say what channels matter", rich_help_panel=_BUDGET)
@@ -141,34 +186,66 @@ def plan(
     force: Annotated[bool, typer.Option(help="Replace an existing plan file")] = False,
     threads: Threads = None,
 ) -> None:
-    """Decide what to keep under a budget, and print or write the plan; nothing is trained."""
+    """Decide what to keep under a budget, and print or write the plan; nothing is trained.
+
+    With images and without a budget: what students of several sizes would lose, measured on a runtime if one is named.
+    """
     _threads(threads)
     from dataclasses import replace
 
     import torch
 
+    from understudy import budgets
     from understudy.anatomy import trace
     from understudy.images import read_images
+    from understudy.picture import check_picture, draw_frontier
     from understudy.plan import check_plan_file
     from understudy.planner import make_plan
     from understudy.reconstruction import reconstruction
 
     if out is not None:
         check_plan_file(out, force=force)
+    if picture is not None:
+        check_picture(picture)
     found = _teacher(teacher, weights, pretrained, num_classes, part, input_size)
-    anatomy = trace(found.model, torch.zeros(2, *found.preprocessing.input_size), points=seam, drop=drop or ())
-    evidence, asked = None, {}
-    if images is not None and importance is None:
+    example = torch.zeros(2, *found.preprocessing.input_size)
+    asked = {
+        "keep": keep, "params": params, "size_mb": size_mb, "latency": latency, "latency_ms": latency_ms,
+        "keep_width": keep_width,
+    }  # fmt: skip
+    showing = images is not None and not drop and all(value is None for value in asked.values())
+    mixing = showing or budgets.mixes({**asked, "depth": depth})
+    anatomy = trace(found.model, example, points=seam, drop=() if mixing else drop or ())
+    evidence, used, few = None, {}, None
+    if images is not None:
         few = read_images(images, found.preprocessing)
-        evidence = reconstruction(found.model, anatomy, few, views=found.views, seed=seed or 0)
-        asked = {"images": few.hashes}
-    made = make_plan(
-        found.model, anatomy, keep=keep, keep_width=keep_width, scheme=scheme, spare_ends=spare_ends, pin=pin or (),
-        exclude=exclude or (), min_channels=min_channels, divisor=divisor, score=importance or "l1", seed=seed or 0,
-        evidence=evidence, source=found.to_json(),
-    )  # fmt: skip
-    made = replace(made, asked={**made.asked, **asked})
-    widths = {n: [w, anatomy.groups[n].width] for n, w in made.widths.items()}
+        if importance is None:
+            evidence = reconstruction(found.model, anatomy, few, views=found.views, seed=seed or 0)
+        used = {"images": few.hashes}
+    options = {
+        "scheme": scheme, "spare_ends": spare_ends, "pin": pin or (), "exclude": exclude or (),
+        "min_channels": min_channels, "score": importance or "l1", "seed": seed or 0,
+    } | ({} if divisor is None else {"divisor": divisor})  # fmt: skip
+    if mixing:
+        few = budgets.required(few)
+        where = {"runtime": runtime, "threads": threads, "batch": batch, "depth": depth, "views": found.views}
+        if showing:
+            rows = budgets.frontier_by(found.model, anatomy, few, evidence=evidence, say=_say, **where, **options)
+            _say(_frontier_table(rows))
+            if picture is not None:
+                draw_frontier(picture, rows, teacher)
+            return _answer({"teacher": teacher, "frontier": rows, "picture": picture and str(picture)})
+        made = budgets.plan_by(
+            found.model, anatomy, few, drop=drop or (), evidence=evidence, source=found.to_json(), say=_say,
+            **asked, **where, **options,
+        )  # fmt: skip
+    else:
+        limits = {name: value for name, value in asked.items() if not name.startswith("latency")}
+        made = make_plan(
+            found.model, anatomy, evidence=evidence, source=found.to_json(), **limits, **options
+        )  # fmt: skip
+    made = replace(made, asked={**made.asked, **used})
+    widths = {n: [w, anatomy.groups[n].width] for n, w in made.widths.items() if n in anatomy.groups}
     _say("\n".join(f"{n}: {w} of {full}" for n, (w, full) in widths.items() if w != full))
     _say("\n".join([f"dropped: {d}" for d in made.drop] + [f"note: {n}" for n in made.notes]))
     if out is not None:
@@ -176,7 +253,8 @@ def plan(
     _answer(
         {
             "teacher": teacher, "macs_teacher": made.macs["teacher"], "macs_student": made.macs["student"],
-            "scheme": made.asked["scheme"], "widths": widths, "drop": made.drop, "plan": out and str(out),
+            "scheme": made.asked["scheme"], "widths": widths, "drop": made.drop,
+            "latency": made.asked.get("latency"), "plan": out and str(out),
         }
     )  # fmt: skip
 
@@ -185,9 +263,16 @@ def plan(
 def compress(
     teacher: TeacherArg,
     images: ImagesArg,
-    out: Annotated[Path, typer.Option(help="Folder for the result")],
-    keep: Keep = None,
+    out: Annotated[Path, typer.Option(help="Folder for the result; of several budgets, for their folders")],
+    keep: Keeps = None,
     keep_width: KeepWidth = None,
+    params: Params = None,
+    size_mb: SizeMb = None,
+    latency: Shares = None,
+    latency_ms: LatencyMs = None,
+    runtime: Runtime = None,
+    batch: Batch = None,
+    depth: Depth = None,
     plan: Annotated[
         Path | None, typer.Option(help="A plan (edited or not) instead of a budget", rich_help_panel=_BUDGET)
     ] = None,
@@ -197,7 +282,7 @@ def compress(
     pin: Pin = None,
     exclude: Exclude = None,
     min_channels: MinChannels = 1,
-    divisor: Divisor = 1,
+    divisor: Divisor = None,
     importance: Importance = None,
     preset: Annotated[str, typer.Option(help=_PRESET)] = "default",
     effort: Effort = None,
@@ -231,29 +316,40 @@ def compress(
     from understudy.recover.config import preset as recipe
     from understudy.store import check_writable, stopped_path
 
-    check_writable(out, force=force or resume)  # with resume compress looks again
     asked = read_plan(plan) if plan is not None else None
+    budgets = _budgets(
+        asked, out, keep=keep, latency=latency, latency_ms=latency_ms, keep_width=keep_width, params=params,
+        size_mb=size_mb, runtime=runtime, batch=batch, threads=threads, depth=depth, scheme=scheme,
+        spare_ends=spare_ends, pin=pin or (), exclude=exclude or (), min_channels=min_channels, seed=seed or 0,
+        **({} if importance is None else {"score": importance}), **({} if divisor is None else {"divisor": divisor}),
+    )  # fmt: skip
+    for place in budgets:
+        check_writable(place, force=force or resume)  # with resume compress looks again
     found = _teacher(teacher, weights, pretrained, num_classes, part, input_size, mean, std, resize, views)
     config = recipe(preset, effort, steps=steps, seed=seed, device=device, precision=precision, views=found.views)
-    progress = _Progress()
-    try:
-        result = run(
-            found, images, folder=out, force=force, resume=resume, plan=asked, config=config, held_out=held_out,
-            held_out_share=held_out_share, labelled=labelled, seam=seam, drop=drop or (), max_seconds=max_seconds,
-            on_stage=_say, on_step=progress,
-            **_budget(asked, keep=keep, keep_width=keep_width, scheme=scheme, spare_ends=spare_ends, pin=pin or (),
-                      exclude=exclude or (), min_channels=min_channels, divisor=divisor, seed=seed or 0,
-                      **({} if importance is None else {"score": importance})),
-        )  # fmt: skip
-    except Stopped as stopped:
-        result = stopped.log
-    except KeyboardInterrupt:
-        if not stopped_path(out).exists():
-            raise
-        _say(f"understudy: interrupted; {stopped_path(out)} is there to go on from: the same command with --resume")
-        sys.exit(INTERRUPTED)
-    _say(result.report.table())
-    _answer(_line(result.report, None if result.folder is None else str(result.folder)))
+    lines = []
+    for place, budget in budgets.items():
+        if len(budgets) > 1:
+            _say(f"{place.name}:")
+        try:
+            result = run(
+                found, images, folder=place, force=force, resume=resume, plan=asked, config=config, held_out=held_out,
+                held_out_share=held_out_share, labelled=labelled, seam=seam, drop=drop or (), max_seconds=max_seconds,
+                on_stage=_say, on_step=_Progress(), **budget,
+            )  # fmt: skip
+        except Stopped as stopped:
+            result = stopped.log
+        except KeyboardInterrupt:
+            kept = stopped_path(place)
+            if not kept.exists():
+                raise
+            _say(f"understudy: interrupted; {kept} is there to go on from: the same command with --resume")
+            sys.exit(INTERRUPTED)
+        _say(result.report.table())
+        lines.append(_line(result.report, None if result.folder is None else str(result.folder)))
+        if result.stopped:
+            break
+    _answer(lines[0] if len(budgets) == 1 else {"results": lines})
     if result.stopped:
         where = "the student as it is now is saved" if result.folder else f"{out} holds another result and is as it was"
         _say(f"understudy: stopped; {where}; the same command with --resume goes on")
@@ -391,8 +487,13 @@ def _numbers(option: str, text: str | None, kind: type, between: str) -> list | 
         raise InputError(f"reading --{option}: found {text!r}, expected numbers such as {example}") from None
 
 
-def _budget(plan: Any, **options: Any) -> dict[str, Any]:
-    return {} if plan is not None else options
+def _budgets(plan: Any, out: Path, **options: Any) -> dict[Path, dict[str, Any]]:
+    """Folder -> budget; none beside a plan."""
+    from understudy.budgets import several
+
+    if plan is not None:
+        return {out: {}}
+    return {out / name if name else out: budget for name, budget in several(**options).items()}
 
 
 def _threads(threads: int | None) -> None:
@@ -406,7 +507,8 @@ def _line(report: Any, folder: str | None) -> dict[str, Any]:
     names = """macs_teacher macs_student params_teacher params_student top1_agreement top1_agreement_low
         top1_agreement_high feature_error_relative images_few images_held_out steps seconds top1_teacher top1_student"""
     data = report.to_json()
-    return {**{name: data[name] for name in names.split()}, "folder": folder}
+    latency = {f"latency_ms_{who}": (data["latency"] or {}).get(f"{who}_ms") for who in ("teacher", "student")}
+    return {**{name: data[name] for name in names.split()}, **latency, "folder": folder}
 
 
 def _anatomy_table(facts: dict[str, Any]) -> str:
@@ -443,6 +545,15 @@ def _anatomy_table(facts: dict[str, Any]) -> str:
         lines.append(f"{block['name'] or '<model>':<69}{block['macs_share']:>8.1%}  {can}")
     if facts["unused_parameters"]:
         lines.append(f"parameters that no forward pass uses: {len(facts['unused_parameters'])}")
+    return "\n".join(lines)
+
+
+def _frontier_table(rows: list[dict[str, Any]]) -> str:
+    lines = [f"{'asked':>6}{'latency':>9}{'ms':>9}{'MACs':>7}{'error':>8}  blocks dropped"]
+    for row in rows:
+        measured = f"{row['latency_share']:>9.2f}{row['latency_ms']:>9.3f}" if "latency_ms" in row else f"{'':18}"
+        gone = ", ".join(row["drop"]) or "none"
+        lines.append(f"{row['asked']:>6g}{measured}{row['macs_share']:>7.0%}{row['error']:>8.3f}  {gone}")
     return "\n".join(lines)
 
 

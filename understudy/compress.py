@@ -13,6 +13,7 @@ from torch import nn
 
 from understudy import laws, store
 from understudy.anatomy import trace
+from understudy.budgets import MIXED, compared, mixes, plan_by
 from understudy.cost import count, count_teacher
 from understudy.cut import cut
 from understudy.errors import InputError, LawBroken, Stopped, StoreError
@@ -35,6 +36,7 @@ from understudy.recover.restore import (
 )
 from understudy.replace import replace as put_under_head
 from understudy.report import Report, platform_kind, versions
+from understudy.runtimes import Setting
 from understudy.seam import SeamPoint
 from understudy.teachers import Teacher, load_teacher, own_teacher
 from understudy.trace import as_example
@@ -92,9 +94,10 @@ def compress(
 
     teacher: from `teachers.load_teacher`, or a module (then images are prepared as `teachers.own_teacher` says).
     images: whatever `images.read_images` reads; nothing but these trains. budget: options of `planner.make_plan`
-    (keep=0.5, keep_width=0.5, scheme=...), unless `plan` says what to keep; without a score in it the images say which
-    channels matter, if config.start is "closed_form". config: how to recover; the default recipe if None. max_seconds:
-    for the images' say and for recovering, which then takes as many steps as fit.
+    (keep=0.5, params=0.5, keep_width=0.5, scheme=...) and of `budgets.plan_by` (latency=0.6, latency_ms=12,
+    runtime="openvino", threads=1, batch=1, depth="auto"), unless `plan` says what to keep; without a score in it the
+    images say which channels matter, if config.start is "closed_form". config: how to recover; the default recipe if
+    None. max_seconds: for the images' say and for recovering, which then takes as many steps as fit.
     held_out: images that only certify, from another source; without it `held_out_share` of `images` is set aside for
     that. labelled: images that only measure accuracy: a folder of class folders, or anything readable with `labels`.
     seam: points where the features are taken, instead of the one that is found. drop: blocks to leave out whole.
@@ -142,9 +145,10 @@ def compress(
         plan = Plan.from_json(stood.data["plan"])
 
     say("reading the network")
-    anatomy = trace(
-        model, example, plan.seam if plan and not seam else None, points=seam, drop=plan.drop if plan else drop
-    )
+    mixed = {name: budget.pop(name) for name in MIXED if name in budget}
+    mixing = plan is None and mixes(mixed)
+    gone = plan.drop if plan else () if mixing else drop
+    anatomy = trace(model, example, plan.seam if plan and not seam else None, points=seam, drop=gone)
     if plan is None and "score" not in budget and config.start == "closed_form":
         with on_device(model, config.device):
             given = _given(few, call)
@@ -155,7 +159,13 @@ def compress(
                 on_expected=lambda seconds: say(f"asking the images which channels matter, {about(seconds)}"),
             )  # fmt: skip
             max_seconds = None if max_seconds is None else max(0.0, max_seconds - (time.perf_counter() - begun))
-    if stood is None:
+    if mixing:
+        with on_device(model, config.device):
+            options = {"views": config.views, "seed": config.seed, "drop": drop, "source": source, **mixed, **budget}
+            plan = plan_by(model, anatomy, _given(few, call), say=say, **options)
+        anatomy = trace(model, example, anatomy.seam, drop=plan.drop)
+        plan = replace(plan, asked={**plan.asked, "call": call})
+    elif stood is None:
         plan = replan(model, anatomy, plan, source) if plan else make_plan(model, anatomy, source=source, **budget)
         plan = replace(plan, asked={**plan.asked, "call": call})
     chose = set(plan.asked.get("images", ())) & set(proof.hashes)
@@ -202,6 +212,11 @@ def compress(
         worth = figures(model, result, plan.seam, _given(proof, call))
         score = accuracy(model, result, _given(test, call), truth) if test is not None else None
     result = result.to(home)
+    latency = None
+    if plan.asked.get("latency"):
+        say("measuring the latency of both")
+        how = plan.asked["latency"]["setting"]
+        latency = compared(model, result, example, Setting(*(how[f.name] for f in fields(Setting))))
     whole, lead = teacher.completed(result), model if teacher.whole is None else teacher.whole
     check_head(lead, whole, plan.seam, teacher.part)
     report = Report(
@@ -215,6 +230,7 @@ def compress(
         images_few=len(few),
         images_choose=len(choose or ()),
         image_hashes=hashes,
+        latency=latency,
         steps=len(log.losses),
         seconds=time.perf_counter() - started,
         config={

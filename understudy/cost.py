@@ -15,6 +15,7 @@ from torch import nn
 from torch.fx import Node
 
 from understudy.graph import Anatomy
+from understudy.guard import named_tensors
 from understudy.recurrent import RECURRENT
 from understudy.rules import argument
 from understudy.trace import Traced, operator, shape, trace_graph
@@ -29,11 +30,13 @@ _FREE = frozenset(
 
 @dataclass(frozen=True)
 class Cost:
-    """macs: of one image. params: numbers in parameters. uncounted: operator -> how many times it runs."""
+    """macs: of one image. params: numbers in parameters. uncounted: operator -> how many times it runs. bytes: of all
+    tensors."""
 
     macs: int
     params: int
     uncounted: dict[str, int] = field(default_factory=dict)
+    bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,12 @@ def count_traced(traced: Traced) -> Cost:
         elif operator(node) not in _FREE:
             uncounted[operator(node)] += 1
     params = sum(p.numel() for p in traced.model.parameters())
-    return Cost(round(total / traced.batch), params, dict(sorted(uncounted.items())))
+    return Cost(round(total / traced.batch), params, dict(sorted(uncounted.items())), bytes_of(traced.model))
+
+
+def bytes_of(model: nn.Module) -> int:
+    """Of every tensor once."""
+    return sum({id(t): t.numel() * t.element_size() for t in named_tensors(model).values()}.values())
 
 
 def count_teacher(teacher: nn.Module, anatomy: Anatomy) -> Cost:

@@ -19,6 +19,12 @@ class PlanError(InputError):
     """A plan that does not fit: edited into nonsense, of another teacher, or a budget out of reach."""
 
 
+class OutOfReach(PlanError):
+    """A latency that no student meets; the nearest that was measured is named."""
+
+    exit_code = 1
+
+
 class StoreError(InputError):
     """A result folder that cannot be written, or that is not what it says it is."""
 

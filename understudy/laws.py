@@ -74,11 +74,19 @@ def check_budget(plan: Plan, teacher: Cost, student: Cost) -> None:
     """
     if student.macs != plan.macs["student"]:
         raise LawBroken(f"counting the student: {student.macs:,} MACs, the plan promised {plan.macs['student']:,}")
-    keep = plan.asked.get("keep")
-    if keep is not None and not plan.asked.get("edited") and student.macs > keep * teacher.macs:
+    if plan.asked.get("edited"):
+        return
+    keep, params, size = (plan.asked.get(name) for name in ("keep", "params", "size_mb"))
+    if keep is not None and student.macs > keep * teacher.macs:
         raise LawBroken(
             f"counting the student: {student.macs:,} of {teacher.macs:,} MACs, above the keep {keep} asked for"
         )
+    if params is not None and student.params > (params * teacher.params if params <= 1 else params):
+        raise LawBroken(
+            f"counting the student: {student.params:,} of {teacher.params:,} parameters, above the {params} asked for"
+        )
+    if size is not None and student.bytes > size * 1e6:
+        raise LawBroken(f"counting the student: {student.bytes / 1e6} MB of tensors, above the {size} asked for")
 
 
 def _compare(

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from understudy.cost import count_teacher, count_traced, terms
+from understudy.cost import count_teacher
 from understudy.errors import PlanError
 from understudy.graph import Anatomy, Group
 from understudy.guard import named_tensors
+from understudy.limits import Limits, Pace, macs_of, relief, size_of, time_of
 from understudy.plan import Plan, check_teacher, describe
 from understudy.probe import told
 from understudy.score import RECONSTRUCTION, SCORES, Evidence
@@ -31,6 +32,10 @@ def make_plan(
     *,
     keep: float | None = None,
     keep_width: float | None = None,
+    params: float | None = None,
+    size_mb: float | None = None,
+    pace: Pace | None = None,
+    ms: float | None = None,
     scheme: str = "auto",
     spare_ends: bool = False,
     pin: Sequence[str] = (),
@@ -44,10 +49,12 @@ def make_plan(
 ) -> Plan:
     """The plan that keeps most of `teacher` within the budget.
 
-    keep: share of the teacher's MACs, 0 < keep <= 1; the same share of every group's channels is kept, and what the
-    budget then still allows is given back unit by unit; with `evidence` each group gives what costs the seam least for
-    the MACs that it saves, but no group is cut to less than LEAST_OF_UNIFORM of that same share. keep_width: share of
-    each group's channels instead; of C channels ceil(C * keep_width) stay.
+    keep: share of the teacher's MACs, 0 < keep <= 1; params: share of its parameters up to 1, or else how many there
+    may be; size_mb: megabytes (10**6 bytes) of all its tensors; ms: milliseconds as `pace` predicts them. Of several
+    every one is met. The same share of every group's channels is kept, and what the budget then still allows is given
+    back unit by unit; with `evidence` each group gives what costs the seam least for what it saves, but no group is cut
+    to less than LEAST_OF_UNIFORM of that same share. keep_width: share of each group's channels instead; of C channels
+    ceil(C * keep_width) stay.
     scheme: "mid" cuts channels inside residual blocks and leaves residual widths alone (MiR's); "all" cuts every group
     that does not reach the seam; "auto" is "mid" where that reaches the budget, else "all". spare_ends: with "mid",
     leave the first and last block of each stage whole. pin: patterns of modules whose outputs keep all channels.
@@ -59,6 +66,7 @@ def make_plan(
     asked = {
         "keep": keep, "keep_width": keep_width, "scheme": scheme, "spare_ends": spare_ends, "pin": list(pin),
         "exclude": list(exclude), "min_channels": min_channels, "divisor": divisor, "score": score, "seed": seed,
+        "params": params, "size_mb": size_mb, "ms": ms,
     }  # fmt: skip
     _check_asked(asked, anatomy)
     ranks = _ranks(teacher, anatomy, score, seed, evidence)
@@ -67,10 +75,11 @@ def make_plan(
     least = {g.name: len(needed(anatomy, g, ranks[g.name])) for g in anatomy.groups.values() if g.pinned is None}
     notes: list[str] = []
     if scheme == "auto":
-        asked["scheme"], notes = _choose_scheme(teacher, anatomy, asked, ranks, least)
+        asked["scheme"], notes = _choose_scheme(teacher, anatomy, asked, ranks, least, pace)
     eligible = _eligible(anatomy, asked)
-    full = keep == 1 or keep_width == 1
-    if not eligible and not full and (keep, keep_width) != (None, None):
+    whole = _limits(teacher, anatomy, {}, asked, pace)
+    free = whole.load({}) <= 1 and keep_width in (None, 1)
+    if not eligible and not free:
         raise PlanError(_nothing_to_cut(anatomy, asked))
     floors = {g.name: _round(g, least[g.name], asked) for g in eligible}
     widths = {g.name: g.width for g in eligible}
@@ -78,11 +87,11 @@ def make_plan(
         widths = {
             g.name: max(floors[g.name], _round(g, math.ceil(g.width * keep_width - 1e-9), asked)) for g in eligible
         }
-    elif keep is not None and keep < 1:
-        total = count_teacher(teacher, anatomy).macs
-        widths = _fit(anatomy, eligible, ranks, floors, keep, asked, total)
+    elif not free:
+        limits = _limits(teacher, anatomy, {g.name: ranks[g.name] for g in eligible}, asked, pace)
+        widths = _fit(eligible, floors, limits, asked)
         if evidence is not None:
-            widths = _by_evidence(anatomy, eligible, ranks, floors, widths, keep * total, asked, evidence)
+            widths = _by_evidence(eligible, floors, widths, limits, asked, evidence)
     return resolve(teacher, anatomy, widths, ranks, asked=asked, source=source, notes=notes)
 
 
@@ -149,7 +158,7 @@ def resolve(
     slices, edits = selections(anatomy, keep)
     calls = told(anatomy, keep) if anatomy.tells else []
     before = count_teacher(teacher, anatomy).macs
-    after = _Costs(anatomy, {n: ranks[n] for n in widths}).macs(widths)
+    after = macs_of(anatomy, {n: ranks[n] for n in widths}).of(widths)
     return Plan(
         teacher=describe(teacher, source),
         seam=anatomy.seam,
@@ -176,13 +185,13 @@ def eligible_groups(anatomy: Anatomy, scheme: str = "all", spare_ends: bool = Fa
 def reachable_macs(anatomy: Anatomy, groups: Sequence[Group]) -> int:
     """MACs when every one of `groups` keeps as little as it can."""
     widths = {g.name: len(needed(anatomy, g, np.arange(g.width))) for g in groups}
-    return round(_Costs(anatomy, {g.name: np.arange(g.width) for g in groups}).macs(widths))
+    return round(macs_of(anatomy, {g.name: np.arange(g.width) for g in groups}).of(widths))
 
 
 def uniform_cost(anatomy: Anatomy, groups: Sequence[Group], share: float) -> int:
     """MACs when every one of `groups` keeps `share` of its units."""
     widths = {g.name: max(1, math.ceil(g.width * share - 1e-9)) for g in groups}
-    return round(_Costs(anatomy, {g.name: np.arange(g.width) for g in groups}).macs(widths))
+    return round(macs_of(anatomy, {g.name: np.arange(g.width) for g in groups}).of(widths))
 
 
 def _mid(anatomy: Anatomy, group: Group, spare_ends: bool) -> bool:
@@ -198,7 +207,7 @@ def _eligible(anatomy: Anatomy, asked: dict[str, Any]) -> list[Group]:
     modules = {n for n, _ in anatomy.traced.model.named_modules()}
     for option, known in (("pin", named), ("exclude", modules)):
         for pattern in asked[option]:
-            if not any(_matches(n, pattern) for n in known):
+            if not any(matches(n, pattern) for n in known):
                 raise PlanError(
                     f"reading --{option} {pattern!r}: it matches no module"
                     + (" that makes channels" if option == "pin" else "")
@@ -207,44 +216,55 @@ def _eligible(anatomy: Anatomy, asked: dict[str, Any]) -> list[Group]:
     return [
         g
         for g in groups
-        if not any(_matches(n, p) for p in asked["pin"] for n in (g.name, *(q.module for q in g.producers)))
-        and not any(_matches(m.tensor.rpartition(".")[0], p) for p in asked["exclude"] for m in g.members)
+        if not any(matches(n, p) for p in asked["pin"] for n in (g.name, *(q.module for q in g.producers)))
+        and not any(matches(m.tensor.rpartition(".")[0], p) for p in asked["exclude"] for m in g.members)
     ]
 
 
-def _matches(name: str, pattern: str) -> bool:
+def matches(name: str, pattern: str) -> bool:
     """A pattern names a module, everything inside it, or matches with * and ?."""
     return name == pattern or name.startswith(pattern + ".") or fnmatch.fnmatchcase(name, pattern)
 
 
 def _choose_scheme(
-    teacher: nn.Module, anatomy: Anatomy, asked: dict[str, Any], ranks: dict[str, np.ndarray], least: dict[str, int]
+    teacher: nn.Module,
+    anatomy: Anatomy,
+    asked: dict[str, Any],
+    ranks: dict[str, np.ndarray],
+    least: dict[str, int],
+    pace: Pace | None,
 ) -> tuple[str, list[str]]:
     mid = _eligible(anatomy, {**asked, "scheme": "mid"})
     if not mid:
         return "all", ["no residual blocks with channels of their own: scheme all"]
-    if asked["keep"] is not None:
-        whole, rest = count_teacher(teacher, anatomy).macs, count_traced(anatomy.traced).macs
-        floors = {g.name: _round(g, least[g.name], asked) for g in mid}
-        floor = _Costs(anatomy, {g.name: ranks[g.name] for g in mid}).macs(floors)
+    floors = {g.name: _round(g, least[g.name], asked) for g in mid}
+    limits = _limits(teacher, anatomy, {g.name: ranks[g.name] for g in mid}, asked, pace)
+    full = {g.name: g.width for g in mid}
+    for (name, _, _), most, floor in zip(limits.parts, limits.used(full), limits.used(floors), strict=True):
         # Close to its floor a block has next to nothing left: the last tenth of what mid can take is left alone.
-        if asked["keep"] * whole < floor + 0.1 * (rest - floor):
-            return "all", [f"scheme mid reaches {floor / whole:.2f} of the MACs at the very least: scheme all"]
+        if floor + 0.1 * (most - floor) > 1:
+            return "all", [f"scheme mid reaches {floor:.2f} times the {name} asked for at the very least: scheme all"]
     return "mid", []
 
 
 def _check_asked(asked: dict[str, Any], anatomy: Anatomy) -> None:
     faults = []
-    if asked["keep"] is None and asked["keep_width"] is None and not anatomy.dropped:
+    budgets = [name for name in ("keep", "params", "size_mb", "ms") if asked[name] is not None]
+    if not budgets and asked["keep_width"] is None and not anatomy.dropped:
         faults.append(
-            "no budget is given, expected keep (share of MACs), keep_width (share of channels) or drop (blocks)"
+            "no budget is given, expected keep (share of MACs), params, size_mb, latency, keep_width (share of "
+            "channels) or drop (blocks)"
         )
-    if asked["keep"] is not None and asked["keep_width"] is not None:
-        faults.append("keep and keep_width are both given, expected one budget")
+    if budgets and asked["keep_width"] is not None:
+        faults.append(f"{budgets[0]} and keep_width are both given, expected one budget, or the widths themselves")
     for name in ("keep", "keep_width"):
         value = asked[name]
         if value is not None and not (isinstance(value, (int, float)) and 0 < value <= 1):
             faults.append(f"{name} is {value}, expected a share above 0 and up to 1")
+    for name in ("params", "size_mb", "ms"):
+        value = asked[name]
+        if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
+            faults.append(f"{name} is {value}, expected a number above 0")
     if asked["scheme"] not in SCHEMES:
         faults.append(f"scheme is {asked['scheme']!r}, expected one of {', '.join(SCHEMES)}")
     if asked["score"] not in SCORES:
@@ -276,7 +296,8 @@ def _ranks(
     for group in anatomy.groups.values():
         if group.pinned is None:
             found = evidence.scores.get(group.name) if evidence is not None else None
-            scores = SCORES[score](group, tensors, anatomy, seed) if found is None else found
+            known = found is not None and len(found) == group.width
+            scores = found if known else SCORES[score](group, tensors, anatomy, seed)
             order = np.argsort(-scores, kind="stable")
             rank = np.argsort(order, kind="stable")
             first = needed(anatomy, group, rank)
@@ -296,43 +317,61 @@ def _round(group: Group, units: int, asked: dict[str, Any]) -> int:
     return min(group.width, max(1, math.ceil(channels / each - 1e-9)))
 
 
-def _fit(
-    anatomy: Anatomy,
-    groups: list[Group],
-    ranks: dict[str, np.ndarray],
-    floors: dict[str, int],
-    keep: float,
-    asked: dict[str, Any],
-    total: int,
-) -> dict[str, int]:
-    costs, budget = _Costs(anatomy, {g.name: ranks[g.name] for g in groups}), keep * total
-    least = costs.macs(floors)
-    if least > budget:
-        raise PlanError(
-            f"making a plan: keep {keep} of {total:,} MACs is out of reach with scheme {asked['scheme']}: the nearest "
-            f"is keep {math.ceil(least / total * 1e4) / 1e4}"
-            + ("; scheme all may reach further" if asked["scheme"] == "mid" else "")
-            + "; `understudy inspect` tells what is pinned and why"
-        )
+def _limits(
+    teacher: nn.Module, anatomy: Anatomy, ranks: dict[str, np.ndarray], asked: dict[str, Any], pace: Pace | None
+) -> Limits:
+    """What was asked for, as functions of the widths of the groups in `ranks`; all others are whole."""
+    found = Limits()
+    if asked["keep"] is not None:
+        whole = count_teacher(teacher, anatomy).macs
+        found.parts.append(("MACs", macs_of(anatomy, ranks), asked["keep"] * whole))
+    if asked["params"] is not None:
+        most = asked["params"] * (sum(p.numel() for p in teacher.parameters()) if asked["params"] <= 1 else 1)
+        found.parts.append(("parameters", size_of(anatomy, ranks, in_bytes=False), most))
+    if asked["size_mb"] is not None:
+        found.parts.append(("bytes", size_of(anatomy, ranks, in_bytes=True), asked["size_mb"] * 1e6))
+    if asked["ms"] is not None:
+        found.parts.append(("milliseconds", time_of(anatomy, ranks, pace), asked["ms"]))
+    return found
+
+
+def _fit(groups: list[Group], floors: dict[str, int], limits: Limits, asked: dict[str, Any]) -> dict[str, int]:
+    if limits.load(floors) > 1:
+        raise PlanError(_out_of_reach(floors, limits, asked))
 
     def at(share: float) -> dict[str, int]:
         return {g.name: max(floors[g.name], _round(g, math.ceil(g.width * share - 1e-9), asked)) for g in groups}
 
     low, high = 0.0, 1.0
-    if costs.macs(at(high)) <= budget:
+    if limits.load(at(high)) <= 1:
         return at(high)
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (middle, high) if costs.macs(at(middle)) <= budget else (low, middle)
+        low, high = (middle, high) if limits.load(at(middle)) <= 1 else (low, middle)
     widths = at(low)
-    return _given_back(costs, groups, widths, budget, asked, lambda g: widths[g.name] / g.width)
+    return _given_back(groups, widths, limits, asked, lambda g: widths[g.name] / g.width)
+
+
+def _out_of_reach(floors: dict[str, int], limits: Limits, asked: dict[str, Any]) -> str:
+    name, least, limit = limits.tightest(floors)
+    if name == "MACs":
+        total = limit / asked["keep"]
+        said = (
+            f"keep {asked['keep']} of {round(total):,} MACs is out of reach with scheme {asked['scheme']}: the nearest "
+        )
+        said += f"is keep {math.ceil(least / total * 1e4) / 1e4}"
+    else:
+        digits = 0 if name in ("parameters", "bytes") else 3
+        said = f"{limit:,.{digits}f} {name} are out of reach with scheme {asked['scheme']}: the nearest is "
+        said += f"{least:,.{digits}f} {name}"
+    more = "; scheme all may reach further" if asked["scheme"] == "mid" else ""
+    return f"making a plan: {said}{more}; `understudy inspect` tells what is pinned and why"
 
 
 def _given_back(
-    costs: "_Costs",
     groups: list[Group],
     widths: dict[str, int],
-    budget: float,
+    limits: Limits,
     asked: dict[str, Any],
     key: Callable[[Group], float],
 ) -> dict[str, int]:
@@ -343,7 +382,7 @@ def _given_back(
         group = min(open_, key=key)
         step = _round(group, widths[group.name] + 1, asked)
         trial = {**widths, group.name: step}
-        if step > widths[group.name] and costs.macs(trial) <= budget:
+        if step > widths[group.name] and limits.load(trial) <= 1:
             widths[group.name] = step
         else:
             open_.remove(group)
@@ -351,40 +390,37 @@ def _given_back(
 
 
 def _by_evidence(
-    anatomy: Anatomy,
     groups: list[Group],
-    ranks: dict[str, np.ndarray],
     floors: dict[str, int],
     uniform: dict[str, int],
-    budget: float,
+    limits: Limits,
     asked: dict[str, Any],
     evidence: Evidence,
 ) -> dict[str, int]:
-    """Widths within the budget: from full width down, always the step that adds least error for the MACs it saves.
+    """Widths within the limits: from full width down, always the step that adds least error for what it saves.
 
-    uniform: the widths that fit the budget with one share for all; groups without evidence keep those.
+    uniform: the widths that fit the limits with one share for all; groups without evidence keep those.
     """
-    costs = _Costs(anatomy, {g.name: ranks[g.name] for g in groups})
-    told = {g.name: g for g in groups if g.name in evidence.errors}
+    told = {g.name: g for g in groups if len(evidence.errors.get(g.name, ())) == g.width + 1}
     least = {n: max(floors[n], _round(g, math.floor(LEAST_OF_UNIFORM * uniform[n]), asked)) for n, g in told.items()}
     widths = {g.name: g.width if g.name in told else uniform[g.name] for g in groups}
-    macs = costs.macs(widths)
+    used = limits.used(widths)
 
     def step(name: str) -> tuple[float, int] | None:
-        """Error for each of the MACs that the next step saves, and the width that it leaves."""
+        """Error for what the next step saves, and the width that it leaves."""
         group, width = told[name], widths[name]
         for fewer in range(width - max(1, group.width // STEPS), least[name] - 1, -1):
             left = _round(group, fewer, asked)
             if least[name] <= left < width:
-                saved = macs - costs.macs({**widths, name: left})
+                saved = relief(used, limits.used({**widths, name: left}))
                 added = evidence.errors[name][left] - evidence.errors[name][width]
                 return (added / saved, left) if saved > 0 else None
         return None
 
-    # The MACs of one group depend on the widths of others: a step that comes up is weighed again before it is taken.
+    # What one group costs depends on the widths of others: a step that comes up is weighed again before it is taken.
     heap = [(found[0], name) for name in told if (found := step(name)) is not None]
     heapq.heapify(heap)
-    while macs > budget and heap:
+    while max(used) > 1 and heap:
         _, name = heapq.heappop(heap)
         found = step(name)
         if found is None:
@@ -393,53 +429,15 @@ def _by_evidence(
             heapq.heappush(heap, (found[0], name))
             continue
         widths[name] = found[1]
-        macs = costs.macs(widths)
+        used = limits.used(widths)
         if (found := step(name)) is not None:
             heapq.heappush(heap, (found[0], name))
-    if macs > budget:
+    if max(used) > 1:
         return uniform
-    return _given_back(costs, groups, widths, budget, asked, lambda g: _regret(evidence, g, widths[g.name]))
+    return _given_back(groups, widths, limits, asked, lambda g: _regret(evidence, g, widths[g.name]))
 
 
 def _regret(evidence: Evidence, group: Group, width: int) -> float:
     """Less for a group that gains more from one more unit."""
     errors = evidence.errors.get(group.name)
     return 0.0 if errors is None or width >= group.width else errors[width + 1] - errors[width]
-
-
-class _Costs:
-    """MACs as a function of how many units each group keeps: one row of factors per counted operator."""
-
-    def __init__(self, anatomy: Anatomy, ranks: dict[str, np.ndarray]):
-        self._rows = []
-        known: dict[int, tuple[int, list[tuple[str, np.ndarray]]]] = {}
-        for term in terms(anatomy):
-            axes = []
-            for ids in term.axes:
-                if id(ids) not in known:
-                    known[id(ids)] = self._axis(anatomy, ids, ranks)
-                axes.append(known[id(ids)])
-            self._rows.append((term.fixed, axes))
-
-    @staticmethod
-    def _axis(anatomy: Anatomy, ids: np.ndarray, ranks: dict[str, np.ndarray]) -> tuple[int, list]:
-        fixed, found = 0, {}
-        for unit in anatomy.units(ids):
-            if unit is None or unit[0] not in ranks:
-                fixed += 1
-            else:
-                found.setdefault(unit[0], []).append(ranks[unit[0]][unit[1]])
-        # kept[n]: positions whose unit is among the n best
-        tables = [
-            (name, np.concatenate([[0], np.cumsum(np.bincount(held, minlength=len(ranks[name])))]))
-            for name, held in found.items()
-        ]
-        return fixed, tables
-
-    def macs(self, widths: dict[str, int]) -> float:
-        total = 0.0
-        for fixed, axes in self._rows:
-            for base, tables in axes:
-                fixed *= base + sum(int(kept[widths[name]]) for name, kept in tables)
-            total += fixed
-        return total

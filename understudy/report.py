@@ -23,6 +23,7 @@ class Report:
     exact 95 % interval. feature_error_relative: see `verify.figures`. top1_teacher, top1_student: accuracy in percent
     on labelled images; top1_difference: student minus teacher in points, with its 95 % interval (paired).
     images_few = images_fit + images_choose. image_hashes: content hashes by use ("fit", "choose", "held_out").
+    latency: of both on the runtime that a latency was asked for, as `budgets.compared` has it.
     steps: of mimic; seconds: wall time of the whole. seam, budget and preprocessing live in the plan.
     """
 
@@ -45,6 +46,7 @@ class Report:
     images_held_out: int | None = None
     images_labelled: int | None = None
     image_hashes: dict[str, list[str]] = field(default_factory=dict)
+    latency: dict[str, Any] | None = None
     steps: int | None = None
     seconds: float | None = None
     config: dict[str, Any] = field(default_factory=dict)
@@ -87,6 +89,11 @@ class Report:
              _count(self.params_student) + share(self.params_student, self.params_teacher)),
             ("MACs, one image", _count(self.macs_teacher), _count(self.macs_student) + macs),
         ]  # fmt: skip
+        if self.latency:
+            told = self.latency
+            where = f"ms on {told['runtime']}, threads {told['threads']}, batch {told['batch']}"
+            between = f"  ({told['share']:.1%}; quartiles {told['share_low']:.1%} to {told['share_high']:.1%})"
+            rows.append((where, f"{told['teacher_ms']:.3f}", f"{told['student_ms']:.3f}{between}"))
         if self.images_labelled:
             rows.append(
                 (

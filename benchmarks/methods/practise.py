@@ -8,7 +8,8 @@ drop saves. The blocks with the smallest scores go together, the adaptors are th
 
 The cost is counted in MACs (measured latency in the paper), so that a run can be repeated. Blocks are kept as channels
 are by the others: ceil(keep_width x n) of the n that can go, at its own MACs, which the table states. The paper's code
-never adapts the stem and never drops the first block of a stage; here the anatomy says what feeds a stream and can go.
+never adapts the stem and never drops the first block of a stage; here the anatomy says what feeds a stream and can go,
+and the halves of transformer blocks count as blocks, with linear adaptors, which the paper does not have.
 """
 
 from collections.abc import Iterator
@@ -85,7 +86,7 @@ def around(problem: Problem, block: Block) -> tuple[list[str], list[str]]:
         for member in problem.anatomy.groups[stream].members:
             name, _, kind = member.tensor.rpartition(".")
             module = problem.teacher.get_submodule(name)
-            if kind != "weight" or not mixes(module) or name in inside:
+            if kind != "weight" or not (mixes(module) or isinstance(module, nn.Linear)) or name in inside:
                 continue
             if member.dim == 0 and order[name] < first:
                 feed.append(name)
@@ -101,9 +102,11 @@ def adapted(model: nn.Module, behind: list[str], before: list[str]) -> Iterator[
     for side, names in (("behind", behind), ("before", before)):
         for name in names:
             module = model.get_submodule(name)
-            width = module.out_channels if side == "behind" else module.in_channels
-            adaptor = nn.Conv2d(width, width, 1, bias=False).to(module.weight.device)
-            nn.init.dirac_(adaptor.weight)
+            width = module.weight.shape[0 if side == "behind" else 1]
+            tokens = isinstance(module, nn.Linear)
+            adaptor = nn.Linear(width, width, bias=False) if tokens else nn.Conv2d(width, width, 1, bias=False)
+            adaptor.to(module.weight.device)
+            (nn.init.eye_ if tokens else nn.init.dirac_)(adaptor.weight)
             adaptors[f"{side} {name}".replace(".", "/")] = adaptor
             if side == "behind":
                 handles.append(module.register_forward_hook(lambda _, __, out, a=adaptor: a(out)))

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -49,6 +50,28 @@ def view(few: Source | Tensor, indices: list[int], views: str, generator: torch.
     if views == "none":
         return few[indices]
     return torch.stack([VIEWS[views].apply(few[i], tuple(few.shape[2:]), "bilinear", generator) for i in indices])
+
+
+@dataclass(frozen=True)
+class _Subset:
+    few: Source
+    indices: list[int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def hashes(self) -> list[Any]:
+        keys = told_apart(self.few)
+        return [keys[i] for i in self.indices]
+
+    def view(self, indices: list[int], views: str, generator: torch.Generator) -> Any:
+        return self.few.view([self.indices[i] for i in indices], views, generator)
+
+
+def subset(few: Source | Tensor, indices: list[int]) -> Source | Tensor:
+    """Some of the images."""
+    return few[indices] if isinstance(few, Tensor) else _Subset(few, list(indices))
 
 
 def placed(batch: Any, device: torch.device, dtype: torch.dtype) -> Batch:

@@ -10,7 +10,7 @@ depthwise ones, and linear layers of at most MOST_INPUTS inputs; all else stays 
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from understudy.recover.batches import Batch, Source, copied, count, mixed, plac
 from understudy.recover.gated import ROUNDS, Gated
 from understudy.recover.layers import Layer, affine_of, channels_last, columns, geometry, layers
 from understudy.recover.lockstep import Seen, lockstep
-from understudy.trace import shape
+from understudy.trace import Traced, shape
 
 # In units of the mean squared input of a layer. Source: measured on the demo's networks, where all but the first are
 # chosen somewhere.
@@ -88,7 +88,6 @@ class ClosedFormLog:
         return cls(**data | {"layers": tuple(Solved(**each) for each in data["layers"])})
 
 
-@torch.no_grad()
 def closed_form(
     teacher: nn.Module,
     student: nn.Module,
@@ -115,8 +114,31 @@ def closed_form(
 
     Raises: InputError for images that do not fit.
     """
+    return solve(
+        teacher, student, anatomy, to_solve(anatomy, plan, student), plan.slices, few, views=views, mixing=mixing,
+        seed=seed, count_views=count_views, on_layer=on_layer, max_seconds=max_seconds, most_views=most_views,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def solve(
+    teacher: nn.Module,
+    student: nn.Module,
+    anatomy: Anatomy,
+    todo: Sequence[Layer],
+    slices: Mapping[str, Mapping[int, list[int]]],
+    few: Source | Tensor,
+    *,
+    views: str,
+    mixing: str | None = None,
+    seed: int = 0,
+    count_views: int | None = None,
+    on_layer: Callable[[int, int], None] | None = None,
+    max_seconds: float | None = None,
+    most_views: int | None = None,
+) -> ClosedFormLog:
+    """As `closed_form`, of the layers in `todo`. slices: what the student keeps of each weight."""
     started = time.perf_counter()
-    todo = _to_solve(anatomy, plan, student)
     if not todo:
         return ClosedFormLog(seconds=time.perf_counter() - started)
     images = count(few)
@@ -144,7 +166,7 @@ def closed_form(
                 layer = todo[len(solved)]
                 if layer.weight != name:
                     raise RuntimeError(f"{name} runs where {layer.weight} was expected")
-                kept = plan.slices.get(name, {}).get(0)
+                kept = slices.get(name, {}).get(0)
                 stats = _statistics(layer, wanted, found, kept, tensors, own, fold_of, folds, draws)
                 done, near = _solve(layer, stats, own, near)
                 solved.append(done)
@@ -165,13 +187,28 @@ def seen_through(teacher: nn.Module) -> nn.Module:
     return lead
 
 
-def _to_solve(anatomy: Anatomy, plan: Plan, student: nn.Module) -> list[Layer]:
-    """From the first layer on that the plan touches."""
+def to_solve(anatomy: Anatomy, plan: Plan, student: nn.Module) -> list[Layer]:
+    """From the first layer on that the plan touches, or that runs behind a dropped block."""
     own = guard.named_tensors(student)
-    found = [layer for layer in layers(anatomy) if layer.weight in own and own[layer.weight][0].numel() <= MOST_INPUTS]
-    touched = [i for i, layer in enumerate(found) if layer.weight in plan.slices]
-    first = 0 if plan.drop else min(touched, default=len(found))
-    return found[first:]
+    found = solvable(anatomy, own)
+    touched = {i for i, layer in enumerate(found) if layer.weight in plan.slices}
+    if plan.drop:
+        ends = [anatomy.whole.nodes.index(node) for node in anatomy.zeroed] if anatomy.whole is not None else []
+        known = bool(ends) and len(ends) == len(plan.drop)
+        behind = runs_behind(anatomy.whole, min(ends)) if known else {layer.weight for layer in found}
+        touched |= {i for i, layer in enumerate(found) if layer.weight in behind}
+    return found[min(touched, default=len(found)) :]
+
+
+def solvable(anatomy: Anatomy, own: Mapping[str, Tensor]) -> list[Layer]:
+    """The layers of `anatomy` whose weights are in `own` and not too large."""
+    return [layer for layer in layers(anatomy) if layer.weight in own and own[layer.weight][0].numel() <= MOST_INPUTS]
+
+
+def runs_behind(traced: Traced, place: int) -> set[str]:
+    """Names of the tensors that the operators behind that place take."""
+    later = traced.nodes[place + 1 :]
+    return {traced.tensors[t] for node in later for t in node.all_input_nodes if t in traced.tensors}
 
 
 def batches_of(
@@ -214,7 +251,7 @@ def affordable(anatomy: Anatomy, halts: Sequence[str]) -> int:
 def expected_seconds(anatomy: Anatomy, plan: Plan, student: nn.Module, a_view: float) -> float:
     """About how long `closed_form` will take. a_view: seconds of the teacher's for one view (`view_seconds`)."""
     own = guard.named_tensors(student)
-    todo = _to_solve(anatomy, plan, student)
+    todo = to_solve(anatomy, plan, student)
     sizes = [(len(own[layer.weight]), own[layer.weight][0].numel(), layer.gate) for layer in todo]
     work = sum(ROWS * size * (size + outputs * (4 * ROUNDS if gate else 1)) for outputs, size, gate in sizes)
     work += sum(_FACTORED * size**3 for _, size, _ in sizes)

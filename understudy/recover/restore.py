@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
@@ -25,9 +24,9 @@ from understudy.recover.closed_form import (
     views_for,
 )
 from understudy.recover.config import MimicConfig
+from understudy.recover.judge import Judge
 from understudy.recover.mimic import MimicLog, mimic
 from understudy.recover.norms import settle_norms
-from understudy.seam import capturing
 
 # Of fewer images none are set aside to choose by: of 50 every tenth costs 0.7 points, more than the choices gain, and
 # the closed form chooses by cross-validation as it is. Source: measured on the demo's teachers (docs/LOG.md).
@@ -149,23 +148,24 @@ def _solved(
     a_view: float,
 ) -> tuple[ClosedFormLog, dict[str, float], float | None]:
     """The closed form, and norms, where there are images to choose by."""
-    with ExitStack() as stack:
-        judge = None if choose is None else _judging(stack, teacher, student, plan, choose)
-        errors = {} if judge is None else {"cut": judge()}
-        start = [(t, t.detach().clone()) for t in guard.named_tensors(student).values()]
-        closed = closed_form(
-            teacher, student, anatomy, plan, few, views=config.views, seed=config.seed, max_seconds=max_seconds,
-            most_views=None if max_seconds is None else views_for(max_seconds, a_view),
-        )  # fmt: skip
-        if judge is None:
-            return closed, errors, None
-        errors["closed_form"] = judge()
-        if not errors["closed_form"] < errors["cut"]:
-            guard.put_back(start)
-        batches, _, _ = batches_of(few, student, config.views, "none", config.seed, 1, _NORM_VIEWS)
-        share = settle_norms(student, plan.seam.head, batches, judge)
-        errors["norms"] = judge()
-        return closed, errors, share
+    judge = None if choose is None else _judge(teacher, student, plan, choose)
+    errors = {} if judge is None else {"cut": judge.error(student)}
+    start = [(t, t.detach().clone()) for t in guard.named_tensors(student).values()]
+    closed = closed_form(
+        teacher, student, anatomy, plan, few, views=config.views, seed=config.seed, max_seconds=max_seconds,
+        most_views=None if max_seconds is None else views_for(max_seconds, a_view),
+    )  # fmt: skip
+    if judge is None:
+        return closed, errors, None
+    errors["closed_form"] = judge.error(student)
+    if not errors["closed_form"] < errors["cut"]:
+        guard.put_back(start)
+    batches, _, _ = batches_of(few, student, config.views, "none", config.seed, 1, _NORM_VIEWS)
+    with guard.untouched(student):
+        student.eval()
+        share = settle_norms(student, plan.seam.head, batches, lambda: judge.error(student))
+    errors["norms"] = judge.error(student)
+    return closed, errors, share
 
 
 def _pace(teacher: nn.Module, student: nn.Module, plan: Plan, few: Source | Tensor, config: MimicConfig) -> float:
@@ -182,32 +182,10 @@ def about(seconds: float) -> str:
     return f"about {seconds:.0f} s" if seconds < 120 else f"about {seconds / 60:.0f} min"
 
 
-def _judging(
-    stack: ExitStack, teacher: nn.Module, student: nn.Module, plan: Plan, choose: Source | Tensor
-) -> Callable[[], float]:
-    """The student's error at the seam on the images to choose by, over the teacher's deviation; all in eval mode."""
+def _judge(teacher: nn.Module, student: nn.Module, plan: Plan, choose: Source | Tensor) -> Judge:
     like = next(t for t in guard.named_tensors(student).values() if t.is_floating_point())
-    stack.enter_context(guard.untouched(student))
-    student.eval()
     batches = []
-    with guard.evaluating(teacher), capturing(teacher, plan.seam) as target:
-        for start in range(0, count(choose), _BATCH):
-            indices = list(range(start, min(start + _BATCH, count(choose))))
-            args, kwargs = placed(view(choose, indices, "none", torch.Generator()), like.device, like.dtype)
-            batches.append((args, kwargs, [f.double() for f in target.features(*args, **kwargs)]))
-    learner = stack.enter_context(capturing(student, plan.seam))
-    points = range(len(plan.seam.points))
-    every = [torch.cat([wanted[i] for *_, wanted in batches]) for i in points]
-    spread = [float((f - f.mean(0)).square().sum()) or float(f.square().sum()) or 1.0 for f in every]
-
-    @torch.no_grad()
-    def error() -> float:
-        total = 0.0
-        for args, kwargs, wanted in batches:
-            found = learner.features(*args, **kwargs)
-            total += sum(
-                float((f.double() - w).square().sum()) / s for f, w, s in zip(found, wanted, spread, strict=True)
-            )
-        return total
-
-    return error
+    for start in range(0, count(choose), _BATCH):
+        indices = list(range(start, min(start + _BATCH, count(choose))))
+        batches.append(placed(view(choose, indices, "none", torch.Generator()), like.device, like.dtype))
+    return Judge(teacher, plan.seam, batches)

@@ -1,0 +1,118 @@
+"""What the closed form says of every block before it is dropped, against PRACTISE's trained probe and real mimicking.
+
+    python -m benchmarks.recoverability                 # goes on where it was stopped; about a minute a block
+    python -m benchmarks.recoverability --summary       # the table of what there is
+
+A line of results/recoverability.jsonl for each block, draw of 50 images and teacher: the error at the seam that is
+left, by the closed form (`understudy.recoverability`), by the probe (its published recipe, but PROBE steps in place of
+1,000 and more, which favours it in time), and after MIMIC steps of MiR's recipe without the block, on 2,000 other
+patches. Seconds: of the closed form for that block, and of the probe, in turn in one process.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.stats import spearmanr
+
+from benchmarks.methods import practise
+from benchmarks.methods.problem import Problem
+from understudy import demo
+from understudy.anatomy import trace
+from understudy.blocks import droppable
+from understudy.cut import without
+from understudy.demo import networks
+from understudy.guard import full_copy
+from understudy.images import read_images
+from understudy.planner import make_plan
+from understudy.recover.config import preset
+from understudy.recover.judge import Judge
+from understudy.recover.mimic import mimic
+from understudy.recoverability import recoverability
+from understudy.report import platform_kind, versions
+from understudy.teachers import load_teacher
+
+OUT = Path(__file__).parent / "results" / "recoverability.jsonl"
+TEACHERS, SEEDS, IMAGES = ("resnet32", "vit_deep"), (1001, 1002, 1003), 50
+PROBE, MIMIC, JUDGED = 300, 200, 2000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", action="append", choices=networks.NAMES)
+    parser.add_argument("--seed", action="append", type=int)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--summary", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if not options.summary:
+        for seed in options.seed or SEEDS:
+            for name in options.teacher or TEACHERS:
+                for line in _lines(name, seed, _done(options.out)):
+                    with options.out.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(line) + "\n")
+                    print(json.dumps(line), file=sys.stderr, flush=True)
+    for row in summary(_read(options.out)):
+        print(json.dumps(row))
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
+
+
+def _done(path: Path) -> set[tuple[str, int, str]]:
+    return {(line["teacher"], line["seed"], line["block"]) for line in _read(path)}
+
+
+def _lines(name: str, seed: int, done: set[tuple[str, int, str]]) -> Iterator[dict[str, Any]]:
+    teacher = load_teacher(f"demo:{name}")
+    model, few = teacher.model, read_images(demo.few_images(IMAGES, seed), teacher.preprocessing)
+    anatomy = trace(model, torch.zeros(2, *teacher.preprocessing.input_size))
+    plan = make_plan(model, anatomy, keep_width=1)
+    test = read_images(demo.test_set()[0][:JUDGED], teacher.preprocessing)
+    judge = Judge(model, anatomy.seam, [((test.batch(list(range(i, i + 250))),), {}) for i in range(0, JUDGED, 250)])
+    problem = Problem(model, anatomy, plan, few, None, teacher.views, 2 * PROBE, seed)
+    recipe = preset("transformer" if name.startswith("vit") else "paper", views=teacher.views, steps=MIMIC, seed=seed)
+    for block in droppable(anatomy):
+        if (name, seed, block.name) in done:
+            continue
+        begun = time.perf_counter()
+        (ours,) = recoverability(model, anatomy, few, views=teacher.views, seed=seed, blocks=[block])
+        between = time.perf_counter()
+        probe = practise.recoverability(problem, block)
+        ended = time.perf_counter()
+        student = without(full_copy(model), block.gone)
+        mimic(model, student, anatomy.seam, few, recipe)
+        yield {
+            "teacher": name, "seed": seed, "block": block.name, "ours": ours.error, "bare": ours.bare, "probe": probe,
+            "mimic": judge.error(student), "seconds": round(between - begun, 3),
+            "seconds_probe": round(ended - between, 2), "probe_steps": PROBE, "mimic_steps": MIMIC,
+            "versions": {k: v for k, v in versions().items() if k in ("python", "torch")},
+            "platform": platform_kind(torch.get_num_threads(), "cpu"),
+        }  # fmt: skip
+
+
+def summary(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of every teacher and draw: rank correlations (Spearman) with the error after mimicking, and how much faster."""
+    runs = defaultdict(list)
+    for line in lines:
+        runs[line["teacher"], line["seed"]].append(line)
+    rows = []
+    for (teacher, seed), found in sorted(runs.items()):
+        if len(found) > 2:
+            ranks = {k: round(float(spearmanr([x[k] for x in found], [x["mimic"] for x in found])[0]), 3)
+                     for k in ("ours", "probe", "bare")}  # fmt: skip
+            times = sum(x["seconds_probe"] for x in found) / sum(x["seconds"] for x in found)
+            rows.append({"teacher": teacher, "seed": seed, "blocks": len(found), **ranks, "faster": round(times, 1)})
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""Depth and width mixed within a budget, and latencies met: with a clock that counts MACs, so that nothing is timed."""
+
+import json
+
+import pytest
+import torch
+from nets import Chain, Residual
+from test_blocks import Halves
+from torch.utils.flop_counter import FlopCounterMode
+
+import understudy as us
+from benchmarks.zoo.case import randomised
+from understudy import budgets
+from understudy.anatomy import trace
+from understudy.cost import count
+from understudy.cut import cut
+from understudy.errors import OutOfReach, PlanError
+from understudy.recoverability import recoverability
+from understudy.runtimes import Latency, Setting
+from understudy.teachers import own_teacher
+
+PREPROCESSING = us.Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3)
+CONFIG = us.MimicConfig(steps=2, views="none", batch_size=8)
+FIXED = 0.1  # of the teacher's time that no cut takes away, and that no prediction knows of
+
+
+def macs_of(model):
+    """Counted apart from understudy, and quicker."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(torch.zeros(1, 3, 8, 8))
+    return counter.get_total_flops() / 2
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Milliseconds are MACs, and a fixed part; the networks that were measured are counted."""
+    measured = []
+
+    class Loaded:
+        def __init__(self, model):
+            self.model, self.closed = model, False
+
+        def close(self):
+            self.closed = True
+
+    def ms_of(network):
+        model = network.model if isinstance(network, Loaded) else network
+        assert not (isinstance(network, Loaded) and network.closed)
+        return (macs_of(model) + FIXED * Residual.macs) / 1000
+
+    def measure(networks, example, setting, *, seconds):
+        measured.append(list(networks))
+        found = {name: ms_of(network) for name, network in networks.items()}
+        return {name: Latency(ms, ms, ms, 10, (ms,) * 10) for name, ms in found.items()}
+
+    monkeypatch.setattr(budgets, "measure", measure)
+    monkeypatch.setattr(budgets, "prepare", lambda model, example, setting: Loaded(model))
+    monkeypatch.setattr(budgets, "width_divisor", lambda setting: 1)
+    return measured
+
+
+def few(count=12, seed=0):
+    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+TORCH = Setting("torch")
+
+
+def known(model, setting=TORCH, **options):
+    anatomy = trace(model, model.example())
+    evidence = us.reconstruction(model, anatomy, few())
+    return budgets.learn(model, anatomy, few(), setting=setting, evidence=evidence, **options)
+
+
+def idle(model, name):
+    """Nothing comes of that block."""
+    with torch.no_grad():
+        block = model.get_submodule(name)
+        block.bn2.weight.zero_()
+        block.bn2.bias.zero_()
+    return model
+
+
+@pytest.mark.parametrize("share", [0.8, 0.6, 0.4])
+@pytest.mark.parametrize("depth", ["never", "auto"])
+def test_a_latency_is_met_and_not_undercut(clock, share, depth):
+    model = randomised(Residual())
+    facts = known(model)
+    found = budgets.plan_within(facts, latency=share, depth=depth)
+    assert 0.92 * share <= found.share[0] <= share
+    whole = (1 + FIXED) * Residual.macs
+    left = macs_of(cut(model, found.plan)) + FIXED * Residual.macs
+    assert found.share[0] == pytest.approx(left / whole)
+    told = found.plan.asked["latency"]
+    assert (told["share"], told["measured_share"][0]) == (share, pytest.approx(found.share[0], abs=1e-4))
+    assert told["tries"]
+    assert json.loads(found.plan.dumps())["asked"]["latency"] == told
+    assert found.plan.drop == [] or depth == "auto"
+
+
+def test_milliseconds_are_met_too_and_the_smaller_of_two_wishes_counts(clock):
+    facts = known(randomised(Residual()))
+    whole = (1 + FIXED) * Residual.macs / 1000
+    found = budgets.plan_within(facts, latency_ms=0.7 * whole, latency=0.9)
+    assert 0.92 * 0.7 <= found.share[0] <= 0.7
+
+
+def test_other_budgets_hold_beside_a_latency(clock):
+    model = randomised(Residual())
+    found = budgets.plan_within(known(model), latency=0.8, params=0.4)
+    assert count(cut(model, found.plan), model.example()).params <= 0.4 * count(model, model.example()).params
+    assert found.share[0] <= 0.8
+
+
+def test_a_block_that_does_nothing_goes_first(clock):
+    model = idle(randomised(Residual()), "stage1.1")
+    facts = known(model)
+    assert facts.order[0].block == "stage1.1"
+    assert facts.order[0].error < 1e-9 < facts.order[1].error
+    saved = facts.order[0].macs / Residual.macs
+    found = budgets.plan_within(facts, latency=1 - 0.9 * saved / (1 + FIXED))
+    assert found.plan.drop == ["stage1.1"]
+    assert found.error < 1e-9
+
+
+def test_depth_alone_leaves_the_widths(clock):
+    model = randomised(Residual())
+    found = budgets.plan_within(known(model, depth="only"), latency=0.7, depth="only")
+    assert found.plan.drop
+    assert not found.plan.slices
+    assert found.share[0] <= 0.7
+
+
+def test_budgets_of_macs_may_mix_too():
+    model = idle(randomised(Residual()), "stage1.2")
+    facts = known(model, setting=None)
+    found = budgets.plan_within(facts, keep=0.5)
+    assert found.plan.drop[:1] == ["stage1.2"]
+    assert found.plan.macs["student"] <= 0.5 * Residual.macs
+    never = budgets.plan_within(known(model, setting=None, depth="never"), keep=0.5, depth="never")
+    assert never.plan.drop == []
+
+
+def test_blocks_that_must_stay_are_not_asked_for(clock):
+    model = idle(randomised(Residual()), "stage1.1")
+    facts = known(model, stay=lambda name: name == "stage1.1")
+    assert "stage1.1" not in [r.block for r in facts.order]
+    plan = budgets.plan_by(
+        model, facts.anatomy, few(), latency=0.6, evidence=facts.evidence, exclude=["stage1.1.conv2"]
+    )
+    assert "stage1.1" not in plan.drop
+
+
+def test_what_cannot_be_met_names_what_was_measured(clock):
+    with pytest.raises(OutOfReach, match=r"out of reach: the teacher takes .*at its least it took .* of the teacher's"):
+        budgets.plan_within(known(randomised(Residual())), latency=0.01)
+    assert OutOfReach.exit_code == 1
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
+def test_impossible_latencies_tell_what_the_teacher_takes(clock, value):
+    facts = known(randomised(Residual()), depth="never")
+    for name in ("latency", "latency_ms"):
+        with pytest.raises(PlanError, match=rf"{name} is .*the teacher takes \d+\.\d+ ms"):
+            budgets.plan_within(facts, **{name: value})
+
+
+def test_a_noisy_machine_is_said(clock, monkeypatch):
+    real = budgets.measure
+
+    def noisy(networks, *args, **options):
+        found = real(networks, *args, **options)
+        if "again" in found:
+            ms = found["again"].ms_median
+            found["again"] = Latency(ms, ms, ms, 10, tuple(ms * f for f in (0.9, 0.9, 0.9, 1, 1, 1, 1, 1.1, 1.1, 1.1)))
+        return found
+
+    monkeypatch.setattr(budgets, "measure", noisy)
+    found = budgets.plan_within(known(randomised(Residual()), depth="never"), latency=0.7, depth="never")
+    assert any("noisy" in note for note in found.plan.notes)
+
+
+def test_a_latency_needs_a_runtime_and_a_runtime_a_latency():
+    model = randomised(Residual())
+    with pytest.raises(PlanError, match="no runtime is given"):
+        budgets.plan_within(known(model, setting=None, depth="never"), latency=0.5)
+    with pytest.raises(PlanError, match="without a latency"):
+        budgets.plan_by(model, trace(model, model.example()), few(), runtime="openvino", keep=0.5)
+    with pytest.raises(PlanError, match=r"depth is 'deep', expected one of never, auto, only"):
+        known(model, depth="deep")
+
+
+def test_several_values_are_several_budgets():
+    found = budgets.several(keep=[0.7, 0.5], latency=None, latency_ms=[], params=0.5, depth=None)
+    assert found == {"keep-0.7": {"keep": 0.7, "params": 0.5}, "keep-0.5": {"keep": 0.5, "params": 0.5}}
+    assert budgets.several(keep=[0.7], latency=[0.5], latency_ms=None) == {"": {"keep": 0.7, "latency": 0.5}}
+    assert list(budgets.several(keep=None, latency=None, latency_ms=[12.0, 8])) == ["latency-ms-12", "latency-ms-8"]
+    with pytest.raises(PlanError, match="keep and latency have several"):
+        budgets.several(keep=[0.7, 0.5], latency=[0.5, 0.4], latency_ms=None)
+    with pytest.raises(PlanError, match="given twice"):
+        budgets.several(keep=[0.7, 0.7], latency=None, latency_ms=None)
+
+
+def test_the_frontier_falls_and_ends_where_nothing_is(clock):
+    rows = budgets.frontier(known(randomised(Residual())), (0.8, 0.5, 0.01))
+    assert [row["asked"] for row in rows] == [0.8, 0.5]
+    assert rows[0]["error"] < rows[1]["error"]
+    assert rows[0]["latency_ms"] > rows[1]["latency_ms"]
+    assert all(row["latency_share"] <= row["asked"] for row in rows)
+
+
+def test_recoverability_of_what_does_nothing_is_nothing_and_the_closed_form_helps():
+    model = idle(randomised(Residual()), "stage1.1")
+    state = {n: t.clone() for n, t in model.state_dict().items()}
+    random = torch.get_rng_state()
+    found = {r.block: r for r in recoverability(model, trace(model, model.example()), few(30))}
+    assert list(found) == ["stage1.0", "stage1.1", "stage1.2", "stage2.1"]
+    assert found["stage1.1"].error < 1e-9
+    others = [r for r in found.values() if r.block != "stage1.1"]
+    assert all(r.error <= r.bare for r in others)
+    assert sum(r.error for r in others) < 0.7 * sum(r.bare for r in others)
+    assert all(r.macs > 0 for r in others)
+    assert all(torch.equal(t, state[n]) for n, t in model.state_dict().items())
+    assert torch.equal(random, torch.get_rng_state())
+
+
+def test_the_last_branch_is_judged_by_what_layers_before_it_could_learn():
+    model = randomised(Halves())
+    anatomy = trace(model, model.example())
+    last = anatomy.blocks[-1]
+    (found,) = recoverability(model, anatomy, few(30), blocks=[last])
+    assert found.error < 0.9 * found.bare  # no layer is behind it: only the map of the seam's channels helps
+
+
+def test_compress_meets_a_latency_and_reports_it(clock, tmp_path):
+    model = randomised(Residual())
+    result = us.compress(
+        own_teacher(model, PREPROCESSING), few(), latency=0.6, folder=tmp_path / "a", config=CONFIG, threads=1
+    )
+    report = result.report
+    assert 0.92 * 0.6 <= report.latency["share"] <= 0.6
+    assert report.latency["runtime"] == "torch"
+    assert "ms on torch, threads 1, batch 1" in report.table()
+    assert us.Report.from_json(report.to_json()).latency == report.to_json()["latency"]
+    again = us.load(tmp_path / "a", Residual)
+    assert torch.equal(again(few(2)), result.model(few(2)))
+    replayed = us.compress(
+        own_teacher(model, PREPROCESSING), few(), plan=us.read_plan(tmp_path / "a" / "plan.json"), config=CONFIG
+    )
+    assert replayed.plan.slices == result.plan.slices
+    assert replayed.plan.drop == result.plan.drop
+
+
+def test_a_plain_network_has_widths_only(clock, monkeypatch):
+    model = randomised(Chain())
+    anatomy = trace(model, model.example())
+    monkeypatch.setattr(budgets, "_SECONDS", 0)
+    facts = budgets.learn(model, anatomy, few(), setting=Setting("torch"))
+    assert facts.order == ()
+    found = budgets.plan_within(facts, latency=0.9)
+    assert found.share[0] <= 0.9

@@ -1,0 +1,547 @@
+"""Plans that mix depth and width to lose least within a budget, and meet a latency that is measured.
+
+Which blocks go, and how much width, is chosen by the few images: blocks in the order of what they cost the seam for
+what they save (`recoverability`), the widths of the rest as `planner` has them. Of the candidates, from width alone to
+depth alone, the one is taken of which the closed form leaves the least error on images that it was not solved from.
+Time is first predicted by what the blocks were measured to take; then the student itself is measured on its runtime
+beside the teacher, and the prediction corrected, until it fits.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from understudy import guard
+from understudy.anatomy import trace
+from understudy.blocks import droppable
+from understudy.cost import count_traced, macs
+from understudy.cut import cut, without
+from understudy.errors import OutOfReach, PlanError
+from understudy.graph import Anatomy, Block
+from understudy.limits import Pace
+from understudy.plan import Plan
+from understudy.planner import make_plan, matches
+from understudy.recover.batches import Source
+from understudy.recover.closed_form import solve, to_solve
+from understudy.recoverability import Held, Recoverable, hold_out, recoverability
+from understudy.runtimes import Latency, Prepared, Setting, measure, prepare, width_divisor
+from understudy.score import Evidence
+from understudy.trace import operator, shape
+
+DEPTHS = ("never", "auto", "only")
+CANDIDATES = (
+    5  # that are tried with the closed form, width alone and depth alone among them. Source: assumption, for time.
+)
+TRIAL_VIEWS = 200  # that a candidate is solved from. Source: as recoverability.VIEWS.
+TRIES = 7  # students that are measured at the most. Source: assumption, for time.
+NEAR, AIM = 0.95, 0.975  # of the target: near enough, and what a correction aims at. Source: assumption.
+OVER = (
+    1.03  # of the target: still met where nothing under it is found, as far as a measurement tells. Source: assumption.
+)
+SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)  # of the frontier
+_SECONDS = 2.0  # of a measurement of two networks; each further one takes half of that. Source: assumption.
+_NOISY = 0.03  # by which the teacher may differ from itself before it is said. Source: assumption.
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is found out once, for any number of budgets. order: blocks by what they cost for what they save, least
+    first. pace: of the runtime in `setting`, with the teacher loaded there and measured; None without one."""
+
+    teacher: nn.Module
+    anatomy: Anatomy
+    few: Source | Tensor
+    views: str
+    seed: int
+    evidence: Evidence | None
+    order: tuple[Recoverable, ...]
+    held: Held | None
+    setting: Setting | None = None
+    pace: Pace | None = None
+    lead: Prepared | None = None
+    teacher_ms: Latency | None = None
+    spread: tuple[float, float, float] | None = None
+    _traced: dict[tuple[str, ...], Anatomy] = field(default_factory=dict, repr=False)
+
+    def without(self, drop: tuple[str, ...]) -> Anatomy:
+        """The anatomy without these blocks."""
+        if drop and drop not in self._traced:
+            self._traced[drop] = trace(self.teacher, self.anatomy.traced.example, self.anatomy.seam, drop=drop)
+        return self._traced[drop] if drop else self.anatomy
+
+
+@dataclass(frozen=True)
+class Found:
+    """error: squared error at the seam over the teacher's squared deviation, which the closed form left on images that
+    it was not solved from; None where nothing was tried. share: measured latency over the teacher's, in turn (median,
+    quartiles). tries: (blocks dropped, MACs, share) of the students that were measured."""
+
+    plan: Plan
+    error: float | None = None
+    share: tuple[float, float, float] | None = None
+    student_ms: Latency | None = None
+    tries: tuple[tuple[int, int, float], ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+
+def learn(
+    teacher: nn.Module,
+    anatomy: Anatomy,
+    few: Source | Tensor,
+    *,
+    setting: Setting | None = None,
+    depth: str = "auto",
+    views: str = "none",
+    seed: int = 0,
+    evidence: Evidence | None = None,
+    stay: Callable[[str], bool] = lambda name: False,
+    say: Say = lambda text: None,
+) -> Known:
+    """What planning within budgets needs: what blocks cost and save, and how fast the runtime is.
+
+    setting: where latency is measured; without one nothing is, and blocks save MACs. stay(module): whether it must not
+    change. few, views, evidence: as for `make_plan`.
+    Raises: PlanError for an unknown depth; as `runtimes.prepare`.
+    """
+    if depth not in DEPTHS:
+        raise PlanError(f"making a plan: depth is {depth!r}, expected one of {', '.join(DEPTHS)}")
+    blocks = [] if depth == "never" and setting is None else droppable(anatomy)
+    pace, lead, own, spread = None, None, None, None
+    if setting is not None:
+        say(f"measuring the teacher and its blocks on {setting.runtime}")
+        lead = prepare(teacher, anatomy.traced.example, setting)
+        pace, own, spread, saved = _paced(teacher, anatomy, lead, blocks, setting)
+    else:
+        saved = {b.name: _macs(b.branch, anatomy) for b in blocks}
+    blocks = [b for b in blocks if not any(stay(module) for module, _ in b.gone)]
+    order, held = (), None
+    if depth != "never" and blocks:
+        say(f"asking the images which of {len(blocks)} blocks can be spared")
+        held = hold_out(teacher, anatomy, few, views=views, seed=seed)
+        found = recoverability(teacher, anatomy, few, views=views, seed=seed, blocks=blocks, held=held)
+        order = tuple(sorted(found, key=lambda r: r.error / max(saved[r.block], 1e-12)))
+    return Known(teacher, anatomy, few, views, seed, evidence, order, held, setting, pace, lead, own, spread)
+
+
+def _macs(nodes: frozenset[Node], anatomy: Anatomy) -> float:
+    return sum(macs(node) or 0 for node in nodes) / anatomy.traced.batch
+
+
+def _paced(
+    teacher: nn.Module, anatomy: Anatomy, lead: Prepared, blocks: Sequence[Block], setting: Setting
+) -> tuple[Pace, Latency, tuple[float, float, float], dict[str, float]]:
+    """How long the MACs of each module take: one block of each kind is left out and the rest measured.
+
+    Returns also the teacher's latency, itself over itself, and the milliseconds that each block saves."""
+    kinds: dict[Any, list[Block]] = {}
+    for block in blocks:
+        kinds.setdefault(_kind(anatomy, block), []).append(block)
+    networks: dict[str, Any] = {"teacher": lead, "again": lead}
+    for of_kind in kinds.values():
+        networks[of_kind[0].name] = without(guard.full_copy(teacher), of_kind[0].gone)
+    example = anatomy.traced.example
+    found = measure(networks, example, setting, seconds=_SECONDS * (1 + len(kinds) / 2))
+    own = found["teacher"]
+    total, rates, saved = own.ms_median, {}, {}
+    for of_kind in kinds.values():
+        gain = max(0.0, 1 - found[of_kind[0].name].over(own)[0]) * total
+        for block in of_kind:
+            saved[block.name] = gain
+    scale = min(1.0, 0.95 * total / max(sum(saved.values()), 1e-12))  # noise may not leave the rest with nothing
+    for block in blocks:
+        for node in block.branch:
+            if macs(node) is not None:
+                rates[anatomy.traced.where(node)] = scale * saved[block.name] / max(_macs(block.branch, anatomy), 1.0)
+    inside = {node for block in blocks for node in block.branch}
+    others = max(1.0, count_traced(anatomy.traced).macs - _macs(frozenset(inside), anatomy))
+    rest = (total - scale * sum(saved.values())) / others
+    return Pace(rates, rest), own, found["again"].over(own), saved
+
+
+def _kind(anatomy: Anatomy, block: Block) -> Any:
+    """Blocks of one kind compute the same on tensors of the same shapes."""
+    return tuple((operator(n), shape(n)) for n in anatomy.traced.nodes if n in block.branch)
+
+
+def plan_within(
+    known: Known,
+    *,
+    latency: float | None = None,
+    latency_ms: float | None = None,
+    depth: str = "auto",
+    drop: Sequence[str] = (),
+    say: Say = lambda text: None,
+    **budget: Any,
+) -> Found:
+    """The plan that loses least within every budget that is given.
+
+    latency: share of the teacher's, latency_ms: milliseconds, both measured as `known.setting` says. drop: blocks that
+    go whatever they cost. depth: whether further blocks may go: "never", "auto", or "only", no widths then. budget:
+    options of `make_plan`; without a divisor widths are multiples of what was measured to be worth it on the runtime.
+    Raises: PlanError for budgets out of reach, naming the nearest that was found.
+    """
+    target = _target(known, latency, latency_ms)
+    if target is not None and budget.get("divisor") is None:
+        budget["divisor"] = width_divisor(known.setting)
+    budget = {name: value for name, value in budget.items() if value is not None}
+    order = [r for r in known.order if r.block not in drop] if depth != "never" else []
+    candidates = _candidates(known, order, tuple(drop), depth, target, budget)
+    best, error = _least(known, candidates, say)
+    if target is None:
+        return Found(best.plan, error)
+    found = _met(known, best, target, budget, say)
+    while found is None or (found.share[0] < 0.92 * target / known.teacher_ms.ms_median and len(best.drop) > len(drop)):
+        # Depth alone is coarse: with one block more in the network, widths give the rest.
+        fewer = _candidate(known, best.drop[:-1], target, budget, widths=depth != "only")
+        again = None if fewer is None else _met(known, fewer, target, budget, say)
+        if again is None or (found is not None and again.share[0] <= found.share[0]):
+            break
+        best, found = fewer, again
+    if found is None:
+        raise OutOfReach(_unreachable(known, target, budget))
+    return replace(found, error=error, plan=_told(known, found, latency, latency_ms))
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    drop: tuple[str, ...]
+    anatomy: Anatomy
+    plan: Plan
+    loss: float  # predicted
+    widths: bool  # whether widths may go
+
+
+def _candidate(
+    known: Known, drop: tuple[str, ...], target: float | None, budget: Mapping[str, Any], widths: bool = True
+) -> _Candidate | None:
+    """None where no plan without these blocks meets the budget."""
+    anatomy = known.without(drop)
+    options = dict(budget)
+    if not widths:
+        options |= {"pin": ("*",)}
+    try:
+        plan = make_plan(
+            known.teacher, anatomy, ms=target, pace=known.pace if target is not None else None,
+            evidence=known.evidence, **options,
+        )  # fmt: skip
+    except PlanError:
+        return None
+    errors = {} if known.evidence is None else known.evidence.errors
+    loss = sum(r.error for r in known.order if r.block in drop)
+    loss += sum(float(errors[name][width]) for name, width in plan.widths.items() if width < len(errors.get(name, ())))
+    return _Candidate(drop, anatomy, plan, loss, widths)
+
+
+def _candidates(
+    known: Known,
+    order: Sequence[Recoverable],
+    drop: tuple[str, ...],
+    depth: str,
+    target: float | None,
+    budget: Mapping[str, Any],
+) -> list[_Candidate]:
+    """From width alone to depth alone, one block more each; those of least predicted loss, and both ends."""
+    found = []
+    for number in range(len(order) + 1):
+        gone = drop + tuple(r.block for r in order[:number])
+        alone = _candidate(known, gone, target, budget, widths=False)
+        made = alone or (None if depth == "only" else _candidate(known, gone, target, budget))
+        if made is not None:
+            found.append(made)
+        if alone is not None:
+            break
+    if not found and target is not None:
+        raise OutOfReach(_unreachable(known, target, budget))
+    if not found:  # says what is nearest
+        gone = drop + tuple(r.block for r in order)
+        anatomy = known.without(gone)
+        make_plan(known.teacher, anatomy, evidence=known.evidence, **budget)
+        raise PlanError("making a plan: no blocks reach this budget by themselves; let widths go too (depth auto)")
+    ends = [found[0], found[-1]] if len(found) > 1 else found
+    others = sorted((c for c in found if c not in ends), key=lambda c: c.loss)[: CANDIDATES - len(ends)]
+    return [c for c in found if c in ends or c in others]
+
+
+def _least(known: Known, candidates: Sequence[_Candidate], say: Say) -> tuple[_Candidate, float | None]:
+    """The candidate of which the closed form leaves the least error."""
+    if len(candidates) == 1 and known.held is None:
+        return candidates[0], None
+    say(f"trying {len(candidates)} mixtures of depth and width")
+    errors = [trial_error(known, c.anatomy, c.plan) for c in candidates]
+    for candidate, error in zip(candidates, errors, strict=True):
+        say(f"  {len(candidate.drop)} blocks less, {candidate.plan.macs['student']:,} MACs: error {error:.3f}")
+    # Of equals the one with fewer blocks: what is not there takes no time.
+    best = min(range(len(errors)), key=lambda i: (round(errors[i], 4), -len(candidates[i].drop)))
+    return candidates[best], errors[best]
+
+
+def trial_error(known: Known, anatomy: Anatomy, plan: Plan) -> float:
+    """Error at the seam that the closed form leaves of `plan`, on images that it was not solved from."""
+    held = known.held or hold_out(known.teacher, known.anatomy, known.few, views=known.views, seed=known.seed)
+    student = cut(known.teacher, plan)
+    todo = held.small(to_solve(anatomy, plan, student), student)
+    bare = held.judge.error(student)
+    solve(
+        known.teacher, student, anatomy, todo, plan.slices, held.fit, views=known.views, seed=known.seed,
+        most_views=TRIAL_VIEWS,
+    )  # fmt: skip
+    return min(bare, held.judge.error(student))
+
+
+def _target(known: Known, latency: float | None, latency_ms: float | None) -> float | None:
+    """Milliseconds."""
+    if latency is None and latency_ms is None:
+        return None
+    if known.setting is None:
+        raise PlanError("making a plan: a latency is asked for, but no runtime is given to measure it on")
+    for name, value in (("latency", latency), ("latency_ms", latency_ms)):
+        if value is not None and not 0 < value < math.inf:
+            raise PlanError(
+                f"making a plan: {name} is {value}, expected "
+                + ("a share of the teacher's above 0" if name == "latency" else "milliseconds above 0")
+                + f"; on {known.setting.runtime} the teacher takes {known.teacher_ms.ms_median:.3f} ms"
+            )
+    own = known.teacher_ms.ms_median
+    return min(math.inf if latency is None else latency * own, math.inf if latency_ms is None else latency_ms)
+
+
+def _met(known: Known, start: _Candidate, target: float, budget: Mapping[str, Any], say: Say) -> Found | None:
+    """Measures students, and corrects the prediction, until one fits."""
+    low, high, limit = 0.0, math.inf, target
+    best: Found | None = None
+    nearest: Found | None = None
+    seen: dict[str, float] = {}
+    tries: list[tuple[int, int, float]] = []
+    wanted = target / known.teacher_ms.ms_median
+    for _ in range(TRIES):
+        made = start if limit == target else _candidate(known, start.drop, limit, budget, start.widths)
+        if made is None:
+            low = max(low, limit)
+            limit = (low + min(high, 4 * target)) / 2
+            continue
+        key = str(sorted(made.plan.widths.items()))
+        if key not in seen:
+            student_ms, share = _measured(known, made.plan)
+            seen[key] = share[0] / wanted
+            tries.append((len(made.drop), made.plan.macs["student"], round(share[0], 4)))
+            say(f"  measured {student_ms.ms_median:.3f} ms, {share[0]:.3f} of the teacher's; wanted {wanted:.3f}")
+            if nearest is None or share[0] < nearest.share[0]:
+                nearest = Found(made.plan, None, share, student_ms)
+            if seen[key] <= 1 and (best is None or share[0] > best.share[0]):
+                best = Found(made.plan, None, share, student_ms)
+        elif high - low < 0.01 * target or all(w == known.anatomy.groups[g].width for g, w in made.plan.widths.items()):
+            break
+        value = seen[key]
+        if NEAR <= value <= 1:
+            break
+        low, high = (max(low, limit), high) if value <= 1 else (low, min(high, limit))
+        limit *= AIM / value
+        if not low < limit < high:
+            limit = (low + high) / 2 if high < math.inf else low * 1.1
+    if best is None and nearest is not None and nearest.share[0] <= OVER * wanted:
+        best = nearest
+    return None if best is None else replace(best, tries=tuple(tries))
+
+
+def _measured(known: Known, plan: Plan, seconds: float = _SECONDS) -> tuple[Latency, tuple[float, float, float]]:
+    example = known.anatomy.traced.example
+    found = measure(
+        {"teacher": known.lead, "student": cut(known.teacher, plan)}, example, known.setting, seconds=seconds
+    )
+    return found["student"], found["student"].over(found["teacher"])
+
+
+def _unreachable(known: Known, target: float, budget: Mapping[str, Any]) -> str:
+    every = tuple(r.block for r in known.order)
+    least = _candidate(
+        known, every, None, {**budget, "keep_width": 0.01} | dict.fromkeys(("keep", "params", "size_mb"))
+    )
+    said = ""
+    if least is not None:
+        ms, share = _measured(known, least.plan)
+        said = f"; with all blocks dropped that can be and every width at its least it took {ms.ms_median:.3f} ms"
+        said += f" ({share[0]:.2f} of the teacher's)"
+    own = known.teacher_ms.ms_median
+    return (
+        f"making a plan: {target:.3f} ms on {known.setting.runtime} is out of reach: the teacher takes {own:.3f} ms"
+        f"{said}; ask for more, or for another runtime"
+    )
+
+
+def _told(known: Known, found: Found, latency: float | None, latency_ms: float | None) -> Plan:
+    """The plan, with what was asked and measured in it."""
+    told = {
+        "share": latency, "ms": latency_ms, "setting": known.setting.to_json(),
+        "teacher_ms": round(known.teacher_ms.ms_median, 4), "student_ms": round(found.student_ms.ms_median, 4),
+        "measured_share": [round(v, 4) for v in found.share], "spread": [round(v, 4) for v in known.spread],
+        "tries": [list(each) for each in found.tries],
+    }  # fmt: skip
+    notes = list(found.plan.notes)
+    low, high = known.spread[1:]
+    if max(1 - low, high - 1) > _NOISY:
+        notes.append(
+            f"this machine is noisy: the teacher measured against itself spreads from {low:.2f} to {high:.2f} "
+            "(quartiles)"
+        )
+    return replace(found.plan, asked={**found.plan.asked, "ms": None, "latency": told}, notes=notes)
+
+
+def mixes(budget: Mapping[str, Any]) -> bool:
+    """Does this budget need more than `make_plan`: a latency, or a depth that the images choose?"""
+    latency = any(budget.get(name) is not None for name in ("latency", "latency_ms", "runtime", "batch"))
+    return latency or budget.get("depth") not in (None, "never")
+
+
+MIXED = ("latency", "latency_ms", "runtime", "threads", "batch", "depth")  # what `make_plan` knows nothing of
+
+
+def several(**options: Any) -> dict[str, dict[str, Any]]:
+    """Name of a folder -> one budget. Of keep, latency and latency_ms, lists of values, one may have several: one
+    budget each. With one budget the name is empty. Raises: PlanError where two have several."""
+    lists = {name: list(options.pop(name) or []) for name in ("keep", "latency", "latency_ms")}
+    fixed = {name: values[0] for name, values in lists.items() if len(values) == 1}
+    many = {name: values for name, values in lists.items() if len(values) > 1}
+    options = {name: value for name, value in {**options, **fixed}.items() if value is not None}
+    if len(many) > 1:
+        raise PlanError(f"making plans: {' and '.join(many)} have several values each, expected one that has")
+    for name, values in many.items():
+        if len(set(values)) < len(values):
+            raise PlanError(f"making plans: {name} is given twice as {values}, expected different values")
+        return {f"{name.replace('_', '-')}-{value:g}": {**options, name: value} for value in values}
+    return {"": options}
+
+
+def required(few: Any) -> Any:
+    """Raises: PlanError where there are no images."""
+    if few is None:
+        raise PlanError("making a plan: which blocks go is said by images; give a few (--images DIR)")
+    return few
+
+
+def plan_by(
+    teacher: nn.Module,
+    anatomy: Anatomy,
+    few: Source | Tensor,
+    *,
+    latency: float | None = None,
+    latency_ms: float | None = None,
+    runtime: str | None = None,
+    threads: int | None = None,
+    batch: int | None = None,
+    depth: str | None = None,
+    views: str = "none",
+    seed: int = 0,
+    drop: Sequence[str] = (),
+    evidence: Evidence | None = None,
+    say: Say = lambda text: None,
+    **budget: Any,
+) -> Plan:
+    """`learn`, then `plan_within`, of one budget. anatomy: of the whole network.
+
+    runtime: by default "torch"; threads: by default as many as torch has; batch: by default 1.
+    """
+    latencies = latency is not None or latency_ms is not None
+    if not latencies and (runtime or batch):
+        raise PlanError("making a plan: a runtime or batch is given without a latency; expected latency or latency_ms")
+    setting = Setting(runtime or "torch", threads or torch.get_num_threads(), batch or 1) if latencies else None
+    depth = depth or ("auto" if latencies else "never")
+    with _learnt(teacher, anatomy, few, setting, depth, views, seed, evidence, say, budget) as known:
+        found = plan_within(
+            known, latency=latency, latency_ms=latency_ms, depth=depth, drop=drop, say=say, seed=seed, **budget
+        )
+    return found.plan
+
+
+def frontier_by(
+    teacher: nn.Module,
+    anatomy: Anatomy,
+    few: Source | Tensor,
+    *,
+    runtime: str | None = None,
+    threads: int | None = None,
+    batch: int | None = None,
+    depth: str | None = None,
+    views: str = "none",
+    seed: int = 0,
+    evidence: Evidence | None = None,
+    say: Say = lambda text: None,
+    **budget: Any,
+) -> list[dict[str, Any]]:
+    """`learn`, then `frontier`; of MACs where no runtime is named."""
+    setting = Setting(runtime, threads or torch.get_num_threads(), batch or 1) if runtime else None
+    depth = depth or "auto"
+    with _learnt(teacher, anatomy, few, setting, depth, views, seed, evidence, say, budget) as known:
+        return frontier(known, depth=depth, say=say, seed=seed, **budget)
+
+
+@contextmanager
+def _learnt(
+    teacher: nn.Module,
+    anatomy: Anatomy,
+    few: Source | Tensor,
+    setting: Setting | None,
+    depth: str,
+    views: str,
+    seed: int,
+    evidence: Evidence | None,
+    say: Say,
+    budget: Mapping[str, Any],
+) -> Iterator[Known]:
+    kept = [*budget.get("exclude", ()), *budget.get("pin", ())]
+    known = learn(
+        teacher, anatomy, few, setting=setting, depth=depth, views=views, seed=seed, evidence=evidence, say=say,
+        stay=lambda name: any(matches(name, p) or matches(p, name) for p in kept),
+    )  # fmt: skip
+    try:
+        yield known
+    finally:
+        if known.lead is not None:
+            known.lead.close()
+
+
+def compared(teacher: nn.Module, student: nn.Module, example: Any, setting: Setting) -> dict[str, Any]:
+    """Latency of both, measured in turn, and of the teacher over itself: for a report. Milliseconds, and shares with
+    their quartiles over the rounds."""
+    lead = prepare(teacher, example, setting)
+    try:
+        found = measure({"teacher": lead, "again": lead, "student": student}, example, setting, seconds=2 * _SECONDS)
+    finally:
+        lead.close()
+    share, spread = (found[name].over(found["teacher"]) for name in ("student", "again"))
+    return {
+        **setting.to_json(), "teacher_ms": found["teacher"].ms_median, "student_ms": found["student"].ms_median,
+        **dict(zip(("share", "share_low", "share_high"), share, strict=True)),
+        **dict(zip(("spread", "spread_low", "spread_high"), spread, strict=True)),
+    }  # fmt: skip
+
+
+def frontier(
+    known: Known, shares: Sequence[float] = SHARES, *, depth: str = "auto", say: Say = lambda text: None, **budget: Any
+) -> list[dict[str, Any]]:
+    """What students of several sizes would lose: of each share of the latency, measured, or without a runtime of the
+    MACs. error: as `Found.error`, predicted for the closed form alone; mimicking lowers it. Ends where no student is.
+    """
+    rows = []
+    for share in shares:
+        say(f"planning for {share:g} of the {'latency' if known.setting else 'MACs'}")
+        try:
+            asked = {"latency": share} if known.setting else {"keep": share}
+            found = plan_within(known, **asked, depth=depth, say=say, **budget)
+        except PlanError:
+            break
+        error = found.error if found.error is not None else trial_error(known, known.anatomy, found.plan)
+        macs_share = found.plan.macs["student"] / found.plan.macs["teacher"]
+        row = {"asked": share, "error": round(error, 4), "macs_share": round(macs_share, 4), "drop": found.plan.drop}
+        if found.share is not None:
+            ms = found.student_ms.ms_median
+            row |= {"latency_share": round(found.share[0], 4), "latency_ms": round(ms, 4)}
+        rows.append(row)
+    return rows
