@@ -23,7 +23,7 @@ from understudy.recover.judge import Judge
 from understudy.recover.layers import Layer
 from understudy.seam import Seam, capturing
 
-LAYERS = 4  # behind the gap that are solved. Source: measured (docs/LOG.md).
+LAYERS = 8  # behind the gap that are solved. Source: measured (docs/LOG.md).
 VIEWS = 200  # that they are solved from. Source: measured (docs/LOG.md).
 _MOST_INPUTS = 1200  # of a layer that trials solve. Source: assumption, for time.
 _JUDGED = 3  # every so many of the images judges, and nothing is solved from it. Source: assumption.

@@ -1,0 +1,125 @@
+"""Are latencies met? One JSON line for each teacher, runtime and share, and a table.
+
+    python -m benchmarks.latency_met                       # goes on where it was stopped; on an idle machine
+    python -m benchmarks.latency_met --teacher torchvision:resnet50 --runtime openvino
+    python -m benchmarks.latency_met --summary
+
+The demo's teachers with 50 images (the batch raised until the teacher takes 5 ms), and ResNet-50 and MobileNetV2 at 224
+pixels with random weights and 32 random images, batch 1. What counts is measured behind the planning, in a run of its
+own: teacher, student, and the teacher over itself, in turn. Met: a share of at most 1.03 of what was asked for, and not
+below 0.92 of it. Written to results/latency_met.jsonl.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from understudy import demo
+from understudy.anatomy import trace
+from understudy.budgets import Known, compared, learn, plan_within
+from understudy.cut import cut
+from understudy.errors import PlanError
+from understudy.images import read_images
+from understudy.reconstruction import reconstruction
+from understudy.report import platform_kind, versions
+from understudy.runtimes import Setting, prepare
+from understudy.teachers import load_teacher
+
+OUT = Path(__file__).parent / "results" / "latency_met.jsonl"
+TEACHERS = ("demo:resnet14", "demo:mobilenetv2_tiny", "demo:vgg7", "demo:vit_tiny", "torchvision:resnet50",
+            "torchvision:mobilenet_v2")  # fmt: skip
+RUNTIMES, SHARES, SEED, IMAGES, LEAST_MS = ("torch", "onnxruntime", "openvino"), (0.8, 0.6, 0.4), 1001, 50, 5.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", action="append")
+    parser.add_argument("--runtime", action="append", choices=RUNTIMES)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--summary", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    for spec in () if options.summary else options.teacher or TEACHERS:
+        for runtime in options.runtime or RUNTIMES:
+            done = {(x["teacher"], x["runtime"], x["asked"]) for x in _read(options.out)}
+            shares = [s for s in SHARES if (spec, runtime, s) not in done]
+            if shares:
+                for line in _lines(spec, runtime, options.threads, shares):
+                    with options.out.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(line) + "\n")
+                    print(json.dumps(line), file=sys.stderr, flush=True)
+    print(json.dumps(summary(_read(options.out))))
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
+
+
+def _lines(spec: str, runtime: str, threads: int, shares: list[float]) -> Any:
+    embedded = spec.startswith("demo:")
+    teacher = load_teacher(spec, pretrained=embedded)
+    model, size = teacher.model, teacher.preprocessing.input_size
+    few = read_images(demo.few_images(IMAGES, SEED), teacher.preprocessing) if embedded else None
+    if few is None:
+        few = torch.randn(32, *size, generator=torch.Generator().manual_seed(SEED))
+    batch = _batch(model, size, runtime, threads) if embedded else 1
+    setting, views = Setting(runtime, threads, batch), teacher.views if embedded else "none"
+    begun = time.perf_counter()
+    anatomy = trace(model, torch.zeros(2, *size))
+    evidence = reconstruction(model, anatomy, few, views=views, seed=SEED)
+    known = learn(model, anatomy, few, setting=setting, views=views, seed=SEED, evidence=evidence)
+    learnt = time.perf_counter() - begun
+    for share in shares:
+        yield {**_line(known, share), "teacher": spec, "runtime": runtime, "batch": batch, "threads": threads,
+               "seconds_learn": round(learnt, 1)}  # fmt: skip
+    known.lead.close()
+
+
+def _batch(model: torch.nn.Module, size: tuple[int, ...], runtime: str, threads: int) -> int:
+    batch = 1
+    while batch < 256:
+        prepared = prepare(model, torch.zeros(1, *size), Setting(runtime, threads, batch))
+        ms = min(prepared.milliseconds(3) for _ in range(5))
+        prepared.close()
+        if ms >= LEAST_MS:
+            break
+        batch *= 2
+    return batch
+
+
+def _line(known: Known, share: float) -> dict[str, Any]:
+    begun = time.perf_counter()
+    line: dict[str, Any] = {"asked": share}
+    try:
+        found = plan_within(known, latency=share)
+    except PlanError as error:
+        return {**line, "error": str(error), "seconds": round(time.perf_counter() - begun, 1)}
+    seconds = time.perf_counter() - begun
+    student = cut(known.teacher, found.plan)
+    line |= {k: v for k, v in compared(known.teacher, student, known.anatomy.traced.example, known.setting).items()
+             if k not in ("runtime", "threads", "batch", "precision")}  # fmt: skip
+    return {
+        **line, "drop": found.plan.drop, "macs": round(found.plan.macs["student"] / found.plan.macs["teacher"], 4),
+        "tries": [list(each) for each in found.tries], "seconds": round(seconds, 1),
+        "versions": {k: v for k, v in versions().items() if k in ("python", "torch")},
+        "platform": platform_kind(torch.get_num_threads(), "cpu"),
+    }  # fmt: skip
+
+
+def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """How many are met, and which are not."""
+    met = [x for x in lines if "share" in x and 0.92 * x["asked"] <= x["share"] <= 1.03 * x["asked"]]
+    missed = [
+        f"{x['teacher']} {x['runtime']} {x['asked']}: {x.get('share', 'out of reach')}" for x in lines if x not in met
+    ]
+    return {"met": len(met), "of": len(lines), "missed": missed}
+
+
+if __name__ == "__main__":
+    main()
