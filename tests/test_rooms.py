@@ -36,7 +36,7 @@ FORBIDDEN = {
     "augment": {"*"},
     "weights": {"*", "-errors"},
     "builders": {"*", "-augment", "-errors", "-preprocessing", "-demo"},
-    "teachers": {"*", "-augment", "-builders", "-errors", "-guard", "-preprocessing", "-weights"},
+    "teachers": {"*", "-augment", "-builders", "-errors", "-guard", "-preprocessing", "-store", "-weights"},
     "muon": {"*"},
     "config": {"*", "-augment", "-errors", "-muon"},
     "batches": {"*", "-augment", "-errors"},

@@ -29,22 +29,23 @@ from understudy.plan import Plan
 from understudy.planner import make_plan, matches
 from understudy.recover.batches import Source
 from understudy.recover.closed_form import solve, to_solve
-from understudy.recoverability import Held, Recoverable, hold_out, recoverability
+from understudy.recoverability import VIEWS, Held, Recoverable, hold_out, recoverability, trial_views
 from understudy.runtimes import Latency, Prepared, Setting, measure, prepare, width_divisor
 from understudy.score import Evidence
 from understudy.trace import operator, shape
 
 DEPTHS = ("never", "auto", "only")
-CANDIDATES = (
-    5  # that are tried with the closed form, width alone and depth alone among them. Source: assumption, for time.
-)
-TRIAL_VIEWS = 200  # that a candidate is solved from. Source: as recoverability.VIEWS.
+# Candidates that are tried with the closed form, width alone and depth alone among them: of small networks, and of
+# those of which a trial sees fewer views. Source: assumption, for time.
+CANDIDATES, CANDIDATES_LARGE = 5, 3
 TRIES = 7  # students that are measured at the most. Source: assumption, for time.
 NEAR, AIM = 0.95, 0.975  # of the target: near enough, and what a correction aims at. Source: assumption.
 OVER = (
     1.03  # of the target: still met where nothing under it is found, as far as a measurement tells. Source: assumption.
 )
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)  # of the frontier
+UNDER = 0.92  # of the target: a student below it gives away what was asked for. Source: assumption.
+_SIZES = {"keep", "params", "size_mb"}  # budgets that may keep a student below its latency
 _SECONDS = 2.0  # of a measurement of two networks; each further one takes half of that. Source: assumption.
 _NOISY = 0.03  # by which the teacher may differ from itself before it is said. Source: assumption.
 
@@ -198,11 +199,12 @@ def plan_within(
     if target is None:
         return Found(best.plan, error)
     found = _met(known, best, target, budget, say)
-    while found is None or (found.share[0] < 0.92 * target / known.teacher_ms.ms_median and len(best.drop) > len(drop)):
+    least = 0.0 if _SIZES & set(budget) else UNDER * target / known.teacher_ms.ms_median
+    while len(best.drop) > len(drop) and found is not None and found.share[0] < least:
         # Depth alone is coarse: with one block more in the network, widths give the rest.
         fewer = _candidate(known, best.drop[:-1], target, budget, widths=depth != "only")
         again = None if fewer is None else _met(known, fewer, target, budget, say)
-        if again is None or (found is not None and again.share[0] <= found.share[0]):
+        if again is None or again.share[0] <= found.share[0]:
             break
         best, found = fewer, again
     if found is None:
@@ -266,7 +268,8 @@ def _candidates(
         make_plan(known.teacher, anatomy, evidence=known.evidence, **budget)
         raise PlanError("making a plan: no blocks reach this budget by themselves; let widths go too (depth auto)")
     ends = [found[0], found[-1]] if len(found) > 1 else found
-    others = sorted((c for c in found if c not in ends), key=lambda c: c.loss)[: CANDIDATES - len(ends)]
+    most = CANDIDATES if trial_views(known.anatomy) == VIEWS else CANDIDATES_LARGE
+    others = sorted((c for c in found if c not in ends), key=lambda c: c.loss)[: most - len(ends)]
     return [c for c in found if c in ends or c in others]
 
 
@@ -291,7 +294,7 @@ def trial_error(known: Known, anatomy: Anatomy, plan: Plan) -> float:
     bare = held.judge.error(student)
     solve(
         known.teacher, student, anatomy, todo, plan.slices, held.fit, views=known.views, seed=known.seed,
-        most_views=TRIAL_VIEWS,
+        most_views=trial_views(known.anatomy),
     )  # fmt: skip
     return min(bare, held.judge.error(student))
 

@@ -27,10 +27,18 @@ _TEACHER = "Teacher"
 _BUDGET = "Budget"
 _PRESET = "Recipe: default (closed form, then mimic), paper (MiR as published) or transformer (the same with AdamW)"
 TeacherArg = Annotated[
-    str, typer.Argument(help="timm:NAME, torchvision:NAME, hf:FOLDER, hf:ID, FILE.py:FUNCTION or demo:NAME")
+    str,
+    typer.Argument(
+        help="timm:NAME, torchvision:NAME, hf:FOLDER, hf:ID, FILE.py:FUNCTION, demo:NAME or the folder of a result"
+    ),
 ]
 ImagesArg = Annotated[Path, typer.Argument(help="Folder of images (any nesting), one file, .npy or .npz")]
-Weights = Annotated[Path | None, typer.Option(help="Tensors: .safetensors, or a state dict", rich_help_panel=_TEACHER)]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        help="Tensors: .safetensors, or a state dict; or a result that was made of TEACHER", rich_help_panel=_TEACHER
+    ),
+]
 Pretrained = Annotated[bool, typer.Option(help="The library's own weights", rich_help_panel=_TEACHER)]
 NumClasses = Annotated[
     int | None, typer.Option(help="Classes of the teacher (timm: 0 for no head)", rich_help_panel=_TEACHER)
@@ -135,12 +143,10 @@ def inspect(
 ) -> None:
     """Tell a network's seam, channel groups, what is pinned and why, and what budgets would give."""
     _threads(threads)
-    import torch
-
     from understudy.inspect import inspect as look
 
     found = _teacher(teacher, weights, pretrained, num_classes, part, input_size)
-    facts = look(found.model, torch.zeros(2, *found.preprocessing.input_size), seam=seam)
+    facts = look(found.model, found.example(), seam=seam)
     _say(_anatomy_table(facts))
     _answer({"teacher": teacher, **facts})
 
@@ -193,11 +199,9 @@ def plan(
     _threads(threads)
     from dataclasses import replace
 
-    import torch
-
     from understudy import budgets
     from understudy.anatomy import trace
-    from understudy.images import read_images
+    from understudy.images import called, read_images
     from understudy.picture import check_picture, draw_frontier
     from understudy.plan import check_plan_file
     from understudy.planner import make_plan
@@ -208,7 +212,7 @@ def plan(
     if picture is not None:
         check_picture(picture)
     found = _teacher(teacher, weights, pretrained, num_classes, part, input_size)
-    example = torch.zeros(2, *found.preprocessing.input_size)
+    example = found.example()
     asked = {
         "keep": keep, "params": params, "size_mb": size_mb, "latency": latency, "latency_ms": latency_ms,
         "keep_width": keep_width,
@@ -218,7 +222,7 @@ def plan(
     anatomy = trace(found.model, example, points=seam, drop=() if mixing else drop or ())
     evidence, used, few = None, {}, None
     if images is not None:
-        few = read_images(images, found.preprocessing)
+        few = called(read_images(images, found.preprocessing), found.call)
         if importance is None:
             evidence = reconstruction(found.model, anatomy, few, views=found.views, seed=seed or 0)
         used = {"images": few.hashes}
@@ -360,7 +364,9 @@ def compress(
 def verify(
     folder: Annotated[Path, typer.Argument(help="A result folder")],
     images: ImagesArg,
-    teacher: Annotated[str | None, typer.Option(help="The teacher; needed where it is code of your own")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="The teacher; needed where it is code of your own, or a folder that has moved")
+    ] = None,
     labelled: Labelled = None,
     weights: Weights = None,
     pretrained: Pretrained = True,

@@ -13,15 +13,14 @@ from torch import nn
 
 from understudy import laws, store
 from understudy.anatomy import trace
-from understudy.budgets import MIXED, compared, mixes, plan_by
+from understudy.budgets import MIXED, compared, missed, mixes, plan_by
 from understudy.cost import count, count_teacher
 from understudy.cut import cut
 from understudy.errors import InputError, LawBroken, Stopped, StoreError
-from understudy.guard import device_called, evaluating, full_copy, named_tensors, on_device
-from understudy.images import ImageSet, read_images, split
+from understudy.guard import device_called, evaluating, named_tensors, on_device
+from understudy.images import ImageSet, called, read_images, split
 from understudy.plan import Plan, check_teacher
 from understudy.planner import make_plan, replan
-from understudy.preprocessing import Preprocessing
 from understudy.reconstruction import reconstruction
 from understudy.recover.checkpoint import Checkpoint
 from understudy.recover.config import PRESETS, MimicConfig
@@ -38,7 +37,7 @@ from understudy.replace import replace as put_under_head
 from understudy.report import Report, platform_kind, versions
 from understudy.runtimes import Setting
 from understudy.seam import SeamPoint
-from understudy.teachers import Teacher, load_teacher, own_teacher
+from understudy.teachers import Teacher, code_of, load_again, own_teacher
 from understudy.trace import as_example
 from understudy.verify import (
     Accuracy,
@@ -102,10 +101,10 @@ def compress(
     that. labelled: images that only measure accuracy: a folder of class folders, or anything readable with `labels`.
     seam: points where the features are taken, instead of the one that is found. drop: blocks to leave out whole.
     example: traced input, images first, or `((), {"pixel_values": images})` where the network takes them by that name;
-    without it a batch of two in the teacher's input size. folder: where to save; an existing one is only replaced with
-    force. resume: go on with the run that was stopped, if a file beside `folder` tells of one; with the same images and
-    options, and as many threads, it comes to the same result, with as many steps as it had been given. on_stage(text),
-    on_step(done, total, loss): progress.
+    without it two blank images, as `Teacher.example` gives them. folder: where to save; an existing one is only
+    replaced with force. resume: go on with the run that was stopped, if a file beside `folder` tells of one; with the
+    same images and options, and as many threads, it comes to the same result, with as many steps as it had been given.
+    on_stage(text), on_step(done, total, loss): progress.
 
     Where at least CHOOSE_FROM images are left to learn from, a tenth of them is set aside to choose by, unless
     config.start is "cut": the paper's recipe takes the last step.
@@ -135,7 +134,7 @@ def compress(
     say("reading images")
     few, choose, proof, notes = _images(teacher, images, held_out, held_out_share, split_seed, config)
     if example is None:
-        example = torch.zeros(2, *teacher.preprocessing.input_size)
+        example = teacher.example()
     call = _call(example)
     test, truth = _labelled(teacher, labelled, labels, call)
     hashes = {"fit": few.hashes, "choose": choose.hashes if choose else [], "held_out": proof.hashes}
@@ -144,6 +143,10 @@ def compress(
         _check_same(folder, stood, asked)
         plan = Plan.from_json(stood.data["plan"])
 
+    learnt = set((teacher.result or {}).get("images", ())) & set(proof.hashes)
+    if learnt:
+        notes.append(f"{len(learnt)} held-out image(s) trained the teacher: of it they prove less; hold out others")
+
     say("reading the network")
     mixed = {name: budget.pop(name) for name in MIXED if name in budget}
     mixing = plan is None and mixes(mixed)
@@ -151,7 +154,7 @@ def compress(
     anatomy = trace(model, example, plan.seam if plan and not seam else None, points=seam, drop=gone)
     if plan is None and "score" not in budget and config.start == "closed_form":
         with on_device(model, config.device):
-            given = _given(few, call)
+            given = called(few, call)
             most = None if max_seconds is None else EVIDENCE_SHARE * max_seconds
             begun = time.perf_counter()
             budget["evidence"] = reconstruction(
@@ -162,7 +165,7 @@ def compress(
     if mixing:
         with on_device(model, config.device):
             options = {"views": config.views, "seed": config.seed, "drop": drop, "source": source, **mixed, **budget}
-            plan = plan_by(model, anatomy, _given(few, call), say=say, **options)
+            plan = plan_by(model, anatomy, called(few, call), say=say, **options)
         anatomy = trace(model, example, anatomy.seam, drop=plan.drop)
         plan = replace(plan, asked={**plan.asked, "call": call})
     elif stood is None:
@@ -197,7 +200,7 @@ def compress(
         try:
             recovery = restore(
                 model, student if config.device is None else student.to(config.device), anatomy, plan,
-                _given(few, call), config, choose=choose and _given(choose, call), max_seconds=max_seconds,
+                called(few, call), config, choose=choose and called(choose, call), max_seconds=max_seconds,
                 on_stage=on_stage, on_step=on_step, checkpoint=stood, on_checkpoint=keep,
             )  # fmt: skip
         except Stopped as error:
@@ -209,14 +212,15 @@ def compress(
             say(notes[-1])
         say("replacing and verifying")
         result = put_under_head(model, student, plan.seam)
-        worth = figures(model, result, plan.seam, _given(proof, call))
-        score = accuracy(model, result, _given(test, call), truth) if test is not None else None
+        worth = figures(model, result, plan.seam, called(proof, call))
+        score = accuracy(model, result, called(test, call), truth) if test is not None else None
     result = result.to(home)
     latency = None
     if plan.asked.get("latency"):
         say("measuring the latency of both")
         how = plan.asked["latency"]["setting"]
         latency = compared(model, result, example, Setting(*(how[f.name] for f in fields(Setting))))
+        notes += filter(None, [missed(plan, latency)])
     whole, lead = teacher.completed(result), model if teacher.whole is None else teacher.whole
     check_head(lead, whole, plan.seam, teacher.part)
     report = Report(
@@ -248,7 +252,7 @@ def compress(
     # What was stopped takes the place of nothing but an earlier part of itself.
     if folder is not None and (stopped is None or part or not Path(folder).exists() or not any(Path(folder).iterdir())):
         say("saving")
-        saved = _save(Path(folder), whole, plan, report, force or part, lead)
+        saved = _save(Path(folder), whole, plan, report, force or part, teacher)
         if stopped is None:
             store.drop_stopped(folder)
         else:
@@ -332,37 +336,6 @@ def _chooses(images: float, config: MimicConfig) -> bool:
     return config.start == "closed_form" and images >= CHOOSE_FROM
 
 
-@dataclass(frozen=True)
-class _Call:
-    """Images as the network takes them: under a name, or with other arguments beside them."""
-
-    images: ImageSet
-    keyword: str | None
-    options: dict[str, Any]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def hashes(self) -> list[str]:
-        return self.images.hashes
-
-    def view(self, indices: list[int], views: str, generator: torch.Generator) -> Any:
-        return self._given(self.images.view(indices, views, generator))
-
-    def batch(self, indices: list[int]) -> Any:
-        return self._given(self.images.batch(indices))
-
-    def _given(self, batch: torch.Tensor) -> tuple[tuple, dict]:
-        if self.keyword is None:
-            return (batch,), dict(self.options)
-        return (), {self.keyword: batch, **self.options}
-
-
-def _given(images: ImageSet, call: dict[str, Any] | None) -> Any:
-    return images if call is None else _Call(images, call["keyword"], call["options"])
-
-
 def _call(example: Any) -> dict[str, Any] | None:
     """How the network takes its images, as plain data for the plan: under which keyword, if any, and with which options
     beside them. None where they are all that it takes.
@@ -397,7 +370,7 @@ def _labelled(
         return test, list(labels)
     if not isinstance(source, (str, Path)):
         raise InputError("reading labelled images: they come without labels; give labels=[...] or a folder of classes")
-    return test, labels_from_folders(test.names, source, _classes(teacher, _given(test, call)))
+    return test, labels_from_folders(test.names, source, _classes(teacher, called(test, call)))
 
 
 def _classes(teacher: Teacher, test: Any) -> int:
@@ -410,10 +383,10 @@ def _classes(teacher: Teacher, test: Any) -> int:
     return scores.shape[1]
 
 
-def _save(folder: Path, model: nn.Module, plan: Plan, report: Report, force: bool, teacher: nn.Module) -> Path:
+def _save(folder: Path, model: nn.Module, plan: Plan, report: Report, force: bool, teacher: Teacher) -> Path:
     """Save, load again by replaying the plan on the teacher's architecture, and compare every tensor."""
     saved = store.save(folder, model=model, plan=plan, report=report, force=force)
-    again = store.load(saved, lambda **_: full_copy(teacher))  # a copy: loading puts it on the CPU
+    again = store.load(saved, teacher.architecture())
     tensors = named_tensors(again)
     for name, tensor in named_tensors(model).items():
         if name not in tensors or not same_bits(tensor, tensors[name]):
@@ -437,26 +410,21 @@ def verify_folder(
 ) -> Report:
     """Measure a stored result against its teacher on `images`; the report that it was saved with, with new figures.
 
-    teacher: how to build it, where the folder cannot say (a "file.py:build" is never run from a folder). weights,
-    pretrained: the teacher's weights, as in `teachers.load_teacher`.
+    teacher: how to build it, where the folder cannot say (a "file.py:build" is never run from a folder), or where the
+    result is that was the teacher. weights, pretrained: the teacher's weights, as in `teachers.load_teacher`.
     Raises: LawBroken when the stored head is not this teacher's; StoreError, PlanError, InputError as `store.load`.
     """
     started = time.perf_counter()
     plan, stored, _ = store.read(folder)
     source = plan.teacher.get("source") or {}
-    given = teacher or str(source.get("spec"))
-    model = store.load(folder, teacher)
-    lead = load_teacher(
-        given, weights=weights, pretrained=pretrained, model_kwargs=source.get("options", {}).get("model_kwargs"),
-        **{k: source.get("options", {}).get(k) for k in ("num_classes", "in_chans")}, part=source.get("part", ""),
-    )  # fmt: skip
-    if "preprocessing" in source:
-        lead = replace(lead, preprocessing=Preprocessing.from_json(source["preprocessing"]))
+    model = store.load(folder, code_of(teacher))
+    lead = load_again(source, teacher, weights=weights, pretrained=pretrained)
     check_teacher(lead.model, plan)
     check_head(lead.model if lead.whole is None else lead.whole, model, plan.seam, lead.part)
     model = model.get_submodule(lead.part)
     proof = read_images(images, lead.preprocessing)
     known = {h for part in ("fit", "choose") for h in stored.image_hashes.get(part, [])}
+    known |= set(source.get("result", {}).get("images", []))
     seen = sum(h in known for h in proof.hashes)
     notes = [f"{seen} of these images trained the student: they prove nothing of new ones"] if seen else []
     call = plan.asked.get("call")
@@ -464,8 +432,8 @@ def verify_folder(
     if device is not None:
         lead.model.to(device)
         model.to(device)
-    worth = figures(lead.model, model, plan.seam, _given(proof, call))
-    score = accuracy(lead.model, model, _given(test, call), truth) if test is not None else None
+    worth = figures(lead.model, model, plan.seam, called(proof, call))
+    score = accuracy(lead.model, model, called(test, call), truth) if test is not None else None
     return replace(
         stored,
         **{f: getattr(worth, f) for f in _FIGURES},

@@ -26,7 +26,7 @@ from torch import Tensor
 from understudy.augment import VIEWS
 from understudy.decode import Decoded, Reader
 from understudy.errors import InputError
-from understudy.preprocessing import Preprocessing
+from understudy.preprocessing import Preprocessing, handed
 from understudy.sources import from_array, from_items, from_path
 
 MEMORY_BYTES = (
@@ -104,6 +104,31 @@ class ImageSet:
             return torch.empty(0, *self.preprocessing.input_size)
         stacked = torch.stack(made)
         return stacked if self.floats else self.preprocessing.normalise(stacked)
+
+
+@dataclass(frozen=True)
+class Called:
+    """Images as a network takes them that wants more than images: see `preprocessing.handed`."""
+
+    images: ImageSet
+    call: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def hashes(self) -> list[str]:
+        return self.images.hashes
+
+    def view(self, indices: list[int], views: str, generator: torch.Generator) -> tuple[tuple, dict]:
+        return handed(self.images.view(indices, views, generator), self.call)
+
+    def batch(self, indices: list[int]) -> tuple[tuple, dict]:
+        return handed(self.images.batch(indices), self.call)
+
+
+def called(images: ImageSet, call: Mapping[str, Any] | None) -> ImageSet | Called:
+    return images if call is None else Called(images, call)
 
 
 @dataclass(frozen=True)

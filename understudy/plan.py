@@ -209,8 +209,13 @@ def _plain(data: dict[str, Any]) -> list[str]:
     ]
     if not data["seam"].get("points"):
         faults.append("seam has no points")
-    if not isinstance(data["teacher"].get("source"), (dict, type(None))):
-        faults.append(f"teacher's source is {_short(data['teacher']['source'])}, expected an object or null")
+    source = data["teacher"].get("source")
+    if not isinstance(source, (dict, type(None))):
+        faults.append(f"teacher's source is {_short(source)}, expected an object or null")
+    elif source and "result" in source:
+        result = source["result"]
+        if not isinstance(result, dict) or not (isinstance(result.get("images"), list) and "plan" in result):
+            faults.append(f"teacher's source has the result {_short(result)}, expected an object with plan and images")
     if set(data["keep"]) - set(data["widths"]):
         faults.append(f"widths lacks {sorted(set(data['keep']) - set(data['widths']))[0]!r}, which keep lists")
     return faults

@@ -1,4 +1,5 @@
-"""How a teacher wants its images: a record of plain numbers, checked when it is made, kept as JSON."""
+"""How a teacher wants its images: a record of plain numbers, checked when it is made, kept as JSON; and how they are
+handed to it."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -78,3 +79,15 @@ class Preprocessing:
         """uint8 (n, C, H, W) to float32: x / 255, minus mean, over std; the same rounding as torchvision's presets."""
         mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (self.mean, self.std))
         return images_nchw.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+
+def handed(images_nchw: Tensor, call: Mapping[str, Any] | None) -> Any:
+    """`images_nchw` as a network takes them: alone where `call` is None, else (args, kwargs).
+
+    call: {"keyword": the name of the argument that they are, or None for the first, "options": what stands beside it}.
+    """
+    if call is None:
+        return images_nchw
+    if call["keyword"] is None:
+        return (images_nchw,), dict(call["options"])
+    return (), {call["keyword"]: images_nchw, **call["options"]}

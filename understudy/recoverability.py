@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from understudy import guard
 from understudy.blocks import droppable
-from understudy.cost import macs
+from understudy.cost import count_traced, macs
 from understudy.cut import without
 from understudy.graph import Anatomy, Block
 from understudy.recover.batches import Batch, Source, copied, count, subset
@@ -29,6 +29,9 @@ _MOST_INPUTS = 1200  # of a layer that trials solve. Source: assumption, for tim
 _JUDGED = 3  # every so many of the images judges, and nothing is solved from it. Source: assumption.
 _RIDGE = 1e-2  # of that map, in units of the mean squared feature. Source: assumption.
 _JUDGE_VIEWS = 64  # of those images. Source: assumption.
+# What the passes of one trial may cost, which bounds the views of large networks, and what there is of them at least.
+# Source: assumption, for a plan of ResNet-50 at 224 pixels in five minutes on two idle cores.
+_MACS, _FEWEST = 1e11, 16
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,18 @@ class Held:
         return [layer for layer in todo if own[layer.weight][0].numel() <= _MOST_INPUTS]
 
 
+def trial_views(anatomy: Anatomy, most: int = VIEWS) -> int:
+    """How many views a trial may be solved from."""
+    macs_each = max(1, count_traced(anatomy.traced).macs)
+    return min(most, affordable(anatomy, []), max(_FEWEST, int(_MACS / (2 * macs_each))))
+
+
 def hold_out(teacher: nn.Module, anatomy: Anatomy, few: Source | Tensor, *, views: str, seed: int) -> Held:
     """A third of the images judges what is solved from the others; of three or fewer all do both."""
     indices = list(range(count(few)))
     judging = indices[::_JUDGED] if len(indices) > _JUDGED else indices
     fitting = [i for i in indices if i not in set(judging)] if len(indices) > _JUDGED else indices
-    total = min(_JUDGE_VIEWS, affordable(anatomy, []))
+    total = trial_views(anatomy, _JUDGE_VIEWS)
     batches, _, _ = batches_of(subset(few, judging), teacher, views, "none", seed, 1, total)
     return Held(subset(few, fitting), Judge(teacher, anatomy.seam, batches))
 
@@ -75,26 +84,27 @@ def recoverability(
     blocks: Sequence[Block] | None = None,
     held: Held | None = None,
     layers: int = LAYERS,
-    most_views: int = VIEWS,
+    most_views: int | None = None,
     on_block: Callable[[int, int], None] | None = None,
 ) -> list[Recoverable]:
     """Of every block of `anatomy` that can be dropped (or of `blocks`), in the order in which they run.
 
     few, views: as for `closed_form`. held: from `hold_out`, where there is one already. layers: how many behind the gap
-    are solved. on_block(done, total): progress. The teacher comes back as it was.
+    are solved; most_views: from how many views, by default VIEWS, or fewer for a large network. on_block(done, total):
+    progress. The teacher comes back as it was.
     Raises: InputError for images that do not fit.
     """
     todo = list(droppable(anatomy) if blocks is None else blocks)
+    total = trial_views(anatomy) if most_views is None else most_views
     held = held or (hold_out(teacher, anatomy, few, views=views, seed=seed) if todo else None)
     found: list[Recoverable] = []
     for block in todo:
         student = without(guard.full_copy(teacher), block.gone)
         errors = [held.judge.error(student)]
         behind = held.small(gap_layers(anatomy, block, student), student)[:layers]
-        solve(teacher, student, anatomy, behind, {}, held.fit, views=views, seed=seed, most_views=most_views)
+        solve(teacher, student, anatomy, behind, {}, held.fit, views=views, seed=seed, most_views=total)
         errors.append(held.judge.error(student))
         if len(behind) < layers:
-            total = min(most_views, affordable(anatomy, []))
             learned, _, _ = batches_of(held.fit, teacher, views, "none", seed, 1, total)
             errors.append(held.judge.error(student, _mapped(teacher, student, anatomy.seam, learned)))
         cost = sum(macs(node) or 0 for node in block.branch) // anatomy.traced.batch

@@ -1,12 +1,14 @@
 """A result as a folder: plan.json, weights.safetensors, report.json. Complete or not there; nothing is pickled.
 
 Loading builds the named architecture without pretrained weights, replays the plan's resolved slices and fills in the
-saved tensors: nothing is traced, and no code in the folder is run.
+saved tensors: nothing is traced, and no code in the folder is run. Where the teacher was itself a result, its plan lies
+in the new one, and is replayed before it: the first folder is not needed.
 """
 
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable
@@ -175,19 +177,82 @@ def load(
     Raises: StoreError when the folder is not a whole result, or its weights do not fit: the first difference is named;
     PlanError when the plan is nonsense or the teacher built is another; InputError when build_teacher is needed.
     """
-    from understudy.cut import cut
-    from understudy.teachers import build_architecture, part_of, put_part
-
     plan, _, _ = read(folder)
     path = _existing(folder)
     weights, shared = _read_weights(path)
-    source = plan.teacher.get("source") or {"spec": "module"}
-    part = str(source.get("part", ""))
     with guard.seeded(0):
-        whole = build_architecture(source, build_teacher)
-        model = put_part(whole, part, cut(part_of(whole, part), plan))
+        model = _built(plan, build_teacher)
     _fill(model, weights, shared, path / WEIGHTS)
     return model.eval().to(device)
+
+
+def is_result(folder: str | Path) -> bool:
+    """Whether `folder` is a result, or would be one, had a run or a save not been stopped."""
+    path = Path(folder).resolve()
+    return (path / PLAN).is_file() or _previous(path).is_dir() or stopped_path(path).exists()
+
+
+def as_teacher(
+    folder: str | Path, build_teacher: str | Callable[[], nn.Module] | None = None
+) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
+    """A result that is to be a teacher: the model as `load` gives it, the source of its own teacher, and two fields of
+    a `teachers.Teacher`. `call`; and `result`: its plan, by which `load` builds it again without `folder`, the digest
+    of its weights, and the hashes of all images that it, or a teacher of its own, was fitted to.
+
+    Raises: as `load`; StoreError also for the result of a run that was stopped and can go on.
+    """
+    path = Path(folder).resolve()
+    stood = read_stopped(path)
+    if stood is not None and (not path.exists() or stood.data["saved"] == digest(path)):
+        raise StoreError(
+            f"loading {path} as a teacher: the run that makes it was stopped; go on with it first (--resume), or take "
+            f"the result as it is by removing {stopped_path(path).name}"
+        )
+    plan, report, _ = read(folder)
+    source = plan.teacher.get("source") or {}
+    learnt = [source.get("result", {}).get("images", []), *(report.image_hashes.get(p, []) for p in ("fit", "choose"))]
+    result = {
+        "plan": plan.to_json(),
+        "weights_sha256": digest(_existing(folder)),
+        "images": list(dict.fromkeys(one for some in learnt for one in some)),
+    }
+    return load(folder, build_teacher), source, {"call": plan.asked.get("call"), "result": result}
+
+
+def _built(plan: "Plan", build_teacher: str | Callable[[], nn.Module] | None) -> nn.Module:
+    """The whole network that `plan` leaves, without its weights."""
+    from understudy.cut import cut
+    from understudy.plan import Plan
+    from understudy.teachers import build_architecture, part_of, put_part
+
+    source = plan.teacher.get("source") or {"spec": "module"}
+    part = str(source.get("part", ""))
+    if "result" not in source:
+        whole = build_architecture(source, build_teacher)
+    else:
+        try:
+            earlier = Plan.from_json(source["result"]["plan"])
+        except PlanError as error:
+            raise PlanError(f"reading the plan of the teacher {source.get('spec')}: {error}") from error
+        whole = _built(earlier, build_teacher)
+        _resize(part_of(whole, part), plan)
+    return put_part(whole, part, cut(part_of(whole, part), plan))
+
+
+def _resize(model: nn.Module, plan: "Plan") -> None:
+    """Give the buffers that state dicts leave out the shapes that they had when `plan` was made, see `_fill`."""
+    for name in set(dict(model.named_buffers())) - set(model.state_dict()):
+        said = re.fullmatch(r"(scalar|\d+(?:x\d+)*) \w+", plan.teacher["tensors"].get(name, ""))
+        if said is not None:
+            shape = [] if said[1] == "scalar" else [int(n) for n in said[1].split("x")]
+            held = model.get_buffer(name)
+            if list(held.shape) != shape:
+                _put(model, name, held.new_zeros(shape))
+
+
+def _put(model: nn.Module, name: str, buffer: Tensor) -> None:
+    owner, _, key = name.rpartition(".")
+    setattr(model.get_submodule(owner), key, buffer)
 
 
 def _fill(model: nn.Module, weights: dict[str, Tensor], shared: dict[str, str], path: Path) -> None:
@@ -199,8 +264,7 @@ def _fill(model: nn.Module, weights: dict[str, Tensor], shared: dict[str, str], 
     weights = weights | {alias: weights[name] for alias, name in shared.items() if name in weights}
     for name in set(dict(model.named_buffers())) - set(model.state_dict()):
         if name in weights and weights[name].shape != targets[name].shape:
-            owner, _, key = name.rpartition(".")
-            setattr(model.get_submodule(owner), key, weights[name])
+            _put(model, name, weights[name])
             targets[name] = weights[name]
     for name in [*targets, *weights]:
         target, value = targets.get(name), weights.get(name)

@@ -7,6 +7,7 @@
     path/to/file.py:build              your own: a function that returns an nn.Module, or (module, Preprocessing | dict)
     package.module:build               the same, importable
     demo:NAME                          the teachers that ship with understudy
+    path/to/folder                     a result of understudy, to be compressed again
 
 **Parts.** `part` names the submodule that is compressed where the whole cannot be: a detector's backbone. It takes
 the prepared images as its only argument. Everything outside stays as it is, bit for bit; a result is the whole again.
@@ -15,6 +16,10 @@ the prepared images as its only argument. Everything outside stays as it is, bit
 asked for. Without a Preprocessing of its own (or flags): input 3x224x224, images resized straight to it, bilinear,
 ImageNet's mean and std. A dict has the fields of Preprocessing, and may add "views". Naming a file runs it: only name
 files that you trust. A result folder never does (see `build_architecture`).
+
+**Results.** What `understudy.load` gives, with the preprocessing, views, part and call of the teacher that it was made
+of. Where that is code of one's own, the code is named and the folder is its weights: "file.py:build" with
+weights="folder" (in Python also the folder with build_teacher=...).
 
 `builders` builds, `weights` reads weights files; what a user says is applied and the model checked here. Nothing here
 knows of pruning.
@@ -31,15 +36,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from understudy import store
 from understudy.augment import VIEWS
 from understudy.builders import OWN_PREPROCESSING, build_model, called, detector_preprocessing, per_channel
 from understudy.errors import InputError, UnsupportedModel
 from understudy.guard import full_copy, named_tensors, seeded
-from understudy.preprocessing import Preprocessing
+from understudy.preprocessing import Preprocessing, handed
 from understudy.weights import load_weights
 
 SMALL_SIDE = 128  # Below it random resized crops hurt (measured at 32 pixels); the place of the line is an assumption.
-_FORMS = "timm:NAME, torchvision:NAME, hf:FOLDER, FILE.py:FUNCTION, PACKAGE.MODULE:FUNCTION or demo:NAME"
+_FORMS = "timm:NAME, torchvision:NAME, hf:FOLDER, FILE.py:FUNCTION, PACKAGE.MODULE:FUNCTION, demo:NAME"
+Build = str | Callable[[], nn.Module] | None
 
 
 @dataclass
@@ -48,6 +55,8 @@ class Teacher:
 
     options: what besides `spec` builds the same architecture (JSON). notes: sentences a person should see.
     part: where `model` is in `whole`, when only that part is compressed; else "" and None.
+    call: how it takes images, if with more beside them (`preprocessing.handed`). result: of a teacher that is a result,
+    what builds it again without its folder (`store.as_teacher`). build_teacher: the code that this takes, if any.
     """
 
     spec: str
@@ -58,6 +67,19 @@ class Teacher:
     notes: list[str] = field(default_factory=list)
     part: str = ""
     whole: nn.Module | None = None
+    call: dict[str, Any] | None = None
+    result: dict[str, Any] | None = None
+    build_teacher: Build = None
+
+    def example(self) -> Any:
+        """Two blank images as it takes them: a tensor, or (args, kwargs)."""
+        return handed(torch.zeros(2, *self.preprocessing.input_size), self.call)
+
+    def architecture(self) -> Build:
+        """What `store.load` needs to load a result of this teacher here: a copy of it, or of a teacher that is itself
+        a result, what its code is named by."""
+        lead = self.model if self.whole is None else self.whole
+        return (lambda **_: full_copy(lead)) if self.result is None else self.build_teacher
 
     def completed(self, model: nn.Module) -> nn.Module:
         """`model` in its place in a copy of the whole; `model` itself where there is no other whole."""
@@ -71,11 +93,12 @@ class Teacher:
             "preprocessing": self.preprocessing.to_json(),
             "views": self.views,
             **({"part": self.part} if self.part else {}),
+            **({"result": self.result} if self.result else {}),
         }
 
 
 def load_teacher(
-    spec: str,
+    spec: str | Path,
     *,
     weights: str | Path | None = None,
     pretrained: bool = True,
@@ -89,21 +112,40 @@ def load_teacher(
     views: str | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
     part: str = "",
+    build_teacher: Build = None,
 ) -> Teacher:
     """The teacher that `spec` names (forms: see the head of this file).
 
-    weights: a file of tensors (.safetensors, or a state dict that torch reads with weights_only); instead of the
-    library's own. pretrained: the library's own weights; False: random ones, the same every time. The rest overrides
-    what the weights' configuration says: input_size (C, H, W); mean and std per channel on the scale 0..1; resize in
-    pixels of the shorter side, or "exact" (straight to H x W); views: a key of VIEWS. model_kwargs go to the builder.
-    part: the submodule to compress, if not the whole.
+    weights: a file of tensors (.safetensors, or a state dict that torch reads with weights_only), or a result that was
+    made of what `spec` names; instead of the library's own. pretrained: the library's own weights; False: random ones,
+    the same every time. The rest overrides what the weights' configuration says: input_size (C, H, W); mean and std per
+    channel on the scale 0..1; resize in pixels of the shorter side, or "exact" (straight to H x W); views: a key of
+    VIEWS. model_kwargs go to the builder. part: the submodule to compress, if not the whole (of a result: what was
+    compressed before). build_teacher: of a result, as in `store.load`.
 
     The caller's random state is left as it was. Raises InputError for names, files and options that do not fit, and
-    when weights cannot be had; UnsupportedModel when the model itself is the reason.
+    when weights cannot be had; UnsupportedModel when the model itself is the reason; StoreError and PlanError where a
+    result cannot be loaded.
     """
-    family, name = _parse(spec)
+    spec = str(spec)
     if views is not None and views not in VIEWS:
         raise InputError(f"loading {spec}: found views {views!r}, expected one of {', '.join(VIEWS)}")
+    folder = _result_folder(spec, weights)
+    if folder is not None:
+        fixed = {
+            "weights": str(weights) if weights is not None and folder == spec else None,
+            "pretrained": None if pretrained or folder != spec else False,
+            "num_classes": num_classes,
+            "in_chans": in_chans,
+            "model_kwargs": dict(model_kwargs or {}) or None,
+        }
+        _refuse_fixed(folder, fixed)
+        build_teacher = spec if build_teacher is None and folder != spec else build_teacher
+        said = (input_size, mean, std, resize, interpolation)
+        return _result(folder, build_teacher, said, views, part)
+    if build_teacher is not None:
+        raise InputError(f"loading {spec}: found build_teacher, which is for a result folder; leave it out")
+    family, name = _parse(spec)
     if family in ("timm", "torchvision") and input_size and input_size[0] != 3:
         in_chans = in_chans or input_size[0]
     options = _options(spec, num_classes, in_chans, model_kwargs)
@@ -118,6 +160,44 @@ def load_teacher(
     elif family != "own" and not pretrained:
         notes.append("random weights (no pretrained ones): the shapes are right, what it says is not")
     return _teacher(spec, model, preprocessing, views or built.views, options | built.options, notes, part)
+
+
+def load_again(
+    record: Mapping[str, Any],
+    named: str | None = None,
+    *,
+    weights: str | Path | None = None,
+    pretrained: bool = True,
+) -> Teacher:
+    """The teacher that a `Teacher.to_json()` tells of, with its weights.
+
+    named: how it is named now, where the record is not enough; of a teacher that was a result, its folder, or the code
+    that was built first (its folder may then be `weights`). Raises InputError as `load_teacher` does, and where that
+    folder is gone or has other weights.
+    """
+    options, part = dict(record.get("options") or {}), str(record.get("part", ""))
+    if "result" in record:
+        code = code_of(named)
+        folder = str(named if code != named else weights or record.get("spec"))
+        where = "say where it is: --teacher FOLDER, or of one's own code --teacher FILE.py:FUNCTION --weights FOLDER"
+        if not store.is_result(folder):
+            raise InputError(f"loading the teacher again: it was a result, and there is none at {folder}; {where}")
+        other = weights if code != named else None
+        _refuse_fixed(folder, {"weights": other and str(other), "pretrained": None if pretrained else False})
+        lead = _result(folder, code, (None,) * 5, None, part)
+        if lead.result["weights_sha256"] != record["result"].get("weights_sha256"):
+            raise InputError(
+                f"loading the teacher again: the result {folder} is not what it was as the teacher (it has other "
+                f"weights); {where}"
+            )
+    else:
+        lead = load_teacher(
+            named or str(record.get("spec")), weights=weights, pretrained=pretrained, part=part,
+            **{name: options.get(name) for name in ("num_classes", "in_chans", "model_kwargs")},
+        )  # fmt: skip
+    if "preprocessing" in record:
+        lead = replace(lead, preprocessing=Preprocessing.from_json(record["preprocessing"]))
+    return lead
 
 
 def own_teacher(
@@ -197,11 +277,17 @@ def build_architecture(
             built = called(build_teacher, "the given builder", options)
         return _checked(built.model, "the given builder", [])
     given = build_teacher or spec
+    if code_of(build_teacher) != build_teacher:
+        raise InputError(
+            f"rebuilding the teacher: found the folder {given}, expected what builds the network that was compressed "
+            "first: the plans of all results between it and this one are in this one"
+        )
     family, name = _parse(given) if given != "module" else ("own", "")
     if family == "own" and build_teacher is None:
         raise InputError(
             f"rebuilding the teacher: the folder names {spec!r}, the maker's own code, never run from a folder; "
-            "name it again: --teacher FILE.py:FUNCTION, or load(folder, build_teacher=...)"
+            "name it again: --teacher FILE.py:FUNCTION, or load(folder, build_teacher=...); where the folder is to be "
+            "the teacher, FILE.py:FUNCTION with --weights FOLDER, or load_teacher(folder, build_teacher=...)"
         )
     with seeded(0):
         built = build_model(given, family, name, options, pretrained=False)
@@ -228,16 +314,67 @@ def _options(
         ) from error
 
 
-def _parse(spec: str) -> tuple[str, str]:
-    """("timm" | "torchvision" | "hf" | "demo" | "own", what follows)."""
+def _result_folder(spec: str, weights: str | Path | None) -> str | None:
+    """The folder of a result that is named, as the teacher itself or as its weights; None where there is none."""
+    if weights is not None and store.is_result(weights):
+        return str(weights)
+    return spec if spec and _form(spec) is None and (Path(spec).is_dir() or store.is_result(spec)) else None
+
+
+def code_of(named: str | None) -> str | None:
+    """`named`, how a teacher is named, where that is not a folder."""
+    return None if named is None or _result_folder(named, None) is not None else named
+
+
+def _refuse_fixed(folder: str, found: Mapping[str, Any]) -> None:
+    for name, value in found.items():
+        if value is not None:
+            raise InputError(
+                f"loading the teacher {folder}: found {name} {value!r}; a result has its own weights and its own "
+                "architecture: leave that out, or compress the network that it was made of again"
+            )
+
+
+def _result(folder: str, build_teacher: Build, said: Sequence[Any], views: str | None, part: str) -> Teacher:
+    """said: what overrides the recorded preprocessing, in the order of `_override`."""
+    if not store.is_result(folder) and Path(folder, "config.json").is_file():
+        raise InputError(
+            f"loading the teacher {folder}: it is no result of understudy; a model of transformers is named hf:{folder}"
+        )
+    model, source, told = store.as_teacher(folder, build_teacher)
+    notes = [f"the teacher is itself a result, made of {source.get('spec', 'a module')}: figures are against it"]
+    if "preprocessing" in source:
+        base = Preprocessing.from_json(source["preprocessing"])
+    else:
+        base = detector_preprocessing(model) or OWN_PREPROCESSING
+        notes.append("the folder does not say how its teacher wanted images: as of a module in hand is assumed")
+    preprocessing = _override(base, None, *said, notes)
+    if preprocessing.input_size[0] != base.input_size[0]:
+        _refuse_fixed(folder, {"input_size": preprocessing.input_size})
+    views = views or source.get("views")
+    if views not in (None, *VIEWS):
+        raise InputError(f"loading {folder}: its plan has views {views!r}, expected one of {', '.join(VIEWS)}")
+    model = _checked(model, folder, notes)
+    teacher = _teacher(folder, model, preprocessing, views, {}, notes, part or str(source.get("part", "")))
+    return replace(teacher, build_teacher=build_teacher, **told)
+
+
+def _form(spec: str) -> tuple[str, str] | None:
+    """("timm" | "torchvision" | "hf" | "demo" | "own", what follows); None of anything else."""
     family, colon, name = spec.partition(":")
     if family in ("timm", "torchvision", "hf", "demo") and name:
         return family, name
-    if ".py:" in spec or (colon and re.fullmatch(r"[\w.]+:\w+", spec)):
-        return "own", spec
+    return ("own", spec) if ".py:" in spec or (colon and re.fullmatch(r"[\w.]+:\w+", spec)) else None
+
+
+def _parse(spec: str) -> tuple[str, str]:
+    """As `_form`. Raises InputError where there is none."""
+    found = _form(spec)
+    if found is not None:
+        return found
     hint = f"; did you mean timm:{spec} or torchvision:{spec}?" if re.fullmatch(r"[\w.]+", spec) else ""
     hint = f"; name the function in it, {spec}:build" if spec.endswith(".py") else hint
-    raise InputError(f"loading a teacher: found {spec!r}, expected {_FORMS}{hint}")
+    raise InputError(f"loading a teacher: found {spec!r}, expected {_FORMS}, or the folder of a result{hint}")
 
 
 def _override(

@@ -1,0 +1,167 @@
+"""What students of one measured latency lose: depth and width mixed, width alone, depth alone, and PRACTISE.
+
+    python -m benchmarks.equal_latency                  # goes on where it was stopped; on an idle machine
+    python -m benchmarks.equal_latency --summary
+
+The demo's task, 50 images, 400 steps, 0.7 of the teacher's latency on OpenVINO, one thread, the batch raised until the
+teacher takes 5 ms. PRACTISE drops the blocks with the least score of its trained probe (PROBE steps) for the latency
+that a drop was measured to save, as many as reach it, then MiR's recipe trains the rest; the others recover by the
+default. A line of results/equal_latency.jsonl each, with the share that was measured behind the planning.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.latency_met import _batch, _read
+from benchmarks.methods import practise
+from benchmarks.methods.problem import Problem
+from understudy import demo
+from understudy.anatomy import trace
+from understudy.blocks import droppable
+from understudy.budgets import Known, compared, learn, plan_within
+from understudy.cut import cut, without
+from understudy.errors import PlanError
+from understudy.guard import full_copy, seeded
+from understudy.images import read_images
+from understudy.planner import make_plan
+from understudy.reconstruction import reconstruction
+from understudy.recover.config import preset
+from understudy.recover.mimic import mimic
+from understudy.recover.restore import restore
+from understudy.report import platform_kind, versions
+from understudy.runtimes import Setting, measure
+from understudy.teachers import Teacher, load_teacher
+
+OUT = Path(__file__).parent / "results" / "equal_latency.jsonl"
+TEACHERS = ("resnet14", "mobilenetv2_tiny", "vgg7", "vit_tiny", "resnet32")
+METHODS = {"mixed": "auto", "width": "never", "depth": "only", "practise": "practise"}
+SEEDS, IMAGES, STEPS, SHARE, RUNTIME, PROBE = (1001, 1002, 1003, 1004, 1005), 50, 400, 0.7, "openvino", 300
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", action="append", choices=TEACHERS)
+    parser.add_argument("--seed", action="append", type=int)
+    parser.add_argument("--method", action="append", choices=METHODS)
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--summary", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for seed in () if options.summary else options.seed or SEEDS:
+        for name in options.teacher or TEACHERS:
+            done = {(x["teacher"], x["seed"], x["method"]) for x in _read(options.out)}
+            todo = [m for m in options.method or METHODS if (name, seed, m) not in done]
+            for line in _lines(name, seed, todo) if todo else ():
+                with options.out.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+                print(json.dumps(line), file=sys.stderr, flush=True)
+    for row in summary(_read(options.out)):
+        print(json.dumps(row))
+
+
+def _lines(name: str, seed: int, methods: list[str]) -> Iterator[dict[str, Any]]:
+    teacher = load_teacher(f"demo:{name}")
+    model, size = teacher.model, teacher.preprocessing.input_size
+    few = read_images(demo.few_images(IMAGES, seed), teacher.preprocessing)
+    setting = Setting(RUNTIME, 1, _batch(model, size, RUNTIME, 1))
+    anatomy = trace(model, torch.zeros(2, *size))
+    evidence = reconstruction(model, anatomy, few, views=teacher.views, seed=seed)
+    known = learn(model, anatomy, few, setting=setting, views=teacher.views, seed=seed, evidence=evidence)
+    for method in methods:
+        begun = time.perf_counter()
+        line = {"teacher": name, "seed": seed, "method": method, "batch": setting.batch, "asked": SHARE}
+        try:
+            made = _practise if method == "practise" else _ours
+            with seeded(seed):
+                student, plan = made(teacher, known, METHODS[method])
+        except PlanError as error:
+            yield {**line, "error": str(error)}
+            continue
+        seconds = time.perf_counter() - begun
+        measured = compared(model, student, anatomy.traced.example, setting)
+        yield {
+            **line, "share": round(measured["share"], 4), "drop": plan.drop,
+            "macs": round(plan.macs["student"] / plan.macs["teacher"], 4), **_top1(model, student),
+            "seconds": round(seconds, 1), "versions": {k: v for k, v in versions().items() if k in ("python", "torch")},
+            "platform": platform_kind(1, "cpu"),
+        }  # fmt: skip
+    known.lead.close()
+
+
+def _ours(teacher: Teacher, known: Known, depth: str) -> tuple[nn.Module, Any]:
+    found = plan_within(known, latency=SHARE, depth=depth)
+    anatomy = known.without(tuple(found.plan.drop))
+    student = cut(teacher.model, found.plan)
+    config = preset("default", views=teacher.views, steps=STEPS, seed=known.seed)
+    restore(teacher.model, student, anatomy, found.plan, known.few, config)
+    return student, found.plan
+
+
+def _practise(teacher: Teacher, known: Known, _: str) -> tuple[nn.Module, Any]:
+    """As many blocks as reach the latency, then MiR. Raises: PlanError where all of them do not."""
+    model, example = teacher.model, known.anatomy.traced.example
+    blocks = droppable(known.anatomy)
+    plan = make_plan(model, known.anatomy, keep_width=1)
+    problem = Problem(model, known.anatomy, plan, known.few, None, teacher.views, 2 * PROBE, known.seed)
+    networks = {b.name: without(full_copy(model), b.gone) for b in blocks}
+    found = measure({"teacher": known.lead, **networks}, example, known.setting, seconds=2 * (1 + len(blocks) / 2))
+    saved = {b.name: max(1e-3, 1 - found[b.name].over(found["teacher"])[0]) for b in blocks}
+    scores = {b.name: practise.recoverability(problem, b) / saved[b.name] for b in blocks}
+    gone: list[str] = []
+    for name in sorted(scores, key=scores.get):
+        gone.append(name)
+        plan = make_plan(model, known.without(tuple(gone)), keep_width=1)
+        student = cut(model, plan)
+        timed = measure({"teacher": known.lead, "student": student}, example, known.setting, seconds=2)
+        if timed["student"].over(timed["teacher"])[0] <= SHARE:
+            kind = "transformer" if "vit" in str(teacher.to_json()["spec"]) else "paper"
+            recipe = preset(kind, views=teacher.views, steps=STEPS, seed=known.seed)
+            mimic(model, student, plan.seam, known.few, recipe)
+            return student, plan
+    raise PlanError(f"PRACTISE: its {len(blocks)} blocks do not reach {SHARE} of the latency")
+
+
+@torch.no_grad()
+def _top1(model: nn.Module, student: nn.Module) -> dict[str, float]:
+    """Accuracy of both on the test patches, percent."""
+    x, y = demo.test_set()
+    found = {}
+    for name, network in (("top1_teacher", model), ("top1", student.eval())):
+        right = sum(int((network(a).argmax(1) == b).sum()) for a, b in zip(x.split(500), y.split(500), strict=True))
+        found[name] = 100 * right / len(y)
+    return found
+
+
+def summary(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each teacher: points lost by each method, mean over the seeds that it has, and the measured shares."""
+    runs = defaultdict(lambda: defaultdict(list))
+    for line in lines:
+        if "top1" in line:
+            runs[line["teacher"]][line["method"]].append(line)
+    return [
+        {
+            "teacher": teacher,
+            **{
+                method: {
+                    "lost": round(mean(x["top1_teacher"] - x["top1"] for x in found), 2), "seeds": len(found),
+                    "share": round(mean(x["share"] for x in found), 3),
+                }
+                for method, found in methods.items()
+            },
+        }
+        for teacher, methods in sorted(runs.items())
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
