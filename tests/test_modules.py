@@ -116,7 +116,9 @@ def test_heads_are_cut(net):
     assert all(type(m) is not MultiheadAttention for m in cut(model, make_plan(model, anatomy, keep=1)).modules())
 
 
-def test_a_block_of_two_halves_is_listed_once():
+def test_both_halves_of_torchs_encoder_layer_can_be_dropped():
+    """Its code looks at attributes and parameters of its attention before it runs it."""
+
     class Deep(Mixer):
         def __init__(self):
             super().__init__()
@@ -125,7 +127,12 @@ def test_a_block_of_two_halves_is_listed_once():
         def forward(self, x):
             return self.fc(self.norm(self.layer(self.patch(x).flatten(2).transpose(1, 2))).mean(1))
 
-    assert inspect(Deep(), Deep().example())["blocks"] == ["layer"]
+    found = [(b["name"], b["pinned"]) for b in inspect(Deep(), Deep().example())["blocks"]]
+    assert found == [("layer.self_attn", None), ("layer", None)]
+    model = randomised(Deep())
+    anatomy = trace(model, model.example(), drop=["layer.self_attn", "layer"])
+    plan = make_plan(model, anatomy)
+    check_cut(anatomy, plan, model, cut(model, plan))
 
 
 def told(keep_width=0.5, model=None):

@@ -47,7 +47,7 @@ def without(model: nn.Module, gone: Iterable[Sequence[str]]) -> nn.Module:
                 + (f"; near it: {', '.join(close)}" if close else "")
                 + "; `understudy inspect` lists the blocks"
             )
-        model.set_submodule(name, stand_in(how))
+        model.set_submodule(name, stand_in(how, modules[name]))
     return model
 
 

@@ -114,16 +114,23 @@ class Zero(Through):
         return (torch.zeros_like(found[0]), *found[1:]) if self.count else torch.zeros_like(found)
 
 
-def stand_in(how: str) -> nn.Module:
-    """What stands where a module was left out: "through" or "zero", and ":" and a count for what returns a tuple.
+def stand_in(how: str, module: nn.Module | None = None) -> nn.Module:
+    """What stands where `module` was left out: "through" or "zero", and ":" and a count for what returns a tuple.
 
+    It has the module's plain attributes, and None for its parameters, as the code around it may look at them.
     Raises: ValueError.
     """
     kind, _, count = how.partition(":")
     found = {THROUGH: Through, ZERO: Zero}.get(kind)
     if found is None or (count and not count.isdecimal()):
         raise ValueError(f"found {how!r}, expected {THROUGH} or {ZERO}")
-    return found(int(count or 0))
+    stand = found(int(count or 0))
+    for name, value in ({} if module is None else vars(module)).items():
+        if name not in vars(stand) and isinstance(value, (bool, int, float, str, type(None))):
+            setattr(stand, name, value)
+    for name in [] if module is None else module._parameters:
+        stand.register_parameter(name, None)
+    return stand
 
 
 # --- telling a module the right numbers -------------------------------------------------------------------------------
