@@ -217,6 +217,26 @@ def test_a_module_that_is_no_block_hands_its_input_on():
     laws.check_cut(anatomy, plan, model, cut(model, plan))
 
 
+def test_a_block_and_a_plain_module_may_go_together():
+    model = randomised(Halves())
+    anatomy = trace(model, model.example(), drop=["blocks.1.attn", "norm"])
+    assert ("norm", "through") in anatomy.gone
+    plan = make_plan(model, anatomy)
+    laws.check_cut(anatomy, plan, model, cut(model, plan))
+
+
+def test_a_plan_whose_blocks_were_edited_is_made_again():
+    model = randomised(Residual())
+    plan = make_plan(model, trace(model, model.example(), drop=["stage1.1"]), keep=0.6)
+    for drop in (["stage1.1", "stage1.2"], []):
+        edited = dataclasses.replace(plan, drop=drop)
+        again = replan(model, trace(model, model.example(), drop=drop), edited)
+        assert again.drop == drop
+        assert again.asked["edited"]
+        anatomy = trace(model, model.example(), drop=drop)
+        laws.check_cut(anatomy, again, model, cut(model, again))
+
+
 def test_a_dropped_module_takes_those_inside_it_with_it():
     model = Halves()
     anatomy = trace(model, model.example(), drop=["blocks.0.attn", "blocks"])

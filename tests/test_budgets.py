@@ -190,6 +190,55 @@ def test_a_latency_needs_a_runtime_and_a_runtime_a_latency():
         known(model, depth="deep")
 
 
+@pytest.mark.parametrize(
+    ("budget", "words"),
+    [
+        ({"latency": -1}, "latency is -1, expected a share"),
+        ({"latency_ms": float("nan")}, "latency_ms is nan, expected milliseconds"),
+        ({"latency": 0.5, "runtime": "typo"}, "found runtime 'typo'"),
+        ({"latency": 0.5, "batch": 0}, "found batch 0"),
+        ({"latency": 0.5, "threads": -1}, "found threads -1"),
+        ({"keep": 0.5, "depth": "typo"}, "depth is 'typo'"),
+        ({"depth": "auto"}, "a depth is given without a budget"),
+        ({"latency": 0.5, "keep_width": 0.5}, "keep_width says the widths itself"),
+    ],
+)
+def test_what_is_impossible_is_said_before_any_work(budget, words):
+    with pytest.raises(us.UnderstudyError, match=words):
+        us.compress(own_teacher(Residual(), PREPROCESSING), None, **budget)
+
+
+def test_a_runtime_that_is_not_here_is_said_before_any_work(monkeypatch):
+    monkeypatch.setattr(budgets, "available", lambda runtime: "not installed; pip install 'understudy[export]'")
+    with pytest.raises(us.UnderstudyError, match=r"on openvino: not installed; pip install 'understudy\[export\]'"):
+        us.compress(own_teacher(Residual(), PREPROCESSING), None, latency=0.5, runtime="openvino")
+
+
+def test_the_error_told_is_that_of_the_plan_that_was_met(clock):
+    facts = known(randomised(Residual()))
+    found = budgets.plan_within(facts, latency=0.5)
+    assert found.error == budgets.trial_error(facts, facts.without(tuple(found.plan.drop)), found.plan)
+
+
+def test_patterns_protect_blocks_and_wrong_ones_are_named(clock):
+    model = idle(randomised(Residual()), "stage1.1")
+    anatomy = trace(model, model.example())
+    plan = budgets.plan_by(model, anatomy, few(), keep=0.7, depth="auto", exclude=["*.1.conv1"])
+    assert "stage1.1" not in plan.drop
+    with pytest.raises(PlanError, match=r"nonsense.*matches no module"):
+        budgets.plan_by(model, anatomy, few(), latency=0.7, pin=["nonsense"])
+
+
+def test_a_plan_of_another_machine_saves_its_result_all_the_same(clock, monkeypatch, tmp_path):
+    model = own_teacher(randomised(Residual()), PREPROCESSING)
+    plan = us.compress(model, few(), latency=0.6, config=CONFIG, threads=1).plan
+    for how in ({"setting": {"runtime": "abacus", "threads": 1, "batch": 1, "precision": "float32"}}, {}):
+        edited = us.Plan.from_json({**plan.to_json(), "asked": {**plan.asked, "latency": how or {"share": 1}}})
+        result = us.compress(model, few(), plan=edited, config=CONFIG, folder=tmp_path / f"a{len(how)}")
+        assert result.folder is not None
+        assert any("latency was not measured" in note for note in result.report.notes)
+
+
 def test_several_values_are_several_budgets():
     found = budgets.several(keep=[0.7, 0.5], latency=None, latency_ms=[], params=0.5, depth=None)
     assert found == {"keep-0.7": {"keep": 0.7, "params": 0.5}, "keep-0.5": {"keep": 0.5, "params": 0.5}}

@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
+from torch.utils._pytree import tree_map
 
 from understudy import guard
 from understudy.anatomy import trace
 from understudy.blocks import droppable
 from understudy.cost import count_traced, macs
 from understudy.cut import cut, without
-from understudy.errors import OutOfReach, PlanError
+from understudy.errors import InputError, OutOfReach, PlanError, UnsupportedModel
 from understudy.graph import Anatomy, Block
 from understudy.limits import Pace
 from understudy.plan import Plan
@@ -30,7 +31,7 @@ from understudy.planner import make_plan, matches
 from understudy.recover.batches import Source
 from understudy.recover.closed_form import solve, to_solve
 from understudy.recoverability import VIEWS, Held, Recoverable, hold_out, recoverability, trial_views
-from understudy.runtimes import Latency, Prepared, Setting, measure, prepare, width_divisor
+from understudy.runtimes import Latency, Prepared, Setting, available, measure, prepare, width_divisor
 from understudy.score import Evidence
 from understudy.trace import operator, shape
 
@@ -75,7 +76,9 @@ class Known:
     def without(self, drop: tuple[str, ...]) -> Anatomy:
         """The anatomy without these blocks."""
         if drop and drop not in self._traced:
-            self._traced[drop] = trace(self.teacher, self.anatomy.traced.example, self.anatomy.seam, drop=drop)
+            home = next((t.device for t in guard.named_tensors(self.teacher).values()), None)
+            example = tree_map(lambda v: v.to(home) if isinstance(v, Tensor) else v, self.anatomy.traced.example)
+            self._traced[drop] = trace(self.teacher, example, self.anatomy.seam, drop=drop)
         return self._traced[drop] if drop else self.anatomy
 
 
@@ -119,7 +122,11 @@ def learn(
     if setting is not None:
         say(f"measuring the teacher and its blocks on {setting.runtime}")
         lead = prepare(teacher, anatomy.traced.example, setting)
-        pace, own, spread, saved = _paced(teacher, anatomy, lead, blocks, setting)
+        try:
+            pace, own, spread, saved = _paced(teacher, anatomy, lead, blocks, setting)
+        except BaseException:
+            lead.close()
+            raise
     else:
         saved = {b.name: _macs(b.branch, anatomy) for b in blocks}
     blocks = [b for b in blocks if not any(stay(module) for module, _ in b.gone)]
@@ -194,22 +201,40 @@ def plan_within(
         budget["divisor"] = width_divisor(known.setting)
     budget = {name: value for name, value in budget.items() if value is not None}
     order = [r for r in known.order if r.block not in drop] if depth != "never" else []
-    candidates = _candidates(known, order, tuple(drop), depth, target, budget)
-    best, error = _least(known, candidates, say)
+    ranked = _ranked(known, _candidates(known, order, tuple(drop), depth, target, budget), say)
     if target is None:
-        return Found(best.plan, error)
-    found = _met(known, best, target, budget, say)
+        return Found(ranked[0][1].plan, ranked[0][0])
+    best, found = _best_met(known, ranked, target, budget, say)
     least = 0.0 if _SIZES & set(budget) else UNDER * target / known.teacher_ms.ms_median
-    while len(best.drop) > len(drop) and found is not None and found.share[0] < least:
+    while len(best.drop) > len(drop) and found.share[0] < least:
         # Depth alone is coarse: with one block more in the network, widths give the rest.
         fewer = _candidate(known, best.drop[:-1], target, budget, widths=depth != "only")
         again = None if fewer is None else _met(known, fewer, target, budget, say)
         if again is None or again.share[0] <= found.share[0]:
             break
         best, found = fewer, again
-    if found is None:
+    return replace(found, plan=_told(known, found, latency, latency_ms, target))
+
+
+def _best_met(
+    known: Known,
+    ranked: Sequence[tuple[float | None, "_Candidate"]],
+    target: float,
+    budget: Mapping[str, Any],
+    say: Say,
+) -> tuple["_Candidate", "Found"]:
+    """The candidate that loses least once its latency is met. What is met may be smaller than what was predicted, and
+    lose more: then the next one is measured too, as long as it could be better. Raises: OutOfReach."""
+    best: tuple[_Candidate, Found] | None = None
+    for predicted, candidate in ranked:
+        if best is not None and (predicted is None or best[1].error is None or predicted >= best[1].error):
+            break
+        found = _met(known, candidate, target, budget, say)
+        if found is not None and (best is None or found.error < best[1].error):
+            best = candidate, found
+    if best is None:
         raise OutOfReach(_unreachable(known, target, budget))
-    return replace(found, error=error, plan=_told(known, found, latency, latency_ms, target))
+    return best
 
 
 @dataclass(frozen=True)
@@ -225,7 +250,10 @@ def _candidate(
     known: Known, drop: tuple[str, ...], target: float | None, budget: Mapping[str, Any], widths: bool = True
 ) -> _Candidate | None:
     """None where no plan without these blocks meets the budget."""
-    anatomy = known.without(drop)
+    try:
+        anatomy = known.without(drop)
+    except UnsupportedModel:  # each of these can go, but not all together
+        return None
     options = dict(budget)
     if not widths:
         options |= {"pin": ("*",)}
@@ -273,17 +301,17 @@ def _candidates(
     return [c for c in found if c in ends or c in others]
 
 
-def _least(known: Known, candidates: Sequence[_Candidate], say: Say) -> tuple[_Candidate, float | None]:
-    """The candidate of which the closed form leaves the least error."""
+def _ranked(known: Known, candidates: Sequence[_Candidate], say: Say) -> list[tuple[float | None, _Candidate]]:
+    """Error that the closed form leaves, and the candidate; the least first."""
     if len(candidates) == 1 and known.held is None:
-        return candidates[0], None
+        return [(None, candidates[0])]
     say(f"trying {len(candidates)} mixtures of depth and width")
     errors = [trial_error(known, c.anatomy, c.plan) for c in candidates]
     for candidate, error in zip(candidates, errors, strict=True):
         say(f"  {len(candidate.drop)} blocks less, {candidate.plan.macs['student']:,} MACs: error {error:.3f}")
-    # Of equals the one with fewer blocks: what is not there takes no time.
-    best = min(range(len(errors)), key=lambda i: (round(errors[i], 4), -len(candidates[i].drop)))
-    return candidates[best], errors[best]
+    # Of equals the one with fewer blocks first: what is not there takes no time.
+    found = list(zip(errors, candidates, strict=True))
+    return sorted(found, key=lambda pair: (round(pair[0], 4), -len(pair[1].drop)))
 
 
 def trial_error(known: Known, anatomy: Anatomy, plan: Plan) -> float:
@@ -351,7 +379,10 @@ def _met(known: Known, start: _Candidate, target: float, budget: Mapping[str, An
             limit = (low + high) / 2 if high < math.inf else low * 1.1
     if best is None and nearest is not None and nearest.share[0] <= OVER * wanted:
         best = nearest
-    return None if best is None else replace(best, tries=tuple(tries))
+    if best is None:
+        return None
+    error = None if known.held is None else trial_error(known, known.without(start.drop), best.plan)
+    return replace(best, error=error, tries=tuple(tries))
 
 
 def _measured(known: Known, plan: Plan, seconds: float = _SECONDS) -> tuple[Latency, tuple[float, float, float]]:
@@ -407,6 +438,39 @@ def mixes(budget: Mapping[str, Any]) -> bool:
 MIXED = ("latency", "latency_ms", "runtime", "threads", "batch", "depth")  # what `make_plan` knows nothing of
 
 
+def check_mixed(budget: Mapping[str, Any]) -> Setting | None:
+    """Call it before any work. Where latency is measured; None where none is asked for.
+
+    Raises: PlanError and InputError for what is impossible, or needs what is not given or not installed.
+    """
+    found = {name: budget.get(name) for name in (*MIXED, "keep_width", "drop")}
+    asked = {name: found[name] for name in ("latency", "latency_ms") if found[name] is not None}
+    for name, value in asked.items():
+        if not 0 < value < math.inf:
+            what = "a share of the teacher's above 0" if name == "latency" else "milliseconds above 0"
+            raise PlanError(f"making a plan: {name} is {value}, expected {what}")
+    if found["depth"] not in (None, *DEPTHS):
+        raise PlanError(f"making a plan: depth is {found['depth']!r}, expected one of {', '.join(DEPTHS)}")
+    if not asked and (found["runtime"] is not None or found["batch"] is not None):
+        raise PlanError("making a plan: a runtime or batch is given without a latency; expected latency or latency_ms")
+    if mixes(found) and found["keep_width"] is not None:
+        raise PlanError("making a plan: keep_width says the widths itself; expected no latency and no depth beside it")
+    if not asked:
+        budgets = [name for name in _SIZES if budget.get(name) is not None]
+        if mixes(found) and not budgets and not found["drop"]:
+            raise PlanError(
+                "making a plan: a depth is given without a budget; expected keep, params, size_mb or latency"
+            )
+        return None
+    threads, batch = found["threads"], found["batch"]
+    threads = torch.get_num_threads() if threads is None else threads
+    setting = Setting(found["runtime"] or "torch", threads, 1 if batch is None else batch)
+    reason = available(setting.runtime)
+    if reason is not None:
+        raise InputError(f"measuring latency on {setting.runtime}: {reason}")
+    return setting
+
+
 def several(**options: Any) -> dict[str, dict[str, Any]]:
     """Name of a folder -> one budget. Of keep, latency and latency_ms, lists of values, one may have several: one
     budget each. With one budget the name is empty. Raises: PlanError where two have several."""
@@ -419,7 +483,7 @@ def several(**options: Any) -> dict[str, dict[str, Any]]:
     for name, values in many.items():
         if len(set(values)) < len(values):
             raise PlanError(f"making plans: {name} is given twice as {values}, expected different values")
-        return {f"{name.replace('_', '-')}-{value:g}": {**options, name: value} for value in values}
+        return {f"{name.replace('_', '-')}-{value:.12g}": {**options, name: value} for value in values}
     return {"": options}
 
 
@@ -452,11 +516,9 @@ def plan_by(
 
     runtime: by default "torch"; threads: by default as many as torch has; batch: by default 1.
     """
-    latencies = latency is not None or latency_ms is not None
-    if not latencies and (runtime or batch):
-        raise PlanError("making a plan: a runtime or batch is given without a latency; expected latency or latency_ms")
-    setting = Setting(runtime or "torch", threads or torch.get_num_threads(), batch or 1) if latencies else None
-    depth = depth or ("auto" if latencies else "never")
+    mixed = {"latency": latency, "latency_ms": latency_ms, "runtime": runtime, "threads": threads, "batch": batch}
+    setting = check_mixed({**mixed, "depth": depth, "drop": drop, **budget})
+    depth = depth or ("auto" if setting else "never")
     with _learnt(teacher, anatomy, few, setting, depth, views, seed, evidence, say, budget) as known:
         found = plan_within(
             known, latency=latency, latency_ms=latency_ms, depth=depth, drop=drop, say=say, seed=seed, **budget
@@ -480,7 +542,9 @@ def frontier_by(
     **budget: Any,
 ) -> list[dict[str, Any]]:
     """`learn`, then `frontier`; of MACs where no runtime is named."""
-    setting = Setting(runtime, threads or torch.get_num_threads(), batch or 1) if runtime else None
+    setting = None
+    if runtime:
+        setting = check_mixed({"runtime": runtime, "threads": threads, "batch": batch, "latency": 1.0, "depth": depth})
     depth = depth or "auto"
     with _learnt(teacher, anatomy, few, setting, depth, views, seed, evidence, say, budget) as known:
         return frontier(known, depth=depth, say=say, seed=seed, **budget)
@@ -499,10 +563,18 @@ def _learnt(
     say: Say,
     budget: Mapping[str, Any],
 ) -> Iterator[Known]:
+    options = {name: value for name, value in budget.items() if name not in _SIZES | {"keep_width"}}
+    make_plan(teacher, anatomy, keep=1, **{n: v for n, v in options.items() if v is not None})  # are they possible?
     kept = [*budget.get("exclude", ()), *budget.get("pin", ())]
+    names = [name for name, _ in teacher.named_modules()]
+
+    def stay(gone: str) -> bool:
+        inside = [name for name in names if name == gone or name.startswith(f"{gone}.")]
+        return any(matches(name, pattern) for name in inside for pattern in kept)
+
     known = learn(
         teacher, anatomy, few, setting=setting, depth=depth, views=views, seed=seed, evidence=evidence, say=say,
-        stay=lambda name: any(matches(name, p) or matches(p, name) for p in kept),
+        stay=stay,
     )  # fmt: skip
     try:
         yield known
@@ -552,6 +624,8 @@ def frontier(
             asked = {"latency": share} if known.setting else {"keep": share}
             found = plan_within(known, **asked, depth=depth, say=say, **budget)
         except PlanError:
+            if not rows:
+                raise
             break
         error = found.error if found.error is not None else trial_error(known, known.anatomy, found.plan)
         macs_share = found.plan.macs["student"] / found.plan.macs["teacher"]

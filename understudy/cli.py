@@ -201,6 +201,7 @@ def plan(
 
     from understudy import budgets
     from understudy.anatomy import trace
+    from understudy.errors import InputError
     from understudy.images import called, read_images
     from understudy.picture import check_picture, draw_frontier
     from understudy.plan import check_plan_file
@@ -217,8 +218,15 @@ def plan(
         "keep": keep, "params": params, "size_mb": size_mb, "latency": latency, "latency_ms": latency_ms,
         "keep_width": keep_width,
     }  # fmt: skip
+    if picture is not None and any(value is not None for value in asked.values()):
+        raise InputError("reading --picture: it draws the frontier, which is of no budget; leave out one of them")
     showing = images is not None and not drop and all(value is None for value in asked.values())
-    mixing = showing or budgets.mixes({**asked, "depth": depth})
+    if showing and out is not None:
+        raise InputError("reading --out: there is no budget to make a plan for; give one (--keep, --latency, ...)")
+    where = {"runtime": runtime, "threads": threads, "batch": batch, "depth": depth}
+    mixing = showing or budgets.mixes({**asked, **where})
+    if not showing:
+        budgets.check_mixed({**asked, **where, "drop": drop})
     anatomy = trace(found.model, example, points=seam, drop=() if mixing else drop or ())
     evidence, used, few = None, {}, None
     if images is not None:
@@ -232,7 +240,7 @@ def plan(
     } | ({} if divisor is None else {"divisor": divisor})  # fmt: skip
     if mixing:
         few = budgets.required(few)
-        where = {"runtime": runtime, "threads": threads, "batch": batch, "depth": depth, "views": found.views}
+        where["views"] = found.views
         if showing:
             rows = budgets.frontier_by(found.model, anatomy, few, evidence=evidence, say=_say, **where, **options)
             _say(_frontier_table(rows))
@@ -318,7 +326,7 @@ def compress(
     from understudy.errors import Stopped
     from understudy.plan import read_plan
     from understudy.recover.config import preset as recipe
-    from understudy.store import check_writable, stopped_path
+    from understudy.store import check_writable, is_result, read, stopped_path
 
     asked = read_plan(plan) if plan is not None else None
     budgets = _budgets(
@@ -331,10 +339,14 @@ def compress(
         check_writable(place, force=force or resume)  # with resume compress looks again
     found = _teacher(teacher, weights, pretrained, num_classes, part, input_size, mean, std, resize, views)
     config = recipe(preset, effort, steps=steps, seed=seed, device=device, precision=precision, views=found.views)
-    lines = []
+    lines, result = [], None
     for place, budget in budgets.items():
         if len(budgets) > 1:
             _say(f"{place.name}:")
+            if resume and is_result(place) and not stopped_path(place).exists():
+                _say("is there already")
+                lines.append(_line(read(place)[1], str(place)))
+                continue
         try:
             result = run(
                 found, images, folder=place, force=force, resume=resume, plan=asked, config=config, held_out=held_out,
@@ -354,7 +366,7 @@ def compress(
         if result.stopped:
             break
     _answer(lines[0] if len(budgets) == 1 else {"results": lines})
-    if result.stopped:
+    if result is not None and result.stopped:
         where = "the student as it is now is saved" if result.folder else f"{out} holds another result and is as it was"
         _say(f"understudy: stopped; {where}; the same command with --resume goes on")
         sys.exit(INTERRUPTED)

@@ -13,10 +13,10 @@ from torch import nn
 
 from understudy import laws, store
 from understudy.anatomy import trace
-from understudy.budgets import MIXED, compared, missed, mixes, plan_by
+from understudy.budgets import MIXED, check_mixed, compared, missed, mixes, plan_by
 from understudy.cost import count, count_teacher
 from understudy.cut import cut
-from understudy.errors import InputError, LawBroken, Stopped, StoreError
+from understudy.errors import InputError, LawBroken, Stopped, StoreError, UnderstudyError, one_line
 from understudy.guard import device_called, evaluating, named_tensors, on_device
 from understudy.images import ImageSet, called, read_images, split
 from understudy.plan import Plan, check_teacher
@@ -130,6 +130,8 @@ def compress(
     check_seconds(max_seconds)
     if config.device is not None:
         device_called(config.device)
+    if plan is None:
+        check_mixed({**budget, "drop": drop})
 
     say("reading images")
     few, choose, proof, notes = _images(teacher, images, held_out, held_out_share, split_seed, config)
@@ -163,9 +165,11 @@ def compress(
             )  # fmt: skip
             max_seconds = None if max_seconds is None else max(0.0, max_seconds - (time.perf_counter() - begun))
     if mixing:
+        begun = time.perf_counter()
         with on_device(model, config.device):
             options = {"views": config.views, "seed": config.seed, "drop": drop, "source": source, **mixed, **budget}
             plan = plan_by(model, anatomy, called(few, call), say=say, **options)
+        max_seconds = None if max_seconds is None else max(0.0, max_seconds - (time.perf_counter() - begun))
         anatomy = trace(model, example, anatomy.seam, drop=plan.drop)
         plan = replace(plan, asked={**plan.asked, "call": call})
     elif stood is None:
@@ -218,9 +222,16 @@ def compress(
     latency = None
     if plan.asked.get("latency"):
         say("measuring the latency of both")
-        how = plan.asked["latency"]["setting"]
-        latency = compared(model, result, example, Setting(*(how[f.name] for f in fields(Setting))))
-        notes += filter(None, [missed(plan, latency)])
+        try:
+            how = plan.asked["latency"]["setting"]
+            latency = compared(model, result, example, Setting(*(how[f.name] for f in fields(Setting))))
+            notes += filter(None, [missed(plan, latency)])
+        except (
+            UnderstudyError,
+            KeyError,
+            TypeError,
+        ) as error:  # a plan of another machine, or edited: all else is well
+            notes.append(f"the latency was not measured: {one_line(error)}")
     whole, lead = teacher.completed(result), model if teacher.whole is None else teacher.whole
     check_head(lead, whole, plan.seam, teacher.part)
     report = Report(

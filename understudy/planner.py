@@ -102,7 +102,9 @@ def replan(teacher: nn.Module, anatomy: Anatomy, plan: Plan, source: dict[str, A
     Raises: PlanError for another teacher's plan, unknown groups, widths out of range, or edited slices.
     """
     check_teacher(teacher, plan)
-    for name, width in plan.widths.items():
+    other = [list(each) for each in anatomy.gone] != plan.gone
+    widths = {name: width for name, width in plan.widths.items() if not other or name in anatomy.groups}
+    for name, width in widths.items():
         group = anatomy.groups.get(name)
         if group is None:
             close = ", ".join(list(anatomy.groups)[:5])
@@ -117,8 +119,8 @@ def replan(teacher: nn.Module, anatomy: Anatomy, plan: Plan, source: dict[str, A
     if score not in SCORES:
         raise PlanError(f"reading asked: score is {score!r}, expected one of {', '.join(SCORES)}")
     ranks = _ranks(teacher, anatomy, score, int(asked.get("seed", 0)))
-    as_planned = True
-    for name, width in plan.widths.items():
+    as_planned = not other
+    for name, width in widths.items():
         units = plan.keep.get(name, [])
         if len(units) == width:
             if len(set(units)) != width or max(units) >= anatomy.groups[name].width:
@@ -131,7 +133,7 @@ def replan(teacher: nn.Module, anatomy: Anatomy, plan: Plan, source: dict[str, A
             as_planned = False
     if not as_planned:
         asked = {**asked, "edited": True}
-    new = resolve(teacher, anatomy, dict(plan.widths), ranks, asked=asked, source=source or plan.teacher.get("source"))
+    new = resolve(teacher, anatomy, dict(widths), ranks, asked=asked, source=source or plan.teacher.get("source"))
     if (
         as_planned
         and new.macs["student"] == plan.macs.get("student")
