@@ -76,21 +76,23 @@ def trace(
     *,
     points: Sequence[SeamPoint | str] | None = None,
     drop: Sequence[str] = (),
+    whole: Anatomy | None = None,
 ) -> Anatomy:
     """The anatomy of `teacher`: seam, channel groups, blocks, dependent sizes. The teacher is not changed.
 
     seam or points: where the features are taken; found by itself if neither is given: see `find_seam`. drop: modules
-    that are to be left out (replaced by identity), so that the anatomy is of what remains.
+    that are to be left out (replaced by identity), so that the anatomy is of what remains. whole: the anatomy with
+    them, where it is known already.
     Raises: UnsupportedModel for what torch.export cannot follow or a seam that cannot be found; InputError for a
     module in `drop` that cannot be left out.
     """
     if seam is not None:
         points = seam.points
     wanted = [p if isinstance(p, SeamPoint) else SeamPoint.parse(p) for p in points or ()]
-    model, gone, whole, zeroed = teacher, [], None, frozenset()
+    model, gone, before, zeroed = teacher, [], None, frozenset()
     if drop:
-        whole = trace_graph(teacher, example)
-        blocks = find_blocks(whole)
+        before = trace_graph(teacher, example) if whole is None else whole.traced
+        blocks = find_blocks(before) if whole is None else whole.blocks
         gone = resolve_drop(teacher, example, blocks, drop)
         zeroed = frozenset(b.end for b in blocks if b.name in drop and b.pinned is None)
         model = without(structural_copy(teacher), gone)
@@ -98,7 +100,7 @@ def trace(
     found, headless = (traced.marks, seam is not None and seam.headless) if wanted else _search(traced)
     nodes = list(found.values())
     anatomy = read_anatomy(traced, _seam(traced, found, headless), nodes)
-    anatomy.dropped, anatomy.gone, anatomy.whole, anatomy.zeroed = tuple(drop), tuple(map(tuple, gone)), whole, zeroed
+    anatomy.dropped, anatomy.gone, anatomy.whole, anatomy.zeroed = tuple(drop), tuple(map(tuple, gone)), before, zeroed
     anatomy.blocks = in_streams(anatomy, find_blocks(traced))
     settle(anatomy)
     return anatomy

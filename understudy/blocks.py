@@ -94,8 +94,12 @@ def resolve_drop(teacher: nn.Module, example: Any, blocks: Iterable[Block], name
         if block is not None:
             raise InputError(f"dropping block {name!r}: {block.pinned}")
         without(structural_copy(teacher), [(name, THROUGH)])  # says what is wrong with the name
-    inside = [m for m in gone if any(m.startswith(f"{other}.") for other in gone)]
-    return [[m, how] for m, how in gone.items() if m not in inside]
+    return _outermost(gone)
+
+
+def _outermost(gone: dict[str, str]) -> list[list[str]]:
+    """Without the modules that lie inside others that go."""
+    return [[m, how] for m, how in gone.items() if not any(m.startswith(f"{other}.") for other in gone)]
 
 
 def _check_shape(teacher: nn.Module, example: Any, name: str, block: Block | None) -> None:
@@ -321,8 +325,7 @@ def _own_modules(traced: Traced, branch: frozenset[Node], returns: dict[str, str
 
 def _runs(traced: Traced, blocks: Sequence[Block]) -> bool:
     """Does the network run without these, to outputs of the same shapes?"""
-    gone = {m: how for b in blocks for m, how in b.gone}
-    top = [(m, how) for m, how in gone.items() if not any(m.startswith(f"{other}.") for other in gone)]
+    top = _outermost({m: how for b in blocks for m, how in b.gone})
 
     def run(model: nn.Module, args: tuple, kwargs: dict) -> list[Any]:
         with torch.no_grad():

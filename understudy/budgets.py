@@ -15,13 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Node
 from torch.utils._pytree import tree_map
 
 from understudy import guard
 from understudy.anatomy import trace
 from understudy.blocks import droppable
-from understudy.cost import count_traced, macs
+from understudy.cost import count_traced, macs, macs_in
 from understudy.cut import cut, without
 from understudy.errors import InputError, OutOfReach, PlanError, UnsupportedModel
 from understudy.graph import Anatomy, Block
@@ -41,9 +40,7 @@ DEPTHS = ("never", "auto", "only")
 CANDIDATES, CANDIDATES_LARGE = 5, 3
 TRIES = 7  # students that are measured at the most. Source: assumption, for time.
 NEAR, AIM = 0.95, 0.975  # of the target: near enough, and what a correction aims at. Source: assumption.
-OVER = (
-    1.03  # of the target: still met where nothing under it is found, as far as a measurement tells. Source: assumption.
-)
+OVER = 1.03  # of the target: still met where nothing under it is found. Source: the precision of a measurement.
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)  # of the frontier
 UNDER = 0.92  # of the target: a student below it gives away what was asked for. Source: assumption.
 _SIZES = {"keep", "params", "size_mb"}  # budgets that may keep a student below its latency
@@ -78,7 +75,7 @@ class Known:
         if drop and drop not in self._traced:
             home = next((t.device for t in guard.named_tensors(self.teacher).values()), None)
             example = tree_map(lambda v: v.to(home) if isinstance(v, Tensor) else v, self.anatomy.traced.example)
-            self._traced[drop] = trace(self.teacher, example, self.anatomy.seam, drop=drop)
+            self._traced[drop] = trace(self.teacher, example, self.anatomy.seam, drop=drop, whole=self.anatomy)
         return self._traced[drop] if drop else self.anatomy
 
 
@@ -93,7 +90,6 @@ class Found:
     share: tuple[float, float, float] | None = None
     student_ms: Latency | None = None
     tries: tuple[tuple[int, int, float], ...] = ()
-    notes: tuple[str, ...] = field(default=())
 
 
 def learn(
@@ -115,8 +111,7 @@ def learn(
     change. few, views, evidence: as for `make_plan`.
     Raises: PlanError for an unknown depth; as `runtimes.prepare`.
     """
-    if depth not in DEPTHS:
-        raise PlanError(f"making a plan: depth is {depth!r}, expected one of {', '.join(DEPTHS)}")
+    _check_depth(depth)
     blocks = [] if depth == "never" and setting is None else droppable(anatomy)
     pace, lead, own, spread = None, None, None, None
     if setting is not None:
@@ -128,7 +123,7 @@ def learn(
             lead.close()
             raise
     else:
-        saved = {b.name: _macs(b.branch, anatomy) for b in blocks}
+        saved = {b.name: macs_in(b.branch, anatomy.traced.batch) for b in blocks}
     blocks = [b for b in blocks if not any(stay(module) for module, _ in b.gone)]
     order, held = (), None
     if depth != "never" and blocks:
@@ -137,10 +132,6 @@ def learn(
         found = recoverability(teacher, anatomy, few, views=views, seed=seed, blocks=blocks, held=held)
         order = tuple(sorted(found, key=lambda r: r.error / max(saved[r.block], 1e-12)))
     return Known(teacher, anatomy, few, views, seed, evidence, order, held, setting, pace, lead, own, spread)
-
-
-def _macs(nodes: frozenset[Node], anatomy: Anatomy) -> float:
-    return sum(macs(node) or 0 for node in nodes) / anatomy.traced.batch
 
 
 def _paced(
@@ -167,9 +158,11 @@ def _paced(
     for block in blocks:
         for node in block.branch:
             if macs(node) is not None:
-                rates[anatomy.traced.where(node)] = scale * saved[block.name] / max(_macs(block.branch, anatomy), 1.0)
+                rates[anatomy.traced.where(node)] = (
+                    scale * saved[block.name] / max(macs_in(block.branch, anatomy.traced.batch), 1.0)
+                )
     inside = {node for block in blocks for node in block.branch}
-    others = max(1.0, count_traced(anatomy.traced).macs - _macs(frozenset(inside), anatomy))
+    others = max(1.0, count_traced(anatomy.traced).macs - macs_in(inside, anatomy.traced.batch))
     rest = (total - scale * sum(saved.values())) / others
     return Pace(rates, rest), own, found["again"].over(own), saved
 
@@ -240,7 +233,6 @@ def _best_met(
 @dataclass(frozen=True)
 class _Candidate:
     drop: tuple[str, ...]
-    anatomy: Anatomy
     plan: Plan
     loss: float  # predicted
     widths: bool  # whether widths may go
@@ -267,7 +259,7 @@ def _candidate(
     errors = {} if known.evidence is None else known.evidence.errors
     loss = sum(r.error for r in known.order if r.block in drop)
     loss += sum(float(errors[name][width]) for name, width in plan.widths.items() if width < len(errors.get(name, ())))
-    return _Candidate(drop, anatomy, plan, loss, widths)
+    return _Candidate(drop, plan, loss, widths)
 
 
 def _candidates(
@@ -306,7 +298,7 @@ def _ranked(known: Known, candidates: Sequence[_Candidate], say: Say) -> list[tu
     if len(candidates) == 1 and known.held is None:
         return [(None, candidates[0])]
     say(f"trying {len(candidates)} mixtures of depth and width")
-    errors = [trial_error(known, c.anatomy, c.plan) for c in candidates]
+    errors = [trial_error(known, known.without(c.drop), c.plan) for c in candidates]
     for candidate, error in zip(candidates, errors, strict=True):
         say(f"  {len(candidate.drop)} blocks less, {candidate.plan.macs['student']:,} MACs: error {error:.3f}")
     # Of equals the one with fewer blocks first: what is not there takes no time.
@@ -333,13 +325,8 @@ def _target(known: Known, latency: float | None, latency_ms: float | None) -> fl
         return None
     if known.setting is None:
         raise PlanError("making a plan: a latency is asked for, but no runtime is given to measure it on")
-    for name, value in (("latency", latency), ("latency_ms", latency_ms)):
-        if value is not None and not 0 < value < math.inf:
-            raise PlanError(
-                f"making a plan: {name} is {value}, expected "
-                + ("a share of the teacher's above 0" if name == "latency" else "milliseconds above 0")
-                + f"; on {known.setting.runtime} the teacher takes {known.teacher_ms.ms_median:.3f} ms"
-            )
+    more = f"; on {known.setting.runtime} the teacher takes {known.teacher_ms.ms_median:.3f} ms"
+    _check_latencies({"latency": latency, "latency_ms": latency_ms}, more)
     own = known.teacher_ms.ms_median
     return min(math.inf if latency is None else latency * own, math.inf if latency_ms is None else latency_ms)
 
@@ -395,9 +382,7 @@ def _measured(known: Known, plan: Plan, seconds: float = _SECONDS) -> tuple[Late
 
 def _unreachable(known: Known, target: float, budget: Mapping[str, Any]) -> str:
     every = tuple(r.block for r in known.order)
-    least = _candidate(
-        known, every, None, {**budget, "keep_width": 0.01} | dict.fromkeys(("keep", "params", "size_mb"))
-    )
+    least = _candidate(known, every, None, {**budget, "keep_width": 0.01} | dict.fromkeys(_SIZES))
     said = ""
     if least is not None:
         ms, share = _measured(known, least.plan)
@@ -438,6 +423,19 @@ def mixes(budget: Mapping[str, Any]) -> bool:
 MIXED = ("latency", "latency_ms", "runtime", "threads", "batch", "depth")  # what `make_plan` knows nothing of
 
 
+def _check_depth(depth: str) -> None:
+    if depth not in DEPTHS:
+        raise PlanError(f"making a plan: depth is {depth!r}, expected one of {', '.join(DEPTHS)}")
+
+
+def _check_latencies(asked: Mapping[str, float | None], more: str = "") -> None:
+    """more: what else is known, for the message."""
+    for name, value in asked.items():
+        if value is not None and not 0 < value < math.inf:
+            what = "a share of the teacher's above 0" if name == "latency" else "milliseconds above 0"
+            raise PlanError(f"making a plan: {name} is {value}, expected {what}{more}")
+
+
 def check_mixed(budget: Mapping[str, Any]) -> Setting | None:
     """Call it before any work. Where latency is measured; None where none is asked for.
 
@@ -445,12 +443,9 @@ def check_mixed(budget: Mapping[str, Any]) -> Setting | None:
     """
     found = {name: budget.get(name) for name in (*MIXED, "keep_width", "drop")}
     asked = {name: found[name] for name in ("latency", "latency_ms") if found[name] is not None}
-    for name, value in asked.items():
-        if not 0 < value < math.inf:
-            what = "a share of the teacher's above 0" if name == "latency" else "milliseconds above 0"
-            raise PlanError(f"making a plan: {name} is {value}, expected {what}")
-    if found["depth"] not in (None, *DEPTHS):
-        raise PlanError(f"making a plan: depth is {found['depth']!r}, expected one of {', '.join(DEPTHS)}")
+    _check_latencies(asked)
+    if found["depth"] is not None:
+        _check_depth(found["depth"])
     if not asked and (found["runtime"] is not None or found["batch"] is not None):
         raise PlanError("making a plan: a runtime or batch is given without a latency; expected latency or latency_ms")
     if mixes(found) and found["keep_width"] is not None:
@@ -519,7 +514,8 @@ def plan_by(
     mixed = {"latency": latency, "latency_ms": latency_ms, "runtime": runtime, "threads": threads, "batch": batch}
     setting = check_mixed({**mixed, "depth": depth, "drop": drop, **budget})
     depth = depth or ("auto" if setting else "never")
-    with _learnt(teacher, anatomy, few, setting, depth, views, seed, evidence, say, budget) as known:
+    facts = {"setting": setting, "depth": depth, "views": views, "seed": seed, "evidence": evidence, "say": say}
+    with _learnt(teacher, anatomy, few, budget, **facts) as known:
         found = plan_within(
             known, latency=latency, latency_ms=latency_ms, depth=depth, drop=drop, say=say, seed=seed, **budget
         )
@@ -546,7 +542,8 @@ def frontier_by(
     if runtime:
         setting = check_mixed({"runtime": runtime, "threads": threads, "batch": batch, "latency": 1.0, "depth": depth})
     depth = depth or "auto"
-    with _learnt(teacher, anatomy, few, setting, depth, views, seed, evidence, say, budget) as known:
+    facts = {"setting": setting, "depth": depth, "views": views, "seed": seed, "evidence": evidence, "say": say}
+    with _learnt(teacher, anatomy, few, budget, **facts) as known:
         return frontier(known, depth=depth, say=say, seed=seed, **budget)
 
 
@@ -555,14 +552,10 @@ def _learnt(
     teacher: nn.Module,
     anatomy: Anatomy,
     few: Source | Tensor,
-    setting: Setting | None,
-    depth: str,
-    views: str,
-    seed: int,
-    evidence: Evidence | None,
-    say: Say,
     budget: Mapping[str, Any],
+    **facts: Any,
 ) -> Iterator[Known]:
+    """`learn` with `facts`, of blocks that `budget` lets go; the teacher is let go of the runtime afterwards."""
     options = {name: value for name, value in budget.items() if name not in _SIZES | {"keep_width"}}
     make_plan(teacher, anatomy, keep=1, **{n: v for n, v in options.items() if v is not None})  # are they possible?
     kept = [*budget.get("exclude", ()), *budget.get("pin", ())]
@@ -572,10 +565,7 @@ def _learnt(
         inside = [name for name in names if name == gone or name.startswith(f"{gone}.")]
         return any(matches(name, pattern) for name in inside for pattern in kept)
 
-    known = learn(
-        teacher, anatomy, few, setting=setting, depth=depth, views=views, seed=seed, evidence=evidence, say=say,
-        stay=stay,
-    )  # fmt: skip
+    known = learn(teacher, anatomy, few, stay=stay, **facts)
     try:
         yield known
     finally:

@@ -170,7 +170,7 @@ def compress(
             options = {"views": config.views, "seed": config.seed, "drop": drop, "source": source, **mixed, **budget}
             plan = plan_by(model, anatomy, called(few, call), say=say, **options)
         max_seconds = None if max_seconds is None else max(0.0, max_seconds - (time.perf_counter() - begun))
-        anatomy = trace(model, example, anatomy.seam, drop=plan.drop)
+        anatomy = trace(model, example, anatomy.seam, drop=plan.drop, whole=anatomy)
         plan = replace(plan, asked={**plan.asked, "call": call})
     elif stood is None:
         plan = replan(model, anatomy, plan, source) if plan else make_plan(model, anatomy, source=source, **budget)

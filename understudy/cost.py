@@ -7,6 +7,7 @@ counted.
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,6 +74,11 @@ def count_traced(traced: Traced) -> Cost:
 def bytes_of(model: nn.Module) -> int:
     """Of every tensor once."""
     return sum({id(t): t.numel() * t.element_size() for t in named_tensors(model).values()}.values())
+
+
+def macs_in(nodes: Iterable[Node], batch: int) -> float:
+    """MACs of some operators of a trace, of one of its `batch` images."""
+    return sum(macs(node) or 0 for node in nodes) / batch
 
 
 def count_teacher(teacher: nn.Module, anatomy: Anatomy) -> Cost:

@@ -122,6 +122,11 @@ class Anatomy:
     tells: bool = False
     _known: dict[int, tuple[Ids, list, dict]] = field(default_factory=dict, repr=False)
 
+    @property
+    def only_blocks(self) -> bool:
+        """Is all that it is without a block, of which `whole` knows where it ends?"""
+        return bool(self.zeroed) and len(self.zeroed) == len(set(self.dropped))
+
     def units(self, ids: Ids) -> list[tuple[str, int] | None]:
         """(group, unit) at each position; None where no group can be cut."""
         return self._read(ids)[1]

@@ -8,7 +8,7 @@ from torch import nn
 
 from understudy.anatomy import trace
 from understudy.blocks import droppable
-from understudy.cost import count_traced, macs, terms
+from understudy.cost import count_traced, macs_in, terms
 from understudy.errors import PlanError
 from understudy.graph import Anatomy
 from understudy.planner import eligible_groups, make_plan, reachable_macs, uniform_cost
@@ -70,7 +70,7 @@ def _blocks(anatomy: Anatomy, total: int) -> list[dict[str, Any]]:
     free = {b.name for b in droppable(anatomy)}
     found = []
     for block in anatomy.blocks:
-        share = sum(macs(n) or 0 for n in block.branch or block.nodes) / anatomy.traced.batch / max(total, 1)
+        share = macs_in(block.branch or block.nodes, anatomy.traced.batch) / max(total, 1)
         pinned = None if block.name in free else block.pinned or "its code does not run without it"
         found.append({"name": block.name, "macs_share": round(share, 4), "pinned": pinned})
     return found

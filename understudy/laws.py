@@ -109,7 +109,7 @@ def _compare(
         raise LawBroken("checking the cut: the teacher's own output is not finite on random inputs")
     error = _apart(found, expected)
     # Of modules that are no blocks, but hand their input on, the whole network's operators know nothing.
-    if plan is not None and anatomy.zeroed and len(anatomy.zeroed) == len(set(anatomy.dropped)):
+    if plan is not None and anatomy.only_blocks:
         bare = _Reference(anatomy, None, teacher).outputs(given)
         whole = replace(anatomy, traced=anatomy.whole, seam_nodes=(), axes=defaultdict(list))
         expected = _Reference(whole, None, teacher, anatomy.zeroed).outputs(given)

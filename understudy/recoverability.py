@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from understudy import guard
 from understudy.blocks import droppable
-from understudy.cost import count_traced, macs
+from understudy.cost import count_traced, macs_in
 from understudy.cut import without
 from understudy.graph import Anatomy, Block
 from understudy.recover.batches import Batch, Source, copied, count, subset
@@ -107,7 +107,7 @@ def recoverability(
         if len(behind) < layers:
             learned, _, _ = batches_of(held.fit, teacher, views, "none", seed, 1, total)
             errors.append(held.judge.error(student, _mapped(teacher, student, anatomy.seam, learned)))
-        cost = sum(macs(node) or 0 for node in block.branch) // anatomy.traced.batch
+        cost = round(macs_in(block.branch, anatomy.traced.batch))
         found.append(Recoverable(block.name, min(errors), errors[0], cost))
         if on_block:
             on_block(len(found), len(todo))

@@ -192,10 +192,10 @@ def to_solve(anatomy: Anatomy, plan: Plan, student: nn.Module) -> list[Layer]:
     own = guard.named_tensors(student)
     found = solvable(anatomy, own)
     touched = {i for i, layer in enumerate(found) if layer.weight in plan.slices}
+    if plan.drop and not anatomy.only_blocks:
+        return found
     if plan.drop:
-        ends = [anatomy.whole.nodes.index(node) for node in anatomy.zeroed] if anatomy.whole is not None else []
-        known = bool(ends) and len(ends) == len(plan.drop)
-        behind = runs_behind(anatomy.whole, min(ends)) if known else {layer.weight for layer in found}
+        behind = runs_behind(anatomy.whole, min(map(anatomy.whole.nodes.index, anatomy.zeroed)))
         touched |= {i for i, layer in enumerate(found) if layer.weight in behind}
     return found[min(touched, default=len(found)) :]
 
