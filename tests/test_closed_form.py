@@ -341,7 +341,7 @@ def test_a_network_that_raises_leaves_no_thread():
     class Broken(nn.Module):
         def __init__(self):
             super().__init__()
-            self.one = nn.Linear(3, 3)
+            self.one, self.two = nn.Linear(3, 3), nn.Linear(3, 3)
 
         def forward(self, x):
             self.one(x)
@@ -349,7 +349,10 @@ def test_a_network_that_raises_leaves_no_thread():
 
     threads = threading.active_count()
     with pytest.raises(ValueError, match="of course"):
-        list(lockstep([(Broken(), "before")], [((torch.zeros(1, 3),), {})] * 2, ["one.weight"], {}))
+        list(lockstep([(Broken(), "before")], [((torch.zeros(1, 3),), {})] * 2, ["one.weight", "two.weight"], {}))
+    assert threading.active_count() == threads
+    found = list(lockstep([(Broken(), "before")], [((torch.zeros(1, 3),), {})] * 2, ["one.weight"], {}))
+    assert len(found) == 1  # what is behind the last halt is not run
     assert threading.active_count() == threads
 
 

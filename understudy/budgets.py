@@ -29,7 +29,7 @@ from understudy.plan import Plan
 from understudy.planner import make_plan, matches
 from understudy.recover.batches import Source
 from understudy.recover.closed_form import solve, to_solve
-from understudy.recoverability import VIEWS, Held, Recoverable, hold_out, recoverability, trial_views
+from understudy.recoverability import FOLDS, ROWS, VIEWS, Held, Recoverable, hold_out, recoverability, trial_views
 from understudy.runtimes import Latency, Prepared, Setting, available, measure, prepare, width_divisor
 from understudy.score import Evidence
 from understudy.trace import operator, shape
@@ -41,6 +41,9 @@ CANDIDATES, CANDIDATES_LARGE = 5, 3
 TRIES = 7  # students that are measured at the most. Source: assumption, for time.
 NEAR, AIM = 0.95, 0.975  # of the target: near enough, and what a correction aims at. Source: assumption.
 OVER = 1.03  # of the target: still met where nothing under it is found. Source: the precision of a measurement.
+# A mixture that is predicted to lose so many times what another one was found to lose is not tried: predictions are
+# sums over blocks and widths, each alone, and what a solution makes good for lies below them. Source: assumption.
+HOPELESS = 4.0
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)  # of the frontier
 UNDER = 0.92  # of the target: a student below it gives away what was asked for. Source: assumption.
 _SIZES = {"keep", "params", "size_mb"}  # budgets that may keep a student below its latency
@@ -194,10 +197,13 @@ def plan_within(
         budget["divisor"] = width_divisor(known.setting)
     budget = {name: value for name, value in budget.items() if value is not None}
     order = [r for r in known.order if r.block not in drop] if depth != "never" else []
-    ranked = _ranked(known, _candidates(known, order, tuple(drop), depth, target, budget), say)
-    if target is None:
-        return Found(ranked[0][1].plan, ranked[0][0])
-    best, found = _best_met(known, ranked, target, budget, say)
+    try:
+        ranked = _ranked(known, _candidates(known, order, tuple(drop), depth, target, budget), say)
+        if target is None:
+            return Found(ranked[0][1].plan, ranked[0][0])
+        best, found = _best_met(known, ranked, target, budget, say)
+    except _NoneMet as none:
+        raise OutOfReach(_unreachable(known, target, drop, order, depth, budget)) from none
     least = 0.0 if _SIZES & set(budget) else UNDER * target / known.teacher_ms.ms_median
     while len(best.drop) > len(drop) and found.share[0] < least:
         # Depth alone is coarse: with one block more in the network, widths give the rest.
@@ -217,17 +223,27 @@ def _best_met(
     say: Say,
 ) -> tuple["_Candidate", "Found"]:
     """The candidate that loses least once its latency is met. What is met may be smaller than what was predicted, and
-    lose more: then the next one is measured too, as long as it could be better. Raises: OutOfReach."""
+    lose more: then the next one is measured too, as long as it could be better. Raises: _NoneMet."""
     best: tuple[_Candidate, Found] | None = None
-    for predicted, candidate in ranked:
+    for place, (predicted, candidate) in enumerate(ranked):
         if best is not None and (predicted is None or best[1].error is None or predicted >= best[1].error):
             break
         found = _met(known, candidate, target, budget, say)
-        if found is not None and (best is None or found.error < best[1].error):
-            best = candidate, found
+        if found is None:
+            continue
+        error = predicted if found.plan.widths == candidate.plan.widths else None
+        rivals = [other for other, _ in ranked[place + 1 :] if other is not None and other < HOPELESS * predicted]
+        if error is None and (rivals or best is not None):
+            error = trial_error(known, known.without(candidate.drop), found.plan)
+        if best is None or error < best[1].error:
+            best = candidate, replace(found, error=error)
     if best is None:
-        raise OutOfReach(_unreachable(known, target, budget))
+        raise _NoneMet
     return best
+
+
+class _NoneMet(Exception):
+    """No candidate is within the budget."""
 
 
 @dataclass(frozen=True)
@@ -246,16 +262,16 @@ def _candidate(
         anatomy = known.without(drop)
     except UnsupportedModel:  # each of these can go, but not all together
         return None
-    options = dict(budget)
-    if not widths:
-        options |= {"pin": ("*",)}
+    pin = list(budget.get("pin", ()))
+    options = {**budget, "pin": pin if widths else ["*"]}
     try:
         plan = make_plan(
             known.teacher, anatomy, ms=target, pace=known.pace if target is not None else None,
             evidence=known.evidence, **options,
         )  # fmt: skip
-    except PlanError:
+    except OutOfReach:
         return None
+    plan = replace(plan, asked={**plan.asked, "pin": pin})
     errors = {} if known.evidence is None else known.evidence.errors
     loss = sum(r.error for r in known.order if r.block in drop)
     loss += sum(float(errors[name][width]) for name, width in plan.widths.items() if width < len(errors.get(name, ())))
@@ -281,12 +297,11 @@ def _candidates(
         if alone is not None:
             break
     if not found and target is not None:
-        raise OutOfReach(_unreachable(known, target, budget))
+        raise _NoneMet
     if not found:  # says what is nearest
-        gone = drop + tuple(r.block for r in order)
-        anatomy = known.without(gone)
+        anatomy = known.without(drop + tuple(r.block for r in order))
         make_plan(known.teacher, anatomy, evidence=known.evidence, **budget)
-        raise PlanError("making a plan: no blocks reach this budget by themselves; let widths go too (depth auto)")
+        raise OutOfReach("making a plan: no blocks reach this budget by themselves; let widths go too (depth auto)")
     ends = [found[0], found[-1]] if len(found) > 1 else found
     most = CANDIDATES if trial_views(known.anatomy) == VIEWS else CANDIDATES_LARGE
     others = sorted((c for c in found if c not in ends), key=lambda c: c.loss)[: most - len(ends)]
@@ -294,16 +309,21 @@ def _candidates(
 
 
 def _ranked(known: Known, candidates: Sequence[_Candidate], say: Say) -> list[tuple[float | None, _Candidate]]:
-    """Error that the closed form leaves, and the candidate; the least first."""
-    if len(candidates) == 1 and known.held is None:
+    """Error that the closed form leaves, and the candidate; the least first. Last those that were not tried."""
+    if len(candidates) == 1:
         return [(None, candidates[0])]
-    say(f"trying {len(candidates)} mixtures of depth and width")
-    errors = [trial_error(known, known.without(c.drop), c.plan) for c in candidates]
-    for candidate, error in zip(candidates, errors, strict=True):
+    say(f"trying up to {len(candidates)} mixtures of depth and width")
+    found: list[tuple[float, _Candidate]] = []
+    hopeless: list[tuple[None, _Candidate]] = []
+    for candidate in sorted(candidates, key=lambda c: c.loss):
+        if found and candidate.loss > HOPELESS * min(found, key=lambda pair: pair[0])[0]:
+            hopeless.append((None, candidate))
+            continue
+        error = trial_error(known, known.without(candidate.drop), candidate.plan)
         say(f"  {len(candidate.drop)} blocks less, {candidate.plan.macs['student']:,} MACs: error {error:.3f}")
+        found.append((error, candidate))
     # Of equals the one with fewer blocks first: what is not there takes no time.
-    found = list(zip(errors, candidates, strict=True))
-    return sorted(found, key=lambda pair: (round(pair[0], 4), -len(pair[1].drop)))
+    return [*sorted(found, key=lambda pair: (round(pair[0], 4), -len(pair[1].drop))), *hopeless]
 
 
 def trial_error(known: Known, anatomy: Anatomy, plan: Plan) -> float:
@@ -314,7 +334,7 @@ def trial_error(known: Known, anatomy: Anatomy, plan: Plan) -> float:
     bare = held.judge.error(student)
     solve(
         known.teacher, student, anatomy, todo, plan.slices, held.fit, views=known.views, seed=known.seed,
-        most_views=trial_views(known.anatomy),
+        most_views=trial_views(known.anatomy), folds=FOLDS, rows=ROWS,
     )  # fmt: skip
     return min(bare, held.judge.error(student))
 
@@ -366,10 +386,7 @@ def _met(known: Known, start: _Candidate, target: float, budget: Mapping[str, An
             limit = (low + high) / 2 if high < math.inf else low * 1.1
     if best is None and nearest is not None and nearest.share[0] <= OVER * wanted:
         best = nearest
-    if best is None:
-        return None
-    error = None if known.held is None else trial_error(known, known.without(start.drop), best.plan)
-    return replace(best, error=error, tries=tuple(tries))
+    return None if best is None else replace(best, tries=tuple(tries))
 
 
 def _measured(known: Known, plan: Plan, seconds: float = _SECONDS) -> tuple[Latency, tuple[float, float, float]]:
@@ -380,13 +397,22 @@ def _measured(known: Known, plan: Plan, seconds: float = _SECONDS) -> tuple[Late
     return found["student"], found["student"].over(found["teacher"])
 
 
-def _unreachable(known: Known, target: float, budget: Mapping[str, Any]) -> str:
-    every = tuple(r.block for r in known.order)
-    least = _candidate(known, every, None, {**budget, "keep_width": 0.01} | dict.fromkeys(_SIZES))
+def _unreachable(
+    known: Known, target: float, drop: Sequence[str], order: Sequence[Recoverable], depth: str, budget: Mapping[str, Any]
+) -> str:
+    every = (*drop, *(r.block for r in order))
+    smallest = {name: value for name, value in budget.items() if name not in _SIZES}
+    least = None
+    if depth != "only":
+        least = _candidate(known, every, None, {**smallest, "keep_width": 0.01})
+    if least is None:  # no width may go
+        least = _candidate(known, every, None, {**smallest, "keep": 1.0}, widths=False)
     said = ""
     if least is not None:
         ms, share = _measured(known, least.plan)
-        said = f"; with all blocks dropped that can be and every width at its least it took {ms.ms_median:.3f} ms"
+        ways = ["all blocks dropped that can be"] if every else []
+        ways += ["every width at its least"] if least.plan.widths else []
+        said = f"; with {' and '.join(ways) or 'nothing that could go'} it took {ms.ms_median:.3f} ms"
         said += f" ({share[0]:.2f} of the teacher's)"
     own = known.teacher_ms.ms_median
     return (
@@ -613,11 +639,13 @@ def frontier(
         try:
             asked = {"latency": share} if known.setting else {"keep": share}
             found = plan_within(known, **asked, depth=depth, say=say, **budget)
-        except PlanError:
+        except OutOfReach:
             if not rows:
                 raise
             break
-        error = found.error if found.error is not None else trial_error(known, known.anatomy, found.plan)
+        error = found.error
+        if error is None:
+            error = trial_error(known, known.without(tuple(found.plan.drop)), found.plan)
         macs_share = found.plan.macs["student"] / found.plan.macs["teacher"]
         row = {"asked": share, "error": round(error, 4), "macs_share": round(macs_share, 4), "drop": found.plan.drop}
         if found.share is not None:

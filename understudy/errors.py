@@ -20,7 +20,7 @@ class PlanError(InputError):
 
 
 class OutOfReach(PlanError):
-    """A latency that no student meets; the nearest that was measured is named."""
+    """A budget that no student meets; the nearest that can be is named, of latencies measured."""
 
     exit_code = 1
 

@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from understudy.cost import count_teacher
-from understudy.errors import PlanError
+from understudy.errors import OutOfReach, PlanError
 from understudy.graph import Anatomy, Group
 from understudy.guard import named_tensors
 from understudy.limits import Limits, Pace, macs_of, relief, size_of, time_of
@@ -61,7 +61,8 @@ def make_plan(
     exclude: patterns of modules that must not change at all. min_channels, divisor: no group is cut below, and widths
     are rounded up to a multiple of. score: a name in `score.SCORES`. evidence: from `reconstruction`, instead of a
     score; groups that it does not tell of take the score. source: how to build the teacher, for `load`.
-    Raises: PlanError for impossible values, patterns that match nothing, and budgets out of reach, naming the nearest.
+    Raises: PlanError for impossible values and patterns that match nothing; of it OutOfReach for budgets that cannot be
+    met, naming the nearest.
     """
     asked = {
         "keep": keep, "keep_width": keep_width, "scheme": scheme, "spare_ends": spare_ends, "pin": list(pin),
@@ -80,7 +81,7 @@ def make_plan(
     whole = _limits(teacher, anatomy, {}, asked, pace)
     free = whole.load({}) <= 1 and keep_width in (None, 1)
     if not eligible and not free:
-        raise PlanError(_nothing_to_cut(anatomy, asked))
+        raise OutOfReach(_nothing_to_cut(anatomy, asked))
     floors = {g.name: _round(g, least[g.name], asked) for g in eligible}
     widths = {g.name: g.width for g in eligible}
     if keep_width is not None:
@@ -339,7 +340,7 @@ def _limits(
 
 def _fit(groups: list[Group], floors: dict[str, int], limits: Limits, asked: dict[str, Any]) -> dict[str, int]:
     if limits.load(floors) > 1:
-        raise PlanError(_out_of_reach(floors, limits, asked))
+        raise OutOfReach(_out_of_reach(floors, limits, asked))
 
     def at(share: float) -> dict[str, int]:
         return {g.name: max(floors[g.name], _round(g, math.ceil(g.width * share - 1e-9), asked)) for g in groups}

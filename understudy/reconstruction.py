@@ -230,6 +230,7 @@ def _eliminate(
             errors[len(alive)] = total
         for acts, inverse, at in layers_of:
             _take(acts, inverse, torch.cat([at[u] for u in gone]))
+        layers_of = [_compact(*layer, alive) for layer in layers_of]
     scores[alive[0]] = group.width - 1
     errors[0] = np.inf
     return scores, errors
@@ -257,14 +258,27 @@ def _costs(acts: Tensor, inverse: Tensor, units: list[Tensor]) -> np.ndarray:
 
 
 def _take(acts: Tensor, inverse: Tensor, gone: Tensor) -> None:
-    """Both matrices, in place, without the inputs in `gone`: what they did is given to the others."""
+    """Both matrices, in place, without the inputs in `gone`, whose rows and columns mean nothing any more: what they
+    did is given to the others."""
     if not len(gone):
         return
     back = torch.linalg.solve(inverse[gone][:, gone], inverse[gone])  # (gone, inputs)
     own, mine = acts[gone], acts[gone][:, gone]
-    acts += back.T @ mine @ back - own.T @ back - back.T @ own
-    inverse -= inverse[:, gone] @ back
-    for matrix in (acts, inverse):
-        matrix[gone] = 0
-        matrix[:, gone] = 0
-    inverse[gone, gone] = 1
+    # + back' mine back - own' back - back' own
+    acts.addmm_(torch.cat([back, own]).T, torch.cat([mine @ back - own, -back]))
+    inverse.addmm_(inverse[:, gone], back, alpha=-1)
+
+
+def _compact(
+    acts: Tensor, inverse: Tensor, at: list[Tensor], alive: list[int]
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The same without what is gone, once that is a quarter of it."""
+    left = torch.cat([at[u] for u in alive])
+    if len(left) > 0.75 * len(acts):
+        return acts, inverse, at
+    place = torch.zeros(len(acts), dtype=left.dtype, device=left.device)
+    place[left] = torch.arange(len(left), device=left.device)
+    moved, kept = [a[:0] for a in at], set(alive)
+    for unit in kept:
+        moved[unit] = place[at[unit]]
+    return acts[left][:, left], inverse[left][:, left], moved

@@ -23,12 +23,14 @@ from understudy.recover.judge import Judge
 from understudy.recover.layers import Layer
 from understudy.seam import Seam, capturing
 
-LAYERS = 8  # behind the gap that are solved. Source: measured (docs/LOG.md).
-VIEWS = 200  # that they are solved from. Source: measured (docs/LOG.md).
+# Layers behind the gap that are solved, and of large networks. Source: measured (docs/LOG.md), the latter for time.
+LAYERS, LAYERS_LARGE = 8, 4
+# How trials solve: from how many views, from how many positions of them, and into how many folds the images are parted
+# to choose a ridge. Source: measured (docs/LOG.md): half of the folds and positions change no error by a tenth.
+VIEWS, ROWS, FOLDS = 200, 6_000, 2
 _MOST_INPUTS = 1200  # of a layer that trials solve. Source: assumption, for time.
-_JUDGED = 3  # every so many of the images judges, and nothing is solved from it. Source: assumption.
+_JUDGED = 3  # every so many of the images judges, and nothing is solved from it, and of the views. Source: assumption.
 _RIDGE = 1e-2  # of that map, in units of the mean squared feature. Source: assumption.
-_JUDGE_VIEWS = 64  # of those images. Source: assumption.
 # What the passes of one trial may cost, which bounds the views of large networks, and what there is of them at least.
 # Source: assumption, for a plan of ResNet-50 at 224 pixels in five minutes on two idle cores.
 _MACS, _FEWEST = 1e11, 16
@@ -58,10 +60,10 @@ class Held:
         return [layer for layer in todo if own[layer.weight][0].numel() <= _MOST_INPUTS]
 
 
-def trial_views(anatomy: Anatomy, most: int = VIEWS) -> int:
+def trial_views(anatomy: Anatomy) -> int:
     """How many views a trial may be solved from."""
     macs_each = max(1, count_traced(anatomy.traced).macs)
-    return min(most, affordable(anatomy, []), max(_FEWEST, int(_MACS / (2 * macs_each))))
+    return min(VIEWS, affordable(anatomy, []), max(_FEWEST, int(_MACS / (2 * macs_each))))
 
 
 def hold_out(teacher: nn.Module, anatomy: Anatomy, few: Source | Tensor, *, views: str, seed: int) -> Held:
@@ -69,7 +71,7 @@ def hold_out(teacher: nn.Module, anatomy: Anatomy, few: Source | Tensor, *, view
     indices = list(range(count(few)))
     judging = indices[::_JUDGED] if len(indices) > _JUDGED else indices
     fitting = [i for i in indices if i not in set(judging)] if len(indices) > _JUDGED else indices
-    total = trial_views(anatomy, _JUDGE_VIEWS)
+    total = -(-trial_views(anatomy) // _JUDGED)
     batches, _, _ = batches_of(subset(few, judging), teacher, views, "none", seed, 1, total)
     return Held(subset(few, fitting), Judge(teacher, anatomy.seam, batches))
 
@@ -83,26 +85,30 @@ def recoverability(
     seed: int = 0,
     blocks: Sequence[Block] | None = None,
     held: Held | None = None,
-    layers: int = LAYERS,
+    layers: int | None = None,
     most_views: int | None = None,
     on_block: Callable[[int, int], None] | None = None,
 ) -> list[Recoverable]:
     """Of every block of `anatomy` that can be dropped (or of `blocks`), in the order in which they run.
 
     few, views: as for `closed_form`. held: from `hold_out`, where there is one already. layers: how many behind the gap
-    are solved; most_views: from how many views, by default VIEWS, or fewer for a large network. on_block(done, total):
+    are solved, by default LAYERS, or LAYERS_LARGE of a network of which trials see fewer views; most_views: from how many views, by default VIEWS, or fewer for a large network. on_block(done, total):
     progress. The teacher comes back as it was.
     Raises: InputError for images that do not fit.
     """
     todo = list(droppable(anatomy) if blocks is None else blocks)
     total = trial_views(anatomy) if most_views is None else most_views
+    layers = layers or (LAYERS if trial_views(anatomy) == VIEWS else LAYERS_LARGE)
     held = held or (hold_out(teacher, anatomy, few, views=views, seed=seed) if todo else None)
     found: list[Recoverable] = []
     for block in todo:
         student = without(guard.full_copy(teacher), block.gone)
         errors = [held.judge.error(student)]
         behind = held.small(gap_layers(anatomy, block, student), student)[:layers]
-        solve(teacher, student, anatomy, behind, {}, held.fit, views=views, seed=seed, most_views=total)
+        solve(
+            teacher, student, anatomy, behind, {}, held.fit, views=views, seed=seed,
+            most_views=total, folds=FOLDS, rows=ROWS,
+        )  # fmt: skip
         errors.append(held.judge.error(student))
         if len(behind) < layers:
             learned, _, _ = batches_of(held.fit, teacher, views, "none", seed, 1, total)

@@ -136,8 +136,11 @@ def solve(
     on_layer: Callable[[int, int], None] | None = None,
     max_seconds: float | None = None,
     most_views: int | None = None,
+    folds: int = FOLDS,
+    rows: int = ROWS,
 ) -> ClosedFormLog:
-    """As `closed_form`, of the layers in `todo`. slices: what the student keeps of each weight."""
+    """As `closed_form`, of the layers in `todo`. slices: what the student keeps of each weight. folds: into which the
+    images are parted to choose the ridge; rows: positions that a layer is solved from, of all views."""
     started = time.perf_counter()
     if not todo:
         return ClosedFormLog(seconds=time.perf_counter() - started)
@@ -146,7 +149,7 @@ def solve(
         return ClosedFormLog(images=images, seconds=time.perf_counter() - started)
     lead = seen_through(teacher)
     tensors, own = guard.named_tensors(lead), guard.named_tensors(student)
-    folds = min(FOLDS, images)
+    folds = min(folds, images)
     mixing = mixing or (augment.VIEWS[views].mixing if views in augment.VIEWS else "none")
     names = [layer.weight for layer in todo]
     total = affordable(anatomy, names) if count_views is None else count_views
@@ -167,7 +170,7 @@ def solve(
                 if layer.weight != name:
                     raise RuntimeError(f"{name} runs where {layer.weight} was expected")
                 kept = slices.get(name, {}).get(0)
-                stats = _statistics(layer, wanted, found, kept, tensors, own, fold_of, folds, draws)
+                stats = _statistics(layer, wanted, found, kept, tensors, own, fold_of, folds, rows, draws)
                 done, near = _solve(layer, stats, own, near)
                 solved.append(done)
                 if on_layer:
@@ -324,6 +327,7 @@ def _statistics(
     own: dict[str, Tensor],
     fold_of: list[int],
     folds: int,
+    most: int,
     draws: torch.Generator,
 ) -> _Statistics:
     weight = own[layer.weight]
@@ -332,7 +336,7 @@ def _statistics(
     free = layer.constant is not None
     prior = weight.detach().double().flatten(1).unflatten(0, (how.groups, -1))
     views = sum(len(seen.input) for seen in found)
-    enough = ROWS if layer.gate is None else min(ROWS, HELD // prior[:, 0].numel())
+    enough = most if layer.gate is None else min(most, HELD // prior[:, 0].numel())
     each = max(LEAST_POSITIONS, -(-enough // views))
     chosen: dict[int, Tensor] = {}
 

@@ -128,7 +128,7 @@ def lockstep(
 
     networks: each with "before" or "after", where it halts: at the function that is given the weight of that name, or
     behind it. kept: halt -> (weight, "input" | "output") that passes must still have there, seen before.
-    Without gradients, in the mode that the networks are in. Raises: what a network raises, and RuntimeError where the
+    Every halt comes once. Without gradients, in the mode that the networks are in. Raises: what a network raises, and RuntimeError where the
     passes do not halt at the same places.
     """
     wanted = {key for keys in kept.values() for key in keys}
@@ -169,7 +169,7 @@ def lockstep(
     passes = [[_Pass(body(model, when, batch)) for batch in batches] for model, when in networks]
     every = [each for row in passes for each in row]
     try:
-        while True:
+        for _ in halts:  # behind the last of them nothing is computed
             at = [[each.go_on() for each in row] for row in passes]
             names = {found and found[0] for row in at for found in row}
             if len(names) != 1:
