@@ -4,10 +4,10 @@
     python -m benchmarks.latency_met --teacher torchvision:resnet50 --runtime openvino
     python -m benchmarks.latency_met --summary
 
-The demo's teachers with 50 images (one thread, the batch raised until the teacher takes 5 ms), and ResNet-50 and MobileNetV2 at 224
-pixels with random weights and 32 random images, batch 1, two threads. What counts is measured behind the planning, in a run of its
-own: teacher, student, and the teacher over itself, in turn. Met: a share of at most 1.03 of what was asked for, and not
-below 0.92 of it. Written to results/latency_met.jsonl.
+The demo's teachers with 50 images, one thread and the batch raised until the teacher takes 5 ms; ResNet-50 and
+MobileNetV2 at 224 pixels with random weights, 32 random images, two threads and batch 1. What counts is measured behind
+the planning, in a run of its own: teacher, student, and the teacher over itself, in turn. Met: a share of at most 1.03
+of what was asked for, and not below 0.92 of it. Written to results/latency_met.jsonl.
 """
 
 import argparse

@@ -407,6 +407,14 @@ def test_a_second_generation_that_was_stopped_goes_on(one, tmp_path):
     assert not store.stopped_path(tmp_path / "two").exists()
 
 
+def test_a_result_does_not_take_the_place_of_its_teacher(one):
+    lead, before = load_teacher(one, build_teacher=Residual), sorted(one.rglob("*"))
+    for folder in (one, one.parent):
+        with pytest.raises(us.UnderstudyError, match=r"the teacher .* is there|not a result"):
+            compress(lead, images(), keep=0.7, folder=folder, force=True, config=CONFIG)
+    assert sorted(one.rglob("*")) == before
+
+
 def test_the_command_line(place, capsys):  # noqa: F811
     made = ("compress", "net.py:build", "photos", "--keep", 0.8, "--out", "one", "--steps", 1)
     assert call(capsys, *made)[0] == 0

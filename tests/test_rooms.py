@@ -43,6 +43,7 @@ FORBIDDEN = {
     "checkpoint": {"*"},
     "judge": {"*", "-batches", "-guard", "-seam"},
     "runtimes": {"*", "-errors", "-export", "-guard", "-report", "-trace"},
+    "divisors": {"*", "-guard", "-runtimes"},
     "limits": {"*", "-cost", "-graph", "-guard", "-trace"},
     "recoverability": {
         "*",

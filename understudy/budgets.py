@@ -22,6 +22,7 @@ from understudy.anatomy import trace
 from understudy.blocks import droppable
 from understudy.cost import count_traced, macs, macs_in
 from understudy.cut import cut, without
+from understudy.divisors import width_divisor
 from understudy.errors import InputError, OutOfReach, PlanError, UnsupportedModel
 from understudy.graph import Anatomy, Block
 from understudy.limits import Pace
@@ -30,7 +31,7 @@ from understudy.planner import make_plan, matches
 from understudy.recover.batches import Source
 from understudy.recover.closed_form import solve, to_solve
 from understudy.recoverability import FOLDS, ROWS, VIEWS, Held, Recoverable, hold_out, recoverability, trial_views
-from understudy.runtimes import Latency, Prepared, Setting, available, measure, prepare, width_divisor
+from understudy.runtimes import Latency, Prepared, Setting, available, measure, prepare
 from understudy.score import Evidence
 from understudy.trace import operator, shape
 
@@ -357,6 +358,7 @@ def _met(known: Known, start: _Candidate, target: float, budget: Mapping[str, An
     best: Found | None = None
     nearest: Found | None = None
     seen: dict[str, float] = {}
+    points: list[tuple[float, float]] = []
     tries: list[tuple[int, int, float]] = []
     wanted = target / known.teacher_ms.ms_median
     for _ in range(TRIES):
@@ -381,12 +383,23 @@ def _met(known: Known, start: _Candidate, target: float, budget: Mapping[str, An
         if NEAR <= value <= 1:
             break
         low, high = (max(low, limit), high) if value <= 1 else (low, min(high, limit))
-        limit *= AIM / value
+        points.append((limit, value))
+        limit = _corrected(points)
         if not low < limit < high:
             limit = (low + high) / 2 if high < math.inf else low * 1.1
     if best is None and nearest is not None and nearest.share[0] <= OVER * wanted:
         best = nearest
     return None if best is None else replace(best, tries=tuple(tries))
+
+
+def _corrected(points: Sequence[tuple[float, float]]) -> float:
+    """The limit to plan for next, from (limit, measured share of the target): in proportion, or on the line through the
+    last two, as part of the time is no width's; by no more than a factor of four at once."""
+    (limit, value), before = points[-1], points[-2] if len(points) > 1 else None
+    found = limit * AIM / value
+    if before is not None and (value - before[1]) * (limit - before[0]) > 0:
+        found = limit + (AIM - value) * (limit - before[0]) / (value - before[1])
+    return min(max(found, limit / 4), 4 * limit)
 
 
 def _measured(known: Known, plan: Plan, seconds: float = _SECONDS) -> tuple[Latency, tuple[float, float, float]]:
@@ -398,10 +411,17 @@ def _measured(known: Known, plan: Plan, seconds: float = _SECONDS) -> tuple[Late
 
 
 def _unreachable(
-    known: Known, target: float, drop: Sequence[str], order: Sequence[Recoverable], depth: str, budget: Mapping[str, Any]
+    known: Known,
+    target: float,
+    drop: Sequence[str],
+    order: Sequence[Recoverable],
+    depth: str,
+    budget: Mapping[str, Any],
 ) -> str:
     every = (*drop, *(r.block for r in order))
     smallest = {name: value for name, value in budget.items() if name not in _SIZES}
+    if smallest.get("scheme", "auto") == "auto":
+        smallest["scheme"] = "all"
     least = None
     if depth != "only":
         least = _candidate(known, every, None, {**smallest, "keep_width": 0.01})
@@ -449,6 +469,10 @@ def mixes(budget: Mapping[str, Any]) -> bool:
 MIXED = ("latency", "latency_ms", "runtime", "threads", "batch", "depth")  # what `make_plan` knows nothing of
 
 
+# What a plan holds the answer to.
+_CHOICES = {*_SIZES, "keep_width", "spare_ends", "drop", "pin", "exclude", "score", *MIXED} - {"threads"}
+
+
 def _check_depth(depth: str) -> None:
     if depth not in DEPTHS:
         raise PlanError(f"making a plan: depth is {depth!r}, expected one of {', '.join(DEPTHS)}")
@@ -490,6 +514,17 @@ def check_mixed(budget: Mapping[str, Any]) -> Setting | None:
     if reason is not None:
         raise InputError(f"measuring latency on {setting.runtime}: {reason}")
     return setting
+
+
+def check_beside_plan(**budget: Any) -> None:
+    """Raises: PlanError for a budget, or a part of one, beside a plan, which says itself what stays."""
+    plain = {"scheme": ("auto",), "min_channels": (1,), "divisor": (None, 1)}  # the defaults
+    said = [n for n, v in budget.items() if n in plain and v not in plain[n]]
+    said += [n for n, v in budget.items() if n in _CHOICES and v not in (None, False, (), [])]
+    if said:
+        raise PlanError(
+            f"reading the plan: {', '.join(said)} given beside it; a plan says itself what stays: leave one of both out"
+        )
 
 
 def several(**options: Any) -> dict[str, dict[str, Any]]:

@@ -1,7 +1,7 @@
 """The command line: words on stderr, one JSON line last on stdout. It reads options and prints; it decides nothing.
 
-Exit codes: 0 done; 1 a law or a threshold failed; 2 what was given cannot be used; 3 this model is not supported;
-130 interrupted. Heavy imports stand inside the commands, so that --help answers at once.
+Exit codes: 0 done; 1 a law or a threshold failed, or no student meets a budget; 2 what was given cannot be used;
+3 this model is not supported; 130 interrupted. Heavy imports stand inside the commands, so that --help answers at once.
 """
 
 import json
@@ -323,14 +323,14 @@ def compress(
     """Cut a teacher to a budget, let it mimic the teacher on a few images, verify and save it."""
     _threads(threads)
     from understudy.compress import compress as run
-    from understudy.errors import Stopped
+    from understudy.errors import Stopped, UnderstudyError
     from understudy.plan import read_plan
     from understudy.recover.config import preset as recipe
     from understudy.store import check_writable, is_result, read, stopped_path
 
     asked = read_plan(plan) if plan is not None else None
     budgets = _budgets(
-        asked, out, keep=keep, latency=latency, latency_ms=latency_ms, keep_width=keep_width, params=params,
+        out, keep=keep, latency=latency, latency_ms=latency_ms, keep_width=keep_width, params=params,
         size_mb=size_mb, runtime=runtime, batch=batch, threads=threads, depth=depth, scheme=scheme,
         spare_ends=spare_ends, pin=pin or (), exclude=exclude or (), min_channels=min_channels, seed=seed or 0,
         **({} if importance is None else {"score": importance}), **({} if divisor is None else {"divisor": divisor}),
@@ -339,7 +339,7 @@ def compress(
         check_writable(place, force=force or resume)  # with resume compress looks again
     found = _teacher(teacher, weights, pretrained, num_classes, part, input_size, mean, std, resize, views)
     config = recipe(preset, effort, steps=steps, seed=seed, device=device, precision=precision, views=found.views)
-    lines, result = [], None
+    lines, result, code = [], None, 0
     for place, budget in budgets.items():
         if len(budgets) > 1:
             _say(f"{place.name}:")
@@ -353,6 +353,13 @@ def compress(
                 held_out_share=held_out_share, labelled=labelled, seam=seam, drop=drop or (), max_seconds=max_seconds,
                 on_stage=_say, on_step=_Progress(), **budget,
             )  # fmt: skip
+        except UnderstudyError as error:
+            if len(budgets) == 1:
+                raise
+            _say(f"understudy: {error}")  # the other budgets can be well
+            lines.append({"folder": str(place), "error": str(error)})
+            code = max(code, error.exit_code)
+            continue
         except Stopped as stopped:
             result = stopped.log
         except KeyboardInterrupt:
@@ -370,6 +377,8 @@ def compress(
         where = "the student as it is now is saved" if result.folder else f"{out} holds another result and is as it was"
         _say(f"understudy: stopped; {where}; the same command with --resume goes on")
         sys.exit(INTERRUPTED)
+    if code:
+        sys.exit(code)
 
 
 @app.command(epilog="Example: understudy verify small/ other-photos/ --labelled val/")
@@ -505,12 +514,10 @@ def _numbers(option: str, text: str | None, kind: type, between: str) -> list | 
         raise InputError(f"reading --{option}: found {text!r}, expected numbers such as {example}") from None
 
 
-def _budgets(plan: Any, out: Path, **options: Any) -> dict[Path, dict[str, Any]]:
-    """Folder -> budget; none beside a plan."""
+def _budgets(out: Path, **options: Any) -> dict[Path, dict[str, Any]]:
+    """Folder -> budget."""
     from understudy.budgets import several
 
-    if plan is not None:
-        return {out: {}}
     return {out / name if name else out: budget for name, budget in several(**options).items()}
 
 

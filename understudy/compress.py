@@ -13,7 +13,7 @@ from torch import nn
 
 from understudy import laws, store
 from understudy.anatomy import trace
-from understudy.budgets import MIXED, check_mixed, compared, missed, mixes, plan_by
+from understudy.budgets import MIXED, check_beside_plan, check_mixed, compared, missed, mixes, plan_by
 from understudy.cost import count, count_teacher
 from understudy.cut import cut
 from understudy.errors import InputError, LawBroken, Stopped, StoreError, UnderstudyError, one_line
@@ -120,7 +120,9 @@ def compress(
     if folder is not None:
         # What the stopped run saved, and nothing else, is replaced without force.
         part = stood is not None and stood.data["saved"] is not None and stood.data["saved"] == store.digest(folder)
-        store.check_writable(folder, force=force or part)
+        path = store.check_writable(folder, force=force or part)
+        if teacher.result is not None and path in (own := Path(teacher.spec).resolve(), *own.parents):
+            raise StoreError(f"saving to {path}: the teacher {teacher.spec} is there; name another folder")
         if stood is None and not force and store.stopped_path(folder).exists():
             raise StoreError(
                 f"saving to {folder}: {store.stopped_path(folder).name} tells of a run that was stopped; resume goes "
@@ -132,6 +134,8 @@ def compress(
         device_called(config.device)
     if plan is None:
         check_mixed({**budget, "drop": drop})
+    else:
+        check_beside_plan(**budget, drop=drop)
 
     say("reading images")
     few, choose, proof, notes = _images(teacher, images, held_out, held_out_share, split_seed, config)

@@ -269,9 +269,7 @@ def _take(acts: Tensor, inverse: Tensor, gone: Tensor) -> None:
     inverse.addmm_(inverse[:, gone], back, alpha=-1)
 
 
-def _compact(
-    acts: Tensor, inverse: Tensor, at: list[Tensor], alive: list[int]
-) -> tuple[Tensor, Tensor, list[Tensor]]:
+def _compact(acts: Tensor, inverse: Tensor, at: list[Tensor], alive: list[int]) -> tuple[Tensor, Tensor, list[Tensor]]:
     """The same without what is gone, once that is a quarter of it."""
     left = torch.cat([at[u] for u in alive])
     if len(left) > 0.75 * len(acts):

@@ -19,7 +19,7 @@ from understudy.cut import without
 from understudy.graph import Anatomy, Block
 from understudy.recover.batches import Batch, Source, copied, count, subset
 from understudy.recover.closed_form import affordable, batches_of, runs_behind, solvable, solve
-from understudy.recover.judge import Judge
+from understudy.recover.judge import Judge, channels_at
 from understudy.recover.layers import Layer
 from understudy.seam import Seam, capturing
 
@@ -30,6 +30,7 @@ LAYERS, LAYERS_LARGE = 8, 4
 VIEWS, ROWS, FOLDS = 200, 6_000, 2
 _MOST_INPUTS = 1200  # of a layer that trials solve. Source: assumption, for time.
 _JUDGED = 3  # every so many of the images judges, and nothing is solved from it, and of the views. Source: assumption.
+_WIDEST = 4096  # seam for which such a map is found. Source: assumption, for time and memory.
 _RIDGE = 1e-2  # of that map, in units of the mean squared feature. Source: assumption.
 # What the passes of one trial may cost, which bounds the views of large networks, and what there is of them at least.
 # Source: assumption, for a plan of ResNet-50 at 224 pixels in five minutes on two idle cores.
@@ -92,8 +93,9 @@ def recoverability(
     """Of every block of `anatomy` that can be dropped (or of `blocks`), in the order in which they run.
 
     few, views: as for `closed_form`. held: from `hold_out`, where there is one already. layers: how many behind the gap
-    are solved, by default LAYERS, or LAYERS_LARGE of a network of which trials see fewer views; most_views: from how many views, by default VIEWS, or fewer for a large network. on_block(done, total):
-    progress. The teacher comes back as it was.
+    are solved, by default LAYERS, or LAYERS_LARGE of a network of which trials see fewer views; most_views: from how
+    many views, by default VIEWS, or fewer of a large network. on_block(done, total): progress. The teacher comes back
+    as it was.
     Raises: InputError for images that do not fit.
     """
     todo = list(droppable(anatomy) if blocks is None else blocks)
@@ -110,7 +112,7 @@ def recoverability(
             most_views=total, folds=FOLDS, rows=ROWS,
         )  # fmt: skip
         errors.append(held.judge.error(student))
-        if len(behind) < layers:
+        if len(behind) < layers and held.judge.widest <= _WIDEST:
             learned, _, _ = batches_of(held.fit, teacher, views, "none", seed, 1, total)
             errors.append(held.judge.error(student, _mapped(teacher, student, anatomy.seam, learned)))
         cost = round(macs_in(block.branch, anatomy.traced.batch))
@@ -161,7 +163,7 @@ def _mapped(
 
     def change(point: int, feats: Tensor) -> Tensor:
         more = (_rows(feats) @ maps[point]).to(feats.dtype)
-        axis = 1 if feats.ndim > 3 else feats.ndim - 1
+        axis = channels_at(feats)
         return feats + more.reshape(feats.movedim(axis, -1).shape).movedim(-1, axis)
 
     return change
@@ -169,5 +171,5 @@ def _mapped(
 
 def _rows(feats: Tensor) -> Tensor:
     """(positions, channels + 1) float64, the last always 1."""
-    rows = feats.movedim(1 if feats.ndim > 3 else feats.ndim - 1, -1).flatten(0, -2).double()
+    rows = feats.movedim(channels_at(feats), -1).flatten(0, -2).double()
     return torch.cat([rows, rows.new_ones(len(rows), 1)], 1)

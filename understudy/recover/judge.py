@@ -18,6 +18,7 @@ class Judge:
         self._seam, self._batches = seam, batches
         with guard.evaluating(teacher), capturing(teacher, seam) as target:
             self._wanted = [target.features(*args, **kwargs) for args, kwargs in map(copied, batches)]
+        self.widest = max((f.shape[channels_at(f)] for f in self._wanted[0]), default=0)  # channels of a point
         self._spread = []
         for point in range(len(seam.points)):
             feats = torch.cat([wanted[point] for wanted in self._wanted])
@@ -37,3 +38,11 @@ class Judge:
                     for f, w, s in zip(found, wanted, self._spread, strict=True)
                 )
         return total
+
+
+def channels_at(feats: Tensor) -> int:
+    """The axis of the channels: the last of vectors and tokens; of maps the second, or the last where the second is as
+    long as the third and the last is not (N, H, W, C)."""
+    if feats.ndim < 4:
+        return feats.ndim - 1
+    return feats.ndim - 1 if feats.shape[1] == feats.shape[2] != feats.shape[3] else 1

@@ -128,8 +128,8 @@ def lockstep(
 
     networks: each with "before" or "after", where it halts: at the function that is given the weight of that name, or
     behind it. kept: halt -> (weight, "input" | "output") that passes must still have there, seen before.
-    Every halt comes once. Without gradients, in the mode that the networks are in. Raises: what a network raises, and RuntimeError where the
-    passes do not halt at the same places.
+    Every halt comes once. Without gradients, in the mode that the networks are in. Raises: what a network raises, and
+    RuntimeError where the passes do not halt at the same places.
     """
     wanted = {key for keys in kept.values() for key in keys}
     last = {key: name for name in halts for key in kept.get(name, ())}
