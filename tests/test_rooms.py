@@ -84,11 +84,13 @@ FORBIDDEN = {
     "replace": {"*", "-errors", "-guard", "-seam", "-verify"},
     "verify": {"*", "-errors", "-guard", "-seam", "-images"},
     "export": {"*", "-errors", "-guard", "-trace"},
+    "deploy": {"*", "-errors", "-export", "-guard", "-images", "-preprocessing", "-report", "-store", "-teachers"},
+    "run_exported": {"*"},
     "store": {"compress", "cli", "mimic", "config", "planner", "graph", "anatomy"},
 }
 LIBRARIES = {"timm": {"builders"}, "torchvision.models": {"builders"}, "transformers": {"builders"}, "pickle": set()}
-LIBRARIES |= {"onnx": {"export"}, "onnxruntime": {"export", "runtimes"}, "onnxscript": {"export"}}
-LIBRARIES |= {"openvino": {"runtimes"}, "matplotlib": {"picture"}}
+LIBRARIES |= {"onnx": {"export", "deploy"}, "onnxruntime": {"export", "runtimes", "run_exported"}}
+LIBRARIES |= {"onnxscript": {"export"}, "openvino": {"export", "runtimes", "run_exported"}, "matplotlib": {"picture"}}
 
 
 def imported(path: Path) -> set[str]:
@@ -135,7 +137,7 @@ def test_public_names():
     assert understudy.__all__ == [
         "Anatomy", "Latency", "MimicConfig", "PRESETS", "Plan", "Preprocessing", "Report", "Result", "SCORES", "Seam",
         "SeamPoint", "Setting", "Teacher", "UnderstudyError", "capturing", "check_cut", "closed_form", "compress",
-        "count", "cut", "export", "figures", "find_seam", "inspect", "load", "load_teacher", "make_plan", "measure",
+        "count", "cut", "export", "export_folder", "figures", "find_seam", "inspect", "load", "load_teacher", "make_plan", "measure",
         "mimic", "own_teacher", "preset", "read_images", "read_plan", "reconstruction", "recoverability", "replace",
         "replan", "restore", "save", "split", "trace",
     ]  # fmt: skip
@@ -156,6 +158,7 @@ FLAGS = {
     "plan": f"{BUDGET} {TEACHER} --images --out --picture --seed --force --no-force",
     "compress": f"""{BUDGET} {TEACHER} --out --plan --preset --effort --steps --max-seconds --seed --device --precision
         --views --held-out --held-out-share --labelled --mean --std --resize --force --no-force --resume --no-resume""",
+    "export": "--to --images --teacher --normalise --no-normalise --force --no-force --threads",
     "verify": "--teacher --labelled --weights --pretrained --no-pretrained --device --threads",
     "demo": """--teacher --keep --keep-width --images --preset --effort --steps --seed --out --force --no-force
         --threads""",

@@ -31,6 +31,7 @@ _PLACES = {
     "count": "cost",
     "cut": "cut",
     "export": "export",
+    "export_folder": "deploy",
     "figures": "verify",
     "find_seam": "anatomy",
     "inspect": "inspect",

@@ -405,6 +405,32 @@ def verify(
     _answer(_line(report, str(folder)))
 
 
+@app.command(epilog="Example: understudy export small/ --to onnx,openvino --images photos/")
+def export(
+    folder: Annotated[Path, typer.Argument(help="A result folder; the files are written into it")],
+    to: Annotated[str, typer.Option(help="Formats, with commas between: onnx, openvino, pt2")] = "onnx",
+    images: Annotated[
+        Path | None, typer.Option(help="Real images on which the files are compared with the student")
+    ] = None,
+    normalise: Annotated[
+        bool, typer.Option(help="The files subtract mean and divide by deviation themselves; they take values 0 to 1")
+    ] = False,
+    teacher: Annotated[
+        str | None, typer.Option(help="FILE.py:FUNCTION that builds the teacher, where it is code of your own")
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Replace files that were exported before")] = False,
+    threads: Threads = None,
+) -> None:
+    """Write a result as files that run without its code; each is run by itself and compared with the student."""
+    _threads(threads)
+    from understudy.deploy import export_folder
+
+    formats = [name.strip() for name in to.split(",") if name.strip()]
+    report = export_folder(folder, formats, images=images, teacher=teacher, normalise=normalise, force=force)
+    _say(report.table())
+    _answer({"folder": str(folder), "exports": {name: report.exports[name] for name in formats}})
+
+
 @app.command(epilog="Example: understudy demo --keep-width 0.3")
 def demo(
     teacher: Annotated[

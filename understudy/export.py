@@ -1,4 +1,4 @@
-"""A model as files that run without its code: ONNX and torch.export, each compared with the model it was made of."""
+"""A model as files that run without its code: ONNX, OpenVINO and torch.export, each compared with the model."""
 
 import math
 import os
@@ -21,7 +21,8 @@ from understudy.errors import InputError, LawBroken, StoreError, UnsupportedMode
 from understudy.guard import full_copy, named_tensors, structural_copy
 from understudy.trace import Example, as_example, export_program, operator, place, quiet, require_data, without_stacks
 
-FORMATS = ("pt2", "onnx")
+FILES = {"pt2": "model.pt2", "onnx": "model.onnx", "openvino": "model.xml"}  # OpenVINO: and model.bin
+FORMATS = ("pt2", "onnx")  # by default
 TOLERANCE = 1e-4  # of the largest output, in float32. Measured: 5e-7 in ONNX Runtime, 0 in the exported program
 ONE_FILE = 256 * 2**20  # bytes of weights in one .onnx; writing it takes three times that. Assumption: above it counts
 
@@ -50,27 +51,24 @@ def export(
     tolerance: float = TOLERANCE,
     force: bool = False,
 ) -> Exported:
-    """Write `model`, in eval mode and float32, to folder/model.pt2 (`torch.export`) and folder/model.onnx.
+    """Write `model`, in eval mode and float32, to folder/model.pt2 (`torch.export`), model.onnx, model.xml (OpenVINO).
 
-    Each file is loaded again (the program by torch, ONNX by ONNX Runtime on the CPU, in float32) and compared with the
-    model on `example`: a tensor (N, C, H, W), a tuple of arguments or (args, kwargs). Where N is 2 or more, the batch
-    is made free, and the first image alone is compared too; where that fails it is fixed at N. Weights of more than
-    256 MiB lie beside the ONNX file, in model.onnx.data. The model is untouched; on an error nothing is left behind.
+    Each file is loaded again (the program by torch, the others by ONNX Runtime and OpenVINO on the CPU, in float32) and
+    compared with the model on `example`: a tensor (N, C, H, W), a tuple of arguments or (args, kwargs). Where N is 2 or
+    more, the batch is made free, and the first image alone is compared too; where that fails it is fixed at N. Weights
+    of more than 256 MiB lie beside the ONNX file, in model.onnx.data. The model is untouched; on an error nothing is
+    left behind.
 
     Raises: UnsupportedModel naming operator and module that cannot be written; LawBroken when a file's outputs differ
     by more than `tolerance` of the largest output; InputError for a format that is unknown or lacks the extra `export`;
     StoreError when a file exists (without `force`) or cannot be written.
     """
     formats = tuple(dict.fromkeys(formats))
-    strange = [f for f in formats if f not in FORMATS]
-    if strange or not formats:
-        raise InputError(f"exporting: found formats {', '.join(strange) or 'none'}, expected of {', '.join(FORMATS)}")
-    if "onnx" in formats:
-        _require_onnx()
+    check_formats(formats)
     require_data(model)
     ready, call = _in_float32(model, example)
     folder = Path(folder)
-    there = [p for f in formats if (p := folder / f"model.{f}").exists()]
+    there = [p for f in formats if (p := folder / FILES[f]).exists()]
     if there and not force:
         raise StoreError(f"exporting to {there[0]}: it exists; name another folder, or replace it with force")
     static = None if _batch(call) > 1 else "the example is not a batch of 2 or more"
@@ -88,7 +86,21 @@ def export(
                 os.replace(path, folder / path.name)
     except OSError as error:
         raise StoreError(f"exporting to {folder}: {error}") from error
-    return replace(found, files={f: folder / f"model.{f}" for f in formats})
+    return replace(found, files={f: folder / FILES[f] for f in formats})
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Raises: InputError for a format that is unknown, or needs what is not installed."""
+    strange = [f for f in formats if f not in FILES]
+    if strange or not formats:
+        raise InputError(f"exporting: found formats {', '.join(strange) or 'none'}, expected of {', '.join(FILES)}")
+    needed = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
+    missing = [name for f in formats for name in needed.get(f, ()) if find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"exporting to {', '.join(formats)}: {', '.join(dict.fromkeys(missing))} not installed; expected the extra "
+            "`export`: pip install 'understudy[export]'"
+        )
 
 
 def _write(
@@ -108,11 +120,13 @@ def _write(
     if static is None and not _free(program):
         static = "its code computes with the size of the batch"
         calls, expected = calls[:1], expected[:1]
-    files, opset = {f: folder / f"model.{f}" for f in formats}, None
+    files, opset = {f: folder / FILES[f] for f in formats}, None
     if "pt2" in files:
         _write_program(program, clone, files["pt2"])
     if "onnx" in files:
         opset = _write_onnx(program, clone, files["onnx"])
+    if "openvino" in files:
+        opset = _write_openvino(program, clone, files) or opset
     del program, clone
     errors = {}
     for name, path in files.items():
@@ -162,6 +176,8 @@ def _write_onnx(program: Any, model: nn.Module, path: Path) -> int:
         with warnings.catch_warnings(), quiet("torch.onnx", "onnxscript"), without_stacks():
             warnings.simplefilter("ignore")  # the converter warns of its own internals; its errors are raised
             converted = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
+            for node in converted.model.graph.all_nodes():
+                node.metadata_props.clear()  # where in the code it came from: more than the weights of a small network
             weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
             converted.save(path, external_data=weights > ONE_FILE)
             return converted.model.opset_imports[""]
@@ -175,6 +191,27 @@ def _write_onnx(program: Any, model: nn.Module, path: Path) -> int:
             f"writing {type(model).__name__} as ONNX: torch.onnx.export stopped{place(error, model)} with "
             f"{one_line(cause)}; expected operators that ONNX has"
         ) from error
+
+
+def _write_openvino(program: Any, model: nn.Module, files: dict[str, Path]) -> int | None:
+    """By way of ONNX, as it is measured. Returns the opset where the ONNX file was made here."""
+    import openvino
+
+    with tempfile.TemporaryDirectory() as scratch:
+        path, opset = files.get("onnx"), None
+        if path is None:
+            path = Path(scratch) / "model.onnx"
+            opset = _write_onnx(program, model, path)
+        try:
+            core = openvino.Core()
+            core.set_property({"ENABLE_MMAP": False})  # the file does not last
+            converted = core.read_model(path)
+            openvino.save_model(converted, files["openvino"], compress_to_fp16=False)
+        except Exception as error:  # whatever OpenVINO raises
+            raise UnsupportedModel(
+                f"writing {type(model).__name__} for OpenVINO: {one_line(error)}; expected operators that it has"
+            ) from error
+    return opset
 
 
 def _adapt_attention(program: Any) -> None:
@@ -229,7 +266,22 @@ def _run_onnx(path: Path, calls: list[Example]) -> list[list[Tensor]]:
     return [[torch.from_numpy(v) for v in session.run(None, feed)] for feed in feeds]
 
 
-_RUN: dict[str, Callable[[Path, list[Example]], list[list[Tensor]]]] = {"pt2": _run_program, "onnx": _run_onnx}
+def _run_openvino(path: Path, calls: list[Example]) -> list[list[Tensor]]:
+    import openvino
+
+    core = openvino.Core()
+    core.set_property({"ENABLE_MMAP": False})  # the file may be moved
+    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    request = core.compile_model(core.read_model(path), "CPU", options).create_infer_request()
+    feeds = [[t.detach().contiguous().numpy() for t in _tensors(call)] for call in calls]
+    return [[torch.from_numpy(v.copy()) for v in request.infer(feed).to_tuple()] for feed in feeds]
+
+
+_RUN: dict[str, Callable[[Path, list[Example]], list[list[Tensor]]]] = {
+    "pt2": _run_program,
+    "onnx": _run_onnx,
+    "openvino": _run_openvino,
+}
 
 
 def _difference(found: list[Tensor], expected: list[Tensor]) -> float:
@@ -271,12 +323,3 @@ def _batch(call: Example) -> int:
 
 def _batched(value: Any, call: Example) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == _batch(call)
-
-
-def _require_onnx() -> None:
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
-    if missing:
-        raise InputError(
-            f"exporting to ONNX: {', '.join(missing)} is not installed; expected the extra `export`: "
-            "pip install 'understudy[export]'"
-        )

@@ -23,7 +23,8 @@ class Report:
     exact 95 % interval. feature_error_relative: see `verify.figures`. top1_teacher, top1_student: accuracy in percent
     on labelled images; top1_difference: student minus teacher in points, with its 95 % interval (paired).
     images_few = images_fit + images_choose. image_hashes: content hashes by use ("fit", "choose", "held_out").
-    latency: of both on the runtime that a latency was asked for, as `budgets.compared` has it.
+    latency: of both on the runtime that a latency was asked for, as `budgets.compared` has it. exports: format -> file
+    name, bytes, opset, and how far it was from the student when it was run by itself, as `deploy` has it.
     steps: of mimic; seconds: wall time of the whole. seam, budget and preprocessing live in the plan.
     """
 
@@ -47,6 +48,7 @@ class Report:
     images_labelled: int | None = None
     image_hashes: dict[str, list[str]] = field(default_factory=dict)
     latency: dict[str, Any] | None = None
+    exports: dict[str, dict[str, Any]] = field(default_factory=dict)
     steps: int | None = None
     seconds: float | None = None
     config: dict[str, Any] = field(default_factory=dict)
@@ -126,6 +128,13 @@ class Report:
             lines.append(f"student minus teacher: {self.top1_difference:+.2f} points{between}")
         if self.steps is not None or self.seconds is not None:
             lines.append(f"mimic: {_count(self.steps)} steps; all of it {_seconds(self.seconds)}")
+        for told in self.exports.values():
+            errors = [told["error_random"], told["error_real"]]
+            most = max(error for error in errors if error is not None)
+            lines.append(
+                f"{told['file']}: {told['bytes'] / 1e6:.2f} MB, {told['precision']}, batch {told['batch']}; by itself "
+                f"within {most:.0e} of the student"
+            )
         if self.macs_not_counted:
             lines.append("not counted as MACs: " + ", ".join(self.macs_not_counted))
         return [*lines, *(f"note: {note}" for note in self.notes)]

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from understudy.plan import Plan
 
 PLAN, WEIGHTS, REPORT = FILES = ("plan.json", "weights.safetensors", "report.json")
+# What may lie beside them, and goes with them where a result is replaced.
+BESIDE = ("model.pt2", "model.onnx", "model.onnx.data", "model.xml", "model.bin", "preprocessing.json")
 _STORED, _STOPPED = "stored", "stopped"
 
 
@@ -84,6 +86,20 @@ def save(
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return path
+
+
+def put_report(folder: str | Path, report: Report) -> None:
+    """Replace the report of a result; all else stays. Raises: StoreError; the old one is then whole."""
+    path = _existing(folder) / REPORT
+    stored = _read_json(path).get(_STORED, {})
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}.saving")
+    try:
+        _write_json(fresh, report.to_json() | {_STORED: stored})
+        os.replace(fresh, path)
+    except OSError as error:
+        raise StoreError(f"saving {path}: {error}; nothing was changed there") from error
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def stopped_path(folder: str | Path) -> Path:
@@ -371,7 +387,7 @@ def _settle(path: Path) -> None:
     try:
         if not path.exists():
             os.rename(previous, path)
-        elif set(os.listdir(previous)) <= set(FILES):
+        elif set(os.listdir(previous)) <= {*FILES, *BESIDE}:
             shutil.rmtree(previous)
     except OSError as error:
         raise StoreError(f"saving to {path}: {previous} of an earlier save is in the way ({error.strerror})") from error
@@ -383,8 +399,9 @@ def _check_replaceable(path: Path, force: bool) -> None:
     if not force:
         raise StoreError(f"saving to {path}: it exists; name another folder, or replace it with force (--force)")
     found = set(os.listdir(path))
-    if found and (PLAN not in found or found - set(FILES)):
-        strange = sorted(found - set(FILES)) or [f"no {PLAN}"]
+    strange = sorted(found - {*FILES, *BESIDE})
+    if found and (PLAN not in found or strange):
+        strange = strange or [f"no {PLAN}"]
         raise StoreError(
             f"saving to {path}: it is not a result of understudy (found {', '.join(strange[:3])}), so force does not "
             "replace it; name another folder, or remove it yourself"

@@ -79,14 +79,14 @@ def peak_memory_mib() -> int:
 def _export(teacher: Any, result: Any, few: Any, line: dict[str, Any]) -> None:
     """Only where the cut network cannot be exported is the teacher tried: what it cannot either is not the cut's."""
     from understudy.errors import UnderstudyError
-    from understudy.export import export
+    from understudy.export import FILES, export
 
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            found = export(result, few, scratch)
+            found = export(result, few, scratch, formats=list(FILES))
         except UnderstudyError as error:
             try:
-                export(teacher, few, scratch)
+                export(teacher, few, scratch, formats=list(FILES))
             except UnderstudyError as same:
                 line |= {"export": None, "export_why": f"the teacher itself cannot be exported: {same}"[:600]}
                 return

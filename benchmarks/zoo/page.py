@@ -85,8 +85,9 @@ def _facts(lines: list[dict[str, Any]]) -> list[str]:
     if tried:
         done, never = [x for x in tried if x.get("export")], [x for x in tried if "export_why" in x]
         facts.append(
-            f"{_of(done, tried)} export to both formats with equal outputs, {sum('export_static' in x for x in done)} "
-            f"of them with a fixed batch; of {len(never)} the uncut teacher cannot be exported either."
+            f"{_of(done, tried)} export to every format tried with equal outputs, "
+            f"{sum('export_static' in x for x in done)} of them with a fixed batch; of {len(never)} the "
+            "uncut teacher cannot be exported either."
         )
     size = [x for x in through if x["params"] < 1e8 and max(x["input"][1:]) <= 224]
     before = [_seconds(x)["all"] for x in size]
