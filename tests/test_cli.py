@@ -78,7 +78,7 @@ def test_compress_then_verify(place, capsys):
     assert set(line) == {
         "macs_teacher", "macs_student", "params_teacher", "params_student", "top1_agreement", "top1_agreement_low",
         "top1_agreement_high", "feature_error_relative", "images_few", "images_held_out", "steps", "seconds", "folder",
-        "top1_teacher", "top1_student", "latency_ms_teacher", "latency_ms_student",
+        "top1_teacher", "top1_student", "latency_ms_teacher", "latency_ms_student", "go",
     }  # fmt: skip
     assert line["latency_ms_teacher"] is None  # none was asked for
     assert line["macs_student"] <= 0.5 * line["macs_teacher"]
@@ -92,6 +92,21 @@ def test_compress_then_verify(place, capsys):
     code, _, err = call(capsys, "verify", "small", "photos")
     assert code == 2
     assert "never run from a folder" in err
+
+
+def test_a_threshold_is_held_against_the_interval(place, capsys):
+    own = ("compress", "net.py:build", "photos", "--keep", 1, "--steps", 0, "--held-out-share", 0.5)
+    code, line, err = call(capsys, *own, "--out", "a", "--min-agreement", 0.4)
+    assert (code, line["go"], line["top1_agreement"]) == (0, True, 1)  # all 5 agree: the interval begins at 0.478
+    assert "GO: the lower end of the interval is 47.8%, 40.0% was asked for" in err
+    code, line, err = call(capsys, *own, "--out", "b", "--min-agreement", 0.95)
+    assert (code, line) == (2, None)
+    assert "the 95 % interval would begin at 0.478; hold out 72 or more" in err
+    assert not (place / "b").exists()
+    for value in (0, 1, "nan"):
+        assert call(capsys, *own, "--out", "b", "--min-agreement", value)[0] == 2
+    code, line, err = call(capsys, "verify", "a", "photos", "--teacher", "net.py:build", "--min-agreement", 0.6)
+    assert (code, line["go"]) == (0, True)
 
 
 def test_plan_is_written_edited_and_used(place, capsys):

@@ -8,11 +8,12 @@ import torch
 from scipy.stats import binomtest
 from torch import nn
 
+from understudy.certificate import binomial_interval
 from understudy.errors import InputError, LawBroken, StoreError, UnsupportedModel
 from understudy.images import Preprocessing, read_images
 from understudy.report import Report, platform_kind, versions
 from understudy.seam import Seam, SeamPoint
-from understudy.verify import accuracy, binomial_interval, figures, labels_from_folders
+from understudy.verify import accuracy, figures, labels_from_folders
 
 SEAM = Seam((SeamPoint("0"),), ((3,),), ())
 

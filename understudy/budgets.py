@@ -394,12 +394,14 @@ def _met(known: Known, start: _Candidate, target: float, budget: Mapping[str, An
 
 def _corrected(points: Sequence[tuple[float, float]]) -> float:
     """The limit to plan for next, from (limit, measured share of the target): in proportion, or on the line through the
-    last two, as part of the time is no width's; by no more than a factor of four at once."""
+    last two, as part of the time is no width's; a step of the latter is at most three of the former."""
     (limit, value), before = points[-1], points[-2] if len(points) > 1 else None
-    found = limit * AIM / value
+    step = AIM / value
+    found = limit * step
     if before is not None and (value - before[1]) * (limit - before[0]) > 0:
         found = limit + (AIM - value) * (limit - before[0]) / (value - before[1])
-    return min(max(found, limit / 4), 4 * limit)
+    low, high = sorted((limit * step, limit * step**3))
+    return min(max(found, low), high)
 
 
 def _measured(known: Known, plan: Plan, seconds: float = _SECONDS) -> tuple[Latency, tuple[float, float, float]]:

@@ -128,6 +128,10 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...")]
 Precision = Annotated[str, typer.Option(help="float32, bf16 or float64")]
 Labelled = Annotated[Path | None, typer.Option(help="Folder of class folders: measures accuracy, nothing else")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads")]
+MinAgreement = Annotated[
+    float | None,
+    typer.Option(help="Exit 1 unless the lower end of the agreement's 95 % interval is this, 0 to 1"),
+]
 
 
 @app.command(epilog="Example: understudy inspect torchvision:resnet50 --no-pretrained")
@@ -306,6 +310,7 @@ def compress(
     views: Annotated[str | None, typer.Option(help="Random variants: imagenet, patches, pad_crop or none")] = None,
     held_out: Annotated[Path | None, typer.Option(help="Images that only certify; else a share of IMAGES")] = None,
     held_out_share: Annotated[float, typer.Option(help="Share of IMAGES that only certifies")] = 0.2,
+    min_agreement: MinAgreement = None,
     labelled: Labelled = None,
     weights: Weights = None,
     pretrained: Pretrained = True,
@@ -351,7 +356,7 @@ def compress(
             result = run(
                 found, images, folder=place, force=force, resume=resume, plan=asked, config=config, held_out=held_out,
                 held_out_share=held_out_share, labelled=labelled, seam=seam, drop=drop or (), max_seconds=max_seconds,
-                on_stage=_say, on_step=_Progress(), **budget,
+                min_agreement=min_agreement, on_stage=_say, on_step=_Progress(), **budget,
             )  # fmt: skip
         except UnderstudyError as error:
             if len(budgets) == 1:
@@ -370,6 +375,7 @@ def compress(
             sys.exit(INTERRUPTED)
         _say(result.report.table())
         lines.append(_line(result.report, None if result.folder is None else str(result.folder)))
+        code = max(code, int(result.report.go is False))
         if result.stopped:
             break
     _answer(lines[0] if len(budgets) == 1 else {"results": lines})
@@ -392,6 +398,7 @@ def verify(
     weights: Weights = None,
     pretrained: Pretrained = True,
     device: Device = None,
+    min_agreement: MinAgreement = None,
     threads: Threads = None,
 ) -> None:
     """Measure a stored result against its teacher on other images, and check the laws that can be checked."""
@@ -399,10 +406,19 @@ def verify(
     from understudy.compress import verify_folder
 
     report = verify_folder(
-        folder, images, teacher=teacher, weights=weights, pretrained=pretrained, labelled=labelled, device=device
+        folder,
+        images,
+        teacher=teacher,
+        weights=weights,
+        pretrained=pretrained,
+        labelled=labelled,
+        device=device,
+        min_agreement=min_agreement,
     )
     _say(report.table())
     _answer(_line(report, str(folder)))
+    if report.go is False:
+        sys.exit(1)
 
 
 @app.command(epilog="Example: understudy export small/ --to onnx,openvino --images photos/")
@@ -559,7 +575,7 @@ def _line(report: Any, folder: str | None) -> dict[str, Any]:
         top1_agreement_high feature_error_relative images_few images_held_out steps seconds top1_teacher top1_student"""
     data = report.to_json()
     latency = {f"latency_ms_{who}": (data["latency"] or {}).get(f"{who}_ms") for who in ("teacher", "student")}
-    return {**{name: data[name] for name in names.split()}, **latency, "folder": folder}
+    return {**{name: data[name] for name in names.split()}, **latency, "go": report.go, "folder": folder}
 
 
 def _anatomy_table(facts: dict[str, Any]) -> str:

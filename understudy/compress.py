@@ -14,6 +14,7 @@ from torch import nn
 from understudy import laws, store
 from understudy.anatomy import trace
 from understudy.budgets import MIXED, check_beside_plan, check_mixed, compared, missed, mixes, plan_by
+from understudy.certificate import binomial_interval, images_needed
 from understudy.cost import count, count_teacher
 from understudy.cut import cut
 from understudy.errors import InputError, LawBroken, Stopped, StoreError, UnderstudyError, one_line
@@ -41,6 +42,7 @@ from understudy.teachers import Teacher, code_of, load_again, own_teacher
 from understudy.trace import as_example
 from understudy.verify import (
     Accuracy,
+    Figures,
     accuracy,
     check_head,
     class_scores,
@@ -49,7 +51,10 @@ from understudy.verify import (
     same_bits,
 )
 
-_FIGURES = ("top1_agreement", "top1_agreement_low", "top1_agreement_high", "feature_error_relative", "images_held_out")
+_FIGURES = (
+    "top1_agreement", "top1_agreement_low", "top1_agreement_high", "feature_error_relative", "feature_cosine",
+    "confidence_teacher", "confidence_student", "images_held_out",
+)  # fmt: skip
 OnStage = Callable[[str], None]
 OnStep = Callable[[int, int, float], None]
 
@@ -85,6 +90,7 @@ def compress(
     split_seed: int = 0,
     max_seconds: float | None = None,
     resume: bool = False,
+    min_agreement: float | None = None,
     on_stage: OnStage | None = None,
     on_step: OnStep | None = None,
     **budget: Any,
@@ -105,6 +111,9 @@ def compress(
     replaced with force. resume: go on with the run that was stopped, if a file beside `folder` tells of one; with the
     same images and options, and as many threads, it comes to the same result, with as many steps as it had been given.
     on_stage(text), on_step(done, total, loss): progress.
+
+    min_agreement: the lower end of the interval of the agreement that is asked for (`Report.go` says whether it was
+    reached); refused before any work where even perfect agreement on the held-out images could not show it.
 
     Where at least CHOOSE_FROM images are left to learn from, a tenth of them is set aside to choose by, unless
     config.start is "cut": the paper's recipe takes the last step.
@@ -130,6 +139,7 @@ def compress(
             )
     config = config or replace(PRESETS["default"], views=teacher.views)
     check_seconds(max_seconds)
+    _check_threshold(min_agreement)
     if config.device is not None:
         device_called(config.device)
     if plan is None:
@@ -139,6 +149,7 @@ def compress(
 
     say("reading images")
     few, choose, proof, notes = _images(teacher, images, held_out, held_out_share, split_seed, config)
+    _check_threshold(min_agreement, len(proof))
     if example is None:
         example = teacher.example()
     call = _call(example)
@@ -244,7 +255,8 @@ def compress(
         macs_teacher=before.macs,
         macs_student=after.macs,
         macs_not_counted=tuple(f"{name} x{times}" for name, times in after.uncounted.items()),
-        **{f: getattr(worth, f) for f in _FIGURES},
+        **_told(worth, proof),
+        min_agreement=min_agreement,
         **({} if score is None else vars(score)),
         images_few=len(few),
         images_choose=len(choose or ()),
@@ -276,6 +288,27 @@ def compress(
     if stopped is not None:
         raise Stopped(result, stopped.checkpoint)
     return result
+
+
+def _check_threshold(threshold: float | None, held_out: int | None = None) -> None:
+    """Raises: InputError for a threshold that no share reaches, or that so many held-out images cannot prove."""
+    if threshold is None:
+        return
+    if not 0 < threshold < 1:
+        raise InputError(f"reading min_agreement: found {threshold}, expected a share above 0 and below 1")
+    if held_out is not None and (most := binomial_interval(held_out, held_out)[0] if held_out else 0.0) < threshold:
+        raise InputError(
+            f"asking for an agreement of {threshold} with {held_out} held-out images: even if all of them agreed, the "
+            f"95 % interval would begin at {most:.3f}; hold out {images_needed(threshold)} or more, or ask for less"
+        )
+
+
+def _told(worth: Figures, proof: ImageSet) -> dict[str, Any]:
+    """The figures as the report has them: images by their names."""
+    found = {name: getattr(worth, name) for name in _FIGURES}
+    found["agreement_by_class"] = {str(c): list(pair) for c, pair in worth.agreement_by_class.items()}
+    found["disagreements"] = tuple({**each, "image": proof.names[each["image"]]} for each in worth.disagreements)
+    return found
 
 
 def _asked(
@@ -422,6 +455,7 @@ def verify_folder(
     pretrained: bool = True,
     labelled: Any = None,
     device: str | None = None,
+    min_agreement: float | None = None,
 ) -> Report:
     """Measure a stored result against its teacher on `images`; the report that it was saved with, with new figures.
 
@@ -430,6 +464,7 @@ def verify_folder(
     Raises: LawBroken when the stored head is not this teacher's; StoreError, PlanError, InputError as `store.load`.
     """
     started = time.perf_counter()
+    _check_threshold(min_agreement)
     plan, stored, _ = store.read(folder)
     source = plan.teacher.get("source") or {}
     model = store.load(folder, code_of(teacher))
@@ -438,6 +473,7 @@ def verify_folder(
     check_head(lead.model if lead.whole is None else lead.whole, model, plan.seam, lead.part)
     model = model.get_submodule(lead.part)
     proof = read_images(images, lead.preprocessing)
+    _check_threshold(min_agreement, len(proof))
     known = {h for part in ("fit", "choose") for h in stored.image_hashes.get(part, [])}
     known |= set(source.get("result", {}).get("images", []))
     seen = sum(h in known for h in proof.hashes)
@@ -451,7 +487,8 @@ def verify_folder(
     score = accuracy(lead.model, model, called(test, call), truth) if test is not None else None
     return replace(
         stored,
-        **{f: getattr(worth, f) for f in _FIGURES},
+        **_told(worth, proof),
+        min_agreement=min_agreement,
         **({f.name: None for f in fields(Accuracy)} if score is None else vars(score)),
         image_hashes={**stored.image_hashes, "held_out": proof.hashes},
         seconds=time.perf_counter() - started,

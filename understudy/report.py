@@ -9,6 +9,7 @@ from math import isfinite
 from os import cpu_count
 from typing import Any
 
+from understudy.certificate import images_to_halve, in_words
 from understudy.errors import StoreError
 
 _PACKAGES = ("understudy", "torch", "torchvision", "timm", "safetensors")
@@ -20,8 +21,9 @@ class Report:
 
     params_*: tensors' elements. macs_*: of one image, head included; macs_not_counted: operators that were not counted.
     top1_agreement: share (0 to 1) of the held-out images on which teacher and student name the same class, with its
-    exact 95 % interval. feature_error_relative: see `verify.figures`. top1_teacher, top1_student: accuracy in percent
-    on labelled images; top1_difference: student minus teacher in points, with its 95 % interval (paired).
+    exact 95 % interval; min_agreement: what the lower end was to reach. feature_error_relative, feature_cosine,
+    agreement_by_class, confidence_*, disagreements: see `verify.Figures`. top1_teacher, top1_student: accuracy in
+    percent on labelled images; top1_difference: student minus teacher in points, with its 95 % interval (paired).
     images_few = images_fit + images_choose. image_hashes: content hashes by use ("fit", "choose", "held_out").
     latency: of both on the runtime that a latency was asked for, as `budgets.compared` has it. exports: format -> file
     name, bytes, opset, and how far it was from the student when it was run by itself, as `deploy` has it.
@@ -37,6 +39,12 @@ class Report:
     top1_agreement_low: float | None = None
     top1_agreement_high: float | None = None
     feature_error_relative: float | None = None
+    feature_cosine: float | None = None
+    agreement_by_class: dict[str, Any] = field(default_factory=dict)
+    confidence_teacher: float | None = None
+    confidence_student: float | None = None
+    disagreements: tuple[dict[str, Any], ...] = ()
+    min_agreement: float | None = None
     top1_teacher: float | None = None
     top1_student: float | None = None
     top1_difference: float | None = None
@@ -66,8 +74,34 @@ class Report:
         unknown = sorted(set(data) - {f.name for f in fields(cls)})
         if unknown:
             raise StoreError(f"reading a report: unknown entries {', '.join(unknown)}; was it made by another version?")
-        lists = {key: tuple(data[key]) for key in ("macs_not_counted", "notes") if key in data}
+        lists = {key: tuple(data[key]) for key in ("macs_not_counted", "notes", "disagreements") if key in data}
         return cls(**{**data, **lists})
+
+    @property
+    def go(self) -> bool | None:
+        """Whether the lower end of the agreement's interval reaches min_agreement; None where nothing was asked for."""
+        if self.min_agreement is None:
+            return None
+        return self.top1_agreement_low is not None and self.top1_agreement_low >= self.min_agreement
+
+    def certificate(self) -> list[str]:
+        """What the held-out images prove, in sentences; none where agreement is unknown."""
+        if self.top1_agreement is None or self.top1_agreement_low is None or not self.images_held_out:
+            return []
+        agreeing = round(self.top1_agreement * self.images_held_out)
+        more = images_to_halve(agreeing, self.images_held_out)
+        said = [f"{in_words(self.top1_agreement_low)}; {more:,} more held-out images would halve the interval"]
+        if self.confidence_teacher is not None and self.confidence_student is not None:
+            said.append(
+                f"the teacher gives its answers {self.confidence_teacher:.1%} on average, the student its own "
+                f"{self.confidence_student:.1%}"
+            )
+        if self.min_agreement is not None:
+            said.append(
+                f"{'GO' if self.go else 'NO GO'}: the lower end of the interval is {self.top1_agreement_low:.1%}, "
+                f"{self.min_agreement:.1%} was asked for"
+            )
+        return said
 
     def table(self, width: int = 100) -> str:
         """Plain text for people, without colours."""
@@ -114,12 +148,15 @@ class Report:
             if self.top1_agreement_low is not None and self.top1_agreement_high is not None:
                 agreement += f" (95 % interval {self.top1_agreement_low:.1%} to {self.top1_agreement_high:.1%})"
         error = "unknown" if self.feature_error_relative is None else f"{self.feature_error_relative:.4f}"
+        if self.feature_cosine is not None:
+            error += f"; cosine {self.feature_cosine:.4f}"
         lines = [
             "",
             f"agreement with the teacher, top-1: {agreement}",
             f"feature error, relative: {error}",
             f"images: {_count(self.images_few)} few, of them {_count(self.images_choose)} to choose by; "
             f"{_count(self.images_held_out)} held out",
+            *self.certificate(),
         ]
         if self.top1_difference is not None:
             between = ""

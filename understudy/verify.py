@@ -5,7 +5,7 @@ A broken law raises; a poor figure is reported. `accuracy` is the only place tha
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from understudy import guard
+from understudy.certificate import binomial_interval
 from understudy.errors import InputError, LawBroken, UnsupportedModel
 from understudy.seam import Seam, capturing, tensors
 
 if TYPE_CHECKING:
     from understudy.images import ImageSet
 
+DISAGREEMENTS = 12  # images that are told of. Source: assumption: what a person looks at.
 _BATCH = 64  # images at a time. Source: assumption: fits a laptop at 224 x 224.
 _Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
@@ -28,7 +30,12 @@ _Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 class Figures:
     """top1_agreement: share, 0 to 1, with its exact 95 % interval; None where the output is not class scores.
     feature_error_relative: 0 is perfect, 1 is no better than the teacher's mean feature; None where it has no meaning.
-    notes: why something is None."""
+    feature_cosine: between both networks' features of an image, mean over images and seam points.
+    agreement_by_class: class that the teacher names -> (images on which the student does too, images).
+    confidence_*: mean probability (softmax) that each gives to its own answer.
+    disagreements: images that are answered differently, then others, those first whose probabilities differ most (total
+    variation): the place among the held-out ones, and [class, probability] as both answer. notes: why something is
+    None."""
 
     top1_agreement: float | None
     top1_agreement_low: float | None
@@ -36,6 +43,11 @@ class Figures:
     feature_error_relative: float | None
     images_held_out: int
     notes: tuple[str, ...]
+    feature_cosine: float | None = None
+    agreement_by_class: dict[int, tuple[int, int]] = field(default_factory=dict)
+    confidence_teacher: float | None = None
+    confidence_student: float | None = None
+    disagreements: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,7 +106,8 @@ def figures(
         return Figures(None, None, None, None, 0, ("no image was held out: agreement and feature error are unknown",))
     notes: list[str] = []
     errors = [FeatureError() for _ in seam.points]
-    agreeing: int | None = 0
+    cosines: list[Tensor] = []
+    answers: _Answers | None = _Answers()
     with guard.evaluating(teacher), guard.evaluating(model), capturing(teacher, seam) as a, capturing(model, seam) as b:
         for where in _chunks(images, batch_size):
             batch = _batch(held_out, where)
@@ -109,25 +122,57 @@ def figures(
                         f"{tuple(have.shape)}; expected the same"
                     )
                 error.add(want.double(), have.double())
+                cosines.append(torch.cosine_similarity(want.double().flatten(1), have.double().flatten(1)))
             theirs, ours = class_scores(theirs, len(where)), class_scores(ours, len(where))
             if theirs is None or ours is None or theirs.shape != ours.shape:
-                agreeing = None
-            elif agreeing is not None:
+                answers = None
+            elif answers is not None:
                 _check_finite(theirs, ours, "outputs")
-                agreeing += int((theirs.argmax(1) == ours.argmax(1)).sum())
+                answers.add(theirs, ours)
     relative = None
     if all(e.spread for e in errors):
         relative = sum(e.squared / e.spread for e in errors) / len(errors)
     else:
         notes.append("the teacher's features do not vary over the held-out images: feature error is unknown")
+    cosine = float(torch.cat(cosines).mean())
     if seam.headless:
         notes.append("the network has no head and returns features: top-1 agreement has no meaning")
-        return Figures(None, None, None, relative, images, tuple(notes))
-    if agreeing is None:
+        return Figures(None, None, None, relative, images, tuple(notes), cosine)
+    if answers is None:
         notes.append("the output is not one row of class scores an image: top-1 agreement has no meaning")
-        return Figures(None, None, None, relative, images, tuple(notes))
-    low, high = binomial_interval(agreeing, images)
-    return Figures(agreeing / images, low, high, relative, images, tuple(notes))
+        return Figures(None, None, None, relative, images, tuple(notes), cosine)
+    return answers.told(Figures(None, None, None, relative, images, tuple(notes), cosine))
+
+
+class _Answers:
+    """What both networks name, image by image."""
+
+    def __init__(self) -> None:
+        self._found: list[Tensor] = []  # rows: class and probability of the teacher, of the student, how far apart
+
+    def add(self, theirs: Tensor, ours: Tensor) -> None:
+        a, b = theirs.double().softmax(1), ours.double().softmax(1)
+        # Classes by the scores themselves: where several probabilities are 1, they are all alike.
+        columns = [theirs.argmax(1).double(), a.amax(1), ours.argmax(1).double(), b.amax(1), (a - b).abs().sum(1) / 2]
+        self._found.append(torch.stack(columns, 1))
+
+    def told(self, figures: Figures) -> Figures:
+        found = torch.cat(self._found)
+        theirs, ours = found[:, 0].long(), found[:, 2].long()
+        agree = theirs == ours
+        low, high = binomial_interval(int(agree.sum()), len(agree))
+        by_class = {int(c): (int(agree[theirs == c].sum()), int((theirs == c).sum())) for c in theirs.unique()}
+        far = (found[:, 4] + (~agree)).argsort(descending=True, stable=True)[:DISAGREEMENTS].tolist()
+        told = tuple(
+            {"image": i, "teacher": [int(theirs[i]), float(found[i, 1])], "student": [int(ours[i]), float(found[i, 3])]}
+            for i in far
+            if found[i, 4] > 0
+        )
+        return replace(
+            figures, top1_agreement=int(agree.sum()) / len(agree), top1_agreement_low=low, top1_agreement_high=high,
+            agreement_by_class=by_class, confidence_teacher=float(found[:, 1].mean()),
+            confidence_student=float(found[:, 3].mean()), disagreements=told,
+        )  # fmt: skip
 
 
 class FeatureError:
@@ -147,18 +192,6 @@ class FeatureError:
         self.spread += float((want - middle).square().sum() + shift.square().sum() * self._seen * share)
         self._mean = self._mean + shift * share
         self._seen += n
-
-
-def binomial_interval(successes: int, trials: int) -> tuple[float, float]:
-    """Exact 95 % interval of a share, both ends in [0, 1].
-
-    Source: Clopper and Pearson, Biometrika 26 (1934): quantiles of the beta distribution.
-    """
-    from scipy.special import betaincinv
-
-    low = betaincinv(successes, trials - successes + 1, 0.025) if successes else 0.0
-    high = betaincinv(successes + 1, trials - successes, 0.975) if successes < trials else 1.0
-    return float(low), float(high)
 
 
 def accuracy(
