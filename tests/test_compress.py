@@ -63,7 +63,9 @@ def test_the_whole_path(tmp_path):
     for name in ("fc.weight", "fc.bias"):
         assert torch.equal(result.model.state_dict()[name], before[name])
     assert not torch.equal(result.model.stage1[0].conv2.weight, us.cut(lead.model, result.plan).stage1[0].conv2.weight)
-    assert sorted(p.name for p in (tmp_path / "small").iterdir()) == ["plan.json", "report.json", "weights.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "small").iterdir()) == [
+        "README.md", "plan.json", "report.html", "report.json", "weights.safetensors",
+    ]  # fmt: skip
     json.loads((tmp_path / "small" / "report.json").read_text())
 
 

@@ -40,8 +40,8 @@ def test_every_format_is_run_by_itself_on_random_and_real_images(result, tmp_pat
     assert report.params_teacher == 1
     assert list(report.exports) == ["onnx", "openvino", "pt2"]
     assert sorted(p.name for p in result.iterdir()) == [
-        "model.bin", "model.onnx", "model.pt2", "model.xml", "plan.json", "preprocessing.json", "report.json",
-        "weights.safetensors",
+        "README.md", "model.bin", "model.onnx", "model.pt2", "model.xml", "plan.json", "preprocessing.json",
+        "report.html", "report.json", "weights.safetensors",
     ]  # fmt: skip
     for told in report.exports.values():
         assert (told["batch"], told["precision"], told["tolerance"]) == ("any", "float32", 1e-4)

@@ -87,6 +87,8 @@ FORBIDDEN = {
     "export": {"*", "-errors", "-guard", "-trace"},
     "deploy": {"*", "-errors", "-export", "-guard", "-images", "-preprocessing", "-report", "-store", "-teachers"},
     "run_exported": {"*"},
+    "page": {"*", "-certificate", "-plan", "-report"},
+    "readme": {"*", "-plan", "-report"},
     "store": {"compress", "cli", "mimic", "config", "planner", "graph", "anatomy"},
 }
 LIBRARIES = {"timm": {"builders"}, "torchvision.models": {"builders"}, "transformers": {"builders"}, "pickle": set()}

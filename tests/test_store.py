@@ -19,7 +19,7 @@ from understudy.errors import InputError, PlanError, StoreError
 from understudy.plan import Plan, describe
 from understudy.report import Report
 from understudy.seam import Seam, SeamPoint
-from understudy.store import FILES, check_writable, load, read, save
+from understudy.store import FILES, PAGES, check_writable, load, read, save
 from understudy.verify import same_bits
 
 # Written to a file, too, for a fresh process: tied weights, a parametrised layer, a buffer that no state dict holds, an
@@ -118,7 +118,7 @@ def test_every_tensor_comes_back_bit_for_bit(saved, student):
     with safe_open(saved / "weights.safetensors", "pt") as file:
         assert expected.keys() - set(file.keys()) == {"again.weight"}
     assert not any(m.training for m in model.modules())
-    assert sorted(p.name for p in saved.iterdir()) == sorted(FILES)
+    assert sorted(p.name for p in saved.iterdir()) == sorted([*FILES, *PAGES])
     assert sorted(p.name for p in saved.parent.iterdir()) == ["result"]
 
 
@@ -301,14 +301,14 @@ def test_a_file_in_the_way_and_an_empty_folder(tmp_path, teacher, student):
         save_again(tmp_path / "file", teacher, student, force=True)
     (tmp_path / "empty").mkdir()
     save_again(tmp_path / "empty", teacher, student, force=True)
-    assert sorted(contents(tmp_path / "empty")) == sorted(FILES)
+    assert sorted(contents(tmp_path / "empty")) == sorted([*FILES, *PAGES])
 
 
 def test_missing_parents_are_made_by_save_only(tmp_path, teacher, student):
     check_writable(tmp_path / "a/b/c")
     assert list(tmp_path.iterdir()) == []
     save_again(tmp_path / "a/b/c", teacher, student)
-    assert sorted(contents(tmp_path / "a/b/c")) == sorted(FILES)
+    assert sorted(contents(tmp_path / "a/b/c")) == sorted([*FILES, *PAGES])
 
 
 def test_a_read_only_parent_is_named(tmp_path, monkeypatch):

@@ -369,7 +369,7 @@ def _met(known: Known, start: _Candidate, target: float, budget: Mapping[str, An
             continue
         key = str(sorted(made.plan.widths.items()))
         if key not in seen:
-            student_ms, share = _measured(known, made.plan)
+            student_ms, share = _measured(known, made.plan, wanted)
             seen[key] = share[0] / wanted
             tries.append((len(made.drop), made.plan.macs["student"], round(share[0], 4)))
             say(f"  measured {student_ms.ms_median:.3f} ms, {share[0]:.3f} of the teacher's; wanted {wanted:.3f}")
@@ -404,12 +404,21 @@ def _corrected(points: Sequence[tuple[float, float]]) -> float:
     return min(max(found, low), high)
 
 
-def _measured(known: Known, plan: Plan, seconds: float = _SECONDS) -> tuple[Latency, tuple[float, float, float]]:
-    example = known.anatomy.traced.example
-    found = measure(
-        {"teacher": known.lead, "student": cut(known.teacher, plan)}, example, known.setting, seconds=seconds
-    )
-    return found["student"], found["student"].over(found["teacher"])
+def _measured(known: Known, plan: Plan, wanted: float = math.inf) -> tuple[Latency, tuple[float, float, float]]:
+    """The student's latency, and its share of the teacher's, measured in turn; where that is about `wanted`, what a
+    second and longer measurement says."""
+    example, setting = known.anatomy.traced.example, known.setting
+    student = prepare(cut(known.teacher, plan), example, setting)
+    try:
+        networks = {"teacher": known.lead, "student": student}
+        found = measure(networks, example, setting, seconds=_SECONDS)
+        share = found["student"].over(found["teacher"])
+        if UNDER <= share[0] / wanted <= 2 - UNDER:
+            found = measure(networks, example, setting, seconds=2 * _SECONDS)
+            share = found["student"].over(found["teacher"])
+    finally:
+        student.close()
+    return found["student"], share
 
 
 def _unreachable(

@@ -19,7 +19,7 @@ from understudy.cost import count, count_teacher
 from understudy.cut import cut
 from understudy.errors import InputError, LawBroken, Stopped, StoreError, UnderstudyError, one_line
 from understudy.guard import device_called, evaluating, named_tensors, on_device
-from understudy.images import ImageSet, called, read_images, split
+from understudy.images import ImageSet, called, read_images, split, thumbnail
 from understudy.plan import Plan, check_teacher
 from understudy.planner import make_plan, replan
 from understudy.reconstruction import reconstruction
@@ -257,6 +257,8 @@ def compress(
         macs_not_counted=tuple(f"{name} x{times}" for name, times in after.uncounted.items()),
         **_told(worth, proof),
         min_agreement=min_agreement,
+        widths={name: [plan.widths.get(name, g.width), g.width] for name, g in anatomy.groups.items()},
+        losses=_thinned(log.losses),
         **({} if score is None else vars(score)),
         images_few=len(few),
         images_choose=len(choose or ()),
@@ -307,8 +309,18 @@ def _told(worth: Figures, proof: ImageSet) -> dict[str, Any]:
     """The figures as the report has them: images by their names."""
     found = {name: getattr(worth, name) for name in _FIGURES}
     found["agreement_by_class"] = {str(c): list(pair) for c, pair in worth.agreement_by_class.items()}
-    found["disagreements"] = tuple({**each, "image": proof.names[each["image"]]} for each in worth.disagreements)
+    found["disagreements"] = tuple(
+        {**each, "image": proof.names[each["image"]], "thumbnail": thumbnail(proof, each["image"])}
+        for each in worth.disagreements
+    )
     return found
+
+
+def _thinned(losses: Sequence[float], most: int = 200) -> tuple[tuple[int, float], ...]:
+    """(step, mean loss of the steps since the one before), at most so many."""
+    each = max(1, -(-len(losses) // most))
+    parts = [losses[i : i + each] for i in range(0, len(losses), each)]
+    return tuple((i * each + len(part), sum(part) / len(part)) for i, part in enumerate(parts))
 
 
 def _asked(

@@ -13,8 +13,10 @@ The contract, in one place:
 Not covered: HEIC, RAW, video; colour profiles (ICC) are ignored; near-duplicates (bursts) are not noticed.
 """
 
+from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,21 @@ class ImageSet:
             return torch.empty(0, *self.preprocessing.input_size)
         stacked = torch.stack(made)
         return stacked if self.floats else self.preprocessing.normalise(stacked)
+
+
+def thumbnail(images: ImageSet, index: int, side: int = 96) -> str | None:
+    """The evaluation view of one image as a data URI, at most `side` pixels; None where it has not 1 or 3 channels."""
+    pre = images.preprocessing
+    if pre.input_size[0] not in (1, 3):
+        return None
+    (image,) = images.batch([index])
+    mean, std = (torch.tensor(v)[:, None, None] for v in (pre.mean, pre.std))
+    pixels = ((image * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).movedim(0, 2).numpy()
+    picture = Image.fromarray(pixels[:, :, 0] if pre.input_size[0] == 1 else pixels)
+    picture.thumbnail((side, side))
+    held = BytesIO()
+    picture.save(held, "PNG")
+    return f"data:image/png;base64,{b64encode(held.getvalue()).decode()}"
 
 
 @dataclass(frozen=True)

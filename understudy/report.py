@@ -25,6 +25,7 @@ class Report:
     agreement_by_class, confidence_*, disagreements: see `verify.Figures`. top1_teacher, top1_student: accuracy in
     percent on labelled images; top1_difference: student minus teacher in points, with its 95 % interval (paired).
     images_few = images_fit + images_choose. image_hashes: content hashes by use ("fit", "choose", "held_out").
+    widths: group -> [units kept, units of the teacher]. losses: [step, loss] of mimic, at most a few hundred.
     latency: of both on the runtime that a latency was asked for, as `budgets.compared` has it. exports: format -> file
     name, bytes, opset, and how far it was from the student when it was run by itself, as `deploy` has it.
     steps: of mimic; seconds: wall time of the whole. seam, budget and preprocessing live in the plan.
@@ -44,6 +45,8 @@ class Report:
     confidence_teacher: float | None = None
     confidence_student: float | None = None
     disagreements: tuple[dict[str, Any], ...] = ()
+    widths: dict[str, Any] = field(default_factory=dict)
+    losses: tuple[Any, ...] = ()
     min_agreement: float | None = None
     top1_teacher: float | None = None
     top1_student: float | None = None
@@ -74,7 +77,8 @@ class Report:
         unknown = sorted(set(data) - {f.name for f in fields(cls)})
         if unknown:
             raise StoreError(f"reading a report: unknown entries {', '.join(unknown)}; was it made by another version?")
-        lists = {key: tuple(data[key]) for key in ("macs_not_counted", "notes", "disagreements") if key in data}
+        tuples = ("macs_not_counted", "notes", "disagreements", "losses")
+        lists = {key: tuple(data[key]) for key in tuples if key in data}
         return cls(**{**data, **lists})
 
     @property

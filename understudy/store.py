@@ -1,4 +1,6 @@
-"""A result as a folder: plan.json, weights.safetensors, report.json. Complete or not there; nothing is pickled.
+"""A result as a folder: plan.json, weights.safetensors, report.json, and for people report.html and README.md.
+
+Complete or not there; nothing is pickled.
 
 Loading builds the named architecture without pretrained weights, replays the plan's resolved slices and fills in the
 saved tensors: nothing is traced, and no code in the folder is run. Where the teacher was itself a result, its plan lies
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
 
 PLAN, WEIGHTS, REPORT = FILES = ("plan.json", "weights.safetensors", "report.json")
 # What may lie beside them, and goes with them where a result is replaced.
-BESIDE = ("model.pt2", "model.onnx", "model.onnx.data", "model.xml", "model.bin", "preprocessing.json")
+PAGES = ("report.html", "README.md")
+BESIDE = (*PAGES, "model.pt2", "model.onnx", "model.onnx.data", "model.xml", "model.bin", "preprocessing.json")
 _STORED, _STOPPED = "stored", "stopped"
 
 
@@ -80,6 +83,7 @@ def save(
         _write_json(fresh / PLAN, plan.to_json(), plan.dumps())
         stored = {"weights_sha256": _sha256(fresh / WEIGHTS), "extra": extra or {}}
         _write_json(fresh / REPORT, report.to_json() | {_STORED: stored})
+        _write_page(fresh, report, plan)
         _swap(fresh, path)
     except OSError as error:
         raise StoreError(f"saving to {path}: {error}; nothing was changed there") from error
@@ -88,14 +92,23 @@ def save(
     return path
 
 
+def _write_page(folder: Path, report: Report, plan: "Plan") -> None:
+    from understudy.page import page
+    from understudy.readme import readme
+
+    (folder / PAGES[0]).write_text(page(report, plan), encoding="utf-8")
+    (folder / PAGES[1]).write_text(readme(report, plan), encoding="utf-8")
+
+
 def put_report(folder: str | Path, report: Report) -> None:
-    """Replace the report of a result; all else stays. Raises: StoreError; the old one is then whole."""
+    """Replace the report of a result, and its page; all else stays. Raises: StoreError; the old one is then whole."""
     path = _existing(folder) / REPORT
     stored = _read_json(path).get(_STORED, {})
     fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}.saving")
     try:
         _write_json(fresh, report.to_json() | {_STORED: stored})
         os.replace(fresh, path)
+        _write_page(path.parent, report, read(folder)[0])
     except OSError as error:
         raise StoreError(f"saving {path}: {error}; nothing was changed there") from error
     finally:

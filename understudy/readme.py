@@ -1,0 +1,57 @@
+"""The README.md inside a result folder: what it is, and how to load it in three ways."""
+
+from typing import Any
+
+from understudy.plan import Plan
+from understudy.report import Report
+
+_NAMED = ("timm:", "torchvision:", "hf:", "demo:")
+
+
+def readme(report: Report, plan: Plan) -> str:
+    """Code blocks that are python run as they stand, in the folder, once the files that they open are there."""
+    source = plan.teacher.get("source") or {}
+    spec = str(source.get("spec") or "module")
+    size = (source.get("preprocessing") or {}).get("input_size") or [3, 224, 224]
+    ours = spec.startswith(_NAMED) and "result" not in source
+    opened = 'understudy.load(".")'
+    if not ours:
+        opened = 'understudy.load(".", "FILE.py:FUNCTION")  # what builds the architecture of its teacher'
+    lines = [
+        f"# Understudy of {spec}", "",
+        f"Made by [understudy](https://arxiv.org/abs/2201.02620) {report.versions.get('understudy', '')}: a smaller",
+        f"network in the place of `{spec}`. [report.html](report.html) says what it is worth.", "",
+        f"- MACs of one image: {_of(report.macs_student, report.macs_teacher)}",
+        f"- parameters: {_of(report.params_student, report.params_teacher)}",
+        *([f"- top-1 agreement with the teacher: {report.top1_agreement:.1%}"] if report.top1_agreement else []), "",
+        "## Load it", "", f"Images are float32 (N, {', '.join(map(str, size))}){_how(source)}.", "",
+        "As a module, with understudy (`pip install understudy`); no code in this folder is run:", "",
+        "```python", "import torch", "import understudy", "", f"model = {opened}",
+        f"scores = model(torch.zeros(1, {', '.join(map(str, size))}))", "```", "",
+        "With PyTorch alone, after `understudy export . --to pt2`:", "",
+        "```python", "import torch", "", 'model = torch.export.load("model.pt2").module()',
+        f"scores = model(torch.zeros(1, {', '.join(map(str, size))}))", "```", "",
+        "With ONNX Runtime alone, after `understudy export . --to onnx`:", "",
+        "```python", "import numpy", "import onnxruntime", "",
+        'session = onnxruntime.InferenceSession("model.onnx")',
+        f"images = numpy.zeros((1, {', '.join(map(str, size))}), numpy.float32)",
+        "scores = session.run(None, {session.get_inputs()[0].name: images})[0]", "```", "",
+        "`plan.json` is the plan it was cut by (edit it and give it to `understudy compress --plan`),",
+        "`weights.safetensors` its tensors, `report.json` all figures.", "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _of(student: int | None, teacher: int | None) -> str:
+    if not student or not teacher:
+        return "unknown"
+    return f"{student:,} of {teacher:,} ({student / teacher:.0%})"
+
+
+def _how(source: dict[str, Any]) -> str:
+    said = source.get("preprocessing")
+    if not said:
+        return ""
+    sized = "resized to that size" if said.get("resize") is None else f"resized to {said['resize']} and cropped"
+    mean, std = (", ".join(f"{v:.4g}" for v in said[name]) for name in ("mean", "std"))
+    return f", {sized} ({said['interpolation']}), scaled to 0..1, minus the mean {mean}, over {std}"
