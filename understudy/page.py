@@ -29,8 +29,10 @@ p { margin: .4rem 0; } .soft { color: var(--soft); } .scroll { overflow-x: auto;
 .go { color: var(--good); font-weight: 600; } .nogo { color: var(--bad); font-weight: 600; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .3rem .5rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; white-space: normal; } th { font-weight: 600; color: var(--soft); }
-svg { display: block; width: 100%; height: auto; } svg text { fill: var(--ink); font: 12px system-ui, sans-serif; }
+th:first-child, td:first-child { text-align: left; white-space: normal; overflow-wrap: normal; }
+  th { font-weight: 600; color: var(--soft); }
+svg { display: block; width: 100%; max-width: 40rem; height: auto; } svg text { fill: var(--ink);
+  font: 14px system-ui, sans-serif; }
 svg .axis { stroke: var(--line); } svg .soft { fill: var(--soft); }
 .bars { display: grid; grid-template-columns: minmax(7rem, 16rem) 1fr 7rem; gap: .15rem .6rem; align-items: center;
   font-size: .85rem; } .bars .bar { background: var(--cut); height: .75rem; border-radius: .2rem; overflow: hidden; }
@@ -39,7 +41,8 @@ svg .axis { stroke: var(--line); } svg .soft { fill: var(--soft); }
 figure { margin: 0; font-size: .85rem; } figure img { width: 100%; max-width: 9.5rem; image-rendering: pixelated;
   border-radius: .3rem; display: block; } details { margin: .4rem 0; } summary { cursor: pointer; }
 code, pre { font: .82rem/1.45 ui-monospace, monospace; } pre { white-space: pre-wrap; margin: .3rem 0; }
-@media (max-width: 480px) { .bars { grid-template-columns: 1fr 4.6rem; } .bars .name { grid-column: 1 / -1; } }
+@media (max-width: 480px) { th, td { padding: .3rem .25rem; }
+  .bars { grid-template-columns: 1fr 6rem; } .bars .name { grid-column: 1 / -1; } }
 @media print { body { max-width: none; font-size: 11pt; } h2, figure, .card { break-inside: avoid; } }
 """
 
@@ -105,7 +108,7 @@ def _certificate(report: Report) -> str:
     )
     for text in rest:
         kind = ' class="nogo"' if text.startswith("NO GO") else ' class="go"' if text.startswith("GO") else ""
-        lines.append(f"<p{kind}>{escape(text)}.</p>")
+        lines.append(f"<p{kind}>{escape(text[0].upper() + text[1:])}.</p>")
     return f'<div class="card">{"".join(lines)}</div>\n'
 
 
@@ -158,7 +161,7 @@ def _losses(report: Report) -> str:
 
 def _line_chart(points: Sequence[tuple[float, float]], x_name: str, y_name: str, *, log: bool) -> str:
     """A line, its axes with four marks each."""
-    wide, high, left, bottom, top = 640, 240, 64, 36, 12
+    wide, high, left, bottom, top = 480, 230, 66, 44, 12
     xs = [x for x, _ in points]
     ys = [math.log10(y) if log else y for _, y in points]
     x0, x1, y0, y1 = min(xs), max(xs), min(ys), max(ys)
@@ -175,7 +178,7 @@ def _line_chart(points: Sequence[tuple[float, float]], x_name: str, y_name: str,
         marks.append(
             f'<line class="axis" x1="{left}" x2="{wide - 12}" y1="{down}" y2="{down}"/>'
             f'<text class="soft" x="{left - 6}" y="{down + 4}" text-anchor="end">{10**y if log else y:.3g}</text>'
-            f'<text class="soft" x="{across}" y="{high - 18}" text-anchor="middle">{x:.4g}</text>'
+            f'<text class="soft" x="{across}" y="{high - 24}" text-anchor="middle">{x:.4g}</text>'
         )
     line = " ".join(f"{x},{y}" for x, y in (at(x, y) for x, y in zip(xs, ys, strict=True)))
     return (
