@@ -48,7 +48,7 @@ def clock(monkeypatch):
         assert not (isinstance(network, Loaded) and network.closed)
         return (macs_of(model) + FIXED * Residual.macs) / 1000
 
-    def measure(networks, example, setting, *, seconds):
+    def measure(networks, example, setting, *, seconds, precision=None):
         measured.append(list(networks))
         found = {name: ms_of(network) for name, network in networks.items()}
         return {name: Latency(ms, ms, ms, 10, (ms,) * 10) for name, ms in found.items()}

@@ -83,6 +83,7 @@ FORBIDDEN = {
     "planner": {"mimic", "restore", "closed_form", "reconstruction", "images", "store", "compress", "cli"},
     "replace": {"*", "-errors", "-guard", "-seam", "-verify"},
     "certificate": {"*"},
+    "image_check": {"*", "-guard", "-images", "-seam", "-verify"},
     "verify": {"*", "-certificate", "-errors", "-guard", "-seam", "-images"},
     "export": {"*", "-errors", "-guard", "-trace"},
     "deploy": {"*", "-errors", "-export", "-guard", "-images", "-preprocessing", "-report", "-store", "-teachers"},
@@ -160,8 +161,8 @@ FLAGS = {
     "inspect": TEACHER,
     "plan": f"{BUDGET} {TEACHER} --images --out --picture --seed --force --no-force",
     "compress": f"""{BUDGET} {TEACHER} --out --plan --preset --effort --steps --max-seconds --seed --device --precision
-        --views --held-out --held-out-share --min-agreement --labelled --mean --std --resize --force --no-force --resume
-        --no-resume""",
+        --views --held-out --held-out-share --min-agreement --alternatives --no-alternatives --labelled --mean --std
+        --resize --force --no-force --resume --no-resume""",
     "export": "--to --images --teacher --normalise --no-normalise --force --no-force --threads",
     "verify": "--teacher --labelled --weights --pretrained --no-pretrained --device --min-agreement --threads",
     "demo": """--teacher --keep --keep-width --images --preset --effort --steps --seed --out --force --no-force

@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 import random
@@ -271,15 +272,37 @@ def test_turns_rotate_and_reverse_and_fast_networks_run_more_often():
     def network(name, ms):
         return SimpleNamespace(milliseconds=lambda passes: order.append((name, passes)) or ms)
 
-    found = room._in_turn([network("a", 0.3), network("b", 5.0)], 0)
+    found = room._in_turn([network("a", 0.3), network("b", 5.0)], 0, None)
     assert order[:6] == [("a", 1)] * 3 + [("b", 1)] * 3
     assert "".join(name for name, _ in order[6:]) == "abbabaababbabaababba"
     assert {name: passes for name, passes in order[6:]} == {"a": 7, "b": 1}
     assert [(f.runs, f.ms_rounds) for f in found] == [(70, (0.3,) * 10), (10, (5.0,) * 10)]
     order.clear()
-    room._in_turn([network(name, 1.0) for name in "abc"], 0)
+    room._in_turn([network(name, 1.0) for name in "abc"], 0, None)
     turns = ["".join(n for n, _ in order[9 + 3 * i : 12 + 3 * i]) for i in range(6)]
     assert turns == ["abc", "bca", "cab", "cba", "acb", "bac"]
+
+
+def test_a_precision_is_waited_for_within_reason(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(room.time, "perf_counter", lambda: clock.now)
+
+    def network(times):
+        def milliseconds(passes):
+            clock.now += 0.01
+            return next(times)
+
+        return SimpleNamespace(milliseconds=milliseconds)
+
+    def rounds(spread, precision, seconds=0.5):
+        clock.now = 0.0
+        steady, shaky = itertools.repeat(2.0), itertools.cycle([2.0 - spread, 2.0, 2.0 + spread])
+        return len(room._in_turn([network(steady), network(shaky)], seconds, precision)[0].ms_rounds)
+
+    usual = rounds(0.2, None)
+    assert rounds(0.001, 0.01) == usual
+    assert 1.5 * usual < rounds(0.08, 0.01) < 4 * usual
+    assert rounds(2.0, 0.01) == pytest.approx(5 * usual, rel=0.1)
 
 
 def latency(*ms):

@@ -49,6 +49,7 @@ SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)  # of the frontier
 UNDER = 0.92  # of the target: a student below it gives away what was asked for. Source: assumption.
 _SIZES = {"keep", "params", "size_mb"}  # budgets that may keep a student below its latency
 _SECONDS = 2.0  # of a measurement of two networks; each further one takes half of that. Source: assumption.
+_PRECISION = 0.01  # standard error of a share that is about what was asked for. Source: assumption.
 _NOISY = 0.03  # by which the teacher may differ from itself before it is said. Source: assumption.
 
 Say = Callable[[str], None]
@@ -414,7 +415,7 @@ def _measured(known: Known, plan: Plan, wanted: float = math.inf) -> tuple[Laten
         found = measure(networks, example, setting, seconds=_SECONDS)
         share = found["student"].over(found["teacher"])
         if UNDER <= share[0] / wanted <= 2 - UNDER:
-            found = measure(networks, example, setting, seconds=2 * _SECONDS)
+            found = measure(networks, example, setting, seconds=2 * _SECONDS, precision=_PRECISION)
             share = found["student"].over(found["teacher"])
     finally:
         student.close()
@@ -662,7 +663,8 @@ def compared(teacher: nn.Module, student: nn.Module, example: Any, setting: Sett
     their quartiles over the rounds."""
     lead = prepare(teacher, example, setting)
     try:
-        found = measure({"teacher": lead, "again": lead, "student": student}, example, setting, seconds=2 * _SECONDS)
+        networks = {"teacher": lead, "again": lead, "student": student}
+        found = measure(networks, example, setting, seconds=2 * _SECONDS, precision=_PRECISION)
     finally:
         lead.close()
     share, spread = (found[name].over(found["teacher"]) for name in ("student", "again"))

@@ -311,6 +311,9 @@ def compress(
     held_out: Annotated[Path | None, typer.Option(help="Images that only certify; else a share of IMAGES")] = None,
     held_out_share: Annotated[float, typer.Option(help="Share of IMAGES that only certifies")] = 0.2,
     min_agreement: MinAgreement = None,
+    alternatives: Annotated[
+        bool, typer.Option(help="Report what cheaper ways come to on the same cut: takes as long again")
+    ] = False,
     labelled: Labelled = None,
     weights: Weights = None,
     pretrained: Pretrained = True,
@@ -356,7 +359,8 @@ def compress(
             result = run(
                 found, images, folder=place, force=force, resume=resume, plan=asked, config=config, held_out=held_out,
                 held_out_share=held_out_share, labelled=labelled, seam=seam, drop=drop or (), max_seconds=max_seconds,
-                min_agreement=min_agreement, on_stage=_say, on_step=_Progress(), **budget,
+                min_agreement=min_agreement, with_alternatives=alternatives, on_stage=_say, on_step=_Progress(),
+                **budget,
             )  # fmt: skip
         except UnderstudyError as error:
             if len(budgets) == 1:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from understudy import laws, store
+from understudy.alternatives import alternatives
 from understudy.anatomy import trace
 from understudy.budgets import MIXED, check_beside_plan, check_mixed, compared, missed, mixes, plan_by
 from understudy.certificate import binomial_interval, images_needed
@@ -19,6 +20,7 @@ from understudy.cost import count, count_teacher
 from understudy.cut import cut
 from understudy.errors import InputError, LawBroken, Stopped, StoreError, UnderstudyError, one_line
 from understudy.guard import device_called, evaluating, named_tensors, on_device
+from understudy.image_check import check_images
 from understudy.images import ImageSet, called, read_images, split, thumbnail
 from understudy.plan import Plan, check_teacher
 from understudy.planner import make_plan, replan
@@ -91,6 +93,7 @@ def compress(
     max_seconds: float | None = None,
     resume: bool = False,
     min_agreement: float | None = None,
+    with_alternatives: bool = False,
     on_stage: OnStage | None = None,
     on_step: OnStep | None = None,
     **budget: Any,
@@ -114,6 +117,7 @@ def compress(
 
     min_agreement: the lower end of the interval of the agreement that is asked for (`Report.go` says whether it was
     reached); refused before any work where even perfect agreement on the held-out images could not show it.
+    with_alternatives: the report also has what cheaper ways come to on the same cut (`alternatives`).
 
     Where at least CHOOSE_FROM images are left to learn from, a tenth of them is set aside to choose by, unless
     config.start is "cut": the paper's recipe takes the last step.
@@ -169,6 +173,12 @@ def compress(
     mixing = plan is None and mixes(mixed)
     gone = plan.drop if plan else () if mixing else drop
     anatomy = trace(model, example, plan.seam if plan and not seam else None, points=seam, drop=gone)
+    say("looking at the images")
+    with on_device(model, config.device):
+        looked = check_images(model, anatomy.seam, few, call)
+    notes += looked.notes
+    for note in looked.notes:
+        say(f"note: {note}")
     if plan is None and "score" not in budget and config.start == "closed_form":
         with on_device(model, config.device):
             given = called(few, call)
@@ -233,6 +243,12 @@ def compress(
         result = put_under_head(model, student, plan.seam)
         worth = figures(model, result, plan.seam, called(proof, call))
         score = accuracy(model, result, called(test, call), truth) if test is not None else None
+        others = []
+        if with_alternatives and stopped is None and (plan.slices or plan.drop):
+            others = alternatives(
+                model, anatomy, plan, called(few, call), config,
+                lambda student: figures(model, student, plan.seam, called(proof, call)), say=say,
+            )  # fmt: skip
     result = result.to(home)
     latency = None
     if plan.asked.get("latency"):
@@ -263,7 +279,9 @@ def compress(
         images_few=len(few),
         images_choose=len(choose or ()),
         image_hashes=hashes,
+        images_check=looked.to_json(),
         latency=latency,
+        alternatives=tuple(others),
         steps=len(log.losses),
         seconds=time.perf_counter() - started,
         config={

@@ -57,6 +57,7 @@ def page(report: Report, plan: Plan) -> str:
         _certificate(report),
         _section("Teacher and student", _sizes(report)),
         _section("Widths and blocks", _widths(report, plan)),
+        _section("What cheaper ways come to", _alternatives(report)),
         _section("Loss over steps", _losses(report)),
         _section("Answered differently", _disagreements(report)),
         _section("Agreement by the teacher's answer", _classes(report)),
@@ -150,6 +151,29 @@ def _widths(report: Report, plan: Plan) -> str:
     )
     dropped = f"<p>Blocks left out whole: {escape(', '.join(plan.drop))}.</p>" if plan.drop else ""
     return dropped + (f'<div class="bars">{rows}</div>' if rows else "")
+
+
+def _alternatives(report: Report) -> str:
+    """Bars of the agreement, with the interval in words."""
+    if not report.alternatives or report.top1_agreement is None:
+        return ""
+    own = {
+        "name": "this result", "seconds": None, "top1_agreement": report.top1_agreement,
+        "top1_agreement_low": report.top1_agreement_low, "top1_agreement_high": report.top1_agreement_high,
+    }  # fmt: skip
+    rows = "".join(
+        f'<span class="name">{escape(way["name"])}{_took(way["seconds"])}</span><span class="bar">'
+        f'<i style="width:{100 * way["top1_agreement"]:.1f}%"></i></span><span class="n">{way["top1_agreement"]:.1%} '
+        f"<span class='soft'>{way['top1_agreement_low']:.0%}-{way['top1_agreement_high']:.0%}</span></span>"
+        for way in [*report.alternatives, own]
+        if way["top1_agreement"] is not None
+    )
+    said = "Agreement with the teacher on the held-out images, with its 95 % interval, on the same cut."
+    return f'<p class="soft">{said}</p><div class="bars">{rows}</div>'
+
+
+def _took(seconds: float | None) -> str:
+    return "" if seconds is None else f", {seconds:.1f} s"
 
 
 def _losses(report: Report) -> str:

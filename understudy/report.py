@@ -25,9 +25,11 @@ class Report:
     agreement_by_class, confidence_*, disagreements: see `verify.Figures`. top1_teacher, top1_student: accuracy in
     percent on labelled images; top1_difference: student minus teacher in points, with its 95 % interval (paired).
     images_few = images_fit + images_choose. image_hashes: content hashes by use ("fit", "choose", "held_out").
+    images_check: what was found of the images that were learned from, see `image_check.ImageCheck`.
     widths: group -> [units kept, units of the teacher]. losses: [step, loss] of mimic, at most a few hundred.
     latency: of both on the runtime that a latency was asked for, as `budgets.compared` has it. exports: format -> file
     name, bytes, opset, and how far it was from the student when it was run by itself, as `deploy` has it.
+    alternatives: what cheaper ways came to on the same cut, as `alternatives` has it.
     steps: of mimic; seconds: wall time of the whole. seam, budget and preprocessing live in the plan.
     """
 
@@ -58,8 +60,10 @@ class Report:
     images_held_out: int | None = None
     images_labelled: int | None = None
     image_hashes: dict[str, list[str]] = field(default_factory=dict)
+    images_check: dict[str, Any] = field(default_factory=dict)
     latency: dict[str, Any] | None = None
     exports: dict[str, dict[str, Any]] = field(default_factory=dict)
+    alternatives: tuple[dict[str, Any], ...] = ()
     steps: int | None = None
     seconds: float | None = None
     config: dict[str, Any] = field(default_factory=dict)
@@ -77,7 +81,7 @@ class Report:
         unknown = sorted(set(data) - {f.name for f in fields(cls)})
         if unknown:
             raise StoreError(f"reading a report: unknown entries {', '.join(unknown)}; was it made by another version?")
-        tuples = ("macs_not_counted", "notes", "disagreements", "losses")
+        tuples = ("macs_not_counted", "notes", "disagreements", "losses", "alternatives")
         lists = {key: tuple(data[key]) for key in tuples if key in data}
         return cls(**{**data, **lists})
 
@@ -169,6 +173,9 @@ class Report:
             lines.append(f"student minus teacher: {self.top1_difference:+.2f} points{between}")
         if self.steps is not None or self.seconds is not None:
             lines.append(f"mimic: {_count(self.steps)} steps; all of it {_seconds(self.seconds)}")
+        for other in self.alternatives:
+            share = "unknown" if other["top1_agreement"] is None else f"{other['top1_agreement']:.1%}"
+            lines.append(f"alternative, {other['name']}: agreement {share}, {_seconds(other['seconds'])}")
         for told in self.exports.values():
             errors = [told["error_random"], told["error_real"]]
             most = max(error for error in errors if error is not None)

@@ -41,6 +41,7 @@ RUNTIMES = ("torch", "compile", "onnxruntime", "openvino", "cuda", "tensorrt")
 TOLERANCE = 1e-3  # of the largest output, in float32. Measured on CPUs: 1e-7 to 2e-6
 _PROVIDER = {"onnxruntime": "CPUExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 _BURST = 2.0  # ms that a sample takes at least, in passes one after another. Assumption: Python's own part is below 1 %
+_PATIENCE = 5  # times the seconds, at most, for a precision that is asked for. Assumption
 _ROUNDS = 10  # at least, whatever they take. Assumption: quartiles of fewer say little
 
 
@@ -193,10 +194,16 @@ def prepare(model: nn.Module, example: Any, setting: Setting) -> Prepared:
 
 
 def measure(
-    networks: Mapping[str, nn.Module | Prepared], example: Any, setting: Setting, *, seconds: float = 5.0
+    networks: Mapping[str, nn.Module | Prepared],
+    example: Any,
+    setting: Setting,
+    *,
+    seconds: float = 5.0,
+    precision: float | None = None,
 ) -> dict[str, Latency]:
     """Latency of each of `networks`, in turn: every round has a turn of each, in an order that rotates and reverses,
-    until `seconds` have passed and there were at least 10 rounds.
+    until `seconds` have passed and there were at least 10 rounds; with a `precision`, until the standard error of every
+    network's share of the first one is no more than that (0.01: of 1 %), or five times `seconds` have passed.
 
     A turn is one forward pass that is not timed, then as many as take 2 ms. Networks that are not `Prepared` are, with
     `example`, and closed again. Raises: as `prepare`; InputError for none, or for one prepared for another setting.
@@ -212,19 +219,26 @@ def measure(
         for name, network in networks.items():
             ready[name] = network if isinstance(network, Prepared) else prepare(network, example, setting)
         with seeded(0):
-            return dict(zip(ready, _in_turn(list(ready.values()), seconds), strict=True))
+            return dict(zip(ready, _in_turn(list(ready.values()), seconds, precision), strict=True))
     finally:
         for name, network in ready.items():
             if network is not networks[name]:
                 network.close()
 
 
-def _in_turn(networks: Sequence[Prepared], seconds: float) -> list[Latency]:
+def _in_turn(networks: Sequence[Prepared], seconds: float, precision: float | None) -> list[Latency]:
     warm = [min(network.milliseconds(1) for _ in range(3)) for network in networks]
     passes = [max(1, math.ceil(_BURST / ms)) for ms in warm]
     rounds: list[list[float]] = []
     began, count = time.perf_counter(), len(networks)
-    while len(rounds) < _ROUNDS or time.perf_counter() - began < seconds:
+
+    def enough() -> bool:
+        passed = time.perf_counter() - began
+        if len(rounds) < _ROUNDS or passed < seconds:
+            return False
+        return precision is None or passed >= _PATIENCE * seconds or _uncertain(rounds) <= precision
+
+    while not enough():
         turns = [(len(rounds) + i) % count for i in range(count)]
         if len(rounds) // count % 2:
             turns.reverse()
@@ -232,6 +246,16 @@ def _in_turn(networks: Sequence[Prepared], seconds: float) -> list[Latency]:
         rounds.append([found[i] for i in range(count)])
     columns = zip(*rounds, strict=True)
     return [Latency(*_quartiles(ms), n * len(rounds), ms) for ms, n in zip(columns, passes, strict=True)]
+
+
+def _uncertain(rounds: list[list[float]]) -> float:
+    """The largest standard error of the median share of the first network, as a share of it.
+
+    Source: that of a median is 1.253 deviations over the root of n, a deviation 0.741 of the distance of the quartiles.
+    """
+    times = np.array(rounds)
+    low, median, high = np.quantile(times / times[:, :1], (0.25, 0.5, 0.75), axis=0)
+    return float((1.253 * 0.741 * (high - low) / median).max() / math.sqrt(len(times)))
 
 
 def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:

@@ -112,7 +112,7 @@ def figures(
         for where in _chunks(images, batch_size):
             batch = _batch(held_out, where)
             (wanted, theirs), (found, ours) = (
-                _run(run.features_and_output, net, batch) for run, net in ((a, teacher), (b, model))
+                run_placed(run.features_and_output, net, batch) for run, net in ((a, teacher), (b, model))
             )
             for point, error, want, have in zip(seam.points, errors, wanted, found, strict=True):
                 _check_finite(want, have, f"features at {point}")
@@ -274,7 +274,7 @@ def _outputs(
     for where in _chunks(len(images), batch_size):
         with guard.evaluating(teacher), guard.evaluating(model):
             batch = _batch(images, where)
-            rows = tuple(class_scores(_run(net, net, batch), len(where)) for net in (teacher, model))
+            rows = tuple(class_scores(run_placed(net, net, batch), len(where)) for net in (teacher, model))
         if all(row is not None for row in rows):
             _check_finite(*rows, "outputs")
         yield slice(where.start, where.stop), rows
@@ -289,7 +289,7 @@ def class_scores(output: Any, images: int) -> Tensor | None:
     return found[0].cpu() if len(found) == 1 else None
 
 
-def _run(call: Any, model: nn.Module, batch: Any) -> Any:
+def run_placed(call: Any, model: nn.Module, batch: Any) -> Any:
     """`call` on the batch, brought to the model's device and dtype; a list of features comes back on the CPU."""
     args, kwargs = ((batch,), {}) if isinstance(batch, Tensor) else batch
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))

@@ -24,13 +24,41 @@ def settle_norms(student: nn.Module, head: Collection[str], batches: list[Batch]
     is, on images to choose by. The student is used in eval mode but for its batch norms, and comes back in eval mode
     with its other tensors as they were.
     """
-    kind = nn.modules.batchnorm._BatchNorm
-    fixed = {id(t) for name, t in guard.named_tensors(student).items() if name in head}
-    norms = [m for m in student.modules() if isinstance(m, kind) and m.running_var is not None]
-    norms = [m for m in norms if id(m.running_var) not in fixed]
+    norms = _own(student, head)
     student.eval()
     if not norms or not batches:
         return 0.0
+    old, new = _measured(student, norms, batches)
+    errors = {}
+    for share in SHARES:
+        _mix(norms, old, new, share)
+        errors[share] = error()
+    best = min(SHARES, key=lambda share: errors[share])
+    _mix(norms, old, new, best)
+    return best
+
+
+@torch.no_grad()
+def measured_norms(student: nn.Module, head: Collection[str], batches: list[Batch]) -> bool:
+    """Statistics of the few images alone, nothing chosen. Returns whether there are any batch norms."""
+    norms = _own(student, head)
+    student.eval()
+    if not norms:
+        return False
+    old, new = _measured(student, norms, batches)
+    _mix(norms, old, new, 1.0)
+    return True
+
+
+def _own(student: nn.Module, head: Collection[str]) -> list[nn.Module]:
+    kind = nn.modules.batchnorm._BatchNorm
+    fixed = {id(t) for name, t in guard.named_tensors(student).items() if name in head}
+    norms = [m for m in student.modules() if isinstance(m, kind) and m.running_var is not None]
+    return [m for m in norms if id(m.running_var) not in fixed]
+
+
+def _measured(student: nn.Module, norms: list[nn.Module], batches: list[Batch]) -> tuple[list[tuple], list[tuple]]:
+    """Mean and variance of each, as they are and over the batches; the norms come back as they were."""
     old = [(m.running_mean.clone(), m.running_var.clone(), m.num_batches_tracked.clone()) for m in norms]
     momenta = [m.momentum for m in norms]
     with guard.seeded(0):
@@ -48,13 +76,7 @@ def settle_norms(student: nn.Module, head: Collection[str], batches: list[Batch]
                 module.training, module.momentum = False, momentum
                 _put(module, mean, variance)
                 module.num_batches_tracked.copy_(tracked)
-    errors = {}
-    for share in SHARES:
-        _mix(norms, old, new, share)
-        errors[share] = error()
-    best = min(SHARES, key=lambda share: errors[share])
-    _mix(norms, old, new, best)
-    return best
+    return old, new
 
 
 def _mix(norms: list[nn.Module], old: list[tuple], new: list[tuple], share: float) -> None:

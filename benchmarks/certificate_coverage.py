@@ -1,0 +1,98 @@
+"""Does the interval of the agreement mean what it says? Simulated users, and how often the truth lies in theirs.
+
+    python -m benchmarks.certificate_coverage             # goes on where it was stopped; 200 users
+    python -m benchmarks.certificate_coverage --summary
+
+A user draws a teacher of the demo, 20 to 100 images of its pool, a cut and a seed; `understudy.compress` sets a share
+of the images aside and reports the agreement on them with its 95 % interval. The truth is the agreement on the 10,000
+test patches of the same pool of tiles, which nothing else touches. Cheap recipes: the closed form, or a few steps from
+the cut. A line of results/certificate_coverage.jsonl for each user. width_ratio: width of the interval over that of the
+exact binomial one for the true agreement at as many images (the median over what could be drawn).
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from understudy import demo
+from understudy.certificate import binomial_interval
+from understudy.compress import compress
+from understudy.images import read_images
+from understudy.recover.config import preset
+from understudy.report import versions
+from understudy.teachers import load_teacher
+from understudy.verify import figures
+
+OUT = Path(__file__).parent / "results" / "certificate_coverage.jsonl"
+TEACHERS, USERS = ("resnet14", "mobilenetv2_tiny", "vgg7", "vit_tiny"), 200
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--users", type=int, default=USERS)
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--summary", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    done = {line["user"] for line in _read(options.out)}
+    for user in () if options.summary else range(options.users):
+        if user not in done:
+            line = one(user)
+            with options.out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            print(json.dumps(line), file=sys.stderr, flush=True)
+    print(json.dumps(summary(_read(options.out))))
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
+
+
+def one(user: int) -> dict[str, Any]:
+    draws, begun = np.random.default_rng(user), time.perf_counter()
+    name = TEACHERS[user % len(TEACHERS)]
+    images, keep, share = int(draws.integers(20, 101)), float(draws.uniform(0.4, 0.95)), float(draws.uniform(0.2, 0.5))
+    quick, seed = bool(draws.integers(2)), int(draws.integers(10**6))
+    teacher = load_teacher(f"demo:{name}")
+    few = read_images(demo.few_images(images, seed), teacher.preprocessing)
+    start = {"effort": "quick"} if quick else {"start": "cut", "steps": 10}
+    result = compress(
+        teacher, few, keep=keep, held_out_share=share, split_seed=seed, score="l1",
+        config=preset("default", views=teacher.views, seed=seed, **start),
+    )  # fmt: skip
+    report, test = result.report, read_images(demo.test_set()[0], teacher.preprocessing)
+    truth = figures(teacher.model, result.model, result.plan.seam, test).top1_agreement
+    return {
+        "user": user, "teacher": name, "images": images, "keep": round(keep, 4), "held_out": report.images_held_out,
+        "quick": quick, "seed": seed, "agreement": report.top1_agreement, "low": report.top1_agreement_low,
+        "high": report.top1_agreement_high, "truth": truth, "seconds": round(time.perf_counter() - begun, 1),
+        "versions": {k: v for k, v in versions().items() if k in ("python", "torch")},
+    }  # fmt: skip
+
+
+def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """coverage: share of the users whose interval holds the truth."""
+    inside = [x["low"] <= x["truth"] <= x["high"] for x in lines]
+    ratios = [(x["high"] - x["low"]) / exact_width(x["truth"], x["held_out"]) for x in lines]
+    return {
+        "users": len(lines), "coverage": round(sum(inside) / max(1, len(inside)), 4),
+        "width_ratio": round(median(ratios), 3) if ratios else None,
+    }  # fmt: skip
+
+
+def exact_width(truth: float, images: int) -> float:
+    """Median width of the exact interval over what so many images would show."""
+    draws = np.random.default_rng(0).binomial(images, truth, 400)
+    widths = {k: np.diff(binomial_interval(k, images))[0] for k in set(draws.tolist())}
+    return float(np.median([widths[k] for k in draws.tolist()]))
+
+
+if __name__ == "__main__":
+    main()

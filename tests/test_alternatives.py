@@ -1,0 +1,75 @@
+"""What cheaper ways come to on the same cut: each by itself, judged on the same held-out images."""
+
+import torch
+from nets import Chain, FusedHeads, Residual
+
+import understudy as us
+from benchmarks.zoo.case import randomised
+from understudy.alternatives import alternatives
+from understudy.anatomy import trace
+from understudy.cut import cut
+from understudy.planner import make_plan
+from understudy.preprocessing import Preprocessing
+from understudy.replace import replace
+from understudy.teachers import own_teacher
+from understudy.verify import figures
+
+WAYS = ["the cut alone", "batch norms alone", "closed form alone", "logits distilled", "mimicked (MiR)"]
+
+
+def images(n, size, seed=0):
+    return torch.randn(n, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def found(model, steps=20):
+    anatomy = trace(model, model.example())
+    plan = make_plan(model, anatomy, keep=0.7)
+    few, proof = images(40, model.size), images(60, model.size, 1)
+    judged = []
+
+    def judge(student):
+        judged.append(student)
+        return figures(model, student, plan.seam, proof)
+
+    config = us.preset("default", steps=steps, views="none")
+    return {way["name"]: way for way in alternatives(model, anatomy, plan, few, config, judge)}, judged, plan, proof
+
+
+def test_every_way_starts_from_the_cut_and_keeps_the_head():
+    model = randomised(Residual())
+    state = {n: t.clone() for n, t in model.state_dict().items()}
+    ways, judged, plan, proof = found(model)
+    assert list(ways) == WAYS
+    raw = figures(model, replace(model, cut(model, plan), plan.seam), plan.seam, proof)
+    assert ways["the cut alone"]["top1_agreement"] == raw.top1_agreement
+    assert ways["the cut alone"]["feature_error_relative"] == raw.feature_error_relative
+    for name in WAYS[1:]:
+        assert ways[name]["feature_error_relative"] != raw.feature_error_relative, name
+    assert ways["closed form alone"]["feature_error_relative"] < 0.8 * raw.feature_error_relative
+    own = dict(model.named_parameters())
+    for student in judged:
+        assert all(torch.equal(t, own[n]) for n, t in student.named_parameters() if n in plan.seam.head)
+    assert all(torch.equal(t, state[n]) for n, t in model.state_dict().items())
+
+
+def test_ways_that_a_network_has_no_use_for_are_left_out():
+    ways = found(randomised(FusedHeads()), steps=0)[0]
+    assert "batch norms alone" not in ways  # there are none
+    assert "logits distilled" not in ways  # in no steps
+    assert "closed form alone" in ways
+
+
+def test_compress_reports_them_where_asked(tmp_path):
+    said = Preprocessing(Chain.size, (0.5,) * 3, (0.25,) * 3)
+    own = own_teacher(randomised(Chain()), said)
+    config = us.preset("default", steps=3, views="none")
+    options = {"keep": 0.6, "held_out_share": 0.5, "config": config}
+    result = us.compress(own, images(40, Chain.size), with_alternatives=True, folder=tmp_path / "small", **options)
+    told = result.report.alternatives
+    assert told[0]["name"] == "the cut alone"
+    assert f"alternative, the cut alone: agreement {told[0]['top1_agreement']:.1%}" in result.report.table(200)
+    page = (tmp_path / "small" / "report.html").read_text()
+    assert "What cheaper ways come to" in page
+    assert "this result" in page
+    assert us.Report.from_json(result.report.to_json()).alternatives == told
+    assert us.compress(own, images(40, Chain.size), **options).report.alternatives == ()

@@ -1,0 +1,109 @@
+"""What is wrong with images is found, named, and told before anything is learned from them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from nets import Chain
+from torch import nn
+
+import understudy as us
+from understudy import demo
+from understudy.image_check import check_images
+from understudy.images import read_images
+from understudy.preprocessing import Preprocessing
+from understudy.seam import Seam, SeamPoint
+from understudy.teachers import load_teacher, own_teacher
+
+SAID = Preprocessing((3, 16, 16), (0.5,) * 3, (0.25,) * 3)
+SEAM = Seam((SeamPoint("1"),), ((8,),), ())
+
+
+class Net(nn.Sequential):
+    """Names class 0 or 1 by the first channel, of four."""
+
+    def __init__(self):
+        super().__init__(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))
+        self[2].weight = nn.Parameter(torch.tensor([[9.0, 0, 0], [-9.0, 0, 0], [0, 0, 0], [0, 0, 0]]))
+        self[2].bias = nn.Parameter(torch.tensor([0.0, 0, -9, -9]))
+
+
+def photos(n=20, seed=0):
+    random = np.random.default_rng(seed)
+    coarse = random.integers(0, 255, (n, 4, 4, 3)).repeat(4, 1).repeat(4, 2)
+    return np.clip(coarse + random.integers(-20, 20, coarse.shape), 0, 255).astype(np.uint8)
+
+
+def looked(images, net=None, said=SAID):
+    return check_images((net or Net()).eval(), SEAM, read_images(images, said))
+
+
+def test_good_images_say_nothing_but_the_classes():
+    found = looked(photos())
+    assert (found.blank, found.near_duplicates, found.outliers, found.shift) == ((), (), (), None)
+    assert (found.classes, found.classes_untouched) == (4, (2, 3))
+    assert [note for note in found.notes if "classes" not in note and "unlike anything" not in note] == []
+    assert "it names 2 for none of the images" in found.notes[-1]
+
+
+def test_blank_and_near_duplicate_images_are_named():
+    images = photos()
+    images[3], images[11] = 77, 200
+    images[7] = np.clip(images[2].astype(int) + 9, 0, 255)
+    found = looked(images)
+    assert found.blank == ("image 3", "image 11")
+    assert found.near_duplicates == (("image 7", "image 2"),)
+    assert any("2 of 20 images are blank: image 3, image 11" in note for note in found.notes)
+    assert any("image 7 like image 2" in note for note in found.notes)
+
+
+def test_images_that_the_teacher_finds_unlike_anything():
+    net = Net()
+    net[2].weight.data.zero_()
+    net[2].bias.data.zero_()
+    found = looked(photos(), net)
+    assert len(found.unlike_anything) == 20
+    assert any("finds 20 of 20 images unlike anything" in note for note in found.notes)
+
+
+def test_outliers_of_the_features():
+    images = photos()
+    images[:, :, :, :] = images // 8 + 112
+    images[5] = 255
+    images[5, 0, 0] = 250
+    assert looked(images).outliers == ("image 5",)
+
+
+@pytest.mark.parametrize(("scale", "words"), [(255.0, "values up to 25"), (1.0, "values 0 to 1, which are taken")])
+def test_floating_point_images_that_nobody_normalised(scale, words):
+    arrays = torch.from_numpy(photos()).movedim(3, 1).float() / 255 * scale
+    assert any(words in note for note in looked(arrays).notes)
+    prepared = (arrays / scale - 0.5) / 0.25
+    assert not any("floating-point" in note for note in looked(prepared).notes)
+
+
+def test_a_wrong_normalisation_shows_at_the_first_batch_norm():
+    teacher = load_teacher("demo:resnet14")
+    anatomy = us.trace(teacher.model, teacher.example())
+    prepared, said = torch.as_tensor(demo.few_images(50, 1)), teacher.preprocessing
+    good = check_images(teacher.model, anatomy.seam, read_images(prepared, said))
+    assert not any("batch norm" in note for note in good.notes)
+    pixels = prepared * said.std[0] + said.mean[0]
+    for wrong in (pixels, 255 * pixels, (pixels - 0.5) / 0.5):
+        bad = check_images(teacher.model, anatomy.seam, read_images(wrong, said))
+        assert any("is the normalisation right" in note for note in bad.notes)
+
+
+def test_compress_tells_before_it_trains_and_in_the_report(tmp_path):
+    images, said = photos(), []
+    images[3] = 77
+    result = us.compress(
+        own_teacher(Chain(), replace(SAID, input_size=(3, 8, 8))), images, keep=0.7, held_out=photos(8, 5),
+        config=us.preset("default", steps=1), on_stage=said.append,
+    )  # fmt: skip
+    told = next(i for i, text in enumerate(said) if "blank: image 3" in text)
+    assert told < said.index("cutting")
+    assert result.report.images_check["blank"] == ("image 3",)
+    assert any("blank: image 3" in note for note in result.report.notes)
+    assert us.Report.from_json(result.report.to_json()).images_check["blank"] == ["image 3"]

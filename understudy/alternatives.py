@@ -1,0 +1,114 @@
+"""What cheaper ways would have come to, on the same cut and images, each by itself: it shows what earned its place."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from understudy import guard
+from understudy.anatomy import find_seam
+from understudy.cut import cut
+from understudy.errors import UnsupportedModel
+from understudy.graph import Anatomy
+from understudy.plan import Plan
+from understudy.recover.batches import Source, count
+from understudy.recover.closed_form import batches_of, closed_form
+from understudy.recover.config import PRESETS, MimicConfig
+from understudy.recover.mimic import mimic
+from understudy.recover.norms import measured_norms
+from understudy.replace import replace as put_under_head
+from understudy.verify import Figures
+
+_NORM_VIEWS = 256  # from which batch norms' statistics are measured anew. Source: assumption, as in `restore`.
+
+
+def alternatives(
+    teacher: nn.Module,
+    anatomy: Anatomy,
+    plan: Plan,
+    few: Source | Tensor,
+    config: MimicConfig,
+    judge: Callable[[nn.Module], Figures],
+    *,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[dict[str, Any]]:
+    """Name, agreement with its interval, feature error and seconds of every way: the cut alone; batch norms measured
+    anew; the closed form alone; logits distilled; features mimicked as MiR has it (both `config.steps` steps).
+
+    judge: figures of a whole student on the held-out images. Ways that this network has no use for are left out. The
+    teacher comes back as it was.
+    """
+    found = []
+    for name, run in _WAYS.items():
+        say(f"alternative: {name}")
+        student, begun = cut(teacher, plan), time.perf_counter()
+        student = student.to(next((t.device for t in guard.named_tensors(teacher).values()), None))
+        if run(teacher, student, anatomy, plan, few, config) is False:
+            continue
+        seconds = time.perf_counter() - begun
+        worth = judge(put_under_head(teacher, student, plan.seam))
+        found.append(
+            {
+                "name": name, "seconds": round(seconds, 2), "top1_agreement": worth.top1_agreement,
+                "top1_agreement_low": worth.top1_agreement_low, "top1_agreement_high": worth.top1_agreement_high,
+                "feature_error_relative": worth.feature_error_relative,
+            }
+        )  # fmt: skip
+    return found
+
+
+def _nothing(*_: Any) -> None:
+    pass
+
+
+def _norms(
+    teacher: nn.Module, student: nn.Module, anatomy: Anatomy, plan: Plan, few: Source | Tensor, config: MimicConfig
+) -> bool:
+    batches, _, _ = batches_of(few, student, config.views, "none", config.seed, 1, max(count(few), _NORM_VIEWS))
+    return measured_norms(student, plan.seam.head, batches)
+
+
+def _solved(
+    teacher: nn.Module, student: nn.Module, anatomy: Anatomy, plan: Plan, few: Source | Tensor, config: MimicConfig
+) -> bool:
+    log = closed_form(teacher, student, anatomy, plan, few, views=config.views, seed=config.seed)
+    return bool(log.layers)
+
+
+def _mimicked(
+    teacher: nn.Module, student: nn.Module, anatomy: Anatomy, plan: Plan, few: Source | Tensor, config: MimicConfig
+) -> bool:
+    mimic(teacher, student, plan.seam, few, _paper(config))
+    return config.steps > 0
+
+
+def _distilled(
+    teacher: nn.Module, student: nn.Module, anatomy: Anatomy, plan: Plan, few: Source | Tensor, config: MimicConfig
+) -> bool:
+    """The network's own output in the place of the seam; the head stays the teacher's."""
+    if plan.seam.headless or not config.steps:
+        return False
+    try:
+        output = find_seam(teacher, anatomy.traced.example, points=[":output"])
+        mimic(teacher, student, replace(output, head=plan.seam.head), few, _paper(config))
+    except UnsupportedModel:  # it returns more than one tensor can stand for
+        return False
+    return True
+
+
+def _paper(config: MimicConfig) -> MimicConfig:
+    return replace(
+        PRESETS["paper"], steps=config.steps, views=config.views, seed=config.seed, device=config.device,
+        precision=config.precision,
+    )  # fmt: skip
+
+
+_WAYS: dict[str, Callable[..., Any]] = {
+    "the cut alone": _nothing,
+    "batch norms alone": _norms,
+    "closed form alone": _solved,
+    "logits distilled": _distilled,
+    "mimicked (MiR)": _mimicked,
+}
