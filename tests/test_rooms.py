@@ -82,7 +82,7 @@ FORBIDDEN = {
     "score": {"*", "-graph", "-trace"},
     "planner": {"mimic", "restore", "closed_form", "reconstruction", "images", "store", "compress", "cli"},
     "replace": {"*", "-errors", "-guard", "-seam", "-verify"},
-    "certificate": {"*"},
+    "certificate": {"*", "-errors"},
     "image_check": {"*", "-guard", "-images", "-seam", "-verify"},
     "verify": {"*", "-certificate", "-errors", "-guard", "-seam", "-images"},
     "export": {"*", "-errors", "-guard", "-trace"},
@@ -141,9 +141,9 @@ def test_public_names():
     assert understudy.__all__ == [
         "Anatomy", "Latency", "MimicConfig", "PRESETS", "Plan", "Preprocessing", "Report", "Result", "SCORES", "Seam",
         "SeamPoint", "Setting", "Teacher", "UnderstudyError", "capturing", "check_cut", "closed_form", "compress",
-        "count", "cut", "export", "export_folder", "figures", "find_seam", "inspect", "load", "load_teacher",
-        "make_plan", "measure", "mimic", "own_teacher", "preset", "read_images", "read_plan", "reconstruction",
-        "recoverability", "replace", "replan", "restore", "save", "split", "trace",
+        "count", "crossfit", "cut", "export", "export_folder", "figures", "find_seam", "inspect", "load",
+        "load_teacher", "make_plan", "measure", "mimic", "own_teacher", "preset", "read_images", "read_plan",
+        "reconstruction", "recoverability", "replace", "replan", "restore", "save", "split", "trace",
     ]  # fmt: skip
     import understudy.cut
 
@@ -161,8 +161,8 @@ FLAGS = {
     "inspect": TEACHER,
     "plan": f"{BUDGET} {TEACHER} --images --out --picture --seed --force --no-force",
     "compress": f"""{BUDGET} {TEACHER} --out --plan --preset --effort --steps --max-seconds --seed --device --precision
-        --views --held-out --held-out-share --min-agreement --alternatives --no-alternatives --labelled --mean --std
-        --resize --force --no-force --resume --no-resume""",
+        --views --held-out --held-out-share --crossfit --min-agreement --alternatives --no-alternatives
+        --labelled --mean --std --resize --force --no-force --resume --no-resume""",
     "export": "--to --images --teacher --normalise --no-normalise --force --no-force --threads",
     "verify": "--teacher --labelled --weights --pretrained --no-pretrained --device --min-agreement --threads",
     "demo": """--teacher --keep --keep-width --images --preset --effort --steps --seed --out --force --no-force

@@ -29,6 +29,7 @@ _PLACES = {
     "closed_form": "recover.closed_form",
     "compress": "compress",
     "count": "cost",
+    "crossfit": "crossfit",
     "cut": "cut",
     "export": "export",
     "export_folder": "deploy",

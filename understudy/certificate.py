@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from math import floor
 
+from understudy.errors import InputError
+
 _MOST = 10**7  # held-out images that are thought of
 
 
@@ -52,3 +54,16 @@ def in_words(low: float) -> str:
         "on images like these, we are 95 % confident that it answers as the teacher does at least "
         f"{floor(100 * low + 1e-9)} times in 100"
     )
+
+
+def check_threshold(threshold: float | None, held_out: int | None = None) -> None:
+    """Raises: InputError for a threshold that no share reaches, or that so many held-out images cannot prove."""
+    if threshold is None:
+        return
+    if not 0 < threshold < 1:
+        raise InputError(f"reading min_agreement: found {threshold}, expected a share above 0 and below 1")
+    if held_out is not None and (most := binomial_interval(held_out, held_out)[0] if held_out else 0.0) < threshold:
+        raise InputError(
+            f"asking for an agreement of {threshold} with {held_out} held-out images: even if all of them agreed, the "
+            f"95 % interval would begin at {most:.3f}; hold out {images_needed(threshold)} or more, or ask for less"
+        )

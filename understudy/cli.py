@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 a law or a threshold failed, or no student meets a budget;
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -310,6 +311,9 @@ def compress(
     views: Annotated[str | None, typer.Option(help="Random variants: imagenet, patches, pad_crop or none")] = None,
     held_out: Annotated[Path | None, typer.Option(help="Images that only certify; else a share of IMAGES")] = None,
     held_out_share: Annotated[float, typer.Option(help="Share of IMAGES that only certifies")] = 0.2,
+    crossfit: Annotated[
+        int | None, typer.Option(help="Folds: all images train, and each certifies once; takes so many times as long")
+    ] = None,
     min_agreement: MinAgreement = None,
     alternatives: Annotated[
         bool, typer.Option(help="Report what cheaper ways come to on the same cut: takes as long again")
@@ -331,11 +335,13 @@ def compress(
     """Cut a teacher to a budget, let it mimic the teacher on a few images, verify and save it."""
     _threads(threads)
     from understudy.compress import compress as run
+    from understudy.crossfit import crossfit as run_crossfit
     from understudy.errors import Stopped, UnderstudyError
     from understudy.plan import read_plan
     from understudy.recover.config import preset as recipe
     from understudy.store import check_writable, is_result, read, stopped_path
 
+    run = run if crossfit is None else partial(run_crossfit, folds=crossfit)
     asked = read_plan(plan) if plan is not None else None
     budgets = _budgets(
         out, keep=keep, latency=latency, latency_ms=latency_ms, keep_width=keep_width, params=params,

@@ -15,7 +15,7 @@ from understudy import laws, store
 from understudy.alternatives import alternatives
 from understudy.anatomy import trace
 from understudy.budgets import MIXED, check_beside_plan, check_mixed, compared, missed, mixes, plan_by
-from understudy.certificate import binomial_interval, images_needed
+from understudy.certificate import check_threshold
 from understudy.cost import count, count_teacher
 from understudy.cut import cut
 from understudy.errors import InputError, LawBroken, Stopped, StoreError, UnderstudyError, one_line
@@ -143,7 +143,7 @@ def compress(
             )
     config = config or replace(PRESETS["default"], views=teacher.views)
     check_seconds(max_seconds)
-    _check_threshold(min_agreement)
+    check_threshold(min_agreement)
     if config.device is not None:
         device_called(config.device)
     if plan is None:
@@ -153,7 +153,7 @@ def compress(
 
     say("reading images")
     few, choose, proof, notes = _images(teacher, images, held_out, held_out_share, split_seed, config)
-    _check_threshold(min_agreement, len(proof))
+    check_threshold(min_agreement, len(proof))
     if example is None:
         example = teacher.example()
     call = _call(example)
@@ -308,19 +308,6 @@ def compress(
     if stopped is not None:
         raise Stopped(result, stopped.checkpoint)
     return result
-
-
-def _check_threshold(threshold: float | None, held_out: int | None = None) -> None:
-    """Raises: InputError for a threshold that no share reaches, or that so many held-out images cannot prove."""
-    if threshold is None:
-        return
-    if not 0 < threshold < 1:
-        raise InputError(f"reading min_agreement: found {threshold}, expected a share above 0 and below 1")
-    if held_out is not None and (most := binomial_interval(held_out, held_out)[0] if held_out else 0.0) < threshold:
-        raise InputError(
-            f"asking for an agreement of {threshold} with {held_out} held-out images: even if all of them agreed, the "
-            f"95 % interval would begin at {most:.3f}; hold out {images_needed(threshold)} or more, or ask for less"
-        )
 
 
 def _told(worth: Figures, proof: ImageSet) -> dict[str, Any]:
@@ -494,7 +481,7 @@ def verify_folder(
     Raises: LawBroken when the stored head is not this teacher's; StoreError, PlanError, InputError as `store.load`.
     """
     started = time.perf_counter()
-    _check_threshold(min_agreement)
+    check_threshold(min_agreement)
     plan, stored, _ = store.read(folder)
     source = plan.teacher.get("source") or {}
     model = store.load(folder, code_of(teacher))
@@ -503,7 +490,7 @@ def verify_folder(
     check_head(lead.model if lead.whole is None else lead.whole, model, plan.seam, lead.part)
     model = model.get_submodule(lead.part)
     proof = read_images(images, lead.preprocessing)
-    _check_threshold(min_agreement, len(proof))
+    check_threshold(min_agreement, len(proof))
     known = {h for part in ("fit", "choose") for h in stored.image_hashes.get(part, [])}
     known |= set(source.get("result", {}).get("images", []))
     seen = sum(h in known for h in proof.hashes)

@@ -102,9 +102,12 @@ def _certificate(report: Report) -> str:
     first, *rest = report.certificate()
     words = in_words(report.top1_agreement_low)
     lines = [f'<p class="big">{escape(words[0].upper() + words[1:])}.</p>']
+    which = "that influenced nothing"
+    if report.crossfit is not None:
+        which = f"each held out once, in {report.crossfit} folds"
     lines.append(
-        f"<p>Top-1 agreement with the teacher {report.top1_agreement:.1%} on {report.images_held_out:,} images that "
-        f"influenced nothing; 95 % interval {report.top1_agreement_low:.1%} to {report.top1_agreement_high:.1%}"
+        f"<p>Top-1 agreement with the teacher {report.top1_agreement:.1%} on {report.images_held_out:,} images {which};"
+        f" 95 % interval {report.top1_agreement_low:.1%} to {report.top1_agreement_high:.1%}"
         f"{escape(first.removeprefix(words))}.</p>"
     )
     for text in rest:

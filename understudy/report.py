@@ -29,7 +29,8 @@ class Report:
     widths: group -> [units kept, units of the teacher]. losses: [step, loss] of mimic, at most a few hundred.
     latency: of both on the runtime that a latency was asked for, as `budgets.compared` has it. exports: format -> file
     name, bytes, opset, and how far it was from the student when it was run by itself, as `deploy` has it.
-    alternatives: what cheaper ways came to on the same cut, as `alternatives` has it.
+    alternatives: what cheaper ways came to on the same cut, as `alternatives` has it. crossfit: number of folds, where
+    the figures of agreement and features are `crossfit`'s.
     steps: of mimic; seconds: wall time of the whole. seam, budget and preprocessing live in the plan.
     """
 
@@ -64,6 +65,7 @@ class Report:
     latency: dict[str, Any] | None = None
     exports: dict[str, dict[str, Any]] = field(default_factory=dict)
     alternatives: tuple[dict[str, Any], ...] = ()
+    crossfit: int | None = None
     steps: int | None = None
     seconds: float | None = None
     config: dict[str, Any] = field(default_factory=dict)
