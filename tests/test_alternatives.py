@@ -1,5 +1,7 @@
 """What cheaper ways come to on the same cut: each by itself, judged on the same held-out images."""
 
+from importlib import import_module
+
 import torch
 from nets import Chain, FusedHeads, Residual
 
@@ -8,6 +10,7 @@ from benchmarks.zoo.case import randomised
 from understudy.alternatives import alternatives
 from understudy.anatomy import trace
 from understudy.cut import cut
+from understudy.errors import InputError, Stopped
 from understudy.planner import make_plan
 from understudy.preprocessing import Preprocessing
 from understudy.replace import replace
@@ -57,6 +60,31 @@ def test_ways_that_a_network_has_no_use_for_are_left_out():
     assert "batch norms alone" not in ways  # there are none
     assert "logits distilled" not in ways  # in no steps
     assert "closed form alone" in ways
+
+
+def test_a_way_that_fails_or_is_interrupted_costs_the_result_nothing(monkeypatch, tmp_path):
+    room = import_module("understudy.alternatives")
+    said = Preprocessing(Chain.size, (0.5,) * 3, (0.25,) * 3)
+    own, config = own_teacher(randomised(Chain()), said), us.preset("default", steps=2, views="none")
+    options = {"keep": 0.6, "held_out_share": 0.5, "config": config, "with_alternatives": True}
+
+    def raising(error):
+        def run(*_):
+            raise error
+
+        return run
+
+    monkeypatch.setitem(room._WAYS, "closed form alone", raising(InputError("the loss is inf")))
+    report = us.compress(own, images(40, Chain.size), **options).report
+    told = {way["name"]: way for way in report.alternatives}
+    assert told["closed form alone"]["failed"] == "the loss is inf"
+    assert told["closed form alone"]["top1_agreement"] is None
+    assert "alternative, closed form alone: agreement unknown" in report.table(200)
+    monkeypatch.setitem(room._WAYS, "closed form alone", raising(Stopped(None, None)))
+    result = us.compress(own, images(40, Chain.size), folder=tmp_path / "small", **options)
+    assert [way["name"] for way in result.report.alternatives][-1] != "closed form alone"
+    assert "the alternatives were interrupted" in result.report.notes
+    assert us.load(tmp_path / "small", Chain)
 
 
 def test_compress_reports_them_where_asked(tmp_path):

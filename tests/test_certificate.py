@@ -6,7 +6,7 @@ from scipy.stats import binomtest
 from test_verify import SCORES_NK, SEAM, scaler
 
 import understudy as us
-from understudy.certificate import binomial_interval, images_needed, images_to_halve, in_words
+from understudy.certificate import binomial_interval, check_threshold, images_needed, images_to_halve, in_words
 from understudy.verify import figures
 
 
@@ -21,9 +21,27 @@ def test_the_images_that_a_threshold_needs(threshold, needed):
 def test_the_images_that_halve_an_interval(agree, n):
     more = images_to_halve(agree, n)
     low, high = binomial_interval(agree, n)
-    narrow = binomial_interval(round(agree / n * (n + more)), n + more)
+    narrow = binomial_interval(agree / n * (n + more), n + more)
     assert narrow[1] - narrow[0] <= (high - low) / 2
     assert 0.9 * n < more < 5 * n  # a width goes with the root of the images, or with the images where all agree
+
+
+def test_the_fewest_images_that_halve_are_told():
+    assert [images_to_halve(1, 10), images_to_halve(19, 20), images_to_halve(2, 50)] == [
+        next(m for m in range(1, 500) if width(k / n * (n + m), n + m) <= width(k, n) / 2)
+        for k, n in ((1, 10), (19, 20), (2, 50))
+    ]
+
+
+def width(successes, trials):
+    low, high = binomial_interval(successes, trials)
+    return high - low
+
+
+def test_a_threshold_that_no_images_show_and_one_without_class_scores():
+    with pytest.raises(us.UnderstudyError, match="not even 10,000,000 images"):
+        check_threshold(0.9999999)
+    assert "NO GO: the agreement is unknown" in us.Report(min_agreement=0.8).table()
 
 
 def test_plain_words_round_down():

@@ -103,10 +103,20 @@ def test_a_threshold_is_held_against_the_interval(place, capsys):
     assert (code, line) == (2, None)
     assert "the 95 % interval would begin at 0.478; hold out 72 or more" in err
     assert not (place / "b").exists()
+    sweep = ("compress", "net.py:build", "photos", "--keep", 1, "--keep", 0.9, "--steps", 0, "--out", "c")
+    assert call(capsys, *sweep)[0] == 0
+    code, line, _ = call(capsys, *sweep, "--resume", "--min-agreement", 0.15)
+    assert [code, *(each["go"] for each in line["results"])] == [0, True, True]  # both of two agree: from 0.158 on
+    assert call(capsys, *sweep, "--resume", "--min-agreement", 0.2)[0] == 1
     for value in (0, 1, "nan"):
         assert call(capsys, *own, "--out", "b", "--min-agreement", value)[0] == 2
-    code, line, err = call(capsys, "verify", "a", "photos", "--teacher", "net.py:build", "--min-agreement", 0.6)
-    assert (code, line["go"]) == (0, True)
+    code, line, err = call(capsys, "verify", "a", "photos", "--teacher", "net.py:build", "--min-agreement", 0.4)
+    assert (code, line["go"], line["images_held_out"]) == (0, True, 5)  # those that were fitted to prove nothing
+    assert "5 of these images trained the student and were left out" in " ".join(err.split())
+    np.save(place / "one.npy", np.full((40, 16, 16, 3), 90, np.uint8))
+    code, line, err = call(capsys, "verify", "a", "one.npy", "--teacher", "net.py:build", "--min-agreement", 0.5)
+    assert (code, line) == (2, None)
+    assert "with 1 held-out images" in err  # copies of one picture are one
 
 
 def test_plan_is_written_edited_and_used(place, capsys):

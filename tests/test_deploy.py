@@ -97,11 +97,47 @@ def test_a_file_that_holds_more_than_the_student_fails_the_export(result, monkey
     assert not (result / "model.onnx").exists()
 
 
+def test_files_of_the_users_stay(result):
+    (result / "README.md").write_text("# My model card\n")
+    us.export_folder(result, ["pt2"], teacher=Chain)
+    assert (result / "README.md").read_text() == "# My model card\n"
+    assert "model.pt2" in (result / "report.html").read_text()
+    with pytest.raises(StoreError, match=r"found README\.md"):
+        us.save(result, model=Chain(), plan=us.read_plan(result / "plan.json"), report=us.Report(), force=True)
+
+
+def test_a_preprocessing_file_of_the_users_is_not_replaced(result):
+    (result / "preprocessing.json").write_text("{}")
+    with pytest.raises(StoreError, match=r"preprocessing\.json: it exists"):
+        us.export_folder(result, ["pt2"], teacher=Chain)
+    assert (result / "preprocessing.json").read_text() == "{}"
+
+
+def test_tensors_that_no_pass_uses_are_no_reason_to_refuse(tmp_path):
+    class Spare(Chain):
+        def __init__(self):
+            super().__init__()
+            self.spare = torch.nn.Linear(1000, 20)
+
+    own = own_teacher(randomised(Spare()), SAID)
+    plan = us.make_plan(own.model, us.trace(own.model, own.example()), keep=0.7, source=own.to_json())
+    us.save(tmp_path / "small", model=us.cut(own.model, plan), plan=plan, report=us.Report())
+    assert us.export_folder(tmp_path / "small", ["onnx"], teacher=Spare).exports["onnx"]["error_random"] < 1e-5
+
+
+def test_a_value_that_is_no_number_is_no_agreement():
+    good, bad = np.ones(3, np.float32), np.array([1, np.nan, 1], np.float32)
+    assert room._difference([good, bad], [good, good]) == float("inf")
+    assert room._difference([good, good], [good, good]) == 0.0
+
+
 def test_what_is_there_is_replaced_with_force_alone(result):
     us.export_folder(result, ["onnx"], teacher=Chain)
     with pytest.raises(StoreError, match=r"model\.onnx: it exists"):
         us.export_folder(result, ["onnx"], teacher=Chain)
+    (result / "model.onnx.data").write_text("of a larger one")
     us.export_folder(result, ["onnx"], teacher=Chain, force=True)
+    assert not (result / "model.onnx.data").exists()
     with pytest.raises(InputError, match="found formats tflite, expected of pt2, onnx, openvino"):
         us.export_folder(result, ["tflite"], teacher=Chain)
 

@@ -58,13 +58,35 @@ def test_blank_and_near_duplicate_images_are_named():
     assert any("image 7 like image 2" in note for note in found.notes)
 
 
+def test_blank_images_of_any_colour_under_any_normalisation():
+    images = photos(8)
+    images[0], images[1], images[2] = 0, 255, (200, 10, 30)
+    uneven = Preprocessing((3, 16, 16), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert looked(images, said=uneven).blank == ("image 0", "image 1", "image 2")
+
+
+def test_one_number_an_image_and_too_few_values_are_no_reason_to_stop():
+    class One(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.fc = nn.BatchNorm1d(3), nn.Linear(3, 1)
+
+        def forward(self, x):
+            return self.fc(self.norm(x.mean((2, 3))))[:, 0]
+
+    found = check_images(One().eval(), Seam((SeamPoint(""),), ((),), ()), read_images(photos(20), SAID))
+    assert (found.shift, found.factor, found.classes) == (None, None, None)
+
+
 def test_images_that_the_teacher_finds_unlike_anything():
-    net = Net()
-    net[2].weight.data.zero_()
+    net, images = Net(), photos()
     net[2].bias.data.zero_()
-    found = looked(photos(), net)
-    assert len(found.unlike_anything) == 20
-    assert any("finds 20 of 20 images unlike anything" in note for note in found.notes)
+    images[4], images[9] = images[4] // 99 + 127, images[9] // 99 + 127  # grey: all scores are alike
+    found = looked(images, net)
+    assert {"image 4", "image 9"} <= set(found.unlike_anything)
+    assert any("images unlike anything" in note for note in found.notes)
+    net[2].weight.data.zero_()
+    assert looked(images, net).unlike_anything == ()  # of a network that tells nothing apart
 
 
 def test_outliers_of_the_features():

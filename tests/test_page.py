@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -140,3 +141,16 @@ def test_the_readme_of_a_named_teacher_needs_no_code():
     text = readme(us.Report(), plan)
     assert 'model = understudy.load(".")\n' in text
     assert "(1, 1, 32, 32)" in text
+
+
+def test_the_readme_follows_the_files_and_the_call():
+    lead = us.load_teacher("demo:vgg7")
+    plan = us.make_plan(lead.model, us.trace(lead.model, lead.example()), keep=0.9, source=lead.to_json())
+    plan = replace(plan, asked={**plan.asked, "call": {"keyword": "pixels", "options": {"scale": True}}})
+    text = readme(us.Report(exports={"onnx": {"normalises": True}}, top1_agreement=0.0), plan)
+    assert text.count("scores = model(pixels=torch.zeros(1, 1, 32, 32), scale=True)") == 2
+    assert "--to onnx` (this file normalises by itself" in text
+    assert "agreement with the teacher: 0.0%" in text
+    source = {**plan.teacher["source"], "spec": "small", "result": {"plan": {"teacher": plan.teacher}}}
+    again = replace(plan, teacher={**plan.teacher, "source": source})
+    assert 'understudy.load(".")\n' in readme(us.Report(), again)

@@ -1,7 +1,7 @@
 """What cheaper ways would have come to, on the same cut and images, each by itself: it shows what earned its place."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from understudy import guard
 from understudy.anatomy import find_seam
 from understudy.cut import cut
-from understudy.errors import UnsupportedModel
+from understudy.errors import UnderstudyError, UnsupportedModel
 from understudy.graph import Anatomy
 from understudy.plan import Plan
 from understudy.recover.batches import Source, count
@@ -33,30 +33,31 @@ def alternatives(
     judge: Callable[[nn.Module], Figures],
     *,
     say: Callable[[str], None] = lambda text: None,
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """Name, agreement with its interval, feature error and seconds of every way: the cut alone; batch norms measured
     anew; the closed form alone; logits distilled; features mimicked as MiR has it (both `config.steps` steps).
 
-    judge: figures of a whole student on the held-out images. Ways that this network has no use for are left out. The
-    teacher comes back as it was.
+    judge: figures of a whole student on the held-out images. Ways that this network has no use for are left out; of one
+    that fails all figures are None and "failed" says why. The teacher comes back as it was.
     """
-    found = []
     for name, run in _WAYS.items():
         say(f"alternative: {name}")
         student, begun = cut(teacher, plan), time.perf_counter()
         student = student.to(next((t.device for t in guard.named_tensors(teacher).values()), None))
-        if run(teacher, student, anatomy, plan, few, config) is False:
-            continue
-        seconds = time.perf_counter() - begun
-        worth = judge(put_under_head(teacher, student, plan.seam))
-        found.append(
-            {
-                "name": name, "seconds": round(seconds, 2), "top1_agreement": worth.top1_agreement,
-                "top1_agreement_low": worth.top1_agreement_low, "top1_agreement_high": worth.top1_agreement_high,
-                "feature_error_relative": worth.feature_error_relative,
-            }
-        )  # fmt: skip
-    return found
+        worth, failed = Figures(None, None, None, None, 0, ()), None
+        try:
+            if run(teacher, student, anatomy, plan, few, config) is False:
+                continue
+            seconds = time.perf_counter() - begun
+            worth = judge(put_under_head(teacher, student, plan.seam))
+        except UnderstudyError as error:  # the result itself is well
+            seconds, failed = time.perf_counter() - begun, str(error)
+            say(f"  {error}")
+        yield {
+            "name": name, "seconds": round(seconds, 2), "top1_agreement": worth.top1_agreement,
+            "top1_agreement_low": worth.top1_agreement_low, "top1_agreement_high": worth.top1_agreement_high,
+            "feature_error_relative": worth.feature_error_relative, "failed": failed,
+        }  # fmt: skip
 
 
 def _nothing(*_: Any) -> None:
@@ -80,7 +81,8 @@ def _solved(
 def _mimicked(
     teacher: nn.Module, student: nn.Module, anatomy: Anatomy, plan: Plan, few: Source | Tensor, config: MimicConfig
 ) -> bool:
-    mimic(teacher, student, plan.seam, few, _paper(config))
+    if config.steps:
+        mimic(teacher, student, plan.seam, few, _paper(config))
     return config.steps > 0
 
 

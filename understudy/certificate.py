@@ -8,8 +8,8 @@ from understudy.errors import InputError
 _MOST = 10**7  # held-out images that are thought of
 
 
-def binomial_interval(successes: int, trials: int) -> tuple[float, float]:
-    """Exact 95 % interval of a share, both ends in [0, 1].
+def binomial_interval(successes: float, trials: int) -> tuple[float, float]:
+    """Exact 95 % interval of a share, both ends in [0, 1]. successes: whole, but for what is between two of them.
 
     Source: Clopper and Pearson, Biometrika 26 (1934): quantiles of the beta distribution.
     """
@@ -30,7 +30,7 @@ def images_to_halve(successes: int, trials: int) -> int:
     low, high = binomial_interval(successes, trials)
 
     def halved(n: int) -> bool:
-        below, above = binomial_interval(round(successes / trials * n), n)
+        below, above = binomial_interval(successes * n / trials, n)
         return above - below <= (high - low) / 2
 
     return _fewest(halved, trials) - trials
@@ -62,6 +62,8 @@ def check_threshold(threshold: float | None, held_out: int | None = None) -> Non
         return
     if not 0 < threshold < 1:
         raise InputError(f"reading min_agreement: found {threshold}, expected a share above 0 and below 1")
+    if threshold > binomial_interval(_MOST, _MOST)[0]:
+        raise InputError(f"reading min_agreement: found {threshold}, which not even {_MOST:,} images could show")
     if held_out is not None and (most := binomial_interval(held_out, held_out)[0] if held_out else 0.0) < threshold:
         raise InputError(
             f"asking for an agreement of {threshold} with {held_out} held-out images: even if all of them agreed, the "

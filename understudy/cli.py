@@ -334,6 +334,8 @@ def compress(
 ) -> None:
     """Cut a teacher to a budget, let it mimic the teacher on a few images, verify and save it."""
     _threads(threads)
+    from dataclasses import replace
+
     from understudy.compress import compress as run
     from understudy.crossfit import crossfit as run_crossfit
     from understudy.errors import Stopped, UnderstudyError
@@ -359,7 +361,9 @@ def compress(
             _say(f"{place.name}:")
             if resume and is_result(place) and not stopped_path(place).exists():
                 _say("is there already")
-                lines.append(_line(read(place)[1], str(place)))
+                stored = replace(read(place)[1], min_agreement=min_agreement)
+                lines.append(_line(stored, str(place)))
+                code = max(code, int(stored.go is False))
                 continue
         try:
             result = run(

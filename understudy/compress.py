@@ -165,6 +165,12 @@ def compress(
         plan = Plan.from_json(stood.data["plan"])
 
     learnt = set((teacher.result or {}).get("images", ())) & set(proof.hashes)
+    learnt |= set(plan.asked.get("images", ())) & set(proof.hashes) if plan is not None and min_agreement else set()
+    if learnt and min_agreement is not None:
+        raise InputError(
+            f"asking for an agreement of {min_agreement}: {len(learnt)} of the held-out images trained the teacher or "
+            "helped to make the plan, so that they cannot show it; hold out others (--held-out)"
+        )
     if learnt:
         notes.append(f"{len(learnt)} held-out image(s) trained the teacher: of it they prove less; hold out others")
 
@@ -245,10 +251,15 @@ def compress(
         score = accuracy(model, result, called(test, call), truth) if test is not None else None
         others = []
         if with_alternatives and stopped is None and (plan.slices or plan.drop):
-            others = alternatives(
-                model, anatomy, plan, called(few, call), config,
+            ways = alternatives(
+                model, anatomy, plan, called(few, call), replace(config, steps=len(log.losses)),
                 lambda student: figures(model, student, plan.seam, called(proof, call)), say=say,
             )  # fmt: skip
+            try:
+                others.extend(ways)
+            except KeyboardInterrupt:  # the result itself is well
+                notes.append("the alternatives were interrupted")
+                say(notes[-1])
     result = result.to(home)
     latency = None
     if plan.asked.get("latency"):
@@ -384,13 +395,14 @@ def _images(
         choose = found.subset(parts.choose) if parts.choose else None
         return found.subset(parts.fit), choose, found.subset(parts.held_out), notes + parts.notes
     proof = held_out if isinstance(held_out, ImageSet) else read_images(held_out, teacher.preprocessing)
+    notes += [f"held out: {n}" for n in proof.notes]
+    proof = proof.distinct()
     same = proof.shared_with(found)
     if same:
         raise InputError(
             f"reading the held-out images: {len(same)} of them are among the images to learn from (first: {same[0][0]} "
             f"is {same[0][1]}); held-out images must influence nothing: remove them from one side"
         )
-    notes += [f"held out: {n}" for n in proof.notes]
     if not _chooses(len(found), config):
         return found, None, proof, notes
     parts = split(found, seed=seed, held_out_share=0.0, choose_share=CHOOSE_SHARE)
@@ -489,12 +501,16 @@ def verify_folder(
     check_teacher(lead.model, plan)
     check_head(lead.model if lead.whole is None else lead.whole, model, plan.seam, lead.part)
     model = model.get_submodule(lead.part)
-    proof = read_images(images, lead.preprocessing)
-    check_threshold(min_agreement, len(proof))
+    read = read_images(images, lead.preprocessing)
+    proof = read.distinct()
     known = {h for part in ("fit", "choose") for h in stored.image_hashes.get(part, [])}
     known |= set(source.get("result", {}).get("images", []))
     seen = sum(h in known for h in proof.hashes)
     notes = [f"{seen} of these images trained the student: they prove nothing of new ones"] if seen else []
+    if seen and min_agreement is not None:
+        proof = proof.subset([i for i, h in enumerate(proof.hashes) if h not in known])
+        notes = [f"{seen} of these images trained the student and were left out: they prove nothing of new ones"]
+    check_threshold(min_agreement, len(proof))
     call = plan.asked.get("call")
     test, truth = _labelled(lead, labelled, None, call)
     if device is not None:
@@ -511,5 +527,7 @@ def verify_folder(
         seconds=time.perf_counter() - started,
         versions=versions(),
         platform=platform_kind(torch.get_num_threads(), device or "cpu"),
-        notes=tuple([*notes, *proof.notes, *worth.notes]),
+        alternatives=(),  # they were judged on other images
+        crossfit=None,
+        notes=tuple([*notes, *read.notes, *worth.notes]),
     )

@@ -95,11 +95,12 @@ def check_formats(formats: Sequence[str]) -> None:
     if strange or not formats:
         raise InputError(f"exporting: found formats {', '.join(strange) or 'none'}, expected of {', '.join(FILES)}")
     needed = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
-    missing = [name for f in formats for name in needed.get(f, ()) if find_spec(name) is None]
+    found = (name for f in formats for name in needed.get(f, ()) if find_spec(name) is None)
+    missing = list(dict.fromkeys(found))
     if missing:
         raise InputError(
-            f"exporting to {', '.join(formats)}: {', '.join(dict.fromkeys(missing))} not installed; expected the extra "
-            "`export`: pip install 'understudy[export]'"
+            f"exporting to {', '.join(formats)}: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not "
+            "installed; expected the extra `export`: pip install 'understudy[export]'"
         )
 
 

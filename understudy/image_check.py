@@ -28,6 +28,7 @@ FAR = 5.0
 # By how many standard deviations the median channel of the first batch norm may be off, by what factor its variance.
 # Source: measured (docs/LOG.md).
 SHIFT, FACTOR = 0.5, 2.5
+_FEWEST = 64  # values of a channel from which its mean and variance say anything. Source: assumption.
 _NAMED = 5  # images or classes that a sentence names
 
 
@@ -68,8 +69,8 @@ def check_images(model: nn.Module, seam: Seam, images: ImageSet, call: dict[str,
             chosen = list(range(start, min(start + _BATCH, len(images))))
             pixels = images.batch(chosen)
             pictures.append(_small(pixels))
-            spread = pixels.flatten(1).amax(1) - pixels.flatten(1).amin(1)
-            flat.append(spread if images.floats else spread * min(images.preprocessing.std))
+            spread = pixels.flatten(2).amax(2) - pixels.flatten(2).amin(2)  # (images, channels)
+            flat.append((spread if images.floats else spread * torch.tensor(images.preprocessing.std)).amax(1))
             low, high = min(low, float(pixels.min())), max(high, float(pixels.max()))
             found, output = run_placed(capture.features_and_output, model, given.batch(chosen))
             features.append(torch.cat([_pooled(f) for f in found], 1))
@@ -81,6 +82,8 @@ def check_images(model: nn.Module, seam: Seam, images: ImageSet, call: dict[str,
     names = images.names
     blank = [n for n, range_ in zip(names, torch.cat(flat).tolist(), strict=True) if range_ <= _FLAT]
     unlike = [n for n, e in zip(names, torch.cat(entropies).tolist(), strict=True) if e > ENTROPY] if entropies else []
+    if len(unlike) == len(names):  # these are no class scores, or of a teacher that was never trained
+        unlike = []
     untouched = sorted(set(range(classes or 0)) - set(torch.cat(named).tolist())) if named else []
     check = ImageCheck(
         tuple(blank), _alike(names, torch.cat(pictures), set(blank)), tuple(unlike),
@@ -141,7 +144,7 @@ def _small(pixels: Tensor) -> Tensor:
 
 def _pooled(feats: Tensor) -> Tensor:
     """One vector an image: the mean of maps and tokens."""
-    feats = feats.double()
+    feats = feats.double().reshape(len(feats), *(feats.shape[1:] or (1,)))
     return feats if feats.ndim < 3 else feats.flatten(2).mean(2) if feats.ndim > 3 else feats.mean(1)
 
 
@@ -193,14 +196,14 @@ class _FirstNorm:
 
     @property
     def shift(self) -> float | None:
-        if self._first is None:
+        if self._first is None or self._seen < _FEWEST:
             return None
         own, spread = self._first.running_mean.double(), self._first.running_var.double().clamp_min(1e-12).sqrt()
         return float(((self._sum / self._seen - own).abs() / spread).median())
 
     @property
     def factor(self) -> float | None:
-        if self._first is None:
+        if self._first is None or self._seen < _FEWEST:
             return None
         variance = self._square / self._seen - (self._sum / self._seen).square()
         return float((variance / self._first.running_var.double().clamp_min(1e-12)).median())

@@ -75,6 +75,11 @@ class ImageSet:
         """The images at `indices`, in that order; what was skipped or noted stays with the whole set."""
         return ImageSet([self._images[i] for i in indices], self.preprocessing, floats=self.floats)
 
+    def distinct(self) -> "ImageSet":
+        """Of images with equal pixels the first alone."""
+        copies = {name for name, _ in self.duplicates}
+        return self if not copies else self.subset([i for i, n in enumerate(self.names) if n not in copies])
+
     def shared_with(self, other: "ImageSet") -> list[tuple[str, str]]:
         """(name here, name there) of images with equal pixels in both sets, for held-out images of another source."""
         there = dict(zip(reversed(other.contents), reversed(other.names), strict=True))

@@ -93,11 +93,13 @@ def _asked(plan: Plan) -> str:
 
 def _certificate(report: Report) -> str:
     if report.top1_agreement is None or report.top1_agreement_low is None:
+        said = "".join(f'<p class="nogo">{escape(text)}.</p>' for text in report.certificate())
         if report.feature_error_relative is None:
-            return ""
+            return f'<div class="card">{said}</div>' if said else ""
         return (
             f'<div class="card"><p>Feature error {report.feature_error_relative:.4f} (0 is perfect, 1 no better than '
-            f"the mean feature) on {report.images_held_out:,} held-out images. Agreement has no meaning here.</p></div>"
+            f"the mean feature) on {report.images_held_out:,} held-out images. Agreement has no meaning here.</p>{said}"
+            "</div>"
         )
     first, *rest = report.certificate()
     words = in_words(report.top1_agreement_low)

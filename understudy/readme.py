@@ -13,25 +13,30 @@ def readme(report: Report, plan: Plan) -> str:
     source = plan.teacher.get("source") or {}
     spec = str(source.get("spec") or "module")
     size = (source.get("preprocessing") or {}).get("input_size") or [3, 224, 224]
-    ours = spec.startswith(_NAMED) and "result" not in source
+    first = source
+    while "result" in first:  # what its teacher, or the teacher of that, was made of
+        first = (first["result"].get("plan", {}).get("teacher") or {}).get("source") or {}
+    ours = str(first.get("spec")).startswith(_NAMED)
     opened = 'understudy.load(".")'
     if not ours:
         opened = 'understudy.load(".", "FILE.py:FUNCTION")  # what builds the architecture of its teacher'
+    known = report.top1_agreement is not None
+    agreement = [f"- top-1 agreement with the teacher: {report.top1_agreement:.1%}"] if known else []
     lines = [
         f"# Understudy of {spec}", "",
         f"Made by [understudy](https://arxiv.org/abs/2201.02620) {report.versions.get('understudy', '')}: a smaller",
         f"network in the place of `{spec}`. [report.html](report.html) says what it is worth.", "",
         f"- MACs of one image: {_of(report.macs_student, report.macs_teacher)}",
         f"- parameters: {_of(report.params_student, report.params_teacher)}",
-        *([f"- top-1 agreement with the teacher: {report.top1_agreement:.1%}"] if report.top1_agreement else []), "",
+        *agreement, "",
         "## Load it", "", f"Images are float32 (N, {', '.join(map(str, size))}){_how(source)}.", "",
         "As a module, with understudy (`pip install understudy`); no code in this folder is run:", "",
         "```python", "import torch", "import understudy", "", f"model = {opened}",
-        f"scores = model(torch.zeros(1, {', '.join(map(str, size))}))", "```", "",
-        "With PyTorch alone, after `understudy export . --to pt2`:", "",
+        f"scores = model({_given(plan, None, size)})", "```", "",
+        f"With PyTorch alone, after `understudy export . --to pt2`{_inside(report, 'pt2')}:", "",
         "```python", "import torch", "", 'model = torch.export.load("model.pt2").module()',
-        f"scores = model(torch.zeros(1, {', '.join(map(str, size))}))", "```", "",
-        "With ONNX Runtime alone, after `understudy export . --to onnx`:", "",
+        f"scores = model({_given(plan, report, size)})", "```", "",
+        f"With ONNX Runtime alone, after `understudy export . --to onnx`{_inside(report, 'onnx')}:", "",
         "```python", "import numpy", "import onnxruntime", "",
         'session = onnxruntime.InferenceSession("model.onnx")',
         f"images = numpy.zeros((1, {', '.join(map(str, size))}), numpy.float32)",
@@ -40,6 +45,19 @@ def readme(report: Report, plan: Plan) -> str:
         "`weights.safetensors` its tensors, `report.json` all figures.", "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _given(plan: Plan, report: Report | None, size: list[int]) -> str:
+    """The arguments of a call on one blank image. report: of the exported program; None of the module itself."""
+    image, call = f"torch.zeros(1, {', '.join(map(str, size))})", plan.asked.get("call")
+    if call is None or (report is not None and report.exports.get("pt2", {}).get("normalises")):
+        return image
+    first = image if call["keyword"] is None else f"{call['keyword']}={image}"
+    return ", ".join([first, *(f"{name}={value!r}" for name, value in call["options"].items())])
+
+
+def _inside(report: Report, kind: str) -> str:
+    return " (this file normalises by itself: values 0 to 1)" if report.exports.get(kind, {}).get("normalises") else ""
 
 
 def _of(student: int | None, teacher: int | None) -> str:

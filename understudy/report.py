@@ -97,7 +97,9 @@ class Report:
     def certificate(self) -> list[str]:
         """What the held-out images prove, in sentences; none where agreement is unknown."""
         if self.top1_agreement is None or self.top1_agreement_low is None or not self.images_held_out:
-            return []
+            if self.min_agreement is None:
+                return []
+            return [f"NO GO: the agreement is unknown, {self.min_agreement:.1%} was asked for"]
         agreeing = round(self.top1_agreement * self.images_held_out)
         more = images_to_halve(agreeing, self.images_held_out)
         said = [f"{in_words(self.top1_agreement_low)}; {more:,} more held-out images would halve the interval"]

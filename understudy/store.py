@@ -32,6 +32,7 @@ PLAN, WEIGHTS, REPORT = FILES = ("plan.json", "weights.safetensors", "report.jso
 # What may lie beside them, and goes with them where a result is replaced.
 PAGES = ("report.html", "README.md")
 BESIDE = (*PAGES, "model.pt2", "model.onnx", "model.onnx.data", "model.xml", "model.bin", "preprocessing.json")
+SCRATCH = ".export"  # begins the name of a folder inside that is being filled
 _STORED, _STOPPED = "stored", "stopped"
 
 
@@ -96,8 +97,19 @@ def _write_page(folder: Path, report: Report, plan: "Plan") -> None:
     from understudy.page import page
     from understudy.readme import readme
 
-    (folder / PAGES[0]).write_text(page(report, plan), encoding="utf-8")
-    (folder / PAGES[1]).write_text(readme(report, plan), encoding="utf-8")
+    for name, make in zip(PAGES, (page, readme), strict=True):
+        if _ours(folder / name):
+            (folder / name).write_text(make(report, plan), encoding="utf-8")
+
+
+def _ours(path: Path) -> bool:
+    """Is a page that is there one that was made here, or is there none?"""
+    try:
+        return "Understudy of " in path.read_text(encoding="utf-8")[:1000]
+    except FileNotFoundError:
+        return True
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def put_report(folder: str | Path, report: Report) -> None:
@@ -411,8 +423,8 @@ def _check_replaceable(path: Path, force: bool) -> None:
         raise StoreError(f"saving to {path}: it is a file; name a folder")
     if not force:
         raise StoreError(f"saving to {path}: it exists; name another folder, or replace it with force (--force)")
-    found = set(os.listdir(path))
-    strange = sorted(found - {*FILES, *BESIDE})
+    found = {name for name in os.listdir(path) if not name.startswith(SCRATCH)}
+    strange = sorted(found - {*FILES, *BESIDE}) + [name for name in PAGES if name in found and not _ours(path / name)]
     if found and (PLAN not in found or strange):
         strange = strange or [f"no {PLAN}"]
         raise StoreError(

@@ -122,7 +122,7 @@ def figures(
                         f"{tuple(have.shape)}; expected the same"
                     )
                 error.add(want.double(), have.double())
-                cosines.append(torch.cosine_similarity(want.double().flatten(1), have.double().flatten(1)))
+                cosines.append(torch.cosine_similarity(*(f.double().reshape(len(f), -1) for f in (want, have))))
             theirs, ours = class_scores(theirs, len(where)), class_scores(ours, len(where))
             if theirs is None or ours is None or theirs.shape != ours.shape:
                 answers = None
