@@ -12,7 +12,6 @@ exact binomial one for the true agreement at as many images (the median over wha
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 from statistics import median
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.lines import add, read
 from understudy import demo
 from understudy.certificate import binomial_interval
 from understudy.compress import compress
@@ -41,18 +41,12 @@ def main() -> None:
     parser.add_argument("--summary", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    done = {line["user"] for line in _read(options.out)}
+    done = {line["user"] for line in read(options.out)}
     for user in () if options.summary else range(options.users):
         if user not in done:
             line = one(user)
-            with options.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-            print(json.dumps(line), file=sys.stderr, flush=True)
-    print(json.dumps(summary(_read(options.out))))
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
+            add(options.out, line)
+    print(json.dumps(summary(read(options.out))))
 
 
 def one(user: int) -> dict[str, Any]:

@@ -11,7 +11,6 @@ default. A line of results/equal_latency.jsonl each, with the share that was mea
 
 import argparse
 import json
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -22,7 +21,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.latency_met import _batch, _read
+from benchmarks.latency_met import _batch
+from benchmarks.lines import add, read
 from benchmarks.methods import practise
 from benchmarks.methods.problem import Problem
 from understudy import demo
@@ -59,13 +59,11 @@ def main() -> None:
     torch.set_num_threads(1)
     for seed in () if options.summary else options.seed or SEEDS:
         for name in options.teacher or TEACHERS:
-            done = {(x["teacher"], x["seed"], x["method"]) for x in _read(options.out)}
+            done = {(x["teacher"], x["seed"], x["method"]) for x in read(options.out)}
             todo = [m for m in options.method or METHODS if (name, seed, m) not in done]
             for line in _lines(name, seed, todo) if todo else ():
-                with options.out.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
-                print(json.dumps(line), file=sys.stderr, flush=True)
-    for row in summary(_read(options.out)):
+                add(options.out, line)
+    for row in summary(read(options.out)):
         print(json.dumps(row))
 
 

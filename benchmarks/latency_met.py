@@ -12,13 +12,13 @@ of what was asked for, and not below 0.92 of it. Written to results/latency_met.
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.lines import add, read
 from understudy import demo
 from understudy.anatomy import trace
 from understudy.budgets import Known, compared, learn, plan_within
@@ -48,18 +48,12 @@ def main() -> None:
         threads = options.threads or (1 if spec.startswith("demo:") else 2)
         torch.set_num_threads(threads)
         for runtime in options.runtime or RUNTIMES:
-            done = {(x["teacher"], x["runtime"], x["asked"]) for x in _read(options.out)}
+            done = {(x["teacher"], x["runtime"], x["asked"]) for x in read(options.out)}
             shares = [s for s in SHARES if (spec, runtime, s) not in done]
             if shares:
                 for line in _lines(spec, runtime, threads, shares):
-                    with options.out.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(line) + "\n")
-                    print(json.dumps(line), file=sys.stderr, flush=True)
-    print(json.dumps(summary(_read(options.out))))
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
+                    add(options.out, line)
+    print(json.dumps(summary(read(options.out))))
 
 
 def _lines(spec: str, runtime: str, threads: int, shares: list[float]) -> Any:

@@ -12,7 +12,6 @@ patches. Seconds: of the closed form for that block, and of the probe, in turn i
 
 import argparse
 import json
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 from scipy.stats import spearmanr
 
+from benchmarks.lines import add, read
 from benchmarks.methods import practise
 from benchmarks.methods.problem import Problem
 from understudy import demo
@@ -55,25 +55,19 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.again:
-        lines = [_anew(line) for line in _read(options.out)]
+        lines = [_anew(line) for line in read(options.out)]
         options.out.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     elif not options.summary:
         for seed in options.seed or SEEDS:
             for name in options.teacher or TEACHERS:
                 for line in _lines(name, seed, _done(options.out)):
-                    with options.out.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(line) + "\n")
-                    print(json.dumps(line), file=sys.stderr, flush=True)
-    for row in summary(_read(options.out)):
+                    add(options.out, line)
+    for row in summary(read(options.out)):
         print(json.dumps(row))
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
-
-
 def _done(path: Path) -> set[tuple[str, int, str]]:
-    return {(line["teacher"], line["seed"], line["block"]) for line in _read(path)}
+    return {(line["teacher"], line["seed"], line["block"]) for line in read(path)}
 
 
 def _anew(line: dict[str, Any]) -> dict[str, Any]:
