@@ -27,7 +27,7 @@ from understudy.errors import PlanError
 from understudy.images import read_images
 from understudy.reconstruction import reconstruction
 from understudy.report import platform_kind, versions
-from understudy.runtimes import Setting, prepare
+from understudy.runtimes import Setting, measure
 from understudy.teachers import load_teacher
 
 OUT = Path(__file__).parent / "results" / "latency_met.jsonl"
@@ -79,10 +79,8 @@ def _lines(spec: str, runtime: str, threads: int, shares: list[float]) -> Any:
 def _batch(model: torch.nn.Module, size: tuple[int, ...], runtime: str, threads: int) -> int:
     batch = 1
     while batch < 256:
-        prepared = prepare(model, torch.zeros(1, *size), Setting(runtime, threads, batch))
-        ms = min(prepared.milliseconds(3) for _ in range(5))
-        prepared.close()
-        if ms >= LEAST_MS:
+        found = measure({"teacher": model}, torch.zeros(1, *size), Setting(runtime, threads, batch), seconds=1.0)
+        if found["teacher"].ms_low >= LEAST_MS:
             break
         batch *= 2
     return batch
