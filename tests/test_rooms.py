@@ -85,15 +85,17 @@ FORBIDDEN = {
     "certificate": {"*", "-errors"},
     "image_check": {"*", "-guard", "-images", "-seam", "-verify"},
     "verify": {"*", "-certificate", "-errors", "-guard", "-seam", "-images"},
-    "export": {"*", "-errors", "-guard", "-trace"},
-    "deploy": {"*", "-errors", "-export", "-guard", "-images", "-preprocessing", "-report", "-store", "-teachers"},
+    "export": {"*", "-errors", "-guard", "-int8", "-trace"},
+    "int8": {"*", "-trace"},
+    "int8_table": {"*", "-certificate", "-export", "-guard", "-images", "-runtimes", "-trace", "-verify"},
+    "deploy": {"compress", "cli", "mimic", "restore", "planner"},
     "run_exported": {"*"},
     "page": {"*", "-certificate", "-plan", "-report"},
     "readme": {"*", "-plan", "-report"},
     "store": {"compress", "cli", "mimic", "config", "planner", "graph", "anatomy"},
 }
 LIBRARIES = {"timm": {"builders"}, "torchvision.models": {"builders"}, "transformers": {"builders"}, "pickle": set()}
-LIBRARIES |= {"onnx": {"export", "deploy"}, "onnxruntime": {"export", "runtimes", "run_exported"}}
+LIBRARIES |= {"onnx": {"deploy", "export", "int8"}, "onnxruntime": {"export", "int8", "runtimes", "run_exported"}}
 LIBRARIES |= {"onnxscript": {"export"}, "openvino": {"export", "runtimes", "run_exported"}, "matplotlib": {"picture"}}
 
 
@@ -161,9 +163,10 @@ FLAGS = {
     "inspect": TEACHER,
     "plan": f"{BUDGET} {TEACHER} --images --out --picture --seed --force --no-force",
     "compress": f"""{BUDGET} {TEACHER} --out --plan --preset --effort --steps --max-seconds --seed --device --precision
-        --views --held-out --held-out-share --crossfit --min-agreement --alternatives --no-alternatives
+        --views --held-out --held-out-share --crossfit --min-agreement --alternatives --no-alternatives --to
         --labelled --mean --std --resize --force --no-force --resume --no-resume""",
-    "export": "--to --images --teacher --normalise --no-normalise --force --no-force --threads",
+    "export": """--to --images --held-out --teacher --weights --pretrained --no-pretrained --normalise --no-normalise
+        --force --no-force --threads""",
     "verify": "--teacher --labelled --weights --pretrained --no-pretrained --device --min-agreement --threads",
     "demo": """--teacher --keep --keep-width --images --preset --effort --steps --seed --out --force --no-force
         --threads""",

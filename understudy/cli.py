@@ -129,6 +129,7 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...")]
 Precision = Annotated[str, typer.Option(help="float32, bf16 or float64")]
 Labelled = Annotated[Path | None, typer.Option(help="Folder of class folders: measures accuracy, nothing else")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads")]
+_FORMATS = "onnx, openvino, pt2, int8, with commas between"
 MinAgreement = Annotated[
     float | None,
     typer.Option(help="Exit 1 unless the lower end of the agreement's 95 % interval is this, 0 to 1"),
@@ -318,6 +319,7 @@ def compress(
     alternatives: Annotated[
         bool, typer.Option(help="Report what cheaper ways come to on the same cut: takes as long again")
     ] = False,
+    to: Annotated[str, typer.Option(help=f"Also write the result, into its folder, as {_FORMATS}")] = "",
     labelled: Labelled = None,
     weights: Weights = None,
     pretrained: Pretrained = True,
@@ -369,7 +371,7 @@ def compress(
             result = run(
                 found, images, folder=place, force=force, resume=resume, plan=asked, config=config, held_out=held_out,
                 held_out_share=held_out_share, labelled=labelled, seam=seam, drop=drop or (), max_seconds=max_seconds,
-                min_agreement=min_agreement, with_alternatives=alternatives, on_stage=_say, on_step=_Progress(),
+                min_agreement=min_agreement, with_alternatives=alternatives, export_to=_formats(to), on_stage=_say, on_step=_Progress(),
                 **budget,
             )  # fmt: skip
         except UnderstudyError as error:
@@ -438,16 +440,30 @@ def verify(
 @app.command(epilog="Example: understudy export small/ --to onnx,openvino --images photos/")
 def export(
     folder: Annotated[Path, typer.Argument(help="A result folder; the files are written into it")],
-    to: Annotated[str, typer.Option(help="Formats, with commas between: onnx, openvino, pt2")] = "onnx",
+    to: Annotated[str, typer.Option(help=_FORMATS[0].upper() + _FORMATS[1:])] = "onnx",
     images: Annotated[
-        Path | None, typer.Option(help="Real images on which the files are compared with the student")
+        Path | None,
+        typer.Option(
+            help="Real images on which the files are compared with the student; INT8 takes its ranges from them"
+        ),
+    ] = None,
+    held_out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Images on which INT8 is compared; else those of --images that the student did not learn from"
+        ),
     ] = None,
     normalise: Annotated[
         bool, typer.Option(help="The files subtract mean and divide by deviation themselves; they take values 0 to 1")
     ] = False,
     teacher: Annotated[
-        str | None, typer.Option(help="FILE.py:FUNCTION that builds the teacher, where it is code of your own")
+        str | None,
+        typer.Option(
+            help="FILE.py:FUNCTION that builds the teacher, where it is code of your own; INT8: or its folder"
+        ),
     ] = None,
+    weights: Weights = None,
+    pretrained: Pretrained = True,
     force: Annotated[bool, typer.Option(help="Replace files that were exported before")] = False,
     threads: Threads = None,
 ) -> None:
@@ -455,10 +471,14 @@ def export(
     _threads(threads)
     from understudy.deploy import export_folder
 
-    formats = [name.strip() for name in to.split(",") if name.strip()]
-    report = export_folder(folder, formats, images=images, teacher=teacher, normalise=normalise, force=force)
+    formats = _formats(to)
+    report = export_folder(
+        folder, formats, images=images, held_out=held_out, teacher=teacher, weights=weights, pretrained=pretrained,
+        normalise=normalise, force=force,
+    )  # fmt: skip
     _say(report.table())
-    _answer({"folder": str(folder), "exports": {name: report.exports[name] for name in formats}})
+    told = {"int8": report.int8} if "int8" in formats else {}
+    _answer({"folder": str(folder), "exports": {name: report.exports[name] for name in formats}, **told})
 
 
 @app.command(epilog="Example: understudy demo --keep-width 0.3")
@@ -568,6 +588,10 @@ def _numbers(option: str, text: str | None, kind: type, between: str) -> list | 
     except ValueError:
         example = "3x224x224" if between == "x" else "0.5,0.5,0.5"
         raise InputError(f"reading --{option}: found {text!r}, expected numbers such as {example}") from None
+
+
+def _formats(to: str) -> list[str]:
+    return [name.strip() for name in to.split(",") if name.strip()]
 
 
 def _budgets(out: Path, **options: Any) -> dict[Path, dict[str, Any]]:

@@ -18,7 +18,9 @@ from understudy.budgets import MIXED, check_beside_plan, check_mixed, compared, 
 from understudy.certificate import check_threshold
 from understudy.cost import count, count_teacher
 from understudy.cut import cut
+from understudy.deploy import export_folder
 from understudy.errors import InputError, LawBroken, Stopped, StoreError, UnderstudyError, one_line
+from understudy.export import check_formats
 from understudy.guard import device_called, evaluating, named_tensors, on_device
 from understudy.image_check import check_images
 from understudy.images import ImageSet, called, read_images, split, thumbnail
@@ -94,6 +96,7 @@ def compress(
     resume: bool = False,
     min_agreement: float | None = None,
     with_alternatives: bool = False,
+    export_to: Sequence[str] = (),
     on_stage: OnStage | None = None,
     on_step: OnStep | None = None,
     **budget: Any,
@@ -117,7 +120,8 @@ def compress(
 
     min_agreement: the lower end of the interval of the agreement that is asked for (`Report.go` says whether it was
     reached); refused before any work where even perfect agreement on the held-out images could not show it.
-    with_alternatives: the report also has what cheaper ways come to on the same cut (`alternatives`).
+    with_alternatives: the report also has what cheaper ways come to on the same cut (`alternatives`). export_to:
+    formats that the saved result is also written in, by `deploy.export_folder`, whose errors leave the result as it is.
 
     Where at least CHOOSE_FROM images are left to learn from, a tenth of them is set aside to choose by, unless
     config.start is "cut": the paper's recipe takes the last step.
@@ -144,6 +148,10 @@ def compress(
     config = config or replace(PRESETS["default"], views=teacher.views)
     check_seconds(max_seconds)
     check_threshold(min_agreement)
+    if export_to:
+        check_formats(export_to)
+        if folder is None:
+            raise InputError(f"exporting to {', '.join(export_to)}: there is no folder; expected one for the result")
     if config.device is not None:
         device_called(config.device)
     if plan is None:
@@ -315,6 +323,9 @@ def compress(
             store.drop_stopped(folder)
         else:
             keep(stopped.checkpoint, saved=store.digest(saved))
+    if export_to and stopped is None:
+        say(f"exporting; the result itself is in {saved}")
+        report = export_folder(saved, export_to, images=few, held_out=proof if len(proof) else None, teacher=teacher)
     result = Result(whole, plan, report, recovery, saved, stopped is not None)
     if stopped is not None:
         raise Stopped(result, stopped.checkpoint)

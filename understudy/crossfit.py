@@ -52,7 +52,7 @@ def crossfit(
     check_threshold(min_agreement, sum(len(held) for _, held in parts))
     options = {name: value for name, value in options.items() if name not in ("held_out", "held_out_share")}
     result = compress(teacher, found, folder=folder, held_out_share=0.0, on_stage=on_stage, **options)
-    own = {"labelled", "labels", "force", "resume", "with_alternatives", "on_step"}
+    own = {"labelled", "labels", "force", "resume", "with_alternatives", "export_to", "on_step"}
     again = {name: value for name, value in options.items() if name not in own}
     if mixes(again) or options.get("plan") is not None:
         again = {name: value for name, value in again.items() if name in ("config", "seam", "example", "max_seconds")}

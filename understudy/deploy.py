@@ -11,23 +11,37 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from understudy import store
 from understudy.errors import InputError, LawBroken, StoreError
-from understudy.export import FILES, FORMATS, TOLERANCE, Exported, check_formats, export
-from understudy.guard import evaluating, named_tensors
-from understudy.images import ImageSet, read_images
+from understudy.export import (
+    FILES,
+    FORMATS,
+    TOLERANCE,
+    Exported,
+    check_formats,
+    difference,
+    export,
+    outputs_of,
+    run_onnx,
+)
+from understudy.guard import named_tensors
+from understudy.images import ImageSet, called, read_images, split
+from understudy.int8_table import int8_table
+from understudy.plan import Plan, check_teacher
 from understudy.preprocessing import Preprocessing, handed
 from understudy.report import Report
-from understudy.teachers import code_of
+from understudy.runtimes import Setting
+from understudy.teachers import Teacher, code_of, load_again, own_teacher
+from understudy.trace import as_example
+from understudy.verify import check_head
 
 REAL, RANDOM = 8, 4  # images that are compared: of those given, and random ones. Source: assumption.
 # A file may be so much larger than the student's tensors: names, the graph, alignment. Source: assumption.
@@ -57,12 +71,15 @@ def export_folder(
     formats: Sequence[str] = FORMATS,
     *,
     images: str | Path | ImageSet | None = None,
-    teacher: str | Callable[[], nn.Module] | None = None,
+    held_out: str | Path | ImageSet | None = None,
+    teacher: str | Callable[[], nn.Module] | Teacher | None = None,
+    weights: str | Path | None = None,
+    pretrained: bool = True,
     normalise: bool = False,
     tolerance: float = TOLERANCE,
     force: bool = False,
 ) -> Report:
-    """Write the student of a result into its folder, in `formats` ("onnx", "openvino", "pt2").
+    """Write the student of a result into its folder, in `formats` ("onnx", "openvino", "pt2", "int8").
 
     Beside them preprocessing.json: how each file wants its images. images: real ones to compare with, prepared as the
     teacher's. teacher: the code that builds the teacher's architecture, where it is your own ("file.py:build").
@@ -70,11 +87,23 @@ def export_folder(
     teacher that was compressed in part the part is written. Returns the report of the folder with `exports` in it, as
     it then stands in the folder.
 
-    Raises: LawBroken where a file run by itself differs from the student by more than `tolerance` of the largest
-    output, or does not hold its parameters; else as `export.export` and `store.load`. Nothing is then left behind.
+    "int8" needs images; those among them that the student learned from say how large values become. It also puts `int8`
+    into the report: teacher and student, each in float32 and in INT8 (`int8_table`), compared on `held_out`, or on
+    those of `images` that the student did not learn from. Of images that it knows none of, a fifth is held out.
+    teacher, weights, pretrained: the teacher itself, as in `compress.verify_folder`; where none is given and the
+    teacher cannot be had, the table is of the student alone, and says why.
+
+    Raises: LawBroken where a file run by itself differs by more than `tolerance` of the largest output from the student
+    (in INT8: from what it gives here), or does not hold the student's parameters; else as `export.export` and
+    `store.load`. Nothing is then left behind.
     """
     formats = tuple(dict.fromkeys(formats))
     check_formats(formats)
+    if "int8" in formats and images is None:
+        raise InputError(
+            f"exporting {folder} to int8: found no images; expected a few (--images DIR), which say how large the "
+            "values become"
+        )
     plan, report, _ = store.read(folder)
     path = Path(folder).resolve()
     names = [FILES[f] for f in formats] + ([] if report.exports else [PREPROCESSING])
@@ -87,41 +116,137 @@ def export_folder(
             f"exporting {path}: the folder does not say what images its teacher takes; use understudy.export"
         )
     preprocessing, call = Preprocessing.from_json(source["preprocessing"]), plan.asked.get("call")
-    model = store.load(folder, code_of(teacher) if isinstance(teacher, str) else teacher)
-    if source.get("part"):
-        model = model.get_submodule(source["part"])
-    batches = _batches(preprocessing, images)
-    if normalise:
-        model = Prepared(model, preprocessing, call)
-        scale = [torch.tensor(v)[:, None, None] for v in (preprocessing.std, preprocessing.mean)]
-        batches, call = {name: batch * scale[0] + scale[1] for name, batch in batches.items()}, None
+    whole = store.load(folder, _architecture(teacher))
+    real, proof = (None if some is None else _read(some, preprocessing) for some in (images, held_out))
+    lead, without = None, None
+    if "int8" in formats:
+        real, proof = _parts(real, proof, report)
+        lead, without = _lead(plan, whole, preprocessing, teacher, weights, pretrained)
+
+    def wrapped(model: nn.Module) -> nn.Module:
+        return Prepared(model, preprocessing, plan.asked.get("call")) if normalise else model
+
+    def shown(images: ImageSet) -> ImageSet | _Plain:
+        return _Plain(images) if normalise else images
+
+    model = wrapped(whole.get_submodule(str(source.get("part", ""))))
+    call = None if normalise else call
+    random = torch.randn(RANDOM, *preprocessing.input_size, generator=torch.Generator().manual_seed(0))
+    batches = {"random": _unnormalised(random, preprocessing) if normalise else random}
+    if real is not None:
+        batches["real"] = shown(real).batch(range(min(REAL, len(real))))
+    example = handed(batches["random"][:2], call)
     with _scratch(path) as scratch:
-        found = export(model, handed(batches["random"][:2], call), scratch, formats=formats, tolerance=tolerance)
+        options: dict[str, Any] = {"tolerance": tolerance, "formats": formats}
+        if "int8" in formats:
+            pairs = ([i, (i + 1) % len(real)] for i in range(0, len(real), 2))
+            options["calibrate"] = [handed(shown(real).batch(pair), call) for pair in pairs]
+            options["formats"] = tuple(dict.fromkeys((*formats, "onnx")))  # the table compares both
+        found = export(model, example, scratch, **options)
         elsewhere = {f: _elsewhere(model, found, f, batches, call, tolerance) for f in formats}
         sizes = {f: _check_size(model, found.files[f], f) for f in formats}
         exports = {
             f: {
-                "file": FILES[f], "bytes": sizes[f], "precision": found.precision, "tolerance": tolerance,
-                "opset": found.opset if f != "pt2" else None, "batch": "any" if found.static is None else "fixed",
-                "fixed_because": found.static, "normalises": normalise, "call": call, **elsewhere[f],
+                "file": FILES[f], "bytes": sizes[f], "precision": "int8" if f == "int8" else found.precision,
+                "tolerance": None if f == "int8" else tolerance, "opset": found.opset if f != "pt2" else None,
+                "batch": "any" if found.static is None else "fixed", "fixed_because": found.static,
+                "normalises": normalise, "call": call, **elsewhere[f],
             }
             for f in formats
         }  # fmt: skip
+        if "int8" in formats:
+            networks = {"student": found}
+            if lead is not None:
+                options["formats"] = ("onnx", "int8")
+                networks = {"teacher": export(wrapped(lead), example, Path(scratch) / "teacher", **options), **networks}
+            table = int8_table(
+                networks, wrapped(lead or model), proof and called(shown(proof), call), example, _setting(report)
+            )
+            report = replace(report, int8={**table, "images_quantised_by": len(real), "without_teacher": without})
         report = replace(report, exports={**report.exports, **exports})
+        for name in set(options["formats"]) - set(formats):
+            for file in _parts_of(found.files[name], name):
+                file.unlink()
         (Path(scratch) / PREPROCESSING).write_text(_told(preprocessing, report.exports), encoding="utf-8")
         _put(Path(scratch), path)
     store.put_report(folder, report)
     return report
 
 
-def _batches(preprocessing: Preprocessing, images: str | Path | ImageSet | None) -> dict[str, Tensor]:
-    """Prepared images, (N, C, H, W) float32."""
-    draws = torch.Generator().manual_seed(0)
-    found = {"random": torch.randn(RANDOM, *preprocessing.input_size, generator=draws)}
-    if images is not None:
-        real = images if isinstance(images, ImageSet) else read_images(images, preprocessing)
-        found["real"] = real.batch(list(range(min(REAL, len(real)))))
-    return found
+@dataclass(frozen=True)
+class _Plain:
+    """Images of values 0 to 1."""
+
+    images: ImageSet
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, indices: Sequence[int]) -> Tensor:
+        return _unnormalised(self.images.batch(indices), self.images.preprocessing)
+
+
+def _unnormalised(batch: Tensor, preprocessing: Preprocessing) -> Tensor:
+    mean, std = (torch.tensor(v)[:, None, None] for v in (preprocessing.mean, preprocessing.std))
+    return batch * std + mean
+
+
+def _read(images: str | Path | ImageSet, preprocessing: Preprocessing) -> ImageSet:
+    return images if isinstance(images, ImageSet) else read_images(images, preprocessing)
+
+
+def _architecture(teacher: str | Callable[[], nn.Module] | Teacher | None) -> Any:
+    if isinstance(teacher, Teacher):
+        return teacher.architecture()
+    return code_of(teacher) if isinstance(teacher, str) else teacher
+
+
+def _parts(real: ImageSet, proof: ImageSet | None, report: Report) -> tuple[ImageSet, ImageSet | None]:
+    """Images to quantise by, and those to compare on, which the student did not learn from: None where none are."""
+    learnt = {h for use in ("fit", "choose") for h in report.image_hashes.get(use, [])}
+    known = [i for i, h in enumerate(real.hashes) if h in learnt]
+    if proof is None and not known and len(real.distinct()) > 1:
+        parts = split(real, seed=0, held_out_share=0.2, choose_share=0.0)
+        return real.subset(parts.fit), real.subset(parts.held_out)
+    few = real.subset(known) if known else real
+    rest = (real if proof is None else proof).distinct()
+    own = {few.contents[i] for i in range(len(few))}
+    new = [i for i, h in enumerate(rest.hashes) if h not in learnt and rest.contents[i] not in own]
+    return few, rest.subset(new) if new else None
+
+
+def _lead(
+    plan: Plan,
+    student: nn.Module,
+    preprocessing: Preprocessing,
+    teacher: str | Callable[[], nn.Module] | Teacher | None,
+    weights: str | Path | None,
+    pretrained: bool,
+) -> tuple[nn.Module | None, str | None]:
+    """The network that was cut, with its weights; or why it cannot be had."""
+    source = plan.teacher.get("source") or {}
+    try:
+        if isinstance(teacher, Teacher):
+            lead = teacher
+        elif callable(teacher):
+            lead = own_teacher(teacher(), preprocessing, part=str(source.get("part", "")))
+        else:
+            lead = load_again(source, teacher, weights=weights, pretrained=pretrained)
+        check_teacher(lead.model, plan)
+        check_head(lead.model if lead.whole is None else lead.whole, student, plan.seam, lead.part)
+    except (InputError, LawBroken) as error:
+        if teacher is not None or weights is not None:
+            raise
+        return None, str(error)
+    return lead.model, None
+
+
+def _setting(report: Report) -> Setting:
+    """Where the student's latency was measured, as far as INT8 runs there."""
+    told = report.latency or {}
+    if told.get("runtime") in ("onnxruntime", "openvino"):
+        return Setting(told["runtime"], told["threads"], told["batch"])
+    return Setting("onnxruntime", torch.get_num_threads(), 1)
 
 
 def _elsewhere(
@@ -139,24 +264,23 @@ def _elsewhere(
         # A file whose batch is fixed takes two images.
         parts = [batch] if found.static is None else list(batch.split(2))
         for part in (p for p in parts if found.static is None or len(p) == 2):
-            error = _difference(_run(found.files[kind], part, call), _outputs(model, handed(part, call)))
+            given = as_example(handed(part, call))
+            alone, wanted = _run(found.files[kind], part, call), outputs_of(model, *given)
+            error = difference(alone, wanted)
             errors[name] = max(error, errors[name] or 0.0)
+            if kind == "int8":  # what is lost is told; what runs elsewhere has to be what was quantised here
+                error = difference(alone, *run_onnx(found.files[kind], [given]))
             if not error <= tolerance:
                 raise LawBroken(
-                    f"comparing {found.files[kind].name} in a process of its own with the student, on {name} images: "
+                    f"comparing {found.files[kind].name} in a process of its own with "
+                    f"{'what it gives here' if kind == 'int8' else 'the student'}, on {name} images: "
                     f"outputs differ by {error:.1e} of the largest in float32, expected at most {tolerance:.1e}; do "
                     "not deploy it, and please report the model"
                 )
     return {f"error_{name}": error for name, error in errors.items()}
 
 
-def _outputs(model: nn.Module, given: Any) -> list[np.ndarray]:
-    args, kwargs = given if isinstance(given, tuple) else ((given,), {})
-    with evaluating(model):
-        return [t.numpy() for t in tree_leaves(model(*args, **kwargs)) if isinstance(t, Tensor)]
-
-
-def _run(path: Path, batch: Tensor, call: dict[str, Any] | None) -> list[np.ndarray]:
+def _run(path: Path, batch: Tensor, call: dict[str, Any] | None) -> list[Tensor]:
     with tempfile.TemporaryDirectory(prefix="understudy") as scratch:
         given, result = Path(scratch) / "given.npz", Path(scratch) / "result.npz"
         np.savez(given, batch.numpy(), call=json.dumps(call or {"keyword": None, "options": {}}))
@@ -167,24 +291,13 @@ def _run(path: Path, batch: Tensor, call: dict[str, Any] | None) -> list[np.ndar
             last = (process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
             raise LawBroken(f"running {path.name} in a process of its own: {last[:300]}; do not deploy it")
         with np.load(result) as held:
-            return [held[name] for name in held.files]
-
-
-def _difference(found: list[np.ndarray], expected: list[np.ndarray]) -> float:
-    if [f.shape for f in found] != [e.shape for e in expected]:
-        return float("inf")
-    if any(np.isnan(f).any() for f in found if f.dtype.kind == "f"):
-        return float("inf")
-    pairs = ((f.astype(np.float64), e.astype(np.float64)) for f, e in zip(found, expected, strict=True) if e.size)
-    return max((float(np.abs(f - e).max() / max(np.abs(e).max(), 1e-300)) for f, e in pairs), default=0.0)
+            return [torch.from_numpy(held[name]) for name in held.files]
 
 
 def _check_size(model: nn.Module, path: Path, kind: str) -> int:
     """Bytes of the file with all that lies beside it. Raises: LawBroken where they are more than the student's tensors,
     or where an ONNX file has other parameters than the student."""
-    beside = [path.with_name("model.bin"), path.with_name("model.onnx.data")]
-    parts = {"onnx": [path, beside[1]], "openvino": [path, beside[0]], "pt2": [path]}[kind]
-    size = sum(p.stat().st_size for p in parts if p.exists())
+    size = sum(p.stat().st_size for p in _parts_of(path, kind))
     held = {id(t): t for t in named_tensors(model).values()}.values()
     most = OVERHEAD * sum(t.numel() * t.element_size() for t in held) + OVERHEAD_BYTES
     if size > most:
@@ -192,7 +305,7 @@ def _check_size(model: nn.Module, path: Path, kind: str) -> int:
             f"exporting {path.name}: it takes {size:,} bytes, expected at most {round(most):,} for the student's "
             "tensors; it holds more than the student"
         )
-    if kind == "onnx":
+    if kind in ("onnx", "int8"):
         import onnx
 
         graph = onnx.load(path, load_external_data=False).graph
@@ -203,6 +316,11 @@ def _check_size(model: nn.Module, path: Path, kind: str) -> int:
                 f"exporting {path.name}: it holds {written:,} numbers, the student {wanted:,}; expected no more"
             )
     return size
+
+
+def _parts_of(path: Path, kind: str) -> list[Path]:
+    beside = path.with_name("model.bin") if kind == "openvino" else path.with_name(f"{path.name}.data")
+    return [p for p in (path, beside) if p.exists()]
 
 
 def _told(preprocessing: Preprocessing, exports: dict[str, dict[str, Any]]) -> str:
@@ -227,5 +345,6 @@ def _put(scratch: Path, folder: Path) -> None:
     names = [p.name for p in scratch.iterdir() if p.is_file()]
     for name in sorted(names, key=lambda n: n in FILES.values()):
         os.replace(scratch / name, folder / name)
-    if FILES["onnx"] in names and f"{FILES['onnx']}.data" not in names:
-        (folder / f"{FILES['onnx']}.data").unlink(missing_ok=True)
+    for name in (FILES["onnx"], FILES["int8"]):
+        if name in names and f"{name}.data" not in names:
+            (folder / f"{name}.data").unlink(missing_ok=True)

@@ -2,10 +2,13 @@
 
 import math
 import os
+import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,9 +22,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from understudy.errors import InputError, LawBroken, StoreError, UnsupportedModel, one_line
 from understudy.guard import full_copy, named_tensors, structural_copy
+from understudy.int8 import quantise
 from understudy.trace import Example, as_example, export_program, operator, place, quiet, require_data, without_stacks
 
-FILES = {"pt2": "model.pt2", "onnx": "model.onnx", "openvino": "model.xml"}  # OpenVINO: and model.bin
+FILES = {"pt2": "model.pt2", "onnx": "model.onnx", "openvino": "model.xml", "int8": "model.int8.onnx"}
 FORMATS = ("pt2", "onnx")  # by default
 TOLERANCE = 1e-4  # of the largest output, in float32. Measured: 5e-7 in ONNX Runtime, 0 in the exported program
 ONE_FILE = 256 * 2**20  # bytes of weights in one .onnx; writing it takes three times that. Assumption: above it counts
@@ -32,7 +36,7 @@ class Exported:
     """What was written, and how far it is from the model.
 
     files: format -> path. errors: format -> largest difference of any output over that output's largest value.
-    opset: of the ONNX file, None without one. static: None where the batch may have any size, else why it may not.
+    opset: of the ONNX files, None without one. static: None where the batch may have any size, else why it may not.
     """
 
     files: dict[str, Path]
@@ -48,40 +52,45 @@ def export(
     folder: str | Path,
     *,
     formats: Sequence[str] = FORMATS,
+    calibrate: Sequence[Any] = (),
     tolerance: float = TOLERANCE,
     force: bool = False,
 ) -> Exported:
-    """Write `model`, in eval mode and float32, to folder/model.pt2 (`torch.export`), model.onnx, model.xml (OpenVINO).
+    """Write `model`, in eval mode and float32, to folder/model.pt2 (`torch.export`), model.onnx, model.xml and
+    model.bin (OpenVINO), model.int8.onnx (`int8.quantise`, for ONNX Runtime and OpenVINO).
 
     Each file is loaded again (the program by torch, the others by ONNX Runtime and OpenVINO on the CPU, in float32) and
     compared with the model on `example`: a tensor (N, C, H, W), a tuple of arguments or (args, kwargs). Where N is 2 or
     more, the batch is made free, and the first image alone is compared too; where that fails it is fixed at N. Weights
     of more than 256 MiB lie beside the ONNX file, in model.onnx.data. The model is untouched; on an error nothing is
-    left behind.
+    left behind. calibrate: for INT8, batches of real images as the model takes them, each of as many images as the
+    example; how far its file is from the model is told and held to no tolerance.
 
     Raises: UnsupportedModel naming operator and module that cannot be written; LawBroken when a file's outputs differ
-    by more than `tolerance` of the largest output; InputError for a format that is unknown or lacks the extra `export`;
-    StoreError when a file exists (without `force`) or cannot be written.
+    by more than `tolerance` of the largest output; InputError for a format that is unknown or lacks the extra `export`,
+    and for INT8 without images; StoreError when a file exists (without `force`) or cannot be written.
     """
     formats = tuple(dict.fromkeys(formats))
     check_formats(formats)
+    if "int8" in formats and not calibrate:
+        raise InputError("exporting to int8: found no images; expected a few, which say how large the values become")
     require_data(model)
-    ready, call = _in_float32(model, example)
+    ready, call = in_float32(model, example)
     folder = Path(folder)
     there = [p for f in formats if (p := folder / FILES[f]).exists()]
     if there and not force:
         raise StoreError(f"exporting to {there[0]}: it exists; name another folder, or replace it with force")
-    static = None if _batch(call) > 1 else "the example is not a batch of 2 or more"
+    static = None if batch_of(call) > 1 else "the example is not a batch of 2 or more"
     found = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".export") as scratch:
             if static is None:
                 try:
-                    found = _write(ready, call, Path(scratch), formats, tolerance, None)
+                    found = _write(ready, call, Path(scratch), formats, calibrate, tolerance, None)
                 except (UnsupportedModel, LawBroken) as error:
                     static = str(error)
-            found = found or _write(ready, call, Path(scratch), formats, tolerance, static)
+            found = found or _write(ready, call, Path(scratch), formats, calibrate, tolerance, static)
             for path in Path(scratch).iterdir():
                 os.replace(path, folder / path.name)
     except OSError as error:
@@ -95,6 +104,7 @@ def check_formats(formats: Sequence[str]) -> None:
     if strange or not formats:
         raise InputError(f"exporting: found formats {', '.join(strange) or 'none'}, expected of {', '.join(FILES)}")
     needed = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
+    needed["int8"] = needed["onnx"]
     found = (name for f in formats for name in needed.get(f, ()) if find_spec(name) is None)
     missing = list(dict.fromkeys(found))
     if missing:
@@ -105,16 +115,22 @@ def check_formats(formats: Sequence[str]) -> None:
 
 
 def _write(
-    model: nn.Module, call: Example, folder: Path, formats: Sequence[str], tolerance: float, static: str | None
+    model: nn.Module,
+    call: Example,
+    folder: Path,
+    formats: Sequence[str],
+    calibrate: Sequence[Any],
+    tolerance: float,
+    static: str | None,
 ) -> Exported:
     """Every format from one trace, then compared. static: why the batch is fixed; None tries to leave it free."""
-    calls = [call] if static is not None else [call, tree_map(lambda v: v[:1] if _batched(v, call) else v, call)]
-    expected = [_outputs(model, *c) for c in calls]
+    calls = [call] if static is not None else [call, tree_map(lambda v: v[:1] if batched(v, call) else v, call)]
+    expected = [outputs_of(model, *c) for c in calls]
     clone, shapes = structural_copy(model), None
     if static is None:
         collection = ShapesCollection()
-        for tensor in _tensors(call):
-            if _batched(tensor, call):
+        for tensor in tensors_in(call):
+            if batched(tensor, call):
                 collection[tensor] = {0: Dim.AUTO}
         shapes = collection.dynamic_shapes(clone, *call)
     program = export_program(clone, *call, dynamic_shapes=shapes)
@@ -125,9 +141,12 @@ def _write(
     if "pt2" in files:
         _write_program(program, clone, files["pt2"])
     if "onnx" in files:
-        opset = _write_onnx(program, clone, files["onnx"])
-    if "openvino" in files:
-        opset = _write_openvino(program, clone, files) or opset
+        opset = write_onnx(program, clone, files["onnx"])
+    for name, write in (("openvino", _write_openvino), ("int8", partial(_write_int8, calibrate=calibrate))):
+        if name in files:
+            with _onnx_file(program, clone, files) as (path, made):
+                write(clone, path, files[name])
+            opset = made or opset
     del program, clone
     errors = {}
     for name, path in files.items():
@@ -137,8 +156,8 @@ def _write(
             raise LawBroken(
                 f"running {path.name} of {type(model).__name__}: {one_line(error)}; expected the model's outputs"
             ) from error
-        errors[name] = max(_difference(*pair) for pair in zip(found, expected, strict=True))
-        if not errors[name] <= tolerance:
+        errors[name] = max(difference(*pair) for pair in zip(found, expected, strict=True))
+        if not errors[name] <= (tolerance if name != "int8" else sys.float_info.max):
             raise LawBroken(
                 f"comparing {path.name} with the {type(model).__name__} it was made of: they differ by "
                 f"{errors[name]:.1e} of the largest output in float32, expected at most {tolerance:.1e}; do not "
@@ -147,13 +166,13 @@ def _write(
     return Exported(files, errors, opset, static)
 
 
-def _outputs(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> list[Tensor]:
+def outputs_of(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> list[Tensor]:
     try:
         with torch.no_grad():
-            return _tensors(model(*args, **kwargs))
+            return tensors_in(model(*args, **kwargs))
     except Exception as error:  # whatever a model's own code raises
         raise UnsupportedModel(
-            f"running {type(model).__name__}{place(error, model)} before its export, batch {_batch((args, kwargs))}, "
+            f"running {type(model).__name__}{place(error, model)} before its export, batch {batch_of((args, kwargs))}, "
             f"float32, on the CPU: {one_line(error)}; expected outputs to compare with"
         ) from error
 
@@ -170,7 +189,7 @@ def _write_program(program: Any, model: nn.Module, path: Path) -> None:
         ) from error
 
 
-def _write_onnx(program: Any, model: nn.Module, path: Path) -> int:
+def write_onnx(program: Any, model: nn.Module, path: Path) -> int:
     """Returns the opset."""
     try:
         _adapt_attention(program)
@@ -194,25 +213,38 @@ def _write_onnx(program: Any, model: nn.Module, path: Path) -> int:
         ) from error
 
 
-def _write_openvino(program: Any, model: nn.Module, files: dict[str, Path]) -> int | None:
-    """By way of ONNX, as it is measured. Returns the opset where the ONNX file was made here."""
+@contextmanager
+def _onnx_file(program: Any, model: nn.Module, files: dict[str, Path]) -> Iterator[tuple[Path, int | None]]:
+    """The ONNX file that another format is made of, and its opset where it was made for that."""
+    if "onnx" in files:
+        yield files["onnx"], None
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "model.onnx"
+        yield path, write_onnx(program, model, path)
+
+
+def _write_openvino(model: nn.Module, source: Path, target: Path) -> None:
+    """By way of ONNX, as it is measured."""
     import openvino
 
-    with tempfile.TemporaryDirectory() as scratch:
-        path, opset = files.get("onnx"), None
-        if path is None:
-            path = Path(scratch) / "model.onnx"
-            opset = _write_onnx(program, model, path)
-        try:
-            core = openvino.Core()
-            core.set_property({"ENABLE_MMAP": False})  # the file does not last
-            converted = core.read_model(path)
-            openvino.save_model(converted, files["openvino"], compress_to_fp16=False)
-        except Exception as error:  # whatever OpenVINO raises
-            raise UnsupportedModel(
-                f"writing {type(model).__name__} for OpenVINO: {one_line(error)}; expected operators that it has"
-            ) from error
-    return opset
+    try:
+        core = openvino.Core()
+        core.set_property({"ENABLE_MMAP": False})  # the file does not last
+        openvino.save_model(core.read_model(source), target, compress_to_fp16=False)
+    except Exception as error:  # whatever OpenVINO raises
+        raise UnsupportedModel(
+            f"writing {type(model).__name__} for OpenVINO: {one_line(error)}; expected operators that it has"
+        ) from error
+
+
+def _write_int8(model: nn.Module, source: Path, target: Path, calibrate: Sequence[Any]) -> None:
+    try:
+        quantise(source, target, [[t.detach().numpy() for t in tensors_in(as_example(b))] for b in calibrate])
+    except Exception as error:  # whatever ONNX Runtime raises
+        raise UnsupportedModel(
+            f"quantising {type(model).__name__}: {one_line(error)}; expected operators that ONNX Runtime can quantise"
+        ) from error
 
 
 def _adapt_attention(program: Any) -> None:
@@ -251,10 +283,10 @@ def _made(graph: Graph, function: Any, source: Node, *others: Any, **options: An
 def _run_program(path: Path, calls: list[Example]) -> list[list[Tensor]]:
     module = torch.export.load(path).module()
     with torch.no_grad():
-        return [_tensors(module(*args, **kwargs)) for args, kwargs in calls]
+        return [tensors_in(module(*args, **kwargs)) for args, kwargs in calls]
 
 
-def _run_onnx(path: Path, calls: list[Example]) -> list[list[Tensor]]:
+def run_onnx(path: Path, calls: list[Example]) -> list[list[Tensor]]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -263,7 +295,7 @@ def _run_onnx(path: Path, calls: list[Example]) -> list[list[Tensor]]:
     options.log_severity_level = 3  # errors; it warns of its own optimisations by the hundred
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [given.name for given in session.get_inputs()]
-    feeds = [dict(zip(names, (t.detach().numpy() for t in _tensors(call)), strict=True)) for call in calls]
+    feeds = [dict(zip(names, (t.detach().numpy() for t in tensors_in(call)), strict=True)) for call in calls]
     return [[torch.from_numpy(v) for v in session.run(None, feed)] for feed in feeds]
 
 
@@ -274,18 +306,19 @@ def _run_openvino(path: Path, calls: list[Example]) -> list[list[Tensor]]:
     core.set_property({"ENABLE_MMAP": False})  # the file may be moved
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     request = core.compile_model(core.read_model(path), "CPU", options).create_infer_request()
-    feeds = [[t.detach().contiguous().numpy() for t in _tensors(call)] for call in calls]
+    feeds = [[t.detach().contiguous().numpy() for t in tensors_in(call)] for call in calls]
     return [[torch.from_numpy(v.copy()) for v in request.infer(feed).to_tuple()] for feed in feeds]
 
 
 _RUN: dict[str, Callable[[Path, list[Example]], list[list[Tensor]]]] = {
     "pt2": _run_program,
-    "onnx": _run_onnx,
+    "onnx": run_onnx,
     "openvino": _run_openvino,
+    "int8": run_onnx,
 }
 
 
-def _difference(found: list[Tensor], expected: list[Tensor]) -> float:
+def difference(found: list[Tensor], expected: list[Tensor]) -> float:
     """The largest of any output, as a share of that output's largest value; infinite where the shapes differ."""
     if [f.shape for f in found] != [e.shape for e in expected]:
         return math.inf
@@ -294,7 +327,7 @@ def _difference(found: list[Tensor], expected: list[Tensor]) -> float:
     return torch.stack(shares).max().item() if shares else 0.0
 
 
-def _in_float32(model: nn.Module, example: Any) -> tuple[nn.Module, Example]:
+def in_float32(model: nn.Module, example: Any) -> tuple[nn.Module, Example]:
     """A copy in eval mode, on the CPU, in float32, and the example likewise; tensors are shared where they can be."""
     held = named_tensors(model).values()
     plain = all(t.device.type == "cpu" and (t.dtype == torch.float32 or not t.is_floating_point()) for t in held)
@@ -313,14 +346,14 @@ def _free(program: Any) -> bool:
     return any(isinstance(v, Tensor) and v.dim() > 0 and not is_concrete_int(v.shape[0]) for v in values)
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def tensors_in(value: Any) -> list[Tensor]:
     return [v for v in tree_leaves(value) if isinstance(v, Tensor)]
 
 
-def _batch(call: Example) -> int:
-    first = next(iter(_tensors(call)), None)
+def batch_of(call: Example) -> int:
+    first = next(iter(tensors_in(call)), None)
     return first.shape[0] if first is not None and first.dim() else 0
 
 
-def _batched(value: Any, call: Example) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == _batch(call)
+def batched(value: Any, call: Example) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch_of(call)

@@ -12,7 +12,7 @@ from typing import Any
 
 from understudy.certificate import in_words
 from understudy.plan import Plan
-from understudy.report import Report
+from understudy.report import Report, farthest
 
 _HASHES = 24  # of images that are printed; all of them are in report.json. Source: assumption.
 _STYLE = """
@@ -58,6 +58,8 @@ def page(report: Report, plan: Plan) -> str:
         _section("Teacher and student", _sizes(report)),
         _section("Widths and blocks", _widths(report, plan)),
         _section("What cheaper ways come to", _alternatives(report)),
+        _section("Float32 and INT8", _int8(report)),
+        _section("Agreement against latency", _tradeoff(report)),
         _section("Loss over steps", _losses(report)),
         _section("Answered differently", _disagreements(report)),
         _section("Agreement by the teacher's answer", _classes(report)),
@@ -188,6 +190,90 @@ def _losses(report: Report) -> str:
     return _line_chart(points, "step", "loss", log=True)
 
 
+def _int8(report: Report) -> str:
+    told = report.int8
+    if not told:
+        return ""
+    who = "student" if told["without_teacher"] else "teacher"
+    said = (
+        f"On {told['runtime']}, threads {told['threads']}, batch {told['batch']}, timed in turn; quantised by "
+        f"{told['images_quantised_by']:,} images; agreement with the {who} on {told['images']:,} others."
+    )
+    body = "".join(
+        f"<tr><td>{escape(row['name'])}</td><td>{row['ms']:.3f}</td><td>{row['share']:.1%}</td>"
+        f"<td>{row['bytes'] / 1e6:.2f}</td><td>{_share(row)}</td></tr>"
+        for row in told["rows"]
+    )
+    head = "<tr><th></th><th>ms</th><th>of the first</th><th>MB</th><th>agreement</th></tr>"
+    return f'<p class="soft">{escape(said)}</p><div class="scroll"><table>{head}{body}</table></div>'
+
+
+def _share(row: Mapping[str, Any]) -> str:
+    if row["top1_agreement"] is None:
+        return "unknown"
+    low, high = row["top1_agreement_low"], row["top1_agreement_high"]
+    return f"{row['top1_agreement']:.1%} <span class='soft'>{low:.0%}-{high:.0%}</span>"
+
+
+def _tradeoff(report: Report) -> str:
+    """What was measured on one runtime: each network's agreement with the teacher over its milliseconds."""
+    own = {"name": "student", "top1_agreement": report.top1_agreement}
+    if report.int8 and not report.int8["without_teacher"]:
+        found = list(report.int8["rows"])
+        student = next(row["ms"] for row in found if row["name"] == "student")
+    elif report.latency:
+        student = report.latency["student_ms"]
+        found = [
+            {"name": "teacher", "top1_agreement": 1.0, "ms": report.latency["teacher_ms"]}, {**own, "ms": student}
+        ]  # fmt: skip
+    else:
+        return ""
+    found += [{**way, "ms": student} for way in report.alternatives]
+    points = [
+        (row["name"], row["ms"], 100 * row["top1_agreement"]) for row in found if row["top1_agreement"] is not None
+    ]
+    if len(points) < 2:
+        return ""
+    return _scatter(points, "milliseconds of a forward pass", "agreement with the teacher, %")
+
+
+def _scatter(points: Sequence[tuple[str, float, float]], x_name: str, y_name: str) -> str:
+    """Points with their names, which move down where they would lie upon each other."""
+    wide, high, left, bottom, top, right = 480, 300, 50, 48, 24, 150
+    x1, y0 = max(x for _, x, _ in points), min(y for *_, y in points)
+    y0, y1 = max(0.0, math.floor(y0 / 5) * 5 - 5), 100.0
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        across = left + x / x1 * (wide - left - right)
+        return round(across, 1), round(top + (y1 - y) / (y1 - y0) * (high - top - bottom), 1)
+
+    marks = []
+    for i in range(4):
+        x, y = x1 * i / 3, y0 + (y1 - y0) * i / 3
+        across, down = at(x, y)
+        marks.append(
+            f'<line class="axis" x1="{left}" x2="{wide - right}" y1="{down}" y2="{down}"/>'
+            f'<text class="soft" x="{left - 6}" y="{down + 4}" text-anchor="end">{y:.0f}</text>'
+            f'<text class="soft" x="{across}" y="{high - 28}" text-anchor="middle">{x:.3g}</text>'
+        )
+    taken: list[tuple[float, float]] = []
+    for name, x, y in sorted(points, key=lambda p: -p[2]):
+        across, down = at(x, y)
+        line = down + 5
+        while any(abs(line - other) < 15 and abs(across - beside) < right for beside, other in taken):
+            line += 1
+        taken.append((across, line))
+        marks.append(
+            f'<circle cx="{across}" cy="{down}" r="5" fill="var(--accent)"/>'
+            f'<text x="{across + 9}" y="{line}">{escape(name)}</text>'
+        )
+    return (
+        f'<svg viewBox="0 0 {wide} {high}" role="img" aria-label="{escape(y_name)} over {escape(x_name)}">'
+        f'{"".join(marks)}<text class="soft" x="{wide - right}" y="{high - 6}" text-anchor="end">{escape(x_name)}</text>'
+        f'<text class="soft" x="2" y="13">{escape(y_name)}</text></svg>'
+    )
+
+
 def _line_chart(points: Sequence[tuple[float, float]], x_name: str, y_name: str, *, log: bool) -> str:
     """A line, its axes with four marks each."""
     wide, high, left, bottom, top = 480, 230, 66, 44, 12
@@ -251,7 +337,7 @@ def _classes(report: Report) -> str:
 def _exports(report: Report) -> str:
     body = "".join(
         f"<tr><td>{escape(e['file'])}</td><td>{e['bytes'] / 1e6:.2f} MB</td><td>{escape(e['precision'])}</td>"
-        f"<td>batch {escape(e['batch'])}</td><td>{max(e['error_random'], e['error_real'] or 0):.0e}</td></tr>"
+        f"<td>batch {escape(e['batch'])}</td><td>{farthest(e):.0e}</td></tr>"
         for e in report.exports.values()
     )
     head = "<tr><th></th><th>size</th><th></th><th></th><th>largest difference</th></tr>"

@@ -41,6 +41,7 @@ def readme(report: Report, plan: Plan) -> str:
         'session = onnxruntime.InferenceSession("model.onnx")',
         f"images = numpy.zeros((1, {', '.join(map(str, size))}), numpy.float32)",
         "scores = session.run(None, {session.get_inputs()[0].name: images})[0]", "```", "",
+        "`understudy export . --to int8 --images DIR` writes the same in INT8, as `model.int8.onnx`.", "",
         "`plan.json` is the plan it was cut by (edit it and give it to `understudy compress --plan`),",
         "`weights.safetensors` its tensors, `report.json` all figures.", "",
     ]  # fmt: skip

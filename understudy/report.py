@@ -29,6 +29,7 @@ class Report:
     widths: group -> [units kept, units of the teacher]. losses: [step, loss] of mimic, at most a few hundred.
     latency: of both on the runtime that a latency was asked for, as `budgets.compared` has it. exports: format -> file
     name, bytes, opset, and how far it was from the student when it was run by itself, as `deploy` has it.
+    int8: teacher and student in float32 and in INT8, as `int8_table` has it.
     alternatives: what cheaper ways came to on the same cut, as `alternatives` has it. crossfit: number of folds, where
     the figures of agreement and features are `crossfit`'s.
     steps: of mimic; seconds: wall time of the whole. seam, budget and preprocessing live in the plan.
@@ -64,6 +65,7 @@ class Report:
     images_check: dict[str, Any] = field(default_factory=dict)
     latency: dict[str, Any] | None = None
     exports: dict[str, dict[str, Any]] = field(default_factory=dict)
+    int8: dict[str, Any] | None = None
     alternatives: tuple[dict[str, Any], ...] = ()
     crossfit: int | None = None
     steps: int | None = None
@@ -114,6 +116,19 @@ class Report:
                 f"{self.min_agreement:.1%} was asked for"
             )
         return said
+
+    def _in_int8(self) -> list[str]:
+        if not self.int8:
+            return []
+        told = self.int8
+        lines = [
+            f"float32 and INT8 on {told['runtime']}, threads {told['threads']}, batch {told['batch']}; agreement with "
+            f"the {'student' if told['without_teacher'] else 'teacher'} on {told['images']:,} images:"
+        ]
+        for row in told["rows"]:
+            share = "unknown" if row["top1_agreement"] is None else f"{row['top1_agreement']:.1%}"
+            lines.append(f"  {row['name']}: {row['ms']:.3f} ms, {row['bytes'] / 1e6:.2f} MB, agreement {share}")
+        return lines + ([f"note: without the teacher: {told['without_teacher']}"] if told["without_teacher"] else [])
 
     def table(self, width: int = 100) -> str:
         """Plain text for people, without colours."""
@@ -181,15 +196,19 @@ class Report:
             share = "unknown" if other["top1_agreement"] is None else f"{other['top1_agreement']:.1%}"
             lines.append(f"alternative, {other['name']}: agreement {share}, {_seconds(other['seconds'])}")
         for told in self.exports.values():
-            errors = [told["error_random"], told["error_real"]]
-            most = max(error for error in errors if error is not None)
             lines.append(
                 f"{told['file']}: {told['bytes'] / 1e6:.2f} MB, {told['precision']}, batch {told['batch']}; by itself "
-                f"within {most:.0e} of the student"
+                f"within {farthest(told):.0e} of the student"
             )
+        lines += self._in_int8()
         if self.macs_not_counted:
             lines.append("not counted as MACs: " + ", ".join(self.macs_not_counted))
         return [*lines, *(f"note: {note}" for note in self.notes)]
+
+
+def farthest(export: Mapping[str, Any]) -> float:
+    """Of an entry of `Report.exports`: the largest difference of any output, on random and on real images."""
+    return max(error for error in (export["error_random"], export["error_real"]) if error is not None)
 
 
 def versions() -> dict[str, str]:

@@ -32,10 +32,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from understudy.errors import InputError, LawBroken, UnderstudyError, UnsupportedModel, one_line
-from understudy.export import _batch, _batched, _difference, _in_float32, _outputs, _tensors, _write_onnx
+from understudy.export import batch_of, batched, difference, in_float32, outputs_of, tensors_in, write_onnx
 from understudy.guard import caches_kept, full_copy, seeded, structural_copy
 from understudy.report import platform_kind
-from understudy.trace import Example, export_program, quiet, require_data
+from understudy.trace import Example, as_example, export_program, quiet, require_data
 
 RUNTIMES = ("torch", "compile", "onnxruntime", "openvino", "cuda", "tensorrt")
 TOLERANCE = 1e-3  # of the largest output, in float32. Measured on CPUs: 1e-7 to 2e-6
@@ -168,10 +168,10 @@ def prepare(model: nn.Module, example: Any, setting: Setting) -> Prepared:
         raise InputError(f"measuring latency on {runtime}: {reason}")
     require_data(model)
     with caches_kept(model), seeded(0):
-        ready, call = _in_float32(full_copy(model), example)
+        ready, call = in_float32(full_copy(model), example)
         call = _of_batch(call, setting.batch)
         with _set_up(setting):
-            expected = _outputs(ready, *call)
+            expected = outputs_of(ready, *call)
         try:
             prepared = Prepared(setting, _LOAD[runtime](ready, call, setting))
             found = prepared()
@@ -182,15 +182,35 @@ def prepare(model: nn.Module, example: Any, setting: Setting) -> Prepared:
                 f"preparing {name} for {runtime}: {one_line(error)}; expected a network that it can run; "
                 "measure on another runtime"
             ) from error
-    difference = _difference(found, expected)
-    if not difference <= TOLERANCE:
+    far = difference(found, expected)
+    if not far <= TOLERANCE:
         prepared.close()
         raise LawBroken(
-            f"comparing {name} on {runtime} with the model: outputs differ by {difference:.1e} of the largest in "
+            f"comparing {name} on {runtime} with the model: outputs differ by {far:.1e} of the largest in "
             f"float32, expected at most {TOLERANCE:.1e}; its latency would be that of another network"
             + ("; if TF32 is the reason, start with NVIDIA_TF32_OVERRIDE=0" if runtime == "tensorrt" else "")
         )
     return prepared
+
+
+def prepare_file(path: Path, example: Any, setting: Setting) -> Prepared:
+    """An ONNX file loaded for `setting` (onnxruntime, openvino or tensorrt), of whatever precision it is, and compared
+    with nothing. example: as in `prepare`.
+
+    Raises: InputError where the runtime is not here, or reads no files; UnsupportedModel where it cannot run this one.
+    """
+    reason = available(setting.runtime) or (None if setting.runtime in _OPEN else "it reads no ONNX files")
+    if reason is not None:
+        raise InputError(f"measuring {path.name} on {setting.runtime}: {reason}")
+    call = _of_batch(as_example(example), setting.batch)
+    try:
+        return Prepared(setting, _OPEN[setting.runtime](path, call, setting))
+    except UnderstudyError:
+        raise
+    except Exception as error:  # whatever a runtime raises
+        raise UnsupportedModel(
+            f"loading {path.name} on {setting.runtime}: {one_line(error)}; expected a network that it can run"
+        ) from error
 
 
 def measure(
@@ -282,10 +302,10 @@ def _set_up(setting: Setting) -> Iterator[None]:
 
 
 def _of_batch(call: Example, batch: int) -> Example:
-    found = _batch(call)
+    found = batch_of(call)
     if not found:
         raise InputError("measuring latency: the example holds no images; expected a tensor whose first axis is N")
-    return tree_map(lambda v: v[torch.arange(batch) % found] if _batched(v, call) else v, call)
+    return tree_map(lambda v: v[torch.arange(batch) % found] if batched(v, call) else v, call)
 
 
 def _eager(model: nn.Module, call: Example, setting: Setting) -> Callable[[], Any]:
@@ -319,17 +339,15 @@ def _compiled(model: nn.Module, call: Example, setting: Setting) -> Callable[[],
     return compiled
 
 
-@contextmanager
-def _onnx(model: nn.Module, call: Example) -> Iterator[tuple[Path, list[np.ndarray]]]:
-    """The file, as long as it is needed, and what to feed."""
+def _by_onnx(model: nn.Module, call: Example, setting: Setting) -> Callable[[], Any]:
     clone = structural_copy(model)
     with tempfile.TemporaryDirectory(prefix="understudy") as folder:
         path = Path(folder) / "model.onnx"
-        _write_onnx(export_program(clone, *call), clone, path)
-        yield path, [t.detach().contiguous().numpy() for t in _tensors(call)]
+        write_onnx(export_program(clone, *call), clone, path)
+        return _OPEN[setting.runtime](path, call, setting)
 
 
-def _onnxruntime(model: nn.Module, call: Example, setting: Setting) -> Callable[[], Any]:
+def _onnxruntime(path: Path, call: Example, setting: Setting) -> Callable[[], Any]:
     """On a GPU the images' way there and the outputs' way back are part of a pass."""
     import onnxruntime
 
@@ -346,18 +364,17 @@ def _onnxruntime(model: nn.Module, call: Example, setting: Setting) -> Callable[
         providers.append(("CUDAExecutionProvider", {"use_tf32": "0"}))
         with suppress(ImportError):
             import tensorrt  # noqa: F401  it loads the libraries that ONNX Runtime looks for
-    with _onnx(model, call) as (path, arrays):
-        session = onnxruntime.InferenceSession(path, options, providers=providers)
+    session = onnxruntime.InferenceSession(path, options, providers=providers)
     if wanted not in session.get_providers():  # ONNX Runtime takes the next one without a word
         raise InputError(
             f"measuring latency on {setting.runtime}: ONNX Runtime cannot load {wanted}; expected the libraries that "
             "it was built for (pip install tensorrt), or measure on cuda"
         )
-    feed = dict(zip((given.name for given in session.get_inputs()), arrays, strict=True))
+    feed = dict(zip((given.name for given in session.get_inputs()), _arrays(call), strict=True))
     return lambda: session.run(None, feed)
 
 
-def _openvino(model: nn.Module, call: Example, setting: Setting) -> Callable[[], Any]:
+def _openvino(path: Path, call: Example, setting: Setting) -> Callable[[], Any]:
     import openvino
 
     core = openvino.Core()
@@ -369,15 +386,18 @@ def _openvino(model: nn.Module, call: Example, setting: Setting) -> Callable[[],
         "NUM_STREAMS": 1,
         "ENABLE_CPU_PINNING": False,  # else all the networks are bound to the same cores, busy ones too
     }
-    with _onnx(model, call) as (path, arrays):
-        request = core.compile_model(core.read_model(path), "CPU", options).create_infer_request()
-    for i, array in enumerate(arrays):
+    request = core.compile_model(core.read_model(path), "CPU", options).create_infer_request()
+    for i, array in enumerate(_arrays(call)):
         request.set_input_tensor(i, openvino.Tensor(array))
     return lambda: request.infer(share_outputs=True).to_tuple()
 
 
-_LOAD = {"torch": _eager, "compile": _compiled, "onnxruntime": _onnxruntime, "openvino": _openvino}
-_LOAD |= {"cuda": _eager, "tensorrt": _onnxruntime}
+def _arrays(call: Example) -> list[np.ndarray]:
+    return [t.detach().contiguous().numpy() for t in tensors_in(call)]
+
+
+_OPEN = {"onnxruntime": _onnxruntime, "openvino": _openvino, "tensorrt": _onnxruntime}
+_LOAD = {"torch": _eager, "compile": _compiled, "cuda": _eager} | dict.fromkeys(_OPEN, _by_onnx)
 
 
 def machine(runtime: str = "torch") -> str:

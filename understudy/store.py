@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 PLAN, WEIGHTS, REPORT = FILES = ("plan.json", "weights.safetensors", "report.json")
 # What may lie beside them, and goes with them where a result is replaced.
 PAGES = ("report.html", "README.md")
-BESIDE = (*PAGES, "model.pt2", "model.onnx", "model.onnx.data", "model.xml", "model.bin", "preprocessing.json")
+BESIDE = (*PAGES, "model.pt2", "model.onnx", "model.onnx.data", "model.xml", "model.bin", "model.int8.onnx",
+          "model.int8.onnx.data", "preprocessing.json")  # fmt: skip
 SCRATCH = ".export"  # begins the name of a folder inside that is being filled
 _STORED, _STOPPED = "stored", "stopped"
 

@@ -81,12 +81,13 @@ def _export(teacher: Any, result: Any, few: Any, line: dict[str, Any]) -> None:
     from understudy.errors import UnderstudyError
     from understudy.export import FILES, export
 
+    formats = [f for f in FILES if f != "int8"]
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            found = export(result, few, scratch, formats=list(FILES))
+            found = export(result, few, scratch, formats=formats)
         except UnderstudyError as error:
             try:
-                export(teacher, few, scratch, formats=list(FILES))
+                export(teacher, few, scratch, formats=formats)
             except UnderstudyError as same:
                 line |= {"export": None, "export_why": f"the teacher itself cannot be exported: {same}"[:600]}
                 return
