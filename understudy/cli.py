@@ -371,7 +371,8 @@ def compress(
             result = run(
                 found, images, folder=place, force=force, resume=resume, plan=asked, config=config, held_out=held_out,
                 held_out_share=held_out_share, labelled=labelled, seam=seam, drop=drop or (), max_seconds=max_seconds,
-                min_agreement=min_agreement, with_alternatives=alternatives, export_to=_formats(to), on_stage=_say, on_step=_Progress(),
+                min_agreement=min_agreement, with_alternatives=alternatives, export_to=_formats(to), on_stage=_say,
+                on_step=_Progress(),
                 **budget,
             )  # fmt: skip
         except UnderstudyError as error:
@@ -443,24 +444,18 @@ def export(
     to: Annotated[str, typer.Option(help=_FORMATS[0].upper() + _FORMATS[1:])] = "onnx",
     images: Annotated[
         Path | None,
-        typer.Option(
-            help="Real images on which the files are compared with the student; INT8 takes its ranges from them"
-        ),
+        typer.Option(help="Real images on which the files are compared with the student; INT8 takes its ranges there"),
     ] = None,
     held_out: Annotated[
         Path | None,
-        typer.Option(
-            help="Images on which INT8 is compared; else those of --images that the student did not learn from"
-        ),
+        typer.Option(help="Images on which INT8 is compared; else those of --images that trained nothing"),
     ] = None,
     normalise: Annotated[
         bool, typer.Option(help="The files subtract mean and divide by deviation themselves; they take values 0 to 1")
     ] = False,
     teacher: Annotated[
         str | None,
-        typer.Option(
-            help="FILE.py:FUNCTION that builds the teacher, where it is code of your own; INT8: or its folder"
-        ),
+        typer.Option(help="FILE.py:FUNCTION that builds the teacher, where it is code of your own"),
     ] = None,
     weights: Weights = None,
     pretrained: Pretrained = True,

@@ -269,7 +269,7 @@ def _scatter(points: Sequence[tuple[str, float, float]], x_name: str, y_name: st
         )
     return (
         f'<svg viewBox="0 0 {wide} {high}" role="img" aria-label="{escape(y_name)} over {escape(x_name)}">'
-        f'{"".join(marks)}<text class="soft" x="{wide - right}" y="{high - 6}" text-anchor="end">{escape(x_name)}</text>'
+        f'{"".join(marks)}<text class="soft" x="{left}" y="{high - 6}">{escape(x_name)}</text>'
         f'<text class="soft" x="2" y="13">{escape(y_name)}</text></svg>'
     )
 
