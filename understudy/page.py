@@ -216,32 +216,26 @@ def _share(row: Mapping[str, Any]) -> str:
 
 
 def _tradeoff(report: Report) -> str:
-    """What was measured on one runtime: each network's agreement with the teacher over its milliseconds."""
-    own = {"name": "student", "top1_agreement": report.top1_agreement}
+    """What was measured on one runtime: each network's agreement with the teacher over its share of the latency."""
+    found: list[dict[str, Any]] = []
     if report.int8 and not report.int8["without_teacher"]:
         found = list(report.int8["rows"])
-        student = next(row["ms"] for row in found if row["name"] == "student")
     elif report.latency:
-        student = report.latency["student_ms"]
-        found = [
-            {"name": "teacher", "top1_agreement": 1.0, "ms": report.latency["teacher_ms"]}, {**own, "ms": student}
-        ]  # fmt: skip
-    else:
-        return ""
-    found += [{**way, "ms": student} for way in report.alternatives]
-    points = [
-        (row["name"], row["ms"], 100 * row["top1_agreement"]) for row in found if row["top1_agreement"] is not None
+        own = {"name": "student", "top1_agreement": report.top1_agreement, "share": report.latency["share"]}
+        found = [{"name": "teacher", "top1_agreement": 1.0, "share": 1.0}, own]
+    found += [
+        {**way, "share": row["share"]} for row in found if row["name"] == "student" for way in report.alternatives
     ]
-    if len(points) < 2:
-        return ""
-    return _scatter(points, "milliseconds of a forward pass", "agreement with the teacher, %")
+    known = [row for row in found if row["top1_agreement"] is not None]
+    points = [(row["name"], 100 * row["share"], 100 * row["top1_agreement"]) for row in known]
+    return _scatter(points, "latency, % of the teacher's", "agreement with it, %") if len(points) > 1 else ""
 
 
 def _scatter(points: Sequence[tuple[str, float, float]], x_name: str, y_name: str) -> str:
     """Points with their names, which move down where they would lie upon each other."""
     wide, high, left, bottom, top, right = 480, 300, 50, 48, 24, 150
-    x1, y0 = max(x for _, x, _ in points), min(y for *_, y in points)
-    y0, y1 = max(0.0, math.floor(y0 / 5) * 5 - 5), 100.0
+    x1, y1 = max(x for _, x, _ in points), 100.0
+    y0 = y1 - 3 * 5 * max(1, math.ceil((y1 - min(y for *_, y in points)) / 15))  # marks at whole fives
 
     def at(x: float, y: float) -> tuple[float, float]:
         across = left + x / x1 * (wide - left - right)
