@@ -145,7 +145,7 @@ def test_public_names():
         "SeamPoint", "Setting", "Teacher", "UnderstudyError", "capturing", "check_cut", "closed_form", "compress",
         "count", "crossfit", "cut", "export", "export_folder", "figures", "find_seam", "inspect", "load",
         "load_teacher", "make_plan", "measure", "mimic", "own_teacher", "preset", "read_images", "read_plan",
-        "reconstruction", "recoverability", "replace", "replan", "restore", "save", "split", "trace",
+        "reconstruction", "recover_pruned", "recoverability", "replace", "replan", "restore", "save", "split", "trace",
     ]  # fmt: skip
     import understudy.cut
 
@@ -165,6 +165,9 @@ FLAGS = {
     "compress": f"""{BUDGET} {TEACHER} --out --plan --preset --effort --steps --max-seconds --seed --device --precision
         --views --held-out --held-out-share --crossfit --min-agreement --alternatives --no-alternatives --to
         --labelled --mean --std --resize --force --no-force --resume --no-resume""",
+    "recover": """--out --to --preset --effort --steps --seed --device --precision --views --held-out --held-out-share
+        --min-agreement --labelled --weights --pretrained --no-pretrained --num-classes --input-size --mean --std
+        --resize --seam --force --no-force --threads""",
     "export": """--to --images --held-out --teacher --weights --pretrained --no-pretrained --normalise --no-normalise
         --force --no-force --threads""",
     "verify": "--teacher --labelled --weights --pretrained --no-pretrained --device --min-agreement --threads",

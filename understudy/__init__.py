@@ -46,6 +46,7 @@ _PLACES = {
     "read_images": "images",
     "read_plan": "plan",
     "reconstruction": "reconstruction",
+    "recover_pruned": "pruned",
     "recoverability": "recoverability",
     "restore": "recover.restore",
     "replace": "replace",

@@ -17,11 +17,9 @@ from understudy.recover.batches import Source, count
 from understudy.recover.closed_form import batches_of, closed_form
 from understudy.recover.config import PRESETS, MimicConfig
 from understudy.recover.mimic import mimic
-from understudy.recover.norms import measured_norms
+from understudy.recover.norms import VIEWS, measured_norms
 from understudy.replace import replace as put_under_head
 from understudy.verify import Figures
-
-_NORM_VIEWS = 256  # from which batch norms' statistics are measured anew. Source: assumption, as in `restore`.
 
 
 def alternatives(
@@ -67,7 +65,7 @@ def _nothing(*_: Any) -> None:
 def _norms(
     teacher: nn.Module, student: nn.Module, anatomy: Anatomy, plan: Plan, few: Source | Tensor, config: MimicConfig
 ) -> bool:
-    batches, _, _ = batches_of(few, student, config.views, "none", config.seed, 1, max(count(few), _NORM_VIEWS))
+    batches, _, _ = batches_of(few, student, config.views, "none", config.seed, 1, max(count(few), VIEWS))
     return measured_norms(student, plan.seam.head, batches)
 
 

@@ -404,6 +404,58 @@ def compress(
         sys.exit(code)
 
 
+@app.command(epilog="Example: understudy recover timm:resnet50 pruned.py:build photos/ --out small/ --to pt2,onnx")
+def recover(
+    teacher: TeacherArg,
+    student: Annotated[
+        str, typer.Argument(help="FILE.py:FUNCTION that returns the pruned network, with the names of the teacher's")
+    ],
+    images: ImagesArg,
+    out: Annotated[Path, typer.Option(help="Folder for the exported student and its report")],
+    to: Annotated[str, typer.Option(help="Stored as: pt2, onnx, openvino, with commas between")] = "pt2",
+    preset: Annotated[str, typer.Option(help=_PRESET)] = "default",
+    effort: Effort = None,
+    steps: Steps = None,
+    seed: Seed = None,
+    device: Device = None,
+    precision: Precision = "float32",
+    views: Annotated[str | None, typer.Option(help="Random variants: imagenet, patches, pad_crop or none")] = None,
+    held_out: Annotated[Path | None, typer.Option(help="Images that only certify; else a share of IMAGES")] = None,
+    held_out_share: Annotated[float, typer.Option(help="Share of IMAGES that only certifies")] = 0.2,
+    min_agreement: MinAgreement = None,
+    labelled: Labelled = None,
+    weights: Weights = None,
+    pretrained: Pretrained = True,
+    num_classes: NumClasses = None,
+    input_size: InputSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    resize: Resize = None,
+    seam: Seam = None,
+    force: Annotated[bool, typer.Option(help="Replace an existing result folder")] = False,
+    threads: Threads = None,
+) -> None:
+    """Recover a student that another tool pruned: it mimics the teacher, and is stored as exported files."""
+    _threads(threads)
+    from understudy.pruned import recover_pruned
+    from understudy.recover.config import preset as recipe
+    from understudy.store import check_writable
+    from understudy.teachers import load_teacher
+
+    check_writable(out, force=force)
+    found = _teacher(teacher, weights, pretrained, num_classes, "", input_size, mean, std, resize, views)
+    config = recipe(preset, effort, steps=steps, seed=seed, device=device, precision=precision, views=found.views)
+    _, report = recover_pruned(
+        found, load_teacher(student).model, images, folder=out, force=force, named=student, config=config,
+        export_to=_formats(to), held_out=held_out, held_out_share=held_out_share, labelled=labelled, seam=seam,
+        min_agreement=min_agreement, on_stage=_say, on_step=_Progress(),
+    )  # fmt: skip
+    _say(report.table())
+    _answer(_line(report, str(out)))
+    if report.go is False:
+        sys.exit(1)
+
+
 @app.command(epilog="Example: understudy verify small/ other-photos/ --labelled val/")
 def verify(
     folder: Annotated[Path, typer.Argument(help="A result folder")],

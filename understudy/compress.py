@@ -160,12 +160,12 @@ def compress(
         check_beside_plan(**budget, drop=drop)
 
     say("reading images")
-    few, choose, proof, notes = _images(teacher, images, held_out, held_out_share, split_seed, config)
+    few, choose, proof, notes = parted_images(teacher, images, held_out, held_out_share, split_seed, config)
     check_threshold(min_agreement, len(proof))
     if example is None:
         example = teacher.example()
-    call = _call(example)
-    test, truth = _labelled(teacher, labelled, labels, call)
+    call = call_of(example)
+    test, truth = labelled_images(teacher, labelled, labels, call)
     hashes = {"fit": few.hashes, "choose": choose.hashes if choose else [], "held_out": proof.hashes}
     asked = {} if folder is None else _asked(teacher, example, hashes, config, plan, seam, drop, call, budget)
     if stood is not None:
@@ -290,10 +290,10 @@ def compress(
         macs_teacher=before.macs,
         macs_student=after.macs,
         macs_not_counted=tuple(f"{name} x{times}" for name, times in after.uncounted.items()),
-        **_told(worth, proof),
+        **told(worth, proof),
         min_agreement=min_agreement,
         widths={name: [plan.widths.get(name, g.width), g.width] for name, g in anatomy.groups.items()},
-        losses=_thinned(log.losses),
+        losses=thinned(log.losses),
         **({} if score is None else vars(score)),
         images_few=len(few),
         images_choose=len(choose or ()),
@@ -332,7 +332,7 @@ def compress(
     return result
 
 
-def _told(worth: Figures, proof: ImageSet) -> dict[str, Any]:
+def told(worth: Figures, proof: ImageSet) -> dict[str, Any]:
     """The figures as the report has them: images by their names."""
     found = {name: getattr(worth, name) for name in _FIGURES}
     found["agreement_by_class"] = {str(c): list(pair) for c, pair in worth.agreement_by_class.items()}
@@ -343,7 +343,7 @@ def _told(worth: Figures, proof: ImageSet) -> dict[str, Any]:
     return found
 
 
-def _thinned(losses: Sequence[float], most: int = 200) -> tuple[tuple[int, float], ...]:
+def thinned(losses: Sequence[float], most: int = 200) -> tuple[tuple[int, float], ...]:
     """(step, mean loss of the steps since the one before), at most so many."""
     each = max(1, -(-len(losses) // most))
     parts = [losses[i : i + each] for i in range(0, len(losses), each)]
@@ -394,7 +394,7 @@ def _check_same(folder: str | Path, stood: Checkpoint, asked: dict[str, Any]) ->
         )
 
 
-def _images(
+def parted_images(
     teacher: Teacher, images: Any, held_out: Any, share: float, seed: int, config: MimicConfig
 ) -> tuple[ImageSet, ImageSet | None, ImageSet, list[str]]:
     """The few images that fit, those to choose by, if any, those that only certify, and what to know of them."""
@@ -424,7 +424,7 @@ def _chooses(images: float, config: MimicConfig) -> bool:
     return config.start == "closed_form" and images >= CHOOSE_FROM
 
 
-def _call(example: Any) -> dict[str, Any] | None:
+def call_of(example: Any) -> dict[str, Any] | None:
     """How the network takes its images, as plain data for the plan: under which keyword, if any, and with which options
     beside them. None where they are all that it takes.
 
@@ -448,7 +448,7 @@ def _call(example: Any) -> dict[str, Any] | None:
     return {"keyword": keyword, "options": options} if keyword or options else None
 
 
-def _labelled(
+def labelled_images(
     teacher: Teacher, source: Any, labels: Sequence[int] | None, call: dict[str, Any] | None
 ) -> tuple[ImageSet | None, list[int]]:
     if source is None:
@@ -523,7 +523,7 @@ def verify_folder(
         notes = [f"{seen} of these images trained the student and were left out: they prove nothing of new ones"]
     check_threshold(min_agreement, len(proof))
     call = plan.asked.get("call")
-    test, truth = _labelled(lead, labelled, None, call)
+    test, truth = labelled_images(lead, labelled, None, call)
     if device is not None:
         lead.model.to(device)
         model.to(device)
@@ -531,7 +531,7 @@ def verify_folder(
     score = accuracy(lead.model, model, called(test, call), truth) if test is not None else None
     return replace(
         stored,
-        **_told(worth, proof),
+        **told(worth, proof),
         min_agreement=min_agreement,
         **({f.name: None for f in fields(Accuracy)} if score is None else vars(score)),
         image_hashes={**stored.image_hashes, "held_out": proof.hashes},

@@ -143,17 +143,7 @@ def export_folder(
             options["calibrate"] = [handed(shown(real).batch(pair), call) for pair in pairs]
             options["formats"] = tuple(dict.fromkeys((*formats, "onnx")))  # the table compares both
         found = export(model, example, scratch, **options)
-        elsewhere = {f: _elsewhere(model, found, f, batches, call, tolerance) for f in formats}
-        sizes = {f: _check_size(model, found.files[f], f) for f in formats}
-        exports = {
-            f: {
-                "file": FILES[f], "bytes": sizes[f], "precision": "int8" if f == "int8" else found.precision,
-                "tolerance": None if f == "int8" else tolerance, "opset": found.opset if f != "pt2" else None,
-                "batch": "any" if found.static is None else "fixed", "fixed_because": found.static,
-                "normalises": normalise, "call": call, **elsewhere[f],
-            }
-            for f in formats
-        }  # fmt: skip
+        exports = _proved(model, found, formats, batches, call, tolerance, normalise)
         if "int8" in formats:
             networks = {"student": found}
             if lead is not None:
@@ -171,6 +161,48 @@ def export_folder(
         _put(Path(scratch), path)
     store.put_report(folder, report)
     return report
+
+
+def export_programs(
+    model: nn.Module,
+    folder: Path,
+    formats: Sequence[str],
+    preprocessing: Preprocessing,
+    call: dict[str, Any] | None,
+    images: ImageSet | None,
+    tolerance: float = TOLERANCE,
+) -> dict[str, dict[str, Any]]:
+    """As `export_folder`, of a model in hand, into a folder that holds no result: `Report.exports` of it."""
+    batches = {"random": torch.randn(RANDOM, *preprocessing.input_size, generator=torch.Generator().manual_seed(0))}
+    if images:
+        batches["real"] = images.batch(range(min(REAL, len(images))))
+    found = export(model, handed(batches["random"][:2], call), folder, formats=formats, tolerance=tolerance)
+    exports = _proved(model, found, formats, batches, call, tolerance, False)
+    (folder / PREPROCESSING).write_text(_told(preprocessing, exports), encoding="utf-8")
+    return exports
+
+
+def _proved(
+    model: nn.Module,
+    found: Exported,
+    formats: Sequence[str],
+    batches: dict[str, Tensor],
+    call: dict[str, Any] | None,
+    tolerance: float,
+    normalises: bool,
+) -> dict[str, dict[str, Any]]:
+    """Every file run by itself and counted. Raises: LawBroken."""
+    elsewhere = {f: _elsewhere(model, found, f, batches, call, tolerance) for f in formats}
+    sizes = {f: _check_size(model, found.files[f], f) for f in formats}
+    return {
+        f: {
+            "file": FILES[f], "bytes": sizes[f], "precision": "int8" if f == "int8" else found.precision,
+            "tolerance": None if f == "int8" else tolerance, "opset": found.opset if f != "pt2" else None,
+            "batch": "any" if found.static is None else "fixed", "fixed_because": found.static,
+            "normalises": normalises, "call": call, **elsewhere[f],
+        }
+        for f in formats
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)

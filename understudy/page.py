@@ -81,6 +81,8 @@ def _section(title: str, body: str) -> str:
 
 def _asked(plan: Plan) -> str:
     asked, told = plan.asked, []
+    if "pruned" in asked:
+        return f"Pruned by another tool ({asked['pruned']}), recovered here."
     named = {"keep": "of the MACs", "keep_width": "of every width", "params": "parameters", "size_mb": "MB"}
     told += [f"{asked[key]:g} {what}" for key, what in named.items() if asked.get(key) is not None]
     latency = asked.get("latency")

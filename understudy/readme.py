@@ -20,6 +20,17 @@ def readme(report: Report, plan: Plan) -> str:
     opened = 'understudy.load(".")'
     if not ours:
         opened = 'understudy.load(".", "FILE.py:FUNCTION")  # what builds the architecture of its teacher'
+    pruned = "pruned" in plan.asked
+    module = [] if pruned else [
+        "As a module, with understudy (`pip install understudy`); no code in this folder is run:", "",
+        "```python", "import torch", "import understudy", "", f"model = {opened}",
+        f"scores = model({_given(plan, None, size)})", "```", "",
+    ]  # fmt: skip
+    inside = [f"Of a student that another tool pruned ({plan.asked.get('pruned')}); `report.json` has all figures."]
+    if not pruned:
+        inside = ["`understudy export . --to int8 --images DIR` writes the same in INT8, as `model.int8.onnx`.", "",
+                  "`plan.json` is the plan it was cut by (edit it and give it to `understudy compress --plan`),",
+                  "`weights.safetensors` its tensors, `report.json` all figures."]  # fmt: skip
     known = report.top1_agreement is not None
     agreement = [f"- top-1 agreement with the teacher: {report.top1_agreement:.1%}"] if known else []
     lines = [
@@ -30,20 +41,16 @@ def readme(report: Report, plan: Plan) -> str:
         f"- parameters: {_of(report.params_student, report.params_teacher)}",
         *agreement, "",
         "## Load it", "", f"Images are float32 (N, {', '.join(map(str, size))}){_how(source)}.", "",
-        "As a module, with understudy (`pip install understudy`); no code in this folder is run:", "",
-        "```python", "import torch", "import understudy", "", f"model = {opened}",
-        f"scores = model({_given(plan, None, size)})", "```", "",
-        f"With PyTorch alone, after `understudy export . --to pt2`{_inside(report, 'pt2')}:", "",
+        *module,
+        f"With PyTorch alone{_after(report, 'pt2', pruned)}{_inside(report, 'pt2')}:", "",
         "```python", "import torch", "", 'model = torch.export.load("model.pt2").module()',
         f"scores = model({_given(plan, report, size)})", "```", "",
-        f"With ONNX Runtime alone, after `understudy export . --to onnx`{_inside(report, 'onnx')}:", "",
+        f"With ONNX Runtime alone{_after(report, 'onnx', pruned)}{_inside(report, 'onnx')}:", "",
         "```python", "import numpy", "import onnxruntime", "",
         'session = onnxruntime.InferenceSession("model.onnx")',
         f"images = numpy.zeros((1, {', '.join(map(str, size))}), numpy.float32)",
         "scores = session.run(None, {session.get_inputs()[0].name: images})[0]", "```", "",
-        "`understudy export . --to int8 --images DIR` writes the same in INT8, as `model.int8.onnx`.", "",
-        "`plan.json` is the plan it was cut by (edit it and give it to `understudy compress --plan`),",
-        "`weights.safetensors` its tensors, `report.json` all figures.", "",
+        *inside, "",
     ]  # fmt: skip
     return "\n".join(lines)
 
@@ -55,6 +62,12 @@ def _given(plan: Plan, report: Report | None, size: list[int]) -> str:
         return image
     first = image if call["keyword"] is None else f"{call['keyword']}={image}"
     return ", ".join([first, *(f"{name}={value!r}" for name, value in call["options"].items())])
+
+
+def _after(report: Report, kind: str, pruned: bool) -> str:
+    if not pruned:
+        return f", after `understudy export . --to {kind}`"
+    return "" if kind in report.exports else f" (once it was made with `--to {kind}`)"
 
 
 def _inside(report: Report, kind: str) -> str:

@@ -76,16 +76,42 @@ def save(
 
     Raises: StoreError when the folder cannot be written or replaced, or the model holds what no file can.
     """
-    path = check_writable(folder, force=force)
-    fresh = path.parent / f".{path.name}.{secrets.token_hex(4)}.saving"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh.mkdir()
+
+    def fill(fresh: Path) -> None:
         _write_weights(fresh / WEIGHTS, model)
         _write_json(fresh / PLAN, plan.to_json(), plan.dumps())
         stored = {"weights_sha256": _sha256(fresh / WEIGHTS), "extra": extra or {}}
         _write_json(fresh / REPORT, report.to_json() | {_STORED: stored})
         _write_page(fresh, report, plan)
+
+    return _filled(folder, fill, force)
+
+
+def save_programs(
+    folder: str | Path, *, write: Callable[[Path], Report], plan: "Plan", force: bool = False
+) -> tuple[Path, Report]:
+    """A result that is exported files and a report, of a student whose code is not ours to build again.
+
+    write: puts the files into the folder that it is given, and returns the report. plan: for its pages; it is not kept.
+    As `save`: complete or not there. Raises: as `save`, and whatever `write` does.
+    """
+    reports = []
+
+    def fill(fresh: Path) -> None:
+        reports.append(write(fresh))
+        _write_json(fresh / REPORT, reports[0].to_json() | {_STORED: {"extra": {}}})
+        _write_page(fresh, reports[0], plan)
+
+    return _filled(folder, fill, force), reports[0]
+
+
+def _filled(folder: str | Path, fill: Callable[[Path], None], force: bool) -> Path:
+    path = check_writable(folder, force=force)
+    fresh = path.parent / f".{path.name}.{secrets.token_hex(4)}.saving"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh.mkdir()
+        fill(fresh)
         _swap(fresh, path)
     except OSError as error:
         raise StoreError(f"saving to {path}: {error}; nothing was changed there") from error
@@ -426,7 +452,7 @@ def _check_replaceable(path: Path, force: bool) -> None:
         raise StoreError(f"saving to {path}: it exists; name another folder, or replace it with force (--force)")
     found = {name for name in os.listdir(path) if not name.startswith(SCRATCH)}
     strange = sorted(found - {*FILES, *BESIDE}) + [name for name in PAGES if name in found and not _ours(path / name)]
-    if found and (PLAN not in found or strange):
+    if found and (not {PLAN, REPORT} & found or strange):
         strange = strange or [f"no {PLAN}"]
         raise StoreError(
             f"saving to {path}: it is not a result of understudy (found {', '.join(strange[:3])}), so force does not "
@@ -454,6 +480,11 @@ def _existing(folder: str | Path) -> Path:
     path = Path(folder).resolve()
     path = path if path.exists() or not _previous(path).is_dir() else _previous(path)
     missing = [name for name in FILES if not (path / name).is_file()]
+    if missing == [PLAN, WEIGHTS]:
+        raise StoreError(
+            f"reading {path}: it holds a student that another tool pruned, as exported files, and no plan to build it "
+            "by; its README.md says how to load them"
+        )
     if missing:
         raise StoreError(f"reading {path}: found no {', '.join(missing)}; expected a folder that understudy saved")
     return path

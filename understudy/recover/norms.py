@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from understudy import guard
 from understudy.recover.batches import Batch
 
+VIEWS = 256  # of the few images, from which statistics are measured. Source: assumption.
 # Of the statistics of the few images in the mixture. Source: assumption; 0 is the cut's own.
 SHARES = (0.0, 0.25, 0.5, 1.0)
 

@@ -26,7 +26,7 @@ from understudy.recover.closed_form import (
 from understudy.recover.config import MimicConfig
 from understudy.recover.judge import Judge
 from understudy.recover.mimic import MimicLog, mimic
-from understudy.recover.norms import settle_norms
+from understudy.recover.norms import VIEWS, settle_norms
 
 # Of fewer images none are set aside to choose by: of 50 every tenth costs 0.7 points, more than the choices gain, and
 # the closed form chooses by cross-validation as it is. Source: measured on the demo's teachers (docs/LOG.md).
@@ -36,7 +36,6 @@ CHOOSE_SHARE = 0.1
 EVIDENCE_SHARE, CLOSED_SHARE = 0.25, 0.5
 _PASSES = 3  # forward passes of the teacher that a step takes as long as, for each image. Source: assumption.
 _PACED = 3  # steps that a trial takes to learn how long one is
-_NORM_VIEWS = 256  # from which batch norms' statistics are taken. Source: assumption.
 _BATCH = 64
 
 
@@ -160,7 +159,7 @@ def _solved(
     errors["closed_form"] = judge.error(student)
     if not errors["closed_form"] < errors["cut"]:
         guard.put_back(start)
-    batches, _, _ = batches_of(few, student, config.views, "none", config.seed, 1, _NORM_VIEWS)
+    batches, _, _ = batches_of(few, student, config.views, "none", config.seed, 1, VIEWS)
     with guard.untouched(student):
         student.eval()
         share = settle_norms(student, plan.seam.head, batches, lambda: judge.error(student))

@@ -1,0 +1,132 @@
+"""A student that another tool pruned: it mimics the teacher from the few images, goes under its head, and is stored as
+files that run without its code."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from understudy import store
+from understudy.anatomy import find_seam
+from understudy.certificate import check_threshold
+from understudy.compress import OnStage, OnStep, call_of, labelled_images, parted_images, thinned, told
+from understudy.cost import count
+from understudy.deploy import export_programs
+from understudy.errors import InputError
+from understudy.export import check_formats
+from understudy.guard import device_called, full_copy, on_device
+from understudy.image_check import check_images
+from understudy.images import called
+from understudy.plan import Plan, describe
+from understudy.recover.closed_form import batches_of
+from understudy.recover.config import PRESETS, MimicConfig
+from understudy.recover.mimic import mimic
+from understudy.recover.norms import VIEWS, measured_norms
+from understudy.replace import replace as put_under_head
+from understudy.report import Report, platform_kind, versions
+from understudy.seam import SeamPoint
+from understudy.teachers import Teacher, own_teacher
+from understudy.verify import accuracy, figures
+
+
+def recover_pruned(
+    teacher: Teacher | nn.Module,
+    student: nn.Module,
+    images: Any,
+    *,
+    folder: str | Path | None = None,
+    force: bool = False,
+    named: str = "module",
+    config: MimicConfig | None = None,
+    export_to: Sequence[str] = ("pt2",),
+    held_out: Any = None,
+    held_out_share: float = 0.2,
+    labelled: Any = None,
+    labels: Sequence[int] | None = None,
+    seam: Sequence[SeamPoint | str] | None = None,
+    example: Any = None,
+    split_seed: int = 0,
+    min_agreement: float | None = None,
+    on_stage: OnStage | None = None,
+    on_step: OnStep | None = None,
+) -> tuple[nn.Module, Report]:
+    """Recover `student`, cut from `teacher` by whatever tool, and return it under the teacher's head, with the report.
+
+    student: takes what the teacher takes; at the seam it has the teacher's features and the teacher's names, its head
+    the teacher's names and shapes. It is untouched. config: how; with config.start "closed_form" (the default recipe)
+    batch norms are first measured anew on the images, as what was cut away has moved what reaches them; there is no
+    closed form without a plan. named: what the report calls it. folder: where the files of `export_to` are stored, with
+    preprocessing.json, report and README. Everything else as in `compress.compress`.
+
+    Raises: as `compress`; InputError where features or head are not the teacher's.
+    """
+    started, say = time.perf_counter(), on_stage or (lambda text: None)
+    teacher = teacher if isinstance(teacher, Teacher) else own_teacher(teacher)
+    model, config = teacher.model, config or replace(PRESETS["default"], views=teacher.views)
+    if teacher.whole is not None:
+        raise InputError("recovering a student of a part: expected a teacher as a whole (no --part)")
+    formats = tuple(dict.fromkeys(export_to))
+    check_formats(formats)
+    if "int8" in formats:
+        raise InputError("exporting a recovered student: found int8, expected of pt2, onnx, openvino")
+    if folder is not None:
+        store.check_writable(folder, force=force)
+    check_threshold(min_agreement)
+    if config.device is not None:
+        device_called(config.device)
+    say("reading images")
+    few, choose, proof, notes = parted_images(teacher, images, held_out, held_out_share, split_seed, config)
+    check_threshold(min_agreement, len(proof))
+    example = teacher.example() if example is None else example
+    call = call_of(example)
+    test, truth = labelled_images(teacher, labelled, labels, call)
+    found = find_seam(model, example, points=seam)
+    student = full_copy(student).cpu().float().eval()
+    before, after = count(model, example), count(student, example)
+    put_under_head(model, student, found)  # before any work: can it be?
+
+    with on_device(model, config.device):
+        looked = check_images(model, found, few, call)
+        notes += looked.notes
+        for note in looked.notes:
+            say(f"note: {note}")
+        student = student if config.device is None else student.to(config.device)
+        given = called(few, call)
+        if config.start == "closed_form":
+            say("measuring batch norms")
+            batches, _, _ = batches_of(given, student, config.views, "none", config.seed, 1, max(len(few), VIEWS))
+            measured_norms(student, found.head, batches)
+        say(f"mimicking {config.steps} steps on {len(few)} images")
+        judged = choose and called(choose, call)
+        log = mimic(model, student, found, given, config, choose=judged, on_step=on_step)
+        say("replacing and verifying")
+        result = put_under_head(model, student, found)
+        worth = figures(model, result, found, called(proof, call))
+        score = accuracy(model, result, called(test, call), truth) if test is not None else None
+    result = result.cpu()
+    report = Report(
+        params_teacher=before.params, params_student=after.params, macs_teacher=before.macs, macs_student=after.macs,
+        macs_not_counted=tuple(f"{name} x{times}" for name, times in after.uncounted.items()),
+        **told(worth, proof), min_agreement=min_agreement, losses=thinned(log.losses),
+        **({} if score is None else vars(score)),
+        images_few=len(few), images_choose=len(choose or ()), images_check=looked.to_json(),
+        image_hashes={"fit": few.hashes, "choose": choose.hashes if choose else [], "held_out": proof.hashes},
+        steps=len(log.losses), seconds=time.perf_counter() - started, config={"mimic": log.config.to_json()},
+        versions=versions(), platform=platform_kind(torch.get_num_threads(), config.device or "cpu"),
+        notes=tuple(dict.fromkeys([*teacher.notes, *notes, *worth.notes])),
+    )  # fmt: skip
+    if folder is None:
+        return result, report
+    asked = {"pruned": named, "seed": config.seed, "call": call}
+    plan = Plan(describe(model, teacher.to_json()), found, {}, {}, {}, [], asked=asked)
+
+    def write(fresh: Path) -> Report:
+        exports = export_programs(result, fresh, formats, teacher.preprocessing, call, proof or few)
+        return replace(report, exports=exports)
+
+    say("exporting and saving")
+    return result, store.save_programs(folder, write=write, plan=plan, force=force)[1]
