@@ -54,10 +54,14 @@ def test_it_comes_nearer():
         graph.get_pruning_group(
             block.conv1, torch_pruning.prune_conv_out_channels, list(range(block.conv1.out_channels // 2))
         ).prune()
-    few, test = demo.few_images(30, 1), demo.test_set()[0][:300]
+    few, test, views = demo.few_images(30, 1), demo.test_set()[0][:300], {"views": teacher.views}
     errors = [
         us.recover_pruned(teacher, student, few, held_out=test, config=config)[1].feature_error_relative
-        for config in (us.preset("paper", steps=0), us.preset("default", steps=0), us.preset("default", steps=20))
+        for config in (
+            us.preset("paper", steps=0, **views),
+            us.preset("default", steps=0, **views),
+            us.preset("default", steps=20, **views),
+        )
     ]
     assert errors[2] < 0.9 * errors[1] < 0.81 * errors[0]
 
