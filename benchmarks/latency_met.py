@@ -131,8 +131,9 @@ def page(lines: list[dict[str, Any]]) -> str:
     return "\n".join(
         [
             "# Latencies that were asked for", "",
-            f"{total['met']} of {total['of']} are met: a share of at most 1.03 of what was asked for, and not below 0.92",
-            "of it, measured behind the planning with both networks converted again. Quartiles are of the rounds; so is the teacher over itself.",
+            f"{total['met']} of {total['of']} are met: a share of at most 1.03 of what was asked for, and not below",
+            "0.92 of it, measured behind the planning with both networks converted again. Quartiles are of the rounds;",
+            "so is the teacher over itself.",
             f"`python -m benchmarks.latency_met` on {machine}, torch {which['versions']['torch']}; seconds are of",
             "planning, without what is learned once for all targets of a teacher and runtime.", "",
             "| teacher | runtime | asked | teacher, ms | student's share | teacher over itself | MACs | blocks less "

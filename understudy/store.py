@@ -452,7 +452,8 @@ def _check_replaceable(path: Path, force: bool) -> None:
         raise StoreError(f"saving to {path}: it exists; name another folder, or replace it with force (--force)")
     found = {name for name in os.listdir(path) if not name.startswith(SCRATCH)}
     strange = sorted(found - {*FILES, *BESIDE}) + [name for name in PAGES if name in found and not _ours(path / name)]
-    if found and (not {PLAN, REPORT} & found or strange):
+    programs = {REPORT, "preprocessing.json"} <= found and WEIGHTS not in found  # of `save_programs`
+    if found and (not (PLAN in found or programs) or strange):
         strange = strange or [f"no {PLAN}"]
         raise StoreError(
             f"saving to {path}: it is not a result of understudy (found {', '.join(strange[:3])}), so force does not "
