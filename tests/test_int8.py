@@ -109,6 +109,8 @@ def test_without_the_teacher_the_table_is_of_the_student_alone(made, quick, monk
     assert "module" in report.int8["without_teacher"]
     assert "without the teacher" in report.table()
     assert "Agreement against latency" not in (folder / "report.html").read_text()
+    again = us.export_folder(folder, ["int8"], images=us.read_images(photos(10), SAID), normalise=True, force=True)
+    assert again.int8["rows"][0]["top1_agreement"] == 1
     other = own_teacher(randomised(Chain(), seed=5), SAID)
     with pytest.raises(LawBroken, match="bit-identical"):
         us.export_folder(folder, ["int8"], images=us.read_images(photos(10), SAID), teacher=other, force=True)

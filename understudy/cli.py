@@ -127,6 +127,9 @@ Steps = Annotated[int | None, typer.Option(help="Optimiser steps of mimic (the p
 Seed = Annotated[int | None, typer.Option(help="Of batches, views and scores (the preset's if not given)")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...")]
 Precision = Annotated[str, typer.Option(help="float32, bf16 or float64")]
+Views = Annotated[str | None, typer.Option(help="Random variants: imagenet, patches, pad_crop or none")]
+HeldOut = Annotated[Path | None, typer.Option(help="Images that only certify; else a share of IMAGES")]
+HeldOutShare = Annotated[float, typer.Option(help="Share of IMAGES that only certifies")]
 Labelled = Annotated[Path | None, typer.Option(help="Folder of class folders: measures accuracy, nothing else")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads")]
 _FORMATS = "onnx, openvino, pt2, int8, with commas between"
@@ -309,9 +312,9 @@ def compress(
     seed: Seed = None,
     device: Device = None,
     precision: Precision = "float32",
-    views: Annotated[str | None, typer.Option(help="Random variants: imagenet, patches, pad_crop or none")] = None,
-    held_out: Annotated[Path | None, typer.Option(help="Images that only certify; else a share of IMAGES")] = None,
-    held_out_share: Annotated[float, typer.Option(help="Share of IMAGES that only certifies")] = 0.2,
+    views: Views = None,
+    held_out: HeldOut = None,
+    held_out_share: HeldOutShare = 0.2,
     crossfit: Annotated[
         int | None, typer.Option(help="Folds: all images train, and each certifies once; takes so many times as long")
     ] = None,
@@ -419,9 +422,9 @@ def recover(
     seed: Seed = None,
     device: Device = None,
     precision: Precision = "float32",
-    views: Annotated[str | None, typer.Option(help="Random variants: imagenet, patches, pad_crop or none")] = None,
-    held_out: Annotated[Path | None, typer.Option(help="Images that only certify; else a share of IMAGES")] = None,
-    held_out_share: Annotated[float, typer.Option(help="Share of IMAGES that only certifies")] = 0.2,
+    views: Views = None,
+    held_out: HeldOut = None,
+    held_out_share: HeldOutShare = 0.2,
     min_agreement: MinAgreement = None,
     labelled: Labelled = None,
     weights: Weights = None,

@@ -131,7 +131,7 @@ def export_folder(
 
     model = wrapped(whole.get_submodule(str(source.get("part", ""))))
     call = None if normalise else call
-    random = torch.randn(RANDOM, *preprocessing.input_size, generator=torch.Generator().manual_seed(0))
+    random = _random(preprocessing)
     batches = {"random": _unnormalised(random, preprocessing) if normalise else random}
     if real is not None:
         batches["real"] = shown(real).batch(range(min(REAL, len(real))))
@@ -150,7 +150,11 @@ def export_folder(
                 options["formats"] = ("onnx", "int8")
                 networks = {"teacher": export(wrapped(lead), example, Path(scratch) / "teacher", **options), **networks}
             table = int8_table(
-                networks, wrapped(lead or model), proof and called(shown(proof), call), example, _setting(report)
+                networks,
+                model if lead is None else wrapped(lead),
+                proof and called(shown(proof), call),
+                example,
+                _setting(report),
             )
             report = replace(report, int8={**table, "images_quantised_by": len(real), "without_teacher": without})
         report = replace(report, exports={**report.exports, **exports})
@@ -173,13 +177,17 @@ def export_programs(
     tolerance: float = TOLERANCE,
 ) -> dict[str, dict[str, Any]]:
     """As `export_folder`, of a model in hand, into a folder that holds no result: `Report.exports` of it."""
-    batches = {"random": torch.randn(RANDOM, *preprocessing.input_size, generator=torch.Generator().manual_seed(0))}
+    batches = {"random": _random(preprocessing)}
     if images:
         batches["real"] = images.batch(range(min(REAL, len(images))))
     found = export(model, handed(batches["random"][:2], call), folder, formats=formats, tolerance=tolerance)
     exports = _proved(model, found, formats, batches, call, tolerance, False)
     (folder / PREPROCESSING).write_text(_told(preprocessing, exports), encoding="utf-8")
     return exports
+
+
+def _random(preprocessing: Preprocessing) -> Tensor:
+    return torch.randn(RANDOM, *preprocessing.input_size, generator=torch.Generator().manual_seed(0))
 
 
 def _proved(
@@ -242,7 +250,7 @@ def _parts(real: ImageSet, proof: ImageSet | None, report: Report) -> tuple[Imag
         return real.subset(parts.fit), real.subset(parts.held_out)
     few = real.subset(known) if known else real
     rest = (real if proof is None else proof).distinct()
-    own = {few.contents[i] for i in range(len(few))}
+    own = set(few.contents)
     new = [i for i, h in enumerate(rest.hashes) if h not in learnt and rest.contents[i] not in own]
     return few, rest.subset(new) if new else None
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from understudy.certificate import binomial_interval
-from understudy.export import Exported, run_onnx, tensors_in
+from understudy.export import Exported, batch_of, run_onnx, tensors_in
 from understudy.guard import evaluating
 from understudy.images import Called, ImageSet
 from understudy.runtimes import Setting, measure, prepare_file
@@ -34,7 +34,7 @@ def int8_table(
     agreement with its interval (None where it has no meaning).
     """
     fixed = any(each.static is not None for each in exported.values())
-    size = len(tensors_in(as_example(example))[0])
+    size = batch_of(as_example(example))
     if fixed:
         setting = replace(setting, batch=size)
     names = {"onnx": "{}", "int8": "{}, INT8"}
@@ -57,7 +57,7 @@ def int8_table(
         }
         for (name, path), agreement in zip(files.items(), _agreements(list(files.values()), lead, batches), strict=True)
     ]  # fmt: skip
-    return {**setting.to_json(), "images": sum(len(tensors_in(b)[0]) for b in batches), "rows": rows}
+    return {**setting.to_json(), "images": sum(map(batch_of, batches)), "rows": rows}
 
 
 def _batches(proof: ImageSet | Called | None, size: int, fixed: bool) -> list[Any]:
@@ -73,7 +73,7 @@ def _agreements(files: list[Any], lead: nn.Module, batches: list[Any]) -> list[d
     theirs, where = [], None
     with evaluating(lead):
         for args, kwargs in batches:
-            output, images = lead(*args, **kwargs), len(tensors_in((args, kwargs))[0])
+            output, images = lead(*args, **kwargs), batch_of((args, kwargs))
             scores = class_scores(output, images)
             if scores is None:
                 return [unknown] * len(files)
