@@ -1,12 +1,13 @@
 """What students of one measured latency lose: depth and width mixed, width alone, depth alone, and PRACTISE.
 
     python -m benchmarks.equal_latency                  # goes on where it was stopped; on an idle machine
-    python -m benchmarks.equal_latency --summary
+    python -m benchmarks.equal_latency --summary        # and docs/equal_latency.md from the lines
 
 The demo's task, 50 images, 400 steps, 0.7 of the teacher's latency on OpenVINO, one thread, the batch raised until the
 teacher takes 5 ms. PRACTISE drops the blocks with the least score of its trained probe (PROBE steps) for the latency
 that a drop was measured to save, as many as reach it, then MiR's recipe trains the rest; the others recover by the
-default. A line of results/equal_latency.jsonl each, with the share that was measured behind the planning.
+default. A line of results/equal_latency.jsonl each, with the share that was measured behind the planning. Where the
+mixed plan drops nothing it is the plan of width alone, made twice at most: both are then the mean of what was measured.
 """
 
 import argparse
@@ -43,6 +44,7 @@ from understudy.runtimes import Setting, measure
 from understudy.teachers import Teacher, load_teacher
 
 OUT = Path(__file__).parent / "results" / "equal_latency.jsonl"
+PAGE = Path(__file__).parents[1] / "docs" / "equal_latency.md"
 TEACHERS = ("resnet14", "mobilenetv2_tiny", "vgg7", "vit_tiny", "resnet32")
 METHODS = {"mixed": "auto", "width": "never", "depth": "only", "practise": "practise"}
 SEEDS, IMAGES, STEPS, SHARE, RUNTIME, PROBE = (1001, 1002, 1003, 1004, 1005), 50, 400, 0.7, "openvino", 300
@@ -63,7 +65,10 @@ def main() -> None:
             todo = [m for m in options.method or METHODS if (name, seed, m) not in done]
             for line in _lines(name, seed, todo) if todo else ():
                 add(options.out, line)
-    for row in summary(read(options.out)):
+    lines = read(options.out)
+    if options.summary and options.out == OUT:
+        PAGE.write_text(page(lines), encoding="utf-8")
+    for row in summary(lines):
         print(json.dumps(row))
 
 
@@ -75,7 +80,10 @@ def _lines(name: str, seed: int, methods: list[str]) -> Iterator[dict[str, Any]]
     anatomy = trace(model, torch.zeros(2, *size))
     evidence = reconstruction(model, anatomy, few, views=teacher.views, seed=seed)
     known = learn(model, anatomy, few, setting=setting, views=teacher.views, seed=seed, evidence=evidence)
+    same = False
     for method in methods:
+        if method == "width" and same:
+            continue
         begun = time.perf_counter()
         line = {"teacher": name, "seed": seed, "method": method, "batch": setting.batch, "asked": SHARE}
         try:
@@ -85,7 +93,7 @@ def _lines(name: str, seed: int, methods: list[str]) -> Iterator[dict[str, Any]]
         except PlanError as error:
             yield {**line, "error": str(error)}
             continue
-        seconds = time.perf_counter() - begun
+        seconds, same = time.perf_counter() - begun, method == "mixed" and not plan.drop
         measured = compared(model, student, anatomy.traced.example, setting)
         yield {
             **line, "share": round(measured["share"], 4), "drop": plan.drop,
@@ -140,24 +148,64 @@ def _top1(model: nn.Module, student: nn.Module) -> dict[str, float]:
     return found
 
 
+def results(lines: list[dict[str, Any]]) -> dict[str, dict[str, list[tuple[float, float] | None]]]:
+    """teacher -> method -> (points lost, measured share) of each seed; None where no student reaches the latency."""
+    found: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
+    for teacher, seed in dict.fromkeys((x["teacher"], x["seed"]) for x in lines):
+        own = {x["method"]: x for x in lines if (x["teacher"], x["seed"]) == (teacher, seed)}
+        told = {
+            method: (x["top1_teacher"] - x["top1"], x["share"]) if "top1" in x else None for method, x in own.items()
+        }
+        if "mixed" in own and not own["mixed"].get("drop", True):
+            runs = [told[method] for method in ("mixed", "width") if told.get(method)]
+            told["mixed"] = told["width"] = tuple(map(mean, zip(*runs, strict=True)))
+        for method, each in told.items():
+            found[teacher][method].append(each)
+    return found
+
+
+def page(lines: list[dict[str, Any]]) -> str:
+    """The table, as Markdown: a row a teacher, and in brackets how far apart the seeds are."""
+    rows, found = [], results(lines)
+    for teacher in sorted(found, key=TEACHERS.index):
+        cells = []
+        for runs in (found[teacher].get(method, []) for method in METHODS):
+            done = [run for run in runs if run]
+            if not done:
+                cells.append("none reaches it" if runs else "not run")
+                continue
+            lost, shares = zip(*done, strict=True)
+            seeds = f"{len(done)} of {len(runs)}" if len(done) < len(runs) else len(done)
+            cells.append(f"{mean(lost):.2f} ({min(lost):.2f} to {max(lost):.2f}) at {mean(shares):.3f}, {seeds} seeds")
+        rows.append(f"| {teacher} | {' | '.join(cells)} |")
+    which = next(x for x in lines if "platform" in x)
+    machine = f"{which['platform']['cores']} cores of an {which['platform']['processor']}"
+    return "\n".join(
+        [
+            "# Students of one latency", "",
+            f"Points of top-1 accuracy that students of {SHARE} of the teacher's measured latency ({RUNTIME}, one",
+            f"thread) lose on the demo's test patches, with {IMAGES} images and {STEPS} steps: mean of the seeds",
+            "(least to most), and the share of the latency that was measured behind the planning. Mixed: blocks and",
+            "widths as the planner chooses (where it drops nothing that is width alone, and both are the mean of the",
+            "runs that there are); PRACTISE: its trained probe, its drops, then MiR's recipe.",
+            f"`python -m benchmarks.equal_latency` on {machine}, torch {which['versions']['torch']}.", "",
+            "| teacher | mixed | width alone | depth alone | PRACTISE |", "|---|---|---|---|---|", *rows, "",
+        ]
+    )  # fmt: skip
+
+
 def summary(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of each teacher: points lost by each method, mean over the seeds that it has, and the measured shares."""
-    runs = defaultdict(lambda: defaultdict(list))
-    for line in lines:
-        if "top1" in line:
-            runs[line["teacher"]][line["method"]].append(line)
     return [
         {
             "teacher": teacher,
             **{
-                method: {
-                    "lost": round(mean(x["top1_teacher"] - x["top1"] for x in found), 2), "seeds": len(found),
-                    "share": round(mean(x["share"] for x in found), 3),
-                }
-                for method, found in methods.items()
+                method: {"lost": round(mean(x[0] for x in done), 2), "seeds": len(done),
+                         "share": round(mean(x[1] for x in done), 3)}
+                for method, runs in methods.items() if (done := [run for run in runs if run])
             },
         }
-        for teacher, methods in sorted(runs.items())
+        for teacher, methods in sorted(results(lines).items())
     ]  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.recoverability                 # goes on where it was stopped; about a minute a block
     python -m benchmarks.recoverability --again         # the closed form's part of all lines anew
-    python -m benchmarks.recoverability --summary       # the table of what there is
+    python -m benchmarks.recoverability --summary       # the table of what there is, and docs/recoverability.md
 
 A line of results/recoverability.jsonl for each block, draw of 50 images and teacher: the error at the seam that is
 left, by the closed form (`understudy.recoverability`), by the probe (its published recipe, but PROBE steps in place of
@@ -40,6 +40,7 @@ from understudy.report import platform_kind, versions
 from understudy.teachers import load_teacher
 
 OUT = Path(__file__).parent / "results" / "recoverability.jsonl"
+PAGE = Path(__file__).parents[1] / "docs" / "recoverability.md"
 TEACHERS, SEEDS, IMAGES = ("resnet32", "vit_deep"), (1001, 1002, 1003), 50
 PROBE, PUBLISHED, MIMIC, JUDGED = 300, 1000, 200, 2000
 
@@ -62,7 +63,10 @@ def main() -> None:
             for name in options.teacher or TEACHERS:
                 for line in _lines(name, seed, _done(options.out)):
                     add(options.out, line)
-    for row in summary(read(options.out)):
+    lines = read(options.out)
+    if options.summary and options.out == OUT:
+        PAGE.write_text(page(lines), encoding="utf-8")
+    for row in summary(lines):
         print(json.dumps(row))
 
 
@@ -123,6 +127,27 @@ def summary(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
             rows.append({"teacher": teacher, "seed": seed, "blocks": len(found), **ranks, "faster": round(times, 1),
                          "faster_published": round(times * PUBLISHED / found[0]["probe_steps"], 1)})  # fmt: skip
     return rows
+
+
+def page(lines: list[dict[str, Any]]) -> str:
+    """The table, as Markdown."""
+    names = ("teacher", "seed", "blocks", "ours", "probe", "bare", "faster", "faster_published")
+    rows = [f"| {' | '.join(str(row[name]) for name in names)} |" for row in summary(lines)]
+    which = lines[0]
+    machine = f"one of {which['platform']['cores']} cores of an {which['platform']['processor']}"
+    return "\n".join(
+        [
+            "# Recoverability of blocks", "",
+            f"For every block of two of the demo's teachers and draw of {IMAGES} images: the error at the seam that is",
+            f"left after the block went and MiR's recipe trained {MIMIC} steps, on {JUDGED:,} other patches; and how",
+            "well that error is ranked beforehand (Spearman's correlation) by our closed form, by PRACTISE's trained",
+            f"probe and by the error of the bare drop. Faster: seconds of the probe over ours, of {PROBE} steps as it",
+            f"was run and of the {PUBLISHED:,} that its authors train, in turn in one process.",
+            f"`python -m benchmarks.recoverability` on {machine}, torch {which['versions']['torch']}.", "",
+            f"| teacher | seed | blocks | closed form | probe | bare drop | faster than {PROBE} | than {PUBLISHED:,} |",
+            "|---|--:|--:|--:|--:|--:|--:|--:|", *rows, "",
+        ]
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

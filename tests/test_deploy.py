@@ -142,6 +142,23 @@ def test_what_is_there_is_replaced_with_force_alone(result):
         us.export_folder(result, ["tflite"], teacher=Chain)
 
 
+def test_two_exports_at_once_do_not_mix(result, monkeypatch):
+    run, told = room._run, []
+
+    def meanwhile(*given):
+        with pytest.raises(StoreError, match="another export into it is under way"):
+            us.export_folder(result, ["pt2"], teacher=Chain)
+        told.append(True)
+        return run(*given)
+
+    monkeypatch.setattr(room, "_run", meanwhile)
+    us.export_folder(result, ["onnx"], teacher=Chain)
+    assert told
+    monkeypatch.setattr(room, "_run", run)
+    us.export_folder(result, ["pt2"], teacher=Chain)  # the lock is gone with the first
+    assert {"model.onnx", "model.pt2"} <= {path.name for path in result.iterdir()}
+
+
 def test_a_part_is_exported_by_itself(tmp_path):
     class Two(torch.nn.Module):
         def __init__(self):

@@ -58,6 +58,17 @@ def test_blank_and_near_duplicate_images_are_named():
     assert any("image 7 like image 2" in note for note in found.notes)
 
 
+def test_a_held_out_image_that_is_nearly_one_to_learn_from_is_named():
+    few, proof = photos(), photos(8, seed=5)
+    proof[3] = np.clip(few[2].astype(int) + 9, 0, 255)  # as another encoder may give it: no pixel is equal
+    found = check_images(Net().eval(), SEAM, read_images(few, SAID), held_out=read_images(proof, SAID))
+    assert found.held_out_alike == (("image 3", "image 2"),)
+    assert any("1 of 8 held-out images are near-duplicates of one to learn from" in note for note in found.notes)
+    own = own_teacher(Chain(), replace(SAID, input_size=(3, 8, 8)))
+    report = us.compress(own, few, keep=0.7, held_out=proof, config=us.preset("default", steps=1)).report
+    assert report.images_check["held_out_alike"] == (("image 3", "image 2"),)
+
+
 def test_blank_images_of_any_colour_under_any_normalisation():
     images = photos(8)
     images[0], images[1], images[2] = 0, 255, (200, 10, 30)

@@ -101,7 +101,8 @@ def test_the_page_counts_outcomes_and_names_reasons(tmp_path):
             "pinned": {"size 3 is fixed in the code (reshape in blocks.0)": 1, "the seam's own channels": 1,
                        "the head (fc.weight)": 1, "the network's input": 1, "the network's output": 1}}  # fmt: skip
     fast = good | {"model": "timm:c", "cpu_seconds": {"all": 60, "export": 60}, "macs_share_pinned": 0.1, "groups": 2,
-                   "peak_memory_mib": 4096, "export_static": "its code"}  # fmt: skip
+                   "peak_memory_mib": 4096, "export_static": "its code",
+                   "export": {"pt2": 0.0, "onnx": 5e-7, "openvino": 2e-6}}  # fmt: skip
     large = good | {"model": "timm:d", "params": 1e8, "export": None, "export_why": "the teacher itself | cannot"}
     lost = good | {"model": "timm:e", "input": [3, 240, 240], "outcome": "failed", "stage": "export", "error": "bad"}
     del lost["export"], lost["cpu_seconds"]
@@ -111,13 +112,14 @@ def test_the_page_counts_outcomes_and_names_reasons(tmp_path):
     assert "- 4 of 5 (80%) reach keep 0.7 with every law holding." in page
     assert "- Median over the 4 that were read: 12.5% of the groups and 30.0% of the MACs are pinned." in page
     assert (
-        "2 of 4 (50%) export to every format tried with equal outputs, 1 of them with a fixed batch; of 1 the" in page
+        "2 of 4 (50%) export to every format tried with equal outputs (1 to OpenVINO too), 1 of them with a fixed "
+        "batch; of 1 the" in page
     )
     assert "Of the 2 of these under 100 M" in page
     assert "1 took over 60 s before the export, 1 over 120 s with it, 1 over 4096 MiB." in page
     row = "| 0.7 | 30.0% | 12.5% | 0e+00 / 5e-07 | 61 + 60 | 4097 | size 3 is fixed in the code (reshape) x1 |"
     assert f"| timm:a | 2.0 | done {row}" in page
-    assert "| 50.0% | 0e+00 / 5e-07, fixed batch |" in page
+    assert "| 50.0% | 0e+00 / 5e-07 / 2e-06, fixed batch |" in page
     assert "| the teacher itself / cannot |" in page
     assert "| (61 + 60) | 4097 | export: bad |" in page
     assert "trace: no head / here |" in page

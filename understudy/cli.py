@@ -133,6 +133,9 @@ HeldOutShare = Annotated[float, typer.Option(help="Share of IMAGES that only cer
 Labelled = Annotated[Path | None, typer.Option(help="Folder of class folders: measures accuracy, nothing else")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads")]
 _FORMATS = "onnx, openvino, pt2, int8, with commas between"
+LogTo = Annotated[
+    Path | None, typer.Option("--tensorboard", help="Folder where TensorBoard's files of the run are written")
+]
 MinAgreement = Annotated[
     float | None,
     typer.Option(help="Exit 1 unless the lower end of the agreement's 95 % interval is this, 0 to 1"),
@@ -333,6 +336,7 @@ def compress(
     std: Std = None,
     resize: Resize = None,
     seam: Seam = None,
+    tensorboard: LogTo = None,
     force: Annotated[bool, typer.Option(help="Replace an existing result folder")] = False,
     resume: Annotated[bool, typer.Option(help="Go on with a run into OUT that was stopped, if there is one")] = False,
     threads: Threads = None,
@@ -370,13 +374,13 @@ def compress(
                 lines.append(_line(stored, str(place)))
                 code = max(code, int(stored.go is False))
                 continue
+        progress = _Progress(tensorboard and tensorboard / place.name if len(budgets) > 1 else tensorboard)
         try:
             result = run(
                 found, images, folder=place, force=force, resume=resume, plan=asked, config=config, held_out=held_out,
                 held_out_share=held_out_share, labelled=labelled, seam=seam, drop=drop or (), max_seconds=max_seconds,
                 min_agreement=min_agreement, with_alternatives=alternatives, export_to=_formats(to), on_stage=_say,
-                on_step=_Progress(),
-                **budget,
+                on_step=progress, **budget,
             )  # fmt: skip
         except UnderstudyError as error:
             if len(budgets) == 1:
@@ -393,6 +397,7 @@ def compress(
                 raise
             _say(f"understudy: interrupted; {kept} is there to go on from: the same command with --resume")
             sys.exit(INTERRUPTED)
+        progress.ended(result.report)
         _say(result.report.table())
         lines.append(_line(result.report, None if result.folder is None else str(result.folder)))
         code = max(code, int(result.report.go is False))
@@ -435,6 +440,7 @@ def recover(
     std: Std = None,
     resize: Resize = None,
     seam: Seam = None,
+    tensorboard: LogTo = None,
     force: Annotated[bool, typer.Option(help="Replace an existing result folder")] = False,
     threads: Threads = None,
 ) -> None:
@@ -448,11 +454,13 @@ def recover(
     check_writable(out, force=force)
     found = _teacher(teacher, weights, pretrained, num_classes, "", input_size, mean, std, resize, views)
     config = recipe(preset, effort, steps=steps, seed=seed, device=device, precision=precision, views=found.views)
+    progress = _Progress(tensorboard)
     _, report = recover_pruned(
         found, load_teacher(student).model, images, folder=out, force=force, named=student, config=config,
         export_to=_formats(to), held_out=held_out, held_out_share=held_out_share, labelled=labelled, seam=seam,
-        min_agreement=min_agreement, on_stage=_say, on_step=_Progress(),
+        min_agreement=min_agreement, on_stage=_say, on_step=progress,
     )  # fmt: skip
+    progress.ended(report)
     _say(report.table())
     _answer(_line(report, str(out)))
     if report.go is False:
@@ -584,13 +592,23 @@ def main() -> None:
 
 
 class _Progress:
-    """Progress of a loop on stderr: one line that rewrites itself on a terminal, else a line every ten seconds."""
+    """Progress of a loop on stderr: one line that rewrites itself on a terminal, else a line every ten seconds. With a
+    folder TensorBoard's files are written there too."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
+        from understudy.tensorboard import TensorBoard
+
+        self._log = None if folder is None else TensorBoard(folder)
         self._first: tuple[int, float] | None = None
         self._shown = 0.0
 
+    def ended(self, report: Any) -> None:
+        if self._log is not None:
+            self._log.report(report)
+
     def __call__(self, done: int, total: int, loss: float) -> None:
+        if self._log is not None:
+            self._log(done, total, loss)
         terminal, now = sys.stderr.isatty(), time.monotonic()
         if self._first is None:
             self._first = done, now  # the first step warms up: the pace is that of the others

@@ -16,19 +16,20 @@ from understudy.alternatives import alternatives
 from understudy.anatomy import trace
 from understudy.budgets import MIXED, check_beside_plan, check_mixed, compared, missed, mixes, plan_by
 from understudy.certificate import check_threshold
-from understudy.cost import count, count_teacher
+from understudy.cost import Cost, count, count_teacher
 from understudy.cut import cut
 from understudy.deploy import export_folder
 from understudy.errors import InputError, LawBroken, Stopped, StoreError, UnderstudyError, one_line
 from understudy.export import check_formats
 from understudy.guard import device_called, evaluating, named_tensors, on_device
-from understudy.image_check import check_images
+from understudy.image_check import ImageCheck, check_images
 from understudy.images import ImageSet, called, read_images, split, thumbnail
 from understudy.plan import Plan, check_teacher
 from understudy.planner import make_plan, replan
 from understudy.reconstruction import reconstruction
 from understudy.recover.checkpoint import Checkpoint
 from understudy.recover.config import PRESETS, MimicConfig
+from understudy.recover.mimic import MimicLog
 from understudy.recover.restore import (
     CHOOSE_FROM,
     CHOOSE_SHARE,
@@ -166,7 +167,7 @@ def compress(
         example = teacher.example()
     call = call_of(example)
     test, truth = labelled_images(teacher, labelled, labels, call)
-    hashes = {"fit": few.hashes, "choose": choose.hashes if choose else [], "held_out": proof.hashes}
+    hashes = parted_hashes(few, choose, proof)
     asked = {} if folder is None else _asked(teacher, example, hashes, config, plan, seam, drop, call, budget)
     if stood is not None:
         _check_same(folder, stood, asked)
@@ -189,7 +190,7 @@ def compress(
     anatomy = trace(model, example, plan.seam if plan and not seam else None, points=seam, drop=gone)
     say("looking at the images")
     with on_device(model, config.device):
-        looked = check_images(model, anatomy.seam, few, call)
+        looked = check_images(model, anatomy.seam, few, call, proof)
     notes += looked.notes
     for note in looked.notes:
         say(f"note: {note}")
@@ -284,25 +285,14 @@ def compress(
             notes.append(f"the latency was not measured: {one_line(error)}")
     whole, lead = teacher.completed(result), model if teacher.whole is None else teacher.whole
     check_head(lead, whole, plan.seam, teacher.part)
-    report = Report(
-        params_teacher=before.params,
-        params_student=after.params,
-        macs_teacher=before.macs,
-        macs_student=after.macs,
-        macs_not_counted=tuple(f"{name} x{times}" for name, times in after.uncounted.items()),
-        **told(worth, proof),
-        min_agreement=min_agreement,
+    report = replace(
+        reported(
+            before, after, worth, score, log, few, choose, proof, looked, device=config.device, started=started,
+            min_agreement=min_agreement, notes=[*teacher.notes, *notes, *plan.notes, *worth.notes],
+        ),
         widths={name: [plan.widths.get(name, g.width), g.width] for name, g in anatomy.groups.items()},
-        losses=thinned(log.losses),
-        **({} if score is None else vars(score)),
-        images_few=len(few),
-        images_choose=len(choose or ()),
-        image_hashes=hashes,
-        images_check=looked.to_json(),
         latency=latency,
         alternatives=tuple(others),
-        steps=len(log.losses),
-        seconds=time.perf_counter() - started,
         config={
             "mimic": log.config.to_json(),
             "recovery": recovery.to_json(),
@@ -310,10 +300,7 @@ def compress(
             "loss_first": _at(log, 0),
             "loss_last": _at(log, -1),
         },
-        versions=versions(),
-        platform=platform_kind(torch.get_num_threads(), config.device or "cpu"),
-        notes=tuple(dict.fromkeys([*teacher.notes, *notes, *plan.notes, *worth.notes])),
-    )
+    )  # fmt: skip
     saved = None
     # What was stopped takes the place of nothing but an earlier part of itself.
     if folder is not None and (stopped is None or part or not Path(folder).exists() or not any(Path(folder).iterdir())):
@@ -330,6 +317,50 @@ def compress(
     if stopped is not None:
         raise Stopped(result, stopped.checkpoint)
     return result
+
+
+def reported(
+    before: Cost,
+    after: Cost,
+    worth: Figures,
+    score: Accuracy | None,
+    log: MimicLog,
+    few: ImageSet,
+    choose: ImageSet | None,
+    proof: ImageSet,
+    looked: ImageCheck,
+    *,
+    device: str | None,
+    started: float,
+    min_agreement: float | None,
+    notes: Sequence[str],
+) -> Report:
+    """What a report has of any student that mimicked. before, after: what teacher and student cost."""
+    return Report(
+        params_teacher=before.params,
+        params_student=after.params,
+        macs_teacher=before.macs,
+        macs_student=after.macs,
+        macs_not_counted=tuple(f"{name} x{times}" for name, times in after.uncounted.items()),
+        **told(worth, proof),
+        min_agreement=min_agreement,
+        losses=thinned(log.losses),
+        **({} if score is None else vars(score)),
+        images_few=len(few),
+        images_choose=len(choose or ()),
+        image_hashes=parted_hashes(few, choose, proof),
+        images_check=looked.to_json(),
+        steps=len(log.losses),
+        seconds=time.perf_counter() - started,
+        config={"mimic": log.config.to_json()},
+        versions=versions(),
+        platform=platform_kind(torch.get_num_threads(), device or "cpu"),
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def parted_hashes(few: ImageSet, choose: ImageSet | None, proof: ImageSet) -> dict[str, list[str]]:
+    return {"fit": few.hashes, "choose": choose.hashes if choose else [], "held_out": proof.hashes}
 
 
 def told(worth: Figures, proof: ImageSet) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -104,67 +104,71 @@ def export_folder(
             f"exporting {folder} to int8: found no images; expected a few (--images DIR), which say how large the "
             "values become"
         )
-    plan, report, _ = store.read(folder)
     path = Path(folder).resolve()
-    names = [FILES[f] for f in formats] + ([] if report.exports else [PREPROCESSING])
-    there = [path / name for name in names if (path / name).exists()]
-    if there and not force:
-        raise StoreError(f"exporting to {there[0]}: it exists; replace it with force (--force)")
-    source = plan.teacher.get("source") or {}
-    if "preprocessing" not in source:
-        raise InputError(
-            f"exporting {path}: the folder does not say what images its teacher takes; use understudy.export"
-        )
-    preprocessing, call = Preprocessing.from_json(source["preprocessing"]), plan.asked.get("call")
-    whole = store.load(folder, _architecture(teacher))
-    real, proof = (None if some is None else _read(some, preprocessing) for some in (images, held_out))
-    lead, without = None, None
-    if "int8" in formats:
-        real, proof = _parts(real, proof, report)
-        lead, without = _lead(plan, whole, preprocessing, teacher, weights, pretrained)
-
-    def wrapped(model: nn.Module) -> nn.Module:
-        return Prepared(model, preprocessing, plan.asked.get("call")) if normalise else model
-
-    def shown(images: ImageSet) -> ImageSet | _Plain:
-        return _Plain(images) if normalise else images
-
-    model = wrapped(whole.get_submodule(str(source.get("part", ""))))
-    call = None if normalise else call
-    random = _random(preprocessing)
-    batches = {"random": _unnormalised(random, preprocessing) if normalise else random}
-    if real is not None:
-        batches["real"] = shown(real).batch(range(min(REAL, len(real))))
-    example = handed(batches["random"][:2], call)
-    with _scratch(path) as scratch:
-        options: dict[str, Any] = {"tolerance": tolerance, "formats": formats}
-        if "int8" in formats:
-            pairs = ([i, (i + 1) % len(real)] for i in range(0, len(real), 2))
-            options["calibrate"] = [handed(shown(real).batch(pair), call) for pair in pairs]
-            options["formats"] = tuple(dict.fromkeys((*formats, "onnx")))  # the table compares both
-        found = export(model, example, scratch, **options)
-        exports = _proved(model, found, formats, batches, call, tolerance, normalise)
-        if "int8" in formats:
-            networks = {"student": found}
-            if lead is not None:
-                options["formats"] = ("onnx", "int8")
-                networks = {"teacher": export(wrapped(lead), example, Path(scratch) / "teacher", **options), **networks}
-            table = int8_table(
-                networks,
-                model if lead is None else wrapped(lead),
-                proof and called(shown(proof), call),
-                example,
-                _setting(report),
+    with _alone(path):
+        plan, report, _ = store.read(folder)
+        names = [FILES[f] for f in formats] + ([] if report.exports else [PREPROCESSING])
+        there = [path / name for name in names if (path / name).exists()]
+        if there and not force:
+            raise StoreError(f"exporting to {there[0]}: it exists; replace it with force (--force)")
+        source = plan.teacher.get("source") or {}
+        if "preprocessing" not in source:
+            raise InputError(
+                f"exporting {path}: the folder does not say what images its teacher takes; use understudy.export"
             )
-            report = replace(report, int8={**table, "images_quantised_by": len(real), "without_teacher": without})
-        report = replace(report, exports={**report.exports, **exports})
-        for name in set(options["formats"]) - set(formats):
-            for file in _parts_of(found.files[name], name):
-                file.unlink()
-        (Path(scratch) / PREPROCESSING).write_text(_told(preprocessing, report.exports), encoding="utf-8")
-        _put(Path(scratch), path)
-    store.put_report(folder, report)
-    return report
+        preprocessing, call = Preprocessing.from_json(source["preprocessing"]), plan.asked.get("call")
+        whole = store.load(folder, _architecture(teacher))
+        real, proof = (None if some is None else _read(some, preprocessing) for some in (images, held_out))
+        lead, without = None, None
+        if "int8" in formats:
+            real, proof = _parts(real, proof, report)
+            lead, without = _lead(plan, whole, preprocessing, teacher, weights, pretrained)
+
+        def wrapped(model: nn.Module) -> nn.Module:
+            return Prepared(model, preprocessing, plan.asked.get("call")) if normalise else model
+
+        def shown(images: ImageSet) -> ImageSet | _Plain:
+            return _Plain(images) if normalise else images
+
+        model = wrapped(whole.get_submodule(str(source.get("part", ""))))
+        call = None if normalise else call
+        random = _random(preprocessing)
+        batches = {"random": _unnormalised(random, preprocessing) if normalise else random}
+        if real is not None:
+            batches["real"] = shown(real).batch(range(min(REAL, len(real))))
+        example = handed(batches["random"][:2], call)
+        with _scratch(path) as scratch:
+            options: dict[str, Any] = {"tolerance": tolerance, "formats": formats}
+            if "int8" in formats:
+                pairs = ([i, (i + 1) % len(real)] for i in range(0, len(real), 2))
+                options["calibrate"] = [handed(shown(real).batch(pair), call) for pair in pairs]
+                options["formats"] = tuple(dict.fromkeys((*formats, "onnx")))  # the table compares both
+            found = export(model, example, scratch, **options)
+            exports = _proved(model, found, formats, batches, call, tolerance, normalise)
+            if "int8" in formats:
+                networks = {"student": found}
+                if lead is not None:
+                    options["formats"] = ("onnx", "int8")
+                    networks = {
+                        "teacher": export(wrapped(lead), example, Path(scratch) / "teacher", **options),
+                        **networks,
+                    }
+                table = int8_table(
+                    networks,
+                    model if lead is None else wrapped(lead),
+                    proof and called(shown(proof), call),
+                    example,
+                    _setting(report),
+                )
+                report = replace(report, int8={**table, "images_quantised_by": len(real), "without_teacher": without})
+            report = replace(report, exports={**report.exports, **exports})
+            for name in set(options["formats"]) - set(formats):
+                for file in _parts_of(found.files[name], name):
+                    file.unlink()
+            (Path(scratch) / PREPROCESSING).write_text(_told(preprocessing, report.exports), encoding="utf-8")
+            _put(Path(scratch), path)
+        store.put_report(folder, report)
+        return report
 
 
 def export_programs(
@@ -368,6 +372,22 @@ def _told(preprocessing: Preprocessing, exports: dict[str, dict[str, Any]]) -> s
     plain = "float32 (N, C, H, W), values 0 to 1"
     files = {e["file"]: plain if e["normalises"] else f"{plain}, then (x - mean) / std" for e in exports.values()}
     return json.dumps(preprocessing.to_json() | {"files": files}, indent=1) + "\n"
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """No other process exports into `folder` meanwhile: files of one and the report of another would lie together.
+    Not on Windows. Raises: StoreError where one does."""
+    with ExitStack() as stack:
+        with suppress(ImportError, OSError):
+            import fcntl
+
+            file = stack.enter_context((folder / store.PLAN).open())
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StoreError(f"exporting to {folder}: another export into it is under way; wait for it") from None
+        yield
 
 
 @contextmanager

@@ -35,12 +35,14 @@ _NAMED = 5  # images or classes that a sentence names
 @dataclass(frozen=True)
 class ImageCheck:
     """Names of images: blank; near_duplicates, with the first that each is like; unlike_anything; outliers.
+    held_out_alike: of the images that only certify, those that are near-duplicates of one to learn from.
     classes, classes_untouched: of the teacher, and those that it names for no image; None where there are none.
     shift, factor: how far the first batch norm's inputs are from its own statistics, in standard deviations and as a
     factor of the variance, of the median channel. notes: sentences a person should see."""
 
     blank: tuple[str, ...] = ()
     near_duplicates: tuple[tuple[str, str], ...] = ()
+    held_out_alike: tuple[tuple[str, str], ...] = ()
     unlike_anything: tuple[str, ...] = ()
     outliers: tuple[str, ...] = ()
     classes: int | None = None
@@ -53,11 +55,18 @@ class ImageCheck:
         return {name: value for name, value in vars(self).items() if name != "notes"}
 
 
-def check_images(model: nn.Module, seam: Seam, images: ImageSet, call: dict[str, Any] | None = None) -> ImageCheck:
-    """What `model`, the teacher, and the pixels say of `images`. call: how it takes them. The model is untouched."""
+def check_images(
+    model: nn.Module,
+    seam: Seam,
+    images: ImageSet,
+    call: dict[str, Any] | None = None,
+    held_out: ImageSet | None = None,
+) -> ImageCheck:
+    """What `model`, the teacher, and the pixels say of `images`. call: how it takes them. held_out: images that only
+    certify, which should be like none of them. The model is untouched."""
     if not len(images):
         return ImageCheck()
-    pictures, flat, low, high = [], [], math.inf, -math.inf
+    flat, low, high = [], math.inf, -math.inf
     entropies: list[Tensor] = []
     named: list[Tensor] = []
     features: list[Tensor] = []
@@ -68,7 +77,6 @@ def check_images(model: nn.Module, seam: Seam, images: ImageSet, call: dict[str,
         for start in range(0, len(images), _BATCH):
             chosen = list(range(start, min(start + _BATCH, len(images))))
             pixels = images.batch(chosen)
-            pictures.append(_small(pixels))
             spread = pixels.flatten(2).amax(2) - pixels.flatten(2).amin(2)  # (images, channels)
             flat.append((spread if images.floats else spread * torch.tensor(images.preprocessing.std)).amax(1))
             low, high = min(low, float(pixels.min())), max(high, float(pixels.max()))
@@ -86,13 +94,13 @@ def check_images(model: nn.Module, seam: Seam, images: ImageSet, call: dict[str,
         unlike = []
     untouched = sorted(set(range(classes or 0)) - set(torch.cat(named).tolist())) if named else []
     check = ImageCheck(
-        tuple(blank), _alike(names, torch.cat(pictures), set(blank)), tuple(unlike),
+        tuple(blank), _alike(names, _pictures(images), set(blank)), _alike_between(images, held_out), tuple(unlike),
         _outliers(names, torch.cat(features)), classes, tuple(untouched), watch.shift, watch.factor,
     )  # fmt: skip
-    return ImageCheck(**{**vars(check), "notes": tuple(_notes(check, images, low, high))})
+    return ImageCheck(**{**vars(check), "notes": tuple(_notes(check, images, held_out, low, high))})
 
 
-def _notes(check: ImageCheck, images: ImageSet, low: float, high: float) -> list[str]:
+def _notes(check: ImageCheck, images: ImageSet, held_out: ImageSet | None, low: float, high: float) -> list[str]:
     total, found = len(images), []
     if images.floats and low >= 0 and high > 4:
         found.append(
@@ -115,6 +123,12 @@ def _notes(check: ImageCheck, images: ImageSet, low: float, high: float) -> list
     if check.near_duplicates:
         pairs = [f"{a} like {b}" for a, b in check.near_duplicates]
         found.append(f"{len(pairs)} of {total} images are near-duplicates of another: {_some(pairs)}")
+    if check.held_out_alike:
+        pairs = [f"{a} like {b}" for a, b in check.held_out_alike]
+        found.append(
+            f"{len(pairs)} of {len(held_out or ())} held-out images are near-duplicates of one to learn from, so that "
+            f"of new images they prove less; hold out others (--held-out): {_some(pairs)}"
+        )
     if check.unlike_anything:
         found.append(
             f"the teacher finds {len(check.unlike_anything)} of {total} images unlike anything (entropy above "
@@ -156,6 +170,21 @@ def _alike(names: list[str], pictures: Tensor, blank: set[str]) -> tuple[tuple[s
         for i, row in enumerate(near)
         if bool(row.any()) and names[i] not in blank
     )
+
+
+def _alike_between(images: ImageSet, others: ImageSet | None) -> tuple[tuple[str, str], ...]:
+    """Every image of `others` that is like one of `images`, with the first of those."""
+    if not others:
+        return ()
+    near = _pictures(others) @ _pictures(images).T >= NEAR
+    return tuple(
+        (name, images.names[int(row.nonzero()[0])]) for name, row in zip(others.names, near, strict=True) if row.any()
+    )
+
+
+def _pictures(images: ImageSet) -> Tensor:
+    parts = (range(start, min(start + _BATCH, len(images))) for start in range(0, len(images), _BATCH))
+    return torch.cat([_small(images.batch(part)) for part in parts])
 
 
 def _outliers(names: list[str], features: Tensor) -> tuple[str, ...]:

@@ -7,13 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from understudy import store
 from understudy.anatomy import find_seam
 from understudy.certificate import check_threshold
-from understudy.compress import OnStage, OnStep, call_of, labelled_images, parted_images, thinned, told
+from understudy.compress import OnStage, OnStep, call_of, labelled_images, parted_images, reported
 from understudy.cost import count
 from understudy.deploy import export_programs
 from understudy.errors import InputError
@@ -27,7 +26,7 @@ from understudy.recover.config import PRESETS, MimicConfig
 from understudy.recover.mimic import mimic
 from understudy.recover.norms import VIEWS, measured_norms
 from understudy.replace import replace as put_under_head
-from understudy.report import Report, platform_kind, versions
+from understudy.report import Report
 from understudy.seam import SeamPoint
 from understudy.teachers import Teacher, own_teacher
 from understudy.verify import accuracy, figures
@@ -90,7 +89,7 @@ def recover_pruned(
     put_under_head(model, student, found)  # before any work: can it be?
 
     with on_device(model, config.device):
-        looked = check_images(model, found, few, call)
+        looked = check_images(model, found, few, call, proof)
         notes += looked.notes
         for note in looked.notes:
             say(f"note: {note}")
@@ -108,16 +107,9 @@ def recover_pruned(
         worth = figures(model, result, found, called(proof, call))
         score = accuracy(model, result, called(test, call), truth) if test is not None else None
     result = result.cpu()
-    report = Report(
-        params_teacher=before.params, params_student=after.params, macs_teacher=before.macs, macs_student=after.macs,
-        macs_not_counted=tuple(f"{name} x{times}" for name, times in after.uncounted.items()),
-        **told(worth, proof), min_agreement=min_agreement, losses=thinned(log.losses),
-        **({} if score is None else vars(score)),
-        images_few=len(few), images_choose=len(choose or ()), images_check=looked.to_json(),
-        image_hashes={"fit": few.hashes, "choose": choose.hashes if choose else [], "held_out": proof.hashes},
-        steps=len(log.losses), seconds=time.perf_counter() - started, config={"mimic": log.config.to_json()},
-        versions=versions(), platform=platform_kind(torch.get_num_threads(), config.device or "cpu"),
-        notes=tuple(dict.fromkeys([*teacher.notes, *notes, *worth.notes])),
+    report = reported(
+        before, after, worth, score, log, few, choose, proof, looked, device=config.device, started=started,
+        min_agreement=min_agreement, notes=[*teacher.notes, *notes, *worth.notes],
     )  # fmt: skip
     if folder is None:
         return result, report

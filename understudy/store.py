@@ -84,7 +84,7 @@ def save(
         _write_json(fresh / REPORT, report.to_json() | {_STORED: stored})
         _write_page(fresh, report, plan)
 
-    return _filled(folder, fill, force)
+    return _filled(folder, fill, force)[0]
 
 
 def save_programs(
@@ -95,29 +95,30 @@ def save_programs(
     write: puts the files into the folder that it is given, and returns the report. plan: for its pages; it is not kept.
     As `save`: complete or not there. Raises: as `save`, and whatever `write` does.
     """
-    reports = []
 
-    def fill(fresh: Path) -> None:
-        reports.append(write(fresh))
-        _write_json(fresh / REPORT, reports[0].to_json() | {_STORED: {"extra": {}}})
-        _write_page(fresh, reports[0], plan)
+    def fill(fresh: Path) -> Report:
+        report = write(fresh)
+        _write_json(fresh / REPORT, report.to_json() | {_STORED: {"extra": {}}})
+        _write_page(fresh, report, plan)
+        return report
 
-    return _filled(folder, fill, force), reports[0]
+    return _filled(folder, fill, force)
 
 
-def _filled(folder: str | Path, fill: Callable[[Path], None], force: bool) -> Path:
+def _filled(folder: str | Path, fill: Callable[[Path], Any], force: bool) -> tuple[Path, Any]:
+    """The folder, and what `fill` returned."""
     path = check_writable(folder, force=force)
     fresh = path.parent / f".{path.name}.{secrets.token_hex(4)}.saving"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh.mkdir()
-        fill(fresh)
+        filled = fill(fresh)
         _swap(fresh, path)
     except OSError as error:
         raise StoreError(f"saving to {path}: {error}; nothing was changed there") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    return path
+    return path, filled
 
 
 def _write_page(folder: Path, report: Report, plan: "Plan") -> None:

@@ -14,9 +14,10 @@ model, with random weights, in a process of its own: {", ".join(STAGES)}; {KEEP:
 zero) is checked, the saved folder is loaded again in a fresh process and compared bit for bit. MACs pinned: share of
 the MACs in operators of which no channel can be cut. Groups pinned: share of the groups that are pinned for another
 reason than the seam, the head, the network's input or output. Export: the largest difference of the exported program
-(pt2) and of ONNX Runtime (float32, CPU) from the cut model, as a share of the largest output; the batch is free but
-where "fixed batch" stands. Seconds (before export + export) are processor time of one thread, the fresh process
-included: what it takes on an idle machine. In brackets, where it is not known, time by the clock beside other work."""
+(pt2), of ONNX Runtime and, where a third figure stands, of OpenVINO (float32, CPU) from the cut model, as a share of
+the largest output; the batch is free but where "fixed batch" stands. Seconds (before export + export) are processor
+time of one thread, the fresh process included: what it takes on an idle machine. In brackets, where it is not known,
+time by the clock beside other work."""
 PAGE = Path(__file__).parents[2] / "docs" / "zoo.md"
 _ORACLE_HEAD = """`python -m benchmarks.zoo oracle` hands the first and the last unit of every group (all its channels
 in the layer that makes them) to Torch-Pruning's dependency graph and compares what either would cut: tensor, axis and
@@ -35,7 +36,8 @@ def text(lines: list[dict[str, Any]], listed: int, oracle: Sequence[dict[str, An
         + ", ".join(f"{count} {name}" for name, count in outcomes.most_common())
         + " (unsupported and unreachable: refusals that say why; failed: a fault of ours).",
         "\n".join(f"- {fact}" for fact in _facts(lines)),
-        "| model | M params | outcome | keep | MACs pinned | groups pinned | export pt2 / onnx | s | MiB | why |\n"
+        "| model | M params | outcome | keep | MACs pinned | groups pinned | export pt2 / onnx / openvino | s | MiB "
+        "| why |\n"
         "|---|--:|---|--:|--:|--:|---|--:|--:|---|",
     ]
     return _table(head, lines, _row) + (f"\n{_table(_oracle_head(oracle), oracle, _oracle_row)}" if oracle else "")
@@ -85,7 +87,8 @@ def _facts(lines: list[dict[str, Any]]) -> list[str]:
     if tried:
         done, never = [x for x in tried if x.get("export")], [x for x in tried if "export_why" in x]
         facts.append(
-            f"{_of(done, tried)} export to every format tried with equal outputs, "
+            f"{_of(done, tried)} export to every format tried with equal outputs "
+            f"({sum('openvino' in x['export'] for x in done)} to OpenVINO too), "
             f"{sum('export_static' in x for x in done)} of them with a fixed batch; of {len(never)} the "
             "uncut teacher cannot be exported either."
         )
