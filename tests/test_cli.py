@@ -279,6 +279,21 @@ def test_a_stopped_run_is_saved_says_how_to_go_on_and_does(place, capsys, monkey
     assert "exists" in err
 
 
+def test_an_interrupted_export_leaves_the_result_and_resume_makes_the_files(place, capsys, monkeypatch):
+    room = import_module("understudy.compress")
+    asked = ("compress", "net.py:build", "photos", "--keep", 0.5, "--out", "x", "--steps", 2, "--to", "onnx")
+    with monkeypatch.context() as patch:
+        patch.setattr(room, "export_folder", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt()))
+        code, line, err = call(capsys, *asked)
+    assert (code, line) == (130, None)
+    assert "the student is whole, in x; what was to follow" in err
+    assert not (place / "x" / "model.onnx").exists()
+    code, line, err = call(capsys, *asked, "--resume")
+    assert (code, line["steps"]) == (0, 2)
+    assert "is there already, but not yet as onnx" in err
+    assert (place / "x" / "model.onnx").exists()
+
+
 def test_python_m():
     done = subprocess.run([sys.executable, "-m", "understudy", "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0

@@ -56,6 +56,7 @@ def test_the_certificate_is_of_all_folds_and_the_student_of_all_images(tmp_path)
     assert not any("no image was held out" in note for note in report.notes)
     assert 0 < report.feature_error_relative < 2
     assert read(tmp_path / "small")[1].crossfit == 4
+    assert "a student made in this way answers as the teacher does" in report.certificate()[0]
     assert "each held out once, in 4 folds" in (tmp_path / "small" / "report.html").read_text()
     alone = us.compress(own, photos(20), keep=0.6, config=CONFIG, held_out_share=0.0)
     mine, theirs = result.model.state_dict(), alone.model.state_dict()
@@ -87,3 +88,40 @@ def test_the_command_line(place, capsys):  # noqa: F811
     assert "fold 2 of 2: 5 images, 5 held out" in err
     code, line, err = call(capsys, *own[:-4], "--out", "b", "--steps", 1, "--crossfit", 1)
     assert (code, line) == (2, None)
+
+
+def test_images_that_made_teacher_or_plan_cannot_show_an_agreement(tmp_path):
+    own, images = own_teacher(randomised(Chain()), SAID), read_images(photos(20), SAID)
+    plan = us.make_plan(own.model, us.trace(own.model, own.example()), keep=0.6)
+    plan.asked["images"] = images.hashes[:7]
+    with pytest.raises(InputError, match="7 of the held-out images trained the teacher or helped to make the plan"):
+        us.crossfit(own, images, 4, plan=plan, config=CONFIG, min_agreement=0.01)
+    report = us.crossfit(own, images, 2, plan=plan, config=CONFIG).report
+    assert any("7 held-out image(s) helped to make this plan" in note for note in report.notes)
+
+
+def test_alternatives_have_no_image_to_be_judged_by():
+    with pytest.raises(InputError, match="alternatives are asked for too"):
+        us.crossfit(own_teacher(Chain(), SAID), photos(20), 4, keep=0.6, config=CONFIG, with_alternatives=True)
+
+
+def test_an_interrupted_fold_leaves_the_result_and_says_so(place, capsys, monkeypatch):  # noqa: F811
+    from understudy import cli
+
+    seen, show = [], cli._Progress.__call__
+
+    def once(self, done, total, loss):
+        seen.append(done)
+        if len(seen) == 4:  # the second step of the first fold
+            raise KeyboardInterrupt
+        show(self, done, total, loss)
+
+    monkeypatch.setattr(cli._Progress, "__call__", once)
+    asked = ("compress", "net.py:build", "photos", "--keep", 0.5, "--steps", 2, "--out", "small")
+    code, line, err = call(capsys, *asked, "--crossfit", 2)
+    assert (code, line) == (130, None)
+    assert "the student is whole, in small" in err
+    assert read(place / "small")[1].steps == 2
+    code, _, err = call(capsys, *asked, "--crossfit", 2, "--resume")
+    assert code == 2
+    assert "its student is there, but not its folds" in err

@@ -90,11 +90,39 @@ def test_a_file_that_does_not_run_elsewhere_fails_the_export(result, monkeypatch
         us.export_folder(result, ["onnx"], teacher=Chain)
 
 
-def test_a_file_that_holds_more_than_the_student_fails_the_export(result, monkeypatch):
+@pytest.mark.parametrize("kind", ["onnx", "openvino", "pt2", "int8"])
+def test_a_file_that_holds_more_than_the_student_fails_the_export(kind, tmp_path):
+    teacher = us.load_teacher("demo:resnet14").model
+    example = torch.zeros(2, 1, 32, 32)
+    student = us.cut(teacher, us.make_plan(teacher, us.trace(teacher, example), keep=0.5))
+    found, whole = (
+        us.export(model, example, tmp_path / name, formats=[kind], calibrate=[torch.randn(2, 1, 32, 32)])
+        for name, model in (("student", student), ("teacher", teacher))
+    )
+    assert room.check_size(found, found.files[kind], kind) > 0
+    with pytest.raises(LawBroken, match=r"it holds .*, the student .*; expected no more"):
+        room.check_size(found, whole.files[kind], kind)
+
+
+def test_a_file_with_far_more_bytes_than_tensors_fails_the_export(result, monkeypatch):
     monkeypatch.setattr(room, "OVERHEAD_BYTES", 0)
     with pytest.raises(LawBroken, match=r"it takes [\d,]+ bytes, expected at most"):
         us.export_folder(result, ["onnx"], teacher=Chain)
     assert not (result / "model.onnx").exists()
+
+
+def test_an_int8_file_with_nothing_in_int8_fails_the_export(tmp_path):
+    found = us.export(Chain(), torch.zeros(2, 3, 8, 8), tmp_path, formats=["onnx"])
+    with pytest.raises(LawBroken, match=r"found none of its .* numbers in INT8"):
+        room.check_size(found, found.files["onnx"], "int8")
+
+
+@pytest.mark.parametrize(("kind", "name"), [("openvino", "model.bin"), ("onnx", "model.onnx.data")])
+def test_data_of_the_users_beside_a_file_stays(result, kind, name):
+    (result / name).write_text("mine")
+    with pytest.raises(StoreError, match=f"{name}: it exists"):
+        us.export_folder(result, [kind], teacher=Chain)
+    assert (result / name).read_text() == "mine"
 
 
 def test_files_of_the_users_stay(result):

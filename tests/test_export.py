@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from importlib import import_module
 
 import pytest
@@ -53,6 +54,36 @@ class ThreeAxes(HandWritten):
         k, v = (t.reshape(n * 3, tokens, 4) for t in (heads[:, :3], heads[:, 3:6]))
         y = F.scaled_dot_product_attention(k, k, v, attn_mask=k @ v.transpose(1, 2))
         return self.proj(y.view(n, 3, tokens, 4).transpose(1, 2).reshape(n, tokens, width))
+
+
+@dataclass
+class Output:
+    scores: torch.Tensor
+    maps: tuple
+    count: int
+
+
+class Told(nn.Module):
+    """Its output is a class of its own, with what is no tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = Chain()
+
+    def forward(self, x):
+        maps = self.net.body(x)
+        return Output(self.net(x), (maps, {"mean": maps.mean((2, 3))}), 3)
+
+
+def test_outputs_of_a_class_of_its_own_become_a_dict_that_runs_elsewhere(tmp_path):
+    model, given = Told().eval(), images(3)
+    found = export(model, images(), tmp_path, formats=("pt2", "onnx"))
+    assert found.static is None
+    torch.save(given, tmp_path / "given.pt")
+    torch.save(model(given).scores, tmp_path / "wanted.pt")
+    code = _ELSEWHERE.replace("program(given)", "program(given)['scores']") + "print(list(program(given)))"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['scores', 'maps.0', 'maps.1.mean']"
 
 
 @pytest.mark.parametrize("net", [Chain, FusedHeads, HandWritten, Biased, ThreeAxes])

@@ -149,6 +149,22 @@ def test_a_result_needs_neither_the_folder_nor_the_network(saved, tmp_path):
     assert not done.returncode, done.stderr
 
 
+def test_a_result_is_exported_as_files_that_need_no_transformers(saved):
+    folder, _ = saved
+    small = folder.parent / "small"
+    config = us.preset("default", steps=1, views="none")
+    report = us.compress(
+        load_teacher(f"hf:{folder}"), images(), keep=0.7, folder=small, config=config, export_to=["pt2", "onnx"]
+    ).report
+    assert max(report.exports["pt2"]["error_real"], report.exports["onnx"]["error_real"]) < 1e-4
+    code = (
+        "import sys, torch\nmodel = torch.export.load('model.pt2').module()\n"
+        "print(list(model(pixel_values=torch.zeros(3, 3, 32, 32))), 'transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=small, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['logits'] False"
+
+
 def test_classes_and_channels_asked_for(saved):
     teacher = load_teacher(
         "hf:ViTForImageClassification", pretrained=False, model_kwargs=VIT, num_classes=7, in_chans=1

@@ -69,6 +69,34 @@ def test_a_held_out_image_that_is_nearly_one_to_learn_from_is_named():
     assert report.images_check["held_out_alike"] == (("image 3", "image 2"),)
 
 
+def test_held_out_images_that_are_nearly_one_another_are_named():
+    few, proof = photos(), photos(8, seed=5)
+    proof[6] = np.clip(proof[1].astype(int) + 9, 0, 255)
+    own = own_teacher(Chain(), replace(SAID, input_size=(3, 8, 8)))
+    report = us.compress(own, few, keep=0.7, held_out=proof, config=us.preset("default", steps=1)).report
+    assert report.images_check["held_out_near_duplicates"] == (("image 6", "image 1"),)
+    assert any("1 of 8 held-out images are near-duplicates of another of them" in note for note in report.notes)
+    near = check_images(
+        Net().eval(), SEAM, read_images(few, SAID), held_out=read_images(proof[6:], SAID),
+        beside=read_images(proof[1:2], SAID),
+    )  # fmt: skip
+    assert near.held_out_alike == (("image 0", "image 0"),)
+
+
+def test_a_batch_norm_that_is_called_by_keyword_is_heard():
+    class Keyword(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.net = nn.BatchNorm2d(3), Net()
+
+        def forward(self, x):
+            return self.net(self.norm(input=x))
+
+    seam = replace(SEAM, points=(SeamPoint("net.1"),))
+    found = check_images(Keyword().eval(), seam, read_images(photos(), SAID))
+    assert found.shift is not None
+
+
 def test_blank_images_of_any_colour_under_any_normalisation():
     images = photos(8)
     images[0], images[1], images[2] = 0, 255, (200, 10, 30)
@@ -136,6 +164,7 @@ def test_compress_tells_before_it_trains_and_in_the_report(tmp_path):
         config=us.preset("default", steps=1), on_stage=said.append,
     )  # fmt: skip
     told = next(i for i, text in enumerate(said) if "blank: image 3" in text)
+    assert next(i for i, text in enumerate(said) if "of one flat colour" in text) < said.index("cutting")
     assert told < said.index("cutting")
     assert result.report.images_check["blank"] == ("image 3",)
     assert any("blank: image 3" in note for note in result.report.notes)

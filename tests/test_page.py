@@ -123,10 +123,13 @@ def test_the_page_opens_in_a_browser_without_errors_and_fits(result, width, tmp_
 
 
 def test_the_readme_code_runs(result, tmp_path):
-    us.export_folder(result, ["onnx", "pt2"], teacher=Chain)
+    us.export_folder(result, ["onnx", "pt2", "openvino"], teacher=Chain)
+    page = (result / "report.html").read_text()
+    assert page.count("of at most 1e-04") == 3
+    assert "model.pt2: compared on random images" in page
     text = (result / "README.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.S)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     tests = str(Path(__file__).parent)
     code = f"import sys\nsys.path.insert(0, {tests!r})\nfrom nets import Chain\ndef build(): return Chain()\n"
     (tmp_path / "net.py").write_text(code)
@@ -149,8 +152,14 @@ def test_the_readme_follows_the_files_and_the_call():
     plan = replace(plan, asked={**plan.asked, "call": {"keyword": "pixels", "options": {"scale": True}}})
     text = readme(us.Report(exports={"onnx": {"normalises": True}}, top1_agreement=0.0), plan)
     assert text.count("scores = model(pixels=torch.zeros(1, 1, 32, 32), scale=True)") == 2
-    assert "--to onnx` (this file normalises by itself" in text
     assert "agreement with the teacher: 0.0%" in text
+    assert "ONNX Runtime alone (this file normalises by itself" in text
+    fixed = {"batch": "2", "normalises": False}
+    text = readme(us.Report(exports={"onnx": fixed, "pt2": fixed}), plan)
+    assert "PyTorch alone (it takes 2 images at a time, no more and no fewer)" in text
+    assert "scores = model(pixels=torch.zeros(2, 1, 32, 32), scale=True)" in text
+    assert "numpy.zeros((2, 1, 32, 32)" in text
+    assert "OpenVINO alone, after `understudy export . --to openvino`" in text
     source = {**plan.teacher["source"], "spec": "small", "result": {"plan": {"teacher": plan.teacher}}}
     again = replace(plan, teacher={**plan.teacher, "source": source})
     assert 'understudy.load(".")\n' in readme(us.Report(), again)

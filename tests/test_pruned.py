@@ -99,6 +99,18 @@ def test_it_stands_by_itself(pair, tmp_path):
     assert not (small / "model.onnx").exists()
 
 
+def test_images_that_trained_the_teacher_cannot_show_an_agreement(pair):
+    from dataclasses import replace
+
+    own, student = pair
+    given = us.read_images(photos(20), SAID)
+    taught = replace(own, result={"images": given.hashes})
+    with pytest.raises(InputError, match="4 of the held-out images trained the teacher"):
+        us.recover_pruned(taught, student, given, config=STEPS, min_agreement=0.01)
+    notes = us.recover_pruned(taught, student, given, config=STEPS)[1].notes
+    assert any("4 held-out image(s) trained the teacher" in note for note in notes)
+
+
 def test_batch_norms_are_measured_anew_by_the_default_recipe_alone(pair):
     own, student = pair
     found = [us.recover_pruned(own, student, photos(), config=us.preset(p, steps=0))[0] for p in ("default", "paper")]

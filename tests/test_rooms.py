@@ -83,9 +83,10 @@ FORBIDDEN = {
     "planner": {"mimic", "restore", "closed_form", "reconstruction", "images", "store", "compress", "cli"},
     "replace": {"*", "-errors", "-guard", "-seam", "-verify"},
     "certificate": {"*", "-errors"},
+    "tensorboard": {"*", "-errors", "-report"},
     "image_check": {"*", "-guard", "-images", "-seam", "-verify"},
     "verify": {"*", "-certificate", "-errors", "-guard", "-seam", "-images"},
-    "export": {"*", "-errors", "-guard", "-int8", "-trace"},
+    "export": {"*", "-errors", "-guard", "-int8", "-seam", "-trace"},
     "int8": {"*", "-trace"},
     "int8_table": {"*", "-certificate", "-export", "-guard", "-images", "-runtimes", "-trace", "-verify"},
     "deploy": {"compress", "cli", "mimic", "restore", "planner"},
@@ -164,10 +165,10 @@ FLAGS = {
     "plan": f"{BUDGET} {TEACHER} --images --out --picture --seed --force --no-force",
     "compress": f"""{BUDGET} {TEACHER} --out --plan --preset --effort --steps --max-seconds --seed --device --precision
         --views --held-out --held-out-share --crossfit --min-agreement --alternatives --no-alternatives --to
-        --labelled --mean --std --resize --force --no-force --resume --no-resume""",
+        --labelled --mean --std --resize --tensorboard --force --no-force --resume --no-resume""",
     "recover": """--out --to --preset --effort --steps --seed --device --precision --views --held-out --held-out-share
         --min-agreement --labelled --weights --pretrained --no-pretrained --num-classes --input-size --mean --std
-        --resize --seam --force --no-force --threads""",
+        --resize --seam --tensorboard --force --no-force --threads""",
     "export": """--to --images --held-out --teacher --weights --pretrained --no-pretrained --normalise --no-normalise
         --force --no-force --threads""",
     "verify": "--teacher --labelled --weights --pretrained --no-pretrained --device --min-agreement --threads",

@@ -284,7 +284,13 @@ def test_an_existing_folder_needs_force(saved, teacher, student):
 
 @pytest.mark.parametrize(
     ("files", "found"),
-    [(["holiday.jpg"], "holiday.jpg"), (["plan.json", "thesis.tex"], "thesis.tex"), (["report.json"], "no plan.json")],
+    [
+        (["holiday.jpg"], "holiday.jpg"),
+        (["plan.json", "thesis.tex"], "thesis.tex"),
+        (["report.json"], "no report.json of a result"),
+        (["plan.json", "weights.safetensors", "model.onnx"], "no report.json of a result"),
+        (["plan.json", ".export_settings"], ".export_settings"),
+    ],
 )
 def test_force_does_not_replace_what_is_not_a_result(tmp_path, teacher, student, files, found):
     for name in files:
@@ -293,6 +299,13 @@ def test_force_does_not_replace_what_is_not_a_result(tmp_path, teacher, student,
     with pytest.raises(StoreError, match=f"not a result of understudy .found {found}"):
         save_again(tmp_path / "mine", teacher, student, force=True)
     assert sorted(contents(tmp_path / "mine")) == sorted(files)
+
+
+def test_force_does_not_take_files_that_the_report_does_not_know(saved, teacher, student):
+    (saved / "model.onnx").write_text("precious")
+    with pytest.raises(StoreError, match=r"found model\.onnx"):
+        save_again(saved, teacher, student, force=True)
+    assert (saved / "model.onnx").read_text() == "precious"
 
 
 def test_a_file_in_the_way_and_an_empty_folder(tmp_path, teacher, student):

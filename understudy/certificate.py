@@ -48,10 +48,11 @@ def _fewest(enough: Callable[[int], bool], start: int = 1) -> int:
     return high
 
 
-def in_words(low: float) -> str:
-    """What a lower end of the interval says."""
+def in_words(low: float, crossfit: int | None = None) -> str:
+    """What a lower end of the interval says. crossfit: of how many folds, where it is not of the student itself."""
+    who = "it" if crossfit is None else "a student made in this way"
     return (
-        "on images like these, we are 95 % confident that it answers as the teacher does at least "
+        f"on images like these, we are 95 % confident that {who} answers as the teacher does at least "
         f"{floor(100 * low + 1e-9)} times in 100"
     )
 

@@ -347,12 +347,17 @@ def compress(
 
     from understudy.compress import compress as run
     from understudy.crossfit import crossfit as run_crossfit
-    from understudy.errors import Stopped, UnderstudyError
+    from understudy.deploy import export_folder
+    from understudy.errors import Stopped, StoreError, UnderstudyError
+    from understudy.export import check_formats
     from understudy.plan import read_plan
     from understudy.recover.config import preset as recipe
-    from understudy.store import check_writable, is_result, read, stopped_path
+    from understudy.store import check_writable, digest, is_result, read, stopped_path
 
     run = run if crossfit is None else partial(run_crossfit, folds=crossfit)
+    formats = _formats(to)
+    if formats:
+        check_formats(formats)
     asked = read_plan(plan) if plan is not None else None
     budgets = _budgets(
         out, keep=keep, latency=latency, latency_ms=latency_ms, keep_width=keep_width, params=params,
@@ -368,18 +373,29 @@ def compress(
     for place, budget in budgets.items():
         if len(budgets) > 1:
             _say(f"{place.name}:")
-            if resume and is_result(place) and not stopped_path(place).exists():
-                _say("is there already")
-                stored = replace(read(place)[1], min_agreement=min_agreement)
+        if resume and is_result(place) and not stopped_path(place).exists():
+            stored = replace(read(place)[1], min_agreement=min_agreement)
+            left = [name for name in formats if name not in stored.exports]
+            if crossfit is not None and stored.crossfit is None:
+                raise StoreError(
+                    f"going on with {place}: its student is there, but not its folds, which are made in one go; start "
+                    "anew with --force, or leave out --crossfit"
+                )
+            if left or len(budgets) > 1:
+                _say("is there already" + (f", but not yet as {', '.join(left)}" if left else ""))
+                if left:
+                    stored = export_folder(place, left, images=images, held_out=held_out, teacher=found)
+                    stored = replace(stored, min_agreement=min_agreement)
                 lines.append(_line(stored, str(place)))
                 code = max(code, int(stored.go is False))
                 continue
+        before = digest(place)
         progress = _Progress(tensorboard and tensorboard / place.name if len(budgets) > 1 else tensorboard)
         try:
             result = run(
                 found, images, folder=place, force=force, resume=resume, plan=asked, config=config, held_out=held_out,
                 held_out_share=held_out_share, labelled=labelled, seam=seam, drop=drop or (), max_seconds=max_seconds,
-                min_agreement=min_agreement, with_alternatives=alternatives, export_to=_formats(to), on_stage=_say,
+                min_agreement=min_agreement, with_alternatives=alternatives, export_to=formats, on_stage=_say,
                 on_step=progress, **budget,
             )  # fmt: skip
         except UnderstudyError as error:
@@ -393,6 +409,12 @@ def compress(
             result = stopped.log
         except KeyboardInterrupt:
             kept = stopped_path(place)
+            if not kept.exists() and digest(place) != before:
+                _say(
+                    f"understudy: interrupted; the student is whole, in {place}; what was to follow (--crossfit, --to) "
+                    "is not there: files are made by the same command with --resume"
+                )
+                sys.exit(INTERRUPTED)
             if not kept.exists():
                 raise
             _say(f"understudy: interrupted; {kept} is there to go on from: the same command with --resume")

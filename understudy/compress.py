@@ -22,7 +22,7 @@ from understudy.deploy import export_folder
 from understudy.errors import InputError, LawBroken, Stopped, StoreError, UnderstudyError, one_line
 from understudy.export import check_formats
 from understudy.guard import device_called, evaluating, named_tensors, on_device
-from understudy.image_check import ImageCheck, check_images
+from understudy.image_check import ImageCheck, check_images, held_out_notes
 from understudy.images import ImageSet, called, read_images, split, thumbnail
 from understudy.plan import Plan, check_teacher
 from understudy.planner import make_plan, replan
@@ -173,15 +173,9 @@ def compress(
         _check_same(folder, stood, asked)
         plan = Plan.from_json(stood.data["plan"])
 
-    learnt = set((teacher.result or {}).get("images", ())) & set(proof.hashes)
-    learnt |= set(plan.asked.get("images", ())) & set(proof.hashes) if plan is not None and min_agreement else set()
-    if learnt and min_agreement is not None:
-        raise InputError(
-            f"asking for an agreement of {min_agreement}: {len(learnt)} of the held-out images trained the teacher or "
-            "helped to make the plan, so that they cannot show it; hold out others (--held-out)"
-        )
-    if learnt:
-        notes.append(f"{len(learnt)} held-out image(s) trained the teacher: of it they prove less; hold out others")
+    notes += known_before(teacher, plan, proof.hashes, min_agreement)
+    for note in notes:
+        say(f"note: {note}")
 
     say("reading the network")
     mixed = {name: budget.pop(name) for name in MIXED if name in budget}
@@ -190,7 +184,7 @@ def compress(
     anatomy = trace(model, example, plan.seam if plan and not seam else None, points=seam, drop=gone)
     say("looking at the images")
     with on_device(model, config.device):
-        looked = check_images(model, anatomy.seam, few, call, proof)
+        looked = check_images(model, anatomy.seam, few, call, held_out=proof, beside=choose)
     notes += looked.notes
     for note in looked.notes:
         say(f"note: {note}")
@@ -215,10 +209,6 @@ def compress(
     elif stood is None:
         plan = replan(model, anatomy, plan, source) if plan else make_plan(model, anatomy, source=source, **budget)
         plan = replace(plan, asked={**plan.asked, "call": call})
-    chose = set(plan.asked.get("images", ())) & set(proof.hashes)
-    if chose:
-        notes.append(f"{len(chose)} held-out image(s) helped to make this plan: of it they prove less; hold out others")
-
     if not plan.slices and not plan.drop:
         config = replace(config, steps=0, start="cut")
         notes.append("nothing is cut: the model is the teacher, bit for bit, and mimics nothing")
@@ -357,6 +347,26 @@ def reported(
         platform=platform_kind(torch.get_num_threads(), device or "cpu"),
         notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def known_before(teacher: Teacher, plan: Plan | None, hashes: Sequence[str], min_agreement: float | None) -> list[str]:
+    """Notes on the images that are to certify, but trained the teacher or helped to make the plan.
+
+    Raises: InputError where there are some and an agreement is asked for.
+    """
+    trained = set((teacher.result or {}).get("images", ())) & set(hashes)
+    chose = set(() if plan is None else plan.asked.get("images", ())) & set(hashes)
+    if min_agreement is not None and (trained or chose):
+        raise InputError(
+            f"asking for an agreement of {min_agreement}: {len(trained | chose)} of the held-out images trained the "
+            "teacher or helped to make the plan, so that they cannot show it; hold out others (--held-out)"
+        )
+    said = {"trained the teacher": trained, "helped to make this plan": chose}
+    return [
+        f"{len(some)} held-out image(s) {what}: of it they prove less; hold out others"
+        for what, some in said.items()
+        if some
+    ]
 
 
 def parted_hashes(few: ImageSet, choose: ImageSet | None, proof: ImageSet) -> dict[str, list[str]]:
@@ -553,6 +563,7 @@ def verify_folder(
         proof = proof.subset([i for i, h in enumerate(proof.hashes) if h not in known])
         notes = [f"{seen} of these images trained the student and were left out: they prove nothing of new ones"]
     check_threshold(min_agreement, len(proof))
+    notes += held_out_notes(proof)
     call = plan.asked.get("call")
     test, truth = labelled_images(lead, labelled, None, call)
     if device is not None:

@@ -16,8 +16,8 @@ import torch
 from understudy import store
 from understudy.budgets import mixes
 from understudy.certificate import binomial_interval, check_threshold
-from understudy.compress import OnStage, Result, compress
-from understudy.errors import InputError
+from understudy.compress import OnStage, Result, compress, known_before
+from understudy.errors import InputError, Stopped
 from understudy.images import ImageSet, read_images
 from understudy.report import Report
 from understudy.teachers import Teacher, own_teacher
@@ -50,10 +50,17 @@ def crossfit(
     found = images if isinstance(images, ImageSet) else read_images(images, teacher.preprocessing)
     parts = _folds(found, folds, split_seed)
     check_threshold(min_agreement, sum(len(held) for _, held in parts))
+    if options.get("with_alternatives"):
+        raise InputError(
+            "crossfit: alternatives are asked for too, and no image is held out to judge them by; expected one of both"
+        )
+    seen = known_before(teacher, options.get("plan"), found.hashes, min_agreement)
     options = {name: value for name, value in options.items() if name not in ("held_out", "held_out_share")}
     result = compress(teacher, found, folder=folder, held_out_share=0.0, on_stage=on_stage, **options)
-    own = {"labelled", "labels", "force", "resume", "with_alternatives", "export_to", "on_step"}
+    own = {"labelled", "labels", "force", "resume", "with_alternatives", "export_to"}
     again = {name: value for name, value in options.items() if name not in own}
+    if mixes(again):
+        seen.append("every fold's student has the plan that all images made, the held-out ones of the fold too")
     if mixes(again) or options.get("plan") is not None:
         again = {name: value for name, value in again.items() if name in ("config", "seam", "example", "max_seconds")}
         asked = {name: value for name, value in result.plan.asked.items() if name != "latency"}  # measured once
@@ -61,8 +68,14 @@ def crossfit(
     reports = []
     for number, (rest, held) in enumerate(parts, 1):
         say(f"fold {number} of {folds}: {len(rest)} images, {len(held)} held out")
-        reports.append(compress(teacher, found.subset(rest), held_out=found.subset(held), **again).report)
-    report = replace(_pooled(result.report, reports), min_agreement=min_agreement)
+        try:
+            reports.append(compress(teacher, found.subset(rest), held_out=found.subset(held), **again).report)
+        except Stopped:  # what is kept is the result, not a fold's student
+            raise KeyboardInterrupt from None
+    report = _pooled(result.report, reports)
+    seconds = (report.seconds or 0) + sum(fold.seconds or 0 for fold in reports)
+    notes = tuple(dict.fromkeys([*report.notes, *seen]))
+    report = replace(report, min_agreement=min_agreement, seconds=seconds, notes=notes)
     if result.folder is not None:
         store.put_report(result.folder, report)
     return replace(result, report=report)

@@ -6,9 +6,11 @@ the student's tensors, or has other parameters, is no export of it.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -32,7 +34,6 @@ from understudy.export import (
     outputs_of,
     run_onnx,
 )
-from understudy.guard import named_tensors
 from understudy.images import ImageSet, called, read_images, split
 from understudy.int8_table import int8_table
 from understudy.plan import Plan, check_teacher
@@ -43,9 +44,11 @@ from understudy.teachers import Teacher, code_of, load_again, own_teacher
 from understudy.trace import as_example
 from understudy.verify import check_head
 
+FIXED = 2  # images that a file takes whose batch cannot be free
 REAL, RANDOM = 8, 4  # images that are compared: of those given, and random ones. Source: assumption.
 # A file may be so much larger than the student's tensors: names, the graph, alignment. Source: assumption.
 OVERHEAD_BYTES, OVERHEAD = 4 * 2**20, 1.1
+EXTRA_NUMBERS = 2**14  # shapes, indices and scales that a graph holds beside the tensors. Source: assumption.
 PREPROCESSING = "preprocessing.json"
 _RUN = Path(__file__).with_name("run_exported.py")
 
@@ -107,7 +110,8 @@ def export_folder(
     path = Path(folder).resolve()
     with _alone(path):
         plan, report, _ = store.read(folder)
-        names = [FILES[f] for f in formats] + ([] if report.exports else [PREPROCESSING])
+        names = [name for f in formats for name in (FILES[f], _beside(FILES[f]))]
+        names += [] if report.exports else [PREPROCESSING]
         there = [path / name for name in names if (path / name).exists()]
         if there and not force:
             raise StoreError(f"exporting to {there[0]}: it exists; replace it with force (--force)")
@@ -136,7 +140,7 @@ def export_folder(
         batches = {"random": _unnormalised(random, preprocessing) if normalise else random}
         if real is not None:
             batches["real"] = shown(real).batch(range(min(REAL, len(real))))
-        example = handed(batches["random"][:2], call)
+        example = handed(batches["random"][:FIXED], call)
         with _scratch(path) as scratch:
             options: dict[str, Any] = {"tolerance": tolerance, "formats": formats}
             if "int8" in formats:
@@ -163,7 +167,7 @@ def export_folder(
                 report = replace(report, int8={**table, "images_quantised_by": len(real), "without_teacher": without})
             report = replace(report, exports={**report.exports, **exports})
             for name in set(options["formats"]) - set(formats):
-                for file in _parts_of(found.files[name], name):
+                for file in _parts_of(found.files[name]):
                     file.unlink()
             (Path(scratch) / PREPROCESSING).write_text(_told(preprocessing, report.exports), encoding="utf-8")
             _put(Path(scratch), path)
@@ -184,7 +188,7 @@ def export_programs(
     batches = {"random": _random(preprocessing)}
     if images:
         batches["real"] = images.batch(range(min(REAL, len(images))))
-    found = export(model, handed(batches["random"][:2], call), folder, formats=formats, tolerance=tolerance)
+    found = export(model, handed(batches["random"][:FIXED], call), folder, formats=formats, tolerance=tolerance)
     exports = _proved(model, found, formats, batches, call, tolerance, False)
     (folder / PREPROCESSING).write_text(_told(preprocessing, exports), encoding="utf-8")
     return exports
@@ -205,12 +209,12 @@ def _proved(
 ) -> dict[str, dict[str, Any]]:
     """Every file run by itself and counted. Raises: LawBroken."""
     elsewhere = {f: _elsewhere(model, found, f, batches, call, tolerance) for f in formats}
-    sizes = {f: _check_size(model, found.files[f], f) for f in formats}
+    sizes = {f: check_size(found, found.files[f], f) for f in formats}
     return {
         f: {
             "file": FILES[f], "bytes": sizes[f], "precision": "int8" if f == "int8" else found.precision,
             "tolerance": None if f == "int8" else tolerance, "opset": found.opset if f != "pt2" else None,
-            "batch": "any" if found.static is None else "fixed", "fixed_because": found.static,
+            "batch": "any" if found.static is None else str(FIXED), "fixed_because": found.static,
             "normalises": normalises, "call": call, **elsewhere[f],
         }
         for f in formats
@@ -305,9 +309,9 @@ def _elsewhere(
     value, the file run in a process of its own. Raises: LawBroken."""
     errors: dict[str, float | None] = {"random": None, "real": None}
     for name, batch in batches.items():
-        # A file whose batch is fixed takes two images.
-        parts = [batch] if found.static is None else list(batch.split(2))
-        for part in (p for p in parts if found.static is None or len(p) == 2):
+        # A file whose batch is fixed takes FIXED images.
+        parts = [batch] if found.static is None else list(batch.split(FIXED))
+        for part in (p for p in parts if found.static is None or len(p) == FIXED):
             given = as_example(handed(part, call))
             alone, wanted = _run(found.files[kind], part, call), outputs_of(model, *given)
             error = difference(alone, wanted)
@@ -332,18 +336,20 @@ def _run(path: Path, batch: Tensor, call: dict[str, Any] | None) -> list[Tensor]
             [sys.executable, "-P", str(_RUN), str(path), str(given), str(result)], capture_output=True, text=True
         )
         if process.returncode:
-            last = (process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
-            raise LawBroken(f"running {path.name} in a process of its own: {last[:300]}; do not deploy it")
+            said = " / ".join(process.stderr.strip().splitlines()[-3:]) or f"exit code {process.returncode}"
+            raise LawBroken(f"running {path.name} in a process of its own: {said[-600:]}; do not deploy it")
         with np.load(result) as held:
             return [torch.from_numpy(held[name]) for name in held.files]
 
 
-def _check_size(model: nn.Module, path: Path, kind: str) -> int:
-    """Bytes of the file with all that lies beside it. Raises: LawBroken where they are more than the student's tensors,
-    or where an ONNX file has other parameters than the student."""
-    size = sum(p.stat().st_size for p in _parts_of(path, kind))
-    held = {id(t): t for t in named_tensors(model).values()}.values()
-    most = OVERHEAD * sum(t.numel() * t.element_size() for t in held) + OVERHEAD_BYTES
+def check_size(found: Exported, path: Path, kind: str) -> int:
+    """Bytes of the file with all that lies beside it.
+
+    found: what the student's own trace holds. Raises: LawBroken where the file holds more than that, or INT8 nothing in
+    8 bits.
+    """
+    size = sum(p.stat().st_size for p in _parts_of(path))
+    most = OVERHEAD * found.bytes + OVERHEAD_BYTES
     if size > most:
         raise LawBroken(
             f"exporting {path.name}: it takes {size:,} bytes, expected at most {round(most):,} for the student's "
@@ -352,19 +358,35 @@ def _check_size(model: nn.Module, path: Path, kind: str) -> int:
     if kind in ("onnx", "int8"):
         import onnx
 
-        graph = onnx.load(path, load_external_data=False).graph
-        written = sum(int(np.prod(t.dims)) for t in graph.initializer)
-        wanted = sum(t.numel() for t in held if t.is_floating_point())
-        if written > OVERHEAD * wanted + OVERHEAD_BYTES / 4:
+        weights = onnx.load(path, load_external_data=False).graph.initializer
+        written, allowed, what = sum(int(np.prod(t.dims)) for t in weights), found.numbers, "numbers"
+        slack = EXTRA_NUMBERS
+        if kind == "int8" and not any(t.data_type == onnx.TensorProto.INT8 for t in weights):
             raise LawBroken(
-                f"exporting {path.name}: it holds {written:,} numbers, the student {wanted:,}; expected no more"
+                f"exporting {path.name}: found none of its {written:,} numbers in INT8; use the float32 file"
             )
+    else:
+        if kind == "openvino":
+            written = path.with_name(_beside(path.name)).stat().st_size
+        else:
+            with zipfile.ZipFile(path) as archive:
+                parts = archive.infolist()
+            written = sum(p.file_size for p in parts if "/weights/" in p.filename or "/constants/" in p.filename)
+        allowed, what, slack = found.bytes, "bytes of tensors", 8 * EXTRA_NUMBERS
+    if written > OVERHEAD * allowed + slack:
+        raise LawBroken(
+            f"exporting {path.name}: it holds {written:,} {what}, the student {allowed:,}; expected no more"
+        )
     return size
 
 
-def _parts_of(path: Path, kind: str) -> list[Path]:
-    beside = path.with_name("model.bin") if kind == "openvino" else path.with_name(f"{path.name}.data")
-    return [p for p in (path, beside) if p.exists()]
+def _parts_of(path: Path) -> list[Path]:
+    return [p for p in (path, path.with_name(_beside(path.name))) if p.exists()]
+
+
+def _beside(name: str) -> str:
+    """Where the weights of a file lie that does not hold them itself."""
+    return "model.bin" if name == FILES["openvino"] else f"{name}.data"
 
 
 def _told(preprocessing: Preprocessing, exports: dict[str, dict[str, Any]]) -> str:
@@ -387,6 +409,9 @@ def _alone(folder: Path) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise StoreError(f"exporting to {folder}: another export into it is under way; wait for it") from None
+            for left in folder.glob(f"{store.SCRATCH}*"):  # of an export that was killed
+                if left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
         yield
 
 

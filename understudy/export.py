@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.export import Dim, ShapesCollection
 from torch.fx import Graph, Node, map_arg
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from understudy.errors import InputError, LawBroken, StoreError, UnsupportedModel, one_line
 from understudy.guard import full_copy, named_tensors, structural_copy
 from understudy.int8 import quantise
+from understudy.seam import tensors
 from understudy.trace import Example, as_example, export_program, operator, place, quiet, require_data, without_stacks
 
 FILES = {"pt2": "model.pt2", "onnx": "model.onnx", "openvino": "model.xml", "int8": "model.int8.onnx"}
@@ -37,12 +38,15 @@ class Exported:
 
     files: format -> path. errors: format -> largest difference of any output over that output's largest value.
     opset: of the ONNX files, None without one. static: None where the batch may have any size, else why it may not.
+    numbers, bytes: of all tensors that the files hold in float32.
     """
 
     files: dict[str, Path]
     errors: dict[str, float]
     opset: int | None
     static: str | None
+    numbers: int = 0
+    bytes: int = 0
     precision: str = "float32"
 
 
@@ -61,7 +65,8 @@ def export(
 
     Each file is loaded again (the program by torch, the others by ONNX Runtime and OpenVINO on the CPU, in float32) and
     compared with the model on `example`: a tensor (N, C, H, W), a tuple of arguments or (args, kwargs). Where N is 2 or
-    more, the batch is made free, and the first image alone is compared too; where that fails it is fixed at N. Weights
+    more, the batch is made free, and the first image alone is compared too; where that fails it is fixed at N. Outputs
+    that only the model's own code can read (a dataclass, a namedtuple) become a dict of their tensors. Weights
     of more than 256 MiB lie beside the ONNX file, in model.onnx.data. The model is untouched; on an error nothing is
     left behind. calibrate: for INT8, batches of real images as the model takes them, each of as many images as the
     example; how far its file is from the model is told and held to no tolerance.
@@ -76,6 +81,8 @@ def export(
         raise InputError("exporting to int8: found no images; expected a few, which say how large the values become")
     require_data(model)
     ready, call = in_float32(model, example)
+    if not _readable(_output_of(ready, *call)):
+        ready = _Readable(ready)
     folder = Path(folder)
     there = [p for f in formats if (p := folder / FILES[f]).exists()]
     if there and not force:
@@ -137,6 +144,9 @@ def _write(
     if static is None and not _free(program):
         static = "its code computes with the size of the batch"
         calls, expected = calls[:1], expected[:1]
+    held = {id(t): t for t in [*program.state_dict.values(), *program.constants.values()] if isinstance(t, Tensor)}
+    numbers = sum(t.numel() for t in held.values())
+    size = sum(t.numel() * t.element_size() for t in held.values())
     files, opset = {f: folder / FILES[f] for f in formats}, None
     if "pt2" in files:
         _write_program(program, clone, files["pt2"])
@@ -147,7 +157,7 @@ def _write(
             with _onnx_file(program, clone, files) as (path, made):
                 write(clone, path, files[name])
             opset = made or opset
-    del program, clone
+    del program, clone, held
     errors = {}
     for name, path in files.items():
         try:
@@ -163,13 +173,17 @@ def _write(
                 f"{errors[name]:.1e} of the largest output in float32, expected at most {tolerance:.1e}; do not "
                 "deploy it, and please report the model"
             )
-    return Exported(files, errors, opset, static)
+    return Exported(files, errors, opset, static, numbers, size)
 
 
 def outputs_of(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> list[Tensor]:
+    return tensors_in(_output_of(model, args, kwargs))
+
+
+def _output_of(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
     try:
         with torch.no_grad():
-            return tensors_in(model(*args, **kwargs))
+            return model(*args, **kwargs)
     except Exception as error:  # whatever a model's own code raises
         raise UnsupportedModel(
             f"running {type(model).__name__}{place(error, model)} before its export, batch {batch_of((args, kwargs))}, "
@@ -347,7 +361,27 @@ def _free(program: Any) -> bool:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    return [v for v in tree_leaves(value) if isinstance(v, Tensor)]
+    return [tensor for _, tensor in tensors(value)]
+
+
+class _Readable(nn.Module):
+    """`model`, but that its outputs are a dict of tensors, which every process can read again, under their names.
+
+    A dataclass, a namedtuple or transformers' ModelOutput can only be read where its class is known, and what is no
+    tensor can be written by no format."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        return dict(tensors(self.model(*args, **kwargs)))
+
+
+def _readable(value: Any) -> bool:
+    if type(value) in (dict, tuple, list):
+        return all(map(_readable, value.values() if type(value) is dict else value))
+    return value is None or isinstance(value, Tensor)
 
 
 def batch_of(call: Example) -> int:

@@ -35,7 +35,8 @@ _NAMED = 5  # images or classes that a sentence names
 @dataclass(frozen=True)
 class ImageCheck:
     """Names of images: blank; near_duplicates, with the first that each is like; unlike_anything; outliers.
-    held_out_alike: of the images that only certify, those that are near-duplicates of one to learn from.
+    held_out_alike: of the images that only certify, those that are near-duplicates of one to learn from;
+    held_out_near_duplicates: those that are of another one of them.
     classes, classes_untouched: of the teacher, and those that it names for no image; None where there are none.
     shift, factor: how far the first batch norm's inputs are from its own statistics, in standard deviations and as a
     factor of the variance, of the median channel. notes: sentences a person should see."""
@@ -43,6 +44,7 @@ class ImageCheck:
     blank: tuple[str, ...] = ()
     near_duplicates: tuple[tuple[str, str], ...] = ()
     held_out_alike: tuple[tuple[str, str], ...] = ()
+    held_out_near_duplicates: tuple[tuple[str, str], ...] = ()
     unlike_anything: tuple[str, ...] = ()
     outliers: tuple[str, ...] = ()
     classes: int | None = None
@@ -60,10 +62,13 @@ def check_images(
     seam: Seam,
     images: ImageSet,
     call: dict[str, Any] | None = None,
+    *,
     held_out: ImageSet | None = None,
+    beside: ImageSet | None = None,
 ) -> ImageCheck:
     """What `model`, the teacher, and the pixels say of `images`. call: how it takes them. held_out: images that only
-    certify, which should be like none of them. The model is untouched."""
+    certify, which should be like none of them, of `beside` (those to choose by), or of each other. The model is
+    untouched."""
     if not len(images):
         return ImageCheck()
     flat, low, high = [], math.inf, -math.inf
@@ -93,11 +98,31 @@ def check_images(
     if len(unlike) == len(names):  # these are no class scores, or of a teacher that was never trained
         unlike = []
     untouched = sorted(set(range(classes or 0)) - set(torch.cat(named).tolist())) if named else []
+    pictures = _pictures(images)
+    between = [pair for own in (images, beside) for pair in _alike_between(own, held_out)]
     check = ImageCheck(
-        tuple(blank), _alike(names, _pictures(images), set(blank)), _alike_between(images, held_out), tuple(unlike),
-        _outliers(names, torch.cat(features)), classes, tuple(untouched), watch.shift, watch.factor,
+        tuple(blank), _alike(names, pictures, set(blank)), tuple(dict(reversed(between)).items()),
+        near_duplicates(held_out), tuple(unlike), _outliers(names, torch.cat(features)), classes, tuple(untouched),
+        watch.shift, watch.factor,
     )  # fmt: skip
-    return ImageCheck(**{**vars(check), "notes": tuple(_notes(check, images, held_out, low, high))})
+    notes = [*_notes(check, images, held_out, low, high), *held_out_notes(held_out, check.held_out_near_duplicates)]
+    return ImageCheck(**{**vars(check), "notes": tuple(notes)})
+
+
+def near_duplicates(images: ImageSet | None) -> tuple[tuple[str, str], ...]:
+    """Every image that is like an earlier one, with the first of those; blank ones are like none."""
+    return _alike(images.names, _pictures(images), set()) if images else ()
+
+
+def held_out_notes(images: ImageSet | None, near: tuple[tuple[str, str], ...] | None = None) -> list[str]:
+    """What to know of images that certify. near: their `near_duplicates`, where they are known."""
+    near = near_duplicates(images) if near is None else near
+    if not near:
+        return []
+    return [
+        f"{len(near)} of {len(images or ())} held-out images are near-duplicates of another of them; the interval "
+        f"counts each, so that it is narrower than what they prove: {_some(f'{a} like {b}' for a, b in near)}"
+    ]
 
 
 def _notes(check: ImageCheck, images: ImageSet, held_out: ImageSet | None, low: float, high: float) -> list[str]:
@@ -172,9 +197,9 @@ def _alike(names: list[str], pictures: Tensor, blank: set[str]) -> tuple[tuple[s
     )
 
 
-def _alike_between(images: ImageSet, others: ImageSet | None) -> tuple[tuple[str, str], ...]:
+def _alike_between(images: ImageSet | None, others: ImageSet | None) -> tuple[tuple[str, str], ...]:
     """Every image of `others` that is like one of `images`, with the first of those."""
-    if not others:
+    if not images or not others:
         return ()
     near = _pictures(others) @ _pictures(images).T >= NEAR
     return tuple(
@@ -208,18 +233,18 @@ class _FirstNorm:
         self._seen = 0
 
     def __enter__(self) -> "_FirstNorm":
-        self._handles = [m.register_forward_pre_hook(self._hear) for m in self._norms]
+        self._handles = [m.register_forward_pre_hook(self._hear, with_kwargs=True) for m in self._norms]
         return self
 
     def __exit__(self, *_: Any) -> None:
         for handle in self._handles:
             handle.remove()
 
-    def _hear(self, module: nn.Module, given: tuple) -> None:
+    def _hear(self, module: nn.Module, given: tuple, named: dict[str, Any]) -> None:
         if self._first is None:
             self._first = module
         if module is self._first:
-            rows = given[0].movedim(1, -1).flatten(0, -2).double()
+            rows = next(iter((*given, *named.values()))).movedim(1, -1).flatten(0, -2).double()
             self._sum, self._square = self._sum + rows.sum(0), self._square + rows.square().sum(0)
             self._seen += len(rows)
 

@@ -106,7 +106,7 @@ def _certificate(report: Report) -> str:
             "</div>"
         )
     first, *rest = report.certificate()
-    words = in_words(report.top1_agreement_low)
+    words = in_words(report.top1_agreement_low, report.crossfit)
     lines = [f'<p class="big">{escape(words[0].upper() + words[1:])}.</p>']
     which = "that influenced nothing"
     if report.crossfit is not None:
@@ -207,6 +207,8 @@ def _int8(report: Report) -> str:
         for row in told["rows"]
     )
     head = "<tr><th></th><th>ms</th><th>of the first</th><th>MB</th><th>agreement</th></tr>"
+    if told["without_teacher"]:
+        said += f" Without the teacher: {told['without_teacher']}"
     return f'<p class="soft">{escape(said)}</p><div class="scroll"><table>{head}{body}</table></div>'
 
 
@@ -331,13 +333,22 @@ def _classes(report: Report) -> str:
 
 
 def _exports(report: Report) -> str:
-    body = "".join(
-        f"<tr><td>{escape(e['file'])}</td><td>{e['bytes'] / 1e6:.2f} MB</td><td>{escape(e['precision'])}</td>"
-        f"<td>batch {escape(e['batch'])}</td><td>{farthest(e):.0e}</td></tr>"
-        for e in report.exports.values()
+    rows, remarks = [], []
+    for e in report.exports.values():
+        within = "" if e["tolerance"] is None else f" of at most {e['tolerance']:.0e}"
+        real = "random and real images" if e["error_real"] is not None else "random images"
+        rows.append(
+            f"<tr><td>{escape(e['file'])}</td><td>{e['bytes'] / 1e6:.2f} MB</td><td>{escape(e['precision'])}</td>"
+            f"<td>{escape(e['batch'])}</td><td>{e['opset'] or ''}</td><td>{farthest(e):.0e}{within}</td></tr>"
+        )
+        remarks.append(f"{e['file']}: compared on {real}" + ("; it normalises by itself" if e["normalises"] else ""))
+        if e["fixed_because"]:
+            remarks[-1] += f"; its batch is fixed: {e['fixed_because']}"
+    head = (
+        "<tr><th></th><th>size</th><th>precision</th><th>batch</th><th>opset</th>"
+        "<th>largest difference from the student</th></tr>"
     )
-    head = "<tr><th></th><th>size</th><th></th><th></th><th>largest difference</th></tr>"
-    return f'<div class="scroll"><table>{head}{body}</table></div>' if body else ""
+    return f'<div class="scroll"><table>{head}{"".join(rows)}</table></div>{_list(remarks)}' if rows else ""
 
 
 def _manifest(report: Report, plan: Plan) -> str:

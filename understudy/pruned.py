@@ -12,7 +12,7 @@ from torch import nn
 from understudy import store
 from understudy.anatomy import find_seam
 from understudy.certificate import check_threshold
-from understudy.compress import OnStage, OnStep, call_of, labelled_images, parted_images, reported
+from understudy.compress import OnStage, OnStep, call_of, known_before, labelled_images, parted_images, reported
 from understudy.cost import count
 from understudy.deploy import export_programs
 from understudy.errors import InputError
@@ -80,6 +80,9 @@ def recover_pruned(
     say("reading images")
     few, choose, proof, notes = parted_images(teacher, images, held_out, held_out_share, split_seed, config)
     check_threshold(min_agreement, len(proof))
+    notes += known_before(teacher, None, proof.hashes, min_agreement)
+    for note in notes:
+        say(f"note: {note}")
     example = teacher.example() if example is None else example
     call = call_of(example)
     test, truth = labelled_images(teacher, labelled, labels, call)
@@ -89,7 +92,7 @@ def recover_pruned(
     put_under_head(model, student, found)  # before any work: can it be?
 
     with on_device(model, config.device):
-        looked = check_images(model, found, few, call, proof)
+        looked = check_images(model, found, few, call, held_out=proof, beside=choose)
         notes += looked.notes
         for note in looked.notes:
             say(f"note: {note}")

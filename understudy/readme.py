@@ -42,36 +42,50 @@ def readme(report: Report, plan: Plan) -> str:
         *agreement, "",
         "## Load it", "", f"Images are float32 (N, {', '.join(map(str, size))}){_how(source)}.", "",
         *module,
-        f"With PyTorch alone{_after(report, 'pt2', pruned)}{_inside(report, 'pt2')}:", "",
+        f"With PyTorch alone{_after(report, 'pt2', pruned)}:", "",
         "```python", "import torch", "", 'model = torch.export.load("model.pt2").module()',
         f"scores = model({_given(plan, report, size)})", "```", "",
-        f"With ONNX Runtime alone{_after(report, 'onnx', pruned)}{_inside(report, 'onnx')}:", "",
+        f"With ONNX Runtime alone{_after(report, 'onnx', pruned)}:", "",
         "```python", "import numpy", "import onnxruntime", "",
         'session = onnxruntime.InferenceSession("model.onnx")',
-        f"images = numpy.zeros((1, {', '.join(map(str, size))}), numpy.float32)",
+        f"images = numpy.zeros(({_batch(report, 'onnx')}, {', '.join(map(str, size))}), numpy.float32)",
         "scores = session.run(None, {session.get_inputs()[0].name: images})[0]", "```", "",
+        f"With OpenVINO alone{_after(report, 'openvino', pruned)}:", "",
+        "```python", "import numpy", "import openvino", "",
+        'model = openvino.Core().compile_model("model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})',
+        f"images = numpy.zeros(({_batch(report, 'openvino')}, {', '.join(map(str, size))}), numpy.float32)",
+        "scores = model([images])[0]", "```", "",
         *inside, "",
     ]  # fmt: skip
     return "\n".join(lines)
 
 
 def _given(plan: Plan, report: Report | None, size: list[int]) -> str:
-    """The arguments of a call on one blank image. report: of the exported program; None of the module itself."""
-    image, call = f"torch.zeros(1, {', '.join(map(str, size))})", plan.asked.get("call")
+    """The arguments of a call on blank images. report: of the exported program; None of the module itself."""
+    batch = 1 if report is None else _batch(report, "pt2")
+    image, call = f"torch.zeros({batch}, {', '.join(map(str, size))})", plan.asked.get("call")
     if call is None or (report is not None and report.exports.get("pt2", {}).get("normalises")):
         return image
     first = image if call["keyword"] is None else f"{call['keyword']}={image}"
     return ", ".join([first, *(f"{name}={value!r}" for name, value in call["options"].items())])
 
 
+def _batch(report: Report, kind: str) -> str:
+    """How many images an exported file is shown: as many as it takes, where that is fixed."""
+    batch = report.exports.get(kind, {}).get("batch", "any")
+    return "1" if batch == "any" else batch
+
+
 def _after(report: Report, kind: str, pruned: bool) -> str:
-    if not pruned:
-        return f", after `understudy export . --to {kind}`"
-    return "" if kind in report.exports else f" (once it was made with `--to {kind}`)"
-
-
-def _inside(report: Report, kind: str) -> str:
-    return " (this file normalises by itself: values 0 to 1)" if report.exports.get(kind, {}).get("normalises") else ""
+    """How the file is had where it is not there; what to know of it where it is."""
+    if kind not in report.exports:
+        return f" (once it was made with `--to {kind}`)" if pruned else f", after `understudy export . --to {kind}`"
+    export, said = report.exports[kind], []
+    if export.get("normalises"):
+        said.append("this file normalises by itself: values 0 to 1")
+    if _batch(report, kind) != "1":
+        said.append(f"it takes {_batch(report, kind)} images at a time, no more and no fewer")
+    return f" ({'; '.join(said)})" if said else ""
 
 
 def _of(student: int | None, teacher: int | None) -> str:

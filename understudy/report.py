@@ -104,7 +104,8 @@ class Report:
             return [f"NO GO: the agreement is unknown, {self.min_agreement:.1%} was asked for"]
         agreeing = round(self.top1_agreement * self.images_held_out)
         more = images_to_halve(agreeing, self.images_held_out)
-        said = [f"{in_words(self.top1_agreement_low)}; {more:,} more held-out images would halve the interval"]
+        words = in_words(self.top1_agreement_low, self.crossfit)
+        said = [f"{words}; {more:,} more held-out images would halve the interval"]
         if self.confidence_teacher is not None and self.confidence_student is not None:
             said.append(
                 f"the teacher gives its answers {self.confidence_teacher:.1%} on average, the student its own "

@@ -40,7 +40,7 @@ _STORED, _STOPPED = "stored", "stopped"
 def check_writable(folder: str | Path, *, force: bool = False) -> Path:
     """The resolved folder, when `save` could write it; call it before long work. Nothing stays behind.
 
-    An existing folder needs `force`, and must then be a result: plan.json and nothing but the files of one.
+    An existing folder needs `force`, and must then be a result: its report and nothing but the files of one.
 
     Raises: StoreError saying what stands in the way.
     """
@@ -122,12 +122,17 @@ def _filled(folder: str | Path, fill: Callable[[Path], Any], force: bool) -> tup
 
 
 def _write_page(folder: Path, report: Report, plan: "Plan") -> None:
+    for name, text in _pages(folder, report, plan).items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def _pages(folder: Path, report: Report, plan: "Plan") -> dict[str, str]:
+    """name -> text; a page of that name that was not made here stays."""
     from understudy.page import page
     from understudy.readme import readme
 
-    for name, make in zip(PAGES, (page, readme), strict=True):
-        if _ours(folder / name):
-            (folder / name).write_text(make(report, plan), encoding="utf-8")
+    made = zip(PAGES, (page, readme), strict=True)
+    return {name: make(report, plan) for name, make in made if _ours(folder / name)}
 
 
 def _ours(path: Path) -> bool:
@@ -142,17 +147,22 @@ def _ours(path: Path) -> bool:
 
 def put_report(folder: str | Path, report: Report) -> None:
     """Replace the report of a result, and its page; all else stays. Raises: StoreError; the old one is then whole."""
-    path = _existing(folder) / REPORT
-    stored = _read_json(path).get(_STORED, {})
-    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}.saving")
+    path = _existing(folder)
+    stored = _read_json(path / REPORT).get(_STORED, {})
+    mark = f".{secrets.token_hex(4)}.saving"
+    pages = _pages(path, report, read(folder)[0])
+    fresh = {name: path / f".{name}{mark}" for name in (*pages, REPORT)}
     try:
-        _write_json(fresh, report.to_json() | {_STORED: stored})
-        os.replace(fresh, path)
-        _write_page(path.parent, report, read(folder)[0])
+        for name, text in pages.items():
+            fresh[name].write_text(text, encoding="utf-8")
+        _write_json(fresh[REPORT], report.to_json() | {_STORED: stored})
+        for name, new in fresh.items():
+            os.replace(new, path / name)
     except OSError as error:
-        raise StoreError(f"saving {path}: {error}; nothing was changed there") from error
+        raise StoreError(f"saving {path / REPORT}: {error}") from error
     finally:
-        fresh.unlink(missing_ok=True)
+        for new in fresh.values():
+            new.unlink(missing_ok=True)
 
 
 def stopped_path(folder: str | Path) -> Path:
@@ -451,17 +461,34 @@ def _check_replaceable(path: Path, force: bool) -> None:
         raise StoreError(f"saving to {path}: it is a file; name a folder")
     if not force:
         raise StoreError(f"saving to {path}: it exists; name another folder, or replace it with force (--force)")
-    found = {name for name in os.listdir(path) if not name.startswith(SCRATCH)}
-    strange = sorted(found - {*FILES, *BESIDE}) + [name for name in PAGES if name in found and not _ours(path / name)]
-    programs = {REPORT, "preprocessing.json"} <= found and WEIGHTS not in found  # of `save_programs`
-    if found and (not (PLAN in found or programs) or strange):
-        strange = strange or [f"no {PLAN}"]
+    strange = _strange(path)
+    if strange:
         raise StoreError(
             f"saving to {path}: it is not a result of understudy (found {', '.join(strange[:3])}), so force does not "
             "replace it; name another folder, or remove it yourself"
         )
     if not os.access(path, os.W_OK):
         raise StoreError(f"saving to {path}: it is read-only; name another folder")
+
+
+def _strange(path: Path) -> list[str]:
+    """What of a folder was not made here; nothing of an empty one."""
+    found = {name for name in os.listdir(path) if not (name.startswith(SCRATCH) and (path / name).is_dir())}
+    if not found:
+        return []
+    try:
+        told = _read_json(path / REPORT)
+    except StoreError:
+        told = {}
+    if not isinstance(told.get(_STORED), dict):
+        return [*sorted(found - {*FILES, *BESIDE}), f"no {REPORT} of a result"]
+    exported = {str(each.get("file")) for each in told.get("exports", {}).values()}
+    own = {REPORT, *exported, *(f"{name}.data" for name in exported)}
+    own |= {PLAN, WEIGHTS} if "weights_sha256" in told[_STORED] else set()
+    own |= {"preprocessing.json"} if exported else set()
+    own |= {"model.bin"} if "model.xml" in exported else set()
+    own |= {name for name in PAGES if _ours(path / name)}
+    return sorted(found - own)
 
 
 def _swap(fresh: Path, path: Path) -> None:

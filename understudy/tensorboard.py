@@ -24,7 +24,7 @@ class TensorBoard:
     """
 
     def __init__(self, directory: str | Path) -> None:
-        self._directory, self._made = Path(directory), None
+        self._directory, self._made, self._part, self._last = Path(directory), None, 0, 0
         if find_spec("tensorboard") is None:
             raise InputError(
                 f"logging to {directory}: tensorboard is not installed; pip install 'understudy[tensorboard]'"
@@ -46,7 +46,8 @@ class TensorBoard:
         return self._made
 
     def __call__(self, done: int, total: int, loss: float) -> None:
-        self._writer.add_scalar("mimic/loss", loss, done)
+        self._part, self._last = self._part + (done <= self._last), done  # it began anew: a fold's student
+        self._writer.add_scalar(f"mimic/loss, fold {self._part}" if self._part else "mimic/loss", loss, done)
 
     def report(self, report: "Report") -> None:
         """The figures at the last step, the loss on the images to choose by, and the table as text; closes the run."""
