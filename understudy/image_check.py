@@ -17,7 +17,7 @@ from understudy.images import ImageSet, called
 from understudy.seam import Seam, capturing
 from understudy.verify import class_scores, run_placed
 
-_BATCH = 64
+_BATCH, _ROWS = 64, 512
 _SIDE = 16  # pixels of what near-duplicates are compared by. Source: assumption.
 NEAR = 0.995  # correlation of two such pictures from which on they are near-duplicates. Source: assumption.
 _FLAT = 2 / 255  # range of values up to which an image is blank. Source: assumption.
@@ -189,12 +189,12 @@ def _pooled(feats: Tensor) -> Tensor:
 
 def _alike(names: list[str], pictures: Tensor, blank: set[str]) -> tuple[tuple[str, str], ...]:
     """Every image that is like an earlier one, with the first of those; those with equal pixels too."""
-    near = (pictures @ pictures.T).tril(-1) >= NEAR
-    return tuple(
-        (names[i], names[int(row.nonzero()[0])])
-        for i, row in enumerate(near)
-        if bool(row.any()) and names[i] not in blank
-    )
+    found = []
+    for start in range(0, len(names), _ROWS):  # ten thousand at once would be a gigabyte
+        rows = pictures[start : start + _ROWS]
+        near = (rows @ pictures[: start + len(rows)].T >= NEAR).tril(start - 1)
+        found += [(names[start + i], names[int(row.nonzero()[0])]) for i, row in enumerate(near) if bool(row.any())]
+    return tuple(pair for pair in found if pair[0] not in blank)
 
 
 def _alike_between(images: ImageSet | None, others: ImageSet | None) -> tuple[tuple[str, str], ...]:
