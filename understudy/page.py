@@ -42,6 +42,7 @@ figure { margin: 0; font-size: .85rem; } figure img { width: 100%; max-width: 9.
   border-radius: .3rem; display: block; } details { margin: .4rem 0; } summary { cursor: pointer; }
 code, pre { font: .82rem/1.45 ui-monospace, monospace; } pre { white-space: pre-wrap; margin: .3rem 0; }
 @media (max-width: 480px) { th, td { padding: .3rem .25rem; }
+  svg { overflow: visible; margin-top: .6rem; } svg text { font-size: 18px; }
   .bars { grid-template-columns: 1fr 6rem; } .bars .name { grid-column: 1 / -1; } }
 @media print { body { max-width: none; font-size: 11pt; } h2, figure, .card { break-inside: avoid; } }
 """
