@@ -61,7 +61,9 @@ def main() -> None:
     torch.set_num_threads(1)
     for seed in () if options.summary else options.seed or SEEDS:
         for name in options.teacher or TEACHERS:
-            done = {(x["teacher"], x["seed"], x["method"]) for x in read(options.out)}
+            lines = read(options.out)
+            done = {(x["teacher"], x["seed"], x["method"]) for x in lines}
+            done |= {(t, s, "width") for t, s, m in done if m == "mixed" and _drops_nothing(lines, t, s)}
             todo = [m for m in options.method or METHODS if (name, seed, m) not in done]
             for line in _lines(name, seed, todo) if todo else ():
                 add(options.out, line)
@@ -70,6 +72,13 @@ def main() -> None:
         PAGE.write_text(page(lines), encoding="utf-8")
     for row in summary(lines):
         print(json.dumps(row))
+
+
+def _drops_nothing(lines: list[dict[str, Any]], teacher: str, seed: int) -> bool:
+    """Is the mixed plan that of width alone?"""
+    return any(
+        (x["teacher"], x["seed"], x["method"]) == (teacher, seed, "mixed") and x.get("drop") == [] for x in lines
+    )
 
 
 def _lines(name: str, seed: int, methods: list[str]) -> Iterator[dict[str, Any]]:
