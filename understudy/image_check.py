@@ -98,25 +98,24 @@ def check_images(
     if len(unlike) == len(names):  # these are no class scores, or of a teacher that was never trained
         unlike = []
     untouched = sorted(set(range(classes or 0)) - set(torch.cat(named).tolist())) if named else []
-    pictures = _pictures(images)
-    between = [pair for own in (images, beside) for pair in _alike_between(own, held_out)]
+    pictures, between, near = _pictures(images), [], ()
+    if held_out:
+        proof = _pictures(held_out)
+        near = _alike(held_out.names, proof, set())
+        between = _alike_between(names, pictures, held_out.names, proof)
+        between += _alike_between(beside.names, _pictures(beside), held_out.names, proof) if beside else []
     check = ImageCheck(
-        tuple(blank), _alike(names, pictures, set(blank)), tuple(dict(reversed(between)).items()),
-        near_duplicates(held_out), tuple(unlike), _outliers(names, torch.cat(features)), classes, tuple(untouched),
-        watch.shift, watch.factor,
+        tuple(blank), _alike(names, pictures, set(blank)), tuple(dict(reversed(between)).items()), near,
+        tuple(unlike), _outliers(names, torch.cat(features)), classes, tuple(untouched), watch.shift, watch.factor,
     )  # fmt: skip
     notes = [*_notes(check, images, held_out, low, high), *held_out_notes(held_out, check.held_out_near_duplicates)]
     return ImageCheck(**{**vars(check), "notes": tuple(notes)})
 
 
-def near_duplicates(images: ImageSet | None) -> tuple[tuple[str, str], ...]:
-    """Every image that is like an earlier one, with the first of those; blank ones are like none."""
-    return _alike(images.names, _pictures(images), set()) if images else ()
-
-
 def held_out_notes(images: ImageSet | None, near: tuple[tuple[str, str], ...] | None = None) -> list[str]:
-    """What to know of images that certify. near: their `near_duplicates`, where they are known."""
-    near = near_duplicates(images) if near is None else near
+    """What to know of images that certify. near: those that are like an earlier one, where they are known."""
+    if near is None and images:
+        near = _alike(images.names, _pictures(images), set())
     if not near:
         return []
     return [
@@ -197,14 +196,12 @@ def _alike(names: list[str], pictures: Tensor, blank: set[str]) -> tuple[tuple[s
     return tuple(pair for pair in found if pair[0] not in blank)
 
 
-def _alike_between(images: ImageSet | None, others: ImageSet | None) -> tuple[tuple[str, str], ...]:
-    """Every image of `others` that is like one of `images`, with the first of those."""
-    if not images or not others:
-        return ()
-    near = _pictures(others) @ _pictures(images).T >= NEAR
-    return tuple(
-        (name, images.names[int(row.nonzero()[0])]) for name, row in zip(others.names, near, strict=True) if row.any()
-    )
+def _alike_between(
+    names: list[str], pictures: Tensor, others: list[str], other_pictures: Tensor
+) -> list[tuple[str, str]]:
+    """Every one of `others` that is like one of `names`, with the first of those."""
+    near = other_pictures @ pictures.T >= NEAR
+    return [(name, names[int(row.nonzero()[0])]) for name, row in zip(others, near, strict=True) if row.any()]
 
 
 def _pictures(images: ImageSet) -> Tensor:
