@@ -55,6 +55,22 @@ def test_a_file_in_int8_is_smaller_and_near(tmp_path):
     assert stored == {onnx.TensorProto.INT8}
 
 
+class Handed(Chain):
+    """Returns its scores twice, and what it was given."""
+
+    def forward(self, x):
+        scores = super().forward(x)
+        return scores, scores, x
+
+
+def test_outputs_that_come_twice_or_are_the_input(tmp_path):
+    x = torch.randn(16, *Chain.size)
+    us.export(randomised(Handed()), x[:2], tmp_path, formats=["int8"], calibrate=x.split(2))
+    first, second, given = run_onnx(tmp_path / FILES["int8"], [((x,), {})])[0]
+    assert torch.equal(first, second) and torch.equal(given, x)
+    assert 0.001 < float((first - randomised(Chain())(x).detach()).abs().max() / first.abs().max()) < 0.15
+
+
 def test_openvino_runs_the_same_file(tmp_path):
     import openvino
 

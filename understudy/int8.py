@@ -7,6 +7,7 @@ Runtime and OpenVINO both run in INT8.
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,10 +37,38 @@ def quantise(source: Path, target: Path, batches: Sequence[Sequence[np.ndarray]]
     with tempfile.TemporaryDirectory(prefix="understudy") as scratch, quiet("root"):
         folded = Path(scratch) / "folded.onnx"
         quant_pre_process(source, folded, skip_symbolic_shape=True)
+        outputs = _only_computed(folded)
         quantize_static(
             folded, target, Reader(_inputs(folded)), quant_format=QuantFormat.QDQ, per_channel=True,
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, reduce_range=_SEVEN_BITS,
         )  # fmt: skip
+        if outputs:
+            _with_outputs(target, outputs)
+
+
+def _only_computed(path: Path) -> list[Any]:
+    """Takes those outputs out of the file that are inputs handed on, which ONNX Runtime takes for a cycle. Returns all
+    outputs; none where all are computed."""
+    import onnx
+
+    model = onnx.load(path)
+    outputs, given = list(model.graph.output), {each.name for each in model.graph.input}
+    computed = [each for each in outputs if each.name not in given]
+    if len(computed) == len(outputs):
+        return []
+    del model.graph.output[:]
+    model.graph.output.extend(computed)
+    onnx.save(model, path)
+    return outputs
+
+
+def _with_outputs(path: Path, outputs: Sequence[Any]) -> None:
+    import onnx
+
+    model = onnx.load(path)
+    del model.graph.output[:]
+    model.graph.output.extend(outputs)
+    onnx.save(model, path)
 
 
 def _inputs(path: Path) -> list[str]:
