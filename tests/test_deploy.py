@@ -225,6 +225,8 @@ def test_the_command_line(place, capsys):  # noqa: F811
     assert line["exports"]["onnx"]["error_real"] < 1e-4
     assert "model.onnx: " in err
     assert call(capsys, *own)[0] == 2  # they exist
+    other = (*own[:4], "--held-out", "photos", "--to", "onnx", "--force")
+    assert call(capsys, *other)[1]["exports"]["onnx"]["error_real"] < 1e-4
     assert call(capsys, *own, "--force")[0] == 0
     code, line, err = call(capsys, "export", "small", "--to", "openvino")
     assert (code, line) == (2, None)

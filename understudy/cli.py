@@ -533,7 +533,7 @@ def export(
     ] = None,
     held_out: Annotated[
         Path | None,
-        typer.Option(help="Images on which INT8 is compared; else those of --images that trained nothing"),
+        typer.Option(help="Images on which files are compared, INT8 too; else those of --images that trained nothing"),
     ] = None,
     normalise: Annotated[
         bool, typer.Option(help="The files subtract mean and divide by deviation themselves; they take values 0 to 1")

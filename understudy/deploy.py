@@ -85,10 +85,10 @@ def export_folder(
     """Write the student of a result into its folder, in `formats` ("onnx", "openvino", "pt2", "int8").
 
     Beside them preprocessing.json: how each file wants its images. images: real ones to compare with, prepared as the
-    teacher's. teacher: the code that builds the teacher's architecture, where it is your own ("file.py:build").
-    normalise: the files subtract the mean and divide by the deviation themselves; they then take values of 0 to 1. Of a
-    teacher that was compressed in part the part is written. Returns the report of the folder with `exports` in it, as
-    it then stands in the folder.
+    teacher's; held_out: likewise, and preferred. teacher: the code that builds the teacher's architecture, where it is
+    your own ("file.py:build"). normalise: the files subtract the mean and divide by the deviation themselves; they then
+    take values of 0 to 1. Of a teacher that was compressed in part the part is written. Returns the report of the
+    folder with `exports` in it, as it then stands in the folder.
 
     "int8" needs images; those among them that the student learned from say how large values become. It also puts `int8`
     into the report: teacher and student, each in float32 and in INT8 (`int8_table`), compared on `held_out`, or on
@@ -138,8 +138,9 @@ def export_folder(
         call = None if normalise else call
         random = _random(preprocessing)
         batches = {"random": _unnormalised(random, preprocessing) if normalise else random}
-        if real is not None:
-            batches["real"] = shown(real).batch(range(min(REAL, len(real))))
+        judging = real if proof is None or len(proof) < FIXED else proof
+        if judging is not None:
+            batches["real"] = shown(judging).batch(range(min(REAL, len(judging))))
         example = handed(batches["random"][:FIXED], call)
         with _scratch(path) as scratch:
             options: dict[str, Any] = {"tolerance": tolerance, "formats": formats}
