@@ -141,6 +141,29 @@ def test_budgets_of_macs_may_mix_too():
     assert never.plan.drop == []
 
 
+@pytest.mark.parametrize("budget", [{"latency": 0.7}, {"keep": 0.6}])
+def test_of_mixtures_that_are_about_as_good_a_few_steps_decide(clock, monkeypatch, budget):
+    facts, said, mimicked = known(randomised(Residual()), TORCH if "latency" in budget else None), [], []
+
+    def most_blocks(_, plan):
+        mimicked.append(len(plan.drop))
+        return -len(plan.drop)
+
+    real = budgets._mimicked
+    monkeypatch.setattr(budgets, "_mimicked", most_blocks)
+    monkeypatch.setattr(budgets, "trial_error", lambda known, anatomy, plan: 1.0 + 0.2 * len(plan.drop))
+    found = budgets.plan_within(facts, **budget, say=said.append)
+    assert sorted(mimicked) == [0, 1]  # with two blocks less it is no longer near
+    assert len(found.plan.drop) == 1
+    assert any("mimicking with 2 mixtures" in text for text in said)
+    monkeypatch.setattr(budgets, "SHORT_MACS", 1)
+    assert budgets.plan_within(facts, **budget).plan.drop == []
+    before = macs_of(facts.teacher), facts.teacher(few()).sum()
+    error = real(facts, found.plan)
+    assert 0 < error < facts.held.judge.error(cut(facts.teacher, found.plan))
+    assert (macs_of(facts.teacher), facts.teacher(few()).sum()) == before
+
+
 def test_blocks_that_must_stay_are_not_asked_for(clock):
     model = idle(randomised(Residual()), "stage1.1")
     facts = known(model, stay=lambda name: name == "stage1.1")

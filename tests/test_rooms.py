@@ -58,7 +58,7 @@ FORBIDDEN = {
         "-layers",
         "-seam",
     },
-    "budgets": {"mimic", "restore", "images", "store", "compress", "cli"},
+    "budgets": {"mimic", "images", "store", "compress", "cli"},
     "picture": {"*", "-errors"},
     "mimic": {"*", "-batches", "-checkpoint", "-config", "-errors", "-guard", "-seam"},
     "norms": {"*", "-batches", "-guard"},

@@ -2,9 +2,10 @@
 
 Which blocks go, and how much width, is chosen by the few images: blocks in the order of what they cost the seam for
 what they save (`recoverability`), the widths of the rest as `planner` has them. Of the candidates, from width alone to
-depth alone, the one is taken of which the closed form leaves the least error on images that it was not solved from.
-Time is first predicted by what the blocks were measured to take; then the student itself is measured on its runtime
-beside the teacher, and the prediction corrected, until it fits.
+depth alone, the one is taken of which the closed form leaves the least error on images that it was not solved from. Of
+small networks those that come near it mimic for a few steps first, as training makes good for one more than for
+another. Time is first predicted by what the blocks were measured to take; then the student itself is measured on its
+runtime beside the teacher, and the prediction corrected, until it fits.
 """
 
 import math
@@ -28,8 +29,10 @@ from understudy.graph import Anatomy, Block
 from understudy.limits import Pace
 from understudy.plan import Plan
 from understudy.planner import make_plan, matches
-from understudy.recover.batches import Source
+from understudy.recover.batches import Source, count
 from understudy.recover.closed_form import solve, to_solve
+from understudy.recover.config import preset
+from understudy.recover.restore import restore
 from understudy.recoverability import FOLDS, ROWS, VIEWS, Held, Recoverable, hold_out, recoverability, trial_views
 from understudy.runtimes import Latency, Prepared, Setting, available, measure, prepare
 from understudy.score import Evidence
@@ -45,6 +48,10 @@ OVER = 1.03  # of the target: still met where nothing under it is found. Source:
 # A mixture that is predicted to lose so many times what another one was found to lose is not tried: predictions are
 # sums over blocks and widths, each alone, and what a solution makes good for lies below them. Source: assumption.
 HOPELESS = 4.0
+# Candidates whose error is below so many times the least mimic for so many steps, and the least error then is taken;
+# where one candidate's steps, teacher and gradients included, are at most so many MACs. Source: measured
+# (docs/LOG.md): of four pairs so near 50 steps ordered all as 400 did, the closed form two; the MACs, for time.
+TIE, SHORT, SHORT_MACS = 1.3, 50, 1e12
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)  # of the frontier
 UNDER = 0.92  # of the target: a student below it gives away what was asked for. Source: assumption.
 _SIZES = {"keep", "params", "size_mb"}  # budgets that may keep a student below its latency
@@ -202,7 +209,9 @@ def plan_within(
     try:
         ranked = _ranked(known, _candidates(known, order, tuple(drop), depth, target, budget), say)
         if target is None:
-            return Found(ranked[0][1].plan, ranked[0][0])
+            near = [(error, candidate.plan) for error, candidate in ranked if error is not None]
+            plan = _decided(known, near, say) if near else ranked[0][1].plan
+            return Found(plan, next(error for error, candidate in ranked if candidate.plan is plan))
         best, found = _best_met(known, ranked, target, budget, say)
     except _NoneMet as none:
         raise OutOfReach(_unreachable(known, target, drop, order, depth, budget)) from none
@@ -226,22 +235,57 @@ def _best_met(
 ) -> tuple["_Candidate", "Found"]:
     """The candidate that loses least once its latency is met. What is met may be smaller than what was predicted, and
     lose more: then the next one is measured too, as long as it could be better. Raises: _NoneMet."""
-    best: tuple[_Candidate, Found] | None = None
+    met: list[tuple[_Candidate, Found]] = []
     for place, (predicted, candidate) in enumerate(ranked):
-        if best is not None and (predicted is None or best[1].error is None or predicted >= best[1].error):
+        least = min((found.error for _, found in met if found.error is not None), default=None)
+        if met and (predicted is None or least is None or predicted >= _tie(known) * least):
             break
         found = _met(known, candidate, target, budget, say)
         if found is None:
             continue
         error = predicted if found.plan.widths == candidate.plan.widths else None
         rivals = [other for other, _ in ranked[place + 1 :] if other is not None and other < HOPELESS * predicted]
-        if error is None and (rivals or best is not None):
+        if error is None and (rivals or met):
             error = trial_error(known, known.without(candidate.drop), found.plan)
-        if best is None or error < best[1].error:
-            best = candidate, replace(found, error=error)
-    if best is None:
+        met.append((candidate, replace(found, error=error)))
+    if not met:
         raise _NoneMet
-    return best
+    if len(met) == 1:
+        return met[0]
+    plan = _decided(known, [(found.error, found.plan) for _, found in met], say)
+    return next(pair for pair in met if pair[1].plan is plan)
+
+
+def _tie(known: Known) -> float:
+    """How many times the least error is still near it: 1 where steps of mimicking would take too long."""
+    batch = min(preset("default").batch_size, count(known.few))
+    cost = 4 * SHORT * batch * count_traced(known.anatomy.traced).macs
+    return TIE if cost <= SHORT_MACS else 1.0
+
+
+def _decided(known: Known, tried: Sequence[tuple[float, Plan]], say: Say) -> Plan:
+    """The plan of the least error, or of those that are near it the one that is best after a few steps."""
+    least = min(error for error, _ in tried)
+    near = [plan for error, plan in tried if error == least or error < _tie(known) * least]
+    if len(near) == 1:
+        return near[0]
+    say(f"mimicking with {len(near)} mixtures that are about as good for {SHORT} steps each")
+    errors = []
+    for plan in near:
+        errors.append(_mimicked(known, plan))
+        say(f"  {len(plan.drop)} blocks less: error {errors[-1]:.3f}")
+    return near[errors.index(min(errors))]
+
+
+def _mimicked(known: Known, plan: Plan) -> float:
+    """Error at the seam after a short recovery, on images that it did not learn from."""
+    student = cut(known.teacher, plan)
+    config = preset("default", views=known.views, steps=SHORT, seed=known.seed)
+    try:
+        restore(known.teacher, student, known.without(tuple(plan.drop)), plan, known.held.fit, config)
+    except InputError:  # its loss is no number
+        return math.inf
+    return known.held.judge.error(student)
 
 
 class _NoneMet(Exception):
