@@ -16,6 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -132,7 +133,12 @@ def summary(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def page(lines: list[dict[str, Any]]) -> str:
     """The table, as Markdown."""
     names = ("teacher", "seed", "blocks", "ours", "probe", "bare", "faster", "faster_published")
-    rows = [f"| {' | '.join(str(row[name]) for name in names)} |" for row in summary(lines)]
+    found = summary(lines)
+    for teacher in dict.fromkeys(row["teacher"] for row in found):
+        of = [row for row in found if row["teacher"] == teacher]
+        means = {n: round(mean(row[n] for row in of), 1 if "faster" in n else 3) for n in names[3:]}
+        found.append({"teacher": teacher, "seed": "mean", "blocks": sum(row["blocks"] for row in of), **means})
+    rows = [f"| {' | '.join(str(row[name]) for name in names)} |" for row in found]
     which = lines[0]
     machine = f"one of {which['platform']['cores']} cores of an {which['platform']['processor']}"
     return "\n".join(
