@@ -88,7 +88,10 @@ def _lines(name: str, seed: int, methods: list[str]) -> Iterator[dict[str, Any]]
     setting = Setting(RUNTIME, 1, _batch(model, size, RUNTIME, 1))
     anatomy = trace(model, torch.zeros(2, *size))
     evidence = reconstruction(model, anatomy, few, views=teacher.views, seed=seed)
-    known = learn(model, anatomy, few, setting=setting, views=teacher.views, seed=seed, evidence=evidence)
+    recipe = preset("default", views=teacher.views, steps=STEPS, seed=seed)
+    known = learn(
+        model, anatomy, few, setting=setting, views=teacher.views, seed=seed, evidence=evidence, recipe=recipe
+    )
     same = False
     for method in methods:
         if method == "width" and same:
@@ -117,8 +120,7 @@ def _ours(teacher: Teacher, known: Known, depth: str) -> tuple[nn.Module, Any]:
     found = plan_within(known, latency=SHARE, depth=depth)
     anatomy = known.without(tuple(found.plan.drop))
     student = cut(teacher.model, found.plan)
-    config = preset("default", views=teacher.views, steps=STEPS, seed=known.seed)
-    restore(teacher.model, student, anatomy, found.plan, known.few, config)
+    restore(teacher.model, student, anatomy, found.plan, known.few, known.recipe)
     return student, found.plan
 
 

@@ -154,7 +154,7 @@ def page(lines: list[dict[str, Any]]) -> str:
             "so is the teacher over itself.",
             f"`python -m benchmarks.latency_met` on {machine}, torch {which['versions']['torch']}; seconds are of",
             "planning, without what is learned once for all targets of a teacher and runtime.",
-            *([f"Missed and run once more (`--missed`), where the second run counts: {'; '.join(twice)}."] if twice else []), "",
+            *([f"Missed, run once more (`--missed`), the second counts: {'; '.join(twice)}."] if twice else []), "",
             "| teacher | runtime | asked | teacher, ms | student's share | teacher over itself | MACs | blocks less "
             "| measured | s | met |",
             "|---|---|---|---|---|---|---|---|---|---|---|", *rows, "",

@@ -1,6 +1,7 @@
 """Depth and width mixed within a budget, and latencies met: with a clock that counts MACs, so that nothing is timed."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from understudy import budgets
 from understudy.anatomy import trace
 from understudy.cost import count
 from understudy.cut import cut
-from understudy.errors import OutOfReach, PlanError
+from understudy.errors import OutOfReach, PlanError, Stopped
 from understudy.recoverability import recoverability
 from understudy.runtimes import Latency, Setting
 from understudy.teachers import own_teacher
@@ -141,27 +142,51 @@ def test_budgets_of_macs_may_mix_too():
     assert never.plan.drop == []
 
 
+RECIPE = us.preset("default", steps=400)
+
+
+def tied(monkeypatch, mimicked=lambda known, plan: float(-len(plan.drop)), error=lambda drop: 1 + 0.2 * len(drop)):
+    """Every block that goes costs a fifth; students are the better after mimicking the more blocks went."""
+    monkeypatch.setattr(budgets, "_mimicked", mimicked)
+    monkeypatch.setattr(budgets, "trial_error", lambda known, anatomy, plan: error(plan.drop))
+
+
 @pytest.mark.parametrize("budget", [{"latency": 0.7}, {"keep": 0.6}])
 def test_of_mixtures_that_are_about_as_good_a_few_steps_decide(clock, monkeypatch, budget):
-    facts, said, mimicked = known(randomised(Residual()), TORCH if "latency" in budget else None), [], []
-
-    def most_blocks(_, plan):
-        mimicked.append(len(plan.drop))
-        return -len(plan.drop)
-
-    real = budgets._mimicked
-    monkeypatch.setattr(budgets, "_mimicked", most_blocks)
-    monkeypatch.setattr(budgets, "trial_error", lambda known, anatomy, plan: 1.0 + 0.2 * len(plan.drop))
+    said, setting = [], TORCH if "latency" in budget else None
+    facts = known(randomised(Residual()), setting, recipe=RECIPE)
+    tied(monkeypatch)
     found = budgets.plan_within(facts, **budget, say=said.append)
-    assert sorted(mimicked) == [0, 1]  # with two blocks less it is no longer near
-    assert len(found.plan.drop) == 1
+    assert len(found.plan.drop) == 1  # with two blocks less it is no longer near
     assert any("mimicking with 2 mixtures" in text for text in said)
+    for other in (None, replace(RECIPE, steps=budgets.SHORT - 1)):
+        assert budgets.plan_within(replace(facts, recipe=other), **budget).plan.drop == []
+    tied(monkeypatch, error=lambda drop: float("inf"))
+    assert budgets.plan_within(facts, **budget, say=said.append).error == float("inf")
+    assert sum("mimicking with" in text for text in said) == 1
+    tied(monkeypatch)
     monkeypatch.setattr(budgets, "SHORT_MACS", 1)
     assert budgets.plan_within(facts, **budget).plan.drop == []
-    before = macs_of(facts.teacher), facts.teacher(few()).sum()
-    error = real(facts, found.plan)
-    assert 0 < error < facts.held.judge.error(cut(facts.teacher, found.plan))
-    assert (macs_of(facts.teacher), facts.teacher(few()).sum()) == before
+
+
+def test_a_few_steps_are_mimicked_and_judged(monkeypatch):
+    facts = known(randomised(Residual()), None, recipe=RECIPE)
+    plan = us.make_plan(facts.teacher, facts.anatomy, keep=0.6, evidence=facts.evidence)
+    before = facts.teacher(few()).sum()
+    assert 0 < budgets._mimicked(facts, plan) < 0.9 * facts.held.judge.error(cut(facts.teacher, plan))
+    assert facts.teacher(few()).sum() == before
+
+    def stopped(*_):
+        raise Stopped(None, None)
+
+    monkeypatch.setattr(budgets, "restore", stopped)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        budgets._mimicked(facts, plan)
+    assert not isinstance(caught.value, Stopped)  # which would have a result
+    monkeypatch.setattr(budgets, "restore", lambda *_: None)
+    monkeypatch.setattr(type(facts.held.judge), "error", lambda *_: float("nan"))
+    assert budgets._mimicked(facts, plan) == float("inf")
+    assert budgets.trial_error(facts, facts.anatomy, plan) == float("inf")
 
 
 def test_blocks_that_must_stay_are_not_asked_for(clock):

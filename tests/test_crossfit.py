@@ -100,6 +100,13 @@ def test_images_that_made_teacher_or_plan_cannot_show_an_agreement(tmp_path):
     assert any("7 held-out image(s) helped to make this plan" in note for note in report.notes)
 
 
+def test_a_plan_that_all_images_make_cannot_show_an_agreement():
+    with pytest.raises(InputError, match="and a latency or depth, whose plan all images make"):
+        us.crossfit(
+            own_teacher(Chain(), SAID), photos(20), 4, keep=0.6, depth="auto", config=CONFIG, min_agreement=0.01
+        )
+
+
 def test_alternatives_have_no_image_to_be_judged_by():
     with pytest.raises(InputError, match="alternatives are asked for too"):
         us.crossfit(own_teacher(Chain(), SAID), photos(20), 4, keep=0.6, config=CONFIG, with_alternatives=True)

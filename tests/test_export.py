@@ -172,9 +172,19 @@ class Branch(nn.Module):
         return x if x.sum() > 0 else -x
 
 
+class Opaque(nn.Module):
+    """What it returns nobody can look into."""
+
+    def forward(self, x):
+        found = object.__new__(type("Found", (), {}))
+        found.scores = x
+        return found
+
+
 @pytest.mark.parametrize(
     ("odd", "said"),
     [
+        (Opaque(), "exporting Sequential: found no tensors in its output; expected a tensor"),
         (Eigen(), r"writing Sequential as ONNX: torch.onnx.export stopped at aten.linalg_eig.default in 1 with .*eig"),
         (Branch(), "tracing Sequential with inputs .*: torch.export stopped.* in 1 with .*data-dependent"),
     ],

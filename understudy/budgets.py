@@ -24,14 +24,14 @@ from understudy.blocks import droppable
 from understudy.cost import count_traced, macs, macs_in
 from understudy.cut import cut, without
 from understudy.divisors import width_divisor
-from understudy.errors import InputError, OutOfReach, PlanError, UnsupportedModel
+from understudy.errors import InputError, OutOfReach, PlanError, Stopped, UnsupportedModel
 from understudy.graph import Anatomy, Block
 from understudy.limits import Pace
 from understudy.plan import Plan
 from understudy.planner import make_plan, matches
 from understudy.recover.batches import Source, count
 from understudy.recover.closed_form import solve, to_solve
-from understudy.recover.config import preset
+from understudy.recover.config import MimicConfig
 from understudy.recover.restore import restore
 from understudy.recoverability import FOLDS, ROWS, VIEWS, Held, Recoverable, hold_out, recoverability, trial_views
 from understudy.runtimes import Latency, Prepared, Setting, available, measure, prepare
@@ -49,8 +49,8 @@ OVER = 1.03  # of the target: still met where nothing under it is found. Source:
 # sums over blocks and widths, each alone, and what a solution makes good for lies below them. Source: assumption.
 HOPELESS = 4.0
 # Candidates whose error is below so many times the least mimic for so many steps, and the least error then is taken;
-# where one candidate's steps, teacher and gradients included, are at most so many MACs. Source: measured
-# (docs/LOG.md): of five pairs 50 steps ordered four as 400 did, and the closed form three; the MACs are for time.
+# where one candidate's steps, teacher and gradients included, are at most so many MACs. Source: measured on four pairs
+# (docs/LOG.md): 50 steps ordered three as 400 did, the closed form two; how near and the MACs: assumption, for time.
 TIE, SHORT, SHORT_MACS = 1.3, 50, 1e12
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)  # of the frontier
 UNDER = 0.92  # of the target: a student below it gives away what was asked for. Source: assumption.
@@ -65,7 +65,8 @@ Say = Callable[[str], None]
 @dataclass(frozen=True)
 class Known:
     """What is found out once, for any number of budgets. order: blocks by what they cost for what they save, least
-    first. pace: of the runtime in `setting`, with the teacher loaded there and measured; None without one."""
+    first. recipe: by which mixtures that are about as good mimic for a few steps; None where they do not. pace: of the
+    runtime in `setting`, with the teacher loaded there and measured; None without one."""
 
     teacher: nn.Module
     anatomy: Anatomy
@@ -75,6 +76,7 @@ class Known:
     evidence: Evidence | None
     order: tuple[Recoverable, ...]
     held: Held | None
+    recipe: MimicConfig | None = None
     setting: Setting | None = None
     pace: Pace | None = None
     lead: Prepared | None = None
@@ -114,6 +116,7 @@ def learn(
     views: str = "none",
     seed: int = 0,
     evidence: Evidence | None = None,
+    recipe: MimicConfig | None = None,
     stay: Callable[[str], bool] = lambda name: False,
     say: Say = lambda text: None,
 ) -> Known:
@@ -143,7 +146,7 @@ def learn(
         held = hold_out(teacher, anatomy, few, views=views, seed=seed)
         found = recoverability(teacher, anatomy, few, views=views, seed=seed, blocks=blocks, held=held)
         order = tuple(sorted(found, key=lambda r: r.error / max(saved[r.block], 1e-12)))
-    return Known(teacher, anatomy, few, views, seed, evidence, order, held, setting, pace, lead, own, spread)
+    return Known(teacher, anatomy, few, views, seed, evidence, order, held, recipe, setting, pace, lead, own, spread)
 
 
 def _paced(
@@ -257,19 +260,22 @@ def _best_met(
 
 
 def _tie(known: Known) -> float:
-    """How many times the least error is still near it: 1 where steps of mimicking would take too long."""
-    batch = min(preset("default").batch_size, count(known.few))
+    """How many times the least error is still near it: 1 where nothing is to mimic, or it would take too long."""
+    if known.recipe is None or known.recipe.steps < SHORT:
+        return 1.0
+    batch = min(known.recipe.batch_size, count(known.few))
     cost = 4 * SHORT * batch * count_traced(known.anatomy.traced).macs
     return TIE if cost <= SHORT_MACS else 1.0
 
 
 def _decided(known: Known, tried: Sequence[tuple[float, Plan]], say: Say) -> Plan:
     """The plan of the least error, or of those that are near it the one that is best after a few steps."""
-    least = min(error for error, _ in tried)
-    near = [plan for error, plan in tried if error == least or error < _tie(known) * least]
-    if len(near) == 1:
-        return near[0]
-    say(f"mimicking with {len(near)} mixtures that are about as good for {SHORT} steps each")
+    least, first = min(tried, key=lambda pair: pair[0])
+    tie = _tie(known)
+    near = [plan for error, plan in tried if error <= tie * least]
+    if tie == 1 or len(near) == 1 or not math.isfinite(least):
+        return first
+    say(f"mimicking with {len(near)} mixtures that are about as good, {SHORT} steps each")
     errors = []
     for plan in near:
         errors.append(_mimicked(known, plan))
@@ -278,14 +284,21 @@ def _decided(known: Known, tried: Sequence[tuple[float, Plan]], say: Say) -> Pla
 
 
 def _mimicked(known: Known, plan: Plan) -> float:
-    """Error at the seam after a short recovery, on images that it did not learn from."""
+    """Error at the seam after a short recovery, on images that it did not learn from (unless there are three or fewer);
+    infinite where it diverges."""
     student = cut(known.teacher, plan)
-    config = preset("default", views=known.views, steps=SHORT, seed=known.seed)
+    config = replace(known.recipe, steps=SHORT, device=None)
     try:
         restore(known.teacher, student, known.without(tuple(plan.drop)), plan, known.held.fit, config)
-    except InputError:  # its loss is no number
+    except Stopped:  # of this trial nothing is to be kept
+        raise KeyboardInterrupt from None
+    except InputError:  # a loss that is no number: where it is the teacher's, the recovery itself will say so
         return math.inf
-    return known.held.judge.error(student)
+    return _finite(known.held.judge.error(student))
+
+
+def _finite(error: float) -> float:
+    return error if math.isfinite(error) else math.inf
 
 
 class _NoneMet(Exception):
@@ -382,7 +395,7 @@ def trial_error(known: Known, anatomy: Anatomy, plan: Plan) -> float:
         known.teacher, student, anatomy, todo, plan.slices, held.fit, views=known.views, seed=known.seed,
         most_views=trial_views(known.anatomy), folds=FOLDS, rows=ROWS,
     )  # fmt: skip
-    return min(bare, held.judge.error(student))
+    return min(_finite(bare), _finite(held.judge.error(student)))
 
 
 def _target(known: Known, latency: float | None, latency_ms: float | None) -> float | None:
@@ -621,10 +634,11 @@ def plan_by(
     seed: int = 0,
     drop: Sequence[str] = (),
     evidence: Evidence | None = None,
+    recipe: MimicConfig | None = None,
     say: Say = lambda text: None,
     **budget: Any,
 ) -> Plan:
-    """`learn`, then `plan_within`, of one budget. anatomy: of the whole network.
+    """`learn`, then `plan_within`, of one budget. anatomy: of the whole network; recipe: as for `learn`.
 
     runtime: by default "torch"; threads: by default as many as torch has; batch: by default 1.
     """
@@ -632,7 +646,7 @@ def plan_by(
     setting = check_mixed({**mixed, "depth": depth, "drop": drop, **budget})
     depth = depth or ("auto" if setting else "never")
     facts = {"setting": setting, "depth": depth, "views": views, "seed": seed, "evidence": evidence, "say": say}
-    with _learnt(teacher, anatomy, few, budget, **facts) as known:
+    with _learnt(teacher, anatomy, few, budget, recipe=recipe, **facts) as known:
         found = plan_within(
             known, latency=latency, latency_ms=latency_ms, depth=depth, drop=drop, say=say, seed=seed, **budget
         )

@@ -219,6 +219,7 @@ def plan(
     from understudy.plan import check_plan_file
     from understudy.planner import make_plan
     from understudy.reconstruction import reconstruction
+    from understudy.recover.config import preset as recipe
 
     if out is not None:
         check_plan_file(out, force=force)
@@ -261,7 +262,7 @@ def plan(
             return _answer({"teacher": teacher, "frontier": rows, "picture": picture and str(picture)})
         made = budgets.plan_by(
             found.model, anatomy, few, drop=drop or (), evidence=evidence, source=found.to_json(), say=_say,
-            **asked, **where, **options,
+            recipe=recipe("default", views=found.views, seed=seed or 0), **asked, **where, **options,
         )  # fmt: skip
     else:
         limits = {name: value for name, value in asked.items() if not name.startswith("latency")}

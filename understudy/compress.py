@@ -202,7 +202,8 @@ def compress(
         begun = time.perf_counter()
         with on_device(model, config.device):
             options = {"views": config.views, "seed": config.seed, "drop": drop, "source": source, **mixed, **budget}
-            plan = plan_by(model, anatomy, called(few, call), say=say, **options)
+            recipe = config if max_seconds is None else None  # trials would take from the time that is left
+            plan = plan_by(model, anatomy, called(few, call), recipe=recipe, say=say, **options)
         max_seconds = None if max_seconds is None else max(0.0, max_seconds - (time.perf_counter() - begun))
         anatomy = trace(model, example, anatomy.seam, drop=plan.drop, whole=anatomy)
         plan = replace(plan, asked={**plan.asked, "call": call})

@@ -41,7 +41,7 @@ def crossfit(
 
     Takes `folds` times as long again. A latency is planned once, of all images, and the folds take that plan. Copies of
     one image are in one fold. Raises: as `compress`; InputError for fewer than two folds, more than there are different
-    images, or held-out images beside them.
+    images, held-out images beside them, or an agreement that is asked for beside a latency or depth.
     """
     say = on_stage or (lambda text: None)
     teacher = teacher if isinstance(teacher, Teacher) else own_teacher(teacher)
@@ -53,6 +53,11 @@ def crossfit(
     if options.get("with_alternatives"):
         raise InputError(
             "crossfit: alternatives are asked for too, and no image is held out to judge them by; expected one of both"
+        )
+    if min_agreement is not None and mixes(options):
+        raise InputError(
+            f"crossfit: an agreement of {min_agreement} is asked for, and a latency or depth, whose plan all images "
+            "make, so that none can show it; expected a budget such as keep, or held-out images instead of crossfit"
         )
     seen = known_before(teacher, options.get("plan"), found.hashes, min_agreement)
     options = {name: value for name, value in options.items() if name not in ("held_out", "held_out_share")}

@@ -83,6 +83,11 @@ def export(
     ready, call = in_float32(model, example)
     if not _readable(_output_of(ready, *call)):
         ready = _Readable(ready)
+        if not _output_of(ready, *call):
+            raise UnsupportedModel(
+                f"exporting {_named(ready)}: found no tensors in its output; expected a tensor, or a tuple, list, dict "
+                "or dataclass of them"
+            )
     folder = Path(folder)
     there = [p for f in formats if (p := folder / FILES[f]).exists()]
     if there and not force:
@@ -164,12 +169,12 @@ def _write(
             found = _RUN[name](path, calls)
         except Exception as error:  # whatever a runtime raises
             raise LawBroken(
-                f"running {path.name} of {type(model).__name__}: {one_line(error)}; expected the model's outputs"
+                f"running {path.name} of {_named(model)}: {one_line(error)}; expected the model's outputs"
             ) from error
         errors[name] = max(difference(*pair) for pair in zip(found, expected, strict=True))
         if not errors[name] <= (tolerance if name != "int8" else sys.float_info.max):
             raise LawBroken(
-                f"comparing {path.name} with the {type(model).__name__} it was made of: they differ by "
+                f"comparing {path.name} with the {_named(model)} it was made of: they differ by "
                 f"{errors[name]:.1e} of the largest output in float32, expected at most {tolerance:.1e}; do not "
                 "deploy it, and please report the model"
             )
@@ -186,7 +191,7 @@ def _output_of(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
             return model(*args, **kwargs)
     except Exception as error:  # whatever a model's own code raises
         raise UnsupportedModel(
-            f"running {type(model).__name__}{place(error, model)} before its export, batch {batch_of((args, kwargs))}, "
+            f"running {_named(model)}{place(error, model)} before its export, batch {batch_of((args, kwargs))}, "
             f"float32, on the CPU: {one_line(error)}; expected outputs to compare with"
         ) from error
 
@@ -198,7 +203,7 @@ def _write_program(program: Any, model: nn.Module, path: Path) -> None:
         raise
     except Exception as error:
         raise UnsupportedModel(
-            f"writing {type(model).__name__} as {path.name}: torch.export.save stopped{place(error, model)} with "
+            f"writing {_named(model)} as {path.name}: torch.export.save stopped{place(error, model)} with "
             f"{one_line(error)}; expected operators and constants that can be stored"
         ) from error
 
@@ -222,7 +227,7 @@ def write_onnx(program: Any, model: nn.Module, path: Path) -> int:
         while cause.__cause__ is not None:
             cause = cause.__cause__
         raise UnsupportedModel(
-            f"writing {type(model).__name__} as ONNX: torch.onnx.export stopped{place(error, model)} with "
+            f"writing {_named(model)} as ONNX: torch.onnx.export stopped{place(error, model)} with "
             f"{one_line(cause)}; expected operators that ONNX has"
         ) from error
 
@@ -248,7 +253,7 @@ def _write_openvino(model: nn.Module, source: Path, target: Path) -> None:
         openvino.save_model(core.read_model(source), target, compress_to_fp16=False)
     except Exception as error:  # whatever OpenVINO raises
         raise UnsupportedModel(
-            f"writing {type(model).__name__} for OpenVINO: {one_line(error)}; expected operators that it has"
+            f"writing {_named(model)} for OpenVINO: {one_line(error)}; expected operators that it has"
         ) from error
 
 
@@ -257,7 +262,7 @@ def _write_int8(model: nn.Module, source: Path, target: Path, calibrate: Sequenc
         quantise(source, target, [[t.detach().numpy() for t in tensors_in(as_example(b))] for b in calibrate])
     except Exception as error:  # whatever ONNX Runtime raises
         raise UnsupportedModel(
-            f"quantising {type(model).__name__}: {one_line(error)}; expected operators that ONNX Runtime can quantise"
+            f"quantising {_named(model)}: {one_line(error)}; expected operators that ONNX Runtime can quantise"
         ) from error
 
 
@@ -365,7 +370,8 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 class _Readable(nn.Module):
-    """`model`, but that its outputs are a dict of tensors, which every process can read again, under their names.
+    """`model`, but that its outputs are a dict of tensors, which every process can read again, under their names
+    (of a tuple, their places).
 
     A dataclass, a namedtuple or transformers' ModelOutput can only be read where its class is known, and what is no
     tensor can be written by no format."""
@@ -376,6 +382,10 @@ class _Readable(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         return dict(tensors(self.model(*args, **kwargs)))
+
+
+def _named(model: nn.Module) -> str:
+    return type(model.model if isinstance(model, _Readable) else model).__name__
 
 
 def _readable(value: Any) -> bool:

@@ -200,8 +200,8 @@ def _alike_between(
     names: list[str], pictures: Tensor, others: list[str], other_pictures: Tensor
 ) -> list[tuple[str, str]]:
     """Every one of `others` that is like one of `names`, with the first of those."""
-    near = other_pictures @ pictures.T >= NEAR
-    return [(name, names[int(row.nonzero()[0])]) for name, row in zip(others, near, strict=True) if row.any()]
+    rows = (row for part in other_pictures.split(_ROWS) for row in part @ pictures.T >= NEAR)
+    return [(name, names[int(row.nonzero()[0])]) for name, row in zip(others, rows, strict=True) if row.any()]
 
 
 def _pictures(images: ImageSet) -> Tensor:
