@@ -27,9 +27,10 @@ folder = sys.argv[1]
 given, wanted = torch.load(f"{folder}/given.pt"), torch.load(f"{folder}/wanted.pt")
 program = torch.export.load(f"{folder}/model.pt2").module()
 session = onnxruntime.InferenceSession(f"{folder}/model.onnx")
-found = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: given.numpy()})[0])
-assert torch.allclose(program(given), wanted, rtol=1e-5, atol=1e-6)
-assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-6)
+for images, scores in zip(given, wanted, strict=True):
+    found = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: images.numpy()})[0])
+    assert torch.allclose(program(images), scores, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(found, scores, rtol=1e-5, atol=1e-6)
 assert "understudy" not in sys.modules
 """
 
@@ -79,9 +80,9 @@ def test_outputs_of_a_class_of_its_own_become_a_dict_that_runs_elsewhere(tmp_pat
     model, given = Told().eval(), images(3)
     found = export(model, images(), tmp_path, formats=("pt2", "onnx"))
     assert found.static is None
-    torch.save(given, tmp_path / "given.pt")
-    torch.save(model(given).scores, tmp_path / "wanted.pt")
-    code = _ELSEWHERE.replace("program(given)", "program(given)['scores']") + "print(list(program(given)))"
+    torch.save([given], tmp_path / "given.pt")
+    torch.save([model(given).scores], tmp_path / "wanted.pt")
+    code = _ELSEWHERE.replace("program(images)", "program(images)['scores']") + "print(list(program(images)))"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['scores', 'maps.0', 'maps.1.mean']"
 
@@ -99,12 +100,11 @@ def test_both_files_run_elsewhere_on_any_batch(net, tmp_path):
     assert 0 <= found.errors["onnx"] < 1e-5
     assert found.opset >= 18
     assert (found.static, found.precision) == (None, "float32")
-    for n in (1, 5):
-        given = images(n, net.size)
-        with torch.no_grad():
-            torch.save(given, tmp_path / "given.pt")
-            torch.save(model.eval()(given), tmp_path / "wanted.pt")
-        subprocess.run([sys.executable, "-c", _ELSEWHERE, str(tmp_path)], check=True)
+    given = [images(n, net.size) for n in (1, 5)]
+    with torch.no_grad():
+        torch.save(given, tmp_path / "given.pt")
+        torch.save([model.eval()(each) for each in given], tmp_path / "wanted.pt")
+    subprocess.run([sys.executable, "-c", _ELSEWHERE, str(tmp_path)], check=True)
 
 
 class Dressed(nn.Module):
