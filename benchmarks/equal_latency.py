@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from benchmarks.latency_met import _batch
-from benchmarks.lines import add, read
+from benchmarks.lines import add, machine, read
 from benchmarks.methods import practise
 from benchmarks.methods.problem import Problem
 from understudy import demo
@@ -63,7 +63,8 @@ def main() -> None:
         for name in options.teacher or TEACHERS:
             lines = read(options.out)
             done = {(x["teacher"], x["seed"], x["method"]) for x in lines}
-            done |= {(t, s, "width") for t, s, m in done if m == "mixed" and _drops_nothing(lines, t, s)}
+            same = [x for x in lines if x["method"] == "mixed" and x.get("drop") == []]  # it is that of width alone
+            done |= {(x["teacher"], x["seed"], "width") for x in same}
             todo = [m for m in options.method or METHODS if (name, seed, m) not in done]
             for line in _lines(name, seed, todo) if todo else ():
                 add(options.out, line)
@@ -74,14 +75,8 @@ def main() -> None:
         print(json.dumps(row))
 
 
-def _drops_nothing(lines: list[dict[str, Any]], teacher: str, seed: int) -> bool:
-    """Is the mixed plan that of width alone?"""
-    return any(
-        (x["teacher"], x["seed"], x["method"]) == (teacher, seed, "mixed") and x.get("drop") == [] for x in lines
-    )
-
-
-def _lines(name: str, seed: int, methods: list[str]) -> Iterator[dict[str, Any]]:
+def learnt(name: str, seed: int) -> tuple[Teacher, Known]:
+    """A teacher, and what planning needs of it and its few images. Close `Known.lead` afterwards."""
     teacher = load_teacher(f"demo:{name}")
     model, size = teacher.model, teacher.preprocessing.input_size
     few = read_images(demo.few_images(IMAGES, seed), teacher.preprocessing)
@@ -89,9 +84,13 @@ def _lines(name: str, seed: int, methods: list[str]) -> Iterator[dict[str, Any]]
     anatomy = trace(model, torch.zeros(2, *size))
     evidence = reconstruction(model, anatomy, few, views=teacher.views, seed=seed)
     recipe = preset("default", views=teacher.views, steps=STEPS, seed=seed)
-    known = learn(
-        model, anatomy, few, setting=setting, views=teacher.views, seed=seed, evidence=evidence, recipe=recipe
-    )
+    facts = {"setting": setting, "views": teacher.views, "seed": seed, "evidence": evidence, "recipe": recipe}
+    return teacher, learn(model, anatomy, few, **facts)
+
+
+def _lines(name: str, seed: int, methods: list[str]) -> Iterator[dict[str, Any]]:
+    teacher, known = learnt(name, seed)
+    model, setting = teacher.model, known.setting
     same = False
     for method in methods:
         if method == "width" and same:
@@ -106,10 +105,10 @@ def _lines(name: str, seed: int, methods: list[str]) -> Iterator[dict[str, Any]]
             yield {**line, "error": str(error)}
             continue
         seconds, same = time.perf_counter() - begun, method == "mixed" and not plan.drop
-        measured = compared(model, student, anatomy.traced.example, setting)
+        measured = compared(model, student, known.anatomy.traced.example, setting)
         yield {
             **line, "share": round(measured["share"], 4), "drop": plan.drop,
-            "macs": round(plan.macs["student"] / plan.macs["teacher"], 4), **_top1(model, student),
+            "macs": round(plan.macs["student"] / plan.macs["teacher"], 4), **top1(model, student),
             "seconds": round(seconds, 1), "versions": {k: v for k, v in versions().items() if k in ("python", "torch")},
             "platform": platform_kind(1, "cpu"),
         }  # fmt: skip
@@ -149,7 +148,7 @@ def _practise(teacher: Teacher, known: Known, _: str) -> tuple[nn.Module, Any]:
 
 
 @torch.no_grad()
-def _top1(model: nn.Module, student: nn.Module) -> dict[str, float]:
+def top1(model: nn.Module, student: nn.Module) -> dict[str, float]:
     """Accuracy of both on the test patches, percent."""
     x, y = demo.test_set()
     found = {}
@@ -189,8 +188,6 @@ def page(lines: list[dict[str, Any]]) -> str:
             seeds = f"{len(done)} of {len(runs)}" if len(done) < len(runs) else len(done)
             cells.append(f"{mean(lost):.2f} ({min(lost):.2f} to {max(lost):.2f}) at {mean(shares):.3f}, {seeds} seeds")
         rows.append(f"| {teacher} | {' | '.join(cells)} |")
-    which = next(x for x in lines if "platform" in x)
-    machine = f"{which['platform']['cores']} cores of an {which['platform']['processor']}"
     return "\n".join(
         [
             "# Students of one latency", "",
@@ -199,7 +196,7 @@ def page(lines: list[dict[str, Any]]) -> str:
             "(least to most), and the share of the latency that was measured behind the planning. Mixed: blocks and",
             "widths as the planner chooses (where it drops nothing that is width alone, and both are the mean of the",
             "runs that there are); PRACTISE: its trained probe, its drops, then MiR's recipe.",
-            f"`python -m benchmarks.equal_latency` on {machine}, torch {which['versions']['torch']}.", "",
+            f"`python -m benchmarks.equal_latency` on {machine(lines)}.", "",
             "| teacher | mixed | width alone | depth alone | PRACTISE |", "|---|---|---|---|---|", *rows, "",
         ]
     )  # fmt: skip

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.lines import add, read
+from benchmarks.lines import add, machine, read
 from understudy import demo
 from understudy.anatomy import trace
 from understudy.budgets import Known, compared, learn, plan_within
@@ -143,8 +143,6 @@ def page(lines: list[dict[str, Any]]) -> str:
         else:
             told = ["", "out of reach", "", "", "", "", f"{x['seconds']:.0f}"]
         rows.append(" | ".join([f"| {name}", where, f"{x['asked']:g}", *told, f"{'yes' if _met(x) else 'no'} |"]))
-    which = next(x for x in lines if "platform" in x)
-    machine = f"{which['platform']['cores']} cores of an {which['platform']['processor']}"
     total = summary(lines)
     return "\n".join(
         [
@@ -152,7 +150,7 @@ def page(lines: list[dict[str, Any]]) -> str:
             f"{total['met']} of {total['of']} are met: a share of at most 1.03 of what was asked for, and not below",
             "0.92 of it, measured behind the planning with both networks converted again. Quartiles are of the rounds;",
             "so is the teacher over itself.",
-            f"`python -m benchmarks.latency_met` on {machine}, torch {which['versions']['torch']}; seconds are of",
+            f"`python -m benchmarks.latency_met` on {machine(lines)}; seconds are of",
             "planning, without what is learned once for all targets of a teacher and runtime.",
             *([f"Missed, run once more (`--missed`), the second counts: {'; '.join(twice)}."] if twice else []), "",
             "| teacher | runtime | asked | teacher, ms | student's share | teacher over itself | MACs | blocks less "

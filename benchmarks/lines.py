@@ -16,3 +16,9 @@ def add(path: Path, line: dict[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(text + "\n")
     print(text, file=sys.stderr, flush=True)
+
+
+def machine(lines: list[dict[str, Any]]) -> str:
+    """Where the lines were measured, in words, by the first that says it."""
+    line = next(x for x in lines if "platform" in x)
+    return f"{line['platform']['cores']} cores of an {line['platform']['processor']}, torch {line['versions']['torch']}"

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from scipy.stats import spearmanr
 
-from benchmarks.lines import add, read
+from benchmarks.lines import add, machine, read
 from benchmarks.methods import practise
 from benchmarks.methods.problem import Problem
 from understudy import demo
@@ -139,8 +139,6 @@ def page(lines: list[dict[str, Any]]) -> str:
         means = {n: round(mean(row[n] for row in of), 1 if "faster" in n else 3) for n in names[3:]}
         found.append({"teacher": teacher, "seed": "mean", "blocks": sum(row["blocks"] for row in of), **means})
     rows = [f"| {' | '.join(str(row[name]) for name in names)} |" for row in found]
-    which = lines[0]
-    machine = f"one of {which['platform']['cores']} cores of an {which['platform']['processor']}"
     return "\n".join(
         [
             "# Recoverability of blocks", "",
@@ -149,7 +147,7 @@ def page(lines: list[dict[str, Any]]) -> str:
             "well that error is ranked beforehand (Spearman's correlation) by our closed form, by PRACTISE's trained",
             f"probe and by the error of the bare drop. Faster: seconds of the probe over ours, of {PROBE} steps as it",
             f"was run and of the {PUBLISHED:,} that its authors train, in turn in one process.",
-            f"`python -m benchmarks.recoverability` on {machine}, torch {which['versions']['torch']}.", "",
+            f"`python -m benchmarks.recoverability` on one of {machine(lines)}.", "",
             f"| teacher | seed | blocks | closed form | probe | bare drop | faster than {PROBE} | than {PUBLISHED:,} |",
             "|---|--:|--:|--:|--:|--:|--:|--:|", *rows, "",
         ]

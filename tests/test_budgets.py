@@ -145,9 +145,9 @@ def test_budgets_of_macs_may_mix_too():
 RECIPE = us.preset("default", steps=400)
 
 
-def tied(monkeypatch, mimicked=lambda known, plan: float(-len(plan.drop)), error=lambda drop: 1 + 0.2 * len(drop)):
+def tied(monkeypatch, error=lambda drop: 1 + 0.2 * len(drop)):
     """Every block that goes costs a fifth; students are the better after mimicking the more blocks went."""
-    monkeypatch.setattr(budgets, "_mimicked", mimicked)
+    monkeypatch.setattr(budgets, "mimicked_error", lambda known, plan: float(-len(plan.drop)))
     monkeypatch.setattr(budgets, "trial_error", lambda known, anatomy, plan: error(plan.drop))
 
 
@@ -173,7 +173,7 @@ def test_a_few_steps_are_mimicked_and_judged(monkeypatch):
     facts = known(randomised(Residual()), None, recipe=RECIPE)
     plan = us.make_plan(facts.teacher, facts.anatomy, keep=0.6, evidence=facts.evidence)
     before = facts.teacher(few()).sum()
-    assert 0 < budgets._mimicked(facts, plan) < 0.9 * facts.held.judge.error(cut(facts.teacher, plan))
+    assert 0 < budgets.mimicked_error(facts, plan) < 0.9 * facts.held.judge.error(cut(facts.teacher, plan))
     assert facts.teacher(few()).sum() == before
 
     def stopped(*_):
@@ -181,11 +181,11 @@ def test_a_few_steps_are_mimicked_and_judged(monkeypatch):
 
     monkeypatch.setattr(budgets, "restore", stopped)
     with pytest.raises(KeyboardInterrupt) as caught:
-        budgets._mimicked(facts, plan)
+        budgets.mimicked_error(facts, plan)
     assert not isinstance(caught.value, Stopped)  # which would have a result
     monkeypatch.setattr(budgets, "restore", lambda *_: None)
     monkeypatch.setattr(type(facts.held.judge), "error", lambda *_: float("nan"))
-    assert budgets._mimicked(facts, plan) == float("inf")
+    assert budgets.mimicked_error(facts, plan) == float("inf")
     assert budgets.trial_error(facts, facts.anatomy, plan) == float("inf")
 
 

@@ -212,20 +212,19 @@ def plan_within(
     try:
         ranked = _ranked(known, _candidates(known, order, tuple(drop), depth, target, budget), say)
         if target is None:
-            near = [(error, candidate.plan) for error, candidate in ranked if error is not None]
-            plan = _decided(known, near, say) if near else ranked[0][1].plan
-            return Found(plan, next(error for error, candidate in ranked if candidate.plan is plan))
-        best, found = _best_met(known, ranked, target, budget, say)
+            found = [Found(candidate.plan, error) for error, candidate in ranked]
+            return _decided(known, [each for each in found if each.error is not None] or found, say)
+        found = _best_met(known, ranked, target, budget, say)
     except _NoneMet as none:
         raise OutOfReach(_unreachable(known, target, drop, order, depth, budget)) from none
     least = 0.0 if _SIZES & set(budget) else UNDER * target / known.teacher_ms.ms_median
-    while len(best.drop) > len(drop) and found.share[0] < least:
+    while len(found.plan.drop) > len(drop) and found.share[0] < least:
         # Depth alone is coarse: with one block more in the network, widths give the rest.
-        fewer = _candidate(known, best.drop[:-1], target, budget, widths=depth != "only")
+        fewer = _candidate(known, tuple(found.plan.drop[:-1]), target, budget, widths=depth != "only")
         again = None if fewer is None else _met(known, fewer, target, budget, say)
         if again is None or again.share[0] <= found.share[0]:
             break
-        best, found = fewer, again
+        found = again
     return replace(found, plan=_told(known, found, latency, latency_ms, target))
 
 
@@ -235,13 +234,14 @@ def _best_met(
     target: float,
     budget: Mapping[str, Any],
     say: Say,
-) -> tuple["_Candidate", "Found"]:
-    """The candidate that loses least once its latency is met. What is met may be smaller than what was predicted, and
-    lose more: then the next one is measured too, as long as it could be better. Raises: _NoneMet."""
-    met: list[tuple[_Candidate, Found]] = []
+) -> Found:
+    """What loses least once its latency is met. What is met may be smaller than what was predicted, and lose more: then
+    the next one is measured too, as long as it could be better. Raises: _NoneMet."""
+    met: list[Found] = []
+    tie = _tie(known)
     for place, (predicted, candidate) in enumerate(ranked):
-        least = min((found.error for _, found in met if found.error is not None), default=None)
-        if met and (predicted is None or least is None or predicted >= _tie(known) * least):
+        least = min((found.error for found in met if found.error is not None), default=None)
+        if met and (predicted is None or least is None or predicted >= tie * least):
             break
         found = _met(known, candidate, target, budget, say)
         if found is None:
@@ -250,13 +250,10 @@ def _best_met(
         rivals = [other for other, _ in ranked[place + 1 :] if other is not None and other < HOPELESS * predicted]
         if error is None and (rivals or met):
             error = trial_error(known, known.without(candidate.drop), found.plan)
-        met.append((candidate, replace(found, error=error)))
+        met.append(replace(found, error=error))
     if not met:
         raise _NoneMet
-    if len(met) == 1:
-        return met[0]
-    plan = _decided(known, [(found.error, found.plan) for _, found in met], say)
-    return next(pair for pair in met if pair[1].plan is plan)
+    return _decided(known, met, say)
 
 
 def _tie(known: Known) -> float:
@@ -268,26 +265,27 @@ def _tie(known: Known) -> float:
     return TIE if cost <= SHORT_MACS else 1.0
 
 
-def _decided(known: Known, tried: Sequence[tuple[float, Plan]], say: Say) -> Plan:
-    """The plan of the least error, or of those that are near it the one that is best after a few steps."""
-    least, first = min(tried, key=lambda pair: pair[0])
-    tie = _tie(known)
-    near = [plan for error, plan in tried if error <= tie * least]
-    if tie == 1 or len(near) == 1 or not math.isfinite(least):
+def _decided(known: Known, tried: Sequence[Found], say: Say) -> Found:
+    """The one of the least error, or of those that are near it the one that is best after a few steps."""
+    if len(tried) == 1:
+        return tried[0]
+    first, tie = min(tried, key=lambda found: found.error), _tie(known)
+    near = [found for found in tried if found.error <= tie * first.error]
+    if tie == 1 or len(near) == 1 or not math.isfinite(first.error):
         return first
     say(f"mimicking with {len(near)} mixtures that are about as good, {SHORT} steps each")
     errors = []
-    for plan in near:
-        errors.append(_mimicked(known, plan))
-        say(f"  {len(plan.drop)} blocks less: error {errors[-1]:.3f}")
+    for found in near:
+        errors.append(mimicked_error(known, found.plan))
+        say(f"  {len(found.plan.drop)} blocks less: error {errors[-1]:.3f}")
     return near[errors.index(min(errors))]
 
 
-def _mimicked(known: Known, plan: Plan) -> float:
-    """Error at the seam after a short recovery, on images that it did not learn from (unless there are three or fewer);
-    infinite where it diverges."""
+def mimicked_error(known: Known, plan: Plan, steps: int = SHORT) -> float:
+    """Error at the seam after a short recovery by `known.recipe`, on images that it did not learn from (unless there
+    are three or fewer); infinite where it diverges."""
     student = cut(known.teacher, plan)
-    config = replace(known.recipe, steps=SHORT, device=None)
+    config = replace(known.recipe, steps=steps, device=None)
     try:
         restore(known.teacher, student, known.without(tuple(plan.drop)), plan, known.held.fit, config)
     except Stopped:  # of this trial nothing is to be kept

@@ -81,13 +81,15 @@ def export(
         raise InputError("exporting to int8: found no images; expected a few, which say how large the values become")
     require_data(model)
     ready, call = in_float32(model, example)
-    if not _readable(_output_of(ready, *call)):
+    output = _output_of(ready, *call)
+    if not tensors_in(output):
+        raise UnsupportedModel(
+            f"exporting {type(model).__name__}: found no tensors in its output; expected a tensor, or a tuple, list, "
+            "dict or dataclass of them"
+        )
+    if not _readable(output):
         ready = _Readable(ready)
-        if not _output_of(ready, *call):
-            raise UnsupportedModel(
-                f"exporting {_named(ready)}: found no tensors in its output; expected a tensor, or a tuple, list, dict "
-                "or dataclass of them"
-            )
+    del output
     folder = Path(folder)
     there = [p for f in formats if (p := folder / FILES[f]).exists()]
     if there and not force:

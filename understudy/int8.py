@@ -24,6 +24,7 @@ def quantise(source: Path, target: Path, batches: Sequence[Sequence[np.ndarray]]
     batches: what the network is given, array by array in the order of its inputs; the largest and smallest values that
     they lead to are the ranges. Batch norms are folded into their convolutions first. Raises what ONNX Runtime does.
     """
+    import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -37,41 +38,23 @@ def quantise(source: Path, target: Path, batches: Sequence[Sequence[np.ndarray]]
     with tempfile.TemporaryDirectory(prefix="understudy") as scratch, quiet("root"):
         folded = Path(scratch) / "folded.onnx"
         quant_pre_process(source, folded, skip_symbolic_shape=True)
-        outputs = _only_computed(folded)
+        graph = onnx.load(folded, load_external_data=False).graph
+        names, outputs = [each.name for each in graph.input], list(graph.output)
+        computed = [each for each in outputs if each.name not in names]
+        if len(computed) < len(outputs):  # ONNX Runtime takes an input that is handed on for a cycle
+            _put_outputs(folded, computed)
         quantize_static(
-            folded, target, Reader(_inputs(folded)), quant_format=QuantFormat.QDQ, per_channel=True,
+            folded, target, Reader(names), quant_format=QuantFormat.QDQ, per_channel=True,
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, reduce_range=_SEVEN_BITS,
         )  # fmt: skip
-        if outputs:
-            _with_outputs(target, outputs)
+        if len(computed) < len(outputs):
+            _put_outputs(target, outputs)
 
 
-def _only_computed(path: Path) -> list[Any]:
-    """Takes those outputs out of the file that are inputs handed on, which ONNX Runtime takes for a cycle. Returns all
-    outputs; none where all are computed."""
-    import onnx
-
-    model = onnx.load(path)
-    outputs, given = list(model.graph.output), {each.name for each in model.graph.input}
-    computed = [each for each in outputs if each.name not in given]
-    if len(computed) == len(outputs):
-        return []
-    del model.graph.output[:]
-    model.graph.output.extend(computed)
-    onnx.save(model, path)
-    return outputs
-
-
-def _with_outputs(path: Path, outputs: Sequence[Any]) -> None:
+def _put_outputs(path: Path, outputs: Sequence[Any]) -> None:
     import onnx
 
     model = onnx.load(path)
     del model.graph.output[:]
     model.graph.output.extend(outputs)
     onnx.save(model, path)
-
-
-def _inputs(path: Path) -> list[str]:
-    import onnx
-
-    return [given.name for given in onnx.load(path, load_external_data=False).graph.input]
