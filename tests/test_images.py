@@ -101,7 +101,7 @@ def test_large_images_are_held_small_and_stay_close(tmp_path):
     smooth.save(tmp_path / "large.jpg", quality=95)
     smooth.save(tmp_path / "large.png")
     images = read_images(tmp_path, PLAIN)
-    held = [i.pixels.shape for i in images._images]
+    held = [i.stored.shape for i in images._images]
     assert held == [(3, 64, 85), (3, 64, 85)]
     jpg, png = levels(images)
     assert (jpg - png).abs().mean() < 1.5
@@ -113,12 +113,12 @@ def test_too_many_for_memory_are_decoded_again(tmp_path):
     for i in range(3):
         picture(seed=i).save(tmp_path / f"{i}.png")
     held, lazy = read_images(tmp_path, PRE), read_images(tmp_path, PRE, memory_bytes=12_000)
-    assert [i.pixels is None for i in lazy._images] == [False, True, True]
+    assert [i.stored is None for i in lazy._images] == [False, True, True]
     assert torch.equal(held.batch(), lazy.batch())
     views = [s.view(range(3), "imagenet", torch.Generator().manual_seed(1)) for s in (held, lazy)]
     assert torch.equal(*views)
     picture(seed=9).save(tmp_path / "1.png")
-    with pytest.raises(InputError, match=r"1\.png again: its pixels changed"):
+    with pytest.raises(InputError, match=r"1\.png again: it changed"):
         lazy.batch([1])
 
 

@@ -30,15 +30,19 @@ FORBIDDEN = {
     "cut": {"*", "-errors", "-guard", "-modules", "-plan"},
     "blocks": {"*", "-cost", "-cut", "-errors", "-graph", "-guard", "-modules", "-trace"},
     "preprocessing": {"*", "-errors"},
+    "memory": {"*", "-errors"},
+    "footprint": {"*", "-errors", "-graph", "-guard", "-memory", "-trace"},
     "decode": {"*", "-errors", "-preprocessing"},
     "sources": {"*", "-decode", "-errors"},
-    "images": {"*", "-augment", "-decode", "-errors", "-preprocessing", "-sources"},
+    "images": {"*", "-augment", "-decode", "-errors", "-memory", "-preprocessing", "-sources"},
     "augment": {"*"},
     "weights": {"*", "-errors"},
     "builders": {"*", "-augment", "-errors", "-preprocessing", "-demo"},
     "teachers": {"*", "-augment", "-builders", "-errors", "-guard", "-preprocessing", "-store", "-weights"},
     "muon": {"*"},
-    "config": {"*", "-augment", "-errors", "-muon"},
+    "ways": {"*"},
+    "folded": {"*"},
+    "config": {"*", "-augment", "-errors", "-muon", "-ways"},
     "batches": {"*", "-augment", "-errors"},
     "checkpoint": {"*"},
     "judge": {"*", "-batches", "-guard", "-seam"},
@@ -60,7 +64,7 @@ FORBIDDEN = {
     },
     "budgets": {"mimic", "images", "store", "compress", "cli"},
     "picture": {"*", "-errors"},
-    "mimic": {"*", "-batches", "-checkpoint", "-config", "-errors", "-guard", "-seam"},
+    "mimic": {"*", "-batches", "-checkpoint", "-config", "-errors", "-folded", "-guard", "-seam", "-ways"},
     "norms": {"*", "-batches", "-guard"},
     "lockstep": {"*", "-batches", "-guard"},
     "layers": {"*", "-graph", "-guard", "-lockstep", "-trace"},
@@ -164,14 +168,17 @@ FLAGS = {
     "inspect": TEACHER,
     "plan": f"{BUDGET} {TEACHER} --images --out --picture --seed --force --no-force",
     "compress": f"""{BUDGET} {TEACHER} --out --plan --preset --effort --steps --max-seconds --seed --device --precision
-        --views --held-out --held-out-share --crossfit --min-agreement --alternatives --no-alternatives --to
-        --labelled --mean --std --resize --tensorboard --force --no-force --resume --no-resume""",
-    "recover": """--out --to --preset --effort --steps --seed --device --precision --views --held-out --held-out-share
-        --min-agreement --labelled --weights --pretrained --no-pretrained --num-classes --input-size --mean --std
+        --layout --max-memory --views --held-out --held-out-share --crossfit --min-agreement --alternatives
+        --no-alternatives --to --labelled --mean --std --resize --tensorboard --force --no-force --resume
+        --no-resume""",
+    "recover": """--out --to --preset --effort --steps --seed --device --precision --layout --max-memory
+        --views --held-out --held-out-share --min-agreement --labelled --weights --pretrained --no-pretrained
+        --num-classes --input-size --mean --std
         --resize --seam --tensorboard --force --no-force --threads""",
     "export": """--to --images --held-out --teacher --weights --pretrained --no-pretrained --normalise --no-normalise
         --force --no-force --threads""",
-    "verify": "--teacher --labelled --weights --pretrained --no-pretrained --device --min-agreement --threads",
+    "verify": """--teacher --labelled --weights --pretrained --no-pretrained --device --max-memory --min-agreement
+        --threads""",
     "demo": """--teacher --keep --keep-width --images --preset --effort --steps --seed --out --force --no-force
         --threads""",
 }

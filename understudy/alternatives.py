@@ -31,12 +31,14 @@ def alternatives(
     judge: Callable[[nn.Module], Figures],
     *,
     say: Callable[[str], None] = lambda text: None,
+    max_memory: int | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Name, agreement with its interval, feature error and seconds of every way: the cut alone; batch norms measured
     anew; the closed form alone; logits distilled; features mimicked as MiR has it (both `config.steps` steps).
 
-    judge: figures of a whole student on the held-out images. Ways that this network has no use for are left out; of one
-    that fails all figures are None and "failed" says why. The teacher comes back as it was.
+    judge: figures of a whole student on the held-out images. max_memory: bytes that passes may hold. Ways that this
+    network has no use for are left out; of one that fails all figures are None and "failed" says why. The teacher comes
+    back as it was.
     """
     for name, run in _WAYS.items():
         say(f"alternative: {name}")
@@ -44,7 +46,7 @@ def alternatives(
         student = student.to(next((t.device for t in guard.named_tensors(teacher).values()), None))
         worth, failed = Figures(None, None, None, None, 0, ()), None
         try:
-            if run(teacher, student, anatomy, plan, few, config) is False:
+            if run(teacher, student, anatomy, plan, few, config, max_memory) is False:
                 continue
             seconds = time.perf_counter() - begun
             worth = judge(put_under_head(teacher, student, plan.seam))
@@ -63,36 +65,60 @@ def _nothing(*_: Any) -> None:
 
 
 def _norms(
-    teacher: nn.Module, student: nn.Module, anatomy: Anatomy, plan: Plan, few: Source | Tensor, config: MimicConfig
+    teacher: nn.Module,
+    student: nn.Module,
+    anatomy: Anatomy,
+    plan: Plan,
+    few: Source | Tensor,
+    config: MimicConfig,
+    max_memory: int | None,
 ) -> bool:
     batches, _, _ = batches_of(few, student, config.views, "none", config.seed, 1, max(count(few), VIEWS))
     return measured_norms(student, plan.seam.head, batches)
 
 
 def _solved(
-    teacher: nn.Module, student: nn.Module, anatomy: Anatomy, plan: Plan, few: Source | Tensor, config: MimicConfig
+    teacher: nn.Module,
+    student: nn.Module,
+    anatomy: Anatomy,
+    plan: Plan,
+    few: Source | Tensor,
+    config: MimicConfig,
+    max_memory: int | None,
 ) -> bool:
     log = closed_form(teacher, student, anatomy, plan, few, views=config.views, seed=config.seed)
     return bool(log.layers)
 
 
 def _mimicked(
-    teacher: nn.Module, student: nn.Module, anatomy: Anatomy, plan: Plan, few: Source | Tensor, config: MimicConfig
+    teacher: nn.Module,
+    student: nn.Module,
+    anatomy: Anatomy,
+    plan: Plan,
+    few: Source | Tensor,
+    config: MimicConfig,
+    max_memory: int | None,
 ) -> bool:
     if config.steps:
-        mimic(teacher, student, plan.seam, few, _paper(config))
+        mimic(teacher, student, plan.seam, few, _paper(config), max_memory=max_memory)
     return config.steps > 0
 
 
 def _distilled(
-    teacher: nn.Module, student: nn.Module, anatomy: Anatomy, plan: Plan, few: Source | Tensor, config: MimicConfig
+    teacher: nn.Module,
+    student: nn.Module,
+    anatomy: Anatomy,
+    plan: Plan,
+    few: Source | Tensor,
+    config: MimicConfig,
+    max_memory: int | None,
 ) -> bool:
     """The network's own output in the place of the seam; the head stays the teacher's."""
     if plan.seam.headless or not config.steps:
         return False
     try:
         output = find_seam(teacher, anatomy.traced.example, points=[":output"])
-        mimic(teacher, student, replace(output, head=plan.seam.head), few, _paper(config))
+        mimic(teacher, student, replace(output, head=plan.seam.head), few, _paper(config), max_memory=max_memory)
     except UnsupportedModel:  # it returns more than one tensor can stand for
         return False
     return True
@@ -101,7 +127,7 @@ def _distilled(
 def _paper(config: MimicConfig) -> MimicConfig:
     return replace(
         PRESETS["paper"], steps=config.steps, views=config.views, seed=config.seed, device=config.device,
-        precision=config.precision,
+        precision=config.precision, layout=config.layout,
     )  # fmt: skip
 
 

@@ -126,7 +126,11 @@ MaxSeconds = Annotated[
 Steps = Annotated[int | None, typer.Option(help="Optimiser steps of mimic (the preset's if not given)")]
 Seed = Annotated[int | None, typer.Option(help="Of batches, views and scores (the preset's if not given)")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...")]
-Precision = Annotated[str, typer.Option(help="float32, bf16 or float64")]
+Precision = Annotated[str, typer.Option(help="Of mimic: auto (measured: float32 or bf16), float32, bf16 or float64")]
+Layout = Annotated[str, typer.Option(help="Of pixels while it mimics: auto (measured), contiguous or channels_last")]
+MaxMemory = Annotated[
+    str | None, typer.Option(help="Most memory of the run, e.g. 3G; else 4G, or half of what is free if that is less")
+]
 Views = Annotated[str | None, typer.Option(help="Random variants: imagenet, patches, pad_crop or none")]
 HeldOut = Annotated[Path | None, typer.Option(help="Images that only certify; else a share of IMAGES")]
 HeldOutShare = Annotated[float, typer.Option(help="Share of IMAGES that only certifies")]
@@ -315,7 +319,9 @@ def compress(
     max_seconds: MaxSeconds = None,
     seed: Seed = None,
     device: Device = None,
-    precision: Precision = "float32",
+    precision: Precision = "auto",
+    layout: Layout = "auto",
+    max_memory: MaxMemory = None,
     views: Views = None,
     held_out: HeldOut = None,
     held_out_share: HeldOutShare = 0.2,
@@ -351,6 +357,7 @@ def compress(
     from understudy.deploy import export_folder
     from understudy.errors import Stopped, StoreError, UnderstudyError
     from understudy.export import check_formats
+    from understudy.memory import parsed
     from understudy.plan import read_plan
     from understudy.recover.config import preset as recipe
     from understudy.store import check_writable, digest, is_result, read, stopped_path
@@ -369,7 +376,10 @@ def compress(
     for place in budgets:
         check_writable(place, force=force or resume)  # with resume compress looks again
     found = _teacher(teacher, weights, pretrained, num_classes, part, input_size, mean, std, resize, views)
-    config = recipe(preset, effort, steps=steps, seed=seed, device=device, precision=precision, views=found.views)
+    config = recipe(
+        preset, effort, steps=steps, seed=seed, device=device, precision=precision, layout=layout, views=found.views
+    )
+    most = None if max_memory is None else parsed(max_memory)
     lines, result, code = [], None, 0
     for place, budget in budgets.items():
         if len(budgets) > 1:
@@ -397,7 +407,7 @@ def compress(
                 found, images, folder=place, force=force, resume=resume, plan=asked, config=config, held_out=held_out,
                 held_out_share=held_out_share, labelled=labelled, seam=seam, drop=drop or (), max_seconds=max_seconds,
                 min_agreement=min_agreement, with_alternatives=alternatives, export_to=formats, on_stage=_say,
-                on_step=progress, **budget,
+                on_step=progress, max_memory=most, **budget,
             )  # fmt: skip
         except UnderstudyError as error:
             if len(budgets) == 1:
@@ -449,7 +459,9 @@ def recover(
     steps: Steps = None,
     seed: Seed = None,
     device: Device = None,
-    precision: Precision = "float32",
+    precision: Precision = "auto",
+    layout: Layout = "auto",
+    max_memory: MaxMemory = None,
     views: Views = None,
     held_out: HeldOut = None,
     held_out_share: HeldOutShare = 0.2,
@@ -469,6 +481,7 @@ def recover(
 ) -> None:
     """Recover a student that another tool pruned: it mimics the teacher, and is stored as exported files."""
     _threads(threads)
+    from understudy.memory import parsed
     from understudy.pruned import recover_pruned
     from understudy.recover.config import preset as recipe
     from understudy.store import check_writable
@@ -476,12 +489,15 @@ def recover(
 
     check_writable(out, force=force)
     found = _teacher(teacher, weights, pretrained, num_classes, "", input_size, mean, std, resize, views)
-    config = recipe(preset, effort, steps=steps, seed=seed, device=device, precision=precision, views=found.views)
+    config = recipe(
+        preset, effort, steps=steps, seed=seed, device=device, precision=precision, layout=layout, views=found.views
+    )
+    most = None if max_memory is None else parsed(max_memory)
     progress = _Progress(tensorboard)
     _, report = recover_pruned(
         found, load_teacher(student).model, images, folder=out, force=force, named=student, config=config,
         export_to=_formats(to), held_out=held_out, held_out_share=held_out_share, labelled=labelled, seam=seam,
-        min_agreement=min_agreement, on_stage=_say, on_step=progress,
+        min_agreement=min_agreement, max_memory=most, on_stage=_say, on_step=progress,
     )  # fmt: skip
     progress.ended(report)
     _say(report.table())
@@ -501,12 +517,14 @@ def verify(
     weights: Weights = None,
     pretrained: Pretrained = True,
     device: Device = None,
+    max_memory: MaxMemory = None,
     min_agreement: MinAgreement = None,
     threads: Threads = None,
 ) -> None:
     """Measure a stored result against its teacher on other images, and check the laws that can be checked."""
     _threads(threads)
     from understudy.compress import verify_folder
+    from understudy.memory import parsed
 
     report = verify_folder(
         folder,
@@ -516,6 +534,7 @@ def verify(
         pretrained=pretrained,
         labelled=labelled,
         device=device,
+        max_memory=None if max_memory is None else parsed(max_memory),
         min_agreement=min_agreement,
     )
     _say(report.table())

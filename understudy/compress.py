@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from understudy import laws, store
+from understudy import laws, memory, store
 from understudy.alternatives import alternatives
 from understudy.anatomy import trace
 from understudy.budgets import MIXED, check_beside_plan, check_mixed, compared, missed, mixes, plan_by
@@ -21,9 +21,10 @@ from understudy.cut import cut
 from understudy.deploy import export_folder
 from understudy.errors import InputError, LawBroken, Stopped, StoreError, UnderstudyError, one_line
 from understudy.export import check_formats
+from understudy.footprint import check_memory, images_within
 from understudy.guard import device_called, evaluating, named_tensors, on_device
 from understudy.image_check import ImageCheck, check_images, held_out_notes
-from understudy.images import ImageSet, called, read_images, split, thumbnail
+from understudy.images import ImageSet, again_notes, base_of, called, read_images, split, thumbnail
 from understudy.plan import Plan, check_teacher
 from understudy.planner import make_plan, replan
 from understudy.reconstruction import reconstruction
@@ -39,6 +40,7 @@ from understudy.recover.restore import (
     check_seconds,
     restore,
 )
+from understudy.recover.ways import emulated
 from understudy.replace import replace as put_under_head
 from understudy.report import Report, platform_kind, versions
 from understudy.runtimes import Setting
@@ -94,6 +96,7 @@ def compress(
     example: Any = None,
     split_seed: int = 0,
     max_seconds: float | None = None,
+    max_memory: int | None = None,
     resume: bool = False,
     min_agreement: float | None = None,
     with_alternatives: bool = False,
@@ -110,6 +113,7 @@ def compress(
     runtime="openvino", threads=1, batch=1, depth="auto"), unless `plan` says what to keep; without a score in it the
     images say which channels matter, if config.start is "closed_form". config: how to recover; the default recipe if
     None. max_seconds: for the images' say and for recovering, which then takes as many steps as fit.
+    max_memory: bytes, the most resident memory of this process meanwhile; by default 4 GB, or half of what is free.
     held_out: images that only certify, from another source; without it `held_out_share` of `images` is set aside for
     that. labelled: images that only measure accuracy: a folder of class folders, or anything readable with `labels`.
     seam: points where the features are taken, instead of the one that is found. drop: blocks to leave out whole.
@@ -148,6 +152,7 @@ def compress(
             )
     config = config or replace(PRESETS["default"], views=teacher.views)
     check_seconds(max_seconds)
+    most = memory.bound(max_memory)
     check_threshold(min_agreement)
     if export_to:
         check_formats(export_to)
@@ -161,12 +166,13 @@ def compress(
         check_beside_plan(**budget, drop=drop)
 
     say("reading images")
-    few, choose, proof, notes = parted_images(teacher, images, held_out, held_out_share, split_seed, config)
+    few, choose, proof, notes = parted_images(teacher, images, held_out, held_out_share, split_seed, config, most)
     check_threshold(min_agreement, len(proof))
     if example is None:
         example = teacher.example()
     call = call_of(example)
-    test, truth = labelled_images(teacher, labelled, labels, call)
+    test, truth = labelled_images(teacher, labelled, labels, call, most)
+    memory.trim()
     hashes = parted_hashes(few, choose, proof)
     asked = {} if folder is None else _asked(teacher, example, hashes, config, plan, seam, drop, call, budget)
     if stood is not None:
@@ -182,10 +188,12 @@ def compress(
     mixing = plan is None and mixes(mixed)
     gone = plan.drop if plan else () if mixing else drop
     anatomy = trace(model, example, plan.seam if plan and not seam else None, points=seam, drop=gone)
+    check_memory(anatomy, most, asked=max_memory is not None)
+    batch = images_within(anatomy, memory.MEASURING * most)
     say("looking at the images")
     with on_device(model, config.device):
-        looked = check_images(model, anatomy.seam, few, call, held_out=proof, beside=choose)
-    notes += looked.notes
+        looked = check_images(model, anatomy.seam, few, call, held_out=proof, beside=choose, batch_size=batch)
+    notes += [*looked.notes, *emulated(config.precision, config.device)]
     for note in looked.notes:
         say(f"note: {note}")
     if plan is None and "score" not in budget and config.start == "closed_form":
@@ -197,6 +205,7 @@ def compress(
                 model, anatomy, given, views=config.views, seed=config.seed, max_seconds=most,
                 on_expected=lambda seconds: say(f"asking the images which channels matter, {about(seconds)}"),
             )  # fmt: skip
+            memory.trim()
             max_seconds = None if max_seconds is None else max(0.0, max_seconds - (time.perf_counter() - begun))
     if mixing:
         begun = time.perf_counter()
@@ -237,6 +246,7 @@ def compress(
                 model, student if config.device is None else student.to(config.device), anatomy, plan,
                 called(few, call), config, choose=choose and called(choose, call), max_seconds=max_seconds,
                 on_stage=on_stage, on_step=on_step, checkpoint=stood, on_checkpoint=keep,
+                max_memory=int(memory.PASSES * most),
             )  # fmt: skip
         except Stopped as error:
             stopped, recovery = error, error.log
@@ -247,13 +257,15 @@ def compress(
             say(notes[-1])
         say("replacing and verifying")
         result = put_under_head(model, student, plan.seam)
-        worth = figures(model, result, plan.seam, called(proof, call))
-        score = accuracy(model, result, called(test, call), truth) if test is not None else None
+        worth = figures(model, result, plan.seam, called(proof, call), batch_size=batch)
+        score = None if test is None else accuracy(model, result, called(test, call), truth, batch_size=batch)
         others = []
         if with_alternatives and stopped is None and (plan.slices or plan.drop):
+            same = {"steps": len(log.losses), "precision": log.config.precision, "layout": log.config.layout}
             ways = alternatives(
-                model, anatomy, plan, called(few, call), replace(config, steps=len(log.losses)),
-                lambda student: figures(model, student, plan.seam, called(proof, call)), say=say,
+                model, anatomy, plan, called(few, call), replace(config, **same),
+                lambda student: figures(model, student, plan.seam, called(proof, call), batch_size=batch), say=say,
+                max_memory=int(memory.PASSES * most),
             )  # fmt: skip
             try:
                 others.extend(ways)
@@ -287,6 +299,7 @@ def compress(
         config={
             "mimic": log.config.to_json(),
             "recovery": recovery.to_json(),
+            "max_memory": most,
             "cut_equals_zero": law,
             "loss_first": _at(log, 0),
             "loss_last": _at(log, -1),
@@ -437,17 +450,27 @@ def _check_same(folder: str | Path, stood: Checkpoint, asked: dict[str, Any]) ->
 
 
 def parted_images(
-    teacher: Teacher, images: Any, held_out: Any, share: float, seed: int, config: MimicConfig
+    teacher: Teacher, images: Any, held_out: Any, share: float, seed: int, config: MimicConfig, most: int
 ) -> tuple[ImageSet, ImageSet | None, ImageSet, list[str]]:
-    """The few images that fit, those to choose by, if any, those that only certify, and what to know of them."""
-    found = images if isinstance(images, ImageSet) else read_images(images, teacher.preprocessing)
-    notes = list(found.notes)
+    """The few images that fit, those to choose by, if any, those that only certify, and what to know of them. Of those
+    that train their views are held in memory, of the others the evaluation view alone, as far as shares of `most` bytes
+    allow."""
+    keep, other = base_of(config.views), int(memory.OTHER_IMAGES * most)
+    room = int(memory.TRAINING_IMAGES * most)
+    given = isinstance(images, ImageSet)
+    found = images if given else read_images(images, teacher.preprocessing, memory_bytes=room, keep=keep)
+    notes = [note for note in found.notes if note not in again_notes(found, keep)]
+
+    def parted(fit: ImageSet, choose: list[int], proof: ImageSet, more: list[str]) -> Any:
+        few = fit.keeping(config.views, room)
+        chosen = found.subset(choose).keeping(None, other) if choose else None
+        return few, chosen, proof.keeping(None, other), [*notes, *more, *again_notes(few, keep)]
+
     if held_out is None:
         choosing = CHOOSE_SHARE if _chooses(len(found) * (1 - share), config) else 0.0
         parts = split(found, seed=seed, held_out_share=share, choose_share=choosing)
-        choose = found.subset(parts.choose) if parts.choose else None
-        return found.subset(parts.fit), choose, found.subset(parts.held_out), notes + parts.notes
-    proof = held_out if isinstance(held_out, ImageSet) else read_images(held_out, teacher.preprocessing)
+        return parted(found.subset(parts.fit), parts.choose, found.subset(parts.held_out), parts.notes)
+    proof = _measuring(teacher, held_out, most)
     notes += [f"held out: {n}" for n in proof.notes]
     proof = proof.distinct()
     same = proof.shared_with(found)
@@ -457,9 +480,17 @@ def parted_images(
             f"is {same[0][1]}); held-out images must influence nothing: remove them from one side"
         )
     if not _chooses(len(found), config):
-        return found, None, proof, notes
+        return parted(found, [], proof, [])
     parts = split(found, seed=seed, held_out_share=0.0, choose_share=CHOOSE_SHARE)
-    return found.subset(parts.fit), found.subset(parts.choose), proof, notes
+    return parted(found.subset(parts.fit), parts.choose, proof, [])
+
+
+def _measuring(teacher: Teacher, source: Any, most: int) -> ImageSet:
+    """Images that only measure: the evaluation view alone is held, in a share of `most` bytes."""
+    if isinstance(source, ImageSet):
+        return source
+    room = int(memory.OTHER_IMAGES * most)
+    return read_images(source, teacher.preprocessing, memory_bytes=room, keep="evaluated")
 
 
 def _chooses(images: float, config: MimicConfig) -> bool:
@@ -491,11 +522,11 @@ def call_of(example: Any) -> dict[str, Any] | None:
 
 
 def labelled_images(
-    teacher: Teacher, source: Any, labels: Sequence[int] | None, call: dict[str, Any] | None
+    teacher: Teacher, source: Any, labels: Sequence[int] | None, call: dict[str, Any] | None, most: int
 ) -> tuple[ImageSet | None, list[int]]:
     if source is None:
         return None, []
-    test = source if isinstance(source, ImageSet) else read_images(source, teacher.preprocessing)
+    test = _measuring(teacher, source, most)
     if labels is not None:
         return test, list(labels)
     if not isinstance(source, (str, Path)):
@@ -538,14 +569,17 @@ def verify_folder(
     labelled: Any = None,
     device: str | None = None,
     min_agreement: float | None = None,
+    max_memory: int | None = None,
 ) -> Report:
     """Measure a stored result against its teacher on `images`; the report that it was saved with, with new figures.
 
     teacher: how to build it, where the folder cannot say (a "file.py:build" is never run from a folder), or where the
     result is that was the teacher. weights, pretrained: the teacher's weights, as in `teachers.load_teacher`.
+    max_memory: as in `compress`.
     Raises: LawBroken when the stored head is not this teacher's; StoreError, PlanError, InputError as `store.load`.
     """
     started = time.perf_counter()
+    most = memory.bound(max_memory)
     check_threshold(min_agreement)
     plan, stored, _ = store.read(folder)
     source = plan.teacher.get("source") or {}
@@ -554,7 +588,7 @@ def verify_folder(
     check_teacher(lead.model, plan)
     check_head(lead.model if lead.whole is None else lead.whole, model, plan.seam, lead.part)
     model = model.get_submodule(lead.part)
-    read = read_images(images, lead.preprocessing)
+    read = _measuring(lead, images, most)
     proof = read.distinct()
     known = {h for part in ("fit", "choose") for h in stored.image_hashes.get(part, [])}
     known |= set(source.get("result", {}).get("images", []))
@@ -566,7 +600,7 @@ def verify_folder(
     check_threshold(min_agreement, len(proof))
     notes += held_out_notes(proof)
     call = plan.asked.get("call")
-    test, truth = labelled_images(lead, labelled, None, call)
+    test, truth = labelled_images(lead, labelled, None, call, most)
     if device is not None:
         lead.model.to(device)
         model.to(device)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from understudy import store
+from understudy import memory, store
 from understudy.budgets import mixes
 from understudy.certificate import binomial_interval, check_threshold
 from understudy.compress import OnStage, Result, compress, known_before
@@ -23,6 +23,7 @@ from understudy.report import Report
 from understudy.teachers import Teacher, own_teacher
 from understudy.verify import DISAGREEMENTS
 
+_FOLDS_TAKE = ("config", "seam", "example", "max_seconds", "max_memory")  # where the plan is that of all images
 _WEIGHTED = ("feature_error_relative", "feature_cosine", "confidence_teacher", "confidence_student")
 
 
@@ -47,7 +48,9 @@ def crossfit(
     teacher = teacher if isinstance(teacher, Teacher) else own_teacher(teacher)
     if options.get("held_out") is not None:
         raise InputError("crossfit: held-out images are given too; expected one of both")
-    found = images if isinstance(images, ImageSet) else read_images(images, teacher.preprocessing)
+    room = int(memory.TRAINING_IMAGES * memory.bound(options.get("max_memory")))
+    given = isinstance(images, ImageSet)
+    found = images if given else read_images(images, teacher.preprocessing, memory_bytes=room)
     parts = _folds(found, folds, split_seed)
     check_threshold(min_agreement, sum(len(held) for _, held in parts))
     if options.get("with_alternatives"):
@@ -67,7 +70,7 @@ def crossfit(
     if mixes(again):
         seen.append("every fold's student has the plan that all images made, the held-out ones of the fold too")
     if mixes(again) or options.get("plan") is not None:
-        again = {name: value for name, value in again.items() if name in ("config", "seam", "example", "max_seconds")}
+        again = {name: value for name, value in again.items() if name in _FOLDS_TAKE}
         asked = {name: value for name, value in result.plan.asked.items() if name != "latency"}  # measured once
         again["plan"] = replace(result.plan, asked=asked)
     reports = []

@@ -8,8 +8,10 @@ import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -28,25 +30,50 @@ _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000
 
 @dataclass(frozen=True)
 class Decoded:
-    """pixels: uint8 or float32 (C, h, w); evaluated: the same at (C, H, W), before normalisation; both None when the
-    set is too large for memory, then `again` decodes them. origin: sha256 of file or array; content: of the pixels."""
+    """stored: uint8 or float32 (C, h, w), at most about twice the evaluation's resolution; evaluated: (C, H, W), before
+    normalisation; None is what is not held in memory. origin: sha256 of file or array; content: of the stored pixels.
+    again(base): decodes "stored" or "evaluated" anew; None for what is no file, which is held."""
 
     name: str
     origin: str
     content: str
-    pixels: Tensor | None
+    stored: Tensor | None
     evaluated: Tensor | None
-    again: Callable[[], "Decoded"] | None = None
+    again: Callable[[str], Tensor] | None = None
 
-    def held(self) -> "Decoded":
-        if self.pixels is not None:
-            return self
-        image = self.again()
-        if image.content != self.content:
+    def base(self, name: str) -> Tensor:
+        """The pixels that a view is made of, "stored" or "evaluated"; decoded anew where they are not held."""
+        held = self.stored if name == "stored" else self.evaluated
+        if held is None and self.again is None:
             raise InputError(
-                f"reading {self.name} again: its pixels changed since the first reading; start the run anew"
+                f"making views of {self.name}: its stored pixels are not there any more, as these images were read to "
+                "be evaluated alone; read them again with keep='stored'"
             )
-        return image
+        return self.again(name) if held is None else held
+
+    def holds(self, keep: str) -> bool:
+        """Is nothing decoded again? keep: as in `kept`."""
+        return self.evaluated is not None and (keep == "evaluated" or self.stored is not None)
+
+    def kept(self, keep: str, room: int) -> "Decoded":
+        """The same picture with no more in memory than "stored" (with what is evaluated) or "evaluated" asks for: that
+        where it fits into `room` bytes, else nothing, but of what is no file always."""
+        names = ("stored", "evaluated") if keep == "stored" else ("evaluated",)
+        if self.again is not None and _bytes(*(self.stored if n == "stored" else self.evaluated for n in names)) > room:
+            return replace(self, stored=None, evaluated=None)
+        made = {name: self.base(name) for name in names}
+        if self.again is not None and _bytes(*made.values()) > room:  # it was not there, so that its size was unknown
+            made = {}
+        return replace(self, stored=made.get("stored"), evaluated=made.get("evaluated"))
+
+    @property
+    def bytes(self) -> int:
+        """In memory."""
+        return _bytes(self.stored, self.evaluated)
+
+
+def _bytes(*tensors: Tensor | None) -> int:
+    return sum({t.data_ptr(): t.nbytes for t in tensors if t is not None}.values())
 
 
 class Unreadable(ValueError):
@@ -56,8 +83,9 @@ class Unreadable(ValueError):
 class Reader:
     """Turns one decoded image after the other into a `Decoded`, and remembers what a person should be told."""
 
-    def __init__(self, preprocessing: Preprocessing, memory_bytes: int):
-        self.preprocessing = preprocessing
+    def __init__(self, preprocessing: Preprocessing, memory_bytes: int, keep: str = "stored"):
+        """keep: what is held of each picture within memory_bytes, as in `Decoded.kept`."""
+        self.preprocessing, self.keep = preprocessing, keep
         self.channels, self.height, self.width = preprocessing.input_size
         # Twice the evaluation's resolution leaves random crops real detail, and bounds the memory of large photographs.
         self.cap = 2 * (preprocessing.resize or max(self.height, self.width))
@@ -68,17 +96,33 @@ class Reader:
 
     def file(self, path: Path, name: str) -> Decoded:
         """Raises PIL.UnidentifiedImageError when this is no image at all; anything else when it is a broken one."""
-        with path.open("rb") as stream, warnings.catch_warnings():
+        with path.open("rb") as stream:
+            planes = self._decoded(stream)
+            stream.seek(0)
+            origin = hashlib.file_digest(stream, "sha256").hexdigest()
+        return self.finish(planes, name, origin, again=lambda base: self._again(path, name, origin, base))
+
+    def _decoded(self, stream: BinaryIO) -> list[Image.Image]:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks about odd metadata and sizes below its own limit.
             with Image.open(stream, formats=_formats()) as im:
                 reduce = min(im.size) // self.cap
                 if reduce >= 2 and im.format in ("JPEG", "MPO"):
                     im.draft(None, (im.width // reduce, im.height // reduce))
                     self.facts["decoded at reduced size (large JPEG)"] += 1
-                planes = self.planes(im)
-            stream.seek(0)
-            origin = hashlib.file_digest(stream, "sha256").hexdigest()
-        return self.finish(planes, name, origin, again=lambda: Reader(self.preprocessing, 1 << 62).file(path, name))
+                return self.planes(im)
+
+    def _again(self, path: Path, name: str, origin: str, base: str) -> Tensor:
+        """Only what is asked for, which takes half as long as the first time: the same bytes give the same pixels."""
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"reading {name} again: {error}; leave the images where they are until the end") from error
+        if hashlib.sha256(data).hexdigest() != origin:
+            raise InputError(f"reading {name} again: it changed since the first reading; start the run anew")
+        reader = Reader(self.preprocessing, 0)
+        planes = reader._decoded(BytesIO(data))
+        return _chw(reader._stored(planes) if base == "stored" else reader._evaluated(planes))
 
     def planes(self, im: Image.Image) -> list[Image.Image]:
         """[RGB image], [grey image] or one grey image a channel, as the teacher's channel count asks."""
@@ -171,31 +215,38 @@ class Reader:
         return Decoded(name, origin, _digest(str(expected).encode(), values), pixels, pixels)
 
     def finish(
-        self, planes: list[Image.Image], name: str, origin: str, again: Callable[[], Decoded] | None = None
+        self, planes: list[Image.Image], name: str, origin: str, again: Callable[[str], Tensor] | None = None
     ) -> Decoded:
-        pre, (width, height) = self.preprocessing, planes[0].size
+        width, height = planes[0].size
         if max(width, height) > MAX_ASPECT * min(width, height):
             raise Unreadable(f"found {width}x{height} pixels, expected sides of at most 1 to {MAX_ASPECT}")
         if height < self.height or width < self.width:
             self.small.append((height, width))
-        mode = InterpolationMode(pre.interpolation)
-        target = [pre.resize] if pre.resize else [self.height, self.width]
-        views = [F.center_crop(F.resize(p, target, mode), [self.height, self.width]) for p in planes]
-        shrink = min(1.0, self.cap / min(width, height))
-        kept = (max(1, round(width * shrink)), max(1, round(height * shrink)))
-        if shrink < 1:
-            planes = [p.resize(kept, Image.Resampling.BICUBIC, reducing_gap=3.0) for p in planes]
-        # NumPy, not torch: many small parallel operations crawl while other work holds the cores.
-        evaluated_hwc, pixels_hwc = (np.dstack([np.asarray(p) for p in group]) for group in (views, planes))
+        evaluated_hwc, stored_hwc = self._evaluated(planes), self._stored(planes)
         if (evaluated_hwc == evaluated_hwc[0, 0]).all():
             self.facts["of one flat colour"] += 1
-        content = _digest(str(pixels_hwc.shape).encode(), pixels_hwc)
-        evaluated, pixels = (torch.from_numpy(a).permute(2, 0, 1) for a in (evaluated_hwc, pixels_hwc))
-        self.room -= pixels.nbytes + evaluated.nbytes
-        if self.room < 0 and again:
-            self.facts["decoded again at every use: too many to hold in memory"] += 1
-            return Decoded(name, origin, content, None, None, again)
-        return Decoded(name, origin, content, pixels, evaluated)
+        content = _digest(str(stored_hwc.shape).encode(), stored_hwc)
+        if np.array_equal(evaluated_hwc, stored_hwc):  # small pictures that fit as they are: one copy
+            evaluated_hwc = stored_hwc
+        image = Decoded(name, origin, content, _chw(stored_hwc), _chw(evaluated_hwc), again).kept(self.keep, self.room)
+        self.room -= image.bytes
+        if not image.holds(self.keep):
+            self.room = 0  # later ones are not held either, so that it is the first that are
+        return image
+
+    def _evaluated(self, planes: list[Image.Image]) -> np.ndarray:
+        pre = self.preprocessing
+        mode = InterpolationMode(pre.interpolation)
+        target = [pre.resize] if pre.resize else [self.height, self.width]
+        return _stacked([F.center_crop(F.resize(p, target, mode), [self.height, self.width]) for p in planes])
+
+    def _stored(self, planes: list[Image.Image]) -> np.ndarray:
+        width, height = planes[0].size
+        shrink = min(1.0, self.cap / min(width, height))
+        size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
+        if shrink < 1:
+            planes = [p.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0) for p in planes]
+        return _stacked(planes)
 
     def notes(self) -> Iterator[str]:
         """Sentences a person should see about the images decoded so far."""
@@ -218,6 +269,15 @@ class Reader:
                 f"the floating-point images range from {low:.3g} to {high:.3g}; the teacher's normalisation would give "
                 f"{lowest:.3g} to {highest:.3g}. Used as they are: were they normalised? (uint8 would be, here)"
             )
+
+
+def _stacked(planes: list[Image.Image]) -> np.ndarray:
+    """(h, w, C). NumPy, not torch: many small parallel operations crawl while other work holds the cores."""
+    return np.dstack([np.asarray(p) for p in planes])
+
+
+def _chw(pixels_hwc: np.ndarray) -> Tensor:
+    return torch.from_numpy(pixels_hwc).permute(2, 0, 1)
 
 
 def _formats() -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from understudy.images import ImageSet, called
 from understudy.seam import Seam, capturing
 from understudy.verify import class_scores, run_placed
 
-_BATCH, _ROWS = 64, 512
+_BATCH, _ROWS = 16, 512
 _SIDE = 16  # pixels of what near-duplicates are compared by. Source: assumption.
 NEAR = 0.995  # correlation of two such pictures from which on they are near-duplicates. Source: assumption.
 _FLAT = 2 / 255  # range of values up to which an image is blank. Source: assumption.
@@ -65,6 +65,7 @@ def check_images(
     *,
     held_out: ImageSet | None = None,
     beside: ImageSet | None = None,
+    batch_size: int = _BATCH,
 ) -> ImageCheck:
     """What `model`, the teacher, and the pixels say of `images`. call: how it takes them. held_out: images that only
     certify, which should be like none of them, of `beside` (those to choose by), or of each other. The model is
@@ -79,8 +80,8 @@ def check_images(
     watch = _FirstNorm(model)
     given = called(images, call)
     with guard.evaluating(model), capturing(model, seam) as capture, watch:
-        for start in range(0, len(images), _BATCH):
-            chosen = list(range(start, min(start + _BATCH, len(images))))
+        for start in range(0, len(images), batch_size):
+            chosen = list(range(start, min(start + batch_size, len(images))))
             pixels = images.batch(chosen)
             spread = pixels.flatten(2).amax(2) - pixels.flatten(2).amin(2)  # (images, channels)
             flat.append((spread if images.floats else spread * torch.tensor(images.preprocessing.std)).amax(1))

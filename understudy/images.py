@@ -25,15 +25,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from understudy import memory
 from understudy.augment import VIEWS
 from understudy.decode import Decoded, Reader
 from understudy.errors import InputError
 from understudy.preprocessing import Preprocessing, handed
 from understudy.sources import from_array, from_items, from_path
 
-MEMORY_BYTES = (
-    2 << 30
-)  # Decoded pixels held; what does not fit is decoded again at every use. Assumption: 2 GiB is there.
 FEW = 10  # Below this many images the set says how little they can prove.
 
 
@@ -80,6 +78,22 @@ class ImageSet:
         copies = {name for name, _ in self.duplicates}
         return self if not copies else self.subset([i for i, n in enumerate(self.names) if n not in copies])
 
+    def keeping(self, views: str | None, memory_bytes: int) -> "ImageSet":
+        """The same images, of which no more is held in memory than these views need (None: the evaluation view alone)
+        and than fits into `memory_bytes`, the first ones; the rest is decoded again at every use.
+
+        Raises: InputError for unknown views; where a file cannot be read again.
+        """
+        keep, room, images = base_of(views), memory_bytes, []
+        for image in self._images:
+            images.append(image.kept(keep, room))
+            room = room - images[-1].bytes if images[-1].holds(keep) else 0
+        return ImageSet(images, self.preprocessing, floats=self.floats)
+
+    def decoded_again(self, keep: str = "evaluated") -> int:
+        """How many images are decoded again at every use. keep: what of them, as in `read_images`."""
+        return sum(not image.holds(keep) for image in self._images)
+
     def shared_with(self, other: "ImageSet") -> list[tuple[str, str]]:
         """(name here, name there) of images with equal pixels in both sets, for held-out images of another source."""
         there = dict(zip(reversed(other.contents), reversed(other.names), strict=True))
@@ -88,7 +102,7 @@ class ImageSet:
     def batch(self, indices: Iterable[int] | None = None) -> Tensor:
         """The evaluation view, ready for the teacher: float32 (n, C, H, W). All images when `indices` is None."""
         chosen = range(len(self)) if indices is None else [int(i) for i in indices]
-        return self._ready([self._images[i].held().evaluated for i in chosen])
+        return self._ready([self._images[i].base("evaluated") for i in chosen])
 
     def view(self, indices: Iterable[int], views: str, generator: torch.Generator) -> Tensor:
         """Random variants, ready for the teacher: float32 (n, C, H, W). The same generator state gives the same bits.
@@ -96,14 +110,11 @@ class ImageSet:
         views: a key of `augment.VIEWS`. generator: on the CPU; the caller's global random state is not used.
         Raises InputError for unknown views.
         """
-        if views not in VIEWS:
-            raise InputError(f"making views: found {views!r}, expected one of {', '.join(VIEWS)}")
-        view, pre = VIEWS[views], self.preprocessing
-        made = []
-        for i in indices:
-            image = self._images[int(i)].held()
-            base = image.pixels if view.base == "stored" else image.evaluated
-            made.append(view.apply(base, pre.input_size[1:], pre.interpolation, generator))
+        base, view, pre = base_of(views), VIEWS.get(views), self.preprocessing
+        made = [
+            view.apply(self._images[int(i)].base(base), pre.input_size[1:], pre.interpolation, generator)
+            for i in indices
+        ]
         return self._ready(made)
 
     def _ready(self, made: list[Tensor]) -> Tensor:
@@ -111,6 +122,16 @@ class ImageSet:
             return torch.empty(0, *self.preprocessing.input_size)
         stacked = torch.stack(made)
         return stacked if self.floats else self.preprocessing.normalise(stacked)
+
+
+def base_of(views: str | None) -> str:
+    """What must be held of an image for these views, "stored" or "evaluated"; for None the evaluation view.
+
+    Raises: InputError for unknown views.
+    """
+    if views is not None and views not in VIEWS:
+        raise InputError(f"making views: found {views!r}, expected one of {', '.join(VIEWS)}")
+    return "evaluated" if views is None else VIEWS[views].base
 
 
 def thumbnail(images: ImageSet, index: int, side: int = 96) -> str | None:
@@ -209,7 +230,9 @@ def split(images: ImageSet, *, seed: int, held_out_share: float = 0.2, choose_sh
     )
 
 
-def read_images(source: Any, preprocessing: Preprocessing, *, memory_bytes: int = MEMORY_BYTES) -> ImageSet:
+def read_images(
+    source: Any, preprocessing: Preprocessing, *, memory_bytes: int | None = None, keep: str = "stored"
+) -> ImageSet:
     """All images of `source`, in a fixed order, without labels.
 
     source: a folder (any nesting, sorted by path, hidden files ignored) or a file (image, .npy, .npz, .safetensors); a
@@ -223,10 +246,18 @@ def read_images(source: Any, preprocessing: Preprocessing, *, memory_bytes: int 
     made from all pixels, except that a JPEG of more than twice the kept size is decoded at 1/2 to 1/8 (noted; on a
     12-megapixel photograph the evaluation view then differs by 0.2 of 255 levels on average, measured).
 
+    memory_bytes: of decoded pixels that are held; files beyond it are decoded again at every use. None: a quarter of
+    `memory.bound()`. keep: "evaluated" holds the evaluation view alone, for images that only measure: no views can be
+    made of those that are no files.
+
     Files and Dataset items that cannot be read are skipped and named in `.skipped`.
     Raises InputError when nothing can be read, and for arrays that break the contract at the head of this file.
     """
-    reader = Reader(preprocessing, memory_bytes)
+    if keep not in ("stored", "evaluated"):
+        raise InputError(f"reading images: found keep {keep!r}, expected 'stored' or 'evaluated'")
+    if memory_bytes is None:
+        memory_bytes = int(memory.TRAINING_IMAGES * memory.bound())
+    reader = Reader(preprocessing, memory_bytes, keep)
     if isinstance(source, (str, Path)):
         return _image_set(reader, *from_path(Path(source), reader))
     if isinstance(source, (Tensor, np.ndarray)):
@@ -250,8 +281,14 @@ def _image_set(
             "expected all of one kind"
         )
     images_set = ImageSet(images, reader.preprocessing, skipped=skipped, floats=bool(reader.floats))
-    images_set.notes = [*_notes(images_set), *reader.notes(), *notes]
+    images_set.notes = [*_notes(images_set), *reader.notes(), *notes, *again_notes(images_set, reader.keep)]
     return images_set
+
+
+def again_notes(images: ImageSet, keep: str) -> list[str]:
+    """What to know of images that are not held in memory. keep: as in `read_images`."""
+    again = images.decoded_again(keep)
+    return [f"{again} decoded again at every use: too many to hold in memory"] if again else []
 
 
 def _notes(images: ImageSet) -> Iterator[str]:

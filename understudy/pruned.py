@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from understudy import store
+from understudy import memory, store
 from understudy.anatomy import find_seam
 from understudy.certificate import check_threshold
 from understudy.compress import OnStage, OnStep, call_of, known_before, labelled_images, parted_images, reported
@@ -23,8 +23,9 @@ from understudy.images import called
 from understudy.plan import Plan, describe
 from understudy.recover.closed_form import batches_of
 from understudy.recover.config import PRESETS, MimicConfig
-from understudy.recover.mimic import mimic
+from understudy.recover.mimic import mimic, settled
 from understudy.recover.norms import VIEWS, measured_norms
+from understudy.recover.ways import emulated, told
 from understudy.replace import replace as put_under_head
 from understudy.report import Report
 from understudy.seam import SeamPoint
@@ -50,6 +51,7 @@ def recover_pruned(
     example: Any = None,
     split_seed: int = 0,
     min_agreement: float | None = None,
+    max_memory: int | None = None,
     on_stage: OnStage | None = None,
     on_step: OnStep | None = None,
 ) -> tuple[nn.Module, Report]:
@@ -75,17 +77,19 @@ def recover_pruned(
     if folder is not None:
         store.check_writable(folder, force=force)
     check_threshold(min_agreement)
+    most = memory.bound(max_memory)
     if config.device is not None:
         device_called(config.device)
     say("reading images")
-    few, choose, proof, notes = parted_images(teacher, images, held_out, held_out_share, split_seed, config)
+    few, choose, proof, notes = parted_images(teacher, images, held_out, held_out_share, split_seed, config, most)
     check_threshold(min_agreement, len(proof))
     notes += known_before(teacher, None, proof.hashes, min_agreement)
     for note in notes:
         say(f"note: {note}")
     example = teacher.example() if example is None else example
     call = call_of(example)
-    test, truth = labelled_images(teacher, labelled, labels, call)
+    test, truth = labelled_images(teacher, labelled, labels, call, most)
+    memory.trim()
     found = find_seam(model, example, points=seam)
     student = full_copy(student).cpu().float().eval()
     before, after = count(model, example), count(student, example)
@@ -93,7 +97,7 @@ def recover_pruned(
 
     with on_device(model, config.device):
         looked = check_images(model, found, few, call, held_out=proof, beside=choose)
-        notes += looked.notes
+        notes += [*looked.notes, *emulated(config.precision, config.device)]
         for note in looked.notes:
             say(f"note: {note}")
         student = student if config.device is None else student.to(config.device)
@@ -102,9 +106,13 @@ def recover_pruned(
             say("measuring batch norms")
             batches, _, _ = batches_of(given, student, config.views, "none", config.seed, 1, max(len(few), VIEWS))
             measured_norms(student, found.head, batches)
+        config, tried = settled(model, student, found, given, config)
+        say(told(config.precision, config.layout, tried))
         say(f"mimicking {config.steps} steps on {len(few)} images")
         judged = choose and called(choose, call)
-        log = mimic(model, student, found, given, config, choose=judged, on_step=on_step)
+        log = mimic(
+            model, student, found, given, config, choose=judged, on_step=on_step, max_memory=int(memory.PASSES * most)
+        )
         say("replacing and verifying")
         result = put_under_head(model, student, found)
         worth = figures(model, result, found, called(proof, call))

@@ -9,12 +9,13 @@ import torch
 from understudy.augment import MIXES
 from understudy.errors import InputError
 from understudy.recover.muon import Muon
+from understudy.recover.ways import LAYOUTS
 
 _MIR = "cited: MiR, arXiv 2201.02620, as read in its public re-implementations"
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "muon": Muon}
 STARTS = ("closed_form", "cut")
 SCHEDULES = ("milestones", "linear")
-PRECISIONS = {"float32": torch.float32, "bf16": torch.float32, "float64": torch.float64}
+PRECISIONS = {"auto": torch.float32, "float32": torch.float32, "bf16": torch.float32, "float64": torch.float64}
 
 
 def _constant(default: Any, source: str) -> Any:
@@ -51,7 +52,9 @@ class MimicConfig:
     norm_mode: "train" normalises with batch statistics and updates the running ones, "eval" leaves both alone.
     views: name in `augment.VIEWS`; it belongs to the teacher's task, not to the recipe.
     seed: of the batches, the views and whatever else is random. device: None means where the student is.
-    precision: "float32", "float64" or "bf16" (autocast; weights stay float32).
+    precision: "float32", "float64" or "bf16" (autocast; weights stay float32). layout: of pixels in memory while it
+    mimics, "contiguous" or "channels_last". Both may be "auto": float32 or bf16, and the layout, that are quickest on
+    this machine (`ways`). The last bits of a student depend on both.
 
     Raises: InputError with every fault found, on construction.
     """
@@ -72,7 +75,8 @@ class MimicConfig:
     views: str = _constant("imagenet", _MIR + "; for ImageNet teachers")
     seed: int = _constant(2021, _MIR + "; first of its five seeds")
     device: str | None = _constant(None, "assumption: the student already is where it should train")
-    precision: str = _constant("float32", "assumption: the paper names none; the default of its time")
+    precision: str = _constant("auto", "assumption: the paper names none; float32, or bf16 where that is quicker")
+    layout: str = _constant("auto", "assumption: the paper names none; the student is the same up to rounding")
 
     def __post_init__(self) -> None:
         if isinstance(self.milestones, list):
@@ -108,6 +112,7 @@ class MimicConfig:
             ("seed", whole(self.seed) and 0 <= self.seed < 2**63, "seed must be a whole number from 0 below 2**63"),
             ("device", named, "device must be None or the name of one, such as 'cpu' or 'cuda:0'"),
             ("precision", self.precision in PRECISIONS, f"precision must be one of {', '.join(PRECISIONS)}"),
+            ("layout", self.layout in ("auto", *LAYOUTS), f"layout must be one of {', '.join(('auto', *LAYOUTS))}"),
         ]
 
     def lr_at(self, step: int) -> float:

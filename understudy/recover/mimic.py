@@ -8,7 +8,8 @@ Not covered: several devices at once.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from math import isfinite
 from typing import Any
 
@@ -19,9 +20,23 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from understudy import guard
 from understudy.errors import InputError, Stopped, UnsupportedModel
-from understudy.recover.batches import Passes, Source, count, placed, view
+from understudy.recover.batches import Batch, Passes, Source, copied, count, placed, view
 from understudy.recover.checkpoint import Checkpoint, load_optimiser_state, optimiser_state
 from understudy.recover.config import OPTIMIZERS, PRECISIONS, PRESETS, MimicConfig
+from understudy.recover.folded import Pairs, folding, pairs_in
+from understudy.recover.ways import (
+    AUTO,
+    LAYOUTS,
+    TRIED_STEPS,
+    Way,
+    channels_last_is_safe,
+    flops_of,
+    laid,
+    quickest,
+    trial_images,
+    ways,
+    worth_trying,
+)
 from understudy.seam import Capture, Seam, capturing
 
 # On an accelerator reading a loss waits for the device: so not after every step. Source: assumption.
@@ -40,7 +55,8 @@ class MimicLog:
     """losses, lrs: one number a step, the loss before that step's update (with several seam points a sum of relative
     errors: 1 for each is as bad as the mean feature); seconds: wall time; images: how many there
     were; batch: how many a step took. errors: (steps done, loss on the images to choose by), from before the first
-    step on; kept: after how many steps the student is as it came back."""
+    step on; kept: after how many steps the student is as it came back. ways: seconds of a trial's step in each
+    precision and layout, where they were tried. parts: into which a batch was parted to keep to the memory."""
 
     config: MimicConfig
     images: int
@@ -50,6 +66,8 @@ class MimicLog:
     seconds: float
     errors: tuple[tuple[int, float], ...] = ()
     kept: int = 0
+    ways: dict[str, float] = field(default_factory=dict)
+    parts: int = 1
 
     def to_json(self) -> dict[str, Any]:
         lists = {name: list(getattr(self, name)) for name in ("losses", "lrs", "errors")}
@@ -68,6 +86,7 @@ def mimic(
     on_step: Callable[[int, int, float], None] | None = None,
     checkpoint: Checkpoint | None = None,
     on_checkpoint: Callable[[Checkpoint], None] | None = None,
+    max_memory: int | None = None,
 ) -> MimicLog:
     """Train the body of `student` IN PLACE until its features at the seam are the teacher's; return how it went.
 
@@ -77,7 +96,10 @@ def mimic(
     student is judged before the first step and after every twentieth of the steps: it comes back as it was when it was
     best on them, without them as after the last step. `on_step(done, total, loss)` is called
     after every step on a CPU, after every tenth and the last one elsewhere. on_checkpoint is given what another call
-    with the same arguments needs as `checkpoint` to go on to the same result, about every minute.
+    with the same arguments needs as `checkpoint` to go on to the same result, about every minute. max_memory: bytes
+    that a step may hold for its gradients; a batch that would hold more goes through in equal parts, but not with
+    norm_mode "train", where batches are normalised as a whole. Precision and layout that are "auto" are decided on
+    here, and stand in the log's config.
 
     Only norm layers are in train mode, so auxiliary branches, dropout and stochastic depth never run. The student comes
     back in eval mode, its `requires_grad` as before and gradients cleared; on an error its tensors are as they were.
@@ -92,6 +114,7 @@ def mimic(
     _check_pair(teacher, student, seam, student_seam)
     images = count(few)
     device = _device(config, student)
+    config, tried = settled(teacher, student, seam, few, config, student_seam=student_seam, checkpoint=checkpoint)
     dtype = PRECISIONS[config.precision]
     head = {id(t) for name, t in guard.named_tensors(student).items() if name in set(student_seam.head)}
     before = [(t, t.detach().clone()) for t in guard.named_tensors(student).values()]
@@ -101,13 +124,16 @@ def mimic(
         lrs = tuple(config.lr_at(step) for step in range(len(run.losses)))
         errors, kept = ((), len(lrs)) if run.judge is None else (tuple(run.judge.errors), run.judge.kept)
         size = min(config.batch_size, images)
-        return MimicLog(config, images, size, tuple(run.losses), lrs, time.perf_counter() - started, errors, kept)
+        taken = time.perf_counter() - started
+        parts = max(1, run.parts)
+        return MimicLog(config, images, size, tuple(run.losses), lrs, taken, errors, kept, tried, parts)
 
     try:
         with guard.seeded(config.seed), guard.untouched(teacher), guard.untouched(student), torch.enable_grad():
-            lead = teacher.eval() if _fits(teacher, device, dtype) else _converted(teacher, device, dtype)
+            fits = _fits(teacher, device, dtype, config.layout)
+            lead = teacher.eval() if fits else _converted(teacher, device, dtype, config.layout)
             with (
-                _placed(student, device, dtype, head),
+                _placed(student, device, dtype, head, config.layout),
                 capturing(lead, seam) as target,
                 capturing(student, student_seam) as learner,
             ):
@@ -117,7 +143,7 @@ def mimic(
                 judge = None
                 if choose is not None:
                     judge = _Judge(student, target, learner, units, choose, device, dtype)
-                run = _Run(student, seam, units, target, learner, optimiser, batches, config, judge)
+                run = _Run(lead, student, seam, units, target, learner, optimiser, batches, config, judge, max_memory)
                 if checkpoint is not None:
                     run.go_to(checkpoint)
                 try:
@@ -167,6 +193,7 @@ class _Run:
 
     def __init__(
         self,
+        teacher: nn.Module,
         student: nn.Module,
         seam: Seam,
         units: list[float],
@@ -176,13 +203,60 @@ class _Run:
         batches: Passes,
         config: MimicConfig,
         judge: "_Judge | None",
+        max_memory: int | None,
     ):
+        self._teacher, self._most = teacher, max_memory
         self._student, self._seam, self._units, self._target, self._learner = student, seam, units, target, learner
         self._optimiser, self._batches, self._config, self.judge = optimiser, batches, config, judge
         self._device = optimiser.param_groups[0]["params"][0].device
+        self._folded: tuple[Pairs, Pairs] | None = None  # of teacher and student, from the first step on
+        self.parts = 0  # not known before the first step
         self.losses: list[float] = []
         self._unread: list[Tensor] = []
         self.whole = True
+
+    def _begin(self, batch: Batch) -> None:
+        """Find the batch norms in eval mode that can be computed together with the layers before them, and into how
+        many parts a batch must go for its gradients to hold no more than the memory that there is."""
+        images = _images(batch)
+        one = _part(batch, images, slice(0, 1))
+
+        def pairs(model: nn.Module, capture: Capture) -> Pairs:
+            return pairs_in(model, lambda: self._features(capture, {}, copied(one)))
+
+        whole = self._config.norm_mode == "train"  # a pass would move the statistics of these norms
+        with torch.autocast(self._device.type, enabled=False):
+            self._folded = pairs(self._teacher, self._target), {} if whole else pairs(self._student, self._learner)
+            if not self.parts:
+                self.parts = 1 if whole or self._most is None else self._parts_within(self._most, images, one)
+
+    def _parts_within(self, most: int, batch: int, one: Batch) -> int:
+        own = {t.untyped_storage().data_ptr() for t in guard.named_tensors(self._student).values()}
+        folded = self._folded[1]
+
+        def held(images: int) -> int:
+            sizes: dict[int, int] = {}
+
+            def note(tensor: Tensor) -> Tensor:
+                storage = tensor.untyped_storage()
+                if storage.data_ptr() not in own:
+                    sizes[storage.data_ptr()] = storage.nbytes()
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+                found = self._features(self._learner, folded, _times(one, images))
+            del found  # not before: memory that is free has the same address again
+            return sum(sizes.values())
+
+        first, second = held(1), held(2)
+        each = max(second - first, 1)  # the rest is of weights
+        most_images = max(1, (most - max(first - each, 0)) // each)
+        return -(-batch // most_images)
+
+    def _features(self, learner: Capture, folded: Pairs, batch: Batch) -> list[Tensor]:
+        args, kwargs = (_laid(part, self._config.layout) for part in batch)
+        with folding(folded):
+            return _features(learner, args, kwargs)
 
     def learn(
         self, on_step: Callable[[int, int, float], None] | None, on_checkpoint: Callable[[Checkpoint], None] | None
@@ -219,20 +293,28 @@ class _Run:
             # caller's own.
             self._device.type, torch.bfloat16, enabled=self._config.precision == "bf16", cache_enabled=False
         )  # fmt: skip
-        args, kwargs = next(self._batches)
-        with bf16:
-            with torch.no_grad():
-                wanted = self._target.features(*args, **kwargs)
-            found = _features(self._learner, args, kwargs)
-        if step == 0:
-            _check_features(self._seam, wanted, found)
-        loss = sum(F.mse_loss(_wide(f), _wide(w)) / u for f, w, u in zip(found, wanted, self._units, strict=True))
+        whole = next(self._batches)
+        if self._folded is None:
+            self._begin(whole)
+        images = _images(whole)
+        parts = [(_part(whole, images, at), at.stop - at.start) for at in _cuts(images, self.parts)]
         for group in self._optimiser.param_groups:
             group["lr"] = self._config.lr_at(step)
         self._optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        total: Tensor | float = 0.0
+        for number, (batch, size) in enumerate(parts):
+            with bf16:
+                with torch.no_grad():
+                    wanted = self._features(self._target, self._folded[0], batch)
+                found = self._features(self._learner, self._folded[1], batch)
+            if step == 0 and not number:
+                _check_features(self._seam, wanted, found)
+            loss = sum(F.mse_loss(_wide(f), _wide(w)) / u for f, w, u in zip(found, wanted, self._units, strict=True))
+            loss = loss if len(parts) == 1 else loss * (size / images)
+            loss.backward()
+            total = total + loss.detach()
         self._optimiser.step()
-        self._unread.append(loss.detach())
+        self._unread.append(total)
         return wanted
 
     def _read(self) -> None:
@@ -253,7 +335,8 @@ class _Run:
         tensors = {
             f"{group}/{key}": t.detach().cpu().clone() for group, held in groups.items() for key, t in held.items()
         }
-        data = {"losses": list(self.losses), "at": at, "steps": self._config.steps}
+        data = {"losses": list(self.losses), "at": at, "steps": self._config.steps, "parts": self.parts}
+        data |= {"precision": self._config.precision, "layout": self._config.layout}
         if judge is not None:
             data |= {"judged": [list(pair) for pair in judge.errors], "kept": judge.kept}
         return Checkpoint(tensors, data)
@@ -273,7 +356,7 @@ class _Run:
         random = checkpoint.under("random")
         torch.set_rng_state(random.pop("torch"))
         self._batches.go_to(random, data["at"])
-        self.losses = list(data["losses"])
+        self.losses, self.parts = list(data["losses"]), data.get("parts", 0)
         if self.judge is not None:
             self.judge.errors = [tuple(pair) for pair in data["judged"]]
             self.judge.kept, best = data["kept"], checkpoint.under("best")
@@ -327,6 +410,78 @@ class _Judge:
         guard.put_back((own[name], value) for name, value in self.best.items())
 
 
+def settled(
+    teacher: nn.Module,
+    student: nn.Module,
+    seam: Seam,
+    few: Source | Tensor,
+    config: MimicConfig,
+    *,
+    student_seam: Seam | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> tuple[MimicConfig, dict[str, float]]:
+    """`config` with precision and layout decided on where they are "auto", and seconds of a step each way that was
+    tried, on copies: the student is untouched. A run that goes on has those of its checkpoint."""
+    if config.layout == "channels_last" and not channels_last_is_safe(teacher, student):
+        raise InputError(
+            "mimicking in the layout channels_last: without AVX-512 torch writes outside its memory in the strided 1x1 "
+            "convolutions of few inputs that this network has; expected the layout contiguous, or auto"
+        )
+    if AUTO not in (config.precision, config.layout):
+        return config, {}
+    if checkpoint is not None:
+        taken = {name: checkpoint.data.get(name, getattr(config, name)) for name in ("precision", "layout")}
+        config = replace(config, **taken)
+    device, batch = _device(config, student), min(config.batch_size, count(few))
+    found = ways((teacher, student), config.precision, config.layout, device)
+
+    def flops() -> float:
+        like = next((t for t in guard.named_tensors(teacher).values() if t.is_floating_point()), torch.empty(0))
+        args, kwargs = placed(view(few, [0], "none", torch.Generator()), like.device, like.dtype)
+        with guard.evaluating(teacher):
+            return flops_of(lambda: teacher(*args, **kwargs))
+
+    def seconds(way: Way, most: float) -> float:
+        return _step_seconds(teacher, student, seam, few, replace(config, **vars(way)), student_seam, most)
+
+    if checkpoint is not None or not worth_trying(config.steps, batch, flops, found):
+        return replace(config, **vars(found[0])), {}
+    taken, took = quickest(found, seconds)
+    return replace(config, **vars(taken)), took
+
+
+class _TooSlow(Exception):
+    pass
+
+
+def _step_seconds(
+    teacher: nn.Module,
+    student: nn.Module,
+    seam: Seam,
+    few: Source | Tensor,
+    config: MimicConfig,
+    student_seam: Seam | None,
+    most: float,
+) -> float:
+    """Of a trial step of some of the images, of a copy; the first one warms up and may take `most` seconds."""
+    batch = trial_images(min(config.batch_size, count(few)))
+    trial, marks = replace(config, steps=TRIED_STEPS, batch_size=batch), [time.perf_counter()]
+
+    def mark(done: int, total: int, loss: float) -> None:
+        marks.append(time.perf_counter())
+        if done == 1 and marks[1] - marks[0] > most:
+            raise _TooSlow
+
+    try:
+        log = mimic(teacher, guard.full_copy(student), seam, few, trial, student_seam=student_seam, on_step=mark)
+    except _TooSlow:
+        return marks[1] - marks[0]
+    except Stopped:
+        raise KeyboardInterrupt from None  # of the trial there is nothing to keep
+    each = [after - before for before, after in pairwise(marks[1:])]
+    return min(each) if each else log.seconds / TRIED_STEPS
+
+
 def _units(
     seam: Seam, target: Capture, few: Source | Tensor, config: MimicConfig, device: torch.device, dtype: torch.dtype
 ) -> list[float]:
@@ -348,6 +503,49 @@ def _units(
         spread = square - total.square().sum().item() / images
         units.append(max(spread, _LEAST_SPREAD * square) / (images * total.numel()) or 1.0)
     return units
+
+
+def _images(batch: Batch) -> int:
+    args, kwargs = batch
+    return next((len(t) for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.ndim), 1)
+
+
+def _part(batch: Batch, images: int, at: slice) -> Batch:
+    """The images in `at` of a batch of so many."""
+    if at == slice(0, images):
+        return batch
+    args, kwargs = batch
+
+    def part(value: Any) -> Any:
+        return value[at] if isinstance(value, Tensor) and value.ndim and len(value) == images else value
+
+    return tuple(map(part, args)), {key: part(value) for key, value in kwargs.items()}
+
+
+def _cuts(images: int, parts: int) -> list[slice]:
+    edges = [images * i // parts for i in range(parts + 1)]
+    return [slice(a, b) for a, b in pairwise(edges) if b > a]
+
+
+def _times(one: Batch, images: int) -> Batch:
+    """The batch of one image as one of so many, in tensors of its own."""
+    args, kwargs = one
+
+    def repeated(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return torch.cat([value] * images) if value.ndim and len(value) == 1 else value.clone()
+
+    return tuple(map(repeated, args)), {key: repeated(value) for key, value in kwargs.items()}
+
+
+def _laid(part: Any, layout: str) -> Any:
+    """Arguments or keywords of a call, with images in that layout."""
+
+    def lay(value: Any) -> Any:
+        return laid(value, layout) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    return {key: lay(v) for key, v in part.items()} if isinstance(part, dict) else tuple(map(lay, part))
 
 
 def _wide(feat: Tensor) -> Tensor:
@@ -428,33 +626,44 @@ def _device(config: MimicConfig, student: nn.Module) -> torch.device:
     return guard.device_called(config.device)
 
 
-def _fits(model: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
+def _fits(model: nn.Module, device: torch.device, dtype: torch.dtype, layout: str) -> bool:
     return all(
-        t.device == device and (t.dtype == dtype or not t.is_floating_point())
+        t.device == device
+        and (t.dtype == dtype or not t.is_floating_point())
+        and (t.ndim != 4 or t.is_contiguous(memory_format=LAYOUTS[layout]))
         for t in guard.named_tensors(model).values()
     )
 
 
-def _converted(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+def _moved(data: Tensor, device: torch.device, dtype: torch.dtype, layout: str) -> Tensor:
+    return laid(data.to(device, dtype if data.is_floating_point() else None), layout)
+
+
+def _converted(model: nn.Module, device: torch.device, dtype: torch.dtype, layout: str) -> nn.Module:
     copy = guard.full_copy(model).eval()
     for tensor in guard.named_tensors(copy).values():
-        tensor.data = tensor.data.to(device, dtype if tensor.is_floating_point() else None)
+        tensor.data = _moved(tensor.data, device, dtype, layout)
     return copy
 
 
 @contextmanager
-def _placed(student: nn.Module, device: torch.device, dtype: torch.dtype, head: set[int]) -> Iterator[None]:
-    """`student` on `device` in `dtype` inside; where and what it was afterwards, with the very same head tensors."""
-    if _fits(student, device, dtype):
+def _placed(
+    student: nn.Module, device: torch.device, dtype: torch.dtype, head: set[int], layout: str
+) -> Iterator[None]:
+    """`student` on `device` in `dtype` and `layout` inside; where and what it was afterwards, with the very same head
+    tensors."""
+    if _fits(student, device, dtype, layout):
         yield
         return
     home = {id(t): (t, t.data) for t in guard.named_tensors(student).values()}
     student.zero_grad(set_to_none=True)
     for tensor, data in home.values():
-        tensor.data = data.to(device, dtype if data.is_floating_point() else None)
+        tensor.data = _moved(data, device, dtype, layout)
     try:
         yield
     finally:
         student.zero_grad(set_to_none=True)
         for key, (tensor, data) in home.items():
-            tensor.data = data if key in head else tensor.data.to(data.device, data.dtype)
+            if key not in head:
+                guard.put_back([(data, tensor.data.to(data.device, data.dtype))])
+            tensor.data = data

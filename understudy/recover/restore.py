@@ -25,8 +25,9 @@ from understudy.recover.closed_form import (
 )
 from understudy.recover.config import MimicConfig
 from understudy.recover.judge import Judge
-from understudy.recover.mimic import MimicLog, mimic
+from understudy.recover.mimic import MimicLog, mimic, settled
 from understudy.recover.norms import VIEWS, settle_norms
+from understudy.recover.ways import told
 
 # Of fewer images none are set aside to choose by: of 50 every tenth costs 0.7 points, more than the choices gain, and
 # the closed form chooses by cross-validation as it is. Source: measured on the demo's teachers (docs/LOG.md).
@@ -56,7 +57,8 @@ class Recovery:
 
 
 def _brief(log: MimicLog) -> dict[str, Any]:
-    return {"choose": [list(pair) for pair in log.errors], "kept_step": log.kept}
+    choose = [list(pair) for pair in log.errors]
+    return {"choose": choose, "kept_step": log.kept, "step_seconds_tried": log.ways, "batch_parts": log.parts}
 
 
 def restore(
@@ -73,26 +75,27 @@ def restore(
     on_step: Callable[[int, int, float], None] | None = None,
     checkpoint: Checkpoint | None = None,
     on_checkpoint: Callable[[Checkpoint], None] | None = None,
+    max_memory: int | None = None,
 ) -> Recovery:
     """Bring `student`, the cut of `teacher` by `plan`, back towards the teacher, IN PLACE.
 
     few: images to fit. choose: images, none of `few`, that decide what is kept; without them the closed form is kept
     as it is, batch norms keep the cut's statistics, and mimic its last step. max_seconds: for all of it; the steps are
-    as many as fit, by the pace of three; the closed form gets CLOSED_SHARE of it at most. config.start "cut": only
-    `mimic` runs, as the paper has it. on_checkpoint, checkpoint: as in `mimic`; going on starts where mimic stood, with
-    as many steps as had been decided on.
+    as many as fit, by the pace of three; the closed form gets CLOSED_SHARE of it at most. max_memory: bytes that the
+    passes of a stage may hold. config.start "cut": only `mimic` runs, as the paper has it. on_checkpoint, checkpoint:
+    as in `mimic`; going on starts where mimic stood, with as many steps as had been decided on.
     Raises: as `mimic`; the log of Stopped is a Recovery.
     """
     check_seconds(max_seconds)
     say, begun = on_stage or (lambda text: None), time.perf_counter()
-    closed, errors, share = None, None, None
+    closed, errors, share, tried = None, None, None, {}
     timed = checkpoint is None and (config.start == "closed_form" or max_seconds is not None)
     a_view = view_seconds(teacher, few, config.views) if timed else 0.0
     if checkpoint is not None:
         done = checkpoint.data["before"]
         config = replace(config, steps=checkpoint.data["steps"])
         closed = done["closed_form"] and ClosedFormLog.from_json(done["closed_form"])
-        errors, share = done["errors"], done["norms_share"]
+        errors, share, tried = done["errors"], done["norms_share"], done.get("ways", {})
         say(f"going on after {len(checkpoint.data['losses'])} of {config.steps} steps")
     elif config.start == "closed_form":
         expected = expected_seconds(anatomy, plan, student, a_view)
@@ -109,6 +112,8 @@ def restore(
             say("no time to mimic")
             config = replace(config, steps=0)
     if config.steps and checkpoint is None:
+        config, tried = settled(teacher, student, plan.seam, few, config)
+        say(told(config.precision, config.layout, tried))
         pace = _pace(teacher, student, plan, few, config)
         if max_seconds is not None:
             left = max_seconds - (time.perf_counter() - begun)
@@ -116,17 +121,18 @@ def restore(
         say(f"mimicking {config.steps} steps on {count(few)} images, {about(config.steps * pace)}")
 
     def whole(part: Checkpoint) -> Checkpoint:
-        before = {"closed_form": closed and closed.to_json(), "errors": errors, "norms_share": share}
+        before = {"closed_form": closed and closed.to_json(), "errors": errors, "norms_share": share, "ways": tried}
         return replace(part, data=part.data | {"before": before})
 
     try:
         log = mimic(
             teacher, student, plan.seam, few, config, choose=choose, on_step=on_step, checkpoint=checkpoint,
-            on_checkpoint=on_checkpoint and (lambda part: on_checkpoint(whole(part))),
+            on_checkpoint=on_checkpoint and (lambda part: on_checkpoint(whole(part))), max_memory=max_memory,
         )  # fmt: skip
     except Stopped as stopped:
-        raise Stopped(Recovery(stopped.log, closed, errors, share), whole(stopped.checkpoint)) from stopped
-    return Recovery(log, closed, errors, share)
+        log = replace(stopped.log, ways=tried)
+        raise Stopped(Recovery(log, closed, errors, share), whole(stopped.checkpoint)) from stopped
+    return Recovery(replace(log, ways=tried), closed, errors, share)
 
 
 def check_seconds(max_seconds: float | None) -> None:

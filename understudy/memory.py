@@ -1,0 +1,102 @@
+"""How much memory a run may take, what it takes now, and handing back what was freed.
+
+One bound for the whole run: the most resident memory of this process while it works. Stages that could take more make
+do with a share of it; the shares are of the bound alone and not of what happens to be free, so that the same bound
+gives the same numbers.
+"""
+
+import ctypes
+import gc
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+
+from understudy.errors import InputError
+
+DEFAULT_BYTES = 4_000_000_000  # Where more than twice that is free. Source: assumption: a laptop beside a browser.
+# Of the bound: decoded images that train, decoded images of each other kind (to choose by, to certify, labelled),
+# passes of a stage (evidence, closed form, mimic), and one pass that only measures. Source: measured, with
+# EfficientNet-Lite0 at 224 pixels (benchmarks/compress_memory.py): torch and the networks take the rest.
+TRAINING_IMAGES, OTHER_IMAGES, PASSES, MEASURING = 0.25, 0.05, 0.4, 0.1
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_CGROUPS = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
+)
+
+
+def bound(asked: int | None = None) -> int:
+    """Bytes: what was asked for, or DEFAULT_BYTES or half of what is free, whichever is less.
+
+    Raises: InputError where `asked` is no whole number above 0.
+    """
+    if asked is None:
+        free = available()
+        return DEFAULT_BYTES if free is None else max(1, min(DEFAULT_BYTES, free // 2))
+    if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
+        raise InputError(f"bounding the memory: max_memory is {asked!r}, expected bytes, a whole number above 0")
+    return asked
+
+
+def parsed(text: str) -> int:
+    """Bytes from "3G", "3000M", "2.5GB" or "3000000000", in powers of 1000.
+
+    >>> parsed("2.5G")
+    2500000000
+
+    Raises: InputError for anything else.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)B?", text.strip().upper())
+    size = 0 if found is None else int(float(found[1]) * _UNITS[found[2]])
+    if size < 1:
+        raise InputError(f"reading --max-memory: found {text!r}, expected a size such as 3G, 3000M or bytes")
+    return size
+
+
+def available() -> int | None:
+    """Bytes that this process could still take: of the machine, or of its container where that has less. None where
+    the system does not say."""
+    found = [size for size in (_of_machine(), *_of_containers()) if size is not None]
+    return max(0, min(found)) if found else None
+
+
+def _of_machine() -> int | None:
+    with suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    for pages in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"):  # not Linux; macOS knows the second one alone
+        with suppress(OSError, ValueError, AttributeError):
+            return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def _of_containers() -> list[int]:
+    found = []
+    for limit, usage in _CGROUPS:
+        with suppress(OSError, ValueError):  # "max" is no limit
+            found.append(int(limit.read_text()) - int(usage.read_text()))
+    return found
+
+
+def resident() -> int | None:
+    """Bytes of this process that are in memory; None where the system does not say."""
+    with suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def trim() -> None:
+    """Hand memory that was freed back to the system: glibc keeps what threads and small pieces leave behind."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def said(size: float) -> str:
+    """
+    >>> said(2_500_000_000)
+    '2.5 GB'
+    """
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(1, round(size / 1e6))} MB"
