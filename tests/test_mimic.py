@@ -342,8 +342,9 @@ class Recorder:
 def test_each_pass_shuffles_anew_and_drops_what_fills_no_batch(teacher, images):
     source = Recorder(images)
     mimic(teacher, pruned(teacher), SEAM, source, quick(steps=6, batch_size=4))
-    assert [len(i) for i in source.asked] == [4] * 6
-    passes = [a + b for a, b in zip(source.asked[::2], source.asked[1::2], strict=True)]
+    asked = [i for i in source.asked if len(i) > 1]  # single images only show how the networks run
+    assert [len(i) for i in asked] == [4] * 6
+    passes = [a + b for a, b in zip(asked[::2], asked[1::2], strict=True)]
     assert all(len(set(p)) == 8 for p in passes)
     assert len(set(map(tuple, passes))) == 3
 

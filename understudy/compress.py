@@ -152,7 +152,7 @@ def compress(
             )
     config = config or replace(PRESETS["default"], views=teacher.views)
     check_seconds(max_seconds)
-    most = memory.bound(max_memory)
+    limit = memory.bound(max_memory)
     check_threshold(min_agreement)
     if export_to:
         check_formats(export_to)
@@ -166,12 +166,12 @@ def compress(
         check_beside_plan(**budget, drop=drop)
 
     say("reading images")
-    few, choose, proof, notes = parted_images(teacher, images, held_out, held_out_share, split_seed, config, most)
+    few, choose, proof, notes = parted_images(teacher, images, held_out, held_out_share, split_seed, config, limit)
     check_threshold(min_agreement, len(proof))
     if example is None:
         example = teacher.example()
     call = call_of(example)
-    test, truth = labelled_images(teacher, labelled, labels, call, most)
+    test, truth = labelled_images(teacher, labelled, labels, call, limit)
     memory.trim()
     hashes = parted_hashes(few, choose, proof)
     asked = {} if folder is None else _asked(teacher, example, hashes, config, plan, seam, drop, call, budget)
@@ -188,8 +188,8 @@ def compress(
     mixing = plan is None and mixes(mixed)
     gone = plan.drop if plan else () if mixing else drop
     anatomy = trace(model, example, plan.seam if plan and not seam else None, points=seam, drop=gone)
-    check_memory(anatomy, most, asked=max_memory is not None)
-    batch = images_within(anatomy, memory.MEASURING * most)
+    check_memory(anatomy, limit, asked=max_memory is not None)
+    batch = images_within(anatomy, memory.MEASURING * limit)
     say("looking at the images")
     with on_device(model, config.device):
         looked = check_images(model, anatomy.seam, few, call, held_out=proof, beside=choose, batch_size=batch)
@@ -246,7 +246,7 @@ def compress(
                 model, student if config.device is None else student.to(config.device), anatomy, plan,
                 called(few, call), config, choose=choose and called(choose, call), max_seconds=max_seconds,
                 on_stage=on_stage, on_step=on_step, checkpoint=stood, on_checkpoint=keep,
-                max_memory=int(memory.PASSES * most),
+                max_memory=int(memory.PASSES * limit),
             )  # fmt: skip
         except Stopped as error:
             stopped, recovery = error, error.log
@@ -265,7 +265,7 @@ def compress(
             ways = alternatives(
                 model, anatomy, plan, called(few, call), replace(config, **same),
                 lambda student: figures(model, student, plan.seam, called(proof, call), batch_size=batch), say=say,
-                max_memory=int(memory.PASSES * most),
+                max_memory=int(memory.PASSES * limit),
             )  # fmt: skip
             try:
                 others.extend(ways)
@@ -299,7 +299,7 @@ def compress(
         config={
             "mimic": log.config.to_json(),
             "recovery": recovery.to_json(),
-            "max_memory": most,
+            "max_memory": limit,
             "cut_equals_zero": law,
             "loss_first": _at(log, 0),
             "loss_last": _at(log, -1),

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from understudy import guard
 from understudy.images import ImageSet, called
+from understudy.layout import laid
 from understudy.seam import Seam, capturing
-from understudy.verify import class_scores, run_placed
+from understudy.verify import class_scores, quick_layout, run_placed
 
 _BATCH, _ROWS = 16, 512
 _SIDE = 16  # pixels of what near-duplicates are compared by. Source: assumption.
@@ -79,6 +80,7 @@ def check_images(
     classes: int | None = None
     watch = _FirstNorm(model)
     given = called(images, call)
+    layout = quick_layout([model], given.batch([0]))
     with guard.evaluating(model), capturing(model, seam) as capture, watch:
         for start in range(0, len(images), batch_size):
             chosen = list(range(start, min(start + batch_size, len(images))))
@@ -86,7 +88,7 @@ def check_images(
             spread = pixels.flatten(2).amax(2) - pixels.flatten(2).amin(2)  # (images, channels)
             flat.append((spread if images.floats else spread * torch.tensor(images.preprocessing.std)).amax(1))
             low, high = min(low, float(pixels.min())), max(high, float(pixels.max()))
-            found, output = run_placed(capture.features_and_output, model, given.batch(chosen))
+            found, output = run_placed(capture.features_and_output, model, laid(given.batch(chosen), layout))
             features.append(torch.cat([_pooled(f) for f in found], 1))
             scores = class_scores(output, len(chosen))
             if scores is not None and not seam.headless:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from understudy import guard
 from understudy.certificate import binomial_interval
 from understudy.errors import InputError, LawBroken, UnsupportedModel
+from understudy.layout import laid, takes_channels_last
 from understudy.seam import Seam, capturing, tensors
 
 if TYPE_CHECKING:
@@ -110,9 +111,10 @@ def figures(
     errors = [FeatureError() for _ in seam.points]
     cosines: list[Tensor] = []
     answers: _Answers | None = _Answers()
+    layout = quick_layout([teacher, model], _batch(held_out, range(1)))
     with guard.evaluating(teacher), guard.evaluating(model), capturing(teacher, seam) as a, capturing(model, seam) as b:
         for where in _chunks(images, batch_size):
-            batch = _batch(held_out, where)
+            batch = laid(_batch(held_out, where), layout)
             (wanted, theirs), (found, ours) = (
                 run_placed(run.features_and_output, net, batch) for run, net in ((a, teacher), (b, model))
             )
@@ -273,9 +275,10 @@ def _outputs(
     teacher: nn.Module, model: nn.Module, images: "ImageSet | Tensor", batch_size: int
 ) -> Iterator[tuple[slice, tuple[Tensor | None, Tensor | None]]]:
     """Class scores (n, K), K at least 2, of both on each chunk; None where the output is something else."""
+    layout = quick_layout([teacher, model], _batch(images, range(1))) if len(images) else ""
     for where in _chunks(len(images), batch_size):
         with guard.evaluating(teacher), guard.evaluating(model):
-            batch = _batch(images, where)
+            batch = laid(_batch(images, where), layout)
             rows = tuple(class_scores(run_placed(net, net, batch), len(where)) for net in (teacher, model))
         if all(row is not None for row in rows):
             _check_finite(*rows, "outputs")
@@ -304,6 +307,24 @@ def run_placed(call: Any, model: nn.Module, batch: Any) -> Any:
     with torch.autocast(like.device.type, enabled=False):
         found = call(*map(placed, args), **{key: placed(value) for key, value in kwargs.items()})
     return ([feat.cpu() for feat in found[0]], found[1]) if call is not model else found
+
+
+def quick_layout(models: list[nn.Module], one: Any) -> str:
+    """The layout of images in which passes of these networks are quicker, if all run in it: "channels_last" of
+    convolutions on a CPU. one: a batch of one image. The networks come back as they were."""
+    convolve = [any(p.ndim == 4 for p in model.parameters()) for model in models]
+    if not all(convolve) or any(t.device.type != "cpu" for m in models for t in guard.named_tensors(m).values()):
+        return "contiguous"
+
+    def takes(model: nn.Module) -> bool:
+        def run(layout: str) -> list[Tensor]:
+            found = tensors(run_placed(model, model, laid(one, layout)))
+            return [value for _, value in found if value.is_floating_point()]
+
+        with guard.seeded(0), guard.evaluating(model):
+            return takes_channels_last(run)
+
+    return "channels_last" if all(map(takes, models)) else "contiguous"
 
 
 def _batch(images: "ImageSet | Tensor", where: range) -> Any:

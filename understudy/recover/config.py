@@ -8,8 +8,8 @@ import torch
 
 from understudy.augment import MIXES
 from understudy.errors import InputError
+from understudy.layout import LAYOUTS
 from understudy.recover.muon import Muon
-from understudy.recover.ways import LAYOUTS
 
 _MIR = "cited: MiR, arXiv 2201.02620, as read in its public re-implementations"
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "muon": Muon}

@@ -20,18 +20,16 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from understudy import guard
 from understudy.errors import InputError, Stopped, UnsupportedModel
+from understudy.layout import laid, learns_channels_last, takes_channels_last
 from understudy.recover.batches import Batch, Passes, Source, copied, count, placed, view
 from understudy.recover.checkpoint import Checkpoint, load_optimiser_state, optimiser_state
 from understudy.recover.config import OPTIMIZERS, PRECISIONS, PRESETS, MimicConfig
 from understudy.recover.folded import Pairs, folding, pairs_in
 from understudy.recover.ways import (
     AUTO,
-    LAYOUTS,
     TRIED_STEPS,
     Way,
-    channels_last_is_safe,
     flops_of,
-    laid,
     quickest,
     trial_images,
     ways,
@@ -130,10 +128,9 @@ def mimic(
 
     try:
         with guard.seeded(config.seed), guard.untouched(teacher), guard.untouched(student), torch.enable_grad():
-            fits = _fits(teacher, device, dtype, config.layout)
-            lead = teacher.eval() if fits else _converted(teacher, device, dtype, config.layout)
+            lead = teacher.eval() if _fits(teacher, device, dtype) else _converted(teacher, device, dtype)
             with (
-                _placed(student, device, dtype, head, config.layout),
+                _placed(student, device, dtype, head),
                 capturing(lead, seam) as target,
                 capturing(student, student_seam) as learner,
             ):
@@ -142,7 +139,7 @@ def mimic(
                 units = _units(seam, target, few, config, device, dtype)
                 judge = None
                 if choose is not None:
-                    judge = _Judge(student, target, learner, units, choose, device, dtype)
+                    judge = _Judge(student, target, learner, units, choose, device, dtype, config.layout)
                 run = _Run(lead, student, seam, units, target, learner, optimiser, batches, config, judge, max_memory)
                 if checkpoint is not None:
                     run.go_to(checkpoint)
@@ -254,7 +251,7 @@ class _Run:
         return -(-batch // most_images)
 
     def _features(self, learner: Capture, folded: Pairs, batch: Batch) -> list[Tensor]:
-        args, kwargs = (_laid(part, self._config.layout) for part in batch)
+        args, kwargs = laid(batch, self._config.layout)
         with folding(folded):
             return _features(learner, args, kwargs)
 
@@ -375,6 +372,7 @@ class _Judge:
         choose: Source | Tensor,
         device: torch.device,
         dtype: torch.dtype,
+        layout: str,
     ):
         self._student, self._learner, self._units = student, learner, units
         self.errors: list[tuple[int, float]] = []
@@ -383,7 +381,7 @@ class _Judge:
         self._batches = []
         for start in range(0, count(choose), _JUDGE_BATCH):
             indices = list(range(start, min(start + _JUDGE_BATCH, count(choose))))
-            args, kwargs = placed(view(choose, indices, "none", torch.Generator()), device, dtype)
+            args, kwargs = laid(placed(view(choose, indices, "none", torch.Generator()), device, dtype), layout)
             with torch.no_grad():
                 self._batches.append((args, kwargs, target.features(*args, **kwargs), len(indices)))
 
@@ -422,7 +420,7 @@ def settled(
 ) -> tuple[MimicConfig, dict[str, float]]:
     """`config` with precision and layout decided on where they are "auto", and seconds of a step each way that was
     tried, on copies: the student is untouched. A run that goes on has those of its checkpoint."""
-    if config.layout == "channels_last" and not channels_last_is_safe(teacher, student):
+    if config.layout == "channels_last" and not learns_channels_last(teacher, student):
         raise InputError(
             "mimicking in the layout channels_last: without AVX-512 torch writes outside its memory in the strided 1x1 "
             "convolutions of few inputs that this network has; expected the layout contiguous, or auto"
@@ -433,17 +431,32 @@ def settled(
         taken = {name: checkpoint.data.get(name, getattr(config, name)) for name in ("precision", "layout")}
         config = replace(config, **taken)
     device, batch = _device(config, student), min(config.batch_size, count(few))
-    found = ways((teacher, student), config.precision, config.layout, device)
+    plainly = torch.autocast(device.type, enabled=False)
+
+    def one(model: nn.Module, layout: str = "contiguous") -> Batch:
+        like = next((t for t in guard.named_tensors(model).values() if t.is_floating_point()), torch.empty(0))
+        return laid(placed(view(few, [0], "none", torch.Generator()), like.device, like.dtype), layout)
+
+    def runs() -> bool:
+        def features(model: nn.Module, its: Seam) -> bool:
+            def run(layout: str) -> list[Tensor]:
+                args, kwargs = copied(one(model, layout))
+                return capture.features(*args, **kwargs)
+
+            with guard.seeded(config.seed), plainly, guard.evaluating(model), capturing(model, its) as capture:
+                return takes_channels_last(run)
+
+        return features(teacher, seam) and features(student, student_seam or seam)
 
     def flops() -> float:
-        like = next((t for t in guard.named_tensors(teacher).values() if t.is_floating_point()), torch.empty(0))
-        args, kwargs = placed(view(few, [0], "none", torch.Generator()), like.device, like.dtype)
-        with guard.evaluating(teacher):
+        args, kwargs = one(teacher)
+        with guard.seeded(config.seed), plainly, guard.evaluating(teacher):
             return flops_of(lambda: teacher(*args, **kwargs))
 
     def seconds(way: Way, most: float) -> float:
         return _step_seconds(teacher, student, seam, few, replace(config, **vars(way)), student_seam, most)
 
+    found = ways((teacher, student), config.precision, config.layout, device, runs)
     if checkpoint is not None or not worth_trying(config.steps, batch, flops, found):
         return replace(config, **vars(found[0])), {}
     taken, took = quickest(found, seconds)
@@ -463,19 +476,20 @@ def _step_seconds(
     student_seam: Seam | None,
     most: float,
 ) -> float:
-    """Of a trial step of some of the images, of a copy; the first one warms up and may take `most` seconds."""
+    """Of a trial step of some of the images, of a copy; the first one warms up. Where the second one takes more than
+    `most` seconds there is no third."""
     batch = trial_images(min(config.batch_size, count(few)))
     trial, marks = replace(config, steps=TRIED_STEPS, batch_size=batch), [time.perf_counter()]
 
     def mark(done: int, total: int, loss: float) -> None:
         marks.append(time.perf_counter())
-        if done == 1 and marks[1] - marks[0] > most:
+        if done == 2 and marks[2] - marks[1] > most:
             raise _TooSlow
 
     try:
         log = mimic(teacher, guard.full_copy(student), seam, few, trial, student_seam=student_seam, on_step=mark)
     except _TooSlow:
-        return marks[1] - marks[0]
+        return marks[2] - marks[1]
     except Stopped:
         raise KeyboardInterrupt from None  # of the trial there is nothing to keep
     each = [after - before for before, after in pairwise(marks[1:])]
@@ -537,15 +551,6 @@ def _times(one: Batch, images: int) -> Batch:
         return torch.cat([value] * images) if value.ndim and len(value) == 1 else value.clone()
 
     return tuple(map(repeated, args)), {key: repeated(value) for key, value in kwargs.items()}
-
-
-def _laid(part: Any, layout: str) -> Any:
-    """Arguments or keywords of a call, with images in that layout."""
-
-    def lay(value: Any) -> Any:
-        return laid(value, layout) if isinstance(value, Tensor) and value.is_floating_point() else value
-
-    return {key: lay(v) for key, v in part.items()} if isinstance(part, dict) else tuple(map(lay, part))
 
 
 def _wide(feat: Tensor) -> Tensor:
@@ -626,44 +631,33 @@ def _device(config: MimicConfig, student: nn.Module) -> torch.device:
     return guard.device_called(config.device)
 
 
-def _fits(model: nn.Module, device: torch.device, dtype: torch.dtype, layout: str) -> bool:
+def _fits(model: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
     return all(
-        t.device == device
-        and (t.dtype == dtype or not t.is_floating_point())
-        and (t.ndim != 4 or t.is_contiguous(memory_format=LAYOUTS[layout]))
+        t.device == device and (t.dtype == dtype or not t.is_floating_point())
         for t in guard.named_tensors(model).values()
     )
 
 
-def _moved(data: Tensor, device: torch.device, dtype: torch.dtype, layout: str) -> Tensor:
-    return laid(data.to(device, dtype if data.is_floating_point() else None), layout)
-
-
-def _converted(model: nn.Module, device: torch.device, dtype: torch.dtype, layout: str) -> nn.Module:
+def _converted(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
     copy = guard.full_copy(model).eval()
     for tensor in guard.named_tensors(copy).values():
-        tensor.data = _moved(tensor.data, device, dtype, layout)
+        tensor.data = tensor.data.to(device, dtype if tensor.is_floating_point() else None)
     return copy
 
 
 @contextmanager
-def _placed(
-    student: nn.Module, device: torch.device, dtype: torch.dtype, head: set[int], layout: str
-) -> Iterator[None]:
-    """`student` on `device` in `dtype` and `layout` inside; where and what it was afterwards, with the very same head
-    tensors."""
-    if _fits(student, device, dtype, layout):
+def _placed(student: nn.Module, device: torch.device, dtype: torch.dtype, head: set[int]) -> Iterator[None]:
+    """`student` on `device` in `dtype` inside; where and what it was afterwards, with the very same head tensors."""
+    if _fits(student, device, dtype):
         yield
         return
     home = {id(t): (t, t.data) for t in guard.named_tensors(student).values()}
     student.zero_grad(set_to_none=True)
     for tensor, data in home.values():
-        tensor.data = _moved(data, device, dtype, layout)
+        tensor.data = data.to(device, dtype if data.is_floating_point() else None)
     try:
         yield
     finally:
         student.zero_grad(set_to_none=True)
         for key, (tensor, data) in home.items():
-            if key not in head:
-                guard.put_back([(data, tensor.data.to(data.device, data.dtype))])
-            tensor.data = data
+            tensor.data = data if key in head else tensor.data.to(data.device, data.dtype)

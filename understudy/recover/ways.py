@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from understudy.layout import learns_channels_last
 
 AUTO = "auto"
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 # A trial takes TRIED_STEPS steps each way, of SHARE_OF_BATCH of the images, but of LEAST_IMAGES: no more than
 # SHARE_OF_RUN of all steps. Source: assumption.
 TRIED_STEPS, SHARE_OF_BATCH, LEAST_IMAGES, SHARE_OF_RUN = 3, 0.25, 4, 0.03
@@ -25,11 +26,8 @@ LEAST_FLOPS = 2e13
 # A way is taken instead of the rule's where a step takes less than this share of its time: closer ones differ from run
 # to run, and a run should give the same student again. Source: assumption.
 WORTH = 0.85
-# A way whose first step takes so many times the best one's is given up. Source: assumption.
+# A way in which a step takes so many times the best one's is given up. Source: assumption.
 HOPELESS = 3.0
-# torch 2.15 without AVX-512: the backward pass of a strided 1x1 convolution with fewer inputs writes outside its memory
-# when they lie channels last. Source: measured (glibc's MALLOC_CHECK_=3 shows it).
-_FEWEST_INPUTS = 8
 
 
 @dataclass(frozen=True)
@@ -43,16 +41,18 @@ class Way:
         return f"{self.precision}, {self.layout.replace('_', ' ')}"
 
 
-def ways(models: tuple[nn.Module, ...], precision: str, layout: str, device: torch.device) -> list[Way]:
+def ways(
+    models: tuple[nn.Module, ...], precision: str, layout: str, device: torch.device, runs: Callable[[], bool]
+) -> list[Way]:
     """Those that there are, the rule's first. precision, layout: what is asked for, or AUTO. models: teacher and
-    student."""
+    student; runs(): whether they run on images that lie channels last."""
     layouts, precisions = [layout], [precision]
     if layout == AUTO:
         convolves = any(p.ndim == 4 for model in models for p in model.parameters())
-        quick = convolves and device.type == "cpu" and channels_last_is_safe(*models)
-        layouts = ["channels_last", "contiguous"] if quick else ["contiguous"]
-        if convolves and device.type != "cpu":
-            layouts.append("channels_last")
+        last = convolves and learns_channels_last(*models) and runs()
+        layouts = ["contiguous"] + ["channels_last"] * last
+        if device.type == "cpu":  # where the rule is the other one
+            layouts.reverse()
     if precision == AUTO:
         precisions = ["float32", "bf16"] if bf16_in_hardware(device) else ["float32"]
     return [Way(p, where) for p, where in itertools.product(precisions, layouts)]
@@ -94,16 +94,6 @@ def bf16_in_hardware(device: torch.device) -> bool:
     return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})  # the last one is ARM's
 
 
-def channels_last_is_safe(*models: nn.Module) -> bool:
-    if torch.backends.cpu.get_cpu_capability() == "AVX512":
-        return True
-    return not any(
-        isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and m.stride != (1, 1) and m.in_channels < _FEWEST_INPUTS
-        for model in models
-        for m in model.modules()
-    )
-
-
 def told(precision: str, layout: str, tried: dict[str, float]) -> str:
     """A sentence of what was taken and why. tried: as from `quickest`."""
     each = "; ".join(f"{way} {seconds:.3g}" for way, seconds in tried.items())
@@ -119,11 +109,6 @@ def emulated(precision: str, device: torch.device | str | None) -> list[str]:
         f"bf16 was asked for, which this {device.type} only emulates: a step takes longer in it than in float32; "
         "precision auto takes what is quickest"
     ]
-
-
-def laid(tensor: Tensor, layout: str) -> Tensor:
-    """`tensor` in that layout, where it has one: four axes."""
-    return tensor.contiguous(memory_format=LAYOUTS[layout]) if tensor.ndim == 4 else tensor
 
 
 def flops_of(run: Callable[[], object]) -> float:

@@ -1,0 +1,58 @@
+"""The order in which pixels lie in memory: channel after channel ("contiguous"), or all channels of a pixel together.
+
+Convolutions on a CPU are mostly quicker on the second, "channels_last"; a convolution that is given images in a layout
+hands it on, so that the images alone decide. Most networks do not notice. Code that looks at its tensors in another
+shape (`x.view(n, -1)`) stops, so it is tried before.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+# Results in both layouts may differ by so much of the largest. Source: assumption; rounding is 1e-6 to 1e-5.
+_MOST_APART = 1e-3
+# torch 2.15 without AVX-512: the backward pass of a strided 1x1 convolution with fewer inputs writes outside its memory
+# when they lie channels last. Source: measured (glibc's MALLOC_CHECK_=3 shows it).
+_FEWEST_INPUTS = 8
+
+
+def laid(value: Any, layout: str) -> Any:
+    """Tensors of four axes of floats in that layout, also in tuples and dicts; anything else as it is."""
+    if isinstance(value, dict):
+        return {key: laid(each, layout) for key, each in value.items()}
+    if isinstance(value, tuple):
+        return tuple(laid(each, layout) for each in value)
+    if isinstance(value, Tensor) and value.ndim == 4 and value.is_floating_point():
+        return value.contiguous(memory_format=LAYOUTS[layout])
+    return value
+
+
+def takes_channels_last(run: Callable[[str], Sequence[Tensor]]) -> bool:
+    """Does a network run on images that lie channels last, and say the same? run(layout): a pass without gradients on
+    the CPU, which returns its tensors."""
+    with torch.no_grad():
+        plain = [each.clone() for each in run("contiguous")]
+        try:
+            found = run("channels_last")
+        except RuntimeError:  # code that views its tensors in another shape
+            return False
+        pairs = zip(found, plain, strict=True)
+        return all(a.shape == b.shape and _near(a, b) for a, b in pairs)
+
+
+def _near(found: Tensor, wanted: Tensor) -> bool:
+    return not found.numel() or bool((found - wanted).abs().max() <= _MOST_APART * wanted.abs().max())
+
+
+def learns_channels_last(*models: nn.Module) -> bool:
+    """Is it safe to go back through these networks on this processor when their images lie channels last?"""
+    if torch.backends.cpu.get_cpu_capability() == "AVX512":
+        return True
+    return not any(
+        isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and m.stride != (1, 1) and m.in_channels < _FEWEST_INPUTS
+        for model in models
+        for m in model.modules()
+    )
