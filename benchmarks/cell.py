@@ -23,11 +23,12 @@ from understudy.cost import Cost, count
 from understudy.cut import cut
 from understudy.graph import Anatomy
 from understudy.guard import evaluating, seeded
+from understudy.layout import laid
 from understudy.plan import Plan
 from understudy.planner import make_plan
 from understudy.report import platform_kind, versions
 from understudy.seam import Seam, capturing
-from understudy.verify import FeatureError
+from understudy.verify import FeatureError, quick_layout
 
 
 def run_cell(cell: Cell, place: Place) -> dict[str, Any]:
@@ -132,8 +133,9 @@ def _held_reference(task: Task, seam: Seam, place: Place) -> list[tuple[Tensor, 
 def _fresh_reference(task: Task, seam: Seam, place: Place) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     teacher = task.teacher.model
     with evaluating(teacher), capturing(teacher, seam) as lead:
+        layout = quick_layout([teacher], torch.zeros(1, *task.teacher.preprocessing.input_size, device=place.device))
         for x, y in task.test():
-            x, y = x.to(place.device), y.to(place.device)
+            x, y = laid(x.to(place.device), layout), y.to(place.device)
             (wanted,), logits = lead.features_and_output(x)
             yield x, y, wanted, logits.argmax(1)
 

@@ -122,6 +122,53 @@ def test_too_many_for_memory_are_decoded_again(tmp_path):
         lazy.batch([1])
 
 
+def test_images_that_only_measure_hold_what_is_evaluated(tmp_path):
+    for i in range(3):
+        picture(seed=i).save(tmp_path / f"{i}.png")
+    whole = read_images(tmp_path, PRE)
+    lean = read_images(tmp_path, PRE, keep="evaluated")
+    assert (lean.hashes, lean.contents) == (whole.hashes, whole.contents)
+    one = 3 * 32 * 32
+    assert [i.bytes for i in lean._images] == [one] * 3 < [i.bytes for i in whole._images]
+    assert torch.equal(whole.batch(), lean.batch())
+    views = [s.view(range(3), "imagenet", torch.Generator().manual_seed(1)) for s in (whole, lean)]
+    assert torch.equal(*views)  # decoded again, as these are files
+    some = read_images(tmp_path, PRE, keep="evaluated", memory_bytes=2 * one)
+    assert (some.decoded_again(), some.decoded_again("stored")) == (1, 3)
+    assert "1 decoded again at every use: too many to hold in memory" in some.notes
+    assert torch.equal(whole.batch(), some.batch())
+    with pytest.raises(InputError, match="found keep 'all'"):
+        read_images(tmp_path, PRE, keep="all")
+
+
+def test_a_set_holds_what_its_views_need_and_forgets_the_rest(tmp_path):
+    for i in range(4):
+        picture(seed=i).save(tmp_path / f"{i}.png")
+    none, whole = read_images(tmp_path, PRE, memory_bytes=0), read_images(tmp_path, PRE)
+    sizes = [i.bytes for i in whole._images]
+    assert none.decoded_again() == 4
+    held = none.keeping("imagenet", sum(sizes[:2]))
+    assert [i.bytes for i in held._images] == [*sizes[:2], 0, 0]
+    assert (held.names, held.contents) == (whole.names, whole.contents)
+    assert [i.bytes for i in whole.keeping("pad_crop", 1 << 30)._images] == [3 * 32 * 32] * 4
+    assert torch.equal(held.batch(), whole.batch())
+    (tmp_path / "3.png").unlink()
+    with pytest.raises(InputError, match=r"reading 3\.png again"):
+        held.batch([3])
+
+
+def test_arrays_are_held_whatever_the_room_but_not_twice():
+    values = noise(3, 40, 40, 3)
+    images = read_images(values, PRE, memory_bytes=0)
+    assert images.decoded_again("stored") == 0
+    lean = images.keeping(None, 0)
+    assert [i.bytes for i in lean._images] == [3 * 32 * 32] * 3
+    with pytest.raises(InputError, match="keep='stored'"):
+        lean.view([0], "imagenet", torch.Generator())
+    fits = read_images(noise(2, 32, 32, 3), Preprocessing((3, 32, 32), MEAN, STD))
+    assert [i.bytes for i in fits._images] == [3 * 32 * 32] * 2  # stored and evaluated are the same pixels
+
+
 # Files as people have them
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.methods.layers import Layer, layers, point, wide_student
-from benchmarks.methods.problem import PAPER, Method, Problem, quick_layout, train
+from benchmarks.methods.problem import PAPER, Method, Problem, train
 from understudy.cut import cut
 from understudy.seam import capturing
 
@@ -31,7 +31,7 @@ def run(problem: Problem) -> nn.Module:
     random = torch.Generator().manual_seed(problem.seed)
     for layer in filter(lambda layer: layer.narrowed, layers(problem)):
         _fit(problem, wide, layer, batches, mu, random)
-    student = quick_layout(cut(wide, problem.plan)).train()
+    student = cut(wide, problem.plan).train()
     return train(student, lambda x, y, _: F.cross_entropy(student(x), y), problem, lr=problem.options["lr"])
 
 

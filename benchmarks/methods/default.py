@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from benchmarks.methods.problem import Method, Problem, quick_layout
+from benchmarks.methods.problem import Method, Problem
 from understudy.cut import cut
 from understudy.images import ImageSet
 from understudy.plan import Plan
@@ -20,8 +20,7 @@ from understudy.replace import replace as replace_body
 
 def run(problem: Problem) -> nn.Module:
     fit, choose = _parts(problem)
-    student = quick_layout(cut(problem.teacher, problem.plan)).eval()
-    return _recovered(problem, problem.plan, student, fit, choose)
+    return _recovered(problem, problem.plan, problem.student(), fit, choose)
 
 
 def run_own_cut(problem: Problem) -> nn.Module:
@@ -33,8 +32,7 @@ def run_own_cut(problem: Problem) -> nn.Module:
         problem.teacher, problem.anatomy, keep=(macs["student"] + 0.5) / macs["teacher"], scheme=asked["scheme"],
         spare_ends=asked["spare_ends"], evidence=evidence,
     )  # fmt: skip
-    student = quick_layout(cut(problem.teacher, plan)).eval()
-    return _recovered(problem, plan, student, fit, choose)
+    return _recovered(problem, plan, cut(problem.teacher, plan).eval(), fit, choose)
 
 
 def _recovered(problem: Problem, plan: Plan, student: nn.Module, fit: ImageSet, choose: ImageSet | None) -> nn.Module:

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from understudy.cut import cut
 from understudy.graph import Anatomy
 from understudy.images import ImageSet
+from understudy.layout import laid, learns_channels_last
 from understudy.plan import Plan
 from understudy.recover.config import PRESETS, MimicConfig
+from understudy.verify import quick_layout
 
 # Steps, batch, momentum, weight decay and schedule of every gradient-based baseline are those of MiR, so that methods
 # differ in what they learn from and not in how long. Source: MiR, arXiv 2201.02620, see understudy/recover/config.py.
@@ -60,8 +62,15 @@ class Problem:
         return list(order)
 
     def student(self) -> nn.Module:
-        """The cut network with the teacher's weights, in eval mode, in the memory format that CPUs prefer."""
-        return quick_layout(cut(self.teacher, self.plan)).eval()
+        """The cut network with the teacher's weights, in eval mode."""
+        return cut(self.teacher, self.plan).eval()
+
+    @cached_property
+    def layout(self) -> str:
+        """Of the images in memory: the product's rule, so that every method's seconds are what users get."""
+        if not learns_channels_last(self.teacher):
+            return "contiguous"
+        return quick_layout([self.teacher], self.few.batch([0]))
 
     def config(self, **changes: Any) -> MimicConfig:
         """The paper's recipe for this problem."""
@@ -78,7 +87,7 @@ class Problem:
         while True:
             shuffled = torch.randperm(count, generator=order)
             for where in shuffled[: count - count % size].split(size):
-                x = self.few.view(where.tolist(), self.views, views).to(self.device)
+                x = laid(self.few.view(where.tolist(), self.views, views).to(self.device), self.layout)
                 yield x, None if self.labels is None else self.labels[where].to(self.device)
 
     def views_of_all(self, rounds: int) -> list[Tensor]:
@@ -87,9 +96,9 @@ class Problem:
         views = torch.Generator().manual_seed(self.seed)
         parts = [part.tolist() for part in torch.arange(len(self.few)).chunk(-(-len(self.few) // PAPER.batch_size))]
         if not rounds:
-            return [self.few.batch(part).to(self.device) for part in parts]
+            return [laid(self.few.batch(part).to(self.device), self.layout) for part in parts]
         return [
-            self.few.view(part, self.views, views).to(self.device)
+            laid(self.few.view(part, self.views, views).to(self.device), self.layout)
             for _ in range(min(rounds, max(1, MAX_VIEWS // len(self.few))))
             for part in parts
         ]
@@ -112,19 +121,6 @@ class Method:
     blocks: bool = False
     published: dict[str, Any] = field(default_factory=dict)
     grid: tuple[dict[str, Any], ...] = ()
-
-
-def quick_layout(model: nn.Module) -> nn.Module:
-    """`model` in the memory format in which convolutions on a CPU are quicker, channels last, but where that is unsafe.
-
-    On processors with AVX2 and no AVX-512, torch 2.15's backward pass of a strided 1x1 convolution with fewer than 8
-    inputs writes outside its memory when these lie channels last (glibc's MALLOC_CHECK_=3 shows it; measured).
-    """
-    unsafe = any(
-        isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and m.stride != (1, 1) and m.in_channels < 8
-        for m in model.modules()
-    )
-    return model.to(memory_format=torch.contiguous_format if unsafe else torch.channels_last)
 
 
 def train(

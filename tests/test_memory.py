@@ -1,0 +1,103 @@
+"""The bound on memory: how it is told, what it is by default, and what is refused before the work."""
+
+import pytest
+import torch
+from nets import Chain
+from torch import nn
+
+from understudy import footprint, memory
+from understudy.anatomy import trace
+from understudy.compress import compress
+from understudy.errors import InputError
+from understudy.preprocessing import Preprocessing
+from understudy.recover.config import MimicConfig
+from understudy.teachers import own_teacher
+from understudy.trace import shape
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("3G", 3 * 10**9), ("2.5gb", 25 * 10**8), ("3000M", 3 * 10**9), ("64k", 64_000), (" 12 ", 12)]
+)
+def test_sizes_are_read(text, size):
+    assert memory.parsed(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "G", "-3G", "3 apples", "0", "3Gi"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(InputError, match=r"--max-memory.*3G"):
+        memory.parsed(text)
+
+
+def test_the_default_is_4_gb_or_half_of_what_is_free(monkeypatch):
+    for free, size in ((100 * 10**9, memory.DEFAULT_BYTES), (6 * 10**9, 3 * 10**9), (None, memory.DEFAULT_BYTES)):
+        monkeypatch.setattr(memory, "available", lambda free=free: free)
+        assert memory.bound() == size
+    assert memory.bound(123) == 123
+    for wrong in (0, -1, 1.5, "3G", True):
+        with pytest.raises(InputError, match="max_memory"):
+            memory.bound(wrong)
+
+
+def test_a_container_that_has_less_counts(monkeypatch, tmp_path):
+    limit, usage = tmp_path / "max", tmp_path / "current"
+    usage.write_text("300")
+    monkeypatch.setattr(memory, "_CGROUPS", ((limit, usage),))
+    monkeypatch.setattr(memory, "_of_machine", lambda: 5000)
+    assert memory.available() == 5000  # there is no such file
+    limit.write_text("max\n")
+    assert memory.available() == 5000
+    limit.write_text("1000\n")
+    assert memory.available() == 700
+
+
+def test_what_this_process_holds_grows_with_what_it_holds():
+    before = memory.resident()
+    if before is None:
+        pytest.skip("this system does not say")
+    held = torch.ones(20_000_000)
+    assert memory.resident() - before > 0.8 * held.nbytes
+    assert memory.available() > 0
+    del held
+    memory.trim()
+    assert memory.resident() - before < 40_000_000
+
+
+class Steps(nn.Module):
+    """Values of 4 x 8 x 8, 6 x 8 x 8 and, behind a view and in place, 6 x 64 numbers; a shortcut keeps the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 6, 1)
+        self.back, self.fc = nn.Conv2d(6, 4, 1), nn.Linear(4, 5)
+
+    def forward(self, x):
+        first = self.one(x)
+        wide = self.two(first).relu_().view(len(x), 6, 8, 8)
+        return self.fc((self.back(wide) + first).mean((2, 3)))
+
+
+def test_what_a_pass_holds_is_read_from_the_graph():
+    traced = trace(Steps(), torch.zeros(2, 3, 8, 8)).traced
+    pixels = 4 * 64
+    # At the layer `back`: the first value, the wide one, and what it makes.
+    assert footprint.held_bytes(traced) == (4 + 6 + 4) * pixels
+    floats = [n for n in traced.nodes if shape(n) is not None]
+    assert footprint.made_bytes(traced) == (4 + 6 + 4 + 4) * pixels + 4 * (4 + 5), floats
+
+
+def test_fewer_images_at_once_where_there_is_less_room():
+    anatomy = trace(Steps(), torch.zeros(2, 3, 8, 8))
+    one = 2 * footprint.held_bytes(anatomy.traced)
+    assert [footprint.images_within(anatomy, room) for room in (0, one, 5.5 * one, 1e12)] == [1, 1, 5, 64]
+
+
+def test_too_little_memory_is_told_before_any_work():
+    lead = own_teacher(Chain(), Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3))
+    images, stages = torch.randn(12, 3, 8, 8), []
+    with pytest.raises(InputError, match=r"needs about [\d.]+ [GM]B, and max_memory is 1 MB.*--max-memory [\d.]+G"):
+        compress(lead, images, keep=0.5, max_memory=10**6, on_stage=stages.append)
+    assert "cutting" not in stages
+    assert "looking at the images" not in stages
+    config = MimicConfig(steps=1, views="none")
+    report = compress(lead, images, keep=0.5, config=config, max_memory=10**11).report
+    assert report.config["max_memory"] == 10**11
