@@ -142,7 +142,7 @@ def timed(monkeypatch, seconds):
     """Trials are made in any run, and these are their seconds."""
     tried = []
 
-    def step_seconds(teacher, student, seam, few, config, student_seam, most):
+    def step_seconds(teacher, student, seam, few, config, student_seam, max_memory, most):
         tried.append((config.precision, config.layout))
         return seconds[config.layout]
 

@@ -112,7 +112,9 @@ def mimic(
     _check_pair(teacher, student, seam, student_seam)
     images = count(few)
     device = _device(config, student)
-    config, tried = settled(teacher, student, seam, few, config, student_seam=student_seam, checkpoint=checkpoint)
+    config, tried = settled(
+        teacher, student, seam, few, config, student_seam=student_seam, checkpoint=checkpoint, max_memory=max_memory
+    )
     dtype = PRECISIONS[config.precision]
     head = {id(t) for name, t in guard.named_tensors(student).items() if name in set(student_seam.head)}
     before = [(t, t.detach().clone()) for t in guard.named_tensors(student).values()]
@@ -417,6 +419,7 @@ def settled(
     *,
     student_seam: Seam | None = None,
     checkpoint: Checkpoint | None = None,
+    max_memory: int | None = None,
 ) -> tuple[MimicConfig, dict[str, float]]:
     """`config` with precision and layout decided on where they are "auto", and seconds of a step each way that was
     tried, on copies: the student is untouched. A run that goes on has those of its checkpoint."""
@@ -454,7 +457,7 @@ def settled(
             return flops_of(lambda: teacher(*args, **kwargs))
 
     def seconds(way: Way, most: float) -> float:
-        return _step_seconds(teacher, student, seam, few, replace(config, **vars(way)), student_seam, most)
+        return _step_seconds(teacher, student, seam, few, replace(config, **vars(way)), student_seam, max_memory, most)
 
     found = ways((teacher, student), config.precision, config.layout, device, runs)
     if checkpoint is not None or not worth_trying(config.steps, batch, flops, found):
@@ -474,6 +477,7 @@ def _step_seconds(
     few: Source | Tensor,
     config: MimicConfig,
     student_seam: Seam | None,
+    max_memory: int | None,
     most: float,
 ) -> float:
     """Of a trial step of some of the images, of a copy; the first one warms up. Where the second one takes more than
@@ -487,7 +491,10 @@ def _step_seconds(
             raise _TooSlow
 
     try:
-        log = mimic(teacher, guard.full_copy(student), seam, few, trial, student_seam=student_seam, on_step=mark)
+        log = mimic(
+            teacher, guard.full_copy(student), seam, few, trial, student_seam=student_seam, on_step=mark,
+            max_memory=max_memory,
+        )  # fmt: skip
     except _TooSlow:
         return marks[2] - marks[1]
     except Stopped:

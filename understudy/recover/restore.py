@@ -112,9 +112,9 @@ def restore(
             say("no time to mimic")
             config = replace(config, steps=0)
     if config.steps and checkpoint is None:
-        config, tried = settled(teacher, student, plan.seam, few, config)
+        config, tried = settled(teacher, student, plan.seam, few, config, max_memory=max_memory)
         say(told(config.precision, config.layout, tried))
-        pace = _pace(teacher, student, plan, few, config)
+        pace = _pace(teacher, student, plan, few, config, max_memory)
         if max_seconds is not None:
             left = max_seconds - (time.perf_counter() - begun)
             config = replace(config, steps=max(0, min(config.steps, int(left / pace))))
@@ -173,12 +173,20 @@ def _solved(
     return closed, errors, share
 
 
-def _pace(teacher: nn.Module, student: nn.Module, plan: Plan, few: Source | Tensor, config: MimicConfig) -> float:
+def _pace(
+    teacher: nn.Module,
+    student: nn.Module,
+    plan: Plan,
+    few: Source | Tensor,
+    config: MimicConfig,
+    max_memory: int | None,
+) -> float:
     """Seconds a step, of a copy of the student; one step warms up, and what comes before a first step counts too."""
     trial = guard.full_copy(student)
     try:
-        mimic(teacher, trial, plan.seam, few, replace(config, steps=1))
-        return max(mimic(teacher, trial, plan.seam, few, replace(config, steps=_PACED)).seconds / _PACED, 1e-6)
+        mimic(teacher, trial, plan.seam, few, replace(config, steps=1), max_memory=max_memory)
+        log = mimic(teacher, trial, plan.seam, few, replace(config, steps=_PACED), max_memory=max_memory)
+        return max(log.seconds / _PACED, 1e-6)
     except Stopped:
         raise KeyboardInterrupt from None  # of the trial there is nothing to keep
 
