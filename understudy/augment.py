@@ -19,6 +19,10 @@ from torch import Tensor
 RESIZED_CROP_SCALE = (0.08, 1.0)  # Source: MiR re-implementations (RandomResizedCrop's defaults), read in their code.
 RESIZED_CROP_RATIO = (3 / 4, 4 / 3)  # Source: as above.
 _WARP_ZOOM, _WARP_NOISE = 0.8, 0.1
+# Of other colours: deviation of the logarithm of a channel's contrast, of its brightness in half ranges of the values,
+# and shares of the images with swapped channels, without colour, inverted. Source: measured on EfficientNet-Lite0
+# (docs/LOG.md), as a whole; each by itself is an assumption.
+_CONTRAST, _BRIGHTNESS, _SWAPPED, _GREY, _INVERTED = 0.3, 0.3, 0.3, 0.1, 0.1
 _ATTEMPTS = 10  # Source: torchvision.transforms.RandomResizedCrop.get_params, the same number of tries.
 _SHIFT = 8  # A shift of up to 1/8 of the side: 4 pixels at 32, the usual pad-and-crop. Assumption at other sizes.
 
@@ -155,6 +159,33 @@ def _either(images: Tensor, generator: torch.Generator) -> Tensor:
     return (_mixup if first else _cutmix)(images, generator)
 
 
+def _vivid(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Pictures of three channels in other colours, then mixed; all others are mixed as they are."""
+    if images.ndim == 4 and images.shape[1] == 3:
+        images = _recoloured(images, generator)
+    return _either(images, generator)
+
+
+def _recoloured(images: Tensor, generator: torch.Generator) -> Tensor:
+    """(n, 3, h, w), each with another contrast and brightness of every channel; of some the channels are swapped, made
+    one grey, or inverted. Values stay within those of the batch."""
+    count = len(images)
+    low, high = images.amin(), images.amax()
+    contrast = (_CONTRAST * torch.randn(count, 3, generator=generator)).exp()
+    shift = _BRIGHTNESS * torch.randn(count, 3, generator=generator)
+    draws = torch.rand(count, 3, generator=generator)
+    order = torch.rand(count, 3, generator=generator).argsort(1)
+    order = torch.where(draws[:, :1] < _SWAPPED, order, torch.arange(3))
+    contrast, shift = (each.to(images)[:, :, None, None] for each in (contrast, shift))
+    mean = images.mean((2, 3), keepdim=True)
+    images = (images - mean) * contrast + mean + shift * (high - low) / 2
+    images = images.gather(1, order.to(images.device)[:, :, None, None].expand_as(images))
+    grey = _each(draws[:, 1] < _GREY, images).bool()
+    images = torch.where(grey, images.mean(1, keepdim=True), images)
+    images = torch.where(_each(draws[:, 2] < _INVERTED, images).bool(), low + high - images, images)
+    return images.clamp(low, high)
+
+
 def _warp(images: Tensor, generator: torch.Generator, degrees: float) -> Tensor:
     """Mixup, then zoomed in, turned and noisy. The shares of each. Source: measured on the demo's teachers, closed form
     alone, three of them at half their MACs, 50 images, seeds 2021 and 2022 (docs/LOG.md)."""
@@ -192,6 +223,7 @@ MIXES: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     "mixup": _mixup,
     "cutmix": _cutmix,
     "both": _either,
+    "vivid": _vivid,
     "warp": lambda images, generator: _warp(images, generator, 15.0),
     "whirl": lambda images, generator: _warp(images, generator, 180.0),
 }

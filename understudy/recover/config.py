@@ -44,7 +44,8 @@ class MimicConfig:
 
     steps: optimiser steps, never epochs. batch_size: images a step; all of them when there are fewer.
     optimizer: "sgd", "muon" or "adamw", of which momentum is the first beta (the second is 0.999). lr, momentum,
-    weight_decay: of the optimizer, weight decay on every body parameter. schedule: of lr, "milestones" or "linear":
+    weight_decay: of the optimizer, weight decay on every body parameter. lr None: measured on the network at hand, so
+    that a step moves the student's features as far in every one (`mimic.measured_rate`). schedule: of lr, "milestones" or "linear":
     straight to zero. milestones: shares of `steps` at which lr is multiplied by gamma; both are for that schedule
     alone. warmup: share of `steps` in which lr rises from zero. mixing: of the images of a batch with each other, a
     name in `augment.MIXES`.
@@ -62,7 +63,7 @@ class MimicConfig:
     steps: int = _constant(2000, _MIR)
     batch_size: int = _constant(64, _MIR)
     optimizer: str = _constant("sgd", _MIR)
-    lr: float = _constant(0.02, _MIR)
+    lr: float | None = _constant(0.02, _MIR)
     momentum: float = _constant(0.9, _MIR)
     weight_decay: float = _constant(1e-4, _MIR)
     schedule: str = _constant("milestones", _MIR)
@@ -94,7 +95,7 @@ class MimicConfig:
             ("steps", whole(self.steps) and self.steps >= 0, "steps must be a whole number from 0"),
             ("batch_size", whole(self.batch_size) and self.batch_size > 0, "batch_size must be a whole number from 1"),
             ("optimizer", self.optimizer in OPTIMIZERS, f"optimizer must be one of {', '.join(OPTIMIZERS)}"),
-            ("lr", number(self.lr) and self.lr > 0, "lr must be a finite number above 0"),
+            ("lr", self.lr is None or (number(self.lr) and self.lr > 0), "lr must be a finite number above 0, or None"),
             ("momentum", number(self.momentum) and 0 <= self.momentum < 1, "momentum must be in [0, 1)"),
             ("weight_decay", number(self.weight_decay) and self.weight_decay >= 0, "weight_decay must be 0 or more"),
             ("schedule", self.schedule in SCHEDULES, f"schedule must be one of {', '.join(SCHEDULES)}"),
@@ -116,7 +117,9 @@ class MimicConfig:
         ]
 
     def lr_at(self, step: int) -> float:
-        """Learning rate of the step with this number, from 0."""
+        """Learning rate of the step with this number, from 0. Raises: ValueError where it is yet to be measured."""
+        if self.lr is None:
+            raise ValueError("the learning rate is measured on the network at hand, which was not done yet")
         rise = min(1.0, (step + 1) / (self.warmup * self.steps)) if self.warmup else 1.0
         if self.schedule == "linear":
             return self.lr * rise * (1 - step / self.steps)
@@ -144,8 +147,8 @@ EFFORTS = {"quick": 0, "standard": 400, "thorough": 2000}
 # (benchmarks/results/embedded_transformer_tuning); after 300 steps linear is 1.2 points ahead of milestones.
 PRESETS = {
     "default": MimicConfig(
-        steps=EFFORTS["standard"], start="closed_form", optimizer="muon", lr=3e-3, momentum=0.95, weight_decay=0.0,
-        schedule="linear", warmup=0.05, mixing="both", norm_mode="eval",
+        steps=EFFORTS["standard"], start="closed_form", optimizer="muon", lr=None, momentum=0.95, weight_decay=0.0,
+        schedule="linear", warmup=0.05, mixing="vivid", norm_mode="eval",
     ),
     "paper": MimicConfig(),
     "transformer": MimicConfig(optimizer="adamw", lr=3e-3, weight_decay=0.0, schedule="linear"),

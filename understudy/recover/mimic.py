@@ -37,6 +37,11 @@ from understudy.recover.ways import (
 )
 from understudy.seam import Capture, Seam, capturing
 
+# Of the teacher's variance at the seam: how far the first whole step moves the student's features. Source: measured
+# (docs/LOG.md): the rate that is best for each of four of the demo's teachers moves them by 0.014 to 0.036.
+REACH = 0.025
+_REACHED, _REACH_TRIES = 32, 2  # images and tries of that measurement. Source: assumption.
+_RATE, _MOST_CHANGED = 1e-3, 30.0  # where the tries begin, and by what factor each may change it. Source: assumption.
 # On an accelerator reading a loss waits for the device: so not after every step. Source: assumption.
 _READ_EVERY = 10
 _JUDGED = 20  # times in a run that the student is judged. Source: assumption.
@@ -96,8 +101,8 @@ def mimic(
     after every step on a CPU, after every tenth and the last one elsewhere. on_checkpoint is given what another call
     with the same arguments needs as `checkpoint` to go on to the same result, about every minute. max_memory: bytes
     that a step may hold for its gradients; a batch that would hold more goes through in equal parts, but not with
-    norm_mode "train", where batches are normalised as a whole. Precision and layout that are "auto" are decided on
-    here, and stand in the log's config.
+    norm_mode "train", where batches are normalised as a whole. Precision and layout that are "auto", and a rate that is
+    None, are decided on here, and stand in the log's config.
 
     Only norm layers are in train mode, so auxiliary branches, dropout and stochastic depth never run. The student comes
     back in eval mode, its `requires_grad` as before and gradients cleared; on an error its tensors are as they were.
@@ -335,7 +340,7 @@ class _Run:
             f"{group}/{key}": t.detach().cpu().clone() for group, held in groups.items() for key, t in held.items()
         }
         data = {"losses": list(self.losses), "at": at, "steps": self._config.steps, "parts": self.parts}
-        data |= {"precision": self._config.precision, "layout": self._config.layout}
+        data |= {name: getattr(self._config, name) for name in ("precision", "layout", "lr")}
         if judge is not None:
             data |= {"judged": [list(pair) for pair in judge.errors], "kept": judge.kept}
         return Checkpoint(tensors, data)
@@ -421,18 +426,37 @@ def settled(
     checkpoint: Checkpoint | None = None,
     max_memory: int | None = None,
 ) -> tuple[MimicConfig, dict[str, float]]:
-    """`config` with precision and layout decided on where they are "auto", and seconds of a step each way that was
-    tried, on copies: the student is untouched. A run that goes on has those of its checkpoint."""
+    """`config` with precision and layout decided on where they are "auto", and the rate measured where it is None; and
+    seconds of a step each way that was tried. On copies: the student is untouched. A run that goes on has all of it
+    from its checkpoint."""
     if config.layout == "channels_last" and not learns_channels_last(teacher, student):
         raise InputError(
             "mimicking in the layout channels_last: without AVX-512 torch writes outside its memory in the strided 1x1 "
             "convolutions of few inputs that this network has; expected the layout contiguous, or auto"
         )
+    if checkpoint is not None:
+        taken = {name: checkpoint.data.get(name, getattr(config, name)) for name in ("precision", "layout", "lr")}
+        config = replace(config, **taken)
+    config, tried = _quickest_way(teacher, student, seam, few, config, student_seam, checkpoint, max_memory)
+    if config.lr is None and config.steps:
+        rate = measured_rate(teacher, student, seam, few, config, student_seam=student_seam, max_memory=max_memory)
+        config = replace(config, lr=rate)
+    return config, tried
+
+
+def _quickest_way(
+    teacher: nn.Module,
+    student: nn.Module,
+    seam: Seam,
+    few: Source | Tensor,
+    config: MimicConfig,
+    student_seam: Seam | None,
+    checkpoint: Checkpoint | None,
+    max_memory: int | None,
+) -> tuple[MimicConfig, dict[str, float]]:
     if AUTO not in (config.precision, config.layout):
         return config, {}
-    if checkpoint is not None:
-        taken = {name: checkpoint.data.get(name, getattr(config, name)) for name in ("precision", "layout")}
-        config = replace(config, **taken)
+    tried = replace(config, lr=config.lr or _RATE)
     device, batch = _device(config, student), min(config.batch_size, count(few))
     plainly = torch.autocast(device.type, enabled=False)
 
@@ -457,13 +481,56 @@ def settled(
             return flops_of(lambda: teacher(*args, **kwargs))
 
     def seconds(way: Way, most: float) -> float:
-        return _step_seconds(teacher, student, seam, few, replace(config, **vars(way)), student_seam, max_memory, most)
+        return _step_seconds(teacher, student, seam, few, replace(tried, **vars(way)), student_seam, max_memory, most)
 
     found = ways((teacher, student), config.precision, config.layout, device, runs)
     if checkpoint is not None or not worth_trying(config.steps, batch, flops, found):
         return replace(config, **vars(found[0])), {}
     taken, took = quickest(found, seconds)
     return replace(config, **vars(taken)), took
+
+
+def measured_rate(
+    teacher: nn.Module,
+    student: nn.Module,
+    seam: Seam,
+    few: Source | Tensor,
+    config: MimicConfig,
+    *,
+    student_seam: Seam | None = None,
+    max_memory: int | None = None,
+) -> float:
+    """The learning rate at which the first whole step moves the student's features by REACH of the teacher's variance.
+
+    The same rate moves one network ten times as far as another: how far depends on how many layers there are, whose
+    steps add up, and on how much each filter's output is scaled behind it. Tried on copies, on two batches of at most
+    _REACHED images: one to step by, one to measure on. _RATE where no step moves anything.
+    """
+    size = min(config.batch_size, _REACHED)
+    device, dtype = _device(config, student), PRECISIONS[config.precision]
+    batch = laid(next(Passes(few, size, config.views, config.mixing, config.seed + 1, device, dtype)), config.layout)
+    own = student_seam or seam
+
+    def features(model: nn.Module, its: Seam) -> list[Tensor]:
+        args, kwargs = copied(batch)
+        on = model if _fits(model, device, dtype) else _converted(model, device, dtype)
+        with guard.seeded(config.seed), guard.evaluating(on), capturing(on, its) as capture:
+            return [feat.double() for feat in capture.features(*args, **kwargs)]
+
+    spread = [max(float((f - f.mean(0)).square().sum()), 1e-30) for f in features(teacher, seam)]
+    stood, rate = features(student, own), _RATE
+    for _ in range(_REACH_TRIES):
+        trial, one = guard.full_copy(student), replace(config, steps=1, warmup=0.0, lr=rate, batch_size=size)
+        try:
+            mimic(teacher, trial, seam, few, one, student_seam=student_seam, max_memory=max_memory)
+        except Stopped:
+            raise KeyboardInterrupt from None  # of the trial there is nothing to keep
+        pairs = zip(features(trial, own), stood, spread, strict=True)
+        moved = sum(float((found - was).square().sum()) / unit for found, was, unit in pairs) / len(spread)
+        if not 0 < moved < float("inf"):
+            return _RATE
+        rate = min(max(rate * (REACH / moved) ** 0.5, rate / _MOST_CHANGED), rate * _MOST_CHANGED)
+    return rate
 
 
 class _TooSlow(Exception):

@@ -1,4 +1,8 @@
-"""Give back what the cut took: closed form, norms, then mimic, each kept only where the images to choose by say so."""
+"""Give back what the cut took: closed form, norms, a rehearsal, then mimic.
+
+With images to choose by, each is kept only where they say so. Without, a rehearsal on some of the few images, left
+aside for it alone, decides on the rate and on whether to mimic at all: training never leaves a student worse.
+"""
 
 import time
 from collections.abc import Callable
@@ -27,6 +31,8 @@ from understudy.recover.config import MimicConfig
 from understudy.recover.judge import Judge
 from understudy.recover.mimic import MimicLog, mimic, settled
 from understudy.recover.norms import VIEWS, settle_norms
+from understudy.recover.rehearsal import MOST_STEPS, Rehearsal, rehearse, tried_on
+from understudy.recover.rehearsal import VIEWS_SHARE as REHEARSED_VIEWS
 from understudy.recover.ways import told
 
 # Of fewer images none are set aside to choose by: of 50 every tenth costs 0.7 points, more than the choices gain, and
@@ -35,6 +41,7 @@ CHOOSE_FROM = 200
 CHOOSE_SHARE = 0.1
 # Of max_seconds, what may go into asking the images and into the closed form, at the most. Source: assumption.
 EVIDENCE_SHARE, CLOSED_SHARE = 0.25, 0.5
+REHEARSAL_SHARE = 0.2  # Of the time that is left, what a rehearsal may take. Source: assumption.
 _PASSES = 3  # forward passes of the teacher that a step takes as long as, for each image. Source: assumption.
 _PACED = 3  # steps that a trial takes to learn how long one is
 _BATCH = 64
@@ -44,16 +51,19 @@ _BATCH = 64
 class Recovery:
     """closed_form: what it did, None where it was not asked for. errors: squared error at the seam over the teacher's
     squared deviation, on the images to choose by, of the student as "cut", in "closed_form" and after "norms"; empty
-    without such images. norms_share: of the few images' own statistics in the batch norms."""
+    without such images. norms_share: of the few images' own statistics in the batch norms. rehearsal: what decided on
+    the rate (`rehearsal.Rehearsal`, as JSON); None where nothing was rehearsed."""
 
     mimic: MimicLog
     closed_form: ClosedFormLog | None = None
     errors: dict[str, float] | None = None
     norms_share: float | None = None
+    rehearsal: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         closed = None if self.closed_form is None else self.closed_form.to_json()
-        return {"closed_form": closed, "errors": self.errors, "norms_share": self.norms_share, **_brief(self.mimic)}
+        own = {name: getattr(self, name) for name in ("errors", "norms_share", "rehearsal")}
+        return {"closed_form": closed, **own, **_brief(self.mimic)}
 
 
 def _brief(log: MimicLog) -> dict[str, Any]:
@@ -88,7 +98,8 @@ def restore(
     """
     check_seconds(max_seconds)
     say, begun = on_stage or (lambda text: None), time.perf_counter()
-    closed, errors, share, tried = None, None, None, {}
+    closed, errors, share, tried, rehearsed = None, None, None, {}, None
+    raw = guard.full_copy(student) if config.start == "closed_form" and checkpoint is None and choose is None else None
     timed = checkpoint is None and (config.start == "closed_form" or max_seconds is not None)
     a_view = view_seconds(teacher, few, config.views) if timed else 0.0
     if checkpoint is not None:
@@ -96,6 +107,7 @@ def restore(
         config = replace(config, steps=checkpoint.data["steps"])
         closed = done["closed_form"] and ClosedFormLog.from_json(done["closed_form"])
         errors, share, tried = done["errors"], done["norms_share"], done.get("ways", {})
+        rehearsed = done.get("rehearsal")
         say(f"going on after {len(checkpoint.data['losses'])} of {config.steps} steps")
     elif config.start == "closed_form":
         expected = expected_seconds(anatomy, plan, student, a_view)
@@ -115,6 +127,17 @@ def restore(
         config, tried = settled(teacher, student, plan.seam, few, config, max_memory=max_memory)
         say(told(config.precision, config.layout, tried))
         pace = _pace(teacher, student, plan, few, config, max_memory)
+        if closed is not None:
+            left = None if max_seconds is None else max_seconds - (time.perf_counter() - begun)
+            cost = REHEARSED_VIEWS * closed.seconds + MOST_STEPS * pace
+            if left is None or cost < REHEARSAL_SHARE * left:
+                say(f"rehearsing on images left aside, {about(cost)}")
+                found = _rehearsed(teacher, student, raw, anatomy, plan, few, config, choose, closed.views, max_memory)
+                if found is not None:
+                    say(str(found))
+                    rehearsed = found.to_json()
+                    config = replace(config, lr=config.lr * found.rate) if found.rate else replace(config, steps=0)
+        raw = None
         if max_seconds is not None:
             left = max_seconds - (time.perf_counter() - begun)
             config = replace(config, steps=max(0, min(config.steps, int(left / pace))))
@@ -122,6 +145,7 @@ def restore(
 
     def whole(part: Checkpoint) -> Checkpoint:
         before = {"closed_form": closed and closed.to_json(), "errors": errors, "norms_share": share, "ways": tried}
+        before["rehearsal"] = rehearsed
         return replace(part, data=part.data | {"before": before})
 
     try:
@@ -131,8 +155,8 @@ def restore(
         )  # fmt: skip
     except Stopped as stopped:
         log = replace(stopped.log, ways=tried)
-        raise Stopped(Recovery(log, closed, errors, share), whole(stopped.checkpoint)) from stopped
-    return Recovery(replace(log, ways=tried), closed, errors, share)
+        raise Stopped(Recovery(log, closed, errors, share, rehearsed), whole(stopped.checkpoint)) from stopped
+    return Recovery(replace(log, ways=tried), closed, errors, share, rehearsed)
 
 
 def check_seconds(max_seconds: float | None) -> None:
@@ -171,6 +195,25 @@ def _solved(
         share = settle_norms(student, plan.seam.head, batches, lambda: judge.error(student))
     errors["norms"] = judge.error(student)
     return closed, errors, share
+
+
+def _rehearsed(
+    teacher: nn.Module,
+    student: nn.Module,
+    raw: nn.Module | None,
+    anatomy: Anatomy,
+    plan: Plan,
+    few: Source | Tensor,
+    config: MimicConfig,
+    choose: Source | Tensor | None,
+    views: int,
+    max_memory: int | None,
+) -> Rehearsal | None:
+    """raw: the student before the closed form, which is changed; not needed with images to choose by."""
+    if choose is None:
+        return rehearse(teacher, raw, anatomy, plan, few, config, most_views=views, max_memory=max_memory)
+    judge = _judge(teacher, student, plan, choose)
+    return tried_on(judge, count(choose), teacher, student, plan, few, config, max_memory)
 
 
 def _pace(
