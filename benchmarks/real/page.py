@@ -2,7 +2,7 @@
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from benchmarks.sweep import read_lines
 
 Condition = tuple[str, int, float, int, int]  # teacher, size, keep, images, steps
 Line = dict[str, Any]
+Table = dict[Condition, dict[str, dict[int, Line]]]  # method, seed
 BASELINES = ("mir", "distill")
 DRAWS = 2000  # of the bootstrap. Source: assumption: the ends of an interval move by less than a tenth of a point.
 _SHORT = {
@@ -52,7 +53,7 @@ def _text(found: list[Line], done: list[Line]) -> str:
         f"Pictures `{done[0]['pictures']}`.",
         _state(found, done),
         "\n".join(f"- {place}" for place in _places(done)),
-        "*Ours*: the default recipe with its own cut. *Ours, MiR's cut*: the same recipe on the student that the others "
+        "*Ours*: the default recipe with its own cut. *Ours, MiR's cut*: the same recipe on the student that others "
         "start from, which L1 cut at uniform widths inside residual blocks. Where a method was run with several "
         "options, the one with the best agreement stands. Methods that do not train stand at every number of steps.",
         "## Agreement with the teacher",
@@ -86,7 +87,7 @@ def _text(found: list[Line], done: list[Line]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def by_condition(done: Iterable[Line]) -> dict[Condition, dict[str, dict[int, Line]]]:
+def by_condition(done: Iterable[Line]) -> Table:
     """Condition -> method -> seed -> line; of several options of a method those with the best mean agreement."""
     every: dict[Condition, dict[str, dict[str, dict[int, Line]]]] = defaultdict(lambda: defaultdict(dict))
     untrained: dict[tuple, list[Line]] = defaultdict(list)
@@ -145,7 +146,7 @@ def _unpacked(digits: str, count: int) -> np.ndarray:
     return np.array(unpacked(digits, count), dtype=np.int8)
 
 
-def _differences(table: dict[Condition, dict[str, dict[int, Line]]]) -> str:
+def _differences(table: Table) -> str:
     rows = [
         "| teacher | size | keep | images | steps | seeds | minus | points | where sure | gone |",
         "|---|--:|--:|--:|--:|--:|---|--:|--:|--:|",
@@ -160,7 +161,7 @@ def _differences(table: dict[Condition, dict[str, dict[int, Line]]]) -> str:
                 continue
             both = ours.keys() & theirs.keys()
             left = [1 - _agreement({s: m[s] for s in both}) for m in (ours, theirs)]
-            gone = f"{1 - left[0] / left[1]:.0%}" if left[1] else ""
+            gone = f"{100 * (1 - left[0] / left[1]):.0f} %" if left[1] else ""
             rows.append(f"| {_place(where)} | {whole[3]} | {_SHORT[name]} | {_said(whole)} | {_said(sure)} | {gone} |")
     return "\n".join(rows) if len(rows) > 2 else "No condition has both yet."
 
@@ -174,9 +175,7 @@ def _place(where: Condition) -> str:
     return f"{teacher} | {size} | {keep:g} | {images} | {steps}"
 
 
-def _tables(
-    table: dict[Condition, dict[str, dict[int, Line]]], figure: Any, form: str, second: Any = None
-) -> list[str]:
+def _tables(table: Table, figure: Any, form: str, second: Any = None) -> list[str]:
     """One table a teacher and size; a column for each method that has a line there."""
     parts = []
     for teacher, size in dict.fromkeys(where[:2] for where in table):
@@ -203,7 +202,7 @@ def _mean(runs: dict[int, Line] | None, figure: Any, form: str, second: Any) -> 
     return told + ("" if len(runs) == 3 else f" ({len(runs)})")
 
 
-def _costs(table: dict[Condition, dict[str, dict[int, Line]]]) -> list[str]:
+def _costs(table: Table) -> list[str]:
     names = [name for name in _ORDER if any(name in methods for methods in table.values())]
     rows = [
         "| teacher | size | keep | images | steps | " + " | ".join(_SHORT[name] for name in names) + " |",
@@ -223,7 +222,7 @@ def _costs(table: dict[Condition, dict[str, dict[int, Line]]]) -> list[str]:
 def _state(found: list[Line], done: list[Line]) -> str:
     """How many of the cells of the full design are there, which are not, and what failed."""
     have = {Cell(**line["cell"]).key for line in done}
-    wanted = cells(seeds=_seeds())
+    wanted = cells()
     left = [cell for cell in wanted if cell.key not in have]
     parts = [f"{len(wanted) - len(left)} of the {len(wanted)} cells at 160 pixels are there"]
     more = len(have - {cell.key for cell in wanted})
@@ -240,12 +239,6 @@ def _state(found: list[Line], done: list[Line]) -> str:
     return text
 
 
-def _seeds() -> Sequence[int]:
-    from benchmarks.real.run import SEEDS
-
-    return SEEDS
-
-
 def _places(done: list[Line]) -> list[str]:
     told: dict[str, int] = defaultdict(int)
     for line in done:
@@ -259,9 +252,9 @@ def _places(done: list[Line]) -> list[str]:
 
 
 def _about_sure(done: list[Line]) -> str:
-    shares = [line["figures"]["sure_images"] / line["figures"]["test_images"] for line in done]
+    shares = [round(100 * line["figures"]["sure_images"] / line["figures"]["test_images"]) for line in done]
     low, high = min(shares), max(shares)
-    return f"{low:.0%}" if round(100 * low) == round(100 * high) else f"{low:.0%} to {high:.0%}"
+    return f"{low} %" if low == high else f"{low} to {high} %"
 
 
 def _teachers_top1(done: list[Line]) -> str:

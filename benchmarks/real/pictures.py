@@ -1,7 +1,7 @@
 """Pictures that no network of ImageNet was trained on: crops of wallpapers, with cut-out photographs put over them.
 
-Both come from Debian packages. Every wallpaper, in whatever size, shade or screenshot it ships, and every cut-out
-(a "stamp" of Tux Paint) belongs to exactly one part: "few" (to learn from), "other" (other people's pictures) or "test".
+Both come from Debian packages. Every wallpaper, in whatever size or shade it ships, and every cut-out (a "stamp" of
+Tux Paint) belongs to exactly one part: "few" (to learn from), "other" (other people's pictures) or "test".
 The part "labelled" is made of wallpapers of "test" and of stamps whose names are classes of ImageNet (stamps.json),
 which stand in no other part than "test". A picture is a square crop of SIDE pixels, a JPEG file; all choices are drawn
 from fixed seeds, and `Pictures.hash` tells one prepared set from another.
@@ -53,7 +53,8 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 @dataclass(frozen=True)
 class Pictures:
     """A prepared set. files: part -> its pictures, in order. labels: class numbers of the part "labelled".
-    hash: of the bytes of all parts but "other", 16 hexadecimal digits. about: packages, counts and origins, as `prepare` wrote them."""
+    hash: of the bytes of all parts but "other", 16 hexadecimal digits. about: counts and origins, as `prepare` wrote
+    them."""
 
     folder: Path
     files: dict[str, list[Path]]
@@ -78,8 +79,8 @@ def fetch(folder: Path, given: Path | None = None) -> Pictures:
 def _download(folder: Path, root: Path) -> None:
     absent = [name for name in ("apt-get", "dpkg-deb") if shutil.which(name) is None]
     by_hand = (
-        f"download {', '.join(PACKAGES)} by hand, unpack them into one folder (dpkg-deb -x FILE.deb FOLDER, or ar x and "
-        "tar x) and give it with --from FOLDER"
+        f"download {', '.join(PACKAGES)} by hand, unpack them into one folder (dpkg-deb -x FILE.deb FOLDER, or ar x "
+        "and tar x) and give it with --from FOLDER"
     )
     if absent:
         raise InputError(

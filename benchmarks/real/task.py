@@ -21,8 +21,8 @@ from understudy.verify import FeatureError
 
 SURE = 0.5  # confidence of the teacher from which on it counts as sure
 BINS = 15  # of the calibration error. Source: Guo et al., ICML 2017, arXiv 1706.04599.
-# Images at a time. Source: measured, EfficientNet-Lite0 at 160 pixels, one thread: 11 ms an image by 8, 19 by 50, half of
-# which the system spends on fresh memory.
+# Images at a time. Source: measured, EfficientNet-Lite0 at 160 pixels, one thread: 11 ms an image by 8, 19 by 50, half
+# of which the system spends on fresh memory.
 BATCH, GPU_BATCH = 8, 64
 
 
