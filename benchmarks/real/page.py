@@ -2,7 +2,7 @@
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def _text(found: list[Line], done: list[Line]) -> str:
         "options, the one with the best agreement stands. Methods that do not train stand at every number of steps.",
         "## Agreement with the teacher",
         "Percent of the test pictures, mean over the seeds (how many, where it is not three).",
-        *_tables(table, lambda f: 100 * f["agreement"], "{:.1f}"),
+        *_tables(table, _percent("agreement"), "{:.1f}"),
         "## Ours minus another, in points of agreement",
         "Paired by picture: a picture's difference is the mean over the seeds that both have; 95 % intervals by "
         f"bootstrap over the pictures ({DRAWS:,} draws). Pictures of one wallpaper are alike, so that these intervals "
@@ -67,19 +67,19 @@ def _text(found: list[Line], done: list[Line]) -> str:
         _differences(table),
         "## Where the teacher is sure",
         f"Agreement, percent, on pictures to which the teacher gives a confidence of {SURE} or more.",
-        *_tables(table, lambda f: 100 * f["agreement_sure"], "{:.1f}"),
+        *_tables(table, _percent("agreement_sure"), "{:.1f}"),
         "## Features",
         "Relative feature error (0 is perfect, 1 no better than the teacher's mean feature) / cosine.",
         *_tables(table, lambda f: f["feature_error"], "{:.3f}", lambda f: f["cosine"]),
         "## Labelled cut-outs",
         f"Top-1, percent. {_teachers_top1(done)}",
-        *_tables(table, lambda f: 100 * f["top1_labelled"], "{:.1f}"),
+        *_tables(table, _percent("top1_labelled"), "{:.1f}"),
         "## Calibration",
         f"Expected calibration error, percent: confidence of the student against its agreement, {BINS} bins.",
-        *_tables(table, lambda f: 100 * f["calibration_error"], "{:.1f}"),
+        *_tables(table, _percent("calibration_error"), "{:.1f}"),
         "## MACs kept",
         "Percent of the teacher's.",
-        *_tables(table, lambda f: 100 * f["macs"], "{:.1f}"),
+        *_tables(table, _percent("macs"), "{:.1f}"),
         "## Seconds and memory",
         "Of the method, with everything it does; the least of the seeds. MiB: the most by which memory rose.",
         *_costs(table),
@@ -193,13 +193,19 @@ def _tables(table: Table, figure: Any, form: str, second: Any = None) -> list[st
     return parts
 
 
+def _percent(name: str) -> Callable[[dict[str, Any]], float | None]:
+    return lambda figures: None if figures[name] is None else 100 * figures[name]
+
+
 def _mean(runs: dict[int, Line] | None, figure: Any, form: str, second: Any) -> str:
     if not runs:
         return ""
-    figures = [line["figures"] for line in runs.values()]
+    figures = [line["figures"] for line in runs.values() if figure(line["figures"]) is not None]
+    if not figures:
+        return ""
     told = form.format(statistics.mean(map(figure, figures)))
     told += "" if second is None else f" / {statistics.mean(map(second, figures)):.3f}"
-    return told + ("" if len(runs) == 3 else f" ({len(runs)})")
+    return told + ("" if len(figures) == 3 else f" ({len(figures)})")
 
 
 def _costs(table: Table) -> list[str]:
