@@ -146,7 +146,7 @@ def test_the_labels_are_classes_of_imagenet():
 def test_what_is_missing_is_said_with_what_to_do(tmp_path, monkeypatch, prepared):
     with pytest.raises(InputError, match="found 0 wallpapers and 0 stamps"):
         pictures.prepare(tmp_path, tmp_path / "out")
-    with pytest.raises(InputError, match="python -m benchmarks.real fetch"):
+    with pytest.raises(InputError, match=r"python -m benchmarks\.real fetch"):
         pictures.opened(tmp_path)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(InputError, match=r"apt-get and dpkg-deb not found.*--from FOLDER"):
