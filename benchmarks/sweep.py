@@ -65,10 +65,14 @@ def sweep(
             file.flush()
             os.fsync(file.fileno())
             count["failed" if "error" in line else "done"] += 1
-            said = line["error"] if "error" in line else f"{line['figures']['top1']:.2f} % in {line['seconds']} s"
+            said = line["error"] if "error" in line else f"{_first_figure(line['figures'])} in {line['seconds']} s"
             left = (time.perf_counter() - started) / number * (len(cells) - number)
             print(f"{number}/{len(cells)} {cell}: {said}; {left / 60:.0f} min left", file=sys.stderr, flush=True)
     return count
+
+
+def _first_figure(figures: dict[str, Any]) -> str:
+    return f"{figures['top1']:.2f} %" if "top1" in figures else f"agreement {figures['agreement']:.1%}"
 
 
 def in_turn(run: Run) -> Callable[[Sequence[Cell]], Iterator[tuple[Cell, dict[str, Any]]]]:

@@ -44,13 +44,15 @@ _OURS = {str(Path(__file__).with_name(f"{room}.py")) for room in ("builders", "t
 @dataclass
 class Built:
     """preprocessing: how its images are to be prepared. views: where it names them. options: what the name does not
-    say, but building the same architecture without weights needs (JSON). notes: what a person should see."""
+    say, but building the same architecture without weights needs (JSON). notes: what a person should see. classes: what
+    the outputs mean, in words, where the weights say so."""
 
     model: nn.Module
     preprocessing: Preprocessing
     views: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    classes: tuple[str, ...] = ()
 
 
 def build_model(spec: str, family: str, name: str, options: Mapping[str, Any], pretrained: bool) -> Built:
@@ -79,7 +81,7 @@ def build_model(spec: str, family: str, name: str, options: Mapping[str, Any], p
 
 def _timm(name: str, kwargs: Mapping[str, Any], pretrained: bool) -> Built:
     import timm
-    from timm.data import resolve_data_config
+    from timm.data import infer_imagenet_subset, resolve_data_config
 
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
@@ -103,7 +105,18 @@ def _timm(name: str, kwargs: Mapping[str, Any], pretrained: bool) -> Built:
         resize = None  # "squash" is exactly this at crop_pct 1; "border" is not imitated
     mean, std = (per_channel(data[k], channels) for k in ("mean", "std"))
     interpolation = data["interpolation"] if data["interpolation"] in INTERPOLATIONS else "bicubic"
-    return Built(model, Preprocessing((channels, height, width), mean, std, resize, interpolation))
+    classes = _imagenet_classes(infer_imagenet_subset(model)) if pretrained else ()
+    return Built(model, Preprocessing((channels, height, width), mean, std, resize, interpolation), classes=classes)
+
+
+def _imagenet_classes(subset: str | None) -> tuple[str, ...]:
+    """The first word for each class of timm's `subset` of ImageNet; nothing where it is none."""
+    if subset is None:
+        return ()
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo(subset)
+    return tuple(info.index_to_description(i).split(",")[0] for i in range(info.num_classes()))
 
 
 def _timm_source(name: str, config: Any) -> dict[str, Any] | None:
@@ -171,7 +184,9 @@ def _torchvision(name: str, kwargs: Mapping[str, Any], pretrained: bool, norm_ep
     crop = preset.crop_size[0] if hasattr(preset, "crop_size") else resize  # segmentation: the whole of a square image
     if getattr(model, "image_size", crop) != crop:
         resize = crop = model.image_size
-    return Built(model, Preprocessing((3, crop, crop), preset.mean, preset.std, resize, preset.interpolation.value))
+    classes = tuple(weights.meta["categories"]) if pretrained else ()
+    said = Preprocessing((3, crop, crop), preset.mean, preset.std, resize, preset.interpolation.value)
+    return Built(model, said, classes=classes)
 
 
 def detector_preprocessing(model: nn.Module) -> Preprocessing | None:
@@ -325,6 +340,14 @@ def _hf_preprocessing(said: Mapping[str, Any], base: Preprocessing) -> Preproces
 
 
 def _demo(name: str, kwargs: Mapping[str, Any], pretrained: bool) -> Built:
+    imagenet = importlib.import_module("understudy.demo.imagenet")
+    if name in imagenet.NAMES:
+        model = _timm(imagenet.PACKED[name].architecture, kwargs, pretrained=False).model
+        if pretrained:
+            _refuse_new_head(f"demo:{name}", kwargs.get("num_classes", imagenet.CLASSES), imagenet.CLASSES)
+            imagenet.load_into(model, name)
+        classes = _imagenet_classes("imagenet-1k") if pretrained else ()
+        return Built(model, Preprocessing.from_json(imagenet.preprocessing(name)), classes=classes)
     networks = importlib.import_module("understudy.demo.networks")
     # Without trained weights nothing is read from a file: a result folder must load where only the code is.
     model, said = networks.load(name) if pretrained else (networks.build(name, **kwargs), networks.PREPROCESSING)

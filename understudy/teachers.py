@@ -57,6 +57,7 @@ class Teacher:
     part: where `model` is in `whole`, when only that part is compressed; else "" and None.
     call: how it takes images, if with more beside them (`preprocessing.handed`). result: of a teacher that is a result,
     what builds it again without its folder (`store.as_teacher`). build_teacher: the code that this takes, if any.
+    classes: what its outputs mean, in words, where its library says so; else empty.
     """
 
     spec: str
@@ -70,6 +71,7 @@ class Teacher:
     call: dict[str, Any] | None = None
     result: dict[str, Any] | None = None
     build_teacher: Build = None
+    classes: tuple[str, ...] = ()
 
     def example(self) -> Any:
         """Two blank images as it takes them: a tensor, or (args, kwargs)."""
@@ -159,7 +161,8 @@ def load_teacher(
         load_weights(model, Path(weights), spec, notes)
     elif family != "own" and not pretrained:
         notes.append("random weights (no pretrained ones): the shapes are right, what it says is not")
-    return _teacher(spec, model, preprocessing, views or built.views, options | built.options, notes, part)
+    found = _teacher(spec, model, preprocessing, views or built.views, options | built.options, notes, part)
+    return replace(found, classes=built.classes)
 
 
 def load_again(

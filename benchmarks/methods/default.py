@@ -8,9 +8,7 @@ from dataclasses import replace
 from torch import nn
 
 from benchmarks.methods.problem import Method, Problem
-from understudy.cut import cut
 from understudy.images import ImageSet
-from understudy.plan import Plan
 from understudy.planner import make_plan
 from understudy.reconstruction import reconstruction
 from understudy.recover.config import preset
@@ -19,31 +17,33 @@ from understudy.replace import replace as replace_body
 
 
 def run(problem: Problem) -> nn.Module:
-    fit, choose = _parts(problem)
-    return _recovered(problem, problem.plan, problem.student(), fit, choose)
+    fit, choose = parts(problem)
+    return recovered(problem, fit, choose)
 
 
 def run_own_cut(problem: Problem) -> nn.Module:
     """The same MACs, cut where the images say."""
-    fit, choose = _parts(problem)
+    fit, choose = parts(problem)
     evidence = reconstruction(problem.teacher, problem.anatomy, fit, views=problem.views, seed=problem.seed)
     macs, asked = problem.plan.macs, problem.plan.asked
     plan = make_plan(
         problem.teacher, problem.anatomy, keep=(macs["student"] + 0.5) / macs["teacher"], scheme=asked["scheme"],
         spare_ends=asked["spare_ends"], evidence=evidence,
     )  # fmt: skip
-    return _recovered(problem, plan, cut(problem.teacher, plan).eval(), fit, choose)
+    return recovered(replace(problem, plan=plan), fit, choose)
 
 
-def _recovered(problem: Problem, plan: Plan, student: nn.Module, fit: ImageSet, choose: ImageSet | None) -> nn.Module:
-    """`student`, recovered in place. Options are those of MimicConfig."""
+def recovered(problem: Problem, fit: ImageSet, choose: ImageSet | None) -> nn.Module:
+    """The student of the problem's plan, recovered and under the teacher's head. Options are those of MimicConfig."""
+    student, plan = problem.student(), problem.plan
     config = preset("default", views=problem.views, seed=problem.seed, steps=problem.steps)
     config = replace(config, **problem.options)
     restore(problem.teacher, student, problem.anatomy, plan, fit, config, choose=choose)
     return replace_body(problem.teacher, student, plan.seam)
 
 
-def _parts(problem: Problem) -> tuple[ImageSet, ImageSet | None]:
+def parts(problem: Problem) -> tuple[ImageSet, ImageSet | None]:
+    """Images to fit, and to choose by, if there are enough for that."""
     few = problem.few
     if len(few) < CHOOSE_FROM:
         return few, None

@@ -7,7 +7,8 @@ stream after it), train only them on the features at the seam with norms frozen 
 drop saves. The blocks with the smallest scores go together, the adaptors are thrown away, MiR trains the rest.
 
 The cost is counted in MACs (measured latency in the paper), so that a run can be repeated. Blocks are kept as channels
-are by the others: ceil(keep_width x n) of the n that can go, at its own MACs, which the table states. The paper's code
+are by the others: ceil(keep_width x n) of the n that can go, at its own MACs, which the table states; where a share of
+the MACs is asked for, as many go as it takes. The paper's code
 never adapts the stem and never drops the first block of a stage; here the anatomy says what feeds a stream and can go,
 and the halves of transformer blocks count as blocks, with linear adaptors, which the paper does not have.
 """
@@ -40,10 +41,22 @@ def run(problem: Problem) -> nn.Module:
     total = count(problem.teacher, problem.few.batch([0]).to(problem.device)).macs
     scores = {block.name: recoverability(problem, block) / saved(problem, block, total) for block in blocks}
     fewest = sorted(blocks, key=lambda block: scores[block.name])
-    gone = fewest[: len(blocks) - ceil(problem.plan.asked["keep_width"] * len(blocks) - 1e-9)]
+    gone = chosen(problem, fewest, total)
     student = without(full_copy(problem.teacher), [each for block in gone for each in block.gone])
     mimic(problem.teacher, student, seam, problem.few, problem.config())
     return replace(problem.teacher, student, seam)
+
+
+def chosen(problem: Problem, blocks: list[Block], total: int) -> list[Block]:
+    """The first of `blocks`, those that go; all of them where even that keeps more MACs than were asked for."""
+    share = problem.plan.asked["keep_width"]
+    if share is not None:
+        return blocks[: len(blocks) - ceil(share * len(blocks) - 1e-9)]
+    for upto in range(len(blocks)):
+        left = 1 - sum(saved(problem, block, total) for block in blocks[:upto]) / 100
+        if left <= problem.plan.asked["keep"]:
+            return blocks[:upto]
+    return blocks
 
 
 def saved(problem: Problem, block: Block, total: int) -> float:

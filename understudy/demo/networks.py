@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
+from understudy.demo import imagenet
 from understudy.demo.photographs import CLASSES, PREPROCESSING
 from understudy.errors import InputError
 
@@ -250,7 +251,8 @@ NAMES = tuple(_BUILDERS)
 def build(name: str) -> nn.Module:
     """The network with random weights, in train mode. Raises InputError for a name that is not in NAMES."""
     if name not in _BUILDERS:
-        raise InputError(f"building a demo teacher: found the name {name!r}, expected one of {', '.join(NAMES)}")
+        known = ", ".join((*NAMES, *imagenet.NAMES))
+        raise InputError(f"building a demo teacher: found the name {name!r}, expected one of {known}")
     return _BUILDERS[name]()
 
 

@@ -1,0 +1,275 @@
+"""docs/real.md: what every method makes of the real networks, and ours against MiR and distillation, from the lines."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.methods import METHODS
+from benchmarks.protocol import Cell
+from benchmarks.real.run import NAMED, OWN, cells, size_of
+from benchmarks.real.task import BINS, SURE, unpacked
+from benchmarks.sweep import read_lines
+
+Condition = tuple[str, int, float, int, int]  # teacher, size, keep, images, steps
+Line = dict[str, Any]
+Table = dict[Condition, dict[str, dict[int, Line]]]  # method, seed
+BASELINES = ("mir", "distill")
+DRAWS = 2000  # of the bootstrap. Source: assumption: the ends of an interval move by less than a tenth of a point.
+_SHORT = {
+    "none": "cut alone", "batch_norm": "batch norms", "least_squares": "least squares", "distill": "distillation",
+    "practise": "PRACTISE", "mir": "MiR", "understudy_same_cut": "ours, MiR's cut", OWN: "ours",
+}  # fmt: skip
+_ORDER = ("none", "batch_norm", "least_squares", "distill", "practise", "mir", "understudy_same_cut", OWN)
+
+
+def write(lines: Path, page: Path) -> bool:
+    """Write the page; False, and nothing written, where no cell has ended well."""
+    found = read_lines(lines)
+    done = [line for line in found if "error" not in line]
+    if not done:
+        return False
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(_text(found, done), encoding="utf-8")
+    return True
+
+
+def _text(found: list[Line], done: list[Line]) -> str:
+    table = by_condition(done)
+    first = done[0]["figures"]
+    parts = [
+        "# Real networks on real pictures",
+        "Made by `python -m benchmarks.real page` from `benchmarks/results/real.jsonl` (`python -m benchmarks.real "
+        "fetch`, then `run`); do not edit by hand. Networks with their ImageNet weights; pictures that no network of "
+        "ImageNet was trained on: crops of wallpapers, cut-out photographs over four of five of them, divided by "
+        f"picture into those to learn from and {first['test_images']:,} to test on, of which the teachers are sure "
+        f"(confidence of {SURE} or more) on about {_about_sure(done)}. "
+        f"The {first['labelled_images']:,} labelled ones are cut-outs whose names are classes of ImageNet "
+        "([stamps.json](../benchmarks/real/stamps.json)), each over several wallpapers. "
+        f"Pictures `{done[0]['pictures']}`.",
+        _state(found, done),
+        "\n".join(f"- {place}" for place in _places(done)),
+        "*Ours*: the default recipe with its own cut. *Ours, MiR's cut*: the same recipe on the student that others "
+        "start from, which L1 cut at uniform widths inside residual blocks. Where a method was run with several "
+        "options, the one with the best agreement stands. Methods that do not train stand at every number of steps.",
+        "## Agreement with the teacher",
+        "Percent of the test pictures, mean over the seeds (how many, where it is not three).",
+        *_tables(table, _percent("agreement"), "{:.1f}"),
+        "## Ours minus another, in points of agreement",
+        "Paired by picture: a picture's difference is the mean over the seeds that both have; 95 % intervals by "
+        f"bootstrap over the pictures ({DRAWS:,} draws). Pictures of one wallpaper are alike, so that these intervals "
+        "are a little too narrow. *Sure*: the pictures on which the teacher is. *Gone*: how much of the other method's "
+        "disagreement.",
+        _differences(table),
+        "## Where the teacher is sure",
+        f"Agreement, percent, on pictures to which the teacher gives a confidence of {SURE} or more.",
+        *_tables(table, _percent("agreement_sure"), "{:.1f}"),
+        "## Features",
+        "Relative feature error (0 is perfect, 1 no better than the teacher's mean feature) / cosine.",
+        *_tables(table, lambda f: f["feature_error"], "{:.3f}", lambda f: f["cosine"]),
+        "## Labelled cut-outs",
+        f"Top-1, percent. {_teachers_top1(done)}",
+        *_tables(table, _percent("top1_labelled"), "{:.1f}"),
+        "## Calibration",
+        f"Expected calibration error, percent: confidence of the student against its agreement, {BINS} bins.",
+        *_tables(table, _percent("calibration_error"), "{:.1f}"),
+        "## MACs kept",
+        "Percent of the teacher's.",
+        *_tables(table, _percent("macs"), "{:.1f}"),
+        "## Seconds and memory",
+        "Of the method, with everything it does; the least of the seeds. MiB: the most by which memory rose.",
+        *_costs(table),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def by_condition(done: Iterable[Line]) -> Table:
+    """Condition -> method -> seed -> line; of several options of a method those with the best mean agreement."""
+    every: dict[Condition, dict[str, dict[str, dict[int, Line]]]] = defaultdict(lambda: defaultdict(dict))
+    untrained: dict[tuple, list[Line]] = defaultdict(list)
+    for line in done:
+        cell = Cell(**line["cell"])
+        place = (cell.teacher.partition(":")[2] or cell.teacher, size_of(cell), cell.cut["keep"], cell.images)
+        if cell.steps == 0 and not METHODS[cell.method].trains:
+            untrained[place].append(line)
+            continue
+        every[*place, cell.steps][cell.method].setdefault(_options(cell), {})[cell.seed] = line
+    for place, lines in untrained.items():
+        at = [where for where in every if where[:4] == place] or [(*place, 0)]
+        for where in at:
+            for line in lines:
+                cell = Cell(**line["cell"])
+                every[where][cell.method].setdefault(_options(cell), {})[cell.seed] = line
+    return {
+        where: {name: max(tried.values(), key=_agreement) for name, tried in every[where].items()}
+        for where in sorted(every)
+    }
+
+
+def _options(cell: Cell) -> str:
+    return " ".join(f"{key}={value}" for key, value in sorted(cell.options.items()))
+
+
+def _agreement(runs: dict[int, Line]) -> float:
+    return statistics.mean(line["figures"]["agreement"] for line in runs.values())
+
+
+def difference(
+    ours: dict[int, Line], theirs: dict[int, Line], sure: bool = False
+) -> tuple[float, float, float, int] | None:
+    """Ours minus theirs in points of agreement, its 95 % interval, and the number of seeds that both have; None where
+    there is none. sure: only on pictures on which the teacher is sure."""
+    seeds = sorted(ours.keys() & theirs.keys())
+    if not seeds:
+        return None
+    gaps = np.mean([_bits(ours[s], "agree") - _bits(theirs[s], "agree") for s in seeds], axis=0)
+    if sure:
+        gaps = gaps[_bits(ours[seeds[0]], "sure") == 1]
+    if not len(gaps):
+        return None
+    draws = np.random.RandomState(0).randint(0, len(gaps), size=(DRAWS, len(gaps)))
+    low, high = np.percentile(gaps[draws].mean(1), [2.5, 97.5])
+    return 100 * float(gaps.mean()), 100 * float(low), 100 * float(high), len(seeds)
+
+
+def _bits(line: Line, name: str) -> np.ndarray:
+    figures = line["figures"]
+    return _unpacked(figures["bits"][name], figures["test_images"])
+
+
+@cache
+def _unpacked(digits: str, count: int) -> np.ndarray:
+    return np.array(unpacked(digits, count), dtype=np.int8)
+
+
+def _differences(table: Table) -> str:
+    rows = [
+        "| teacher | size | keep | images | steps | seeds | minus | points | where sure | gone |",
+        "|---|--:|--:|--:|--:|--:|---|--:|--:|--:|",
+    ]
+    for where, methods in table.items():
+        for name in BASELINES:
+            if OWN not in methods or name not in methods:
+                continue
+            ours, theirs = methods[OWN], methods[name]
+            whole, sure = difference(ours, theirs), difference(ours, theirs, sure=True)
+            if whole is None:
+                continue
+            both = ours.keys() & theirs.keys()
+            left = [1 - _agreement({s: m[s] for s in both}) for m in (ours, theirs)]
+            gone = f"{100 * (1 - left[0] / left[1]):.0f} %" if left[1] else ""
+            rows.append(f"| {_place(where)} | {whole[3]} | {_SHORT[name]} | {_said(whole)} | {_said(sure)} | {gone} |")
+    return "\n".join(rows) if len(rows) > 2 else "No condition has both yet."
+
+
+def _said(found: tuple[float, float, float, int] | None) -> str:
+    return "" if found is None else f"{found[0]:+.1f} ({found[1]:+.1f} to {found[2]:+.1f})"
+
+
+def _place(where: Condition) -> str:
+    teacher, size, keep, images, steps = where
+    return f"{teacher} | {size} | {keep:g} | {images} | {steps}"
+
+
+def _tables(table: Table, figure: Any, form: str, second: Any = None) -> list[str]:
+    """One table a teacher and size; a column for each method that has a line there."""
+    parts = []
+    for teacher, size in dict.fromkeys(where[:2] for where in table):
+        rows = {where: methods for where, methods in table.items() if where[:2] == (teacher, size)}
+        names = [name for name in _ORDER if any(name in methods for methods in rows.values())]
+        text = [
+            f"**{teacher}, {size} pixels**\n",
+            "| keep | images | steps | " + " | ".join(_SHORT[name] for name in names) + " |",
+            "|--:|--:|--:|" + "--:|" * len(names),
+        ]
+        for (_, _, keep, images, steps), methods in rows.items():
+            told = [_mean(methods.get(name), figure, form, second) for name in names]
+            text.append(f"| {keep:g} | {images} | {steps} | " + " | ".join(told) + " |")
+        parts.append("\n".join(text))
+    return parts
+
+
+def _percent(name: str) -> Callable[[dict[str, Any]], float | None]:
+    return lambda figures: None if figures[name] is None else 100 * figures[name]
+
+
+def _mean(runs: dict[int, Line] | None, figure: Any, form: str, second: Any) -> str:
+    if not runs:
+        return ""
+    figures = [line["figures"] for line in runs.values() if figure(line["figures"]) is not None]
+    if not figures:
+        return ""
+    told = form.format(statistics.mean(map(figure, figures)))
+    told += "" if second is None else f" / {statistics.mean(map(second, figures)):.3f}"
+    return told + ("" if len(figures) == 3 else f" ({len(figures)})")
+
+
+def _costs(table: Table) -> list[str]:
+    names = [name for name in _ORDER if any(name in methods for methods in table.values())]
+    rows = [
+        "| teacher | size | keep | images | steps | " + " | ".join(_SHORT[name] for name in names) + " |",
+        "|---|--:|--:|--:|--:|" + "--:|" * len(names),
+    ]
+    for where, methods in table.items():
+        told = []
+        for name in names:
+            runs = list(methods.get(name, {}).values())
+            peaks = [line["peak_memory_mib"] for line in runs if line["peak_memory_mib"] is not None]
+            memory = f", {max(peaks):,.0f} MiB" if peaks else ""
+            told.append(f"{min(line['seconds'] for line in runs):.0f} s{memory}" if runs else "")
+        rows.append(f"| {_place(where)} | " + " | ".join(told) + " |")
+    return ["\n".join(rows)]
+
+
+def _state(found: list[Line], done: list[Line]) -> str:
+    """How many of the cells of the full design are there, which are not, and what failed."""
+    have = {Cell(**line["cell"]).key for line in done}
+    wanted = cells()
+    left = [cell for cell in wanted if cell.key not in have]
+    parts = [f"{len(wanted) - len(left)} of the {len(wanted)} cells at 160 pixels are there"]
+    more = len(have - {cell.key for cell in wanted})
+    parts += [f"and {more} others"] if more else []
+    text = " ".join(parts) + "."
+    if left:
+        counts: dict[str, int] = defaultdict(int)
+        for cell in left:
+            counts[f"{cell.teacher.partition(':')[2]} seed {cell.seed}"] += 1
+        text += " **Missing: " + ", ".join(f"{count} of {name}" for name, count in counts.items()) + ".**"
+    failed = [line for line in found if "error" in line]
+    for line in failed:
+        text += f"\n- failed: {Cell(**line['cell'])}: {line['error']}"
+    return text
+
+
+def _places(done: list[Line]) -> list[str]:
+    told: dict[str, int] = defaultdict(int)
+    for line in done:
+        at, made = line["platform"], line["versions"]
+        device = "" if at["device"] == "cpu" else f", on a GPU ({at['device']})"
+        told[
+            f"{at['processor']}, {at['cores']} cores, {at['threads']} threads{device}; torch {made['torch']}, timm "
+            f"{made.get('timm')}, Python {made['python']}, understudy {made.get('understudy')}"
+        ] += 1
+    return [f"{count} cells: {place}" for place, count in told.items()]
+
+
+def _about_sure(done: list[Line]) -> str:
+    shares = [round(100 * line["figures"]["sure_images"] / line["figures"]["test_images"]) for line in done]
+    low, high = min(shares), max(shares)
+    return f"{low} %" if low == high else f"{low} to {high} %"
+
+
+def _teachers_top1(done: list[Line]) -> str:
+    found = {}
+    for line in done:
+        cell = Cell(**line["cell"])
+        name = f"{cell.teacher.partition(':')[2]} at {size_of(cell)} pixels"
+        found[name] = f"{100 * line['figures']['top1_labelled_teacher']:.1f}"
+    return "The teachers themselves: " + ", ".join(f"{name} {top1}" for name, top1 in sorted(found.items())) + "."
+
+
+assert set(_ORDER) == set(NAMED) == set(_SHORT)
