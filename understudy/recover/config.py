@@ -45,10 +45,10 @@ class MimicConfig:
     steps: optimiser steps, never epochs. batch_size: images a step; all of them when there are fewer.
     optimizer: "sgd", "muon" or "adamw", of which momentum is the first beta (the second is 0.999). lr, momentum,
     weight_decay: of the optimizer, weight decay on every body parameter. lr None: measured on the network at hand, so
-    that a step moves the student's features as far in every one (`mimic.measured_rate`).
-    schedule: of lr, "milestones" or "linear": straight to zero. milestones: shares of `steps` at which lr is multiplied by gamma; both are for that schedule
-    alone. warmup: share of `steps` in which lr rises from zero. mixing: of the images of a batch with each other, a
-    name in `augment.MIXES`.
+    that a step moves the student's features as far in every one (`mimic.measured_rate`). schedule: of lr, "milestones"
+    or "linear": straight to zero. milestones: shares of `steps` at which lr is multiplied by gamma; both are for that
+    schedule alone. warmup: share of `steps` in which lr rises from zero. mixing: of the images of a batch with each
+    other, a name in `augment.MIXES`.
     start: what `restore` does first: "closed_form" solves the layers, "cut" nothing (`mimic` does not look at it).
     norm_mode: "train" normalises with batch statistics and updates the running ones, "eval" leaves both alone.
     views: name in `augment.VIEWS`; it belongs to the teacher's task, not to the recipe.

@@ -438,8 +438,9 @@ def settled(
         taken = {name: checkpoint.data.get(name, getattr(config, name)) for name in ("precision", "layout", "lr")}
         config = replace(config, **taken)
     config, tried = _quickest_way(teacher, student, seam, few, config, student_seam, checkpoint, max_memory)
-    if config.lr is None and config.steps:
-        rate = measured_rate(teacher, student, seam, few, config, student_seam=student_seam, max_memory=max_memory)
+    if config.lr is None:
+        options = {"student_seam": student_seam, "max_memory": max_memory}
+        rate = measured_rate(teacher, student, seam, few, config, **options) if config.steps else _RATE
         config = replace(config, lr=rate)
     return config, tried
 
