@@ -62,7 +62,7 @@ FORBIDDEN = {
     "picture": {"*", "-errors"},
     "mimic": {"*", "-batches", "-checkpoint", "-config", "-errors", "-guard", "-seam"},
     "norms": {"*", "-batches", "-guard"},
-    "lockstep": {"*", "-batches", "-guard"},
+    "lockstep": {"*", "-batches", "-guard", "-memory"},
     "layers": {"*", "-graph", "-guard", "-lockstep", "-trace"},
     "gated": {"*"},
     "elimination": {"*"},

@@ -153,8 +153,8 @@ def _inverse(gram: Tensor) -> Tensor:
 
 
 def _factor(block: Tensor) -> Tensor:
-    """Lower Cholesky factor. Rounding can leave the block of inputs that others all but give not quite positive: then it
-    is lifted."""
+    """Lower Cholesky factor. Rounding can leave the block of what others all but give not quite positive: then it is
+    lifted."""
     factor, failed = torch.linalg.cholesky_ex(block)
     if bool(failed):
         lift = (1e-9 * block.diagonal().abs().max()).clamp_min(1e-300) - torch.linalg.eigvalsh(block)[0].clamp_max(0.0)

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from understudy import augment, guard
 from understudy.cost import count_traced
 from understudy.graph import Anatomy
-from understudy.memory import trim
+from understudy.memory import SLACK_BYTES, trim
 from understudy.modules import replace_own
 from understudy.plan import Plan
 from understudy.recover.batches import Batch, Source, copied, count, mixed, placed, told_apart, view
@@ -352,24 +353,33 @@ def view_seconds(model: nn.Module, few: Source | Tensor, views: str) -> float:
 
 
 def view_bytes(anatomy: Anatomy, halts: Sequence[str]) -> int:
-    """What two passes hold of one view at the worst halt: values that are made and still needed, and the image."""
+    """What two passes hold of one view at the worst halt: the image, and values that are still needed.
+
+    A value is needed until its last operator has run, and as long as a module runs that was given it: the caller holds
+    it. The student is taken to be as large as the teacher, but halts before it computes.
+    """
     traced, weights = anatomy.traced, set(halts)
     order = {node: i for i, node in enumerate(traced.nodes)}
-    places = sorted(
-        order[user] for node, name in traced.tensors.items() if name in weights for user in node.users if user in order
-    )
-    most = 0
-    ends = {node: max((order.get(u, len(order)) for u in node.users), default=i) for node, i in order.items()}
-    for place in places:
-        alive = (node for node, i in order.items() if i <= place <= ends[node] and shape(node) is not None)
-        most = max(most, sum(math.prod(shape(node)) for node in alive))
+    last_in = {call: i for node, i in order.items() for call in traced.calls.get(node, ())}
+    held = [0] * (len(order) + 1)  # by how much more is held from each operator on
+    for node, i in order.items():
+        inside, end = set(traced.calls.get(node, ())), i
+        for user in node.users:
+            end = max(end, order.get(user, len(order) - 1))
+            end = max([end, *(last_in[call] for call in traced.calls.get(user, ()) if call not in inside)])
+        size = math.prod(shape(node)) if shape(node) is not None else 0
+        held[i] += size
+        held[end + 1] -= size
+    at = list(accumulate(held))
+    users = [user for node, name in traced.tensors.items() if name in weights for user in node.users if user in order]
+    most = max((2 * at[order[user]] - math.prod(shape(user) or (0,)) for user in users), default=0)
     image = sum(math.prod(shape(node)) for node in traced.inputs if shape(node) is not None)
-    return max(1, 2 * 4 * (most + image) // traced.batch)
+    return max(1, 4 * (most + 2 * image) // traced.batch)
 
 
 def _running_bytes(anatomy: Anatomy) -> int:
-    """What the one pass that runs adds: two feature maps of a batch."""
-    return 2 * min(_BATCH_BYTES, _BATCH * 4 * max(1, _largest(anatomy)))
+    """What the one pass that runs adds: two feature maps of a batch, and what was freed and lies about."""
+    return SLACK_BYTES + 2 * min(_BATCH_BYTES, _BATCH * 4 * max(1, _largest(anatomy)))
 
 
 def _layer_bytes(layer: Layer, own: Mapping[str, Tensor], folds: int, rows: int, most: int) -> int:

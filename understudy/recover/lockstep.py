@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from understudy.guard import named_tensors, structural_copy
+from understudy.memory import Slack
 from understudy.recover.batches import Batch, copied
 
 
@@ -121,6 +122,13 @@ class _Pass:
         self._thread.join()
 
 
+def _gone_on(each: _Pass, slack: Slack) -> tuple[str, Seen] | None:
+    """As `go_on`. Every thread's arena keeps what its pass frees, as much again as is held if nobody returns it."""
+    found = each.go_on()
+    slack.trim()
+    return found
+
+
 def lockstep(
     networks: Sequence[tuple[nn.Module, str]], batches: Sequence[Batch], halts: Sequence[str], kept: Mapping[str, set]
 ) -> Iterator[tuple[str, list[list[Seen]]]]:
@@ -174,10 +182,10 @@ def lockstep(
         for number, (model, when) in enumerate(networks)
     ]
     del batches
-    every = [each for row in passes for each in row]
+    every, slack = [each for row in passes for each in row], Slack()
     try:
         for _ in halts:  # behind the last of them nothing is computed
-            at = [[each.go_on() for each in row] for row in passes]
+            at = [[_gone_on(each, slack) for each in row] for row in passes]
             names = {found and found[0] for row in at for found in row}
             if len(names) != 1:
                 raise RuntimeError(f"the passes halt at different places: {', '.join(sorted(map(str, names)))}")
