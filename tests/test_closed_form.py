@@ -454,7 +454,7 @@ def test_the_images_say_what_there_is_time_for(monkeypatch):
     assert not reconstruction(teacher, anatomy, images, max_seconds=0.0).scores
     # As many groups as there is time for: the clock stands at 5 s once the first group is done.
     clock = iter([0.0] * 400)
-    right = reconstruction_room._eliminate
+    right = reconstruction_room.eliminate
     monkeypatch.setattr(reconstruction_room.time, "perf_counter", lambda: next(clock))
 
     def slow(*args):
@@ -462,7 +462,7 @@ def test_the_images_say_what_there_is_time_for(monkeypatch):
         clock = iter([5.0] * 400)
         return right(*args)
 
-    monkeypatch.setattr(reconstruction_room, "_eliminate", slow)
+    monkeypatch.setattr(reconstruction_room, "eliminate", slow)
     part = reconstruction(teacher, anatomy, images, max_seconds=1.0)
     assert len(part.scores) == 1 < len(whole.scores)
     name = next(iter(part.scores))

@@ -45,6 +45,7 @@ from understudy.replace import replace as put_under_head
 from understudy.report import Report, platform_kind, versions
 from understudy.runtimes import Setting
 from understudy.seam import SeamPoint
+from understudy.spoken import Spoken
 from understudy.teachers import Teacher, code_of, load_again, own_teacher
 from understudy.trace import as_example
 from understudy.verify import (
@@ -204,6 +205,7 @@ def compress(
             budget["evidence"] = reconstruction(
                 model, anatomy, given, views=config.views, seed=config.seed, max_seconds=most,
                 on_expected=lambda seconds: say(f"asking the images which channels matter, {about(seconds)}"),
+                on_progress=Spoken(say, "batch or group"), max_memory=int(memory.PASSES * limit),
             )  # fmt: skip
             memory.trim()
             max_seconds = None if max_seconds is None else max(0.0, max_seconds - (time.perf_counter() - begun))

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+LAST = "channels_last"
+LAYOUTS = {"contiguous": torch.contiguous_format, LAST: torch.channels_last}
 # Results in both layouts may differ by so much of the largest. Source: assumption; rounding is 1e-6 to 1e-5.
 _MOST_APART = 1e-3
 # torch 2.15 without AVX-512: the backward pass of a strided 1x1 convolution with fewer inputs writes outside its memory
@@ -56,3 +57,25 @@ def learns_channels_last(*models: nn.Module) -> bool:
         for model in models
         for m in model.modules()
     )
+
+
+def layout_for(model: nn.Module, batch: tuple[tuple, dict[str, Any]]) -> str:
+    """In which a network of convolutions on a CPU goes forwards and backwards quicker, by its kind and not by a clock:
+    one seed must give one student. One image of `batch`, (args, kwargs), is run through it in the mode that it is in,
+    for code that cannot. Source: measured, ResNet-50 and EfficientNet-Lite0 take 0.75 to 0.85 of the time on AVX-512.
+    """
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    if not convolutions or convolutions[0].weight.device.type != "cpu" or not learns_channels_last(model):
+        return "contiguous"
+    whole = next((len(t) for t in (*batch[0], *batch[1].values()) if isinstance(t, Tensor) and t.ndim), 0)
+
+    def one(value: Any) -> Any:  # of its own: the network may write into it
+        return value[:1].clone() if isinstance(value, Tensor) and value.ndim and len(value) == whole else value
+
+    args, kwargs = laid((tuple(map(one, batch[0])), {key: one(value) for key, value in batch[1].items()}), LAST)
+    try:
+        with torch.no_grad():
+            model(*args, **kwargs)
+    except RuntimeError:  # code that views its tensors in another shape
+        return "contiguous"
+    return LAST

@@ -6,9 +6,11 @@ gives the same numbers.
 """
 
 import ctypes
+import functools
 import gc
 import os
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,6 +21,9 @@ DEFAULT_BYTES = 4_000_000_000  # Where more than twice that is free. Source: ass
 # passes of a stage (evidence, closed form, mimic), and one pass that only measures. Source: measured, with
 # EfficientNet-Lite0 at 224 pixels (benchmarks/compress_memory.py): torch and the networks take the rest.
 TRAINING_IMAGES, OTHER_IMAGES, PASSES, MEASURING = 0.25, 0.05, 0.4, 0.1
+# Freed memory that may lie about before it is worth returning, which costs as much time as it takes to fill it with
+# zeros when it is needed again. Source: measured, a fifth of that is a tenth slower (docs/LOG.md).
+SLACK_BYTES = 2**28
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _CGROUPS = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
@@ -88,10 +93,52 @@ def resident() -> int | None:
 
 
 def trim() -> None:
-    """Hand memory that was freed back to the system: glibc keeps what threads and small pieces leave behind."""
+    """Return freed memory to the system, where the C library can (glibc's malloc_trim); elsewhere nothing happens.
+
+    Freed blocks lie scattered in the arenas of every thread that ever allocated, and are kept there otherwise.
+    """
     gc.collect()
+    _return_freed()
+
+
+class Slack:
+    """Returns freed memory whenever there is more of it by SLACK_BYTES than when this was done last."""
+
+    def __init__(self) -> None:
+        self._least = 0
+
+    def trim(self) -> None:
+        found = _figures()
+        if found is None:
+            return
+        freed = found().fordblks  # what was returned counts too, until it is used again
+        self._least = min(self._least, freed)
+        if freed > self._least + SLACK_BYTES:
+            _return_freed()
+            self._least = freed
+
+
+def _return_freed() -> None:
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+class _Mallinfo2(ctypes.Structure):
+    """glibc's struct of that name. fordblks: bytes that are free and kept."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+    ]
+
+
+@functools.cache
+def _figures() -> Callable[[], _Mallinfo2] | None:
+    with suppress(OSError, AttributeError):  # another C library, or glibc before 2.33
+        found = ctypes.CDLL("libc.so.6").mallinfo2
+        found.restype = _Mallinfo2
+        return found
+    return None
 
 
 def said(size: float) -> str:

@@ -10,8 +10,9 @@ depthwise ones, and linear layers of at most MOST_INPUTS inputs; all else stays 
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 from understudy import augment, guard
 from understudy.cost import count_traced
 from understudy.graph import Anatomy
+from understudy.layout import laid, layout_for
+from understudy.memory import SLACK_BYTES, trim
 from understudy.modules import replace_own
 from understudy.plan import Plan
 from understudy.recover.batches import Batch, Source, copied, count, mixed, placed, told_apart, view
@@ -37,7 +40,7 @@ VIEWS = 800
 # What the passes may cost in all, which bounds the views of large networks. Source: measured on ResNet-50 at 224
 # pixels, so that all of it stays under a minute and a half on two cores (benchmarks/closed_form_cost.py).
 MACS = 1e12
-MEMORY_BYTES = 3 * 2**29  # What the passes may hold at a halt. Source: as MACS, for 4 GB in all.
+MEMORY_BYTES = 2**31  # What it may hold besides the two networks. Source: assumption, for 3 GB in all.
 # Positions that a layer is solved from, of all views. Source: measured, 4 times as many change nothing.
 ROWS, LEAST_POSITIONS = 12_500, 16
 HELD = 50_000_000  # Inputs of all those positions, of a layer that has an activation behind it. Source: assumption.
@@ -45,11 +48,15 @@ _LEAST_SCALE = 1e-3  # An output that what follows all but removes can make up f
 FOLDS = 4
 # Inputs x kernel above which a layer is left alone: its moments alone would take gigabytes. Source: assumption.
 MOST_INPUTS = 6000
-# Inputs of a layer above which its moments are summed in float32 within a batch (in float64 over batches), and half of
-# the images alone judge what is solved from the others, and there are two rounds behind an activation. Source:
-# assumption, for time.
+# Inputs of a layer above which half of the images alone judge what is solved from the others, and there are two rounds
+# behind an activation. Source: assumption, for time.
 _LARGE = 600
-_BATCH = 64
+# Views that run at once: so many, or fewer where a feature map of theirs would be larger. Source: assumption.
+_BATCH, _BATCH_BYTES = 64, 2**26
+# Random sums of the outputs by which a ridge is judged against others, of layers that have more than twice as many
+# outputs. Source: measured, the ridges chosen are those of all outputs but for neighbours (docs/LOG.md).
+_SKETCH = 64
+_BLOCK = 512  # Columns of a product X'X that are made at once, since half of it mirrors the other. Source: measured.
 # How long it will take: solves of a layer, in cubes of its inputs; how much slower a multiplication is in them than in
 # the network's own layers; seconds for each layer; views that are timed. Source: measured, of five networks all are
 # within a factor of two (docs/LOG.md).
@@ -102,21 +109,24 @@ def closed_form(
     on_layer: Callable[[int, int], None] | None = None,
     max_seconds: float | None = None,
     most_views: int | None = None,
+    max_memory: int | None = None,
 ) -> ClosedFormLog:
     """Solve the layers of `student`, the cut of `teacher` by `plan`, IN PLACE; return what was done to each.
 
     few: images as for `mimic`. views, mixing: names in `augment.VIEWS` and `augment.MIXES`; by default the mixing that
     goes with the views. count_views: how many views of the images; by default VIEWS, or fewer for a network whose
-    passes would cost more than MACS or hold more than MEMORY_BYTES. on_layer(done, total): progress. max_seconds:
-    layers that are not solved by then stay as the cut left them. most_views: a bound on what there is by default. Both
-    networks are used in eval mode and come back as they were, but for weights, biases and batch norms' running means of
-    the student; on an error these too are as before.
+    passes would cost more than MACS or hold more than there is room for. on_layer(done, total): progress. max_seconds:
+    layers that are not solved by then stay as the cut left them. most_views: a bound on what there is by default.
+    max_memory: bytes that it may hold besides the networks, by default MEMORY_BYTES; `needed_bytes` says what it takes
+    at the least. Both networks are used in eval mode and come back as they were, but for weights, biases and batch
+    norms' running means of the student; on an error these too are as before.
 
     Raises: InputError for images that do not fit.
     """
     return solve(
         teacher, student, anatomy, to_solve(anatomy, plan, student), plan.slices, few, views=views, mixing=mixing,
         seed=seed, count_views=count_views, on_layer=on_layer, max_seconds=max_seconds, most_views=most_views,
+        max_memory=max_memory,
     )  # fmt: skip
 
 
@@ -136,6 +146,7 @@ def solve(
     on_layer: Callable[[int, int], None] | None = None,
     max_seconds: float | None = None,
     most_views: int | None = None,
+    max_memory: int | None = None,
     folds: int = FOLDS,
     rows: int = ROWS,
 ) -> ClosedFormLog:
@@ -151,35 +162,51 @@ def solve(
     tensors, own = guard.named_tensors(lead), guard.named_tensors(student)
     folds = min(folds, images)
     mixing = mixing or (augment.VIEWS[views].mixing if views in augment.VIEWS else "none")
+    most = MEMORY_BYTES if max_memory is None else max_memory
+    todo = [layer for layer in todo if _layer_bytes(layer, own, folds, rows, most) <= most]
     names = [layer.weight for layer in todo]
-    total = affordable(anatomy, names) if count_views is None else count_views
+    kept_bytes = max((_layer_bytes(layer, own, folds, rows, most) for layer in todo), default=0)
+    total = affordable(anatomy, names, most - kept_bytes) if count_views is None else count_views
     total = total if most_views is None else min(total, most_views)
-    batches, fold_of, used = batches_of(few, student, views, mixing, seed, folds, total)
+    size = batch_size(anatomy)
+    batches, fold_of, used = batches_of(few, student, views, mixing, seed, folds, total, size)
     folds = len(set(fold_of))
-    if folds < 2:  # one image, over and over
+    if folds < 2 or not todo:  # one image, over and over
         return ClosedFormLog(images=images, seconds=time.perf_counter() - started)
     held = {layer.weight: {layer.shortcut} for layer in todo if layer.shortcut}
     draws = torch.Generator().manual_seed(seed)
     before = {name: tensor.detach().clone() for name, tensor in own.items()}
     solved: list[Solved] = []
     near = len(RIDGES) // 2
+    if on_layer:
+        on_layer(0, len(todo))
     try:
         with guard.seeded(seed), guard.evaluating(teacher), guard.evaluating(lead), guard.evaluating(student):
-            for name, (wanted, found) in lockstep([(lead, "after"), (student, "before")], batches, names, held):
+            layout = layout_for(lead, batches[0])
+            batches = [laid(batch, layout) for batch in batches]
+            halts = lockstep([(lead, "after"), (student, "before")], batches, names, held)
+            del batches  # the passes' own from here on
+            for name, (wanted, found) in halts:
                 layer = todo[len(solved)]
                 if layer.weight != name:
                     raise RuntimeError(f"{name} runs where {layer.weight} was expected")
                 kept = slices.get(name, {}).get(0)
-                stats = _statistics(layer, wanted, found, kept, tensors, own, fold_of, folds, rows, draws)
+                stats = _statistics(
+                    layer, wanted, found, kept, tensors, own, fold_of, folds, rows, _most_held(most), draws
+                )
+                del wanted, found  # else they would stand beside those of the next halt
                 done, near = _solve(layer, stats, own, near)
+                del stats
                 solved.append(done)
                 if on_layer:
                     on_layer(len(solved), len(todo))
                 if max_seconds is not None and time.perf_counter() - started >= max_seconds:
                     break
+            halts.close()
     except BaseException:
         guard.put_back((tensor, before[name]) for name, tensor in own.items())
         raise
+    trim()
     return ClosedFormLog(tuple(solved), images, used, time.perf_counter() - started)
 
 
@@ -215,10 +242,33 @@ def runs_behind(traced: Traced, place: int) -> set[str]:
 
 
 def batches_of(
-    few: Source | Tensor, model: nn.Module, views: str, mixing: str, seed: int, folds: int, total: int
+    few: Source | Tensor,
+    model: nn.Module,
+    views: str,
+    mixing: str,
+    seed: int,
+    folds: int,
+    total: int,
+    size: int = _BATCH,
 ) -> tuple[list[Batch], list[int], int]:
     """Batches of `total` views, for `model`; the fold of each; how many views there are. Every image has one at least
-    of as many as there may be. Every second batch is mixed. No image is in two folds, not even mixed or twice."""
+    of as many as there may be. Every second batch is mixed. No image is in two folds, not even mixed or twice. size: of
+    a batch, at most."""
+    made = list(made_batches(few, model, views, mixing, seed, folds, total, size))
+    return [batch for batch, _, _ in made], [fold for _, fold, _ in made], sum(count for _, _, count in made)
+
+
+def made_batches(
+    few: Source | Tensor,
+    model: nn.Module,
+    views: str,
+    mixing: str,
+    seed: int,
+    folds: int,
+    total: int,
+    size: int = _BATCH,
+) -> Iterator[tuple[Batch, int, int]]:
+    """As `batches_of`, one after the other: batch, its fold, how many views it has."""
     like = next((t for t in guard.named_tensors(model).values() if t.is_floating_point()), torch.empty(0))
     draws = torch.Generator().manual_seed(seed)
     same: dict[Any, list[int]] = {}
@@ -227,28 +277,44 @@ def batches_of(
         same.setdefault(names[index], []).append(index)
     alike = list(same.values())
     folds = min(folds, len(alike))
-    batches, fold_of, made = [], [], 0
     for fold in range(folds):
         mine = [index for images in alike[fold::folds] for index in images]
         share = max(1, round(total / folds))
         indices = (mine * -(-share // len(mine)))[:share]
-        size = min(_BATCH, -(-share // 2))
-        for number, start in enumerate(range(0, share, size)):
-            part = indices[start : start + size]
+        each = min(size, -(-share // 2))
+        for number, start in enumerate(range(0, share, each)):
+            part = indices[start : start + each]
             batch = placed(view(few, part, views, draws), like.device, like.dtype)
             if number % 2 and len(part) > 1:
                 batch = mixed(batch, mixing, draws)
-            batches.append(batch)
-            fold_of.append(fold)
-            made += len(part)
-    return batches, fold_of, made
+            yield batch, fold, len(part)
 
 
-def affordable(anatomy: Anatomy, halts: Sequence[str]) -> int:
-    """How many views two passes may see that halt at these weights."""
+def batch_size(anatomy: Anatomy) -> int:
+    """Views that run at once."""
+    return max(4, min(_BATCH, _BATCH_BYTES // (4 * max(1, _largest(anatomy)))))
+
+
+def _largest(anatomy: Anatomy) -> int:
+    """Numbers in the largest feature map of one image."""
+    traced = anatomy.traced
+    sizes = (math.prod(shape(node)) for node in traced.nodes if shape(node) is not None)
+    return max(sizes, default=1) // traced.batch
+
+
+def affordable(anatomy: Anatomy, halts: Sequence[str], most: int = MEMORY_BYTES) -> int:
+    """How many views two passes may see that halt at these weights and hold `most` bytes in all."""
     macs = max(1, count_traced(anatomy.traced).macs)
-    held = max(1, 2 * _held_bytes(anatomy, set(halts)))
-    return max(1, min(VIEWS, int(MACS / (2 * macs)), int(MEMORY_BYTES / held)))
+    room = (most - _running_bytes(anatomy)) // view_bytes(anatomy, halts) if halts else VIEWS
+    return max(1, min(VIEWS, int(MACS / (2 * macs)), room))
+
+
+def needed_bytes(anatomy: Anatomy, plan: Plan, student: nn.Module) -> int:
+    """The least that `closed_form` holds besides the networks: for a few views, and for its largest layer."""
+    own = guard.named_tensors(student)
+    todo = to_solve(anatomy, plan, student)
+    largest = max((_layer_bytes(layer, own, FOLDS, ROWS, 0) for layer in todo), default=0)
+    return largest + _running_bytes(anatomy) + _FEWEST * view_bytes(anatomy, [layer.weight for layer in todo])
 
 
 def expected_seconds(anatomy: Anatomy, plan: Plan, student: nn.Module, a_view: float) -> float:
@@ -286,36 +352,82 @@ def view_seconds(model: nn.Module, few: Source | Tensor, views: str) -> float:
     return min(tries)
 
 
-def _held_bytes(anatomy: Anatomy, weights: set[str]) -> int:
-    """The most that a pass of one image holds where it halts: values that are made and still needed."""
-    traced = anatomy.traced
+def view_bytes(anatomy: Anatomy, halts: Sequence[str]) -> int:
+    """What two passes hold of one view at the worst halt: the image, and values that are still needed.
+
+    A value is needed until its last operator has run, and as long as a module runs that was given it: the caller holds
+    it. The student is taken to be as large as the teacher, but halts before it computes.
+    """
+    traced, weights = anatomy.traced, set(halts)
     order = {node: i for i, node in enumerate(traced.nodes)}
-    halts = sorted(
-        order[user] for node, name in traced.tensors.items() if name in weights for user in node.users if user in order
-    )
-    most = 0
-    ends = {node: max((order.get(u, len(order)) for u in node.users), default=i) for node, i in order.items()}
-    for halt in halts:
-        alive = (node for node, i in order.items() if i <= halt <= ends[node] and shape(node) is not None)
-        most = max(most, sum(math.prod(shape(node)) for node in alive))
-    return 4 * most // traced.batch
+    last_in = {call: i for node, i in order.items() for call in traced.calls.get(node, ())}
+    held = [0] * (len(order) + 1)  # by how much more is held from each operator on
+    for node, i in order.items():
+        inside, end = set(traced.calls.get(node, ())), i
+        for user in node.users:
+            end = max(end, order.get(user, len(order) - 1))
+            end = max([end, *(last_in[call] for call in traced.calls.get(user, ()) if call not in inside)])
+        size = math.prod(shape(node)) if shape(node) is not None else 0
+        held[i] += size
+        held[end + 1] -= size
+    at = list(accumulate(held))
+    users = [user for node, name in traced.tensors.items() if name in weights for user in node.users if user in order]
+    most = max((2 * at[order[user]] - math.prod(shape(user) or (0,)) for user in users), default=0)
+    image = sum(math.prod(shape(node)) for node in traced.inputs if shape(node) is not None)
+    return max(1, 4 * (most + 2 * image) // traced.batch)
+
+
+def _running_bytes(anatomy: Anatomy) -> int:
+    """What the one pass that runs adds: two feature maps of a batch, and what was freed and lies about."""
+    return SLACK_BYTES + 2 * min(_BATCH_BYTES, _BATCH * 4 * max(1, _largest(anatomy)))
+
+
+def _layer_bytes(layer: Layer, own: Mapping[str, Tensor], folds: int, rows: int, most: int) -> int:
+    """What solving `layer` holds: moments of every part, three matrices of their size to solve with, and rows."""
+    outputs, inputs = len(own[layer.weight]), own[layer.weight][0].numel()
+    parts = folds if inputs <= _LARGE else 2
+    kept = min(rows, _most_held(most) // inputs) if layer.gate is not None else 0
+    return 8 * ((parts + 3) * inputs**2 + (parts + 2) * inputs * outputs) + 4 * kept * (inputs + 2 * outputs)
+
+
+def _most_held(most: int) -> int:
+    """Inputs of all positions of a layer that has an activation behind it."""
+    return int(min(HELD, most // 40)) if most else HELD // 10
 
 
 @dataclass
 class _Statistics:
-    """Of each fold the second moments of a layer's inputs, with a last one that is always 1 where a constant is free:
-    gram (folds, groups, D, D), cross (folds, groups, D, outputs of a group), square (folds, groups, outputs), rows
-    (folds,). prior (groups, outputs, D): what the cut left. gated: the rows themselves, where an
-    activation is behind."""
+    """Moments of a layer's inputs X, with a last one that is always 1 where a constant is free, and of what its prior
+    weights leave over, R = Y - X prior', of each part of the images.
+
+    gram: X'X (parts, groups, D, D). cross: X'R (parts, groups, D, outputs of a group). square: of R (parts,). whole: of
+    Y (parts,). rows: (parts,). prior: what the cut left (groups, outputs of a group, D). gated: the rows themselves,
+    where an activation is behind. A part is a fold, or of a large layer every second fold.
+    """
 
     gram: Tensor
     cross: Tensor
     square: Tensor
+    whole: Tensor
     rows: Tensor
     prior: Tensor
     free: bool
     inputs: int
     gated: Gated | None
+    sums: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+
+    def gram_of(self, parts: Sequence[int]) -> Tensor:
+        """(groups, D, D) over these parts."""
+        at = tuple(parts)
+        if len(at) == 1:
+            return self.gram[at[0]]
+        if at not in self.sums:
+            self.sums[at] = self.gram[list(at)].sum(0) if len(at) < len(self.gram) else self.gram.sum(0)
+        return self.sums[at]
+
+    def cross_of(self, parts: Sequence[int]) -> Tensor:
+        """(groups, D, outputs of a group) over these parts."""
+        return self.cross[parts[0]] if len(parts) == 1 else self.cross[list(parts)].sum(0)
 
 
 def _statistics(
@@ -328,15 +440,18 @@ def _statistics(
     fold_of: list[int],
     folds: int,
     most: int,
+    most_held: int,
     draws: torch.Generator,
 ) -> _Statistics:
     weight = own[layer.weight]
+    exact = torch.float64 if weight.dtype == torch.float64 else torch.float32  # of rows; sums of them are in float64
     how = geometry(found[0], weight)
     spatial = len(how.kernel)
     free = layer.constant is not None
     prior = weight.detach().double().flatten(1).unflatten(0, (how.groups, -1))
+    inputs = prior.shape[2]
     views = sum(len(seen.input) for seen in found)
-    enough = most if layer.gate is None else min(most, HELD // prior[:, 0].numel())
+    enough = most if layer.gate is None else min(most, most_held // prior[:, 0].numel())
     each = max(LEAST_POSITIONS, -(-enough // views))
     chosen: dict[int, Tensor] = {}
 
@@ -348,7 +463,7 @@ def _statistics(
     def sampled(value: Tensor) -> Tensor:
         """(images, positions, channels)."""
         value = channels_last(value, spatial)
-        return value[:, positions(value.shape[1]).to(value.device)].double()
+        return value[:, positions(value.shape[1]).to(value.device)].to(exact)
 
     def grouped(value: Tensor) -> Tensor:
         """(groups, rows, outputs of a group), of the channels that stay."""
@@ -357,14 +472,21 @@ def _statistics(
 
     index = None if kept is None else torch.tensor(kept, device=weight.device)
     affine = affine_of(layer, tensors) if layer.shortcut or layer.gate else None
-    scale, offset = (None, None) if affine is None else (each.to(weight.device) for each in affine)
+    scale, offset = (None, None) if affine is None else (each_.to(weight.device, exact) for each_ in affine)
     back = None if scale is None else torch.where(scale.abs() > _LEAST_SCALE, 1 / scale, 0.0)
     gated = None
     if layer.gate is not None and scale is not None:
         gated = Gated(layer.gate, grouped(torch.where(back == 0, 0.0, scale)[None]), grouped(back[None]))
-    sums: list[Any] = [[0.0, 0.0, 0.0, 0] for _ in range(folds)]
+    parts = folds if inputs <= _LARGE else min(2, folds)
+    size, outputs = inputs + free, prior.shape[1]
+    gram = prior.new_zeros(parts, how.groups, size, size)
+    cross = prior.new_zeros(parts, how.groups, size, outputs)
+    square, whole, rows_of = (prior.new_zeros(parts) for _ in range(3))
+    bias = None if layer.bias is None else own[layer.bias].detach().to(exact).unflatten(0, (how.groups, -1))[:, None]
+    before = prior.mT.to(exact)
     for fold, lead, learner in zip(fold_of, wanted, found, strict=True):
-        x = columns(learner.input, how, positions, tuple(lead.output.shape[2:]) if spatial else ())
+        part = fold % parts
+        x = columns(learner.input, how, positions, tuple(lead.output.shape[2:]) if spatial else ()).to(exact)
         rows = sampled(lead.output)
         ahead = None if gated is None else scale * rows + offset
         if layer.shortcut is not None and scale is not None:
@@ -374,22 +496,34 @@ def _statistics(
             if gated is not None:
                 gated, ahead = (None, None) if error is None else (gated, ahead + sampled(lead.held[layer.shortcut]))
         y = grouped(rows)
-        if layer.bias is not None:
-            y = y - own[layer.bias].detach().double().unflatten(0, (how.groups, -1))[:, None]
+        if bias is not None:
+            y = y - bias
         x = x.flatten(0, 1).transpose(0, 1)  # (groups, rows, inputs)
-        x = x if prior.shape[2] > _LARGE else x.double()
+        over = y - x @ before
         if free:
             x = torch.cat([x, x.new_ones(*x.shape[:2], 1)], 2)
-        into = sums[fold]
-        into[0], into[1] = into[0] + (x.mT @ x).double(), into[1] + (x.mT @ y.to(x)).double()
-        into[2], into[3] = into[2] + y.square().sum(1), into[3] + x.shape[1]
+        _add_square(gram[part], x)
+        cross[part] += x.mT @ over
+        square[part] += over.square().sum((0, 1)).double().sum()
+        whole[part] += y.square().sum((0, 1)).double().sum()
+        rows_of[part] += x.shape[1]
         if gated is not None:
-            gated.add(fold, x, y, grouped(ahead))
+            gated.add(part, x, over, grouped(ahead))
+    if size > _BLOCK:
+        gram.copy_(gram.triu() + gram.triu(1).mT)
     if free:
         prior = torch.cat([prior, prior.new_zeros(*prior.shape[:2], 1)], 2)
-    gram, cross, square = (torch.stack([s[i] for s in sums]) for i in range(3))
-    rows = torch.tensor([float(s[3]) for s in sums], dtype=torch.float64, device=gram.device)
-    return _Statistics(gram, cross, square, rows, prior, free, prior.shape[2] - free, gated)
+    return _Statistics(gram, cross, square, whole, rows_of, prior, free, inputs, gated)
+
+
+def _add_square(gram: Tensor, x: Tensor) -> None:
+    """Add x'x to gram (groups, D, D), of large ones what is above the diagonal. x: (groups, rows, D)."""
+    size = x.shape[2]
+    if size <= _BLOCK:
+        gram += x.mT @ x
+        return
+    for start in range(0, size, _BLOCK):
+        gram[:, start : start + _BLOCK, start:] += x[:, :, start : start + _BLOCK].mT @ x[:, :, start:]
 
 
 def _shortcut_error(
@@ -411,75 +545,90 @@ def _shortcut_error(
 def _solve(layer: Layer, stats: _Statistics, own: dict[str, Tensor], near: int) -> tuple[Solved, int]:
     """The ridge with the least error on images left out, and the weights by it; in place in `own`. near: where to look
     for it first; returned for the next layer."""
-    left_out = _left_out(stats)
-    total = sum(stats.square[members].sum() for members in left_out).clamp_min(1e-300)
-    relative = float(_error(stats, left_out, [stats.prior] * len(left_out)) / total)
+    parts = list(range(len(stats.gram)))
+    left_out = [[part] for part in parts] if stats.inputs <= _LARGE else [parts[:1]]
+    rests = [[part for part in parts if part not in members] for members in left_out]
+    total = sum(stats.whole[members].sum() for members in left_out).clamp_min(1e-300)
+    left = sum(stats.square[members].sum() for members in left_out)
+    relative = float(left / total)
     if relative < _EXACT or not math.isfinite(relative):
         return Solved(layer.weight, None, relative, relative), near
-    folds = range(len(stats.gram))
-    errors: dict[int, float] = {}
-
-    def error(at: int) -> float:
-        if at not in errors:
-            rests = [[fold for fold in folds if fold not in members] for members in left_out]
-            weights = [_ridge(stats, rest, RIDGES[at]) if rest else stats.prior for rest in rests]
-            errors[at] = float(_error(stats, left_out, weights) / total)
-        return errors[at]
-
-    # The error is all but convex in the logarithm of the ridge: walk downhill.
-    at = near
-    while True:
-        best = min((i for i in (at, at - 1, at + 1) if 0 <= i < len(RIDGES)), key=error)
-        if best == at:
-            break
-        at = best
-    if not error(at) < relative:
+    at, solvers = _search(stats, left_out, rests, near)
+    changes = [solver(stats.cross_of(rest)) for solver, rest in zip(solvers, rests, strict=True)]
+    error = float((left + _gained(stats, left_out, changes, stats.cross)) / total)
+    if not error < relative:
         return Solved(layer.weight, None, relative, relative), near
-    weights, gated = _ridge(stats, folds, RIDGES[at]), False
+    whole, gated = _solver(stats, parts, RIDGES[at]), False
+    change = whole(stats.cross_of(parts))
     if stats.gated is not None:
-        known, new = folds[1::2], folds[::2]
-        plain = _ridge(stats, known, RIDGES[at])
+        known, new = parts[1::2], parts[::2]
+        solver = solvers[rests.index(known)] if known in rests else _solver(stats, known, RIDGES[at])
+        plain = changes[rests.index(known)] if known in rests else solver(stats.cross_of(known))
         rounds = ROUNDS if stats.inputs <= _LARGE else 2
-        better = stats.gated.solved(known, plain, _solver(stats, known, RIDGES[at]), rounds)
+        better = stats.gated.solved(known, plain, solver, rounds)
         gated = stats.gated.error(new, better) < stats.gated.error(new, plain)
         if gated:
-            weights = stats.gated.solved(folds, weights, _solver(stats, folds, RIDGES[at]), rounds)
-    _put(layer, weights, stats, own)
-    return Solved(layer.weight, RIDGES[at], relative, error(at), gated), at
+            change = stats.gated.solved(parts, change, whole, rounds)
+    _put(layer, stats.prior + change, stats, own)
+    return Solved(layer.weight, RIDGES[at], relative, error, gated), at
 
 
-def _left_out(stats: _Statistics) -> list[list[int]]:
-    """Folds that are left out together, in turn: each of them once, or of a large layer half of them and no more."""
-    every = list(range(len(stats.gram)))
-    return [[fold] for fold in every] if stats.inputs <= _LARGE else [every[::2]]
+def _search(
+    stats: _Statistics, left_out: list[list[int]], rests: list[list[int]], near: int
+) -> tuple[int, list[Callable[[Tensor], Tensor]]]:
+    """Which ridge has the least error on the parts left out, and the solvers with it over the others.
+
+    The error is all but convex in the logarithm of the ridge: it is walked downhill, from `near` on. Many outputs are
+    judged by random sums of them.
+    """
+    cross = stats.cross
+    if cross.shape[-1] > 2 * _SKETCH:
+        signs = torch.randint(0, 2, (cross.shape[-1], _SKETCH), generator=torch.Generator().manual_seed(0))
+        cross = cross @ (2 * signs - 1).to(cross)
+    errors: dict[int, float] = {}
+    best: list[Any] = [near, []]
+    at = near
+    while True:
+        for i in (at, at - 1, at + 1):
+            if not 0 <= i < len(RIDGES) or i in errors:
+                continue
+            solvers = [_solver(stats, rest, RIDGES[i]) for rest in rests]
+            changes = [
+                solver(cross[rest].sum(0)) if rest else torch.zeros_like(cross[0].mT)
+                for solver, rest in zip(solvers, rests, strict=True)
+            ]
+            errors[i] = float(_gained(stats, left_out, changes, cross))
+            if i == best[0] or errors[i] < errors[best[0]]:
+                best = [i, solvers]
+            del solvers
+        if best[0] == at:
+            return at, best[1]
+        at = best[0]
 
 
-def _ridge(stats: _Statistics, folds: Sequence[int], ridge: float) -> Tensor:
-    """(groups, outputs, D): least squares over `folds`, held to the prior by `ridge`."""
-    return _solver(stats, folds, ridge)(stats.cross[list(folds)].sum(0))
-
-
-def _solver(stats: _Statistics, folds: Sequence[int], ridge: float) -> Callable[[Tensor], Tensor]:
-    """From the cross moments of `folds` with some target to the weights for it."""
-    at = list(folds)
-    gram = stats.gram[at].sum(0)
-    size = gram.shape[-1]
-    unit = gram.diagonal(dim1=1, dim2=2)[:, : stats.inputs].mean(1).clamp_min(1e-300)
-    hold = (ridge * unit)[:, None].expand(-1, size).clone()
+def _solver(stats: _Statistics, parts: Sequence[int], ridge: float) -> Callable[[Tensor], Tensor]:
+    """From cross moments X'R (groups, D, targets) over `parts` to what is to be added to the prior for them, (groups,
+    targets, D); with ridge 0 it would leave the least squares."""
+    held = stats.gram_of(parts).clone()
+    unit = held.diagonal(dim1=1, dim2=2)[:, : stats.inputs].mean(1).clamp_min(1e-300)
+    hold = (ridge * unit)[:, None].expand(-1, held.shape[-1]).clone()
     if stats.free:
-        hold[:, -1] = 1e-6 * stats.rows[at].sum()  # the constant is all but free
-    factor, failed = torch.linalg.cholesky_ex(gram + torch.diag_embed(hold))
+        hold[:, -1] = 1e-6 * stats.rows[list(parts)].sum()  # the constant is all but free
+    held.diagonal(dim1=1, dim2=2).add_(hold)
+    factor, failed = torch.linalg.cholesky_ex(held)
+    del held
     if bool(failed.any()):
-        return lambda cross: stats.prior
-    return lambda cross: torch.cholesky_solve(cross + hold[:, :, None] * stats.prior.mT, factor).mT
+        return lambda cross: torch.zeros_like(cross.mT)
+    return lambda cross: torch.cholesky_solve(cross, factor).mT
 
 
-def _error(stats: _Statistics, parts: list[list[int]], weights: list[Tensor]) -> Tensor:
-    """Squared error of each part's rows with the weights for it, in all."""
-    total = torch.zeros((), dtype=stats.gram.dtype, device=stats.gram.device)
-    for members, w in zip(parts, weights, strict=True):
-        gram, cross = stats.gram[members].sum(0), stats.cross[members].sum(0)
-        total += (w @ gram * w).sum() - 2 * (w * cross.mT).sum() + stats.square[members].sum()
+def _gained(stats: _Statistics, members: list[list[int]], changes: list[Tensor], cross: Tensor) -> Tensor:
+    """By how much the squared error on these parts changes with what is added to the prior for each. cross: (parts,
+    groups, D, targets), of the same targets as the changes."""
+    total = torch.zeros((), dtype=cross.dtype, device=cross.device)
+    for parts, change in zip(members, changes, strict=True):
+        for part in parts:
+            total += ((change @ stats.gram[part] - 2 * cross[part].mT) * change).sum()
     return total
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node
-from torch.nn import functional as F
 
 from understudy.graph import Anatomy
 from understudy.guard import named_tensors
@@ -232,15 +231,19 @@ def columns(x: Tensor, how: Geometry, positions: Callable[[int], Tensor], size: 
     left = positions(math.prod(size))
     places = []
     for side in reversed(size):
-        places.insert(0, (left % side).to(x.device))
+        places.insert(0, left % side)
         left = left // side
-    padded = F.pad(x, [p for pair in reversed(how.padding) for p in pair]).movedim(1, -1)
-    taps = [()]
-    for k in how.kernel:
-        taps = [(*tap, i) for tap in taps for i in range(k)]
-    seen = []
-    for tap in taps:
-        index = [p * s + t * d for p, s, t, d in zip(places, how.stride, tap, how.dilation, strict=True)]
-        seen.append(padded[(slice(None), *index)])
-    stacked = torch.stack(seen, -1)  # (n, positions, channels, taps)
-    return stacked.unflatten(2, (how.groups, -1)).flatten(3)
+    flat, inside = torch.zeros(len(left), 1, dtype=torch.long), torch.ones(len(left), 1, dtype=torch.bool)
+    axes = zip(places, how.kernel, how.stride, how.dilation, how.padding, x.shape[2:], strict=True)
+    for place, taps, stride, dilation, (before, _), side in axes:  # (positions, taps so far) x (1, taps) of this axis
+        at = (place * stride - before)[:, None, None] + dilation * torch.arange(taps)
+        flat = (flat[:, :, None] * side + at.clamp(0, side - 1)).flatten(1)
+        inside = (inside[:, :, None] & (at >= 0) & (at < side)).flatten(1)
+    flat, inside = flat.to(x.device), inside.to(x.device)
+    if x.stride(1) == 1:  # channels stand together: whole rows of them are taken
+        found = x.movedim(1, -1).flatten(1, -2).index_select(1, flat.flatten()).unflatten(1, flat.shape).transpose(2, 3)
+    else:
+        found = x.flatten(2).index_select(2, flat.flatten()).unflatten(2, flat.shape).transpose(1, 2)
+    if not bool(inside.all()):
+        found = found * inside[:, None]  # (n, positions, channels, taps)
+    return found.unflatten(2, (how.groups, -1)).flatten(3)

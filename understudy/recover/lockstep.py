@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from understudy.guard import named_tensors, structural_copy
+from understudy.memory import Slack
 from understudy.recover.batches import Batch, copied
 
 
@@ -121,13 +122,21 @@ class _Pass:
         self._thread.join()
 
 
+def _gone_on(each: _Pass, slack: Slack) -> tuple[str, Seen] | None:
+    """As `go_on`. Every thread's arena keeps what its pass frees, as much again as is held if nobody returns it."""
+    found = each.go_on()
+    slack.trim()
+    return found
+
+
 def lockstep(
     networks: Sequence[tuple[nn.Module, str]], batches: Sequence[Batch], halts: Sequence[str], kept: Mapping[str, set]
 ) -> Iterator[tuple[str, list[list[Seen]]]]:
     """Yield, at each of `halts`, (name, per network what each batch sees there); going on lets all passes go on.
 
     networks: each with "before" or "after", where it halts: at the function that is given the weight of that name, or
-    behind it. kept: halt -> (weight, "input" | "output") that passes must still have there, seen before.
+    behind it. batches: the last network may write into them, others are given copies. kept: halt -> (weight, "input" |
+    "output") that passes must still have there, seen before.
     Every halt comes once. Without gradients, in the mode that the networks are in. Raises: what a network raises, and
     RuntimeError where the passes do not halt at the same places.
     """
@@ -136,8 +145,9 @@ def lockstep(
     watched = [*dict.fromkeys([*halts, *(name for name, _ in wanted)])]
     halting = set(halts)
 
-    def body(model: nn.Module, when: str, batch: Batch) -> Callable[[_Pass], None]:
+    def body(model: nn.Module, when: str, batch: Batch | None, last_one: bool) -> Callable[[_Pass], None]:
         def run(own: _Pass) -> None:
+            nonlocal batch
             held: dict[tuple[str, str], Tensor] = {}
 
             def halt(name: str, seen: Seen) -> None:
@@ -160,25 +170,32 @@ def lockstep(
                     halt(name, seen)
 
             # What a network keeps on its modules, or writes into its input, is this pass's alone.
-            network, (args, kwargs) = structural_copy(model), copied(batch)
+            network, (args, kwargs) = structural_copy(model), batch if last_one else copied(batch)
+            batch = None  # not held any longer than the network itself holds it
             with torch.no_grad(), Watch(ids_of(network, watched), before, after):
                 network(*args, **kwargs)
 
         return run
 
-    passes = [[_Pass(body(model, when, batch)) for batch in batches] for model, when in networks]
-    every = [each for row in passes for each in row]
+    passes = [
+        [_Pass(body(model, when, batch, number == len(networks) - 1)) for batch in batches]
+        for number, (model, when) in enumerate(networks)
+    ]
+    del batches
+    every, slack = [each for row in passes for each in row], Slack()
     try:
         for _ in halts:  # behind the last of them nothing is computed
-            at = [[each.go_on() for each in row] for row in passes]
+            at = [[_gone_on(each, slack) for each in row] for row in passes]
             names = {found and found[0] for row in at for found in row}
             if len(names) != 1:
                 raise RuntimeError(f"the passes halt at different places: {', '.join(sorted(map(str, names)))}")
             name = names.pop()
             if name is None:
                 return
-            yield name, [[seen for _, seen in row] for row in at]
+            seen = [[seen for _, seen in row] for row in at]
             del at
+            yield name, seen
+            del seen
     finally:
         for each in every:
             each.end()

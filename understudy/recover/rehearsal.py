@@ -5,6 +5,7 @@ All of that is thrown away, and every image trains in the end: of fifty images t
 than any choice by them gains (docs/LOG.md). Where there are images to choose by already, they judge.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from understudy.recover.closed_form import closed_form
 from understudy.recover.config import MimicConfig
 from understudy.recover.judge import Judge
 from understudy.recover.mimic import mimic
+from understudy.spoken import Spoken
 
 ASIDE = 0.25  # Share of the few images that judge. Source: assumption.
 FEWEST = 4  # Distinct images from which some can be left aside. Source: assumption.
@@ -35,7 +37,8 @@ RATES = (1.0, 0.3, 0.1)
 @dataclass(frozen=True)
 class Rehearsal:
     """images: how many judged. error: at the seam on them, before any step, over the teacher's squared deviation.
-    tried: (share of the rate, error after the steps). rate: the share that was chosen, the last one tried; 0 where every one did harm."""
+    tried: (share of the rate, error after the steps). rate: the share that was chosen, the last one tried; 0 where
+    every one did harm."""
 
     images: int
     steps: int
@@ -82,6 +85,7 @@ def rehearse(
     *,
     most_views: int,
     max_memory: int | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Rehearsal | None:
     """How the recipe `config`, its rate known, does from `cut` on, the student before anything was solved, which is
     changed. most_views: that the whole closed form sees. None where there are too few images to tell.
@@ -94,10 +98,11 @@ def rehearse(
     rest, aside = (subset(few, part) for part in parts)
     closed_form(
         teacher, cut, anatomy, plan, rest, views=config.views, seed=config.seed,
-        most_views=max(count(rest), round(VIEWS_SHARE * most_views)),
+        most_views=max(count(rest), round(VIEWS_SHARE * most_views)), max_memory=max_memory,
+        on_layer=Spoken(say, "layer"),
     )  # fmt: skip
     judge = Judge(teacher, plan.seam, views_of(aside, cut, config))
-    return tried_on(judge, count(aside), teacher, cut, plan, rest, config, max_memory)
+    return tried_on(judge, count(aside), teacher, cut, plan, rest, config, max_memory, say)
 
 
 def tried_on(
@@ -109,6 +114,7 @@ def tried_on(
     few: Source | Tensor,
     config: MimicConfig,
     max_memory: int | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Rehearsal:
     """By a judge of so many images, none of `few`. `student` is untouched."""
     steps = min(config.steps, max(LEAST_STEPS, min(MOST_STEPS, round(STEPS_SHARE * config.steps))))
@@ -117,7 +123,7 @@ def tried_on(
         trial = guard.full_copy(student)
         short = replace(config, steps=steps, lr=config.lr * share)
         try:
-            mimic(teacher, trial, plan.seam, few, short, max_memory=max_memory)
+            mimic(teacher, trial, plan.seam, few, short, on_step=Spoken(say, "step"), max_memory=max_memory)
         except Stopped:
             raise KeyboardInterrupt from None  # of a rehearsal there is nothing to keep
         tried.append((share, judge.error(trial)))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from understudy import guard
+from understudy import guard, memory
 from understudy.errors import InputError, Stopped
 from understudy.graph import Anatomy
 from understudy.plan import Plan
@@ -34,6 +34,7 @@ from understudy.recover.norms import VIEWS, settle_norms
 from understudy.recover.rehearsal import MOST_STEPS, Rehearsal, rehearse, tried_on
 from understudy.recover.rehearsal import VIEWS_SHARE as REHEARSED_VIEWS
 from understudy.recover.ways import told
+from understudy.spoken import Spoken
 
 # Of fewer images none are set aside to choose by: of 50 every tenth costs 0.7 points, more than the choices gain, and
 # the closed form chooses by cross-validation as it is. Source: measured on the demo's teachers (docs/LOG.md).
@@ -116,7 +117,9 @@ def restore(
             say("no time for the closed form")
         else:
             say(f"solving the layers in closed form, {about(expected if most is None else min(expected, most))}")
-            closed, errors, share = _solved(teacher, student, anatomy, plan, few, config, choose, most, a_view)
+            closed, errors, share = _solved(
+                teacher, student, anatomy, plan, few, config, choose, most, a_view, Spoken(say, "layer"), max_memory
+            )
     if config.steps and checkpoint is None and max_seconds is not None:
         # The trial that tells the pace takes steps too: none where there is no time for more than that.
         step = _PASSES * min(config.batch_size, count(few)) * a_view
@@ -124,6 +127,7 @@ def restore(
             say("no time to mimic")
             config = replace(config, steps=0)
     if config.steps and checkpoint is None:
+        say("measuring how long a step is to be, and how long it takes")
         config, tried = settled(teacher, student, plan.seam, few, config, max_memory=max_memory)
         say(told(config.precision, config.layout, tried))
         pace = _pace(teacher, student, plan, few, config, max_memory)
@@ -132,7 +136,9 @@ def restore(
             cost = REHEARSED_VIEWS * closed.seconds + MOST_STEPS * pace
             if left is None or cost < REHEARSAL_SHARE * left:
                 say(f"rehearsing on images left aside, {about(cost)}")
-                found = _rehearsed(teacher, student, raw, anatomy, plan, few, config, choose, closed.views, max_memory)
+                found = _rehearsed(
+                    teacher, student, raw, anatomy, plan, few, config, choose, closed.views, max_memory, say
+                )
                 if found is not None:
                     say(str(found))
                     rehearsed = found.to_json()
@@ -175,6 +181,8 @@ def _solved(
     choose: Source | Tensor | None,
     max_seconds: float | None,
     a_view: float,
+    on_layer: Callable[[int, int], None],
+    max_memory: int | None,
 ) -> tuple[ClosedFormLog, dict[str, float], float | None]:
     """The closed form, and norms, where there are images to choose by."""
     judge = None if choose is None else _judge(teacher, student, plan, choose)
@@ -182,8 +190,10 @@ def _solved(
     start = [(t, t.detach().clone()) for t in guard.named_tensors(student).values()]
     closed = closed_form(
         teacher, student, anatomy, plan, few, views=config.views, seed=config.seed, max_seconds=max_seconds,
-        most_views=None if max_seconds is None else views_for(max_seconds, a_view),
+        most_views=None if max_seconds is None else views_for(max_seconds, a_view), on_layer=on_layer,
+        max_memory=max_memory,
     )  # fmt: skip
+    memory.trim()
     if judge is None:
         return closed, errors, None
     errors["closed_form"] = judge.error(student)
@@ -208,12 +218,13 @@ def _rehearsed(
     choose: Source | Tensor | None,
     views: int,
     max_memory: int | None,
+    say: Callable[[str], None],
 ) -> Rehearsal | None:
     """raw: the student before the closed form, which is changed; not needed with images to choose by."""
     if choose is None:
-        return rehearse(teacher, raw, anatomy, plan, few, config, most_views=views, max_memory=max_memory)
+        return rehearse(teacher, raw, anatomy, plan, few, config, most_views=views, max_memory=max_memory, say=say)
     judge = _judge(teacher, student, plan, choose)
-    return tried_on(judge, count(choose), teacher, student, plan, few, config, max_memory)
+    return tried_on(judge, count(choose), teacher, student, plan, few, config, max_memory, say)
 
 
 def _pace(

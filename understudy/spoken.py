@@ -1,0 +1,25 @@
+"""Progress in words: of work that counts, a sentence every few seconds, with the time that is left."""
+
+import time
+from collections.abc import Callable
+
+EVERY = 8.0  # seconds: no stage may be silent for more than ten.
+
+
+class Spoken:
+    """Called with what is done and what there is in all; says so every EVERY seconds, never of what is quick.
+
+    say: takes a sentence. what: the unit that is counted, such as "layer".
+    """
+
+    def __init__(self, say: Callable[[str], None], what: str):
+        self._say, self._what = say, what
+        self._started = self._said = time.monotonic()
+
+    def __call__(self, done: int, total: int, *_: float) -> None:
+        now = time.monotonic()
+        if now - self._said < EVERY or done >= total:
+            return
+        self._said = now
+        left = f", {(now - self._started) / done * (total - done):.0f} s left" if done else ""
+        self._say(f"  {self._what} {done} of {total}{left}")
