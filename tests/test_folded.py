@@ -57,8 +57,12 @@ class Between(nn.Module):
         super().__init__()
         self.kind = kind
         self.conv, self.norm, self.other = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.last, self.last_norm = nn.Conv2d(4, 5, 1), nn.BatchNorm2d(5)
 
     def forward(self, x):
+        return self.last_norm(self.last(self.first(x).view(len(x), 4, 6, 6)))
+
+    def first(self, x):
         made = self.conv(x)
         if self.kind == "read twice":
             return self.norm(made) + made
@@ -84,14 +88,24 @@ class Between(nn.Module):
 )
 def test_what_something_else_sees_is_not_folded(kind):
     model = randomised(Between(kind)).eval()
-    assert folded(model) == {}
-    assert len(folded(randomised(Between("plain")).eval())) == 1
+    assert list(folded(model)) == [id(model.last.weight)]
+    plain = randomised(Between("plain")).eval()
+    assert set(folded(plain)) == {id(plain.conv.weight), id(plain.last.weight)}
 
 
 def test_norms_that_take_their_own_statistics_or_stand_elsewhere_are_left_alone():
-    assert folded(randomised(Chain()).train()) == {}
+    model = randomised(Between("plain")).eval()
+    model.norm.train()
+    assert list(folded(model)) == [id(model.last.weight)]
     assert folded(randomised(NoNorm()).eval()) == {}
     assert folded(randomised(Concat()).eval()) == {}  # its norm stands behind the concatenation
+
+
+def test_a_fold_that_says_something_else_is_not_used(monkeypatch):
+    model = randomised(Chain()).eval()
+    assert folded(model)
+    monkeypatch.setattr("understudy.recover.folded._MOST_APART", -1.0)
+    assert folded(model) == {}
 
 
 def test_a_layer_that_runs_twice_is_left_alone():
