@@ -163,10 +163,11 @@ def solve(
     folds = min(folds, images)
     mixing = mixing or (augment.VIEWS[views].mixing if views in augment.VIEWS else "none")
     most = MEMORY_BYTES if max_memory is None else max_memory
-    todo = [layer for layer in todo if _layer_bytes(layer, own, folds, rows, most) <= most]
+    # Half of it at the most for one layer's own matrices: a larger one stays as the cut left it.
+    todo = [layer for layer in todo if _layer_bytes(layer, own, folds, rows, most) <= most // 2]
     names = [layer.weight for layer in todo]
-    kept_bytes = max((_layer_bytes(layer, own, folds, rows, most) for layer in todo), default=0)
-    total = affordable(anatomy, names, most - kept_bytes) if count_views is None else count_views
+    taken = {layer.weight: _layer_bytes(layer, own, folds, rows, most) for layer in todo}
+    total = affordable(anatomy, names, most, taken) if count_views is None else count_views
     total = total if most_views is None else min(total, most_views)
     size = batch_size(anatomy)
     batches, fold_of, used = batches_of(few, student, views, mixing, seed, folds, total, size)
@@ -302,19 +303,24 @@ def _largest(anatomy: Anatomy) -> int:
     return max(sizes, default=1) // traced.batch
 
 
-def affordable(anatomy: Anatomy, halts: Sequence[str], most: int = MEMORY_BYTES) -> int:
-    """How many views two passes may see that halt at these weights and hold `most` bytes in all."""
+def affordable(
+    anatomy: Anatomy, halts: Sequence[str], most: int = MEMORY_BYTES, taken: Mapping[str, int] | None = None
+) -> int:
+    """How many views two passes may see that halt at these weights. most: bytes that there are for them; taken: of
+    these, what is needed for other things at a halt."""
     macs = max(1, count_traced(anatomy.traced).macs)
-    room = (most - _running_bytes(anatomy)) // view_bytes(anatomy, halts) if halts else VIEWS
-    return max(1, min(VIEWS, int(MACS / (2 * macs)), room))
+    room = [
+        (most - _running_bytes(anatomy) - (taken or {}).get(name, 0)) // each
+        for name, each in view_bytes(anatomy, halts).items()
+    ]
+    return max(1, min([VIEWS, int(MACS / (2 * macs)), *room]))
 
 
 def needed_bytes(anatomy: Anatomy, plan: Plan, student: nn.Module) -> int:
-    """The least that `closed_form` holds besides the networks: for a few views, and for its largest layer."""
-    own = guard.named_tensors(student)
-    todo = to_solve(anatomy, plan, student)
-    largest = max((_layer_bytes(layer, own, FOLDS, ROWS, 0) for layer in todo), default=0)
-    return largest + _running_bytes(anatomy) + _FEWEST * view_bytes(anatomy, [layer.weight for layer in todo])
+    """The least that `closed_form` holds besides the networks to be of any use: with a few views, and without layers so
+    large that they alone would take more."""
+    halts = [layer.weight for layer in to_solve(anatomy, plan, student)]
+    return _running_bytes(anatomy) + _FEWEST * max(view_bytes(anatomy, halts).values(), default=0)
 
 
 def expected_seconds(anatomy: Anatomy, plan: Plan, student: nn.Module, a_view: float) -> float:
@@ -352,8 +358,8 @@ def view_seconds(model: nn.Module, few: Source | Tensor, views: str) -> float:
     return min(tries)
 
 
-def view_bytes(anatomy: Anatomy, halts: Sequence[str]) -> int:
-    """What two passes hold of one view at the worst halt: the image, and values that are still needed.
+def view_bytes(anatomy: Anatomy, halts: Sequence[str]) -> dict[str, int]:
+    """What two passes hold of one view at each halt: the image, and values that are still needed.
 
     A value is needed until its last operator has run, and as long as a module runs that was given it: the caller holds
     it. The student is taken to be as large as the teacher, but halts before it computes.
@@ -371,10 +377,14 @@ def view_bytes(anatomy: Anatomy, halts: Sequence[str]) -> int:
         held[i] += size
         held[end + 1] -= size
     at = list(accumulate(held))
-    users = [user for node, name in traced.tensors.items() if name in weights for user in node.users if user in order]
-    most = max((2 * at[order[user]] - math.prod(shape(user) or (0,)) for user in users), default=0)
     image = sum(math.prod(shape(node)) for node in traced.inputs if shape(node) is not None)
-    return max(1, 4 * (most + 2 * image) // traced.batch)
+    return {
+        name: 4 * (2 * at[order[user]] - math.prod(shape(user) or (0,)) + 2 * image) // traced.batch
+        for node, name in traced.tensors.items()
+        if name in weights
+        for user in node.users
+        if user in order
+    }
 
 
 def _running_bytes(anatomy: Anatomy) -> int:
@@ -383,16 +393,16 @@ def _running_bytes(anatomy: Anatomy) -> int:
 
 
 def _layer_bytes(layer: Layer, own: Mapping[str, Tensor], folds: int, rows: int, most: int) -> int:
-    """What solving `layer` holds: moments of every part, three matrices of their size to solve with, and rows."""
+    """What solving `layer` holds: moments of every part, four matrices of their size to solve with, and rows."""
     outputs, inputs = len(own[layer.weight]), own[layer.weight][0].numel()
     parts = folds if inputs <= _LARGE else 2
     kept = min(rows, _most_held(most) // inputs) if layer.gate is not None else 0
-    return 8 * ((parts + 3) * inputs**2 + (parts + 2) * inputs * outputs) + 4 * kept * (inputs + 2 * outputs)
+    return 8 * ((parts + 4) * inputs**2 + (parts + 2) * inputs * outputs) + 4 * kept * (inputs + 2 * outputs)
 
 
 def _most_held(most: int) -> int:
-    """Inputs of all positions of a layer that has an activation behind it."""
-    return int(min(HELD, most // 40)) if most else HELD // 10
+    """Inputs of all positions of a layer that has an activation behind it, where there are `most` bytes for all."""
+    return min(HELD, most // 40)  # a tenth of them
 
 
 @dataclass
@@ -509,8 +519,8 @@ def _statistics(
         rows_of[part] += x.shape[1]
         if gated is not None:
             gated.add(part, x, over, grouped(ahead))
-    if size > _BLOCK:
-        gram.copy_(gram.triu() + gram.triu(1).mT)
+    for start in range(_BLOCK, size, _BLOCK):  # the other half, as `_add_square` leaves it
+        gram[..., start:, start - _BLOCK : start] = gram[..., start - _BLOCK : start, start:].mT
     if free:
         prior = torch.cat([prior, prior.new_zeros(*prior.shape[:2], 1)], 2)
     return _Statistics(gram, cross, square, whole, rows_of, prior, free, inputs, gated)
