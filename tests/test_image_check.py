@@ -45,6 +45,9 @@ def test_good_images_say_nothing_but_the_classes():
     assert (found.classes, found.classes_untouched) == (4, (2, 3))
     assert [note for note in found.notes if "classes" not in note and "unlike anything" not in note] == []
     assert "it names 2 for none of the images" in found.notes[-1]
+    fewer = looked(photos()[:3])
+    assert fewer.classes_untouched
+    assert not any("for none of the images" in note for note in fewer.notes)
 
 
 def test_blank_and_near_duplicate_images_are_named():

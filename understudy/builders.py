@@ -351,7 +351,8 @@ def _demo(name: str, kwargs: Mapping[str, Any], pretrained: bool) -> Built:
     networks = importlib.import_module("understudy.demo.networks")
     # Without trained weights nothing is read from a file: a result folder must load where only the code is.
     model, said = networks.load(name) if pretrained else (networks.build(name, **kwargs), networks.PREPROCESSING)
-    return Built(model, Preprocessing.from_json(said), "patches")
+    classes = tuple(getattr(networks, "CLASSES", ())) if pretrained else ()
+    return Built(model, Preprocessing.from_json(said), "patches", classes=classes)
 
 
 def called(build: Callable[..., Any], what: str, options: Mapping[str, Any]) -> Built:

