@@ -1,5 +1,7 @@
 """The bound on memory: how it is told, what it is by default, and what is refused before the work."""
 
+import os
+
 import pytest
 import torch
 from nets import Chain
@@ -101,3 +103,25 @@ def test_too_little_memory_is_told_before_any_work():
     config = MimicConfig(steps=1, views="none")
     report = compress(lead, images, keep=0.5, config=config, max_memory=10**11).report
     assert report.config["max_memory"] == 10**11
+
+
+def test_what_is_freed_is_kept_inside_and_handed_back_behind(monkeypatch):
+    if memory._figures() is None:
+        pytest.skip("not glibc")
+    for name in [n for n in os.environ if n.startswith(("MALLOC_", "GLIBC_TUNABLES"))]:
+        monkeypatch.delenv(name)
+    memory.trim()
+    before = memory.resident()
+    with memory.kept():
+        torch.ones(50_000_000)
+        inside = memory.resident()
+    behind = memory.resident()
+    assert inside - before > 150_000_000
+    assert behind - before < 100_000_000
+
+
+def test_an_allocator_that_the_environment_tunes_is_left_alone(monkeypatch):
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: pytest.fail("it was tuned"))
+    with memory.kept():
+        pass

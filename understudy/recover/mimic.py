@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
 
-from understudy import guard
+from understudy import guard, memory
 from understudy.errors import InputError, Stopped, UnsupportedModel
 from understudy.layout import laid, learns_channels_last, takes_channels_last
 from understudy.recover.batches import Batch, Passes, Source, copied, count, placed, view
@@ -134,7 +134,10 @@ def mimic(
         return MimicLog(config, images, size, tuple(run.losses), lrs, taken, errors, kept, tried, parts)
 
     try:
-        with guard.seeded(config.seed), guard.untouched(teacher), guard.untouched(student), torch.enable_grad():
+        with (
+            memory.kept(), guard.seeded(config.seed), guard.untouched(teacher), guard.untouched(student),
+            torch.enable_grad(),
+        ):  # fmt: skip
             lead = teacher.eval() if _fits(teacher, device, dtype) else _converted(teacher, device, dtype)
             with (
                 _placed(student, device, dtype, head),
