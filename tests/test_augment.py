@@ -195,3 +195,16 @@ def test_a_whirl_turns_by_any_angle_and_a_warp_by_little(monkeypatch):
         largest[name] = float(angles.abs().max())
     assert 12 < largest["warp"] < 17
     assert largest["whirl"] > 80
+
+
+def test_pictures_of_three_channels_are_given_other_colours_and_all_others_are_mixed_as_ever():
+    images = torch.rand(64, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    found = augment._recoloured(images, torch.Generator().manual_seed(2))
+    assert found.amin() >= images.amin()
+    assert found.amax() <= images.amax()
+    grey = (found.amax(1) - found.amin(1)).flatten(1).amax(1) < 1e-6
+    assert 0 < int(grey.sum()) < 20  # some of them, a tenth
+    assert not torch.equal(found[0], found[1])
+    one = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    vivid, both = (augment.MIXES[name](one, torch.Generator().manual_seed(3)) for name in ("vivid", "both"))
+    assert torch.equal(vivid, both)
