@@ -96,8 +96,8 @@ def copied(batch: Batch) -> Batch:
     return tuple(map(copy, args)), {key: copy(value) for key, value in kwargs.items()}
 
 
-def mixed(batch: Batch, mixing: str, generator: torch.Generator) -> Batch:
-    """`batch` with every image of it mixed with another one, by the name in `augment.MIXES`.
+def mixed(batch: Batch, mixing: str, generator: torch.Generator, share: float = 1.0) -> Batch:
+    """`batch` with every image of it mixed with another one, by the name in `augment.MIXES`; or the first `share`.
 
     The images are the float tensors of three axes and more; what else the network takes stays as it is.
     """
@@ -108,7 +108,9 @@ def mixed(batch: Batch, mixing: str, generator: torch.Generator) -> Batch:
         if not (isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 2):
             return value
         generator.set_state(state)  # several inputs of one image are mixed alike
-        return MIXES[mixing](value, generator)
+        found = MIXES[mixing](value, generator)
+        first = round(share * len(value))
+        return found if first == len(value) else torch.cat([found[:first], value[first:]])
 
     return tuple(map(mix, args)), {key: mix(value) for key, value in kwargs.items()}
 
@@ -116,7 +118,8 @@ def mixed(batch: Batch, mixing: str, generator: torch.Generator) -> Batch:
 class Passes:
     """Endless passes over the images, each in a new order; what is left of a pass and fills no batch is dropped.
 
-    Iterating gives batches on `device` in `dtype`. `state` says where it stands, `go_to` brings another one there.
+    Iterating gives batches on `device` in `dtype`. rise: over so many batches the share of each that is mixed rises
+    from none to all of it. `state` says where it stands, `go_to` brings another one there.
     """
 
     def __init__(
@@ -128,8 +131,10 @@ class Passes:
         seed: int,
         device: torch.device,
         dtype: torch.dtype,
+        rise: int = 0,
     ):
         self._few, self._size, self._views, self._mixing = few, min(size, count(few)), views, mixing
+        self._rise, self._made = rise, 0
         self._device, self._dtype = device, dtype
         self._draws = {name: torch.Generator().manual_seed(seed) for name in ("order", "views", "mixes")}
         self._begin()
@@ -148,15 +153,18 @@ class Passes:
         indices = self._order[self._at : self._at + self._size]
         self._at += self._size
         batch = placed(view(self._few, indices, self._views, self._draws["views"]), self._device, self._dtype)
-        return batch if self._mixing == "none" else mixed(batch, self._mixing, self._draws["mixes"])
+        self._made += 1
+        share = min(1.0, self._made / self._rise) if self._rise else 1.0
+        return batch if self._mixing == "none" else mixed(batch, self._mixing, self._draws["mixes"], share)
 
     def state(self) -> tuple[dict[str, Tensor], int]:
         """States of the generators, that of the order from before this pass, and the place in the pass."""
         states = {name: draws.get_state() for name, draws in self._draws.items()}
         return states | {"order": self._order_before.clone()}, self._at
 
-    def go_to(self, states: dict[str, Tensor], at: int) -> None:
+    def go_to(self, states: dict[str, Tensor], at: int, made: int) -> None:
+        """made: how many batches there were until then."""
         for name, draws in self._draws.items():
             draws.set_state(states[name])
         self._begin()
-        self._at = at
+        self._at, self._made = at, made

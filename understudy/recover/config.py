@@ -48,7 +48,7 @@ class MimicConfig:
     that a step moves the student's features as far in every one (`mimic.measured_rate`). schedule: of lr, "milestones"
     or "linear": straight to zero. milestones: shares of `steps` at which lr is multiplied by gamma; both are for that
     schedule alone. warmup: share of `steps` in which lr rises from zero. mixing: of the images of a batch with each
-    other, a name in `augment.MIXES`.
+    other, a name in `augment.MIXES`; mixing_rise: steps in which the share of them that is mixed rises to all.
     start: what `restore` does first: "closed_form" solves the layers, "cut" nothing (`mimic` does not look at it).
     norm_mode: "train" normalises with batch statistics and updates the running ones, "eval" leaves both alone.
     views: name in `augment.VIEWS`; it belongs to the teacher's task, not to the recipe.
@@ -71,6 +71,7 @@ class MimicConfig:
     gamma: float = _constant(0.1, _MIR)
     warmup: float = _constant(0.0, _MIR)
     mixing: str = _constant("none", _MIR)
+    mixing_rise: int = _constant(0, _MIR)
     start: str = _constant("cut", _MIR)
     norm_mode: str = _constant("train", _MIR)
     views: str = _constant("imagenet", _MIR + "; for ImageNet teachers")
@@ -107,6 +108,7 @@ class MimicConfig:
                 "warmup must be a share of the steps, 0 to below 1",
             ),
             ("mixing", self.mixing in MIXES, f"mixing must be one of {', '.join(MIXES)}"),
+            ("mixing_rise", whole(self.mixing_rise) and self.mixing_rise >= 0, "mixing_rise must be a number from 0"),
             ("start", self.start in STARTS, f"start must be one of {', '.join(STARTS)}"),
             ("norm_mode", self.norm_mode in ("train", "eval"), "norm_mode must be 'train' or 'eval'"),
             ("views", isinstance(self.views, str) and bool(self.views), "views must name an entry of augment.VIEWS"),
@@ -148,7 +150,7 @@ EFFORTS = {"quick": 0, "standard": 400, "thorough": 2000}
 PRESETS = {
     "default": MimicConfig(
         steps=EFFORTS["standard"], start="closed_form", optimizer="muon", lr=None, momentum=0.95, weight_decay=0.0,
-        schedule="linear", warmup=0.05, mixing="vivid", norm_mode="eval",
+        schedule="linear", warmup=0.05, mixing="vivid", mixing_rise=100, norm_mode="eval",
     ),
     "paper": MimicConfig(),
     "transformer": MimicConfig(optimizer="adamw", lr=3e-3, weight_decay=0.0, schedule="linear"),

@@ -145,7 +145,9 @@ def mimic(
                 capturing(student, student_seam) as learner,
             ):
                 optimiser = _prepare(student, head, config)
-                batches = Passes(few, config.batch_size, config.views, config.mixing, config.seed, device, dtype)
+                batches = Passes(
+                    few, config.batch_size, config.views, config.mixing, config.seed, device, dtype, config.mixing_rise
+                )
                 units = _units(seam, target, few, config, device, dtype)
                 judge = None
                 if choose is not None:
@@ -362,7 +364,7 @@ class _Run:
         load_optimiser_state(self._optimiser, checkpoint.under("optimiser"))
         random = checkpoint.under("random")
         torch.set_rng_state(random.pop("torch"))
-        self._batches.go_to(random, data["at"])
+        self._batches.go_to(random, data["at"], len(data["losses"]))
         self.losses, self.parts = list(data["losses"]), data.get("parts", 0)
         if self.judge is not None:
             self.judge.errors = [tuple(pair) for pair in data["judged"]]
