@@ -11,6 +11,7 @@ from understudy.errors import Stopped
 from understudy.guard import full_copy, named_tensors
 from understudy.planner import make_plan
 from understudy.recover import rehearsal, restore
+from understudy.recover.batches import Passes
 from understudy.recover.config import preset
 from understudy.recover.mimic import REACH, measured_rate, mimic
 from understudy.seam import capturing
@@ -153,3 +154,16 @@ def test_the_paper_rehearses_nothing():
     teacher, anatomy, plan, images = setting()
     paper = preset("paper", views="none", steps=2)
     assert restore.restore(teacher, cut(teacher, plan), anatomy, plan, images, paper).rehearsal is None
+
+
+def test_mixing_sets_in_over_the_first_batches():
+    images = torch.randn(8, 3, 4, 4)
+    batches = Passes(images, 8, "none", "both", 0, torch.device("cpu"), torch.float32, rise=4)
+    plain = {tuple(image.flatten().tolist()) for image in images}
+    mixed = []
+    for _ in range(5):
+        (batch,), _ = next(batches)
+        mixed.append(sum(tuple(image.flatten().tolist()) not in plain for image in batch))
+    assert mixed[0] <= 2
+    assert mixed[1] <= 4
+    assert max(mixed[3:]) > 4
