@@ -3,8 +3,10 @@
 import ctypes
 import functools
 import gc
+import os
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 # Freed memory that may lie about before it is worth returning, which costs as much time as it takes to fill it with
 # zeros when it is needed again. Source: measured, a fifth of that is a tenth slower (docs/LOG.md).
@@ -21,20 +23,30 @@ def trim() -> None:
 
 
 class Slack:
-    """Returns freed memory whenever there is more of it by SLACK_BYTES than when this was done last."""
+    """Returns freed memory whenever SLACK_BYTES more of it than at first are still the process's."""
 
     def __init__(self) -> None:
-        self._least = 0
+        self._first = _freed()
 
     def trim(self) -> None:
-        found = _figures()
-        if found is None:
-            return
-        freed = found().fordblks  # what was returned counts too, until it is used again
-        self._least = min(self._least, freed)
-        if freed > self._least + SLACK_BYTES:
+        freed = _freed()
+        if freed > self._first + SLACK_BYTES:
             _return_freed()
-            self._least = freed
+            self._first = max(self._first, _freed() - SLACK_BYTES // 2)  # what is scattered too finely stays
+
+
+def _freed() -> int:
+    """Bytes that the process has and the C library does not count as in use: freed ones, code and stacks; 0 where that
+    cannot be told."""
+    figures = _figures()
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+    if figures is None:
+        return 0
+    found = figures()
+    return pages * os.sysconf("SC_PAGE_SIZE") - found.uordblks - found.hblkhd
 
 
 def _return_freed() -> None:
@@ -43,7 +55,7 @@ def _return_freed() -> None:
 
 
 class _Mallinfo2(ctypes.Structure):
-    """glibc's struct of that name. fordblks: bytes that are free and kept."""
+    """glibc's struct of that name. uordblks: bytes in use in arenas; hblkhd: in maps of their own."""
 
     _fields_ = [
         (name, ctypes.c_size_t)
