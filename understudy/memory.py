@@ -108,20 +108,16 @@ def trim() -> None:
 
 
 class Slack:
-    """Returns freed memory whenever there is more of it by SLACK_BYTES than when this was done last."""
+    """Returns freed memory whenever SLACK_BYTES more of it than at first are still the process's."""
 
     def __init__(self) -> None:
-        self._least = 0
+        self._first = _freed()
 
     def trim(self) -> None:
-        found = _figures()
-        if found is None:
-            return
-        freed = found().fordblks  # what was returned counts too, until it is used again
-        self._least = min(self._least, freed)
-        if freed > self._least + SLACK_BYTES:
+        freed = _freed()
+        if freed > self._first + SLACK_BYTES:
             _return_freed()
-            self._least = freed
+            self._first = max(self._first, _freed() - SLACK_BYTES // 2)  # what is scattered too finely stays
 
 
 @contextmanager
@@ -148,13 +144,23 @@ def kept() -> Iterator[None]:
         trim()
 
 
+def _freed() -> int:
+    """Bytes that the process has and the C library does not count as in use: freed ones, code and stacks; 0 where that
+    cannot be told."""
+    figures, own = _figures(), resident()
+    if figures is None or own is None:
+        return 0
+    found = figures()
+    return own - found.uordblks - found.hblkhd
+
+
 def _return_freed() -> None:
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 class _Mallinfo2(ctypes.Structure):
-    """glibc's struct of that name. fordblks: bytes that are free and kept."""
+    """glibc's struct of that name. uordblks: bytes in use in arenas; hblkhd: in maps of their own."""
 
     _fields_ = [
         (name, ctypes.c_size_t)

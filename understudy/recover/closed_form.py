@@ -10,7 +10,7 @@ depthwise ones, and linear layers of at most MOST_INPUTS inputs; all else stays 
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -162,7 +162,7 @@ def solve(
     tensors, own = guard.named_tensors(lead), guard.named_tensors(student)
     folds = min(folds, images)
     mixing = mixing or (augment.VIEWS[views].mixing if views in augment.VIEWS else "none")
-    most = MEMORY_BYTES if max_memory is None else max_memory
+    most = (MEMORY_BYTES if max_memory is None else max_memory) - _bytes(own.values())  # a copy, to put back
     # Half of it at the most for one layer's own matrices: a larger one stays as the cut left it.
     todo = [layer for layer in todo if _layer_bytes(layer, own, folds, rows, most) <= most // 2]
     names = [layer.weight for layer in todo]
@@ -320,7 +320,8 @@ def needed_bytes(anatomy: Anatomy, plan: Plan, student: nn.Module) -> int:
     """The least that `closed_form` holds besides the networks to be of any use: with a few views, and without layers so
     large that they alone would take more."""
     halts = [layer.weight for layer in to_solve(anatomy, plan, student)]
-    return _running_bytes(anatomy) + _FEWEST * max(view_bytes(anatomy, halts).values(), default=0)
+    held = _bytes(guard.named_tensors(student).values()) + _running_bytes(anatomy)
+    return held + _FEWEST * max(view_bytes(anatomy, halts).values(), default=0)
 
 
 def expected_seconds(anatomy: Anatomy, plan: Plan, student: nn.Module, a_view: float) -> float:
@@ -387,9 +388,13 @@ def view_bytes(anatomy: Anatomy, halts: Sequence[str]) -> dict[str, int]:
     }
 
 
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
 def _running_bytes(anatomy: Anatomy) -> int:
-    """What the one pass that runs adds: two feature maps of a batch, and what was freed and lies about."""
-    return SLACK_BYTES + 2 * min(_BATCH_BYTES, _BATCH * 4 * max(1, _largest(anatomy)))
+    """What the one pass that runs adds: feature maps of a batch, and what was freed and lies about."""
+    return SLACK_BYTES + 4 * min(_BATCH_BYTES, _BATCH * 4 * max(1, _largest(anatomy)))
 
 
 def _layer_bytes(layer: Layer, own: Mapping[str, Tensor], folds: int, rows: int, most: int) -> int:
