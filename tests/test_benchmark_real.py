@@ -135,6 +135,15 @@ def test_variants_of_one_wallpaper_have_one_key(stem, key):
     assert pictures.wallpaper_key(stem) == key
 
 
+def test_stamps_of_one_thing_have_one_key(packages):
+    keys = {stem: pictures.stamp_key(stem) for stem in ("cep-1", "cep", "guitar_electric", "Strawberry2", "747")}
+    assert keys == {
+        "cep-1": "cep", "cep": "cep", "guitar_electric": "guitar", "Strawberry2": "strawberry", "747": "747",
+    }  # fmt: skip
+    names = [name for files in pictures.stamps_in(packages).values() for name, _ in files]
+    assert len(names) == 24  # neither the mirror image, nor the letter, nor the tiny one
+
+
 def test_the_labels_are_classes_of_imagenet():
     from timm.data import ImageNetInfo
 
@@ -156,7 +165,10 @@ def test_what_is_missing_is_said_with_what_to_do(tmp_path, monkeypatch, prepared
     (short / "test" / "00003.jpg").unlink()
     with pytest.raises(InputError, match="test holds 9 pictures, expected 10"):
         pictures.opened(short)
-    shutil.rmtree(prepared.folder / "nothing", ignore_errors=True)
+    changed = tmp_path / "changed"
+    shutil.copytree(prepared.folder, changed)
+    shutil.copy(changed / "few" / "00001.jpg", changed / "few" / "00002.jpg")
+    assert pictures.opened(changed).hash != prepared.hash
     without = tmp_path / "without"
     shutil.copytree(prepared.folder, without, ignore=shutil.ignore_patterns("other"))
     assert pictures.opened(without).hash == prepared.hash
@@ -269,8 +281,8 @@ def test_differences_are_paired_by_picture():
     assert seeds == 2
     same = page.difference(theirs, theirs)
     assert same[:3] == (0, 0, 0)
-    sure = page.difference({1: made("understudy", 1, [1] * 40, sure=[1] * 30 + [0] * 10)}, theirs, sure=True)
-    assert sure[0] == pytest.approx(100 * 15 / 30)
+    mostly = made("understudy", 1, [1] * 30 + alike[30:], sure=[1] * 30 + [0] * 10)
+    assert page.difference({1: mostly}, theirs, sure=True)[0] == pytest.approx(100 * 15 / 30)
     assert page.difference(ours, {9: theirs[1]}) is None
 
 
@@ -284,8 +296,8 @@ def test_the_best_options_stand_and_what_does_not_train_stands_at_all_steps():
 
 
 def test_calibration_error_by_hand():
-    confidence, agree = torch.tensor([0.95, 0.97, 0.5, 0.52]), torch.tensor([True, False, True, True])
-    expected = 0.5 * abs(0.96 - 0.5) + 0.5 * abs(0.51 - 1.0)
+    confidence, agree = torch.tensor([0.95, 0.97, 0.96, 0.51]), torch.tensor([True, False, False, True])
+    expected = 3 / 4 * abs(0.96 - 1 / 3) + 1 / 4 * abs(0.51 - 1.0)
     assert task.calibration_error(confidence, agree) == pytest.approx(expected, abs=1e-6)
     assert task.calibration_error(torch.tensor([1.0, 1.0]), torch.tensor([True, True])) == 0
 

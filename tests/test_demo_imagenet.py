@@ -152,7 +152,6 @@ def test_the_demo_of_a_real_teacher(lite0, monkeypatch, tmp_path):
     said = []
     shown = demo_run.run(LITE0, images=4, recipe="paper", steps=1, out=tmp_path / "small", on_stage=said.append)
     assert asked[0]["keep"] == 0.7
-    assert "max_seconds" not in asked[0]  # steps were given
     assert shown.picture == tmp_path / "small.png"
     assert shown.picture.is_file()
     report = shown.result.report
@@ -181,7 +180,7 @@ def test_the_demo_of_a_real_teacher_is_done_in_minutes(lite0, monkeypatch):
     for given in ({}, {"effort": "quick"}, {"keep_width": 0.5}):
         with pytest.raises(KeyboardInterrupt):
             demo_run.run(LITE0, images=2, **given)
-    assert [options.get("max_seconds") for options in asked] == [demo_run.SECONDS, None, demo_run.SECONDS]
+    assert [options["config"].steps for options in asked] == [demo_run.STEPS, 0, demo_run.STEPS]
     assert [(options["keep"], options["keep_width"]) for options in asked] == [(0.7, None), (0.7, None), (None, 0.5)]
 
 
