@@ -1,5 +1,6 @@
 """The bound on memory: how it is told, what it is by default, and what is refused before the work."""
 
+import ctypes
 import os
 
 import pytest
@@ -125,3 +126,57 @@ def test_an_allocator_that_the_environment_tunes_is_left_alone(monkeypatch):
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: pytest.fail("it was tuned"))
     with memory.kept():
         pass
+
+
+def scattered(count=3000, size=60_000):
+    """Blocks too small for maps of their own; every second one is freed."""
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    blocks = [libc.malloc(size) for _ in range(count)]
+    for block in blocks:
+        ctypes.memset(block, 1, size)
+    for block in blocks[::2]:
+        libc.free(block)
+    return lambda: [libc.free(block) for block in blocks[1::2]]
+
+
+@pytest.mark.skipif(memory._figures() is None, reason="glibc alone tells how much is free")
+def test_what_was_freed_is_returned(monkeypatch):
+    monkeypatch.setattr(memory, "SLACK_BYTES", 2**26)
+    slack = memory.Slack()
+    finish = scattered()
+    held = memory.resident()
+    slack.trim()
+    assert memory.resident() < held - 2**26
+    finish()
+    finish = scattered()
+    held = memory.resident()
+    memory.trim()
+    assert memory.resident() < held - 2**26
+    finish()
+
+
+def test_little_is_left_alone(monkeypatch):
+    returned = []
+    monkeypatch.setattr(memory, "_return_freed", lambda: returned.append(1))
+    freed = iter([0, memory.SLACK_BYTES - 1, memory.SLACK_BYTES + 1, 0, memory.SLACK_BYTES + 1])
+    monkeypatch.setattr(memory, "_freed", lambda: next(freed))
+    slack = memory.Slack()
+    slack.trim()
+    assert not returned
+    slack.trim()
+    assert returned == [1]
+
+
+def test_another_c_library_is_no_error(monkeypatch):
+    def none(name):
+        raise OSError(name)
+
+    memory._figures.cache_clear()
+    monkeypatch.setattr(memory.ctypes, "CDLL", none)
+    try:
+        memory.trim()
+        memory.Slack().trim()
+    finally:
+        memory._figures.cache_clear()
