@@ -55,7 +55,8 @@ def main() -> None:
     judge = Judge(teacher.model, plan.seam, [((part,), {}) for part in others.split(8)])
     line = {
         "teacher": options.teacher, "size": size[-1], "images": options.images, "keep": options.keep,
-        "threads": options.threads, "max_memory_gb": options.max_memory, "layers": len(log.layers), "solved": sum(each.ridge is not None for each in log.layers), "views": log.views,
+        "threads": options.threads, "max_memory_gb": options.max_memory, "layers": len(log.layers),
+        "solved": sum(each.ridge is not None for each in log.layers), "views": log.views,
         "error": round(judge.error(student), 5), "evidence": first, "closed_form": second, "versions": versions(),
     }  # fmt: skip
     options.out.write_text(json.dumps(line) + "\n", encoding="utf-8")
