@@ -277,7 +277,9 @@ def test_verify_measures_against_the_earlier_result(two, tmp_path):
 def test_verify_prepares_images_as_the_second_generation_was_told(two, tmp_path, monkeypatch):
     seen = []
     room = import_module("understudy.compress")
-    monkeypatch.setattr(room, "read_images", lambda source, said: seen.append(said) or us.read_images(source, said))
+    monkeypatch.setattr(
+        room, "read_images", lambda source, said, **options: seen.append(said) or us.read_images(source, said)
+    )
     verify_folder(two, images(5, seed=8), teacher=BUILDER)
     assert [said.std for said in seen] == [(0.5,) * 3]
 
