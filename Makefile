@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test table clean
+.PHONY: demo test test-all table clean
 
 demo: $(VENV)/.ready
 	$(BIN)/understudy demo
@@ -11,7 +11,11 @@ demo: $(VENV)/.ready
 test: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not long"
+
+# The same, and then what takes long: whole architectures, benchmarks, every method.
+test-all: test
+	$(BIN)/python -m pytest -m long
 
 # What is missing of the table (three to four hours on two cores for all of it), and docs/results.md from its lines.
 table: $(VENV)/.ready

@@ -2,6 +2,7 @@
 
 from importlib import import_module
 
+import pytest
 import torch
 from nets import Chain, FusedHeads, Residual
 
@@ -16,6 +17,8 @@ from understudy.preprocessing import Preprocessing
 from understudy.replace import replace
 from understudy.teachers import own_teacher
 from understudy.verify import figures
+
+pytestmark = pytest.mark.long  # minutes: make test-all
 
 WAYS = ["the cut alone", "batch norms alone", "closed form alone", "logits distilled", "mimicked (MiR)"]
 

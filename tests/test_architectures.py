@@ -10,6 +10,8 @@ from understudy.cut import cut
 from understudy.laws import check_cut
 from understudy.planner import make_plan
 
+pytestmark = pytest.mark.long  # minutes: make test-all
+
 TORCHVISION = [
     "resnet18",
     "resnet34",

@@ -23,6 +23,8 @@ from understudy.planner import make_plan
 from understudy.recover.config import preset
 from understudy.seam import capturing
 
+pytestmark = pytest.mark.long  # minutes: make test-all
+
 IMAGES = torch.rand(10, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
 LABELS = torch.arange(10) % 5
 

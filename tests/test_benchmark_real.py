@@ -16,6 +16,8 @@ from benchmarks.real.__main__ import main
 from benchmarks.sweep import read_lines
 from understudy.errors import InputError
 
+pytestmark = pytest.mark.long  # minutes: make test-all
+
 COUNTS = {"few": 12, "other": 4, "test": 10}
 TEACHER = """
 import torch

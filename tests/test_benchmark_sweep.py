@@ -25,6 +25,8 @@ from benchmarks.protocol import PROTOCOLS, SEEDS, TABLED, TUNING_SEEDS, Cell, ch
 from benchmarks.tasks import Place, draw, open_task
 from understudy.errors import InputError
 
+pytestmark = pytest.mark.long  # minutes: make test-all
+
 ROOT = Path(__file__).parents[1]
 CELL = Cell("photographs", "demo:vgg7", {"keep_width": 0.5}, 20, 3, 2021, "mir")
 TIMES = {"seconds", "seconds_cell", "peak_memory_mib"}

@@ -16,6 +16,8 @@ from understudy.preprocessing import Preprocessing
 from understudy.store import read
 from understudy.teachers import own_teacher
 
+pytestmark = pytest.mark.long  # minutes: make test-all
+
 SAID = Preprocessing(Chain.size, (0.5,) * 3, (0.25,) * 3)
 CONFIG = us.preset("default", steps=2, views="none")
 

@@ -12,6 +12,8 @@ from benchmarks.zoo.models import specs
 from benchmarks.zoo.page import text
 from understudy.errors import UnsupportedModel
 
+pytestmark = pytest.mark.long  # minutes: make test-all
+
 
 @pytest.mark.parametrize(
     "spec", ["timm:levit_128s", "timm:swin_tiny_patch4_window7_224", "torchvision:mobilenet_v3_small"]
