@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,22 +77,27 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--keep", type=float, default=0.7)
     parser.add_argument("--max-memory", type=int, help="bytes; else compress's own bound")
+    parser.add_argument("--mimic-alone", action="store_true", help="no evidence and no closed form: the other stages")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     teacher = load_teacher(options.teacher, input_size=options.input_size)
-    bound = {} if options.max_memory is None else {"max_memory": options.max_memory}
+    asked: dict[str, Any] = {} if options.max_memory is None else {"max_memory": options.max_memory}
+    config = preset("default", steps=options.steps, views=teacher.views)
+    if options.mimic_alone:
+        asked, config = asked | {"score": "l1"}, replace(config, start="cut")
     stages, started = Stages(resident), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         result = compress(
             teacher, options.images, held_out=options.held_out, keep=options.keep, folder=Path(folder) / "small",
-            config=preset("default", steps=options.steps, views=teacher.views),
-            on_stage=lambda text: None if text.startswith("note:") else stages.begin(text), **bound,
+            config=config, on_stage=lambda text: None if text.startswith("note:") else stages.begin(text), **asked,
         )  # fmt: skip
         stages.end()
     line = {
         "teacher": options.teacher.rpartition("/")[2], "input_size": teacher.preprocessing.input_size,
         "images": result.report.images_few, "held_out": result.report.images_held_out, "steps": options.steps,
-        "keep": options.keep, "max_memory": options.max_memory, "seconds": round(time.perf_counter() - started, 1),
+        "keep": options.keep, "mimic_alone": options.mimic_alone, "max_memory": options.max_memory,
+        "batch_parts": result.recovery.mimic.parts, "layout": result.recovery.mimic.config.layout,
+        "seconds": round(time.perf_counter() - started, 1),
         "peak_mib": max(row["peak_mib"] for row in stages.rows), "stages": stages.rows,
         "feature_error": result.report.feature_error_relative, "agreement": result.report.top1_agreement,
         "threads": torch.get_num_threads(), "versions": versions(),

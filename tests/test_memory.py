@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import sys
 
 import pytest
 import torch
@@ -60,9 +61,18 @@ def test_what_this_process_holds_grows_with_what_it_holds():
     held = torch.ones(20_000_000)
     assert memory.resident() - before > 0.8 * held.nbytes
     assert memory.available() > 0
-    del held
+
+
+def test_what_was_freed_in_small_pieces_goes_back():
+    before = memory.resident()
+    if before is None or not sys.platform.startswith("linux"):
+        pytest.skip("only glibc keeps it, and only Linux says so")
+    pieces = [torch.ones(16_000) for _ in range(3000)]
+    last = pieces[-1]  # on top of the heap: the others cannot go back by themselves
+    del pieces
     memory.trim()
-    assert memory.resident() - before < 40_000_000
+    assert memory.resident() - before < 60_000_000
+    assert len(last)
 
 
 class Steps(nn.Module):
