@@ -49,7 +49,8 @@ def _text(lines: dict[str, Lines]) -> str:
         "\n".join(f"- `{name}`: {_place(found)}" for name, found in lines.items() if found),
         f"*MiR*: the paper's recipe at the table's cut. *{METHODS[OURS[0]].title}*: ours on that same student. "
         f"*{METHODS[OURS[1]].title}*: ours, which also chooses where the same MACs are cut. Difference: ours minus "
-        "MiR, paired by seed, with its 95 % interval (Student's t).",
+        "MiR, paired by seed, with its 95 % interval (Student's t). The lines are of the recipe as it was until "
+        "2026-11-28 (one rate for every network, batches mixed from the first step on) and are to be made anew.",
         " ".join(f"**{left} cells of `{name}` are not done.**" for name, left in undone.items() if left),
         "![accuracy against seconds](figures/default.png)" if lines["embedded_default_short"] else "",
         "## In how many of the paper's seconds",
