@@ -80,7 +80,7 @@ def reconstruction(
         return Evidence({}, {})
     lead = seen_through(teacher)
     tensors = guard.named_tensors(lead)
-    views_made = max(1, affordable(anatomy, []) // 2)
+    views_made = max(1, affordable(anatomy) // 2)
     if on_expected or max_seconds is not None:
         a_view = view_seconds(teacher, few, views)
         cubes = sum(_size(tensors[name]) ** 3 for name in names)
@@ -92,8 +92,8 @@ def reconstruction(
         if not views_made:
             return Evidence({}, {})
     size = _part_size(anatomy, tensors, names, MEMORY_BYTES if max_memory is None else max_memory)
-    made = made_batches(few, lead, views, mixing, seed, 1, views_made)
-    parts = (part for batch, _, _ in made for part in _parts(batch, size))
+    made = made_batches(few, lead, views, mixing, seed, views_made)
+    parts = (part for batch, _ in made for part in _parts(batch, size))
     total, done = -(-views_made // size) + len(reads), 0
 
     def step() -> None:

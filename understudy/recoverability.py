@@ -64,7 +64,7 @@ class Held:
 def trial_views(anatomy: Anatomy) -> int:
     """How many views a trial may be solved from."""
     macs_each = max(1, count_traced(anatomy.traced).macs)
-    return min(VIEWS, affordable(anatomy, []), max(_FEWEST, int(_MACS / (2 * macs_each))))
+    return min(VIEWS, affordable(anatomy), max(_FEWEST, int(_MACS / (2 * macs_each))))
 
 
 def hold_out(teacher: nn.Module, anatomy: Anatomy, few: Source | Tensor, *, views: str, seed: int) -> Held:

@@ -9,11 +9,14 @@ from torch import nn
 
 from benchmarks.methods.problem import Method, Problem
 from understudy.images import ImageSet
+from understudy.memory import DEFAULT_BYTES, PASSES
 from understudy.planner import make_plan
 from understudy.reconstruction import reconstruction
 from understudy.recover.config import preset
 from understudy.recover.restore import CHOOSE_FROM, CHOOSE_SHARE, restore
 from understudy.replace import replace as replace_body
+
+MEMORY = int(PASSES * DEFAULT_BYTES)  # what the stages of `compress` may hold by default
 
 
 def run(problem: Problem) -> nn.Module:
@@ -24,7 +27,9 @@ def run(problem: Problem) -> nn.Module:
 def run_own_cut(problem: Problem) -> nn.Module:
     """The same MACs, cut where the images say."""
     fit, choose = parts(problem)
-    evidence = reconstruction(problem.teacher, problem.anatomy, fit, views=problem.views, seed=problem.seed)
+    evidence = reconstruction(
+        problem.teacher, problem.anatomy, fit, views=problem.views, seed=problem.seed, max_memory=MEMORY
+    )
     macs, asked = problem.plan.macs, problem.plan.asked
     plan = make_plan(
         problem.teacher, problem.anatomy, keep=(macs["student"] + 0.5) / macs["teacher"], scheme=asked["scheme"],
@@ -38,7 +43,7 @@ def recovered(problem: Problem, fit: ImageSet, choose: ImageSet | None) -> nn.Mo
     student, plan = problem.student(), problem.plan
     config = preset("default", views=problem.views, seed=problem.seed, steps=problem.steps)
     config = replace(config, **problem.options)
-    restore(problem.teacher, student, problem.anatomy, plan, fit, config, choose=choose)
+    restore(problem.teacher, student, problem.anatomy, plan, fit, config, choose=choose, max_memory=MEMORY)
     return replace_body(problem.teacher, student, plan.seam)
 
 

@@ -174,7 +174,7 @@ def _evidence(spec: str, size: int, where: Where, images: int, seed: int) -> tup
     before = _start_peak(where.device)
     begun = time.perf_counter()
     fit, _ = default.parts(problem)
-    evidence = reconstruction(teacher.model, anatomy, fit, views=teacher.views, seed=seed)
+    evidence = reconstruction(teacher.model, anatomy, fit, views=teacher.views, seed=seed, max_memory=default.MEMORY)
     _wait(where.device)
     seconds, peak = time.perf_counter() - begun, _peak(where.device)
     return evidence, seconds, 0.0 if before is None or peak is None else (peak - before) / 2**20

@@ -10,9 +10,10 @@ depthwise ones, and linear layers of at most MOST_INPUTS inputs; all else stays 
 
 import math
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, chain, zip_longest
 from typing import Any
 
 import torch
@@ -37,6 +38,8 @@ RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)
 # Views of the few images in all, half of them mixed. Source: measured (docs/LOG.md): 16 a picture are better than 8 by
 # a point, 32 no better than 16.
 VIEWS = 800
+# Of networks with few positions: rows for each input of a layer, and views in all. Source: measured (docs/LOG.md).
+ROWS_PER_INPUT, MOST_VIEWS = 35, 1600
 # What the passes may cost in all, which bounds the views of large networks. Source: measured on ResNet-50 at 224
 # pixels, so that all of it stays under a minute and a half on two cores (benchmarks/closed_form_cost.py).
 MACS = 1e12
@@ -167,15 +170,21 @@ def solve(
     todo = [layer for layer in todo if _layer_bytes(layer, own, folds, rows, most) <= most // 2]
     names = [layer.weight for layer in todo]
     taken = {layer.weight: _layer_bytes(layer, own, folds, rows, most) for layer in todo}
-    total = affordable(anatomy, names, most, taken) if count_views is None else count_views
-    total = total if most_views is None else min(total, most_views)
-    size = batch_size(anatomy)
-    batches, fold_of, used = batches_of(few, student, views, mixing, seed, folds, total, size)
+    most_seen = most_useful(anatomy, todo) if count_views is None else count_views
+    at_each = views_at(anatomy, names, most, taken, most_seen if most_views is None else min(most_seen, most_views))
+    if count_views is not None:
+        at_each = [count_views] * len(names)
+    draws = torch.Generator().manual_seed(seed)
+    parts = _parts(few, folds, max(at_each, default=1), batch_size(anatomy), min(at_each, default=1), draws)
+    made = _made(parts, few, student, views, mixing, draws)
+    sums = list(accumulate(len(part.images) for part in parts))
+    taking_part = [max(bisect_right(sums, seen), min(2 * folds, len(parts))) for seen in at_each]
+    fold_of, used = [part.fold for part in parts], sums[max(taking_part, default=1) - 1]
     folds = len(set(fold_of))
     if folds < 2 or not todo:  # one image, over and over
         return ClosedFormLog(images=images, seconds=time.perf_counter() - started)
     held = {layer.weight: {layer.shortcut} for layer in todo if layer.shortcut}
-    draws = torch.Generator().manual_seed(seed)
+    positions = torch.Generator().manual_seed(seed)
     before = {name: tensor.detach().clone() for name, tensor in own.items()}
     solved: list[Solved] = []
     near = len(RIDGES) // 2
@@ -183,18 +192,20 @@ def solve(
         on_layer(0, len(todo))
     try:
         with guard.seeded(seed), guard.evaluating(teacher), guard.evaluating(lead), guard.evaluating(student):
-            layout = layout_for(lead, batches[0])
-            batches = [laid(batch, layout) for batch in batches]
-            halts = lockstep([(lead, "after"), (student, "before")], batches, names, held)
-            del batches  # the passes' own from here on
+            first = next(made)
+            layout = layout_for(lead, first)
+            batches = (laid(batch, layout) for batch in chain([first], made))
+            del first  # the passes' own from here on
+            halts = lockstep([(lead, "after"), (student, "before")], batches, names, held, taking_part)
             for name, (wanted, found) in halts:
                 layer = todo[len(solved)]
                 if layer.weight != name:
                     raise RuntimeError(f"{name} runs where {layer.weight} was expected")
                 kept = slices.get(name, {}).get(0)
                 stats = _statistics(
-                    layer, wanted, found, kept, tensors, own, fold_of, folds, rows, _most_held(most), draws
-                )
+                    layer, wanted, found, kept, tensors, own, fold_of[: len(found)], folds, rows, _most_held(most),
+                    positions,
+                )  # fmt: skip
                 del wanted, found  # else they would stand beside those of the next halt
                 done, near = _solve(layer, stats, own, near)
                 del stats
@@ -253,42 +264,61 @@ def batches_of(
     size: int = _BATCH,
 ) -> tuple[list[Batch], list[int], int]:
     """Batches of `total` views, for `model`; the fold of each; how many views there are. Every image has one at least
-    of as many as there may be. Every second batch is mixed. No image is in two folds, not even mixed or twice. size: of
-    a batch, at most."""
-    made = list(made_batches(few, model, views, mixing, seed, folds, total, size))
-    return [batch for batch, _, _ in made], [fold for _, fold, _ in made], sum(count for _, _, count in made)
+    of as many as there may be. Every second batch of a fold is mixed. No image is in two folds, not even mixed or
+    twice. size: of a batch, at most."""
+    draws = torch.Generator().manual_seed(seed)
+    parts = _parts(few, folds, total, size, total, draws)
+    made = list(_made(parts, few, model, views, mixing, draws))
+    return made, [part.fold for part in parts], sum(len(part.images) for part in parts)
 
 
 def made_batches(
-    few: Source | Tensor,
-    model: nn.Module,
-    views: str,
-    mixing: str,
-    seed: int,
-    folds: int,
-    total: int,
-    size: int = _BATCH,
-) -> Iterator[tuple[Batch, int, int]]:
-    """As `batches_of`, one after the other: batch, its fold, how many views it has."""
-    like = next((t for t in guard.named_tensors(model).values() if t.is_floating_point()), torch.empty(0))
+    few: Source | Tensor, model: nn.Module, views: str, mixing: str, seed: int, total: int, size: int = _BATCH
+) -> Iterator[tuple[Batch, int]]:
+    """As `batches_of` of one fold, one after the other: batch, how many views it has."""
     draws = torch.Generator().manual_seed(seed)
+    parts = _parts(few, 1, total, size, total, draws)
+    yield from zip(_made(parts, few, model, views, mixing, draws), (len(part.images) for part in parts), strict=True)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A batch that is yet to be made: its fold, the indices of its images, and whether they are mixed."""
+
+    fold: int
+    images: list[int]
+    mixed: bool
+
+
+def _parts(few: Source | Tensor, folds: int, total: int, size: int, first: int, draws: torch.Generator) -> list[_Part]:
+    """All folds in turn, so that the first of them are as good as all. first: views of the first two of each fold."""
     same: dict[Any, list[int]] = {}
     names = told_apart(few)
     for index in torch.randperm(count(few), generator=draws).tolist():
         same.setdefault(names[index], []).append(index)
     alike = list(same.values())
     folds = min(folds, len(alike))
+    of_fold = []
     for fold in range(folds):
         mine = [index for images in alike[fold::folds] for index in images]
         share = max(1, round(total / folds))
         indices = (mine * -(-share // len(mine)))[:share]
-        each = min(size, -(-share // 2))
-        for number, start in enumerate(range(0, share, each)):
-            part = indices[start : start + each]
-            batch = placed(view(few, part, views, draws), like.device, like.dtype)
-            if number % 2 and len(part) > 1:
-                batch = mixed(batch, mixing, draws)
-            yield batch, fold, len(part)
+        each = max(1, min(size, -(-share // 2), first // (2 * folds)))
+        cuts = [indices[:each], indices[each : 2 * each]]
+        rest = indices[2 * each :]
+        each = max(1, min(size, -(-len(rest) // 2)))
+        cuts += [rest[start : start + each] for start in range(0, len(rest), each)]
+        of_fold.append([_Part(fold, part, bool(n % 2) and len(part) > 1) for n, part in enumerate(cuts) if part])
+    return [part for parts in zip_longest(*of_fold) for part in parts if part is not None]
+
+
+def _made(
+    parts: Iterable[_Part], few: Source | Tensor, model: nn.Module, views: str, mixing: str, draws: torch.Generator
+) -> Iterator[Batch]:
+    like = next((t for t in guard.named_tensors(model).values() if t.is_floating_point()), torch.empty(0))
+    for part in parts:
+        batch = placed(view(few, part.images, views, draws), like.device, like.dtype)
+        yield mixed(batch, mixing, draws) if part.mixed else batch
 
 
 def batch_size(anatomy: Anatomy) -> int:
@@ -303,17 +333,40 @@ def _largest(anatomy: Anatomy) -> int:
     return max(sizes, default=1) // traced.batch
 
 
-def affordable(
-    anatomy: Anatomy, halts: Sequence[str], most: int = MEMORY_BYTES, taken: Mapping[str, int] | None = None
-) -> int:
-    """How many views two passes may see that halt at these weights. most: bytes that there are for them; taken: of
-    these, what is needed for other things at a halt."""
-    macs = max(1, count_traced(anatomy.traced).macs)
-    room = [
-        (most - _running_bytes(anatomy) - (taken or {}).get(name, 0)) // each
-        for name, each in view_bytes(anatomy, halts).items()
-    ]
-    return max(1, min([VIEWS, int(MACS / (2 * macs)), *room]))
+def affordable(anatomy: Anatomy, most: int = VIEWS) -> int:
+    """How many views two passes may see, of `most`, for what they cost."""
+    return max(1, min(most, int(MACS / (2 * max(1, count_traced(anatomy.traced).macs)))))
+
+
+def views_at(
+    anatomy: Anatomy,
+    halts: Sequence[str],
+    most: int = MEMORY_BYTES,
+    taken: Mapping[str, int] | None = None,
+    views: int = VIEWS,
+) -> list[int]:
+    """How many views two passes may hold that halt at these weights, at each of them, never fewer than at one before.
+
+    most: bytes that there are for them; taken: of these, what is needed for other things at a halt. views: more are of
+    no use. Maps are large where a network begins, and its last layers, which have few positions of a view, need many.
+    """
+    bytes_at, free = view_bytes(anatomy, halts), most - _running_bytes(anatomy)
+    room = [(free - (taken or {}).get(name, 0)) // bytes_at[name] for name in halts]
+    from_the_end = accumulate(reversed(room), min, initial=affordable(anatomy, views))
+    return [max(1, seen) for seen in from_the_end][:0:-1]
+
+
+def most_useful(anatomy: Anatomy, todo: Iterable[Layer]) -> int:
+    """How many views are of use: more than VIEWS where a layer of many inputs has few positions in each."""
+    traced, wanted = anatomy.traced, VIEWS
+    names = {layer.weight for layer in todo}
+    for node, name in traced.tensors.items():
+        for user in node.users:
+            size, weight = shape(user), shape(node)
+            if name in names and size and weight:
+                positions = max(1, math.prod(size) // (traced.batch * weight[0]))
+                wanted = max(wanted, math.ceil(ROWS_PER_INPUT * math.prod(weight[1:]) / positions))
+    return min(wanted, MOST_VIEWS)
 
 
 def needed_bytes(anatomy: Anatomy, plan: Plan, student: nn.Module) -> int:
@@ -331,7 +384,7 @@ def expected_seconds(anatomy: Anatomy, plan: Plan, student: nn.Module, a_view: f
     sizes = [(len(own[layer.weight]), own[layer.weight][0].numel(), layer.gate) for layer in todo]
     work = sum(ROWS * size * (size + outputs * (4 * ROUNDS if gate else 1)) for outputs, size, gate in sizes)
     work += sum(_FACTORED * size**3 for _, size, _ in sizes)
-    views = affordable(anatomy, [layer.weight for layer in todo])
+    views = affordable(anatomy, most_useful(anatomy, todo))
     return 2 * views * a_view + seconds_of(work, anatomy, a_view) + _A_LAYER * len(todo)
 
 

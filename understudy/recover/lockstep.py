@@ -5,8 +5,9 @@ code that a network consists of, each network computes every image once, and the
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -122,21 +123,31 @@ class _Pass:
         self._thread.join()
 
 
-def _gone_on(each: _Pass, slack: Slack) -> tuple[str, Seen] | None:
-    """As `go_on`. Every thread's arena keeps what its pass frees, as much again as is held if nobody returns it."""
-    found = each.go_on()
-    slack.trim()
+def _gone_on(each: _Pass, slack: Slack, halts: int = 1) -> tuple[str, Seen] | None:
+    """As `go_on`, so many times. Every thread's arena keeps what its pass frees, as much again as is held if nobody
+    returns it."""
+    found = None
+    for _ in range(halts):
+        found = each.go_on()
+        slack.trim()
+        if found is None:
+            break
     return found
 
 
 def lockstep(
-    networks: Sequence[tuple[nn.Module, str]], batches: Sequence[Batch], halts: Sequence[str], kept: Mapping[str, set]
+    networks: Sequence[tuple[nn.Module, str]],
+    batches: Iterable[Batch],
+    halts: Sequence[str],
+    kept: Mapping[str, set],
+    taking_part: Sequence[int] | None = None,
 ) -> Iterator[tuple[str, list[list[Seen]]]]:
     """Yield, at each of `halts`, (name, per network what each batch sees there); going on lets all passes go on.
 
     networks: each with "before" or "after", where it halts: at the function that is given the weight of that name, or
     behind it. batches: the last network may write into them, others are given copies. kept: halt -> (weight, "input" |
-    "output") that passes must still have there, seen before.
+    "output") that passes must still have there, seen before. taking_part: how many of the batches are there at each of
+    the halts, never fewer than at the one before, by default all; a later one is taken from `batches` only then.
     Every halt comes once. Without gradients, in the mode that the networks are in. Raises: what a network raises, and
     RuntimeError where the passes do not halt at the same places.
     """
@@ -177,15 +188,16 @@ def lockstep(
 
         return run
 
-    passes = [
-        [_Pass(body(model, when, batch, number == len(networks) - 1)) for batch in batches]
-        for number, (model, when) in enumerate(networks)
-    ]
-    del batches
-    every, slack = [each for row in passes for each in row], Slack()
+    source, slack = iter(batches), Slack()
+    passes: list[list[_Pass]] = [[] for _ in networks]
     try:
-        for _ in halts:  # behind the last of them nothing is computed
+        for number, _ in enumerate(halts):  # behind the last of them nothing is computed
             at = [[_gone_on(each, slack) for each in row] for row in passes]
+            for batch in islice(source, None if taking_part is None else taking_part[number] - len(passes[0])):
+                for place, (row, (model, when)) in enumerate(zip(passes, networks, strict=True)):
+                    row.append(_Pass(body(model, when, batch, place == len(networks) - 1)))
+                    at[place].append(_gone_on(row[-1], slack, number + 1))
+                batch = None
             names = {found and found[0] for row in at for found in row}
             if len(names) != 1:
                 raise RuntimeError(f"the passes halt at different places: {', '.join(sorted(map(str, names)))}")
@@ -197,5 +209,5 @@ def lockstep(
             yield name, seen
             del seen
     finally:
-        for each in every:
+        for each in chain.from_iterable(passes):
             each.end()
