@@ -59,6 +59,8 @@ _BATCH, _BATCH_BYTES = 64, 2**26
 # Random sums of the outputs by which a ridge is judged against others, of layers that have more than twice as many
 # outputs. Source: measured, the ridges chosen are those of all outputs but for neighbours (docs/LOG.md).
 _SKETCH = 64
+# Positions that are added to a layer's moments at once. Source: assumption, for time.
+_ROWS_AT_ONCE = 2048
 _BLOCK = 512  # Columns of a product X'X that are made at once, since half of it mirrors the other. Source: measured.
 # How long it will take: solves of a layer, in cubes of its inputs; how much slower a multiplication is in them than in
 # the network's own layers; seconds for each layer; views that are timed. Source: measured, of five networks all are
@@ -454,7 +456,7 @@ def _layer_bytes(layer: Layer, own: Mapping[str, Tensor], folds: int, rows: int,
     """What solving `layer` holds: moments of every part, four matrices of their size to solve with, and rows."""
     outputs, inputs = len(own[layer.weight]), own[layer.weight][0].numel()
     parts = folds if inputs <= _LARGE else 2
-    kept = min(rows, _most_held(most) // inputs) if layer.gate is not None else 0
+    kept = min(rows, _most_held(most) // inputs) if layer.gate is not None else min(rows, parts * _ROWS_AT_ONCE)
     return 8 * ((parts + 4) * inputs**2 + (parts + 2) * inputs * outputs) + 4 * kept * (inputs + 2 * outputs)
 
 
@@ -552,6 +554,23 @@ def _statistics(
     square, whole, rows_of = (prior.new_zeros(parts) for _ in range(3))
     bias = None if layer.bias is None else own[layer.bias].detach().to(exact).unflatten(0, (how.groups, -1))[:, None]
     before = prior.mT.to(exact)
+    waiting: dict[int, list[tuple[Tensor, Tensor, Tensor | None]]] = {}
+
+    def add(part: int) -> None:
+        """What waits of this part, in one go: each addition to the moments costs as much as they are large."""
+        found = waiting.pop(part)
+        x, y = (torch.cat([each[at] for each in found], 1) for at in (0, 1))
+        over = y - x @ before
+        if free:
+            x = torch.cat([x, x.new_ones(*x.shape[:2], 1)], 2)
+        _add_square(gram[part], x)
+        cross[part] += x.mT @ over
+        square[part] += over.square().sum((0, 1)).double().sum()
+        whole[part] += y.square().sum((0, 1)).double().sum()
+        rows_of[part] += x.shape[1]
+        if gated is not None:
+            gated.add(part, x, over, torch.cat([ahead for *_, ahead in found], 1))
+
     for fold, lead, learner in zip(fold_of, wanted, found, strict=True):
         part = fold % parts
         x = columns(learner.input, how, positions, tuple(lead.output.shape[2:]) if spatial else ()).to(exact)
@@ -567,16 +586,11 @@ def _statistics(
         if bias is not None:
             y = y - bias
         x = x.flatten(0, 1).transpose(0, 1)  # (groups, rows, inputs)
-        over = y - x @ before
-        if free:
-            x = torch.cat([x, x.new_ones(*x.shape[:2], 1)], 2)
-        _add_square(gram[part], x)
-        cross[part] += x.mT @ over
-        square[part] += over.square().sum((0, 1)).double().sum()
-        whole[part] += y.square().sum((0, 1)).double().sum()
-        rows_of[part] += x.shape[1]
-        if gated is not None:
-            gated.add(part, x, over, grouped(ahead))
+        waiting.setdefault(part, []).append((x, y, None if ahead is None else grouped(ahead)))
+        if sum(x.shape[1] for x, *_ in waiting[part]) >= _ROWS_AT_ONCE:
+            add(part)
+    for part in list(waiting):
+        add(part)
     for start in range(_BLOCK, size, _BLOCK):  # the other half, as `_add_square` leaves it
         gram[..., start:, start - _BLOCK : start] = gram[..., start - _BLOCK : start, start:].mT
     if free:

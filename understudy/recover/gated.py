@@ -61,6 +61,7 @@ class Gated:
 
     def _found(self, parts: Sequence[int], change: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """x, over, ahead, and what the activation is given with `change`, each of them new."""
+        learned = change.mT.to(self._scale)
         for part, x, over, ahead in self._rows:
             if part in parts:
-                yield x, over, ahead, (x @ change.mT.to(x)).sub_(over).mul_(self._scale).add_(ahead)
+                yield x, over, ahead, (x @ learned).sub_(over).mul_(self._scale).add_(ahead)
