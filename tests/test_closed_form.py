@@ -341,6 +341,44 @@ def test_passes_halt_at_the_same_layers_and_a_change_is_seen_behind():
     assert all(torch.equal(x, F.relu(net[0].bias).expand(2, 3)) for x in inputs[1])
 
 
+def test_batches_that_join_later_run_through_what_is_solved_by_then():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+    lead, made, seen_at = copy.deepcopy(net), [], {}
+
+    def batches():
+        for number in range(3):
+            made.append(number)
+            yield (torch.full((2, 3), number + 1.0),), {}
+
+    names = ["0.weight", "2.weight", "4.weight"]
+    pair = [(lead, "after"), (net, "before")]
+    for name, (wanted, found) in lockstep(pair, batches(), names, {"4.weight": {("0.weight", "output")}}, [1, 1, 3]):
+        seen_at[name] = (len(made), len(wanted), [seen.input.clone() for seen in found])
+        if name == "4.weight":
+            first = [seen.held["0.weight", "output"] for seen in wanted]
+            assert all(torch.equal(first[n], lead[0](torch.full((2, 3), n + 1.0))) for n in range(3))
+        else:
+            with torch.no_grad():
+                net[int(name[0])].weight.mul_(2)
+    assert [seen_at[name][:2] for name in names] == [(1, 1), (1, 1), (3, 3)]
+    assert all(torch.equal(seen_at["4.weight"][2][n], net[:4](torch.full((2, 3), n + 1.0))) for n in range(3))
+
+
+def test_a_later_batch_that_ends_early_is_no_deadlock():
+    class Short(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.two(self.one(x)) if x.sum() < 1 else x
+
+    passes = [((torch.full((1, 3), value),), {}) for value in (0.0, 9.0)]
+    with pytest.raises(RuntimeError, match="halt at different places"):
+        list(lockstep([(Short(), "before")], passes, ["one.weight", "two.weight"], {}, [1, 2]))
+
+
 def test_a_network_that_raises_leaves_no_thread():
     class Broken(nn.Module):
         def __init__(self):
@@ -569,6 +607,49 @@ def test_less_memory_is_fewer_views_and_no_other_answer_where_there_is_enough():
     assert reconstruction(teacher, anatomy, images, max_memory=least).scores.keys() == (
         reconstruction(teacher, anatomy, images).scores.keys()
     )
+
+
+class Funnel(nets.Tiny):
+    """Large maps first, then small ones of many channels: few positions of a view for each input."""
+
+    size = (3, 32, 32)
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, stride=8, padding=1)
+        self.c, self.d, self.fc = nn.Conv2d(16, 64, 4), nn.Conv2d(64, 64, 1), nn.Linear(64, 4)
+
+    def forward(self, x):
+        return self.fc(self.d(self.c(self.b(self.a(x).relu()).relu()).relu()).relu().mean((2, 3)))
+
+
+def test_later_layers_see_more_views_where_memory_is_short(monkeypatch):
+    teacher = randomised(Funnel())
+    anatomy = trace(teacher, teacher.example())
+    plan = make_plan(teacher, anatomy, keep_width=0.5, score="l1")
+    todo = room.to_solve(anatomy, plan, cut(teacher, plan))
+    names = [layer.weight for layer in todo]
+    assert room.most_useful(anatomy, todo) == room.MOST_VIEWS  # c: 16 x 4 x 4 inputs, one position of a view
+    plenty, short = (
+        room.views_at(anatomy, names, most, views=900) for most in (2**31, room._running_bytes(anatomy) + 2**23)
+    )
+    assert plenty == [900] * len(names)
+    assert short == sorted(short)
+    assert 1 < 2 * short[0] < short[-1] < 900
+    images, seen = torch.randn(12, 3, 32, 32), []
+    inner = room._statistics
+
+    def counted(layer, wanted, found, *rest):
+        seen.append(sum(len(each.input) for each in found))
+        return inner(layer, wanted, found, *rest)
+
+    monkeypatch.setattr(room, "_statistics", counted)
+    monkeypatch.setattr(room, "MOST_VIEWS", 800)
+    student, whole = cut(teacher, plan).eval(), room._bytes(named_tensors(teacher).values())
+    log = closed_form(teacher, student, anatomy, plan, images, max_memory=room._running_bytes(anatomy) + 2**24 + whole)
+    assert seen == sorted(seen)
+    assert 2 * seen[0] < seen[-1] == log.views <= 800
+    assert seam_error(teacher, student, plan, images) < seam_error(teacher, cut(teacher, plan).eval(), plan, images)
 
 
 def test_what_passes_hold_is_counted_as_long_as_a_caller_holds_it():
