@@ -14,7 +14,7 @@ from benchmarks.tables import Condition, Entry, Table
 
 # Colour-blind safe. Source: Okabe and Ito 2008.
 COLOURS = dict(zip(CURVES, ("#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#0072B2", "#D55E00"), strict=True))
-_STYLE = {
+STYLE = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
     "savefig.dpi": 130, "savefig.facecolor": "white", "legend.frameon": False,
 }  # fmt: skip
@@ -27,7 +27,7 @@ def short(teacher: str) -> str:
 def methods_side_by_side(columns: list[tuple[Condition, dict[str, list[Entry]]]], path: Path) -> None:
     """One panel a condition: every method's seeds as dots, its mean as a bar, the teacher as a line."""
     names = [name for name in METHODS if any(name in methods for _, methods in columns)]
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(columns), figsize=(3.1 * len(columns) + 2, 4), sharey=True, squeeze=False)
         for axis, (condition, methods) in zip(axes[0], columns, strict=True):
             rows = [(place, methods[name][0]) for place, name in enumerate(names) if name in methods]
@@ -48,7 +48,7 @@ def methods_side_by_side(columns: list[tuple[Condition, dict[str, list[Entry]]]]
             axis.set_xlabel("top-1, % of 10,000 test patches")
             axis.set_yticks(range(len(names)), [_label(name) for name in names])
             axis.grid(axis="y", visible=False)
-        _save(figure, path)
+        save(figure, path)
 
 
 def _label(name: str) -> str:
@@ -58,7 +58,7 @@ def _label(name: str) -> str:
 def curves(found: Table, x: str, path: Path) -> None:
     """One panel a teacher: mean accuracy of each method against "steps", "seconds" or "images", bars one deviation."""
     teachers = list(dict.fromkeys(condition.teacher for condition in found))
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(teachers), figsize=(3.4 * len(teachers), 3.4), squeeze=False)
         for axis, teacher in zip(axes[0], teachers, strict=True):
             own = {c: methods for c, methods in found.items() if c.teacher == teacher}
@@ -85,7 +85,7 @@ def curves(found: Table, x: str, path: Path) -> None:
         axes[0][0].set_ylabel("top-1, %")
         handles, labels = axes[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="lower center", ncols=3, fontsize=8, bbox_to_anchor=(0.5, -0.16))
-        _save(figure, path)
+        save(figure, path)
 
 
 def _point(condition: Condition, entry: Entry, x: str) -> tuple[float, float, float]:
@@ -93,7 +93,7 @@ def _point(condition: Condition, entry: Entry, x: str) -> tuple[float, float, fl
     return max(where, 0.01), entry.mean, entry.deviation or 0.0
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # No date and no version of the drawing library in the file: the same lines give the same bytes.
     figure.savefig(path, bbox_inches="tight", metadata={"Software": None})
@@ -103,7 +103,7 @@ def _save(figure: Any, path: Path) -> None:
 def against_seconds(panels: dict[str, dict[str, list[tuple[float, float, int]]]], path: Path) -> None:
     """One panel a teacher and cut: mean accuracy against seconds (logarithmic), a point a number of steps."""
     colours = {"mir": COLOURS["mir"], "understudy": "#0072B2", "understudy_same_cut": "#56B4E9"}
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 3.4), squeeze=False)
         for axis, (title, methods) in zip(axes[0], panels.items(), strict=True):
             for name, points in methods.items():
@@ -124,4 +124,4 @@ def against_seconds(panels: dict[str, dict[str, list[tuple[float, float, int]]]]
             axis.set_xlabel("seconds on one core; small: steps")
         axes[0][0].set_ylabel("top-1, % of 10,000 test patches")
         axes[0][0].legend(fontsize=7, loc="lower right")
-        _save(figure, path)
+        save(figure, path)

@@ -26,6 +26,7 @@ from understudy.recover.layers import affine_of, columns, geometry, layers
 from understudy.recover.lockstep import Seen, lockstep
 from understudy.seam import capturing
 
+lockstep_room = import_module("understudy.recover.lockstep")
 reconstruction_room = import_module("understudy.reconstruction")
 NETS = (
     nets.Chain, nets.Residual, nets.Concat, nets.Depthwise, nets.Grouped, nets.NoNorm, nets.FusedHeads,
@@ -377,6 +378,46 @@ def test_a_later_batch_that_ends_early_is_no_deadlock():
     passes = [((torch.full((1, 3), value),), {}) for value in (0.0, 9.0)]
     with pytest.raises(RuntimeError, match="halt at different places"):
         list(lockstep([(Short(), "before")], passes, ["one.weight", "two.weight"], {}, [1, 2]))
+
+
+def test_what_keeps_buffers_for_a_thread_is_called_by_one_thread(monkeypatch):
+    """Else each pass holds its own working memory of oneDNN: 1.8 GB beside 1.4 (docs/LOG.md)."""
+    caught, halves = [], []
+
+    class Tries(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x):
+            try:
+                self.one(x[:, :2])
+            except RuntimeError as error:
+                caught.append((type(error), threading.get_ident()))
+            with torch.autocast("cpu", torch.bfloat16):
+                halves.append(torch.matmul(x, x.T).dtype)
+            return self.two(self.one(x))
+
+    callers, inner = [], lockstep_room._Pass.call
+
+    def call(self, func, args, kwargs):
+        def noted(*args, **kwargs):
+            callers.append(threading.get_ident())
+            assert not torch.is_grad_enabled()
+            return func(*args, **kwargs)
+
+        return inner(self, noted, args, kwargs)
+
+    monkeypatch.setattr(lockstep_room._Pass, "call", call)
+    net, batches = Tries(), [((torch.ones(1, 3),), {})] * 2
+    halts = [name for name, _ in lockstep([(net, "before")], batches, ["two.weight"], {})]
+    assert halts == ["two.weight"]
+    # The two layers and the one that fails; under autocast, which is a thread's own, the pass itself calls.
+    assert callers.count(threading.get_ident()) == 2 * 2
+    assert len(callers) == 2 * 3
+    assert [kind for kind, _ in caught] == [RuntimeError] * 2
+    assert threading.get_ident() not in [thread for _, thread in caught]
+    assert halves == [torch.bfloat16] * 2
 
 
 def test_a_network_that_raises_leaves_no_thread():

@@ -1,4 +1,5 @@
-"""docs/real.md: what every method makes of the real networks, and ours against MiR and distillation, from the lines."""
+"""docs/real.md and its figure: what every method makes of the real networks, ours against MiR and distillation, from
+the lines."""
 
 import statistics
 from collections import defaultdict
@@ -8,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import pyplot as plt
 
+from benchmarks.figures import COLOURS, STYLE, save
 from benchmarks.methods import METHODS
 from benchmarks.protocol import Cell
 from benchmarks.real.run import NAMED, OWN, cells, size_of
@@ -24,6 +27,7 @@ _SHORT = {
     "none": "cut alone", "batch_norm": "batch norms", "least_squares": "least squares", "distill": "distillation",
     "practise": "PRACTISE", "mir": "MiR", "understudy_same_cut": "ours, MiR's cut", OWN: "ours",
 }  # fmt: skip
+_COLOURS = {"mir": COLOURS["mir"], "distill": COLOURS["distill_labels"], OWN: "#222222"}
 _ORDER = ("none", "batch_norm", "least_squares", "distill", "practise", "mir", "understudy_same_cut", OWN)
 
 
@@ -34,12 +38,47 @@ def write(lines: Path, page: Path) -> bool:
     if not done:
         return False
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(_text(found, done), encoding="utf-8")
+    table = by_condition(done)
+    draw(table, page.parent / "figures" / "real.png")
+    page.write_text(_text(found, done, table), encoding="utf-8")
     return True
 
 
-def _text(found: list[Line], done: list[Line]) -> str:
-    table = by_condition(done)
+def draw(table: Table, path: Path) -> None:
+    """Agreement by each method on each teacher, a panel for each share of MACs kept; at the number of steps, images
+    and pixels that most teachers and methods have."""
+    count: dict[tuple[int, int, int], int] = defaultdict(int)
+    for (_, size, _, images, steps), methods in table.items():
+        count[size, images, steps] += len(methods)
+    size, images, steps = max(count, key=lambda at: (count[at], at))
+    shown = {where: methods for where, methods in table.items() if (where[1], *where[3:]) == (size, images, steps)}
+    keeps = sorted({keep for _, _, keep, _, _ in shown}, reverse=True)
+    teachers = list(dict.fromkeys(where[0] for where in shown))
+    names = [name for name in _ORDER if any(name in methods for methods in shown.values())]
+    wide = 0.8 / len(names)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(keeps), figsize=(5.2 * len(keeps), 3.4), sharey=True, squeeze=False)
+        for axis, keep in zip(axes[0], keeps, strict=True):
+            for place, name in enumerate(names):
+                for at, teacher in enumerate(teachers):
+                    runs = shown.get((teacher, size, keep, images, steps), {}).get(name)
+                    if runs:
+                        x, height = at + (place - (len(names) - 1) / 2) * wide, 100 * _agreement(runs)
+                        colour = _COLOURS.get(name, "#BBBBBB")
+                        axis.bar(x, height, 0.92 * wide, color=colour, label=_SHORT[name])
+                        axis.text(x, height + 1, f"{height:.0f}", ha="center", fontsize=8)
+            axis.set_xticks(range(len(teachers)), teachers)
+            axis.set_ylim(0, 100)
+            axis.set_title(f"{keep:.0%} of the teacher's MACs", fontsize=9)
+            axis.grid(axis="x", visible=False)
+        axes[0][0].set_ylabel("agreement with the teacher, % of test pictures")
+        handles = dict(zip(*reversed(axes[0][0].get_legend_handles_labels()), strict=True))
+        axes[0][-1].legend(handles.values(), handles.keys(), loc="upper right")
+        figure.suptitle(f"{images} unlabelled pictures, {steps} steps, {size} pixels", fontsize=10)
+        save(figure, path)
+
+
+def _text(found: list[Line], done: list[Line], table: Table) -> str:
     first = done[0]["figures"]
     parts = [
         "# Real networks on real pictures",
@@ -56,6 +95,7 @@ def _text(found: list[Line], done: list[Line]) -> str:
         "*Ours*: the default recipe with its own cut. *Ours, MiR's cut*: the same recipe on the student that others "
         "start from, which L1 cut at uniform widths inside residual blocks. Where a method was run with several "
         "options, the one with the best agreement stands. Methods that do not train stand at every number of steps.",
+        "![agreement with the teacher, by method](figures/real.png)",
         "## Agreement with the teacher",
         "Percent of the test pictures, mean over the seeds (how many, where it is not three).",
         *_tables(table, _percent("agreement"), "{:.1f}"),

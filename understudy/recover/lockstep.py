@@ -7,6 +7,7 @@ code that a network consists of, each network computes every image once, and the
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice
 from typing import Any
 
@@ -38,29 +39,39 @@ class Seen:
 # The functions that compute with a weight; others are given one too (`x.to(weight)`, `weight.abs()`).
 _FUNCTIONS = frozenset(["conv1d", "conv2d", "conv3d", "linear", "batch_norm", "layer_norm", "group_norm"])
 
+# Functions of which oneDNN and MKL keep working memory for every thread that ever called one, for as long as it lives.
+_WITH_BUFFERS = frozenset(
+    ["conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear", "matmul", "bmm", "scaled_dot_product_attention"]
+)
+
 
 class Watch(TorchFunctionMode):
-    """Calls `before(name, seen)` and `after(name, seen)` around torch functions that are given a tensor of `names`."""
+    """Calls `before(name, seen)` and `after(name, seen)` around torch functions that are given a tensor of `names`.
+
+    run: calls those of _WITH_BUFFERS in place of this thread."""
 
     def __init__(
         self,
         names: Mapping[int, str],
         before: Callable[[str, Seen], None] | None = None,
         after: Callable[[str, Seen], None] | None = None,
+        run: Callable[[Callable[..., Any], tuple, dict[str, Any]], Any] | None = None,
     ):
-        self._names, self._before, self._after = names, before, after
+        self._names, self._before, self._after, self._run = names, before, after, run
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = None
         if getattr(func, "__name__", "") in _FUNCTIONS and (args or "input" in kwargs):
             name = next((self._names[id(a)] for a in (*args[1:], *kwargs.values()) if id(a) in self._names), None)
-        if name is None:
-            return func(*args, **kwargs)
         seen = Seen(func, args, kwargs, None)
-        if self._before:
+        if name is not None and self._before:
             self._before(name, seen)
-        seen.output = func(*args, **kwargs)
+        elsewhere = self._run is not None and getattr(func, "__name__", "") in _WITH_BUFFERS
+        found = self._run(func, args, kwargs) if elsewhere else func(*args, **kwargs)
+        if name is None:
+            return found
+        seen.output = found
         if self._after:
             self._after(name, seen)
         return seen.output
@@ -84,6 +95,9 @@ class _Pass:
         self._error: BaseException | None = None
         self._ending = self._done = False
         self._at: tuple[str, Seen] | None = None
+        self._asked: Callable[[], Any] | None = None
+        self._answer: Any = None
+        self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -106,11 +120,35 @@ class _Pass:
         if self._ending:
             raise _Stopped
 
+    def call(self, func: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+        """What `func` returns or raises, called by the thread that waits in `go_on`."""
+        if torch.is_autocast_enabled(args[0].device.type if args and isinstance(args[0], Tensor) else "cpu"):
+            return func(*args, **kwargs)  # of this thread alone
+        self._asked = partial(func, *args, **kwargs)
+        self._back.release()
+        self._turn.acquire()
+        if self._ending:
+            raise _Stopped
+        (answer, failure), self._answer, self._failure = (self._answer, self._failure), None, None
+        if failure is not None:
+            raise failure
+        return answer
+
     def go_on(self) -> tuple[str, Seen] | None:
         """Where it halts next; None when it has come to its end. Raises: what the network raised."""
         self._at = None
         self._turn.release()
         self._back.acquire()
+        while self._asked is not None:
+            asked, self._asked = self._asked, None
+            try:
+                with torch.no_grad():
+                    self._answer = asked()
+            except BaseException as error:
+                self._failure = error
+            del asked
+            self._turn.release()
+            self._back.acquire()
         if self._error is not None:
             raise self._error
         return self._at
@@ -183,7 +221,7 @@ def lockstep(
             # What a network keeps on its modules, or writes into its input, is this pass's alone.
             network, (args, kwargs) = structural_copy(model), batch if last_one else copied(batch)
             batch = None  # not held any longer than the network itself holds it
-            with torch.no_grad(), Watch(ids_of(network, watched), before, after):
+            with torch.no_grad(), Watch(ids_of(network, watched), before, after, own.call):
                 network(*args, **kwargs)
 
         return run
