@@ -273,7 +273,7 @@ def test_parts_hold_no_more_than_there_is(monkeypatch):
     parts, whole = held()
     assert parts == 1
     parts, some = held(max_memory=whole // 2)
-    assert parts in (2, 3)
+    assert parts in (3, 4)  # seven tenths of it are for what is kept
     assert some < 0.6 * whole
 
 

@@ -22,8 +22,8 @@ DEFAULT_BYTES = 4_000_000_000  # Where more than twice that is free. Source: ass
 # EfficientNet-Lite0 at 224 pixels (benchmarks/compress_memory.py): torch and the networks take the rest.
 TRAINING_IMAGES, OTHER_IMAGES, PASSES, MEASURING = 0.25, 0.05, 0.4, 0.1
 # Freed memory that may lie about before it is worth returning, which costs as much time as it takes to fill it with
-# zeros when it is needed again. Source: measured, a fifth of that is a tenth slower (docs/LOG.md).
-SLACK_BYTES = 2**28
+# zeros when it is needed again. Source: measured, two fifths of that are a tenth slower (docs/LOG.md).
+SLACK_BYTES = 2**27
 # glibc's options (malloc.h): from which size on the top is handed back, spare room at the top, the size from which a
 # piece is mapped by itself, and how many such pieces there may be. _USUAL: what its own rule comes to once large pieces
 # were freed, which it ends with the first option that is set.

@@ -449,7 +449,7 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 def _running_bytes(anatomy: Anatomy) -> int:
     """What the one pass that runs adds: feature maps of a batch, and what was freed and lies about."""
-    return SLACK_BYTES + 4 * min(_BATCH_BYTES, _BATCH * 4 * max(1, _largest(anatomy)))
+    return 2 * SLACK_BYTES + 4 * min(_BATCH_BYTES, _BATCH * 4 * max(1, _largest(anatomy)))
 
 
 def _layer_bytes(layer: Layer, own: Mapping[str, Tensor], folds: int, rows: int, most: int) -> int:

@@ -48,6 +48,9 @@ _JUDGED = 20  # times in a run that the student is judged. Source: assumption.
 _JUDGE_BATCH = 64
 # Between checkpoints, and as many times as long as the last one took. Source: assumption.
 _CHECKPOINT_SECONDS, _CHECKPOINT_PAUSE = 60.0, 50
+# Of the memory that a step may hold, what is kept for its gradients; the rest is of the gradients themselves and of the
+# teacher's pass. Source: assumption.
+_KEPT_SHARE = 0.7
 # Of several seam points one at which the few images hardly differ must not drown the others: its error is measured in
 # no smaller unit than this share of the teacher's mean square. Source: assumption.
 _LEAST_SPREAD = 0.1
@@ -259,7 +262,7 @@ class _Run:
 
         first, second = held(1), held(2)
         each = max(second - first, 1)  # the rest is of weights
-        most_images = max(1, (most - max(first - each, 0)) // each)
+        most_images = max(1, (round(_KEPT_SHARE * most) - max(first - each, 0)) // each)
         return -(-batch // most_images)
 
     def _features(self, learner: Capture, folded: Pairs, batch: Batch) -> list[Tensor]:

@@ -130,7 +130,9 @@ def restore(
         say("measuring how long a step is to be, and how long it takes")
         config, tried = settled(teacher, student, plan.seam, few, config, max_memory=max_memory)
         say(told(config.precision, config.layout, tried))
+        memory.trim()
         pace = _pace(teacher, student, plan, few, config, max_memory)
+        memory.trim()
         if closed is not None:
             left = None if max_seconds is None else max_seconds - (time.perf_counter() - begun)
             cost = REHEARSED_VIEWS * closed.seconds + MOST_STEPS * pace
@@ -144,6 +146,7 @@ def restore(
                     rehearsed = found.to_json()
                     config = replace(config, lr=config.lr * found.rate) if found.rate else replace(config, steps=0)
         raw = None
+        memory.trim()
         if max_seconds is not None:
             left = max_seconds - (time.perf_counter() - begun)
             config = replace(config, steps=max(0, min(config.steps, int(left / pace))))
