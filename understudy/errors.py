@@ -15,6 +15,10 @@ class InputError(UnderstudyError):
     """What the user gave cannot be used: images, paths, options, weights of another network."""
 
 
+class Diverged(InputError):
+    """Training whose loss stopped being finite."""
+
+
 class PlanError(InputError):
     """A plan that does not fit: edited into nonsense, of another teacher, or a budget out of reach."""
 

@@ -27,7 +27,11 @@ _SHORT = {
     "none": "cut alone", "batch_norm": "batch norms", "least_squares": "least squares", "distill": "distillation",
     "practise": "PRACTISE", "mir": "MiR", "understudy_same_cut": "ours, MiR's cut", OWN: "ours",
 }  # fmt: skip
-_COLOURS = {"mir": COLOURS["mir"], "distill": COLOURS["distill_labels"], OWN: "#222222"}
+_COLOURS = {
+    "none": "#DDDDDD", "batch_norm": COLOURS["batch_norm"], "least_squares": COLOURS["least_squares"],
+    "distill": COLOURS["distill_labels"], "practise": COLOURS["fskd"], "mir": COLOURS["mir"],
+    "understudy_same_cut": "#777777", OWN: "#222222",
+}  # fmt: skip
 _ORDER = ("none", "batch_norm", "least_squares", "distill", "practise", "mir", "understudy_same_cut", OWN)
 
 
@@ -64,17 +68,21 @@ def draw(table: Table, path: Path) -> None:
                     runs = shown.get((teacher, size, keep, images, steps), {}).get(name)
                     if runs:
                         x, height = at + (place - (len(names) - 1) / 2) * wide, 100 * _agreement(runs)
-                        colour = _COLOURS.get(name, "#BBBBBB")
-                        axis.bar(x, height, 0.92 * wide, color=colour, label=_SHORT[name])
+                        axis.bar(x, height, 0.92 * wide, color=_COLOURS[name], label=_SHORT[name])
                         axis.text(x, height + 1, f"{height:.0f}", ha="center", fontsize=8)
             axis.set_xticks(range(len(teachers)), teachers)
             axis.set_ylim(0, 100)
             axis.set_title(f"{keep:.0%} of the teacher's MACs", fontsize=9)
             axis.grid(axis="x", visible=False)
         axes[0][0].set_ylabel("agreement with the teacher, % of test pictures")
-        handles = dict(zip(*reversed(axes[0][0].get_legend_handles_labels()), strict=True))
-        axes[0][-1].legend(handles.values(), handles.keys(), loc="upper right")
-        figure.suptitle(f"{images} unlabelled pictures, {steps} steps, {size} pixels", fontsize=10)
+        found = [pair for axis in axes[0] for pair in zip(*axis.get_legend_handles_labels(), strict=True)]
+        handles = {label: handle for handle, label in found}
+        order = [_SHORT[name] for name in names if _SHORT[name] in handles]
+        axes[0][-1].legend([handles[label] for label in order], order, loc="upper right")
+        seeds = {len(runs) for methods in shown.values() for runs in methods.values()}
+        said = "one seed" if seeds == {1} else f"means of {min(seeds)} to {max(seeds)} seeds" if len(seeds) > 1 else ""
+        said = said or f"means of {max(seeds)} seeds"
+        figure.suptitle(f"{images} unlabelled pictures, {steps} steps, {size} pixels, {said}", fontsize=10)
         save(figure, path)
 
 

@@ -12,6 +12,7 @@ import math
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import accumulate, chain, zip_longest
 from typing import Any
@@ -56,6 +57,7 @@ MOST_INPUTS = 6000
 _LARGE = 600
 # Views that run at once: so many, or fewer where a feature map of theirs would be larger. Source: assumption.
 _BATCH, _BATCH_BYTES = 64, 2**26
+_LEAST_RISE = 1.25  # Views join where so many times as many may be seen. Source: assumption, for time.
 # Random sums of the outputs by which a ridge is judged against others, of layers that have more than twice as many
 # outputs. Source: measured, the ridges chosen are those of all outputs but for neighbours (docs/LOG.md).
 _SKETCH = 64
@@ -177,7 +179,10 @@ def solve(
     if count_views is not None:
         at_each = [count_views] * len(names)
     draws = torch.Generator().manual_seed(seed)
-    parts = _parts(few, folds, max(at_each, default=1), batch_size(anatomy), min(at_each, default=1), draws)
+    levels: list[int] = []
+    for seen in at_each or [1]:
+        levels += [seen] if not levels or seen >= _LEAST_RISE * levels[-1] else []
+    parts = _parts(few, folds, levels, batch_size(anatomy), draws)
     made = _made(parts, few, student, views, mixing, draws)
     sums = list(accumulate(len(part.images) for part in parts))
     taking_part = [max(bisect_right(sums, seen), min(2 * folds, len(parts))) for seen in at_each]
@@ -193,12 +198,17 @@ def solve(
     if on_layer:
         on_layer(0, len(todo))
     try:
-        with guard.seeded(seed), guard.evaluating(teacher), guard.evaluating(lead), guard.evaluating(student):
+        with (
+            guard.seeded(seed), guard.evaluating(teacher), guard.evaluating(lead), guard.evaluating(student),
+            ExitStack() as ends,
+        ):  # fmt: skip
             first = next(made)
             layout = layout_for(lead, first)
             batches = (laid(batch, layout) for batch in chain([first], made))
             del first  # the passes' own from here on
-            halts = lockstep([(lead, "after"), (student, "before")], batches, names, held, taking_part)
+            halts = ends.enter_context(
+                closing(lockstep([(lead, "after"), (student, "before")], batches, names, held, taking_part))
+            )
             for name, (wanted, found) in halts:
                 layer = todo[len(solved)]
                 if layer.weight != name:
@@ -216,7 +226,6 @@ def solve(
                     on_layer(len(solved), len(todo))
                 if max_seconds is not None and time.perf_counter() - started >= max_seconds:
                     break
-            halts.close()
     except BaseException:
         guard.put_back((tensor, before[name]) for name, tensor in own.items())
         raise
@@ -269,7 +278,7 @@ def batches_of(
     of as many as there may be. Every second batch of a fold is mixed. No image is in two folds, not even mixed or
     twice. size: of a batch, at most."""
     draws = torch.Generator().manual_seed(seed)
-    parts = _parts(few, folds, total, size, total, draws)
+    parts = _parts(few, folds, [total], size, draws)
     made = list(_made(parts, few, model, views, mixing, draws))
     return made, [part.fold for part in parts], sum(len(part.images) for part in parts)
 
@@ -279,7 +288,7 @@ def made_batches(
 ) -> Iterator[tuple[Batch, int]]:
     """As `batches_of` of one fold, one after the other: batch, how many views it has."""
     draws = torch.Generator().manual_seed(seed)
-    parts = _parts(few, 1, total, size, total, draws)
+    parts = _parts(few, 1, [total], size, draws)
     yield from zip(_made(parts, few, model, views, mixing, draws), (len(part.images) for part in parts), strict=True)
 
 
@@ -292,8 +301,9 @@ class _Part:
     mixed: bool
 
 
-def _parts(few: Source | Tensor, folds: int, total: int, size: int, first: int, draws: torch.Generator) -> list[_Part]:
-    """All folds in turn, so that the first of them are as good as all. first: views of the first two of each fold."""
+def _parts(few: Source | Tensor, folds: int, levels: Sequence[int], size: int, draws: torch.Generator) -> list[_Part]:
+    """All folds in turn, so that the first of them are as good as all. levels: rising numbers of views, the last one of
+    all; a batch ends at each. There are two of each fold up to the first one, so that one is mixed."""
     same: dict[Any, list[int]] = {}
     names = told_apart(few)
     for index in torch.randperm(count(few), generator=draws).tolist():
@@ -303,14 +313,15 @@ def _parts(few: Source | Tensor, folds: int, total: int, size: int, first: int, 
     of_fold = []
     for fold in range(folds):
         mine = [index for images in alike[fold::folds] for index in images]
-        share = max(1, round(total / folds))
+        share = max(1, round(levels[-1] / folds))
         indices = (mine * -(-share // len(mine)))[:share]
-        each = max(1, min(size, -(-share // 2), first // (2 * folds)))
-        cuts = [indices[:each], indices[each : 2 * each]]
-        rest = indices[2 * each :]
-        each = max(1, min(size, -(-len(rest) // 2)))
-        cuts += [rest[start : start + each] for start in range(0, len(rest), each)]
-        of_fold.append([_Part(fold, part, bool(n % 2) and len(part) > 1) for n, part in enumerate(cuts) if part])
+        cuts: list[list[int]] = []
+        begin = 0
+        for end in [*(max(1, min(share, level // folds)) for level in levels[:-1]), share]:
+            each = max(1, size if begin else min(size, -(-end // 2)))
+            cuts += [indices[start : min(start + each, end)] for start in range(begin, end, each)]
+            begin = end
+        of_fold.append([_Part(fold, part, bool(n % 2) and len(part) > 1) for n, part in enumerate(cuts)])
     return [part for parts in zip_longest(*of_fold) for part in parts if part is not None]
 
 
@@ -392,7 +403,7 @@ def expected_seconds(anatomy: Anatomy, plan: Plan, student: nn.Module, a_view: f
 
 def views_for(seconds: float, a_view: float) -> int:
     """How many views two passes and as long again may see in that time; 0 where it is too short for any good."""
-    views = min(float(VIEWS), seconds / (4 * max(a_view, 1e-9)))
+    views = min(float(MOST_VIEWS), seconds / (4 * max(a_view, 1e-9)))
     return int(views) if views >= _FEWEST else 0
 
 
@@ -456,8 +467,12 @@ def _layer_bytes(layer: Layer, own: Mapping[str, Tensor], folds: int, rows: int,
     """What solving `layer` holds: moments of every part, four matrices of their size to solve with, and rows."""
     outputs, inputs = len(own[layer.weight]), own[layer.weight][0].numel()
     parts = folds if inputs <= _LARGE else 2
-    kept = min(rows, _most_held(most) // inputs) if layer.gate is not None else min(rows, parts * _ROWS_AT_ONCE)
-    return 8 * ((parts + 4) * inputs**2 + (parts + 2) * inputs * outputs) + 4 * kept * (inputs + 2 * outputs)
+    groups = outputs if own[layer.weight].ndim > 2 and own[layer.weight].shape[1] == 1 else 1  # depthwise
+    kept = min(rows, parts * _ROWS_AT_ONCE)
+    if layer.gate is not None:
+        kept = min(max(rows, LEAST_POSITIONS * MOST_VIEWS), _most_held(most) // (groups * inputs))
+    moments = groups * (parts + 4) * inputs**2 + (parts + 2) * inputs * outputs
+    return 8 * moments + 4 * kept * (groups * inputs + 2 * outputs)
 
 
 def _most_held(most: int) -> int:
@@ -521,8 +536,9 @@ def _statistics(
     prior = weight.detach().double().flatten(1).unflatten(0, (how.groups, -1))
     inputs = prior.shape[2]
     views = sum(len(seen.input) for seen in found)
-    enough = most if layer.gate is None else min(most, most_held // prior[:, 0].numel())
-    each = max(LEAST_POSITIONS, -(-enough // views))
+    each = max(LEAST_POSITIONS, -(-most // views))
+    if layer.gate is not None:
+        each = max(1, min(each, most_held // (prior[:, 0].numel() * views)))
     chosen: dict[int, Tensor] = {}
 
     def positions(total: int) -> Tensor:

@@ -122,8 +122,10 @@ class _Pass:
 
     def call(self, func: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         """What `func` returns or raises, called by the thread that waits in `go_on`."""
-        if torch.is_autocast_enabled(args[0].device.type if args and isinstance(args[0], Tensor) else "cpu"):
-            return func(*args, **kwargs)  # of this thread alone
+        device = args[0].device.type if args and isinstance(args[0], Tensor) else "cpu"
+        nested = torch._C._functorch.peek_interpreter_stack() is not None
+        if torch.is_autocast_enabled(device) or torch.is_grad_enabled() or nested:
+            return func(*args, **kwargs)  # in a state that is this thread's alone
         self._asked = partial(func, *args, **kwargs)
         self._back.release()
         self._turn.acquire()
@@ -142,7 +144,7 @@ class _Pass:
         while self._asked is not None:
             asked, self._asked = self._asked, None
             try:
-                with torch.no_grad():
+                with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
                     self._answer = asked()
             except BaseException as error:
                 self._failure = error

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
 
 from understudy import guard, memory
-from understudy.errors import InputError, Stopped, UnsupportedModel
+from understudy.errors import Diverged, InputError, Stopped, UnsupportedModel
 from understudy.layout import laid, learns_channels_last, takes_channels_last
 from understudy.recover.batches import Batch, Passes, Source, copied, count, placed, view
 from understudy.recover.checkpoint import Checkpoint, load_optimiser_state, optimiser_state
@@ -517,7 +517,8 @@ def measured_rate(
     """
     size = min(config.batch_size, _REACHED)
     device, dtype = _device(config, student), PRECISIONS[config.precision]
-    batch = laid(next(Passes(few, size, config.views, config.mixing, config.seed + 1, device, dtype)), config.layout)
+    batch = next(Passes(few, _REACHED, config.views, config.mixing, config.seed + 1, device, dtype))
+    batch = laid(batch, "contiguous" if config.layout == AUTO else config.layout)
     own = student_seam or seam
 
     def features(model: nn.Module, its: Seam) -> list[Tensor]:
@@ -526,7 +527,11 @@ def measured_rate(
         with guard.seeded(config.seed), guard.evaluating(on), capturing(on, its) as capture:
             return [feat.double() for feat in capture.features(*args, **kwargs)]
 
-    spread = [max(float((f - f.mean(0)).square().sum()), 1e-30) for f in features(teacher, seam)]
+    # One image has no spread, nor has the same one many times.
+    spread = [
+        max(float((f - f.mean(0)).square().sum()), _LEAST_SPREAD * float(f.square().sum()), 1e-30)
+        for f in features(teacher, seam)
+    ]
     stood, rate = features(student, own), _RATE
     for _ in range(_REACH_TRIES):
         trial, one = guard.full_copy(student), replace(config, steps=1, warmup=0.0, lr=rate, batch_size=size)
@@ -696,12 +701,13 @@ def _check_finite(losses: list[float], wanted: list[Tensor], config: MimicConfig
     bad = next((step for step, loss in enumerate(losses) if not isfinite(loss)), None)
     if bad is None:
         return
+    sound = all(bool(w.isfinite().all()) for w in wanted)
     cause = (
         f"the training diverged: lower lr (now {config.lr})"
-        if all(bool(w.isfinite().all()) for w in wanted)
+        if sound
         else "the teacher's own features are not finite: look at its weights, its precision and the images"
     )
-    raise InputError(
+    raise (Diverged if sound else InputError)(
         f"mimicking: the loss at step {bad} of {config.steps} is {losses[bad]}; {cause}. "
         "The student's tensors are as before"
     )

@@ -7,13 +7,14 @@ than any choice by them gains (docs/LOG.md). Where there are images to choose by
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import inf, isfinite
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from understudy import guard
-from understudy.errors import Stopped
+from understudy.errors import Diverged, Stopped
 from understudy.graph import Anatomy
 from understudy.plan import Plan
 from understudy.recover.batches import Batch, Source, count, placed, subset, told_apart, view
@@ -37,8 +38,8 @@ RATES = (1.0, 0.3, 0.1)
 @dataclass(frozen=True)
 class Rehearsal:
     """images: how many judged. error: at the seam on them, before any step, over the teacher's squared deviation.
-    tried: (share of the rate, error after the steps). rate: the share that was chosen, the last one tried; 0 where
-    every one did harm."""
+    tried: (share of the rate, error after the steps: infinite, in JSON null, where the loss was not finite). rate: the
+    share that was chosen, the last one tried; 0 where every one did harm."""
 
     images: int
     steps: int
@@ -51,7 +52,8 @@ class Rehearsal:
         return share if error < self.error else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "tried": [list(pair) for pair in self.tried], "rate": self.rate}
+        tried = [[share, error if isfinite(error) else None] for share, error in self.tried]
+        return {**vars(self), "tried": tried, "rate": self.rate}
 
     def __str__(self) -> str:
         each = ", ".join(f"{error:.3f} with {share:g} of the rate" for share, error in self.tried)
@@ -126,6 +128,9 @@ def tried_on(
             mimic(teacher, trial, plan.seam, few, short, on_step=Spoken(say, "step"), max_memory=max_memory)
         except Stopped:
             raise KeyboardInterrupt from None  # of a rehearsal there is nothing to keep
+        except Diverged:
+            tried.append((share, inf))
+            continue
         tried.append((share, judge.error(trial)))
         if tried[-1][1] < before:
             break

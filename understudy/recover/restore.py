@@ -31,7 +31,7 @@ from understudy.recover.config import MimicConfig
 from understudy.recover.judge import Judge
 from understudy.recover.mimic import MimicLog, mimic, settled
 from understudy.recover.norms import VIEWS, settle_norms
-from understudy.recover.rehearsal import MOST_STEPS, Rehearsal, rehearse, tried_on
+from understudy.recover.rehearsal import MOST_STEPS, Rehearsal, parts_of, rehearse, tried_on
 from understudy.recover.rehearsal import VIEWS_SHARE as REHEARSED_VIEWS
 from understudy.recover.ways import told
 from understudy.spoken import Spoken
@@ -44,6 +44,7 @@ CHOOSE_SHARE = 0.1
 EVIDENCE_SHARE, CLOSED_SHARE = 0.25, 0.5
 REHEARSAL_SHARE = 0.2  # Of the time that is left, what a rehearsal may take. Source: assumption.
 _PASSES = 3  # forward passes of the teacher that a step takes as long as, for each image. Source: assumption.
+_STILL = 1e-12  # rate of the steps that are only timed
 _PACED = 3  # steps that a trial takes to learn how long one is
 _BATCH = 64
 
@@ -136,7 +137,11 @@ def restore(
         if closed is not None:
             left = None if max_seconds is None else max_seconds - (time.perf_counter() - begun)
             cost = REHEARSED_VIEWS * closed.seconds + MOST_STEPS * pace
-            if left is None or cost < REHEARSAL_SHARE * left:
+            if choose is None and parts_of(few, config.seed) is None:
+                say(f"{count(few)} images are too few, or too much alike, to rehearse on some of them")
+            elif left is not None and cost >= REHEARSAL_SHARE * left:
+                say("no time to rehearse")
+            else:
                 say(f"rehearsing on images left aside, {about(cost)}")
                 found = _rehearsed(
                     teacher, student, raw, anatomy, plan, few, config, choose, closed.views, max_memory, say
@@ -239,7 +244,7 @@ def _pace(
     max_memory: int | None,
 ) -> float:
     """Seconds a step, of a copy of the student; one step warms up, and what comes before a first step counts too."""
-    trial = guard.full_copy(student)
+    trial, config = guard.full_copy(student), replace(config, lr=_STILL)
     try:
         mimic(teacher, trial, plan.seam, few, replace(config, steps=1), max_memory=max_memory)
         log = mimic(teacher, trial, plan.seam, few, replace(config, steps=_PACED), max_memory=max_memory)
