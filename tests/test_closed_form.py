@@ -420,6 +420,51 @@ def test_what_keeps_buffers_for_a_thread_is_called_by_one_thread(monkeypatch):
     assert halves == [torch.bfloat16] * 2
 
 
+def test_a_pass_keeps_the_state_of_its_own_thread():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x):
+            with torch.enable_grad():
+                leaf = x.detach().requires_grad_()
+                slope = torch.autograd.grad(F.linear(leaf, self.one.weight).sum(), leaf)[0]
+            mapped = torch.vmap(F.linear, in_dims=(0, None))(x[:, None], self.one.weight)[:, 0]
+            return self.two(torch.einsum("ni,oi->no", mapped + slope, self.one.weight) + self.one(x))
+
+    net, batch = Own(), ((torch.ones(2, 3),), {})
+    plainly = [seen[0][0].input for _, seen in lockstep([(net, "before")], [batch], ["two.weight"], {})]
+    with torch.autocast("cpu", torch.bfloat16):  # of the caller: a pass never saw it
+        cast = [seen[0][0].input for _, seen in lockstep([(net, "before")], [batch], ["two.weight"], {})]
+    assert cast[0].dtype == torch.float32
+    assert torch.equal(cast[0], plainly[0])
+
+
+def test_an_error_that_somebody_keeps_leaves_no_thread():
+    teacher, anatomy, plan, images = setting(nets.Chain)
+    threads = threading.active_count()
+
+    def fail(done, total):
+        if done:
+            raise ValueError("of the caller")
+
+    with pytest.raises(ValueError, match="of the caller") as kept:
+        closed_form(teacher, cut(teacher, plan).eval(), anatomy, plan, images, on_layer=fail)
+    assert kept.value.__traceback__ is not None
+    assert threading.active_count() == threads
+
+
+def test_batches_end_where_more_views_may_be_seen():
+    few = torch.randn(12, 3, 4, 4)
+    parts = room._parts(few, 4, [16, 79, 200, 800], 64, torch.Generator().manual_seed(0))
+    sums = np.cumsum([len(part.images) for part in parts])
+    assert sums[-1] == 800
+    assert [max(s for s in sums if s <= level) for level in (16, 79, 200)] == [16, 76, 200]
+    assert {part.fold for part in parts[:4]} == {part.fold for part in parts[4:8]} == set(range(4))
+    assert [part.mixed for part in parts[:8]] == [False] * 4 + [True] * 4
+
+
 def test_a_network_that_raises_leaves_no_thread():
     class Broken(nn.Module):
         def __init__(self):

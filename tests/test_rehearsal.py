@@ -77,6 +77,35 @@ def test_layers_whose_output_is_scaled_up_behind_them_get_shorter_steps():
     assert rates[1] < rates[0] / 3
 
 
+@pytest.mark.parametrize(("images", "batch"), [(1, 64), (24, 1), (24, 64)])
+def test_the_rate_is_that_of_the_network_whatever_a_batch_holds(images, batch):
+    """One image has no variance to measure a move by."""
+    teacher, _anatomy, plan, few = setting(nets.Chain)
+    student = cut(teacher, plan).eval()
+    config = quick(batch_size=batch)
+    assert 1e-3 < measured_rate(teacher, student, plan.seam, few[:images], config) < 1
+
+
+def test_a_rate_that_diverges_is_made_smaller():
+    teacher, anatomy, plan, few = setting()
+    student = cut(teacher, plan).eval()
+    wild = quick(optimizer="sgd", lr=1e20, steps=20)
+    log = restore.restore(teacher, student, anatomy, plan, few, wild)
+    assert log.mimic.config.steps == 0
+    assert [error for _, error in log.rehearsal["tried"]] == [None] * 3
+    assert log.rehearsal["rate"] == 0
+
+
+def test_it_says_why_nothing_is_rehearsed():
+    teacher, anatomy, plan, few = setting(nets.Chain)
+    said = []
+    restore.restore(
+        teacher, cut(teacher, plan).eval(), anatomy, plan, few[:3], quick(), on_stage=said.append
+    )  # fmt: skip
+    assert "3 images are too few, or too much alike, to rehearse on some of them" in said
+    assert not any(text.startswith("rehearsing") for text in said)
+
+
 def test_the_rate_is_in_the_log_and_in_what_a_stopped_run_goes_on_from():
     teacher, _, plan, images = setting()
     whole, part = cut(teacher, plan), cut(teacher, plan)
