@@ -129,7 +129,8 @@ def _text(found: list[Line], done: list[Line], table: Table) -> str:
         "Percent of the teacher's.",
         *_tables(table, _percent("macs"), "{:.1f}"),
         "## Seconds and memory",
-        "Of the method, with everything it does; the least of the seeds. MiB: the most by which memory rose.",
+        "By the clock, of the method with everything it does, whatever else the machine was doing; the least of the seeds. "
+        "MiB: the most by which memory rose.",
         *_costs(table),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
