@@ -25,6 +25,8 @@ from understudy.guard import named_tensors
 from understudy.teachers import load_teacher, own_teacher
 from understudy.verify import same_bits
 
+pytestmark = pytest.mark.long  # minutes: make test-all
+
 SAID = us.Preprocessing((3, 8, 8), (0.4, 0.5, 0.6), (0.3, 0.2, 0.1), 9, "bicubic")
 CONFIG = us.MimicConfig(steps=2, views="none", batch_size=8)
 TIMM = "timm:test_resnet"

@@ -19,6 +19,8 @@ from understudy.errors import InputError
 from understudy.images import read_images
 from understudy.teachers import build_architecture, load_teacher
 
+pytestmark = pytest.mark.long  # minutes: make test-all
+
 SIZE = {"height": 32, "width": 32}
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 32}
 RESNET = {"embedding_size": 8, "hidden_sizes": [16, 24, 32, 48], "depths": [1, 1, 1, 1], "layer_type": "basic"}
