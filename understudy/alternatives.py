@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from understudy.recover.config import PRESETS, MimicConfig
 from understudy.recover.mimic import mimic
 from understudy.recover.norms import VIEWS, measured_norms
 from understudy.replace import replace as put_under_head
+from understudy.seam import Seam
 from understudy.verify import Figures
 
 
@@ -46,7 +47,7 @@ def alternatives(
         student = student.to(next((t.device for t in guard.named_tensors(teacher).values()), None))
         worth, failed = Figures(None, None, None, None, 0, ()), None
         try:
-            if run(teacher, student, anatomy, plan, few, config, max_memory) is False:
+            if run(_Case(teacher, student, anatomy, plan, few, config, max_memory)) is False:
                 continue
             seconds = time.perf_counter() - begun
             worth = judge(put_under_head(teacher, student, plan.seam))
@@ -60,68 +61,57 @@ def alternatives(
         }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class _Case:
+    """What every way starts from. student: the cut, which it changes."""
+
+    teacher: nn.Module
+    student: nn.Module
+    anatomy: Anatomy
+    plan: Plan
+    few: Source | Tensor
+    config: MimicConfig
+    max_memory: int | None
+
+
 def _nothing(*_: Any) -> None:
     pass
 
 
-def _norms(
-    teacher: nn.Module,
-    student: nn.Module,
-    anatomy: Anatomy,
-    plan: Plan,
-    few: Source | Tensor,
-    config: MimicConfig,
-    max_memory: int | None,
-) -> bool:
-    batches, _, _ = batches_of(few, student, config.views, "none", config.seed, 1, max(count(few), VIEWS))
-    return measured_norms(student, plan.seam.head, batches)
+def _norms(case: _Case) -> bool:
+    few, config = case.few, case.config
+    batches, _, _ = batches_of(few, case.student, config.views, "none", config.seed, 1, max(count(few), VIEWS))
+    return measured_norms(case.student, case.plan.seam.head, batches)
 
 
-def _solved(
-    teacher: nn.Module,
-    student: nn.Module,
-    anatomy: Anatomy,
-    plan: Plan,
-    few: Source | Tensor,
-    config: MimicConfig,
-    max_memory: int | None,
-) -> bool:
-    log = closed_form(teacher, student, anatomy, plan, few, views=config.views, seed=config.seed)
+def _solved(case: _Case) -> bool:
+    log = closed_form(
+        case.teacher, case.student, case.anatomy, case.plan, case.few, views=case.config.views, seed=case.config.seed,
+        max_memory=case.max_memory,
+    )  # fmt: skip
     return bool(log.layers)
 
 
-def _mimicked(
-    teacher: nn.Module,
-    student: nn.Module,
-    anatomy: Anatomy,
-    plan: Plan,
-    few: Source | Tensor,
-    config: MimicConfig,
-    max_memory: int | None,
-) -> bool:
-    if config.steps:
-        mimic(teacher, student, plan.seam, few, _paper(config), max_memory=max_memory)
-    return config.steps > 0
+def _mimicked(case: _Case) -> bool:
+    if case.config.steps:
+        _mimic_at(case.plan.seam, case)
+    return case.config.steps > 0
 
 
-def _distilled(
-    teacher: nn.Module,
-    student: nn.Module,
-    anatomy: Anatomy,
-    plan: Plan,
-    few: Source | Tensor,
-    config: MimicConfig,
-    max_memory: int | None,
-) -> bool:
+def _distilled(case: _Case) -> bool:
     """The network's own output in the place of the seam; the head stays the teacher's."""
-    if plan.seam.headless or not config.steps:
+    if case.plan.seam.headless or not case.config.steps:
         return False
     try:
-        output = find_seam(teacher, anatomy.traced.example, points=[":output"])
-        mimic(teacher, student, replace(output, head=plan.seam.head), few, _paper(config), max_memory=max_memory)
+        output = find_seam(case.teacher, case.anatomy.traced.example, points=[":output"])
+        _mimic_at(replace(output, head=case.plan.seam.head), case)
     except UnsupportedModel:  # it returns more than one tensor can stand for
         return False
     return True
+
+
+def _mimic_at(seam: Seam, case: _Case) -> None:
+    mimic(case.teacher, case.student, seam, case.few, _paper(case.config), max_memory=case.max_memory)
 
 
 def _paper(config: MimicConfig) -> MimicConfig:
