@@ -80,9 +80,9 @@ def draw(table: Table, path: Path) -> None:
         order = [_SHORT[name] for name in names if _SHORT[name] in handles]
         axes[0][-1].legend([handles[label] for label in order], order, loc="upper right")
         seeds = {len(runs) for methods in shown.values() for runs in methods.values()}
-        said = "one seed" if seeds == {1} else f"means of {min(seeds)} to {max(seeds)} seeds" if len(seeds) > 1 else ""
-        said = said or f"means of {max(seeds)} seeds"
-        figure.suptitle(f"{images} unlabelled pictures, {steps} steps, {size} pixels, {said}", fontsize=10)
+        of = " to ".join(str(number) for number in sorted({min(seeds), max(seeds)}))
+        said = f"{images} unlabelled pictures, {steps} steps, {size} pixels; seeds: {of}"
+        figure.suptitle(said, fontsize=10)
         save(figure, path)
 
 
@@ -129,8 +129,8 @@ def _text(found: list[Line], done: list[Line], table: Table) -> str:
         "Percent of the teacher's.",
         *_tables(table, _percent("macs"), "{:.1f}"),
         "## Seconds and memory",
-        "By the clock, of the method with everything it does, whatever else the machine was doing; the least of the seeds. "
-        "MiB: the most by which memory rose.",
+        "By the clock, of the method with everything it does, whatever else the machine was doing; the least of the "
+        "seeds. MiB: the most by which memory rose.",
         *_costs(table),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
