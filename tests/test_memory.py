@@ -9,12 +9,16 @@ import torch
 from nets import Chain
 from torch import nn
 
-from understudy import footprint, memory
+from understudy import footprint, memory, spoken
 from understudy.anatomy import trace
 from understudy.compress import compress
+from understudy.cut import cut
 from understudy.errors import InputError
+from understudy.planner import make_plan
 from understudy.preprocessing import Preprocessing
+from understudy.recover.closed_form import needed_bytes
 from understudy.recover.config import MimicConfig
+from understudy.recover.restore import restore
 from understudy.teachers import own_teacher
 from understudy.trace import shape
 
@@ -114,6 +118,39 @@ def test_too_little_memory_is_told_before_any_work():
     config = MimicConfig(steps=1, views="none")
     report = compress(lead, images, keep=0.5, config=config, max_memory=10**11).report
     assert report.config["max_memory"] == 10**11
+
+
+def test_a_stage_of_passes_that_needs_more_than_its_share_is_refused():
+    anatomy = trace(Steps(), torch.zeros(2, 3, 8, 8))
+    footprint.check_memory(anatomy, 10**11, asked=True, passes=int(memory.PASSES * 10**11))
+    with pytest.raises(InputError, match=r"needs about 100\.3 GB, and max_memory is 100\.0 GB"):
+        footprint.check_memory(anatomy, 10**11, asked=True, passes=int(memory.PASSES * 1.00251 * 10**11))
+
+
+def test_no_room_for_a_view_of_every_image_is_said():
+    lead = own_teacher(Chain(), Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3))
+    anatomy = trace(lead.model, lead.example())
+    plan = make_plan(lead.model, anatomy, keep=0.5, score="l1")
+    images, config = torch.randn(30, 3, 8, 8), MimicConfig(steps=0, views="none", start="closed_form")
+    said, logs = [], []
+    for most in (None, needed_bytes(anatomy, plan, cut(lead.model, plan)) // 2):
+        said.append([])
+        student = cut(lead.model, plan).eval()
+        logs.append(
+            restore(lead.model, student, anatomy, plan, images, config, on_stage=said[-1].append, max_memory=most)
+        )
+    assert [any("30 images in the first layers" in text for text in texts) for texts in said] == [False, True]
+    assert logs[0].closed_form.views_room == logs[0].closed_form.views_useful == logs[0].closed_form.views
+    assert logs[1].closed_form.views_room < 30
+
+
+def test_work_of_unknown_length_is_counted_aloud(monkeypatch):
+    said, now = [], iter([0.0, 1.0, 9.0, 10.0, 18.0])
+    monkeypatch.setattr(spoken.time, "monotonic", lambda: next(now))
+    tell = spoken.Spoken(said.append, "trial step")
+    for step in range(1, 5):
+        tell(step, 0)
+    assert said == ["  trial step 2", "  trial step 4"]
 
 
 def test_what_is_freed_is_kept_inside_and_handed_back_behind(monkeypatch):

@@ -31,7 +31,9 @@ SCORES_NK = torch.tensor([[3.0, 1.0, 0.0], [0.0, 2.0, 1.0], [1.0, 0.0, 4.0], [5.
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_figures_by_hand(batch_size):
     teacher, model = scaler(1.0, 1.0, 1.0), scaler(1.0, 2.0, 1.0)
-    found = figures(teacher, model, SEAM, SCORES_NK, batch_size=batch_size)
+    done = []
+    found = figures(teacher, model, SEAM, SCORES_NK, batch_size=batch_size, on_progress=lambda *at: done.append(at))
+    assert done == [(min(4, at), 4) for at in range(batch_size, 4 + batch_size, batch_size)]
     # The second score doubles: squared error 1 + 4 + 0 + 16; only the fourth image changes its class.
     deviation = ((SCORES_NK - SCORES_NK.mean(0)) ** 2).sum().item()
     assert found.feature_error_relative == pytest.approx(21 / deviation, rel=1e-12)

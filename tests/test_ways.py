@@ -142,7 +142,7 @@ def timed(monkeypatch, seconds):
     """Trials are made in any run, and these are their seconds."""
     tried = []
 
-    def step_seconds(teacher, student, seam, few, config, student_seam, max_memory, most):
+    def step_seconds(teacher, student, seam, few, config, student_seam, max_memory, most, on_trial_step):
         tried.append((config.precision, config.layout))
         return seconds[config.layout]
 
@@ -272,9 +272,9 @@ def test_parts_hold_no_more_than_there_is(monkeypatch):
 
     parts, whole = held()
     assert parts == 1
-    parts, some = held(max_memory=whole // 2)
-    assert parts in (3, 4)  # seven tenths of it are for what is kept
-    assert some < 0.6 * whole
+    parts, some = held(max_memory=round(0.7 * whole))
+    assert parts in (3, 4)  # half of it is for what is kept, the folded weights among it
+    assert some < 0.7 * whole
 
 
 def test_batches_that_are_normalised_as_a_whole_are_not_parted():

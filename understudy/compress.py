@@ -27,7 +27,7 @@ from understudy.image_check import ImageCheck, check_images, held_out_notes
 from understudy.images import ImageSet, again_notes, base_of, called, read_images, split, thumbnail
 from understudy.plan import Plan, check_teacher
 from understudy.planner import make_plan, replan
-from understudy.reconstruction import reconstruction
+from understudy.reconstruction import needed_bytes, reconstruction
 from understudy.recover.checkpoint import Checkpoint
 from understudy.recover.config import PRESETS, MimicConfig
 from understudy.recover.mimic import MimicLog
@@ -154,6 +154,7 @@ def compress(
     config = config or replace(PRESETS["default"], views=teacher.views)
     check_seconds(max_seconds)
     limit = memory.bound(max_memory)
+    of_passes = int(memory.PASSES * limit)
     check_threshold(min_agreement)
     if export_to:
         check_formats(export_to)
@@ -189,7 +190,8 @@ def compress(
     mixing = plan is None and mixes(mixed)
     gone = plan.drop if plan else () if mixing else drop
     anatomy = trace(model, example, plan.seam if plan and not seam else None, points=seam, drop=gone)
-    check_memory(anatomy, limit, asked=max_memory is not None)
+    asks_images = plan is None and "score" not in budget and config.start == "closed_form"
+    check_memory(anatomy, limit, asked=max_memory is not None, passes=needed_bytes(anatomy) if asks_images else 0)
     batch = images_within(anatomy, memory.MEASURING * limit)
     say("looking at the images")
     with on_device(model, config.device):
@@ -197,7 +199,7 @@ def compress(
     notes += [*looked.notes, *emulated(config.precision, config.device)]
     for note in looked.notes:
         say(f"note: {note}")
-    if plan is None and "score" not in budget and config.start == "closed_form":
+    if asks_images:
         with on_device(model, config.device):
             given = called(few, call)
             most = None if max_seconds is None else EVIDENCE_SHARE * max_seconds
@@ -205,7 +207,7 @@ def compress(
             budget["evidence"] = reconstruction(
                 model, anatomy, given, views=config.views, seed=config.seed, max_seconds=most,
                 on_expected=lambda seconds: say(f"asking the images which channels matter, {about(seconds)}"),
-                on_progress=Spoken(say, "batch or group"), max_memory=int(memory.PASSES * limit),
+                on_progress=Spoken(say, "batch or group"), max_memory=of_passes,
             )  # fmt: skip
             memory.trim()
             max_seconds = None if max_seconds is None else max(0.0, max_seconds - (time.perf_counter() - begun))
@@ -248,7 +250,7 @@ def compress(
                 model, student if config.device is None else student.to(config.device), anatomy, plan,
                 called(few, call), config, choose=choose and called(choose, call), max_seconds=max_seconds,
                 on_stage=on_stage, on_step=on_step, checkpoint=stood, on_checkpoint=keep,
-                max_memory=int(memory.PASSES * limit),
+                max_memory=of_passes,
             )  # fmt: skip
         except Stopped as error:
             stopped, recovery = error, error.log
@@ -259,15 +261,22 @@ def compress(
             say(notes[-1])
         say("replacing and verifying")
         result = put_under_head(model, student, plan.seam)
-        worth = figures(model, result, plan.seam, called(proof, call), batch_size=batch)
-        score = None if test is None else accuracy(model, result, called(test, call), truth, batch_size=batch)
+        worth = figures(
+            model, result, plan.seam, called(proof, call), batch_size=batch,
+            on_progress=Spoken(say, "held-out image"),
+        )  # fmt: skip
+        score = None
+        if test is not None:
+            score = accuracy(
+                model, result, called(test, call), truth, batch_size=batch, on_progress=Spoken(say, "labelled image")
+            )
         others = []
         if with_alternatives and stopped is None and (plan.slices or plan.drop):
             same = {"steps": len(log.losses), "precision": log.config.precision, "layout": log.config.layout}
             ways = alternatives(
                 model, anatomy, plan, called(few, call), replace(config, **same),
                 lambda student: figures(model, student, plan.seam, called(proof, call), batch_size=batch), say=say,
-                max_memory=int(memory.PASSES * limit),
+                max_memory=of_passes,
             )  # fmt: skip
             try:
                 others.extend(ways)

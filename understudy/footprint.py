@@ -65,15 +65,15 @@ def images_within(anatomy: Anatomy, room: float) -> int:
     return max(1, min(_MOST_IMAGES, int(room / (2 * max(1, held_bytes(anatomy.traced))))))
 
 
-def check_memory(anatomy: Anatomy, most: int, *, asked: bool) -> None:
+def check_memory(anatomy: Anatomy, most: int, *, asked: bool, passes: int = 0) -> None:
     """Raises: InputError where a run of this network cannot keep below `most` bytes of resident memory. asked: whether
-    the user gave that bound."""
+    the user gave that bound. passes: the least that a stage of passes holds, which has memory.PASSES of the bound."""
     traced = anatomy.traced
     weights = sum(t.nbytes for t in {id(t): t for t in named_tensors(traced.model).values()}.values())
     held, made = held_bytes(traced), made_bytes(traced)
     cut_check = 4 * weights + 2 * 2 * traced.batch * held  # two networks in float64, twice the size
     work = max(_SETS * weights + made + held, cut_check)
-    need = int(_MARGIN * ((memory.resident() or 0) + work))
+    need = int(max(_MARGIN * ((memory.resident() or 0) + work), passes / memory.PASSES))
     if need > most:
         said = "max_memory is" if asked else "by default (4 GB, or half of what is free) a run takes"
         raise InputError(

@@ -7,7 +7,8 @@ EVERY = 8.0  # seconds: no stage may be silent for more than ten.
 
 
 class Spoken:
-    """Called with what is done and what there is in all; says so every EVERY seconds, never of what is quick.
+    """Called with what is done and what there is in all, 0 where that is not known; says so every EVERY seconds, never
+    of what is quick.
 
     say: takes a sentence. what: the unit that is counted, such as "layer".
     """
@@ -18,8 +19,11 @@ class Spoken:
 
     def __call__(self, done: int, total: int, *_: float) -> None:
         now = time.monotonic()
-        if now - self._said < EVERY or done >= total:
+        if now - self._said < EVERY or 0 < total <= done:
             return
         self._said = now
+        if not total:
+            self._say(f"  {self._what} {done}")
+            return
         left = f", {(now - self._started) / done * (total - done):.0f} s left" if done else ""
         self._say(f"  {self._what} {done} of {total}{left}")

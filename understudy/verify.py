@@ -4,7 +4,7 @@ A broken law raises; a poor figure is reported. `accuracy` is the only place tha
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import sqrt
 from pathlib import Path
@@ -94,13 +94,19 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def figures(
-    teacher: nn.Module, model: nn.Module, seam: Seam, held_out: "ImageSet | Tensor", *, batch_size: int = _BATCH
+    teacher: nn.Module,
+    model: nn.Module,
+    seam: Seam,
+    held_out: "ImageSet | Tensor",
+    *,
+    batch_size: int = _BATCH,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Figures:
     """How near `model` is to `teacher` on held-out images (an ImageSet, or a float tensor as the teacher takes it).
 
     feature_error_relative: squared error of the model's features at the seam over the teacher's squared deviation from
     its mean feature (the mean over these images, position by position); with several seam points the mean of theirs.
-    Both networks are untouched.
+    Both networks are untouched. on_progress(images done, images).
 
     Raises: LawBroken when the model's features or outputs are not finite; UnsupportedModel when the teacher's are not.
     """
@@ -133,6 +139,8 @@ def figures(
             elif answers is not None:
                 _check_finite(theirs, ours, "outputs")
                 answers.add(theirs, ours)
+            if on_progress:
+                on_progress(where.stop, images)
     relative = None
     if all(e.spread for e in errors):
         relative = sum(e.squared / e.spread for e in errors) / len(errors)
@@ -199,9 +207,15 @@ class FeatureError:
 
 
 def accuracy(
-    teacher: nn.Module, model: nn.Module, images: "ImageSet | Tensor", labels: list[int], *, batch_size: int = _BATCH
+    teacher: nn.Module,
+    model: nn.Module,
+    images: "ImageSet | Tensor",
+    labels: list[int],
+    *,
+    batch_size: int = _BATCH,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Accuracy:
-    """Top-1 accuracy of both on labelled images; `labels` are class numbers, one an image.
+    """Top-1 accuracy of both on labelled images; `labels` are class numbers, one an image. on_progress(done, images).
 
     Raises: InputError when labels and images or classes do not fit; LawBroken when the model's outputs are not finite.
     Source: interval of the paired difference: Bonett and Price, J. Educ. Behav. Stat. 37 (2012), adjusted Wald.
@@ -220,6 +234,8 @@ def accuracy(
                     f"has {logits_nk.shape[1]} classes; say which folder is which class in class_index.json"
                 )
             right[who, where] = logits_nk.argmax(1) == truth[where]
+        if on_progress:
+            on_progress(where.stop, len(labels))
     n, (theirs, ours) = len(labels), right
     lost, won = int((theirs & ~ours).sum()), int((ours & ~theirs).sum())
     share_lost, share_won = (lost + 1) / (n + 2), (won + 1) / (n + 2)

@@ -87,12 +87,16 @@ class Solved:
 
 @dataclass(frozen=True)
 class ClosedFormLog:
-    """images, views: how many were used; seconds: wall time."""
+    """images, views: how many were used, by the last layer, which sees the most; seconds: wall time. views_room: for
+    how many views the memory has room at the layer where it has least, of `views_useful`, those that time allows and
+    that would help."""
 
     layers: tuple[Solved, ...] = ()
     images: int = 0
     views: int = 0
     seconds: float = 0.0
+    views_room: int = 0
+    views_useful: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return {**vars(self), "layers": [vars(each) for each in self.layers]}
@@ -175,9 +179,11 @@ def solve(
     names = [layer.weight for layer in todo]
     taken = {layer.weight: _layer_bytes(layer, own, folds, rows, most) for layer in todo}
     most_seen = most_useful(anatomy, todo) if count_views is None else count_views
-    at_each = views_at(anatomy, names, most, taken, most_seen if most_views is None else min(most_seen, most_views))
+    most_seen = most_seen if most_views is None else min(most_seen, most_views)
+    at_each = views_at(anatomy, names, most, taken, most_seen)
     if count_views is not None:
         at_each = [count_views] * len(names)
+    room, useful = min(at_each, default=0), affordable(anatomy, most_seen)
     draws = torch.Generator().manual_seed(seed)
     levels: list[int] = []
     for seen in at_each or [1]:
@@ -230,7 +236,7 @@ def solve(
         guard.put_back((tensor, before[name]) for name, tensor in own.items())
         raise
     trim()
-    return ClosedFormLog(tuple(solved), images, used, time.perf_counter() - started)
+    return ClosedFormLog(tuple(solved), images, used, time.perf_counter() - started, room, useful)
 
 
 def seen_through(teacher: nn.Module) -> nn.Module:

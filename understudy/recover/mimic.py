@@ -49,8 +49,8 @@ _JUDGE_BATCH = 64
 # Between checkpoints, and as many times as long as the last one took. Source: assumption.
 _CHECKPOINT_SECONDS, _CHECKPOINT_PAUSE = 60.0, 50
 # Of the memory that a step may hold, what is kept for its gradients; the rest is of the gradients themselves and of the
-# teacher's pass. Source: assumption.
-_KEPT_SHARE = 0.7
+# teacher's pass. Source: measured, EfficientNet-Lite0 at 224 pixels (docs/LOG.md).
+_KEPT_SHARE = 0.5
 # Of several seam points one at which the few images hardly differ must not drown the others: its error is measured in
 # no smaller unit than this share of the teacher's mean square. Source: assumption.
 _LEAST_SPREAD = 0.1
@@ -433,10 +433,11 @@ def settled(
     student_seam: Seam | None = None,
     checkpoint: Checkpoint | None = None,
     max_memory: int | None = None,
+    on_trial_step: Callable[[], None] | None = None,
 ) -> tuple[MimicConfig, dict[str, float]]:
     """`config` with precision and layout decided on where they are "auto", and the rate measured where it is None; and
     seconds of a step each way that was tried. On copies: the student is untouched. A run that goes on has all of it
-    from its checkpoint."""
+    from its checkpoint. on_trial_step(): called after each step of the trials."""
     if config.layout == "channels_last" and not learns_channels_last(teacher, student):
         raise InputError(
             "mimicking in the layout channels_last: without AVX-512 torch writes outside its memory in the strided 1x1 "
@@ -445,9 +446,10 @@ def settled(
     if checkpoint is not None:
         taken = {name: checkpoint.data.get(name, getattr(config, name)) for name in ("precision", "layout", "lr")}
         config = replace(config, **taken)
-    config, tried = _quickest_way(teacher, student, seam, few, config, student_seam, checkpoint, max_memory)
+    tell = on_trial_step or (lambda: None)
+    config, tried = _quickest_way(teacher, student, seam, few, config, student_seam, checkpoint, max_memory, tell)
     if config.lr is None:
-        options = {"student_seam": student_seam, "max_memory": max_memory}
+        options = {"student_seam": student_seam, "max_memory": max_memory, "on_trial_step": tell}
         rate = measured_rate(teacher, student, seam, few, config, **options) if config.steps else _RATE
         config = replace(config, lr=rate)
     return config, tried
@@ -462,6 +464,7 @@ def _quickest_way(
     student_seam: Seam | None,
     checkpoint: Checkpoint | None,
     max_memory: int | None,
+    on_trial_step: Callable[[], None],
 ) -> tuple[MimicConfig, dict[str, float]]:
     if AUTO not in (config.precision, config.layout):
         return config, {}
@@ -490,7 +493,8 @@ def _quickest_way(
             return flops_of(lambda: teacher(*args, **kwargs))
 
     def seconds(way: Way, most: float) -> float:
-        return _step_seconds(teacher, student, seam, few, replace(tried, **vars(way)), student_seam, max_memory, most)
+        one_way = replace(tried, **vars(way))
+        return _step_seconds(teacher, student, seam, few, one_way, student_seam, max_memory, most, on_trial_step)
 
     found = ways((teacher, student), config.precision, config.layout, device, runs)
     if checkpoint is not None or not worth_trying(config.steps, batch, flops, found):
@@ -508,6 +512,7 @@ def measured_rate(
     *,
     student_seam: Seam | None = None,
     max_memory: int | None = None,
+    on_trial_step: Callable[[], None] = lambda: None,
 ) -> float:
     """The learning rate at which the first whole step moves the student's features by REACH of the teacher's variance.
 
@@ -539,6 +544,7 @@ def measured_rate(
             mimic(teacher, trial, seam, few, one, student_seam=student_seam, max_memory=max_memory)
         except Stopped:
             raise KeyboardInterrupt from None  # of the trial there is nothing to keep
+        on_trial_step()
         pairs = zip(features(trial, own), stood, spread, strict=True)
         moved = sum(float((found - was).square().sum()) / unit for found, was, unit in pairs) / len(spread)
         if not 0 < moved < float("inf"):
@@ -560,6 +566,7 @@ def _step_seconds(
     student_seam: Seam | None,
     max_memory: int | None,
     most: float,
+    on_trial_step: Callable[[], None],
 ) -> float:
     """Of a trial step of some of the images, of a copy; the first one warms up. Where the second one takes more than
     `most` seconds there is no third."""
@@ -568,6 +575,7 @@ def _step_seconds(
 
     def mark(done: int, total: int, loss: float) -> None:
         marks.append(time.perf_counter())
+        on_trial_step()
         if done == 2 and marks[2] - marks[1] > most:
             raise _TooSlow
 

@@ -7,6 +7,7 @@ aside for it alone, decides on the rate and on whether to mimic at all: training
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import count as count_from
 from math import isfinite
 from typing import Any
 
@@ -121,6 +122,11 @@ def restore(
             closed, errors, share = _solved(
                 teacher, student, anatomy, plan, few, config, choose, most, a_view, Spoken(say, "layer"), max_memory
             )
+            if closed.views_room < min(closed.images, closed.views_useful):
+                say(
+                    f"the memory had room for {closed.views_room} views of {closed.images} images in the first layers "
+                    "that were solved; with more of it (--max-memory) they see every image"
+                )
     if config.steps and checkpoint is None and max_seconds is not None:
         # The trial that tells the pace takes steps too: none where there is no time for more than that.
         step = _PASSES * min(config.batch_size, count(few)) * a_view
@@ -129,10 +135,17 @@ def restore(
             config = replace(config, steps=0)
     if config.steps and checkpoint is None:
         say("measuring how long a step is to be, and how long it takes")
-        config, tried = settled(teacher, student, plan.seam, few, config, max_memory=max_memory)
+        told_steps, trial_steps = Spoken(say, "trial step"), count_from(1)
+
+        def on_trial_step(*_: float) -> None:
+            told_steps(next(trial_steps), 0)
+
+        config, tried = settled(
+            teacher, student, plan.seam, few, config, max_memory=max_memory, on_trial_step=on_trial_step
+        )
         say(told(config.precision, config.layout, tried))
         memory.trim()
-        pace = _pace(teacher, student, plan, few, config, max_memory)
+        pace = _pace(teacher, student, plan, few, config, max_memory, on_trial_step)
         memory.trim()
         if closed is not None:
             left = None if max_seconds is None else max_seconds - (time.perf_counter() - begun)
@@ -242,12 +255,14 @@ def _pace(
     few: Source | Tensor,
     config: MimicConfig,
     max_memory: int | None,
+    on_step: Callable[[int, int, float], None],
 ) -> float:
     """Seconds a step, of a copy of the student; one step warms up, and what comes before a first step counts too."""
     trial, config = guard.full_copy(student), replace(config, lr=_STILL)
     try:
-        mimic(teacher, trial, plan.seam, few, replace(config, steps=1), max_memory=max_memory)
-        log = mimic(teacher, trial, plan.seam, few, replace(config, steps=_PACED), max_memory=max_memory)
+        options = {"max_memory": max_memory, "on_step": on_step}
+        mimic(teacher, trial, plan.seam, few, replace(config, steps=1), **options)
+        log = mimic(teacher, trial, plan.seam, few, replace(config, steps=_PACED), **options)
         return max(log.seconds / _PACED, 1e-6)
     except Stopped:
         raise KeyboardInterrupt from None  # of the trial there is nothing to keep
