@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test test-all table clean
 
 demo: $(VENV)/.ready
-	$(BIN)/understudy demo
+	$(BIN)/mimicut demo
 
 test: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -29,7 +29,7 @@ table: $(VENV)/.ready
 
 # The lock constrains the versions; what a platform does not need is not installed.
 $(VENV)/.ready: requirements.lock pyproject.toml
-	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'understudy needs Python 3.11 or newer: make PYTHON=python3.12')"
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'mimicut needs Python 3.11 or newer: make PYTHON=python3.12')"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable ".[test]"
 	touch $@

@@ -1,1 +1,1 @@
-"""Every method of the field on the same teachers, cuts, images and seeds. Imports understudy, never the reverse."""
+"""Every method of the field on the same teachers, cuts, images and seeds. Imports mimicut, never the reverse."""

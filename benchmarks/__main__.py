@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sweep.add_argument("--only", action="append", default=[], metavar="FIELD=VALUE[,VALUE]", help="such as method=mir")
     sweep.add_argument("--limit", type=_whole, help="so many cells at most")
     sweep.add_argument("--retry-failed", action="store_true", help="run cells again that ended in an error")
-    sweep.add_argument("--teacher", action="append", help="instead of the protocol's; as understudy names teachers")
+    sweep.add_argument("--teacher", action="append", help="instead of the protocol's; as mimicut names teachers")
     sweep.add_argument("--data", help="folder of the data set (ImageNet: train/ and val/ in it)")
     sweep.add_argument("--cache", help="folder to keep decoded test images in (ImageNet: 7.5 GB), for the next cells")
     sweep.add_argument("--weights", help="file with the teacher's weights, instead of its library's")
@@ -127,7 +127,7 @@ def _sweep(options: argparse.Namespace) -> int:
         try:
             count = sweep.sweep(cells, path, execute)
         except (ImportError, ValueError, ConnectionError) as error:
-            return _refuse(f"{error}; --ray needs understudy[benchmarks], a cluster that answers and room for a cell")
+            return _refuse(f"{error}; --ray needs mimicut[benchmarks], a cluster that answers and room for a cell")
         except BlockingIOError:
             return _refuse(f"another sweep is writing {path}; wait for it, or name another file with --out")
         except OSError as error:

@@ -22,22 +22,23 @@ import torch
 from torch import nn
 
 from benchmarks.lines import add, machine, read
-from understudy import demo
-from understudy.anatomy import trace
-from understudy.compress import parted_images
-from understudy.cut import cut
-from understudy.graph import Anatomy
-from understudy.images import ImageSet, read_images
-from understudy.memory import bound
-from understudy.plan import Plan
-from understudy.planner import make_plan
-from understudy.reconstruction import reconstruction
-from understudy.recover.config import MimicConfig, preset
-from understudy.recover.restore import restore
-from understudy.replace import replace
-from understudy.report import platform_kind, versions
-from understudy.teachers import Teacher, load_teacher
-from understudy.verify import figures
+from mimicut import demo
+from mimicut.anatomy.find_seam import trace
+from mimicut.anatomy.graph import Anatomy
+from mimicut.base.environment import platform_kind, versions
+from mimicut.base.memory import bound
+from mimicut.inputs.image_set import ImageSet, read_images
+from mimicut.inputs.teacher import Teacher
+from mimicut.planning.planner import make_plan
+from mimicut.planning.reconstruction import reconstruction
+from mimicut.proof.figures import figures
+from mimicut.recovery.config import MimicConfig, preset
+from mimicut.recovery.restore import restore
+from mimicut.results.teachers import load_teacher
+from mimicut.surgery.cut import cut
+from mimicut.surgery.head import replace
+from mimicut.surgery.plan import Plan
+from mimicut.workflow.compress import parted_images
 
 OUT = Path(__file__).parent / "results" / "carries_over.jsonl"
 PAGE = Path(__file__).parents[1] / "docs" / "carries_over.md"

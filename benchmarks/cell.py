@@ -18,17 +18,17 @@ from torch import Tensor, nn
 from benchmarks.methods import METHODS, Problem
 from benchmarks.protocol import Cell
 from benchmarks.tasks import Place, Task, open_task
-from understudy.anatomy import trace
-from understudy.cost import Cost, count
-from understudy.cut import cut
-from understudy.graph import Anatomy
-from understudy.guard import evaluating, seeded
-from understudy.layout import laid
-from understudy.plan import Plan
-from understudy.planner import make_plan
-from understudy.report import platform_kind, versions
-from understudy.seam import Seam, capturing
-from understudy.verify import FeatureError, quick_layout
+from mimicut.anatomy.cost import Cost, count
+from mimicut.anatomy.find_seam import trace
+from mimicut.anatomy.graph import Anatomy
+from mimicut.base.environment import platform_kind, versions
+from mimicut.base.guard import evaluating, seeded
+from mimicut.base.layout import laid
+from mimicut.planning.planner import make_plan
+from mimicut.proof.figures import FeatureError, quick_layout
+from mimicut.surgery.cut import cut
+from mimicut.surgery.plan import Plan
+from mimicut.surgery.seam import Seam, capturing
 
 
 def run_cell(cell: Cell, place: Place) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def run_cell(cell: Cell, place: Place) -> dict[str, Any]:
         line["error"] = f"{type(error).__name__}: {error} ({Path(where.filename).name}, {where.name})"
     finally:
         torch.set_num_threads(threads)
-    kept = ("python", "torch", "torchvision", "timm", "numpy", "understudy")
+    kept = ("python", "torch", "torchvision", "timm", "numpy", "mimicut")
     line["seconds_cell"] = round(time.perf_counter() - started, 2)
     line["versions"] = {name: text for name, text in versions().items() if name in kept}
     line["platform"] = platform_kind(place.threads, place.device)

@@ -3,7 +3,7 @@
     python -m benchmarks.certificate_coverage             # goes on where it was stopped; 200 users
     python -m benchmarks.certificate_coverage --summary
 
-A user draws a teacher of the demo, 20 to 100 images of its pool, a cut and a seed; `understudy.compress` sets a share
+A user draws a teacher of the demo, 20 to 100 images of its pool, a cut and a seed; `mimicut.compress` sets a share
 of the images aside and reports the agreement on them with its 95 % interval. The truth is the agreement on the 10,000
 test patches of the same pool of tiles, which nothing else touches. Cheap recipes: the closed form, or a few steps from
 the cut. A line of results/certificate_coverage.jsonl for each user. width_ratio: width of the interval over that of the
@@ -22,13 +22,13 @@ import numpy as np
 import torch
 
 from benchmarks.lines import add, read
-from understudy import demo
-from understudy.certificate import binomial_interval
-from understudy.compress import compress
-from understudy.images import read_images
-from understudy.recover.config import preset
-from understudy.report import versions
-from understudy.teachers import load_teacher
+from mimicut import demo
+from mimicut.base.environment import versions
+from mimicut.inputs.image_set import read_images
+from mimicut.proof.certificate import binomial_interval
+from mimicut.recovery.config import preset
+from mimicut.results.teachers import load_teacher
+from mimicut.workflow.compress import compress
 
 OUT = Path(__file__).parent / "results" / "certificate_coverage.jsonl"
 TEACHERS, USERS = ("resnet14", "mobilenetv2_tiny", "vgg7", "vit_tiny"), 200

@@ -17,14 +17,14 @@ from pathlib import Path
 import torch
 
 from benchmarks.cell import _give_back, _peak, _start_peak
-from understudy.anatomy import trace
-from understudy.cut import cut
-from understudy.planner import make_plan
-from understudy.reconstruction import reconstruction
-from understudy.recover.closed_form import closed_form
-from understudy.recover.judge import Judge
-from understudy.report import versions
-from understudy.teachers import load_teacher
+from mimicut.anatomy.find_seam import trace
+from mimicut.base.environment import versions
+from mimicut.planning.planner import make_plan
+from mimicut.planning.reconstruction import reconstruction
+from mimicut.recovery.closed_form import closed_form
+from mimicut.recovery.judge import Judge
+from mimicut.results.teachers import load_teacher
+from mimicut.surgery.cut import cut
 
 OUT = Path(__file__).parent / "results" / "closed_form_cost.json"
 

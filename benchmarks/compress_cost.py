@@ -13,17 +13,17 @@ from pathlib import Path
 
 import torch
 
-from understudy.compress import compress
-from understudy.recover.config import preset
-from understudy.report import versions
-from understudy.teachers import load_teacher
+from mimicut.base.environment import versions
+from mimicut.recovery.config import preset
+from mimicut.results.teachers import load_teacher
+from mimicut.workflow.compress import compress
 
 OUT = Path(__file__).parent / "results" / "compress_cost.jsonl"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("teachers", nargs="+", help="as understudy names them")
+    parser.add_argument("teachers", nargs="+", help="as mimicut names them")
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--keep", type=float, default=0.5)

@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 
-from understudy.compress import compress
-from understudy.recover.config import preset
-from understudy.report import versions
-from understudy.teachers import load_teacher
+from mimicut.base.environment import versions
+from mimicut.recovery.config import preset
+from mimicut.results.teachers import load_teacher
+from mimicut.workflow.compress import compress
 
 OUT = Path(__file__).parent / "results" / "compress_memory.jsonl"
 _PAUSE = 0.02  # seconds between two looks at the memory
@@ -70,7 +70,7 @@ def resident() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("teacher", help="as understudy names it")
+    parser.add_argument("teacher", help="as mimicut names it")
     parser.add_argument("images", type=Path)
     parser.add_argument("--held-out", type=Path)
     parser.add_argument("--input-size", type=int, nargs=3)

@@ -26,22 +26,23 @@ from benchmarks.latency_met import _batch
 from benchmarks.lines import add, machine, read
 from benchmarks.methods import practise
 from benchmarks.methods.problem import Problem
-from understudy import demo
-from understudy.anatomy import trace
-from understudy.blocks import droppable
-from understudy.budgets import Known, compared, learn, plan_within
-from understudy.cut import cut, without
-from understudy.errors import PlanError
-from understudy.guard import full_copy, seeded
-from understudy.images import read_images
-from understudy.planner import make_plan
-from understudy.reconstruction import reconstruction
-from understudy.recover.config import preset
-from understudy.recover.mimic import mimic
-from understudy.recover.restore import restore
-from understudy.report import platform_kind, versions
-from understudy.runtimes import Setting, measure
-from understudy.teachers import Teacher, load_teacher
+from mimicut import demo
+from mimicut.anatomy.blocks import droppable
+from mimicut.anatomy.find_seam import trace
+from mimicut.base.environment import platform_kind, versions
+from mimicut.base.errors import PlanError
+from mimicut.base.guard import full_copy, seeded
+from mimicut.inputs.image_set import read_images
+from mimicut.inputs.teacher import Teacher
+from mimicut.planning.budgets import Known, compared, learn, plan_within
+from mimicut.planning.planner import make_plan
+from mimicut.planning.reconstruction import reconstruction
+from mimicut.recovery.config import preset
+from mimicut.recovery.mimic import mimic
+from mimicut.recovery.restore import restore
+from mimicut.results.teachers import load_teacher
+from mimicut.runtime.latency import Setting, measure
+from mimicut.surgery.cut import cut, without
 
 OUT = Path(__file__).parent / "results" / "equal_latency.jsonl"
 PAGE = Path(__file__).parents[1] / "docs" / "equal_latency.md"

@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import understudy
+import mimicut
 from benchmarks.zoo.case import randomised
-from understudy import demo
+from mimicut import demo
 
 TEACHERS = ("resnet14", "mobilenetv2_tiny", "vgg7", "vit_tiny")
 RECIPES, KEEPS, STEPS, IMAGES = ("default", "paper"), (0.7, 0.5), 20, 50
@@ -87,9 +87,9 @@ def parts() -> Iterator[tuple[str, Callable[[], dict[str, str]]]]:
 
 
 def _compressed(name: str, recipe: str, keep: float, **options: Any) -> Any:
-    teacher = understudy.load_teacher(f"demo:{name}")
-    config = understudy.preset(recipe, steps=STEPS, views=teacher.views)
-    return understudy.compress(teacher, demo.few_images(IMAGES, 2021), keep=keep, config=config, **options)
+    teacher = mimicut.load_teacher(f"demo:{name}")
+    config = mimicut.preset(recipe, steps=STEPS, views=teacher.views)
+    return mimicut.compress(teacher, demo.few_images(IMAGES, 2021), keep=keep, config=config, **options)
 
 
 def _demo(name: str, recipe: str, keep: float) -> dict[str, str]:
@@ -103,15 +103,15 @@ def _result(result: Any) -> dict[str, str]:
 
 
 def _architecture(spec: str, side: int) -> dict[str, str]:
-    teacher = understudy.load_teacher(spec, pretrained=False, input_size=(3, side, side))
+    teacher = mimicut.load_teacher(spec, pretrained=False, input_size=(3, side, side))
     model = randomised(teacher.model)
     images = torch.randn(8, 3, side, side, generator=torch.Generator().manual_seed(0))
-    anatomy = understudy.trace(model, images[:2])
-    evidence = understudy.reconstruction(model, anatomy, images, seed=0)
-    plan = understudy.make_plan(model, anatomy, keep=0.7, evidence=evidence)
-    student = understudy.cut(model, plan)
+    anatomy = mimicut.trace(model, images[:2])
+    evidence = mimicut.reconstruction(model, anatomy, images, seed=0)
+    plan = mimicut.make_plan(model, anatomy, keep=0.7, evidence=evidence)
+    student = mimicut.cut(model, plan)
     cut = _of_tensors(student)
-    understudy.closed_form(model, student, anatomy, plan, images, count_views=VIEWS)
+    mimicut.closed_form(model, student, anatomy, plan, images, count_views=VIEWS)
     scores = {name: torch.as_tensor(found) for name, found in evidence.scores.items()}
     return {
         "evidence": _of_named(scores), "plan": _of_plan(plan), "cut": cut, "closed_form": _of_tensors(student),

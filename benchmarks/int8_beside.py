@@ -20,18 +20,18 @@ from typing import Any
 import torch
 
 from benchmarks.lines import add, read
-from understudy import demo
-from understudy.compress import compress
-from understudy.export import export
-from understudy.image_check import check_images
-from understudy.images import read_images
-from understudy.int8_table import int8_table
-from understudy.page import page
-from understudy.readme import readme
-from understudy.recover.config import preset
-from understudy.report import platform_kind, versions
-from understudy.runtimes import Setting
-from understudy.teachers import load_teacher
+from mimicut import demo
+from mimicut.base.environment import platform_kind, versions
+from mimicut.inputs.image_set import read_images
+from mimicut.proof.image_check import check_images
+from mimicut.proof.int8_table import int8_table
+from mimicut.recovery.config import preset
+from mimicut.results.page import page
+from mimicut.results.readme import readme
+from mimicut.results.teachers import load_teacher
+from mimicut.runtime.export import export
+from mimicut.runtime.latency import Setting
+from mimicut.workflow.compress import compress
 
 OUT = Path(__file__).parent / "results" / "int8_beside.jsonl"
 TEACHERS, SEEDS, BATCHES = ("mobilenetv2_tiny", "resnet14", "vgg7", "vit_tiny"), (1001, 1002, 1003), (1, 16)

@@ -21,16 +21,16 @@ from typing import Any
 import torch
 
 from benchmarks.lines import add, machine, read
-from understudy import demo
-from understudy.anatomy import trace
-from understudy.budgets import Known, compared, learn, plan_within
-from understudy.cut import cut
-from understudy.errors import PlanError
-from understudy.images import read_images
-from understudy.reconstruction import reconstruction
-from understudy.report import platform_kind, versions
-from understudy.runtimes import Setting, measure
-from understudy.teachers import load_teacher
+from mimicut import demo
+from mimicut.anatomy.find_seam import trace
+from mimicut.base.environment import platform_kind, versions
+from mimicut.base.errors import PlanError
+from mimicut.inputs.image_set import read_images
+from mimicut.planning.budgets import Known, compared, learn, plan_within
+from mimicut.planning.reconstruction import reconstruction
+from mimicut.results.teachers import load_teacher
+from mimicut.runtime.latency import Setting, measure
+from mimicut.surgery.cut import cut
 
 OUT = Path(__file__).parent / "results" / "latency_met.jsonl"
 PAGE = Path(__file__).parents[1] / "docs" / "latency.md"

@@ -146,7 +146,7 @@ def _setting(lines: list[dict[str, Any]], results: Path) -> str:
     undone = [f"{count} cells of `{name}` are not done" for name, count in left if count]
     failed = len(lines) - len(good)
     return (
-        f"Task: which photograph does a 32x32 patch come from (`understudy/demo/photographs.py`). {len(good)} cells of "
+        f"Task: which photograph does a 32x32 patch come from (`mimicut/demo/photographs.py`). {len(good)} cells of "
         f"the table, {minutes:.0f} minutes of cells in all; steps {_list(steps)}; seeds {_list(seeds)}; "
         f"{'; '.join(f'{p}, {n} thread(s) a cell' for p, n in kinds)}; {'; '.join(versions)}. The options of the "
         "baselines are the better of the published ones and of the best of a grid on seed "

@@ -15,13 +15,13 @@ TUNING_SEEDS = (1001,)  # never in a table
 # Made for networks of another kind than those of the table: run on a transformer, beside the paper's recipe.
 FOR_TRANSFORMERS = "mir_adamw"
 # This project's own recipe, measured against MiR in protocols of its own.
-OURS = ("understudy_same_cut", "understudy")
+OURS = ("mimicut_same_cut", "mimicut")
 TABLED = tuple(name for name in METHODS if name not in (FOR_TRANSFORMERS, *OURS))
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run. task: key of `tasks.TASKS`. teacher: as `understudy.load_teacher` reads it. cut: options of `make_plan`.
+    """One run. task: key of `tasks.TASKS`. teacher: as `mimicut.load_teacher` reads it. cut: options of `make_plan`.
 
     images: how many unlabelled ones. steps: of the method. options: of the method. The same cell gives the same
     figures, whoever runs it and in whatever order.

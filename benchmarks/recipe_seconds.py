@@ -25,14 +25,14 @@ def main() -> None:
     options = parser.parse_args()
     rows, line = [], {}
     for teacher, (cut,) in _OURS_CUT.items():
-        runs = [("mir", TIMED), *(("understudy", steps) for steps in FEW)]
+        runs = [("mir", TIMED), *(("mimicut", steps) for steps in FEW)]
         least = dict.fromkeys(runs, float("inf"))
         for _ in range(options.rounds):
             for method, steps in runs:
                 line = run_cell(Cell("photographs", teacher, cut, 50, steps, 1001, method), Place())
                 least[method, steps] = min(least[method, steps], line["seconds"])
         paper = least["mir", TIMED] * PAPER / TIMED
-        ours = {str(steps): round(least["understudy", steps], 1) for steps in FEW}
+        ours = {str(steps): round(least["mimicut", steps], 1) for steps in FEW}
         shares = {steps: round(seconds / paper, 3) for steps, seconds in ours.items()}
         rows.append({"teacher": teacher, "cut": cut, "paper_2000": round(paper, 1), "ours": ours, "shares": shares})
         print(json.dumps(rows[-1]), flush=True)

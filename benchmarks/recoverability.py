@@ -5,7 +5,7 @@
     python -m benchmarks.recoverability --summary       # the table of what there is, and docs/recoverability.md
 
 A line of results/recoverability.jsonl for each block, draw of 50 images and teacher: the error at the seam that is
-left, by the closed form (`understudy.recoverability`), by the probe (its published recipe, but PROBE steps in place of
+left, by the closed form (`mimicut.recoverability`), by the probe (its published recipe, but PROBE steps in place of
 1,000 and more, which favours it in time), and after MIMIC steps of MiR's recipe without the block, on 2,000 other
 patches. Seconds: of the closed form for that block, and of the probe, in turn in one process.
 """
@@ -25,20 +25,20 @@ from scipy.stats import spearmanr
 from benchmarks.lines import add, machine, read
 from benchmarks.methods import practise
 from benchmarks.methods.problem import Problem
-from understudy import demo
-from understudy.anatomy import trace
-from understudy.blocks import droppable
-from understudy.cut import without
-from understudy.demo import networks
-from understudy.guard import full_copy
-from understudy.images import read_images
-from understudy.planner import make_plan
-from understudy.recover.config import preset
-from understudy.recover.judge import Judge
-from understudy.recover.mimic import mimic
-from understudy.recoverability import recoverability
-from understudy.report import platform_kind, versions
-from understudy.teachers import load_teacher
+from mimicut import demo
+from mimicut.anatomy.blocks import droppable
+from mimicut.anatomy.find_seam import trace
+from mimicut.base.environment import platform_kind, versions
+from mimicut.base.guard import full_copy
+from mimicut.demo import networks
+from mimicut.inputs.image_set import read_images
+from mimicut.planning.planner import make_plan
+from mimicut.planning.recoverability import recoverability
+from mimicut.recovery.config import preset
+from mimicut.recovery.judge import Judge
+from mimicut.recovery.mimic import mimic
+from mimicut.results.teachers import load_teacher
+from mimicut.surgery.cut import without
 
 OUT = Path(__file__).parent / "results" / "recoverability.jsonl"
 PAGE = Path(__file__).parents[1] / "docs" / "recoverability.md"

@@ -22,13 +22,13 @@ import torch
 import torchvision
 from torch import nn
 
-from understudy.anatomy import trace
-from understudy.cut import cut
-from understudy.images import Preprocessing, read_images
-from understudy.planner import make_plan
-from understudy.recover.config import MimicConfig
-from understudy.recover.mimic import mimic
-from understudy.seam import Seam, capturing
+from mimicut.anatomy.find_seam import trace
+from mimicut.inputs.image_set import Preprocessing, read_images
+from mimicut.planning.planner import make_plan
+from mimicut.recovery.config import MimicConfig
+from mimicut.recovery.mimic import mimic
+from mimicut.surgery.cut import cut
+from mimicut.surgery.seam import Seam, capturing
 
 _IMAGENET = Preprocessing(input_size=(3, 224, 224), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), resize=256)
 

@@ -19,12 +19,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from understudy import demo
-from understudy.errors import InputError
-from understudy.images import ImageSet, read_images
-from understudy.preprocessing import Preprocessing
-from understudy.teachers import Teacher, load_teacher
-from understudy.verify import labels_from_folders
+from mimicut import demo
+from mimicut.base.errors import InputError
+from mimicut.inputs.image_set import ImageSet, read_images
+from mimicut.inputs.labels import labels_from_folders
+from mimicut.inputs.preprocessing import Preprocessing
+from mimicut.inputs.teacher import Teacher
+from mimicut.results.teachers import load_teacher
 
 TEST_BATCH = 500
 

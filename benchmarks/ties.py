@@ -16,10 +16,10 @@ import torch
 
 from benchmarks.equal_latency import SHARE, learnt, top1
 from benchmarks.lines import add, read
-from understudy.budgets import mimicked_error, plan_within, trial_error
-from understudy.cut import cut
-from understudy.recover.restore import restore
-from understudy.report import platform_kind, versions
+from mimicut.base.environment import platform_kind, versions
+from mimicut.planning.budgets import mimicked_error, plan_within, trial_error
+from mimicut.recovery.restore import restore
+from mimicut.surgery.cut import cut
 
 OUT = Path(__file__).parent / "results" / "ties.jsonl"
 CASES = (("vit_tiny", 1001), ("vit_tiny", 1003), ("resnet14", 1001), ("resnet14", 1002), ("resnet14", 1003))

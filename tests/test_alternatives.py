@@ -6,17 +6,17 @@ import pytest
 import torch
 from nets import Chain, FusedHeads, Residual
 
-import understudy as us
+import mimicut as us
 from benchmarks.zoo.case import randomised
-from understudy.alternatives import alternatives
-from understudy.anatomy import trace
-from understudy.cut import cut
-from understudy.errors import InputError, Stopped
-from understudy.planner import make_plan
-from understudy.preprocessing import Preprocessing
-from understudy.replace import replace
-from understudy.teachers import own_teacher
-from understudy.verify import figures
+from mimicut.anatomy.find_seam import trace
+from mimicut.base.errors import InputError, Stopped
+from mimicut.inputs.preprocessing import Preprocessing
+from mimicut.inputs.teacher import own_teacher
+from mimicut.planning.planner import make_plan
+from mimicut.proof.figures import figures
+from mimicut.surgery.cut import cut
+from mimicut.surgery.head import replace
+from mimicut.workflow.alternatives import alternatives
 
 pytestmark = pytest.mark.long  # minutes: make test-all
 
@@ -66,7 +66,7 @@ def test_ways_that_a_network_has_no_use_for_are_left_out():
 
 
 def test_a_way_that_fails_or_is_interrupted_costs_the_result_nothing(monkeypatch, tmp_path):
-    room = import_module("understudy.alternatives")
+    room = import_module("mimicut.workflow.alternatives")
     said = Preprocessing(Chain.size, (0.5,) * 3, (0.25,) * 3)
     own, config = own_teacher(randomised(Chain()), said), us.preset("default", steps=2, views="none")
     options = {"keep": 0.6, "held_out_share": 0.5, "config": config, "with_alternatives": True}

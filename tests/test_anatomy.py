@@ -10,17 +10,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.zoo.case import randomised
-from understudy.anatomy import find_seam, trace
-from understudy.calls import shapes_of
-from understudy.cost import count, count_traced
-from understudy.cut import cut
-from understudy.errors import InputError, UnsupportedModel
-from understudy.graph import Anatomy
-from understudy.laws import check_budget, check_cut
-from understudy.planner import make_plan
-from understudy.seam import SeamPoint
-from understudy.selection import selections
-from understudy.trace import RecurrentShapes
+from mimicut.anatomy.cost import count, count_traced
+from mimicut.anatomy.find_seam import find_seam, trace
+from mimicut.anatomy.graph import Anatomy
+from mimicut.anatomy.selection import selections
+from mimicut.anatomy.torch_calls import shapes_of
+from mimicut.anatomy.tracing import RecurrentShapes
+from mimicut.base.errors import InputError, UnsupportedModel
+from mimicut.planning.planner import make_plan
+from mimicut.proof.laws import check_budget, check_cut
+from mimicut.surgery.cut import cut
+from mimicut.surgery.seam import SeamPoint
 
 
 def free(anatomy: Anatomy) -> dict[str, int]:

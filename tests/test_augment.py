@@ -3,10 +3,10 @@ import pytest
 import torch
 from PIL import Image
 
-from understudy import augment
-from understudy.augment import RESIZED_CROP_RATIO, VIEWS, _crop_box
-from understudy.errors import InputError
-from understudy.images import Preprocessing, read_images
+from mimicut.base.errors import InputError
+from mimicut.inputs import augment
+from mimicut.inputs.augment import RESIZED_CROP_RATIO, VIEWS, _crop_box
+from mimicut.inputs.image_set import Preprocessing, read_images
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PRE = Preprocessing((3, 32, 32), MEAN, STD, 36)

@@ -14,14 +14,14 @@ from benchmarks.methods.distill import soft_loss
 from benchmarks.methods.layers import layers, wide_student
 from benchmarks.methods.problem import Problem, head_layer
 from benchmarks.zoo.case import randomised
-from understudy.anatomy import trace
-from understudy.cut import cut, without
-from understudy.errors import InputError
-from understudy.guard import full_copy, seeded
-from understudy.images import Preprocessing, read_images
-from understudy.planner import make_plan
-from understudy.recover.config import preset
-from understudy.seam import capturing
+from mimicut.anatomy.find_seam import trace
+from mimicut.base.errors import InputError
+from mimicut.base.guard import full_copy, seeded
+from mimicut.inputs.image_set import Preprocessing, read_images
+from mimicut.planning.planner import make_plan
+from mimicut.recovery.config import preset
+from mimicut.surgery.cut import cut, without
+from mimicut.surgery.seam import capturing
 
 pytestmark = pytest.mark.long  # minutes: make test-all
 

@@ -14,14 +14,14 @@ from benchmarks.protocol import Cell
 from benchmarks.real import image_sets, page, pictures, run, task, teacher_of
 from benchmarks.real.__main__ import main
 from benchmarks.sweep import read_lines
-from understudy.errors import InputError
+from mimicut.base.errors import InputError
 
 pytestmark = pytest.mark.long  # minutes: make test-all
 
 COUNTS = {"few": 12, "other": 4, "test": 10}
 TEACHER = """
 import torch
-from understudy.demo.networks import ResNet
+from mimicut.demo.networks import ResNet
 
 def build():
     torch.manual_seed(0)
@@ -229,7 +229,7 @@ def test_every_method_runs_and_is_not_run_again(lines, prepared, teacher_file, c
         assert line["seconds"] > 0
         assert line["platform"]["threads"] == 1
     by_method = {line["cell"]["method"]: line["figures"] for line in found if line["cell"]["cut"]["keep"] == 0.7}
-    assert by_method["understudy"]["feature_error"] < by_method["none"]["feature_error"]
+    assert by_method["mimicut"]["feature_error"] < by_method["none"]["feature_error"]
     monkeypatch.setattr(run, "run_cell", lambda *a, **k: pytest.fail("a cell that has its line was run again"))
     assert main(arguments(prepared, teacher_file, lines)) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"cells": len(found), "done": 0, "failed": 0}
@@ -276,7 +276,7 @@ def made(method, seed, agree, sure=None, options=None, steps=100):
 
 def test_differences_are_paired_by_picture():
     alike = [1, 0] * 20
-    ours = {s: made("understudy", s, [1] * 30 + alike[30:]) for s in (1, 2)}
+    ours = {s: made("mimicut", s, [1] * 30 + alike[30:]) for s in (1, 2)}
     theirs = {s: made("mir", s, alike, sure=[1] * 30 + [0] * 10) for s in (1, 2, 3)}
     points, low, high, seeds = page.difference(ours, theirs)
     assert points == pytest.approx(100 * 15 / 40)
@@ -284,7 +284,7 @@ def test_differences_are_paired_by_picture():
     assert seeds == 2
     same = page.difference(theirs, theirs)
     assert same[:3] == (0, 0, 0)
-    mostly = made("understudy", 1, [1] * 30 + alike[30:], sure=[1] * 30 + [0] * 10)
+    mostly = made("mimicut", 1, [1] * 30 + alike[30:], sure=[1] * 30 + [0] * 10)
     assert page.difference({1: mostly}, theirs, sure=True)[0] == pytest.approx(100 * 15 / 30)
     assert page.difference(ours, {9: theirs[1]}) is None
 

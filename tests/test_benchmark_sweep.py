@@ -23,7 +23,7 @@ from benchmarks.cell import run_cell
 from benchmarks.methods import METHODS
 from benchmarks.protocol import PROTOCOLS, SEEDS, TABLED, TUNING_SEEDS, Cell, chosen
 from benchmarks.tasks import Place, draw, open_task
-from understudy.errors import InputError
+from mimicut.base.errors import InputError
 
 pytestmark = pytest.mark.long  # minutes: make test-all
 
@@ -552,7 +552,7 @@ def test_tuning_takes_the_best_of_the_grid(tmp_path, monkeypatch, capsys):
 
 
 def test_the_package_never_imports_the_benchmarks():
-    for path in (ROOT / "understudy").rglob("*.py"):
+    for path in (ROOT / "mimicut").rglob("*.py"):
         assert "benchmarks" not in [w for t in path.read_text().split("\n") if "import" in t for w in t.split()], path
 
 

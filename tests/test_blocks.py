@@ -9,16 +9,16 @@ from nets import Block, LayerNorms, Residual, Tiny
 from torch import nn
 from torch.nn import functional as F
 
-import understudy as us
+import mimicut as us
 from benchmarks.zoo.case import randomised
-from understudy import laws
-from understudy.anatomy import trace
-from understudy.blocks import droppable
-from understudy.cut import cut
-from understudy.errors import InputError, LawBroken, PlanError
-from understudy.plan import Plan
-from understudy.planner import make_plan, replan
-from understudy.teachers import own_teacher
+from mimicut.anatomy.blocks import droppable
+from mimicut.anatomy.find_seam import trace
+from mimicut.base.errors import InputError, LawBroken, PlanError
+from mimicut.inputs.teacher import own_teacher
+from mimicut.planning.planner import make_plan, replan
+from mimicut.proof import laws
+from mimicut.surgery.cut import cut
+from mimicut.surgery.plan import Plan
 
 PREPROCESSING = us.Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3)
 
@@ -170,7 +170,7 @@ def test_the_law_finds_a_block_that_was_left_out_wrongly(monkeypatch):
     model = randomised(Scaled())
     right = {b.name: b.gone for b in trace(model, model.example()).blocks}
     assert right["stage1.1"][0] == ("stage1.1.conv1", "zero")
-    from understudy import blocks
+    from mimicut.anatomy import blocks
 
     monkeypatch.setattr(blocks, "_in_range", lambda *_: True)
     monkeypatch.setattr(blocks, "_IDEMPOTENT", ("relu", "hardswish"))

@@ -9,16 +9,16 @@ from nets import Chain, Residual
 from test_blocks import Halves
 from torch.utils.flop_counter import FlopCounterMode
 
-import understudy as us
+import mimicut as us
 from benchmarks.zoo.case import randomised
-from understudy import budgets
-from understudy.anatomy import trace
-from understudy.cost import count
-from understudy.cut import cut
-from understudy.errors import OutOfReach, PlanError, Stopped
-from understudy.recoverability import recoverability
-from understudy.runtimes import Latency, Setting
-from understudy.teachers import own_teacher
+from mimicut.anatomy.cost import count
+from mimicut.anatomy.find_seam import trace
+from mimicut.base.errors import OutOfReach, PlanError, Stopped
+from mimicut.inputs.teacher import own_teacher
+from mimicut.planning import budgets
+from mimicut.planning.recoverability import recoverability
+from mimicut.runtime.latency import Latency, Setting
+from mimicut.surgery.cut import cut
 
 PREPROCESSING = us.Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3)
 CONFIG = us.MimicConfig(steps=2, views="none", batch_size=8)
@@ -26,7 +26,7 @@ FIXED = 0.1  # of the teacher's time that no cut takes away, and that no predict
 
 
 def macs_of(model):
-    """Counted apart from understudy, and quicker."""
+    """Counted apart from mimicut, and quicker."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.eval()(torch.zeros(1, 3, 8, 8))
     return counter.get_total_flops() / 2
@@ -252,13 +252,13 @@ def test_a_latency_needs_a_runtime_and_a_runtime_a_latency():
     ],
 )
 def test_what_is_impossible_is_said_before_any_work(budget, words):
-    with pytest.raises(us.UnderstudyError, match=words):
+    with pytest.raises(us.MimicutError, match=words):
         us.compress(own_teacher(Residual(), PREPROCESSING), None, **budget)
 
 
 def test_a_runtime_that_is_not_here_is_said_before_any_work(monkeypatch):
-    monkeypatch.setattr(budgets, "available", lambda runtime: "not installed; pip install 'understudy[export]'")
-    with pytest.raises(us.UnderstudyError, match=r"on openvino: not installed; pip install 'understudy\[export\]'"):
+    monkeypatch.setattr(budgets, "available", lambda runtime: "not installed; pip install 'mimicut[export]'")
+    with pytest.raises(us.MimicutError, match=r"on openvino: not installed; pip install 'mimicut\[export\]'"):
         us.compress(own_teacher(Residual(), PREPROCESSING), None, latency=0.5, runtime="openvino")
 
 

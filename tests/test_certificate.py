@@ -5,9 +5,9 @@ import torch
 from scipy.stats import binomtest
 from test_verify import SCORES_NK, SEAM, scaler
 
-import understudy as us
-from understudy.certificate import binomial_interval, check_threshold, images_needed, images_to_halve, in_words
-from understudy.verify import figures
+import mimicut as us
+from mimicut.proof.certificate import binomial_interval, check_threshold, images_needed, images_to_halve, in_words
+from mimicut.proof.figures import figures
 
 
 @pytest.mark.parametrize(("threshold", "needed"), [(0.95, 72), (0.9, 36), (0.5, 6), (0.99, 368), (0.01, 1)])
@@ -39,7 +39,7 @@ def width(successes, trials):
 
 
 def test_a_threshold_that_no_images_show_and_one_without_class_scores():
-    with pytest.raises(us.UnderstudyError, match="not even 10,000,000 images"):
+    with pytest.raises(us.MimicutError, match="not even 10,000,000 images"):
         check_threshold(0.9999999)
     assert "NO GO: the agreement is unknown" in us.Report(min_agreement=0.8).table()
 

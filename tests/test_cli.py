@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from understudy.cli import main
-from understudy.cut import cut
-from understudy.plan import read_plan
-from understudy.teachers import load_teacher
+from mimicut.cli.app import main
+from mimicut.results.teachers import load_teacher
+from mimicut.surgery.cut import cut
+from mimicut.surgery.plan import read_plan
 
 NET = """
 import torch
@@ -62,7 +62,7 @@ def call(capsys, *arguments):
     import unittest.mock
 
     with (
-        unittest.mock.patch.object(sys, "argv", ["understudy", *map(str, arguments)]),
+        unittest.mock.patch.object(sys, "argv", ["mimicut", *map(str, arguments)]),
         pytest.raises(SystemExit) as end,
     ):
         main()
@@ -243,16 +243,18 @@ def test_bad_input_is_one_clear_sentence(place, capsys, arguments, code, words):
 
 def test_help_of_every_command_ends_with_a_line_that_runs(capsys, monkeypatch):
     for command in ("inspect", "plan", "compress", "verify", "demo"):
-        monkeypatch.setattr(sys, "argv", ["understudy", command, "--help"])
+        monkeypatch.setattr(sys, "argv", ["mimicut", command, "--help"])
         with pytest.raises(SystemExit) as end:
             main()
         assert end.value.code == 0
-        assert f"Example: understudy {command}" in " ".join(capsys.readouterr().out.split())
+        assert f"Example: mimicut {command}" in " ".join(capsys.readouterr().out.split())
 
 
 def test_an_interrupt_says_so(place, capsys, monkeypatch):
     monkeypatch.setattr(
-        import_module("understudy.compress"), "restore", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt())
+        import_module("mimicut.workflow.compress"),
+        "restore",
+        lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt()),
     )
     code, line, err = call(capsys, "compress", "net.py:build", "photos", "--keep", 0.5, "--out", "x")
     assert (code, line) == (130, None)
@@ -261,7 +263,7 @@ def test_an_interrupt_says_so(place, capsys, monkeypatch):
 
 
 def test_a_stopped_run_is_saved_says_how_to_go_on_and_does(place, capsys, monkeypatch):
-    from understudy import cli
+    from mimicut.cli import app as cli
 
     asked = ("compress", "net.py:build", "photos", "--keep", 0.5, "--out", "x", "--steps", 4)
     with monkeypatch.context() as patch:
@@ -280,7 +282,7 @@ def test_a_stopped_run_is_saved_says_how_to_go_on_and_does(place, capsys, monkey
 
 
 def test_an_interrupted_export_leaves_the_result_and_resume_makes_the_files(place, capsys, monkeypatch):
-    room = import_module("understudy.compress")
+    room = import_module("mimicut.workflow.compress")
     asked = ("compress", "net.py:build", "photos", "--keep", 0.5, "--out", "x", "--steps", 2, "--to", "onnx")
     with monkeypatch.context() as patch:
         patch.setattr(room, "export_folder", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt()))
@@ -295,6 +297,6 @@ def test_an_interrupted_export_leaves_the_result_and_resume_makes_the_files(plac
 
 
 def test_python_m():
-    done = subprocess.run([sys.executable, "-m", "understudy", "--help"], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-m", "mimicut", "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert "compress" in done.stdout

@@ -12,22 +12,22 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.zoo.case import randomised
-from understudy.anatomy import trace
-from understudy.cut import cut
-from understudy.guard import named_tensors
-from understudy.layout import laid, layout_for
-from understudy.planner import make_plan, resolve
-from understudy.reconstruction import reconstruction
-from understudy.recover import closed_form as room
-from understudy.recover import layers as layers_room
-from understudy.recover.closed_form import closed_form
-from understudy.recover.gated import ROUNDS
-from understudy.recover.layers import affine_of, columns, geometry, layers
-from understudy.recover.lockstep import Seen, lockstep
-from understudy.seam import capturing
+from mimicut.anatomy.find_seam import trace
+from mimicut.base.guard import named_tensors
+from mimicut.base.layout import laid, layout_for
+from mimicut.planning.planner import make_plan, resolve
+from mimicut.planning.reconstruction import reconstruction
+from mimicut.recovery import closed_form as room
+from mimicut.recovery import layers as layers_room
+from mimicut.recovery.closed_form import closed_form
+from mimicut.recovery.gated import ROUNDS
+from mimicut.recovery.layers import affine_of, columns, geometry, layers
+from mimicut.recovery.lockstep import Seen, lockstep
+from mimicut.surgery.cut import cut
+from mimicut.surgery.seam import capturing
 
-lockstep_room = import_module("understudy.recover.lockstep")
-reconstruction_room = import_module("understudy.reconstruction")
+lockstep_room = import_module("mimicut.recovery.lockstep")
+reconstruction_room = import_module("mimicut.planning.reconstruction")
 NETS = (
     nets.Chain, nets.Residual, nets.Concat, nets.Depthwise, nets.Grouped, nets.NoNorm, nets.FusedHeads,
     nets.GroupedQuery,
@@ -147,7 +147,7 @@ def test_what_is_no_better_behind_the_activation_is_not_taken(monkeypatch):
     teacher, anatomy, plan, images = setting(nets.Chain)
     found = []
     for solved in (lambda self, folds, weights, solve, rounds: weights + 10, lambda self, folds, weights, *_: weights):
-        monkeypatch.setattr("understudy.recover.gated.Gated.solved", solved)
+        monkeypatch.setattr("mimicut.recovery.gated.Gated.solved", solved)
         student = cut(teacher, plan).eval()
         log = closed_form(teacher, student, anatomy, plan, images)
         assert not any(each.gated for each in log.layers)

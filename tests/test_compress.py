@@ -14,13 +14,13 @@ import pytest
 import torch
 from nets import Chain, Residual
 
-import understudy as us
+import mimicut as us
 from benchmarks.zoo.case import randomised
-from understudy import store
-from understudy.compress import compress, verify_folder
-from understudy.errors import InputError, LawBroken, PlanError, Stopped, StoreError, UnsupportedModel
-from understudy.recover.config import preset
-from understudy.teachers import own_teacher
+from mimicut.base.errors import InputError, LawBroken, PlanError, Stopped, StoreError, UnsupportedModel
+from mimicut.inputs.teacher import own_teacher
+from mimicut.recovery.config import preset
+from mimicut.results import store
+from mimicut.workflow.compress import compress, verify_folder
 
 PREPROCESSING = us.Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3)
 CONFIG = us.MimicConfig(steps=4, views="none", batch_size=8)
@@ -73,10 +73,10 @@ def test_a_fresh_process_loads_it_bit_equal(tmp_path):
     result = compress(teacher(), images(), keep_width=0.5, folder=tmp_path / "small", config=CONFIG)
     torch.save(result.model(images(3)).detach(), tmp_path / "out.pt")
     code = f"""
-import torch, understudy
+import torch, mimicut
 x = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 torch.set_num_threads(1)
-model = understudy.load({str(tmp_path / "small")!r}, {BUILDER!r})
+model = mimicut.load({str(tmp_path / "small")!r}, {BUILDER!r})
 assert not model.training
 assert torch.equal(model(x), torch.load({str(tmp_path / "out.pt")!r}))
 """
@@ -277,7 +277,7 @@ def test_a_stopped_run_is_saved_and_goes_on_to_the_same_result(tmp_path, few, mo
 
     # The closed form and the evidence are not asked for again.
     for name in ("reconstruction", "restore"):
-        room = import_module("understudy.compress" if name == "reconstruction" else "understudy.recover.restore")
+        room = import_module("mimicut.workflow.compress" if name == "reconstruction" else "mimicut.recovery.restore")
         what = name if name == "reconstruction" else "closed_form"
         monkeypatch.setattr(room, what, lambda *_, **__: pytest.fail("done before"))
     again = compress(teacher(), given, keep=0.5, folder=tmp_path / "small", config=config, resume=True)
@@ -292,8 +292,8 @@ def test_a_stopped_run_is_saved_and_goes_on_to_the_same_result(tmp_path, few, mo
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch):
     """Nothing but the file beside the folder is there then; resume without one is a run like any other."""
-    monkeypatch.setattr("understudy.recover.mimic._CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr("understudy.recover.mimic._CHECKPOINT_PAUSE", 0.0)
+    monkeypatch.setattr("mimicut.recovery.mimic._CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("mimicut.recovery.mimic._CHECKPOINT_PAUSE", 0.0)
     whole = compress(teacher(), images(), keep=0.5, folder=tmp_path / "whole", config=CONFIG, resume=True)
 
     def die(done, total, loss):
@@ -362,8 +362,8 @@ def test_ctrl_c_in_the_trial_of_the_pace_keeps_nothing(tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("understudy.recover.mimic._CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr("understudy.recover.mimic._CHECKPOINT_PAUSE", 0.0)
+    monkeypatch.setattr("mimicut.recovery.mimic._CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("mimicut.recovery.mimic._CHECKPOINT_PAUSE", 0.0)
     right, said = Path.replace, []
 
     def full(self, target):

@@ -7,14 +7,14 @@ from nets import Chain, Residual
 from scipy.stats import binomtest
 from test_cli import call, place  # noqa: F401
 
-import understudy as us
+import mimicut as us
 from benchmarks.zoo.case import randomised
-from understudy.crossfit import _folds
-from understudy.errors import InputError
-from understudy.images import read_images
-from understudy.preprocessing import Preprocessing
-from understudy.store import read
-from understudy.teachers import own_teacher
+from mimicut.base.errors import InputError
+from mimicut.inputs.image_set import read_images
+from mimicut.inputs.preprocessing import Preprocessing
+from mimicut.inputs.teacher import own_teacher
+from mimicut.results.store import read
+from mimicut.workflow.crossfit import _folds
 
 pytestmark = pytest.mark.long  # minutes: make test-all
 
@@ -115,7 +115,7 @@ def test_alternatives_have_no_image_to_be_judged_by():
 
 
 def test_an_interrupted_fold_leaves_the_result_and_says_so(place, capsys, monkeypatch):  # noqa: F811
-    from understudy import cli
+    from mimicut.cli import app as cli
 
     seen, show = [], cli._Progress.__call__
 

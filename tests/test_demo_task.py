@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from understudy.demo import networks, photographs, train
-from understudy.errors import InputError
+from mimicut.base.errors import InputError
+from mimicut.demo import networks, photographs, train
 
 PAIRS = [("train", "few"), ("train", "test"), ("few", "test")]
 
@@ -195,7 +195,7 @@ def test_build_is_random_and_in_train_mode():
 
 
 def test_missing_weights_are_named(tmp_path):
-    with pytest.raises(InputError, match=r"resnet20\.safetensors is missing.*understudy\.demo\.train"):
+    with pytest.raises(InputError, match=r"resnet20\.safetensors is missing.*mimicut\.demo\.train"):
         networks.load("resnet20", tmp_path)
 
 
@@ -233,7 +233,7 @@ def test_a_transformer_is_trained_with_adamw():
     [({}, "muon", 400), ({"effort": "quick"}, "muon", 0), ({"recipe": "paper", "steps": 7}, "sgd", 7)],
 )
 def test_the_demo_takes_the_recipe_that_is_asked_for(monkeypatch, options, optimizer, steps):
-    demo_run, seen = import_module("understudy.demo.run"), []
+    demo_run, seen = import_module("mimicut.workflow.demonstration"), []
 
     def compress(*_, config, **__):
         seen.append(config)

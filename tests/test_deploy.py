@@ -11,13 +11,13 @@ import torch
 from nets import Chain, Residual
 from test_cli import call, place  # noqa: F401
 
-import understudy as us
+import mimicut as us
 from benchmarks.zoo.case import randomised
-from understudy.errors import InputError, LawBroken, StoreError
-from understudy.preprocessing import Preprocessing
-from understudy.teachers import own_teacher
+from mimicut.base.errors import InputError, LawBroken, StoreError
+from mimicut.inputs.preprocessing import Preprocessing
+from mimicut.inputs.teacher import own_teacher
 
-room = import_module("understudy.deploy")
+room = import_module("mimicut.results.exports")
 SAID = Preprocessing((3, 8, 8), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
 
 
@@ -202,12 +202,12 @@ def test_a_part_is_exported_by_itself(tmp_path):
     assert report.exports["pt2"]["error_random"] < 1e-6
 
 
-def test_the_runner_imports_nothing_of_understudy(result):
+def test_the_runner_imports_nothing_of_mimicut(result):
     us.export_folder(result, ["pt2"], teacher=Chain)
     np.savez(result.parent / "given.npz", np.ones((2, 3, 8, 8), np.float32), call='{"keyword": null, "options": {}}')
     code = (
         "import sys, runpy; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__');"
-        "assert not any(m.partition('.')[0] == 'understudy' for m in sys.modules)"
+        "assert not any(m.partition('.')[0] == 'mimicut' for m in sys.modules)"
     )
     paths = [result / "model.pt2", result.parent / "given.npz", result.parent / "out.npz"]
     subprocess.run([sys.executable, "-P", "-c", code, str(room._RUN), *map(str, paths)], check=True)

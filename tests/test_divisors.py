@@ -7,10 +7,10 @@ import pytest
 from test_runtimes import TORCH, latency, random_states
 from torch import nn
 
-from understudy.divisors import DivisorTable, divisor_of, divisors, width_divisor
-from understudy.runtimes import Setting, _version, machine
+from mimicut.runtime.divisors import DivisorTable, divisor_of, divisors, width_divisor
+from mimicut.runtime.latency import Setting, _version, machine
 
-room = import_module("understudy.divisors")
+room = import_module("mimicut.runtime.divisors")
 
 
 def steps(divisor):
@@ -41,7 +41,7 @@ def measured(monkeypatch, tmp_path):
         return {name: latency(times[name], times[name]) for name in networks}
 
     monkeypatch.setattr(room, "measure", instead)
-    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MIMICUT_CACHE", str(tmp_path / "cache"))
     return settings
 
 
@@ -92,7 +92,7 @@ def test_an_unreadable_table_is_replaced(content, measured, tmp_path):
 
 def test_a_cache_that_cannot_be_written_is_no_error(measured, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "file"))
+    monkeypatch.setenv("MIMICUT_CACHE", str(tmp_path / "file"))
     assert width_divisor(TORCH) == width_divisor(TORCH) == 8
     assert len(measured) == 2
 
@@ -100,7 +100,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(measured, tmp_path, monkeypa
 def test_the_networks_that_divisors_are_measured_on(monkeypatch, tmp_path):
     widths = {m.out_channels for m in room._ladder(3) if isinstance(m, nn.Conv2d)}
     assert widths == {61, 93, 125}
-    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path))
+    monkeypatch.setenv("MIMICUT_CACHE", str(tmp_path))
     monkeypatch.setattr(room, "_LADDER_SECONDS", 0.0)
     states = random_states()
     table = divisors(Setting("torch", 1, 1))

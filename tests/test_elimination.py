@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from understudy import elimination
-from understudy.elimination import RIDGE, Reader, eliminate
+from mimicut.planning import elimination
+from mimicut.planning.elimination import RIDGE, Reader, eliminate
 
 
 def problem(width, taps, others, seed, ragged=False):

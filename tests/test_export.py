@@ -11,10 +11,10 @@ from nets import Chain, FusedHeads, HandWritten
 from torch import nn
 from torch.nn import functional as F
 
-from understudy import export
-from understudy.errors import InputError, LawBroken, StoreError, UnsupportedModel
+from mimicut.base.errors import InputError, LawBroken, StoreError, UnsupportedModel
+from mimicut.runtime import export
 
-room = import_module("understudy.export")
+room = import_module("mimicut.runtime.export")
 
 
 def images(n=2, size=(3, 8, 8)):
@@ -31,7 +31,7 @@ for images, scores in zip(given, wanted, strict=True):
     found = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: images.numpy()})[0])
     assert torch.allclose(program(images), scores, rtol=1e-5, atol=1e-6)
     assert torch.allclose(found, scores, rtol=1e-5, atol=1e-6)
-assert "understudy" not in sys.modules
+assert "mimicut" not in sys.modules
 """
 
 

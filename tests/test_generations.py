@@ -16,14 +16,14 @@ from test_modules import Encoder
 from test_parts import Boxed
 from torch import nn
 
-import understudy as us
+import mimicut as us
 from benchmarks.zoo.case import randomised
-from understudy import store
-from understudy.compress import compress, verify_folder
-from understudy.errors import InputError, PlanError, Stopped, StoreError
-from understudy.guard import named_tensors
-from understudy.teachers import load_teacher, own_teacher
-from understudy.verify import same_bits
+from mimicut.base.errors import InputError, PlanError, Stopped, StoreError
+from mimicut.base.guard import named_tensors, same_bits
+from mimicut.inputs.teacher import own_teacher
+from mimicut.results import store
+from mimicut.results.teachers import load_teacher
+from mimicut.workflow.compress import compress, verify_folder
 
 pytestmark = pytest.mark.long  # minutes: make test-all
 
@@ -79,11 +79,11 @@ def test_three_generations_each_in_a_fresh_process_without_the_others(tmp_path):
     for name in ("two", "three"):
         shutil.move(tmp_path / name, tmp_path / f"moved_{name}")
     code = """
-import torch, understudy
+import torch, mimicut
 torch.set_num_threads(1)
 x = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 for name in ("three", "two"):
-    model = understudy.load("moved_" + name)
+    model = mimicut.load("moved_" + name)
     assert not model.training
     assert torch.equal(model(x), torch.load(name + ".pt")), name
 """
@@ -278,7 +278,7 @@ def test_verify_measures_against_the_earlier_result(two, tmp_path):
 
 def test_verify_prepares_images_as_the_second_generation_was_told(two, tmp_path, monkeypatch):
     seen = []
-    room = import_module("understudy.compress")
+    room = import_module("mimicut.workflow.compress")
     monkeypatch.setattr(
         room, "read_images", lambda source, said, **options: seen.append(said) or us.read_images(source, said)
     )
@@ -414,7 +414,7 @@ def test_a_second_generation_that_was_stopped_goes_on(one, tmp_path):
 def test_a_result_does_not_take_the_place_of_its_teacher(one):
     lead, before = load_teacher(one, build_teacher=Residual), sorted(one.rglob("*"))
     for folder in (one, one.parent):
-        with pytest.raises(us.UnderstudyError, match=r"the teacher .* is there|not a result"):
+        with pytest.raises(us.MimicutError, match=r"the teacher .* is there|not a result"):
             compress(lead, images(), keep=0.7, folder=folder, force=True, config=CONFIG)
     assert sorted(one.rglob("*")) == before
 

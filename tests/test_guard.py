@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from understudy import guard
-from understudy.errors import UnsupportedModel
-from understudy.guard import evaluating, full_copy, seeded, structural_copy, untouched
+from mimicut.base import guard
+from mimicut.base.errors import UnsupportedModel
+from mimicut.base.guard import evaluating, full_copy, seeded, structural_copy, untouched
 
 
 def network():

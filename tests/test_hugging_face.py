@@ -11,13 +11,14 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import understudy as us
+import mimicut as us
 from benchmarks.zoo.case import randomised
-from understudy import builders
-from understudy.compress import verify_folder
-from understudy.errors import InputError
-from understudy.images import read_images
-from understudy.teachers import build_architecture, load_teacher
+from mimicut.base.errors import InputError
+from mimicut.inputs import builders
+from mimicut.inputs.image_set import read_images
+from mimicut.inputs.teacher import build_architecture
+from mimicut.results.teachers import load_teacher
+from mimicut.workflow.compress import verify_folder
 
 pytestmark = pytest.mark.long  # minutes: make test-all
 
@@ -136,12 +137,12 @@ def test_a_result_needs_neither_the_folder_nor_the_network(saved, tmp_path):
     with torch.no_grad():
         torch.save({"given": images(), "wanted": result.model(images()).logits}, tmp_path / "pair.pt")
     code = (
-        "import sys, socket, torch, understudy\n"
+        "import sys, socket, torch, mimicut\n"
         "torch.set_num_threads(1)\n"
         "def refuse(*a, **k): raise OSError('no network')\n"
         "socket.socket.connect = socket.getaddrinfo = refuse\n"
         "pair = torch.load(sys.argv[2])\n"
-        "with torch.no_grad(): found = understudy.load(sys.argv[1])(pair['given']).logits\n"
+        "with torch.no_grad(): found = mimicut.load(sys.argv[1])(pair['given']).logits\n"
         "assert torch.equal(found, pair['wanted'])\n"
     )
     done = subprocess.run(
@@ -234,7 +235,7 @@ def test_what_is_refused(saved, tmp_path, monkeypatch):
     (folder / "model.safetensors").unlink()
     refused("model.safetensors", f"hf:{folder}")
     monkeypatch.setitem(sys.modules, "transformers", None)
-    refused("pip install 'understudy[hf]'", f"hf:{folder}")
+    refused("pip install 'mimicut[hf]'", f"hf:{folder}")
 
 
 def test_no_code_comes_with_a_configuration(saved, monkeypatch):

@@ -8,13 +8,14 @@ import torch
 from nets import Chain
 from torch import nn
 
-import understudy as us
-from understudy import demo
-from understudy.image_check import check_images
-from understudy.images import read_images
-from understudy.preprocessing import Preprocessing
-from understudy.seam import Seam, SeamPoint
-from understudy.teachers import load_teacher, own_teacher
+import mimicut as us
+from mimicut import demo
+from mimicut.inputs.image_set import read_images
+from mimicut.inputs.preprocessing import Preprocessing
+from mimicut.inputs.teacher import own_teacher
+from mimicut.proof.image_check import check_images
+from mimicut.results.teachers import load_teacher
+from mimicut.surgery.seam import Seam, SeamPoint
 
 SAID = Preprocessing((3, 16, 16), (0.5,) * 3, (0.25,) * 3)
 SEAM = Seam((SeamPoint("1"),), ((8,),), ())

@@ -9,10 +9,10 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms._presets import ImageClassification
 
-from understudy import decode, preprocessing, sources
-from understudy import images as images_module
-from understudy.errors import InputError
-from understudy.images import ImageSet, Preprocessing, Split, read_images, split
+from mimicut.base.errors import InputError
+from mimicut.inputs import decode, preprocessing, sources
+from mimicut.inputs import image_set as images_module
+from mimicut.inputs.image_set import ImageSet, Preprocessing, Split, read_images, split
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PRE = Preprocessing((3, 32, 32), MEAN, STD, 36)

@@ -9,14 +9,14 @@ import torch
 from nets import Chain, Residual
 from test_cli import call, place  # noqa: F401
 
-import understudy as us
+import mimicut as us
 from benchmarks.zoo.case import randomised
-from understudy.errors import InputError, LawBroken, UnsupportedModel
-from understudy.export import FILES, run_onnx
-from understudy.preprocessing import Preprocessing
-from understudy.teachers import own_teacher
+from mimicut.base.errors import InputError, LawBroken, UnsupportedModel
+from mimicut.inputs.preprocessing import Preprocessing
+from mimicut.inputs.teacher import own_teacher
+from mimicut.runtime.export import FILES, run_onnx
 
-room = import_module("understudy.deploy")
+room = import_module("mimicut.results.exports")
 SAID = Preprocessing((3, 8, 8), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
 NAMES = ["teacher", "teacher, INT8", "student", "student, INT8"]
 
@@ -35,7 +35,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(import_module("understudy.int8_table"), "_SECONDS", 0.0)
+    monkeypatch.setattr(import_module("mimicut.int8_table"), "_SECONDS", 0.0)
 
 
 def test_a_file_in_int8_is_smaller_and_near(tmp_path):
@@ -162,7 +162,7 @@ def test_what_is_refused(made, tmp_path, monkeypatch):
     def broken(*_):
         raise ValueError("no ranges")
 
-    monkeypatch.setattr(import_module("understudy.export"), "quantise", broken)
+    monkeypatch.setattr(import_module("mimicut.runtime.export"), "quantise", broken)
     with pytest.raises(UnsupportedModel, match="quantising Chain: ValueError: no ranges"):
         us.export_folder(folder, ["int8"], images=us.read_images(photos(4), SAID), teacher=own, force=True)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before

@@ -9,13 +9,13 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.zoo.case import randomised
-from understudy.anatomy import trace
-from understudy.cost import Cost, count
-from understudy.cut import cut
-from understudy.demo import networks
-from understudy.errors import LawBroken
-from understudy.laws import _InRows, _noise, _random_inputs, check_budget, check_cut
-from understudy.planner import make_plan, resolve
+from mimicut.anatomy.cost import Cost, count
+from mimicut.anatomy.find_seam import trace
+from mimicut.base.errors import LawBroken
+from mimicut.demo import networks
+from mimicut.planning.planner import make_plan, resolve
+from mimicut.proof.laws import _InRows, _noise, _random_inputs, check_budget, check_cut
+from mimicut.surgery.cut import cut
 
 
 def prepared(net, **budget):

@@ -5,15 +5,15 @@ import pytest
 import torch
 from nets import Attention, Chain, Concat, Depthwise, Grouped, LayerNorms, Residual
 
-import understudy as us
+import mimicut as us
 from benchmarks.zoo.case import randomised
-from understudy.anatomy import trace
-from understudy.cost import bytes_of, count
-from understudy.cut import cut
-from understudy.errors import LawBroken, PlanError
-from understudy.laws import check_budget
-from understudy.limits import Limits, Pace, macs_of, relief, size_of, time_of
-from understudy.planner import make_plan
+from mimicut.anatomy.cost import bytes_of, count
+from mimicut.anatomy.find_seam import trace
+from mimicut.base.errors import LawBroken, PlanError
+from mimicut.planning.limits import Limits, Pace, macs_of, relief, size_of, time_of
+from mimicut.planning.planner import make_plan
+from mimicut.proof.laws import check_budget
+from mimicut.surgery.cut import cut
 
 NETS = [Chain, Residual, Concat, Depthwise, Grouped, Attention, LayerNorms]
 

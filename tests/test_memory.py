@@ -9,18 +9,19 @@ import torch
 from nets import Chain
 from torch import nn
 
-from understudy import footprint, memory, spoken
-from understudy.anatomy import trace
-from understudy.compress import compress
-from understudy.cut import cut
-from understudy.errors import InputError
-from understudy.planner import make_plan
-from understudy.preprocessing import Preprocessing
-from understudy.recover.closed_form import needed_bytes
-from understudy.recover.config import MimicConfig
-from understudy.recover.restore import restore
-from understudy.teachers import own_teacher
-from understudy.trace import shape
+from mimicut.anatomy import footprint
+from mimicut.anatomy.find_seam import trace
+from mimicut.anatomy.tracing import shape
+from mimicut.base import memory, progress
+from mimicut.base.errors import InputError
+from mimicut.inputs.preprocessing import Preprocessing
+from mimicut.inputs.teacher import own_teacher
+from mimicut.planning.planner import make_plan
+from mimicut.recovery.closed_form import needed_bytes
+from mimicut.recovery.config import MimicConfig
+from mimicut.recovery.restore import restore
+from mimicut.surgery.cut import cut
+from mimicut.workflow.compress import compress
 
 
 @pytest.mark.parametrize(
@@ -146,8 +147,8 @@ def test_no_room_for_a_view_of_every_image_is_said():
 
 def test_work_of_unknown_length_is_counted_aloud(monkeypatch):
     said, now = [], iter([0.0, 1.0, 9.0, 10.0, 18.0])
-    monkeypatch.setattr(spoken.time, "monotonic", lambda: next(now))
-    tell = spoken.Spoken(said.append, "trial step")
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    tell = progress.Spoken(said.append, "trial step")
     for step in range(1, 5):
         tell(step, 0)
     assert said == ["  trial step 2", "  trial step 4"]

@@ -11,11 +11,11 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.nn import functional as F
 
-from understudy.errors import InputError, Stopped, UnsupportedModel
-from understudy.images import Preprocessing, read_images
-from understudy.recover.config import OPTIMIZERS, PRESETS, MimicConfig
-from understudy.recover.mimic import mimic
-from understudy.seam import Seam, SeamPoint, capturing
+from mimicut.base.errors import InputError, Stopped, UnsupportedModel
+from mimicut.inputs.image_set import Preprocessing, read_images
+from mimicut.recovery.config import OPTIMIZERS, PRESETS, MimicConfig
+from mimicut.recovery.mimic import mimic
+from mimicut.surgery.seam import Seam, SeamPoint, capturing
 
 
 class Net(nn.Module):
@@ -589,8 +589,8 @@ def test_going_on_from_a_checkpoint_comes_to_the_same_bits(teacher, images, opti
 
 
 def test_checkpoints_come_while_it_runs_and_lead_to_the_same_bits(teacher, images, monkeypatch):
-    monkeypatch.setattr("understudy.recover.mimic._CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr("understudy.recover.mimic._CHECKPOINT_PAUSE", 0.0)
+    monkeypatch.setattr("mimicut.recovery.mimic._CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("mimicut.recovery.mimic._CHECKPOINT_PAUSE", 0.0)
     whole, found = pruned(teacher), []
     mimic(teacher, whole, SEAM, images, quick(steps=5), on_checkpoint=found.append)
     assert [len(each.data["losses"]) for each in found] == [1, 2, 3, 4, 5]

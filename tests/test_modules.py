@@ -12,12 +12,12 @@ from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from benchmarks.zoo.case import randomised
-from understudy.anatomy import trace
-from understudy.cut import cut
-from understudy.inspect import inspect
-from understudy.laws import check_cut
-from understudy.modules import MultiheadAttention, replace_own, tell
-from understudy.planner import make_plan
+from mimicut.anatomy.find_seam import trace
+from mimicut.planning.planner import make_plan
+from mimicut.proof.laws import check_cut
+from mimicut.surgery.cut import cut
+from mimicut.surgery.stand_ins import MultiheadAttention, replace_own, tell
+from mimicut.workflow.inspection import inspect
 
 
 def pair(**options):

@@ -8,7 +8,7 @@ from test_architectures import build
 
 from benchmarks.zoo import oracle
 from benchmarks.zoo.case import randomised
-from understudy.anatomy import trace
+from mimicut.anatomy.find_seam import trace
 
 
 def both(spec, size=64):

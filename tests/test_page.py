@@ -13,12 +13,12 @@ import pytest
 import torch
 from nets import Chain
 
-import understudy as us
+import mimicut as us
 from benchmarks.zoo.case import randomised
-from understudy.page import page
-from understudy.preprocessing import Preprocessing
-from understudy.readme import readme
-from understudy.teachers import own_teacher
+from mimicut.inputs.preprocessing import Preprocessing
+from mimicut.inputs.teacher import own_teacher
+from mimicut.results.page import page
+from mimicut.results.readme import readme
 
 SAID = Preprocessing((3, 8, 8), (0.5,) * 3, (0.25,) * 3)
 VOID = {"meta", "link", "br", "img"}
@@ -61,14 +61,14 @@ def result(tmp_path_factory):
 
 
 def test_the_page_tells_what_the_report_does(result):
-    from understudy.store import read
+    from mimicut.results.store import read
 
     plan, report, _ = read(result)
     text = (result / "report.html").read_text()
     assert text == page(report, plan)
     said = " ".join(" ".join(Read(text).words).split())
     for words in (
-        "Understudy of module", "Asked for: 0.5 of the MACs.", f"{report.top1_agreement:.1%} on 20 images",
+        "Student of module", "Asked for: 0.5 of the MACs.", f"{report.top1_agreement:.1%} on 20 images",
         f"{report.macs_teacher:,}", f"{report.macs_student:,}", "Loss over steps", "Manifest", "seeds",
         "GO: the lower end of the interval is", report.image_hashes["fit"][0],
         f"torch {report.versions['torch']}",
@@ -142,7 +142,7 @@ def test_the_readme_of_a_named_teacher_needs_no_code():
     model = us.load_teacher("demo:vgg7")
     plan = us.make_plan(model.model, us.trace(model.model, model.example()), keep=0.9, source=model.to_json())
     text = readme(us.Report(), plan)
-    assert 'model = understudy.load(".")\n' in text
+    assert 'model = mimicut.load(".")\n' in text
     assert "(1, 1, 32, 32)" in text
 
 
@@ -159,7 +159,7 @@ def test_the_readme_follows_the_files_and_the_call():
     assert "PyTorch alone (it takes 2 images at a time, no more and no fewer)" in text
     assert "scores = model(pixels=torch.zeros(2, 1, 32, 32), scale=True)" in text
     assert "numpy.zeros((2, 1, 32, 32)" in text
-    assert "OpenVINO alone, after `understudy export . --to openvino`" in text
+    assert "OpenVINO alone, after `mimicut export . --to openvino`" in text
     source = {**plan.teacher["source"], "spec": "small", "result": {"plan": {"teacher": plan.teacher}}}
     again = replace(plan, teacher={**plan.teacher, "source": source})
-    assert 'understudy.load(".")\n' in readme(us.Report(), again)
+    assert 'mimicut.load(".")\n' in readme(us.Report(), again)

@@ -6,15 +6,16 @@ from nets import Residual
 from torch import nn
 from torchvision import models
 
-import understudy as us
+import mimicut as us
 from benchmarks.zoo.case import randomised
-from understudy.cli import app
-from understudy.compress import verify_folder
-from understudy.errors import InputError, LawBroken, UnsupportedModel
-from understudy.guard import named_tensors
-from understudy.seam import Seam, SeamPoint
-from understudy.teachers import build_architecture, load_teacher, own_teacher
-from understudy.verify import check_head, same_bits
+from mimicut.base.errors import InputError, LawBroken, UnsupportedModel
+from mimicut.base.guard import named_tensors, same_bits
+from mimicut.cli.app import app
+from mimicut.inputs.teacher import build_architecture, own_teacher
+from mimicut.results.teachers import load_teacher
+from mimicut.surgery.head import check_head
+from mimicut.surgery.seam import Seam, SeamPoint
+from mimicut.workflow.compress import verify_folder
 
 SSD = "torchvision:ssdlite320_mobilenet_v3_large"
 CONFIG = us.MimicConfig(steps=1, views="none", lr=1e-9)  # features of random weights may hardly vary
@@ -131,7 +132,7 @@ def test_frozen_norms_of_published_detectors_are_built_again(name, monkeypatch):
     state = {k: v for k, v in frozen.state_dict().items() if "num_batches_tracked" not in k or "backbone" not in k}
     weights = models.get_model_weights(name).DEFAULT
     monkeypatch.setattr(type(weights), "get_state_dict", lambda *a, **k: state)
-    monkeypatch.setattr("understudy.builders._in_hub_cache", lambda url: True)
+    monkeypatch.setattr("mimicut.inputs.builders._in_hub_cache", lambda url: True)
     published = builder(weights=weights).eval()
     teacher = load_teacher(f"torchvision:{name}", part="backbone", input_size=(3, 64, 64))
     again = build_architecture(teacher.to_json())

@@ -8,11 +8,11 @@ import torch
 from nets import Chain, Residual
 
 from benchmarks.zoo.case import randomised
-from understudy.anatomy import trace
-from understudy.cut import cut
-from understudy.errors import PlanError
-from understudy.plan import Plan, check_plan_file, read_plan
-from understudy.planner import make_plan, replan
+from mimicut.anatomy.find_seam import trace
+from mimicut.base.errors import PlanError
+from mimicut.planning.planner import make_plan, replan
+from mimicut.surgery.cut import cut
+from mimicut.surgery.plan import Plan, check_plan_file, read_plan
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ from nets import Attention, Chain, Concat, Depthwise, Grouped, Residual
 from torch import nn
 
 from benchmarks.zoo.case import randomised
-from understudy.anatomy import trace
-from understudy.cost import count
-from understudy.cut import cut
-from understudy.errors import PlanError
-from understudy.laws import check_cut
-from understudy.planner import eligible_groups, make_plan
-from understudy.score import SCORES
+from mimicut.anatomy.cost import count
+from mimicut.anatomy.find_seam import trace
+from mimicut.base.errors import PlanError
+from mimicut.planning.planner import eligible_groups, make_plan
+from mimicut.planning.scores import SCORES
+from mimicut.proof.laws import check_cut
+from mimicut.surgery.cut import cut
 
 
 def planned(net, **options):

@@ -12,13 +12,13 @@ import torch_pruning
 from nets import Chain
 from test_cli import call, place  # noqa: F401
 
-import understudy as us
+import mimicut as us
 from benchmarks.zoo.case import randomised
-from understudy import demo
-from understudy.errors import InputError, StoreError
-from understudy.preprocessing import Preprocessing
-from understudy.recover.config import PRESETS
-from understudy.teachers import own_teacher
+from mimicut import demo
+from mimicut.base.errors import InputError, StoreError
+from mimicut.inputs.preprocessing import Preprocessing
+from mimicut.inputs.teacher import own_teacher
+from mimicut.recovery.config import PRESETS
 
 SAID = Preprocessing((3, 8, 8), (0.5,) * 3, (0.25,) * 3)
 STEPS = us.preset("default", steps=5)
@@ -87,7 +87,7 @@ def test_it_stands_by_itself(pair, tmp_path):
     assert "Pruned by another tool (module)" in (small / "report.html").read_text()
     readme = (small / "README.md").read_text()
     assert "plan.json" not in readme
-    assert "understudy.load" not in readme
+    assert "mimicut.load" not in readme
     for block in readme.split("```python\n")[1:]:
         code = block.partition("```")[0]
         if "openvino" in code:  # that file was not made, and the README says so

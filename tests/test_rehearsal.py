@@ -5,16 +5,16 @@ import pytest
 import torch
 
 from benchmarks.zoo.case import randomised
-from understudy.anatomy import trace
-from understudy.cut import cut
-from understudy.errors import Stopped
-from understudy.guard import full_copy, named_tensors
-from understudy.planner import make_plan
-from understudy.recover import rehearsal, restore
-from understudy.recover.batches import Passes
-from understudy.recover.config import preset
-from understudy.recover.mimic import REACH, measured_rate, mimic
-from understudy.seam import capturing
+from mimicut.anatomy.find_seam import trace
+from mimicut.base.errors import Stopped
+from mimicut.base.guard import full_copy, named_tensors
+from mimicut.planning.planner import make_plan
+from mimicut.recovery import rehearsal, restore
+from mimicut.recovery.batches import Passes
+from mimicut.recovery.config import preset
+from mimicut.recovery.mimic import REACH, measured_rate, mimic
+from mimicut.surgery.cut import cut
+from mimicut.surgery.seam import capturing
 
 
 def quick(**changes):

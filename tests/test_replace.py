@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from understudy.errors import InputError, LawBroken
-from understudy.replace import replace
-from understudy.seam import Seam, SeamPoint
-from understudy.verify import check_head, same_bits
+from mimicut.base.errors import InputError, LawBroken
+from mimicut.base.guard import same_bits
+from mimicut.surgery.head import check_head, replace
+from mimicut.surgery.seam import Seam, SeamPoint
 
 SEAM = Seam((SeamPoint("0"),), ((4, 6, 6),), ("3.weight", "3.bias"))
 

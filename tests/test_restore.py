@@ -7,18 +7,18 @@ import torch
 from torch import nn
 
 from benchmarks.zoo.case import randomised
-from understudy.anatomy import trace
-from understudy.cut import cut
-from understudy.errors import InputError
-from understudy.guard import named_tensors
-from understudy.planner import make_plan
-from understudy.reconstruction import reconstruction
-from understudy.recover.config import EFFORTS, MimicConfig, preset
-from understudy.recover.mimic import mimic
-from understudy.recover.muon import Muon, orthogonal
-from understudy.recover.norms import settle_norms
-from understudy.recover.restore import restore
-from understudy.score import Evidence
+from mimicut.anatomy.find_seam import trace
+from mimicut.base.errors import InputError
+from mimicut.base.guard import named_tensors
+from mimicut.planning.planner import make_plan
+from mimicut.planning.reconstruction import reconstruction
+from mimicut.planning.scores import Evidence
+from mimicut.recovery.config import EFFORTS, MimicConfig, preset
+from mimicut.recovery.mimic import mimic
+from mimicut.recovery.muon import Muon, orthogonal
+from mimicut.recovery.norms import settle_norms
+from mimicut.recovery.restore import restore
+from mimicut.surgery.cut import cut
 
 
 def setting(kind):

@@ -12,18 +12,10 @@ import torch
 from nets import Chain
 from torch import nn
 
-from understudy.errors import InputError, LawBroken, UnsupportedModel
-from understudy.runtimes import (
-    RUNTIMES,
-    Latency,
-    Setting,
-    available,
-    machine,
-    measure,
-    prepare,
-)
+from mimicut.base.errors import InputError, LawBroken, UnsupportedModel
+from mimicut.runtime.latency import RUNTIMES, Latency, Setting, available, machine, measure, prepare
 
-room = import_module("understudy.runtimes")
+room = import_module("mimicut.runtime.latency")
 TORCH = Setting("torch", 1, 2)
 
 
@@ -204,11 +196,9 @@ def test_what_computes_something_else_is_not_timed(wrong, monkeypatch):
 
 def test_a_runtime_that_is_not_here_says_what_to_install(monkeypatch):
     monkeypatch.setattr(room, "find_spec", lambda name: None if name in ("openvino", "onnxscript") else name)
-    reason = "onnxscript, openvino is not installed; expected the extra `export`: pip install 'understudy[export]'"
+    reason = "onnxscript, openvino is not installed; expected the extra `export`: pip install 'mimicut[export]'"
     assert available("openvino") == reason
-    with pytest.raises(
-        InputError, match=r"measuring latency on onnxruntime: onnxscript is not .*'understudy\[export\]'"
-    ):
+    with pytest.raises(InputError, match=r"measuring latency on onnxruntime: onnxscript is not .*'mimicut\[export\]'"):
         prepare(Chain(), images(), Setting("onnxruntime", 1, 2))
     assert available("torch") is None
     monkeypatch.setenv("CXX", "no-such-compiler")

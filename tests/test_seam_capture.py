@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from understudy.errors import UnsupportedModel
-from understudy.seam import Seam, SeamPoint, capturing
+from mimicut.base.errors import UnsupportedModel
+from mimicut.surgery.seam import Seam, SeamPoint, capturing
 
 
 class Net(nn.Module):

@@ -9,16 +9,16 @@ from nets import Branches, Chain, ConvClassifier, Dense, Headless, Maps, Output,
 from torch import nn
 from torch.nn import functional as F
 
-import understudy as us
+import mimicut as us
 from benchmarks.zoo.case import randomised
-from understudy.anatomy import find_seam, trace
-from understudy.compress import compress, verify_folder
-from understudy.errors import InputError, PlanError, UnsupportedModel
-from understudy.guard import full_copy
-from understudy.plan import read_plan
-from understudy.seam import Seam, SeamPoint, capturing, tensors
-from understudy.teachers import own_teacher
-from understudy.verify import FeatureError
+from mimicut.anatomy.find_seam import find_seam, trace
+from mimicut.base.errors import InputError, PlanError, UnsupportedModel
+from mimicut.base.guard import full_copy
+from mimicut.inputs.teacher import own_teacher
+from mimicut.proof.figures import FeatureError
+from mimicut.surgery.plan import read_plan
+from mimicut.surgery.seam import Seam, SeamPoint, capturing, tensors
+from mimicut.workflow.compress import compress, verify_folder
 
 PREPROCESSING = us.Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3)
 CONFIG = us.MimicConfig(steps=20, views="none", batch_size=8)

@@ -13,14 +13,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from understudy import store
-from understudy.cut import cut
-from understudy.errors import InputError, PlanError, StoreError
-from understudy.plan import Plan, describe
-from understudy.report import Report
-from understudy.seam import Seam, SeamPoint
-from understudy.store import FILES, PAGES, check_writable, load, read, save
-from understudy.verify import same_bits
+from mimicut.base.errors import InputError, PlanError, StoreError
+from mimicut.base.guard import same_bits
+from mimicut.results import store
+from mimicut.results.report import Report
+from mimicut.results.store import FILES, PAGES, check_writable, load, read, save
+from mimicut.surgery.cut import cut
+from mimicut.surgery.plan import Plan, describe
+from mimicut.surgery.seam import Seam, SeamPoint
 
 # Written to a file, too, for a fresh process: tied weights, a parametrised layer, a buffer that no state dict holds, an
 # expanded one, a batch norm with its scalar counter.
@@ -127,7 +127,8 @@ def test_a_fresh_process_gives_the_same_outputs(saved, student, tmp_path):
     torch.manual_seed(5)
     images = torch.randn(4, 3, 8, 8)
     code = (
-        "import sys, torch; from safetensors.torch import load_file, save_file; from understudy.store import load\n"
+        "import sys, torch; from safetensors.torch import load_file, save_file\n"
+        "from mimicut.results.store import load\n"
         f"torch.set_num_threads({torch.get_num_threads()})\n"
         "x = load_file('in.safetensors')['x']\n"
         "with torch.no_grad(): save_file({'y': load('result', 'mine.py:build')(x)}, 'out.safetensors')\n"
@@ -296,7 +297,7 @@ def test_force_does_not_replace_what_is_not_a_result(tmp_path, teacher, student,
     for name in files:
         (tmp_path / "mine").mkdir(exist_ok=True)
         (tmp_path / "mine" / name).write_text("precious")
-    with pytest.raises(StoreError, match=f"not a result of understudy .found {found}"):
+    with pytest.raises(StoreError, match=f"not a result of mimicut .found {found}"):
         save_again(tmp_path / "mine", teacher, student, force=True)
     assert sorted(contents(tmp_path / "mine")) == sorted(files)
 

@@ -7,11 +7,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from understudy import builders
-from understudy.errors import InputError, UnsupportedModel
-from understudy.images import Preprocessing
-from understudy.teachers import OWN_PREPROCESSING, build_architecture, load_teacher, own_teacher
-from understudy.weights import load_weights
+from mimicut.base.errors import InputError, UnsupportedModel
+from mimicut.inputs import builders
+from mimicut.inputs.image_set import Preprocessing
+from mimicut.inputs.teacher import OWN_PREPROCESSING, build_architecture, own_teacher
+from mimicut.inputs.weights import load_weights
+from mimicut.results.teachers import load_teacher
 
 TIMM, VISION = "timm:test_resnet", "torchvision:shufflenet_v2_x0_5"
 
@@ -351,7 +352,7 @@ def test_own_teacher_by_the_stated_contract(own):
     )
     assert (teacher.views, teacher.notes, teacher.model.training) == ("imagenet", [], False)
     assert sys.path == before
-    assert type(teacher.model).__module__ == "understudy_teacher_own"
+    assert type(teacher.model).__module__ == "mimicut_teacher_own"
 
 
 def test_own_teacher_with_its_own_preprocessing(own):
@@ -483,11 +484,11 @@ def test_a_folder_cannot_make_the_builder_read_files(kwargs):
 
 
 def test_demo_teachers(monkeypatch):
-    demo = type(sys)("understudy.demo.networks")
+    demo = type(sys)("mimicut.demo.networks")
     demo.PREPROCESSING = Preprocessing((1, 32, 32), (0,), (1,)).to_json()
     demo.load = lambda name: (nn.Linear(2, 3), demo.PREPROCESSING)
     demo.build = lambda name: nn.Linear(2, 5)
-    monkeypatch.setitem(sys.modules, "understudy.demo.networks", demo)
+    monkeypatch.setitem(sys.modules, "mimicut.demo.networks", demo)
     teacher = load_teacher("demo:any")
     assert teacher.model.out_features == 3
     assert teacher.views == "patches"

@@ -6,7 +6,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_cli import call, place  # noqa: F401
 
-from understudy import tensorboard
+from mimicut.results import tensorboard
 
 
 def read(folder):
@@ -52,5 +52,5 @@ def test_what_cannot_be_is_said_before_any_work(place, capsys, monkeypatch):  # 
     assert (code, "expected a folder" in err, (place / "small").exists()) == (2, True, False)
     monkeypatch.setattr(tensorboard, "find_spec", lambda name: None)
     code, _, err = call(capsys, *options, "runs")
-    assert (code, "understudy[tensorboard]" in err, (place / "small").exists()) == (2, True, False)
+    assert (code, "mimicut[tensorboard]" in err, (place / "small").exists()) == (2, True, False)
     assert not (place / "runs").exists()

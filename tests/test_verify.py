@@ -8,12 +8,14 @@ import torch
 from scipy.stats import binomtest
 from torch import nn
 
-from understudy.certificate import binomial_interval
-from understudy.errors import InputError, LawBroken, StoreError, UnsupportedModel
-from understudy.images import Preprocessing, read_images
-from understudy.report import Report, platform_kind, versions
-from understudy.seam import Seam, SeamPoint
-from understudy.verify import accuracy, figures, labels_from_folders
+from mimicut.base.environment import platform_kind, versions
+from mimicut.base.errors import InputError, LawBroken, StoreError, UnsupportedModel
+from mimicut.inputs.image_set import Preprocessing, read_images
+from mimicut.inputs.labels import labels_from_folders
+from mimicut.proof.certificate import binomial_interval
+from mimicut.proof.figures import accuracy, figures
+from mimicut.results.report import Report
+from mimicut.surgery.seam import Seam, SeamPoint
 
 SEAM = Seam((SeamPoint("0"),), ((3,),), ())
 

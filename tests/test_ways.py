@@ -10,16 +10,16 @@ from nets import Chain, Residual
 from torch import nn
 
 from benchmarks.zoo.case import randomised
-from understudy.anatomy import trace
-from understudy.cut import cut
-from understudy.errors import InputError, Stopped
-from understudy.layout import laid, learns_channels_last, takes_channels_last
-from understudy.planner import make_plan
-from understudy.recover import mimic as mimic_module
-from understudy.recover.config import MimicConfig, preset
-from understudy.recover.mimic import mimic, settled
-from understudy.recover.ways import Way, bf16_in_hardware, emulated, quickest, told, ways, worth_trying
-from understudy.verify import figures
+from mimicut.anatomy.find_seam import trace
+from mimicut.base.errors import InputError, Stopped
+from mimicut.base.layout import laid, learns_channels_last, takes_channels_last
+from mimicut.planning.planner import make_plan
+from mimicut.proof.figures import figures
+from mimicut.recovery import mimic as mimic_module
+from mimicut.recovery.config import MimicConfig, preset
+from mimicut.recovery.mimic import mimic, settled
+from mimicut.recovery.ways import Way, bf16_in_hardware, emulated, quickest, told, ways, worth_trying
+from mimicut.surgery.cut import cut
 
 CPU = torch.device("cpu")
 FEW = torch.randn(10, 3, 8, 8, generator=torch.Generator().manual_seed(0))

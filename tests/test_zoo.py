@@ -10,7 +10,7 @@ from benchmarks.zoo import case
 from benchmarks.zoo.__main__ import one, read
 from benchmarks.zoo.models import specs
 from benchmarks.zoo.page import text
-from understudy.errors import UnsupportedModel
+from mimicut.base.errors import UnsupportedModel
 
 pytestmark = pytest.mark.long  # minutes: make test-all
 
@@ -73,7 +73,7 @@ def test_an_export_that_ends_the_process_keeps_the_line(monkeypatch):
 
 
 def test_what_the_teacher_cannot_export_either_is_told_apart(monkeypatch):
-    room = import_module("understudy.export")
+    room = import_module("mimicut.runtime.export")
     tried = []
 
     def export(model, few, folder, formats):

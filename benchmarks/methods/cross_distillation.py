@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from benchmarks.methods.layers import Layer, layers, point, wide_student
 from benchmarks.methods.problem import PAPER, Method, Problem, train
-from understudy.cut import cut
-from understudy.seam import capturing
+from mimicut.surgery.cut import cut
+from mimicut.surgery.seam import capturing
 
 MU_PLAIN, MU_RESIDUAL = 0.6, 0.9
 VIEWS = 4

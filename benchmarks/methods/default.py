@@ -1,4 +1,4 @@
-"""understudy's own default: closed form, norms, mimic with Muon and mixing; at the table's cut, and where it would cut.
+"""mimicut's own default: closed form, norms, mimic with Muon and mixing; at the table's cut, and where it would cut.
 
 Of 200 images and more one in ten is set aside to choose by. With 0 steps it is the closed form alone.
 """
@@ -8,13 +8,13 @@ from dataclasses import replace
 from torch import nn
 
 from benchmarks.methods.problem import Method, Problem
-from understudy.images import ImageSet
-from understudy.memory import DEFAULT_BYTES, PASSES
-from understudy.planner import make_plan
-from understudy.reconstruction import reconstruction
-from understudy.recover.config import preset
-from understudy.recover.restore import CHOOSE_FROM, CHOOSE_SHARE, restore
-from understudy.replace import replace as replace_body
+from mimicut.base.memory import DEFAULT_BYTES, PASSES
+from mimicut.inputs.image_set import ImageSet
+from mimicut.planning.planner import make_plan
+from mimicut.planning.reconstruction import reconstruction
+from mimicut.recovery.config import preset
+from mimicut.recovery.restore import CHOOSE_FROM, CHOOSE_SHARE, restore
+from mimicut.surgery.head import replace as replace_body
 
 MEMORY = int(PASSES * DEFAULT_BYTES)  # what the stages of `compress` may hold by default
 
@@ -62,5 +62,5 @@ WITHOUT = (
     {}, {"start": "cut"}, {"mixing": "none"}, {"mixing": "mixup"}, {"norm_mode": "train"},
     {"optimizer": "adamw", "momentum": 0.9, "lr": 1e-3},
 )  # fmt: skip
-SAME_CUT = Method("understudy_same_cut", "understudy, the table's cut", "this project", run)
-OWN_CUT = Method("understudy", "understudy, its own cut", "this project", run_own_cut, blocks=True, grid=WITHOUT)
+SAME_CUT = Method("mimicut_same_cut", "mimicut, the table's cut", "this project", run)
+OWN_CUT = Method("mimicut", "mimicut, its own cut", "this project", run_own_cut, blocks=True, grid=WITHOUT)

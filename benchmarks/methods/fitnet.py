@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from benchmarks.methods.distill import soft_loss
 from benchmarks.methods.layers import convolutions, point
 from benchmarks.methods.problem import Method, Problem, train
-from understudy.errors import InputError
-from understudy.seam import capturing
+from mimicut.base.errors import InputError
+from mimicut.surgery.seam import capturing
 
 TEMPERATURE = 3.0
 WEIGHTS = (4.0, 1.0)  # of the distillation, at the start and at the end of stage two

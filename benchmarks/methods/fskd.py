@@ -11,7 +11,7 @@ from torch import nn
 
 from benchmarks.methods.layers import layers, point
 from benchmarks.methods.problem import Method, Problem
-from understudy.seam import capturing
+from mimicut.surgery.seam import capturing
 
 
 @torch.no_grad()

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.methods.problem import Problem
-from understudy.guard import full_copy
-from understudy.seam import Seam, SeamPoint
+from mimicut.base.guard import full_copy
+from mimicut.surgery.seam import Seam, SeamPoint
 
 
 def point(module: str, side: str) -> Seam:
@@ -52,7 +52,7 @@ def layers(problem: Problem) -> list[Layer]:
 def wide_student(problem: Problem) -> nn.Module:
     """The cut as zeros in a copy of full width: what the plan removes is still computed and nobody reads it.
 
-    `understudy.cut` of it is the student, so a layer-wise fit can work where teacher and student have equal shapes.
+    `mimicut.cut` of it is the student, so a layer-wise fit can work where teacher and student have equal shapes.
     """
     wide = full_copy(problem.teacher)
     for layer in layers(problem):

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from benchmarks.methods.layers import columns, layers, mixes, point, wide_student
 from benchmarks.methods.problem import Method, Problem
-from understudy.cut import cut
-from understudy.seam import capturing
+from mimicut.surgery.cut import cut
+from mimicut.surgery.seam import capturing
 
 
 @torch.no_grad()

@@ -1,15 +1,15 @@
 """MiR as published, the same after the pool, and with the `transformer` preset.
 
-Source: Wang et al., CVPR 2022, arXiv 2201.02620; the code is understudy's own `mimic` with its `paper` preset.
+Source: Wang et al., CVPR 2022, arXiv 2201.02620; the code is mimicut's own `mimic` with its `paper` preset.
 """
 
 from torch import nn
 
 from benchmarks.methods.problem import Method, Problem, head_layer
-from understudy.recover.config import PRESETS, preset
-from understudy.recover.mimic import mimic
-from understudy.replace import replace
-from understudy.seam import Seam, SeamPoint
+from mimicut.recovery.config import PRESETS, preset
+from mimicut.recovery.mimic import mimic
+from mimicut.surgery.head import replace
+from mimicut.surgery.seam import Seam, SeamPoint
 
 
 def run(problem: Problem) -> nn.Module:

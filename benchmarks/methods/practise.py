@@ -23,15 +23,15 @@ from torch.nn import functional as F
 
 from benchmarks.methods.layers import mixes
 from benchmarks.methods.problem import PAPER, Method, Problem, train
-from understudy.blocks import droppable
-from understudy.cost import count
-from understudy.cut import without
-from understudy.errors import InputError
-from understudy.graph import Block
-from understudy.guard import full_copy
-from understudy.recover.mimic import mimic
-from understudy.replace import replace
-from understudy.seam import capturing
+from mimicut.anatomy.blocks import droppable
+from mimicut.anatomy.cost import count
+from mimicut.anatomy.graph import Block
+from mimicut.base.errors import InputError
+from mimicut.base.guard import full_copy
+from mimicut.recovery.mimic import mimic
+from mimicut.surgery.cut import without
+from mimicut.surgery.head import replace
+from mimicut.surgery.seam import capturing
 
 
 def run(problem: Problem) -> nn.Module:

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from understudy.cut import cut
-from understudy.graph import Anatomy
-from understudy.images import ImageSet
-from understudy.layout import laid, learns_channels_last
-from understudy.plan import Plan
-from understudy.recover.config import PRESETS, MimicConfig
-from understudy.verify import quick_layout
+from mimicut.anatomy.graph import Anatomy
+from mimicut.base.layout import laid, learns_channels_last
+from mimicut.inputs.image_set import ImageSet
+from mimicut.proof.figures import quick_layout
+from mimicut.recovery.config import PRESETS, MimicConfig
+from mimicut.surgery.cut import cut
+from mimicut.surgery.plan import Plan
 
 # Steps, batch, momentum, weight decay and schedule of every gradient-based baseline are those of MiR, so that methods
-# differ in what they learn from and not in how long. Source: MiR, arXiv 2201.02620, see understudy/recover/config.py.
+# differ in what they learn from and not in how long. Source: MiR, arXiv 2201.02620, see mimicut/recover/config.py.
 PAPER = PRESETS["paper"]
 MAX_VIEWS = 3200
 
@@ -79,7 +79,7 @@ class Problem:
     def batches(self, size: int = PAPER.batch_size) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Endless passes over the images, a new order and new views each: (images, labels or None).
 
-        The draws are those of `understudy.mimic`: with one seed every method sees the same pictures in the same order.
+        The draws are those of `mimicut.mimic`: with one seed every method sees the same pictures in the same order.
         """
         count = len(self.few)
         size = min(size, count)

@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     page.add_argument("--lines", type=Path, default=OUT)
     page.add_argument("--to", type=Path, default=PAGE)
     options = parser.parse_args(arguments)
-    from understudy.errors import InputError
+    from mimicut.base.errors import InputError
 
     try:
         return {"fetch": _fetch, "run": _run, "page": _page}[options.command](options)

@@ -25,14 +25,14 @@ BASELINES = ("mir", "distill")
 DRAWS = 2000  # of the bootstrap. Source: assumption: the ends of an interval move by less than a tenth of a point.
 _SHORT = {
     "none": "cut alone", "batch_norm": "batch norms", "least_squares": "least squares", "distill": "distillation",
-    "practise": "PRACTISE", "mir": "MiR", "understudy_same_cut": "ours, MiR's cut", OWN: "ours",
+    "practise": "PRACTISE", "mir": "MiR", "mimicut_same_cut": "ours, MiR's cut", OWN: "ours",
 }  # fmt: skip
 _COLOURS = {
     "none": "#DDDDDD", "batch_norm": COLOURS["batch_norm"], "least_squares": COLOURS["least_squares"],
     "distill": COLOURS["distill_labels"], "practise": COLOURS["fskd"], "mir": COLOURS["mir"],
-    "understudy_same_cut": "#777777", OWN: "#222222",
+    "mimicut_same_cut": "#777777", OWN: "#222222",
 }  # fmt: skip
-_ORDER = ("none", "batch_norm", "least_squares", "distill", "practise", "mir", "understudy_same_cut", OWN)
+_ORDER = ("none", "batch_norm", "least_squares", "distill", "practise", "mir", "mimicut_same_cut", OWN)
 
 
 def write(lines: Path, page: Path) -> bool:
@@ -301,7 +301,7 @@ def _places(done: list[Line]) -> list[str]:
         device = "" if at["device"] == "cpu" else f", on a GPU ({at['device']})"
         told[
             f"{at['processor']}, {at['cores']} cores, {at['threads']} threads{device}; torch {made['torch']}, timm "
-            f"{made.get('timm')}, Python {made['python']}, understudy {made.get('understudy')}"
+            f"{made.get('timm')}, Python {made['python']}, mimicut {made.get('mimicut')}"
         ] += 1
     return [f"{count} cells: {place}" for place, count in told.items()]
 

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from understudy.errors import InputError
+from mimicut.base.errors import InputError
 
 PACKAGES = ("gnome-backgrounds", "mate-backgrounds", "plasma-workspace-wallpapers", "tuxpaint-stamps-default")
 LABELS = Path(__file__).with_name("stamps.json")

@@ -15,23 +15,23 @@ from benchmarks.cell import _peak, _start_peak, _wait
 from benchmarks.methods import METHODS, Problem, default
 from benchmarks.protocol import Cell
 from benchmarks.real.task import Exam, few_images, found, teacher_of
-from understudy.anatomy import trace
-from understudy.cost import Cost, count
-from understudy.cut import cut
-from understudy.graph import Anatomy
-from understudy.guard import seeded
-from understudy.plan import Plan
-from understudy.planner import make_plan
-from understudy.reconstruction import reconstruction
-from understudy.report import platform_kind, versions
-from understudy.score import Evidence
-from understudy.teachers import Teacher
+from mimicut.anatomy.cost import Cost, count
+from mimicut.anatomy.find_seam import trace
+from mimicut.anatomy.graph import Anatomy
+from mimicut.base.environment import platform_kind, versions
+from mimicut.base.guard import seeded
+from mimicut.inputs.teacher import Teacher
+from mimicut.planning.planner import make_plan
+from mimicut.planning.reconstruction import reconstruction
+from mimicut.planning.scores import Evidence
+from mimicut.surgery.cut import cut
+from mimicut.surgery.plan import Plan
 
 TEACHERS = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 KEEPS, IMAGES, STEPS, SEEDS, SIZES = (0.7, 0.5), (50, 200), (100, 400), (2021, 2022, 2023), (160,)
-OWN = "understudy"
+OWN = "mimicut"
 # In the order of a condition's cells: what is compared first comes first, PRACTISE, the longest, last.
-NAMED = (OWN, "mir", "distill", "understudy_same_cut", "none", "batch_norm", "least_squares", "practise")
+NAMED = (OWN, "mir", "distill", "mimicut_same_cut", "none", "batch_norm", "least_squares", "practise")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def cells(
 
 def _options(name: str, grid: bool) -> list[dict[str, Any]]:
     method = METHODS[name]
-    return [method.published, *(method.grid if grid and name not in (OWN, "understudy_same_cut") else ())]
+    return [method.published, *(method.grid if grid and name not in (OWN, "mimicut_same_cut") else ())]
 
 
 def _spec(teacher: str) -> str:
@@ -100,7 +100,7 @@ def run_cell(cell: Cell, where: Where) -> dict[str, Any]:
         line["error"] = f"{type(error).__name__}: {error} ({Path(at.filename).name}, {at.name})"
     finally:
         torch.set_num_threads(threads)
-    kept = ("python", "torch", "torchvision", "timm", "numpy", "understudy")
+    kept = ("python", "torch", "torchvision", "timm", "numpy", "mimicut")
     line["seconds_cell"] = round(time.perf_counter() - started, 2)
     line["versions"] = {name: text for name, text in versions().items() if name in kept}
     line["platform"] = platform_kind(where.threads, where.device)

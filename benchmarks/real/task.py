@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.real.pictures import DEFAULT, Pictures, opened
-from understudy.errors import InputError
-from understudy.guard import evaluating, full_copy
-from understudy.images import ImageSet, read_images
-from understudy.preprocessing import Preprocessing
-from understudy.seam import Seam, capturing
-from understudy.teachers import Teacher, load_teacher
-from understudy.verify import FeatureError
+from mimicut.base.errors import InputError
+from mimicut.base.guard import evaluating, full_copy
+from mimicut.inputs.image_set import ImageSet, read_images
+from mimicut.inputs.preprocessing import Preprocessing
+from mimicut.inputs.teacher import Teacher
+from mimicut.proof.figures import FeatureError
+from mimicut.results.teachers import load_teacher
+from mimicut.surgery.seam import Seam, capturing
 
 SURE = 0.5  # confidence of the teacher from which on it counts as sure
 BINS = 15  # of the calibration error. Source: Guo et al., ICML 2017, arXiv 1706.04599.

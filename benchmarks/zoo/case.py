@@ -31,7 +31,7 @@ def run(spec: str, before_export: Callable[[dict[str, Any]], None] = lambda line
     out. peak_memory_mib: resident; peak_memory_mib_before_export. export: format -> error as a share of the largest
     output; None where the uncut teacher cannot be exported either: export_why. export_static: why the exported batch
     is fixed. before_export: is given the line as it stands then."""
-    from understudy.errors import PlanError, UnsupportedModel
+    from mimicut.base.errors import PlanError, UnsupportedModel
 
     line: dict[str, Any] = {"model": spec, "outcome": "done", "seconds": {}, "cpu_seconds": {}}
     try:
@@ -78,17 +78,17 @@ def peak_memory_mib() -> int:
 
 def _export(teacher: Any, result: Any, few: Any, line: dict[str, Any]) -> None:
     """Only where the cut network cannot be exported is the teacher tried: what it cannot either is not the cut's."""
-    from understudy.errors import UnderstudyError
-    from understudy.export import FILES, export
+    from mimicut.base.errors import MimicutError
+    from mimicut.runtime.export import FILES, export
 
     formats = [f for f in FILES if f != "int8"]
     with tempfile.TemporaryDirectory() as scratch:
         try:
             found = export(result, few, scratch, formats=formats)
-        except UnderstudyError as error:
+        except MimicutError as error:
             try:
                 export(teacher, few, scratch, formats=formats)
-            except UnderstudyError as same:
+            except MimicutError as same:
                 line |= {"export": None, "export_why": f"the teacher itself cannot be exported: {same}"[:600]}
                 return
             raise RuntimeError(str(error)) from error  # a failure, not a refusal
@@ -102,19 +102,19 @@ def _compressed(spec: str, line: dict[str, Any]) -> tuple[Any, Any, Any]:
     import torch
 
     from benchmarks.zoo.models import OTHERS
-    from understudy.anatomy import trace
-    from understudy.cost import count, count_traced
-    from understudy.cut import cut
-    from understudy.inspect import facts
-    from understudy.laws import check_budget, check_cut
-    from understudy.planner import make_plan
-    from understudy.recover.config import MimicConfig
-    from understudy.recover.mimic import mimic
-    from understudy.replace import replace
-    from understudy.report import Report
-    from understudy.seam import tensors
-    from understudy.store import save
-    from understudy.teachers import load_teacher
+    from mimicut.anatomy.cost import count, count_traced
+    from mimicut.anatomy.find_seam import trace
+    from mimicut.planning.planner import make_plan
+    from mimicut.proof.laws import check_budget, check_cut
+    from mimicut.recovery.config import MimicConfig
+    from mimicut.recovery.mimic import mimic
+    from mimicut.results.report import Report
+    from mimicut.results.store import save
+    from mimicut.results.teachers import load_teacher
+    from mimicut.surgery.cut import cut
+    from mimicut.surgery.head import replace
+    from mimicut.surgery.seam import tensors
+    from mimicut.workflow.inspection import facts
 
     stage = partial(_stage, line)
     with stage("build"):
@@ -166,11 +166,11 @@ def _compressed(spec: str, line: dict[str, Any]) -> tuple[Any, Any, Any]:
 
 
 _RELOAD = """
-import sys, torch, understudy
-from understudy.seam import tensors
+import sys, torch, mimicut
+from mimicut.surgery.seam import tensors
 folder, scratch, threads, part = sys.argv[1:]
 torch.set_num_threads(int(threads))  # how a sum is shared among threads shows in its last bits
-model = understudy.load(folder).get_submodule(part)
+model = mimicut.load(folder).get_submodule(part)
 with torch.no_grad():
     found = [t for _, t in tensors(model(torch.load(f"{scratch}/few.pt")))]
 wanted = torch.load(f"{scratch}/wanted.pt")

@@ -19,13 +19,13 @@ import torch_pruning
 from torch import nn
 
 from benchmarks.zoo.case import SEED, peak_memory_mib, randomised
-from understudy.anatomy import trace
-from understudy.cut import cut
-from understudy.errors import LawBroken, UnderstudyError, one_line
-from understudy.graph import Anatomy, Group
-from understudy.laws import check_cut
-from understudy.planner import eligible_groups, resolve
-from understudy.teachers import load_teacher
+from mimicut.anatomy.find_seam import trace
+from mimicut.anatomy.graph import Anatomy, Group
+from mimicut.base.errors import LawBroken, MimicutError, one_line
+from mimicut.planning.planner import eligible_groups, resolve
+from mimicut.proof.laws import check_cut
+from mimicut.results.teachers import load_teacher
+from mimicut.surgery.cut import cut
 
 Position = tuple[str, int, int]  # tensor, axis, position on it
 
@@ -38,7 +38,7 @@ def run(spec: str) -> dict[str, Any]:
         teacher = load_teacher(spec, pretrained=False)
         model, size = randomised(teacher.model), teacher.preprocessing.input_size
         line |= compare(model, trace(model, torch.zeros(2, *size)), torch.randn(1, *size))
-    except UnderstudyError as error:
+    except MimicutError as error:
         line |= {"outcome": "unsupported", "error": str(error)}
     except Exception as error:  # whatever Torch-Pruning raises on a graph that it cannot read
         line |= {"outcome": "failed", "error": f"Torch-Pruning: {one_line(error)}"}

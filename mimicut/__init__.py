@@ -1,0 +1,74 @@
+"""mimicut: a small network learns the role of a big one from a few unlabelled images.
+
+Names are resolved when they are first used, so importing the package imports no torch.
+"""
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+_PLACES = {
+    "Anatomy": "anatomy.graph",
+    "Latency": "runtime.latency",
+    "MimicConfig": "recovery.config",
+    "PRESETS": "recovery.config",
+    "Plan": "surgery.plan",
+    "Preprocessing": "inputs.preprocessing",
+    "Report": "results.report",
+    "Result": "workflow.compress",
+    "SCORES": "planning.scores",
+    "Seam": "surgery.seam",
+    "SeamPoint": "surgery.seam",
+    "Setting": "runtime.latency",
+    "Teacher": "inputs.teacher",
+    "MimicutError": "base.errors",
+    "capturing": "surgery.seam",
+    "check_cut": "proof.laws",
+    "closed_form": "recovery.closed_form",
+    "compress": "workflow.compress",
+    "count": "anatomy.cost",
+    "crossfit": "workflow.crossfit",
+    "cut": "surgery.cut",
+    "export": "runtime.export",
+    "export_folder": "results.exports",
+    "figures": "proof.figures",
+    "find_seam": "anatomy.find_seam",
+    "inspect": "workflow.inspection",
+    "load": "results.store",
+    "load_teacher": "results.teachers",
+    "make_plan": "planning.planner",
+    "measure": "runtime.latency",
+    "mimic": "recovery.mimic",
+    "own_teacher": "inputs.teacher",
+    "preset": "recovery.config",
+    "read_images": "inputs.image_set",
+    "read_plan": "surgery.plan",
+    "reconstruction": "planning.reconstruction",
+    "recover_pruned": "workflow.recover_pruned",
+    "recoverability": "planning.recoverability",
+    "restore": "recovery.restore",
+    "replace": "surgery.head",
+    "replan": "planning.planner",
+    "save": "results.store",
+    "split": "inputs.image_set",
+    "trace": "anatomy.find_seam",
+}
+
+__all__ = sorted(_PLACES)
+
+try:
+    __version__ = version("mimicut")
+except PackageNotFoundError:  # run from a source tree that is not installed
+    __version__ = "0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'mimicut' has no attribute {name!r}")
+    value = getattr(import_module(f"mimicut.{_PLACES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_PLACES]

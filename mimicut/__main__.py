@@ -1,0 +1,5 @@
+"""python -m mimicut"""
+
+from mimicut.cli.app import main
+
+main()

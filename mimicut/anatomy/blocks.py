@@ -1,0 +1,339 @@
+"""Residual branches: found in the operator graph by fork and addition, and how each leaves the network whole.
+
+A branch that is dropped gives nothing to its addition. Where the module around it then hands on what it was given, that
+module goes; else the branch's own modules do: the first gives zeros, the others hand them on.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import networkx
+import torch
+from torch import nn
+from torch.fx import Node
+
+from mimicut.anatomy.cost import macs
+from mimicut.anatomy.graph import Anatomy, Block
+from mimicut.anatomy.tracing import Traced, as_example, operator, run_for_shapes, shape
+from mimicut.base.errors import InputError
+from mimicut.base.guard import evaluating, structural_copy
+from mimicut.surgery.cut import without
+from mimicut.surgery.stand_ins import THROUGH, ZERO
+
+# Behind the addition: applied twice they do what they do once.
+_IDEMPOTENT = ("relu", "relu6", "hardtanh")
+# Between an activation and a fork: what was in its range stays there.
+_KEEP_RANGE = ("max_pool2d", "adaptive_max_pool2d", "dropout", "view", "reshape", "flatten", "contiguous", "clone")
+# Of zeros these make zeros.
+_KEEP_ZERO = frozenset(
+    """alias avg_pool2d chunk clone constant_pad_nd contiguous detach dropout expand flatten gelu getitem hardswish
+    index_select leaky_relu max_pool2d mean movedim mT neg pad permute relu relu6 reshape roll select silu slice split
+    split_with_sizes squeeze sum t tanh to transpose unflatten unsqueeze view""".split()
+)
+_PRODUCTS = ("mul", "matmul", "bmm", "mm")
+
+
+def find_blocks(traced: Traced) -> tuple[Block, ...]:
+    """Every pair of fork and addition, in order; pairs inside others are not `outer`."""
+    found = _pairs(traced)
+    blocks = [
+        Block(name, fork in add.args, nodes, add, not any(add in other for _, _, other in found))
+        for (fork, add, nodes), name in zip(found, _names(traced, found), strict=True)
+    ]
+    returns = _returns(traced) if any(b.identity for b in blocks) else {}
+    return tuple(_leaving(traced, block, fork, returns) for block, (fork, _, _) in zip(blocks, found, strict=True))
+
+
+def in_streams(anatomy: Anatomy, blocks: Iterable[Block]) -> tuple[Block, ...]:
+    """`blocks` with the residual stream on which each stands, and its place there."""
+    found, places = list(blocks), {}
+    for number, block in enumerate(found):
+        streams = _groups_at(anatomy, block.add)
+        stage, place = -1, -1
+        if block.outer:
+            mine = places.setdefault(streams, [])
+            stage, place = list(places).index(streams), len(mine)
+            mine.append(number)
+        found[number] = replace(block, streams=streams, stage=stage, place=place)
+    for mine in places.values():
+        found[mine[-1]] = replace(found[mine[-1]], last=True)
+    return tuple(found)
+
+
+def droppable(anatomy: Anatomy) -> list[Block]:
+    """Blocks that leave the network whole: those whose code was seen to run without them."""
+    return _running(anatomy.traced, [b for b in anatomy.blocks if b.pinned is None])
+
+
+def _running(traced: Traced, blocks: list[Block]) -> list[Block]:
+    """Those that the network runs without; looked for by halves."""
+    if not blocks or _runs(traced, blocks):
+        return blocks
+    middle = len(blocks) // 2
+    return _running(traced, blocks[:middle]) + _running(traced, blocks[middle:]) if middle else []
+
+
+def resolve_drop(teacher: nn.Module, example: Any, blocks: Iterable[Block], names: Sequence[str]) -> list[list[str]]:
+    """[module, how it is left out] for every name: a block's, or else a module's, which then hands its input on.
+
+    Raises: InputError for a name that is neither, a block that is pinned, or a module whose result has another shape.
+    """
+    known = {b.name: b for b in blocks if b.name}
+    gone: dict[str, str] = {}
+    for name in names:
+        block = known.get(name)
+        if block is not None and block.pinned is None:
+            gone |= dict(block.gone)
+            continue
+        if name and name in dict(teacher.named_modules()):
+            _check_shape(teacher, example, name, block)
+            gone[name] = THROUGH
+            continue
+        if block is not None:
+            raise InputError(f"dropping block {name!r}: {block.pinned}")
+        without(structural_copy(teacher), [(name, THROUGH)])  # says what is wrong with the name
+    return _outermost(gone)
+
+
+def _outermost(gone: dict[str, str]) -> list[list[str]]:
+    """Without the modules that lie inside others that go."""
+    return [[m, how] for m, how in gone.items() if not any(m.startswith(f"{other}.") for other in gone)]
+
+
+def _check_shape(teacher: nn.Module, example: Any, name: str, block: Block | None) -> None:
+    """A dropped module must hand on a tensor of the shape it was given, else what follows would see another."""
+    args, kwargs = as_example(example)
+    seen: list[tuple[Any, Any]] = []
+
+    def hook(_: nn.Module, given: tuple, result: Any) -> None:
+        seen.append(
+            (
+                tuple(given[0].shape) if len(given) == 1 and isinstance(given[0], torch.Tensor) else None,
+                tuple(result.shape) if isinstance(result, torch.Tensor) else None,
+            )
+        )
+
+    handle = teacher.get_submodule(name).register_forward_hook(hook)
+    try:
+        with evaluating(teacher):
+            teacher(*args, **kwargs)
+    finally:
+        handle.remove()
+    given, result = seen[-1] if seen else (None, None)
+    if given is None or given != result:
+        raise InputError(
+            f"dropping block {name!r}: it takes {given or 'no single tensor'} and returns "
+            f"{result or 'no single tensor'}; expected one tensor in and one of the same shape out"
+            + (f" ({block.pinned})" if block is not None and block.pinned else "")
+            + "; `mimicut inspect` lists the blocks that can be dropped"
+        )
+
+
+def _pairs(traced: Traced) -> list[tuple[Node, Node, frozenset[Node]]]:
+    """(fork, addition, nodes between them), by dominators of the data flow."""
+    flow = traced.flow()
+    reached = networkx.descendants(flow, "in") | {"in"}
+    flow.remove_nodes_from([n for n in list(flow) if n not in reached])
+    above = networkx.immediate_dominators(flow, "in")
+    found = []
+    for node in traced.nodes:
+        if operator(node) != "add" or node not in above:
+            continue
+        sides = [a for a in node.args[:2] if isinstance(a, Node) and a in above and shape(a) == shape(node)]
+        fork = above[node]
+        if len(sides) == 2 and isinstance(fork, Node):
+            found.append((fork, node, frozenset(_between(flow, fork, node))))
+    return found
+
+
+def _between(flow: networkx.DiGraph, fork: Node, add: Node) -> set[Node]:
+    """Nodes on the way from `fork` to `add`, both left out. The fork dominates: going up from `add` must end there."""
+    found, todo = set(), [add]
+    while todo:
+        for source in flow.predecessors(todo.pop()):
+            if source != fork and source not in found and isinstance(source, Node):
+                found.add(source)
+                todo.append(source)
+    return found
+
+
+def _groups_at(anatomy: Anatomy, node: Node) -> tuple[str, ...]:
+    found = (anatomy.units(ids) for ids in anatomy.axes[node] or [] if ids is not None)
+    return tuple(sorted({u[0] for units in found for u in units if u is not None}))
+
+
+def _names(traced: Traced, found: list[tuple[Node, Node, frozenset[Node]]]) -> list[str]:
+    """The innermost module around a pair; of several that one module holds, the one around each one's layers; where
+    that is the network itself, the module of the last layer."""
+    around = [_around(traced, [*nodes, add]) for _, add, nodes in found]
+    several, order = Counter(around), {node: place for place, node in enumerate(traced.nodes)}
+    for place, (_, _, nodes) in enumerate(found):
+        layers = [n for n in nodes if macs(n) is not None]
+        if layers and (several[around[place]] > 1 or not around[place]):
+            last = max(layers, key=order.get)
+            around[place] = _around(traced, layers) or traced.where(last)
+    seen: Counter = Counter()
+    for place, name in enumerate(around):
+        seen[name] += 1
+        around[place] = f"{name}#{seen[name]}" if seen[name] > 1 else name
+    return around
+
+
+def _around(traced: Traced, nodes: list[Node]) -> str:
+    """The innermost module call that holds all of `nodes`."""
+    common = list(traced.calls[nodes[0]])
+    for node in nodes[1:]:
+        calls = traced.calls.get(node, ())
+        common = [c for c in common if c in calls]
+    return common[-1].module if common else ""
+
+
+def _returns(traced: Traced) -> dict[str, str]:
+    """Module -> what a stand-in has to return, as `modules.stand_in` reads it: "" for a tensor, ":2" for a tuple of two
+    that begins with one. Only of modules that take a tensor."""
+
+    def run(model: nn.Module, args: tuple, kwargs: dict) -> dict[str, str]:
+        found: dict[str, set[str]] = {}
+
+        def note(name: str) -> Any:
+            def hook(_: nn.Module, given: tuple, named: dict, result: Any) -> None:
+                kind = "" if isinstance(result, torch.Tensor) else None
+                if isinstance(result, (tuple, list)) and result and isinstance(result[0], torch.Tensor):
+                    kind = f":{len(result)}"
+                takes = any(isinstance(v, torch.Tensor) for v in (*given, *named.values()))
+                found.setdefault(name, set()).add(kind if takes else None)
+
+            return hook
+
+        handles = [
+            module.register_forward_hook(note(name), with_kwargs=True)
+            for name, module in model.named_modules()
+            if name and not isinstance(module, torch.jit.ScriptModule)
+        ]
+        try:
+            with torch.no_grad():
+                model(*args, **kwargs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return {name: next(iter(kinds)) for name, kinds in found.items() if len(kinds) == 1 and None not in kinds}
+
+    return run_for_shapes(traced.model, traced.example, run)
+
+
+def _leaving(traced: Traced, block: Block, fork: Node, returns: dict[str, str]) -> Block:
+    """`block` with how it is left out, or why it cannot be."""
+    if not block.identity:
+        return replace(block, pinned="its shortcut is computed too, so that nothing else carries the stream on")
+    add = block.add
+    end = next((a for a in add.args[:2] if a is not fork), fork)
+    branch = _only_for(end, add) if end in block.nodes else frozenset()
+    if not any(macs(n) is not None for n in branch):
+        return replace(block, pinned="no layer of it serves this addition alone")
+    if add.kwargs:
+        return replace(block, pinned="its addition scales what it adds")
+    whole = _whole(traced, fork, add, block.nodes, returns)
+    if whole is not None:
+        return replace(block, end=end, branch=branch, gone=((whole, THROUGH),))
+    inside = _own_modules(traced, branch, returns)
+    loose = [n for n in traced.nodes if n in branch and n not in inside]
+    if any(macs(n) is not None for n in loose):
+        where = traced.where(next(n for n in loose if macs(n) is not None))
+        return replace(block, pinned=f"the code of {where} computes layers itself, beside its modules")
+    gone = dict.fromkeys(inside.values(), THROUGH)
+    for module in (next(iter(gone)), list(gone)[-1]):  # the last one too where what lies between makes some of nothing
+        gone[module] = ZERO
+        if _gives_zeros(traced, branch, end, inside, gone):
+            told = tuple((m, how + returns[m]) for m, how in gone.items())
+            return replace(block, end=end, branch=branch, gone=told)
+    return replace(block, pinned=f"the code of {traced.where(end)} makes something of nothing ({operator(end)})")
+
+
+def _gives_zeros(
+    traced: Traced, branch: frozenset[Node], end: Node, inside: dict[Node, str], gone: dict[str, str]
+) -> bool:
+    """Is `end` zero, as far as the operators between the modules that are `gone` tell?"""
+    zeros: set[Node] = set()
+    for node in (n for n in traced.nodes if n in branch):
+        if node in inside:
+            zero = gone[inside[node]] == ZERO or any(source in zeros for source in node.all_input_nodes)
+        elif operator(node) in _PRODUCTS:
+            zero = any(source in zeros for source in node.all_input_nodes)
+        else:
+            zero = operator(node) in _KEEP_ZERO and bool(node.args) and node.args[0] in zeros
+        if zero:
+            zeros.add(node)
+    return end in zeros
+
+
+def _only_for(end: Node, add: Node) -> frozenset[Node]:
+    """What is computed for `end` and for nothing else, as long as only `add` takes `end`."""
+    if set(end.users) != {add}:
+        return frozenset()
+    found = {end}
+    for node in reversed(list(end.graph.nodes)):
+        if node.op == "call_function" and node.users and all(u in found for u in node.users):
+            found.add(node)
+    return frozenset(found)
+
+
+def _whole(traced: Traced, fork: Node, add: Node, nodes: frozenset[Node], returns: dict[str, str]) -> str | None:
+    """The module that does nothing but this block, and returns what it was given when the branch gives nothing."""
+    name = _around(traced, [*nodes, add])
+    if returns.get(name) != "":
+        return None
+    mine = [n for n in traced.nodes if any(c.module == name for c in traced.calls[n])]
+    if len({c for n in mine for c in traced.calls[n] if c.module == name}) != 1:
+        return None
+    behind = [n for n in mine if n not in nodes and n is not add]
+    value = add
+    for node in behind:
+        if operator(node) not in _IDEMPOTENT or node.all_input_nodes != [value] or not _in_range(fork, node):
+            return None
+        value = node
+    inside = set(mine)
+    if fork in inside or any(u not in inside and n is not value for n in mine for u in n.users):
+        return None
+    outer = {s for n in mine for s in n.all_input_nodes if s not in inside and s not in traced.tensors}
+    return name if outer == {fork} else None
+
+
+def _in_range(fork: Node, activation: Node) -> bool:
+    """Is `fork` the result of the same activation, so that it changes nothing of it?"""
+    while operator(fork) in _KEEP_RANGE and isinstance(fork.args[0], Node):
+        fork = fork.args[0]
+    same = operator(fork) == operator(activation) and fork.args[1:] == activation.args[1:]
+    return same and fork.kwargs == activation.kwargs
+
+
+def _own_modules(traced: Traced, branch: frozenset[Node], returns: dict[str, str]) -> dict[Node, str]:
+    """Nodes of `branch` -> the outermost module around each of which all that it ever runs is in `branch`."""
+    holds: dict[str, set[Node]] = {}
+    for node in traced.nodes:
+        for call in traced.calls[node]:
+            holds.setdefault(call.module, set()).add(node)
+    found = {}
+    for node in traced.nodes:
+        if node in branch:
+            tops = [c.module for c in traced.calls[node] if c.module in returns and holds[c.module] <= branch]
+            if tops:
+                found[node] = tops[0]
+    return found
+
+
+def _runs(traced: Traced, blocks: Sequence[Block]) -> bool:
+    """Does the network run without these, to outputs of the same shapes?"""
+    top = _outermost({m: how for b in blocks for m, how in b.gone})
+
+    def run(model: nn.Module, args: tuple, kwargs: dict) -> list[Any]:
+        with torch.no_grad():
+            output = without(model, top)(*args, **kwargs)
+        return [tuple(t.shape) for t in torch.utils._pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]
+
+    try:
+        found = run_for_shapes(traced.model, traced.example, run)
+    except Exception:  # whatever its code raises
+        return False
+    return sorted(found) == sorted(shape(n) for n in traced.outputs)

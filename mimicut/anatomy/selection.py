@@ -1,0 +1,48 @@
+"""What stays of every tensor, and of every number in a module, when groups keep some of their units."""
+
+from typing import Any
+
+import numpy as np
+
+from mimicut.anatomy.graph import Anatomy, Group
+from mimicut.base.errors import PlanError
+
+
+def selections(
+    anatomy: Anatomy, keep: dict[str, list[int]]
+) -> tuple[dict[str, dict[int, list[int]]], list[dict[str, Any]]]:
+    """Slices of every tensor, and edits of every dependent number, when each named group keeps the listed units.
+
+    Raises: PlanError where one number would have to take two values.
+    """
+    slices: dict[str, dict[int, list[int]]] = {}
+    for node, tensor in anatomy.traced.tensors.items():
+        for dim, ids in enumerate(anatomy.axes[node]):
+            if ids is None:
+                continue
+            kept = anatomy.kept(ids, keep)
+            if not kept.any():
+                raise PlanError(f"cutting {tensor}: nothing of axis {dim} would be left; keep more, or pin it")
+            if not kept.all():
+                slices.setdefault(tensor, {})[dim] = np.flatnonzero(kept).tolist()
+    edits: dict[tuple[str, str, int | None], dict[str, Any]] = {}
+    for size in anatomy.sizes:
+        if size.attribute is None:
+            continue
+        to = int(anatomy.kept(size.ids, keep).sum())
+        key = (size.module, size.attribute, size.index)
+        edit = {"module": size.module, "attribute": size.attribute, "index": size.index, "from": size.value, "to": to}
+        if edits.setdefault(key, edit)["to"] != to:
+            raise PlanError(f"cutting {size.module}: its {size.attribute} would have to be {edits[key]['to']} and {to}")
+    return slices, [e for e in edits.values() if e["from"] != e["to"]]
+
+
+def needed(anatomy: Anatomy, group: Group, rank: np.ndarray) -> list[int]:
+    """Units of `group` without which some tensor would be left with nothing: of each the one of lowest rank, one unit
+    for as many as it serves. Queries and values from one layer, or what several layers hand to a concatenation, are one
+    group; no kind may go whole."""
+    chosen: list[int] = []
+    for units in sorted(anatomy.kinds.get(group.name, ()), key=len):
+        if not units & set(chosen):
+            chosen.append(min(units, key=lambda u: rank[u]))
+    return sorted(chosen, key=lambda u: rank[u]) or [int(np.argmin(rank))]

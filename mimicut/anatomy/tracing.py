@@ -1,0 +1,376 @@
+"""One traced forward pass as an operator graph, from `torch.export`.
+
+Nothing here interprets operators: the graph, where each tensor comes from, and which module ran what.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import networkx
+import torch
+import torch.fx.config
+from torch import nn
+from torch.fx import Node
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
+from torch.overrides import TorchFunctionMode
+
+from mimicut.base.errors import InputError, UnsupportedModel
+from mimicut.base.guard import caches_kept, empty_copy, full_copy, named_tensors, remembers, structural_copy
+from mimicut.surgery.seam import SeamPoint, marking, tensors
+from mimicut.surgery.stand_ins import replace_own
+
+Example = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of one module: its qualified name and which call of that module it is, from 0."""
+
+    module: str
+    index: int
+
+
+@dataclass
+class Traced:
+    """A network's operator graph.
+
+    model: a structural copy in eval mode that shares the network's tensors. example: what it was traced with.
+    nodes: operators in the order in which they run. tensors: placeholder -> parameter or buffer name.
+    inputs: placeholders of the example's tensors. outputs: nodes of what it returns, each with its place there ("" for
+    a tensor that stands alone, else as in `SeamPoint.part`). marks: seam points that were asked for, and their nodes.
+    """
+
+    model: nn.Module
+    example: Example
+    program: Any
+    nodes: list[Node]
+    tensors: dict[Node, str]
+    inputs: list[Node]
+    outputs: dict[Node, str]
+    marks: dict[SeamPoint, Node]
+    calls: dict[Node, tuple[Call, ...]]
+
+    @property
+    def batch(self) -> int:
+        """Images in the example: the first axis of its first tensor."""
+        return shape(self.inputs[0])[0] if self.inputs and shape(self.inputs[0]) else 1
+
+    def where(self, node: Node) -> str:
+        """The innermost module in which `node` runs, for messages."""
+        calls = self.calls.get(node, ())
+        return calls[-1].module if calls else "<model>"
+
+    def flow(self) -> networkx.DiGraph:
+        """Data flow among operators and inputs (parameters left out), with a source "in" and a sink "out"."""
+        graph = networkx.DiGraph()
+        graph.add_nodes_from(["in", "out"])
+        for node in self.inputs:
+            graph.add_edge("in", node)
+        for node in self.nodes:
+            for source in node.all_input_nodes:
+                if source not in self.tensors:
+                    graph.add_edge(source, node)
+        for node in self.outputs:
+            graph.add_edge(node, "out")
+        return graph
+
+
+def shape(node: Any) -> tuple[int, ...] | None:
+    """Shape of the tensor that `node` returns; None if it is no node or returns no single tensor."""
+    value = node.meta.get("val") if isinstance(node, Node) else None
+    return tuple(int(s) for s in value.shape) if isinstance(value, torch.Tensor) else None
+
+
+def operator(node: Node) -> str:
+    """Name of the operator without namespace, overload and in-place mark: "conv2d", "add", "getitem"."""
+    schema = getattr(node.target, "_schema", None)
+    name = schema.name.rsplit("::", 1)[-1] if schema is not None else getattr(node.target, "__name__", str(node.target))
+    return name if name.startswith("__") else name.rstrip("_")
+
+
+def as_example(example: Any) -> Example:
+    """A tensor, a tuple of arguments, or `(args, kwargs)` as `(args, kwargs)`."""
+    if isinstance(example, torch.Tensor):
+        return (example,), {}
+    if (
+        isinstance(example, tuple)
+        and len(example) == 2
+        and isinstance(example[0], tuple)
+        and isinstance(example[1], Mapping)
+    ):
+        return example[0], dict(example[1])
+    if isinstance(example, Sequence):
+        return tuple(example), {}
+    raise InputError(
+        f"reading the example input: found a {type(example).__name__}; "
+        "expected a tensor, a tuple of arguments, or (args, kwargs)"
+    )
+
+
+def require_data(model: nn.Module) -> None:
+    """Refuse a network on the meta device: it has no values to keep.
+
+    Raises: UnsupportedModel.
+    """
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_meta:
+            raise UnsupportedModel(
+                f"reading {type(model).__name__}: {name} is on the meta device and has no values; "
+                "load the trained weights onto a real device first"
+            )
+
+
+def trace_graph(model: nn.Module, example: Any, points: Sequence[SeamPoint] = ()) -> Traced:
+    """Trace `model` in eval mode with `torch.export`. The model is not changed, and nothing is computed.
+
+    example: a tensor (N, C, H, W), a tuple of arguments or (args, kwargs). points: seam points to find in the graph.
+    Raises: UnsupportedModel naming what torch.export could not follow.
+    """
+    require_data(model)
+    args, kwargs = as_example(example)
+    if remembers(model):  # else what it keeps of this pass would be a tensor without values
+        with torch.no_grad(), caches_kept(model), suppress(Exception):  # what is wrong, torch.export tells
+            full_copy(model).eval()(*_own(args), **_own(kwargs))
+    clone, kept = structural_copy(model).eval(), structural_copy(model).eval()
+    replace_own(clone)
+    replace_own(kept)
+    if isinstance(clone, torch.fx.GraphModule):  # of which torch.export would read the graph, and call no hooks
+        clone.__class__ = type(type(clone).__name__, (nn.Module,), {"forward": type(clone).forward})
+    with caches_kept(model), marking(clone, points) as marked, _flat(clone) as parts:
+        program = export_program(clone, args, kwargs)
+    _flatten(program.graph_module)
+    _require_sizes(program, clone)
+    # Code that runs may hold on to what it computes, which has no values here: what is kept is a copy that has not run.
+    return _read(kept, (args, kwargs), program, parts, points, marked)
+
+
+def run_for_shapes(model: nn.Module, example: Example, run: Callable[[nn.Module, tuple, dict], Any]) -> Any:
+    """What `run(copy, args, kwargs)` returns for a copy of `model` without data where its code allows that, else for a
+    full copy, as it may write to its buffers."""
+    args, kwargs = example
+    if not remembers(model):
+        try:
+            empty = torch.utils._pytree.tree_map(lambda v: v.to("meta") if isinstance(v, torch.Tensor) else v, example)
+            with caches_kept(model), RecurrentShapes():
+                return run(empty_copy(model), *empty)
+        except UnsupportedModel:
+            raise
+        except Exception:
+            pass  # code that reads values
+    with caches_kept(model):
+        return run(full_copy(model), args, kwargs)
+
+
+class RecurrentShapes(TorchFunctionMode):
+    """While it is on, LSTM, GRU and RNN without data return tensors of the right shapes at once: torch would go through
+    their steps, some hundred operators for each."""
+
+    _FUNCTIONS = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in self._FUNCTIONS or not args[0].is_meta or not isinstance(args[2], (list, tuple)):
+            return func(*args, **(kwargs or {}))  # not one of them, or a packed sequence
+        x, state, directions = args[0], args[1], 2 if args[7] else 1
+        states = (state,) if isinstance(state, torch.Tensor) else tuple(state)
+        output = x.new_empty(*x.shape[:-1], directions * states[0].shape[-1])
+        return output, *(s.new_empty(s.shape) for s in states)
+
+
+def _own(values: Any) -> Any:
+    return torch.utils._pytree.tree_map(lambda v: v.clone() if isinstance(v, torch.Tensor) else v, values)
+
+
+def _require_sizes(program: Any, model: nn.Module) -> None:
+    """Raises: UnsupportedModel where the size of a tensor depends on values."""
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor) and not all(is_concrete_int(s) for s in value.shape):
+            stack = [name for name, _ in node.meta.get("nn_module_stack", {}).values() if name]
+            raise UnsupportedModel(
+                f"tracing {type(model).__name__}: how much {operator(node)} in {stack[-1] if stack else '<model>'} "
+                "returns depends on the values it is given; expected tensors whose sizes follow from the input's. "
+                "Compress the submodule before it with --part MODULE (part=MODULE in Python)"
+            )
+
+
+def export_program(model: nn.Module, args: tuple, kwargs: dict, dynamic_shapes: Any = None) -> Any:
+    """The `torch.export.ExportedProgram` of `model` as it is; code that runs may set attributes of it: hand in a copy.
+
+    dynamic_shapes: as `torch.export.export` takes it. Raises: UnsupportedModel naming what could not be followed and,
+    where it is known, the module.
+    """
+    try:
+        with warnings.catch_warnings(), quiet("torch._subclasses.fake_tensor"), torch.no_grad(), without_stacks():
+            warnings.simplefilter("ignore")  # torch.export warns of its own internals; its errors are raised
+            return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+    except UnsupportedModel:
+        raise
+    except Exception as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
+        raise UnsupportedModel(
+            f"tracing {type(model).__name__} with inputs {_describe(args, kwargs)}: torch.export stopped"
+            f"{place(error, model)} with {type(error).__name__}: {reason}; expected a forward pass that runs on these "
+            "inputs without branching on tensor values"
+        ) from error
+
+
+@contextmanager
+def without_stacks() -> Iterator[None]:
+    """torch.export writes a stack trace on every operator, which takes up to 40 % of its time (measured), and nothing
+    here reads them. Newer releases of torch have a switch for it."""
+    config, name = torch.fx.config, "do_not_emit_stack_traces"
+    before = getattr(config, name, None)
+    try:
+        if before is not None:
+            setattr(config, name, True)
+        yield
+    finally:
+        if before is not None:
+            setattr(config, name, before)
+
+
+def place(error: BaseException | None, model: nn.Module) -> str:
+    """ " at OPERATOR in MODULE", as far as the frames that `error` and its causes went through tell; "" where not."""
+    names = {id(module): name for name, module in model.named_modules() if name}
+    operation = module = ""
+    while error is not None:
+        trail = error.__traceback__
+        while trail is not None:
+            held = trail.tb_frame.f_locals
+            module = names.get(id(held.get("self")), module)
+            for node in held.values():
+                if isinstance(node, Node) and node.op == "call_function":
+                    operation = f" at {node.target}"
+                    stack = [name for name, _ in node.meta.get("nn_module_stack", {}).values() if name]
+                    module = stack[-1].split("@")[0] if stack else module
+            trail = trail.tb_next
+        error = error.__cause__
+    return operation + (f" in {module}" if module else "")
+
+
+def _flatten(module: torch.fx.GraphModule) -> None:
+    """Regions without autocast or gradients become part of the graph, as on a CPU in float32 they change nothing, and
+    assertions go."""
+    graph = module.graph
+    for node in list(graph.nodes):
+        name = operator(node) if node.op == "call_function" else ""
+        off = name == "wrap_with_autocast" and not (node.args[2] and node.args[0] == "cpu")
+        if off or name == "wrap_with_set_grad_enabled":
+            inner, given = (node.args[4], node.args[5:]) if off else (node.args[1], node.args[2:])
+            region = getattr(module, inner.target)
+            _flatten(region)
+            places = [n for n in region.graph.nodes if n.op == "placeholder"]
+            with graph.inserting_before(node):
+                results = graph.graph_copy(region.graph, dict(zip(places, given, strict=True)))
+            for user in list(node.users):  # the region returns a tuple
+                user.replace_all_uses_with(results[user.args[1]])
+                graph.erase_node(user)
+            graph.erase_node(node)
+        elif name == "_assert_tensor_metadata":
+            graph.erase_node(node)
+
+
+@contextmanager
+def _flat(model: nn.Module) -> Iterator[list[str]]:
+    """`model` returns a list of its tensors inside, whatever holds them, so that torch.export need not know the kind.
+    The list fills while it runs: the place of each."""
+    parts: list[str] = []
+
+    def hook(_: nn.Module, __: tuple, output: Any) -> list[torch.Tensor]:
+        found = list(tensors(output))
+        parts[:] = [part for part, _ in found]
+        return [tensor for _, tensor in found]
+
+    handle = model.register_forward_hook(hook)
+    try:
+        yield parts
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def quiet(*names: str) -> Iterator[None]:
+    """torch logs what it is about to raise, tracebacks included; what is raised is enough."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _read(
+    model: nn.Module,
+    example: Example,
+    program: Any,
+    parts: list[str],
+    points: Sequence[SeamPoint],
+    marked: list[tuple[int, SeamPoint]],
+) -> Traced:
+    signature = program.graph_signature
+    first = {id(t): n for n, t in reversed([*model.named_parameters(), *model.named_buffers()])}
+    held = named_tensors(model)
+    names = {  # a tied tensor goes by its first name
+        node: first.get(id(held.get(name)), name)
+        for node, name in {**signature.inputs_to_parameters, **signature.inputs_to_buffers}.items()
+    }
+    known, inputs, nodes, outputs = {}, [], [], {}
+    marks: dict[int, Node] = {}
+    users = set(signature.user_inputs)
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            if node.name in names:
+                known[node] = names[node.name]
+            elif node.name in users and shape(node) is not None:
+                inputs.append(node)
+        elif node.op == "output":
+            returned = node.args[0][len(node.args[0]) - len(parts) :]  # behind the buffers that the pass changes
+            for value, part in zip(returned, parts, strict=True):
+                if shape(value) is not None and value not in known:
+                    outputs.setdefault(value, part)
+        elif node.op == "call_function":
+            nodes.append(node)
+            if operator(node) == "seam_mark":
+                marks[node.args[1]] = node
+        elif node.op == "get_attr":
+            continue
+    unreached = [str(p) for i, p in enumerate(points) if i not in {marked[k][0] for k in marks}]
+    if unreached:
+        raise UnsupportedModel(
+            f"finding the seam: {', '.join(unreached)} is never reached in a forward pass, or nothing comes of it"
+        )
+    in_order = sorted(marks, key=lambda k: marked[k][0])
+    seam = {marked[k][1]: marks[k] for k in in_order}
+    return Traced(model, example, program, nodes, known, inputs, outputs, seam, _calls(nodes))
+
+
+def _calls(nodes: list[Node]) -> dict[Node, tuple[Call, ...]]:
+    """The modules around each operator, outermost first, the network itself left out."""
+    seen: dict[str, list[tuple[str, ...]]] = {}
+    calls = {}
+    for node in nodes:
+        stack: list[Call] = []
+        keys: tuple[str, ...] = ()
+        for key, (name, _) in node.meta.get("nn_module_stack", {}).items():
+            keys += (key,)
+            if not name:
+                continue
+            name = name.split("@")[0]
+            known = seen.setdefault(name, [])
+            if keys not in known:
+                known.append(keys)
+            stack.append(Call(name, known.index(keys)))
+        calls[node] = tuple(stack)
+    return calls
+
+
+def _describe(args: tuple, kwargs: dict) -> str:
+    values = [*args, *kwargs.values()]
+    return ", ".join(str(tuple(v.shape)) if isinstance(v, torch.Tensor) else type(v).__name__ for v in values)

@@ -1,0 +1,39 @@
+"""Which versions and which kind of machine a result was made with."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from os import cpu_count
+from typing import Any
+
+_PACKAGES = ("mimicut", "torch", "torchvision", "timm", "safetensors")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what a result is; those not installed are left out."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def platform_kind(threads: int | None = None, device: str = "cpu") -> dict[str, Any]:
+    """The kind of machine: no host name, no path. threads: those the framework uses."""
+    return {
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cores": cpu_count(),
+        "threads": threads,
+        "device": device,
+    }
+
+
+def _processor() -> str | None:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
+    except OSError:
+        return platform.processor() or None

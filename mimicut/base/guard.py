@@ -1,0 +1,203 @@
+"""Keeping the user's things as they were: context managers that put them back, and copies to work on."""
+
+import copy
+import functools
+import random
+import signal
+import sys
+import threading
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from mimicut.base.errors import InputError, UnsupportedModel
+
+
+def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Every parameter and buffer under every name it has; also buffers that a state dict leaves out."""
+    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+
+
+@torch.no_grad()
+def put_back(values: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Into each tensor the value beside it. What already is the same is not written: an expanded tensor cannot be."""
+    for tensor, value in values:
+        if not torch.equal(tensor, value):
+            tensor.copy_(value)
+
+
+@contextmanager
+def untouched(module: nn.Module) -> Iterator[None]:
+    """Restore `training` and `requires_grad` of every part of `module` on the way out.
+
+    Tensors are not copied: the code inside must not write to them.
+    """
+    training = [(m, m.training) for m in module.modules()]
+    grads = [(p, p.requires_grad) for p in module.parameters()]
+    try:
+        yield
+    finally:
+        for m, flag in training:
+            m.training = flag
+        for p, flag in grads:
+            p.requires_grad_(flag)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """`module` in eval mode and without gradients inside; as it was afterwards."""
+    with untouched(module), torch.no_grad():
+        module.eval()
+        yield
+
+
+def device_called(name: str) -> torch.device:
+    """With its index. Raises: InputError where it is not here."""
+    try:
+        device = torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"working on {name!r}: {error}; name a device that is here, such as 'cpu'") from error
+    if device.type == "meta":
+        raise InputError("working on 'meta': it holds no data; name another device, such as 'cpu'")
+    return device
+
+
+@contextmanager
+def on_device(model: nn.Module, device: torch.device | str | None) -> Iterator[None]:
+    """`model` on `device` inside, and the very same tensors where they were, as they were, afterwards. None: where it
+    is."""
+    home = [] if device is None else [(tensor, tensor.data) for tensor in named_tensors(model).values()]
+    try:
+        for tensor, data in home:
+            tensor.data = data.to(device)
+        yield
+    finally:
+        for tensor, data in home:
+            tensor.data = data
+
+
+@contextmanager
+def interrupts_held() -> Iterator[Callable[[], None]]:
+    """Inside, Ctrl-C waits until the function that is given is called, which raises it. A second one does not wait.
+
+    Only where Python's own handler would raise it: in the main thread, without a handler of the caller's.
+    """
+    here = threading.current_thread() is threading.main_thread()
+    if not here or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield lambda: None
+        return
+    waiting: list[int] = []
+
+    def hold(number: int, frame: Any) -> None:
+        waiting.append(number)
+        if len(waiting) > 1:
+            raise KeyboardInterrupt
+
+    def release() -> None:
+        if waiting:
+            waiting.clear()
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield release
+        release()
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Fix the random state of Python, NumPy and torch inside; the caller's state returns afterwards."""
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            torch.manual_seed(seed)
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def _spaces(model: nn.Module) -> list[dict[str, Any]]:
+    """The names that the code of `model` has beside it: of its classes, and of the files in which these stand."""
+    kinds = {k for m in model.modules() for k in type(m).__mro__ if not k.__module__.startswith(("torch.", "builtins"))}
+    files = dict.fromkeys(k.__module__ for k in kinds if k.__module__ in sys.modules)
+    return [dict(vars(k)) for k in kinds] + [dict(vars(sys.modules[name])) for name in files]
+
+
+def remembers(model: nn.Module) -> bool:
+    """Is there a `functools.cache` where the code of `model` stands? It outlives every copy of the network."""
+    return any(isinstance(v, functools._lru_cache_wrapper) for space in _spaces(model) for v in space.values())
+
+
+@contextmanager
+def caches_kept(model: nn.Module) -> Iterator[None]:
+    """Dictionaries where the code of `model` stands hold afterwards what they held before: code that keeps tables there
+    would find those of a copy, without data or of another precision."""
+    found = {
+        id(value): value
+        for space in _spaces(model)
+        for name, value in space.items()
+        if type(value) in (dict, OrderedDict, defaultdict) and not name.startswith("__")
+    }
+    held = [(value, dict(value)) for value in found.values()]
+    try:
+        yield
+    finally:
+        for value, before in held:
+            if value.keys() != before.keys() or any(value[key] is not before[key] for key in before):
+                value.clear()
+                value.update(before)
+
+
+def structural_copy(model: nn.Module) -> nn.Module:
+    """A copy whose modules and attributes are its own and whose tensors are `model`'s: cheap, for reading only."""
+    return _copied(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})
+
+
+def full_copy(model: nn.Module) -> nn.Module:
+    """A copy with tensors of its own. Raises: UnsupportedModel where copy.deepcopy cannot copy the module."""
+    return _copied(model, {})
+
+
+def empty_copy(model: nn.Module) -> nn.Module:
+    """A copy on the meta device, without data. Tensors that are shared stay shared."""
+    held = [v for m in model.modules() for v in tree_leaves(list(vars(m).values())) if isinstance(v, torch.Tensor)]
+    memo: dict[int, object] = {id(t): t.detach().to("meta") for t in [*held, *model.buffers()]}
+    for p in model.parameters():
+        memo[id(p)] = nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad)
+    return _copied(model, memo)
+
+
+def _copied(model: nn.Module, memo: dict[int, object]) -> nn.Module:
+    for module in model.modules():  # what a forward pass left behind: copy.deepcopy refuses what has a gradient
+        left = (v for v in tree_leaves(list(vars(module).values())) if isinstance(v, torch.Tensor) and not v.is_leaf)
+        memo.update({id(value): value.detach() for value in left})
+    try:
+        copied = copy.deepcopy(model, memo)
+    except Exception as error:
+        raise UnsupportedModel(
+            f"copying {type(model).__name__}: {type(error).__name__}: {error}; "
+            "expected a module that copy.deepcopy can copy"
+        ) from error
+    for mine, its in zip(model.modules(), copied.modules(), strict=True):
+        its.training = mine.training  # torchvision's feature extractors forget it
+    return copied
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Same dtype, shape and bits, wherever they lie: -0.0 differs from 0.0, and NaN equals itself."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    flat = [t.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for t in (a, b)]
+    return torch.equal(*flat)

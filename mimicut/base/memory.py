@@ -1,0 +1,185 @@
+"""How much memory a run may take, what it takes now, and handing back what was freed.
+
+One bound for the whole run: the most resident memory of this process while it works. Stages that could take more make
+do with a share of it; the shares are of the bound alone and not of what happens to be free, so that the same bound
+gives the same numbers.
+"""
+
+import ctypes
+import functools
+import gc
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from mimicut.base.errors import InputError
+
+DEFAULT_BYTES = 4_000_000_000  # Where more than twice that is free. Source: assumption: a laptop beside a browser.
+# Of the bound: decoded images that train, decoded images of each other kind (to choose by, to certify, labelled),
+# passes of a stage (evidence, closed form, mimic), and one pass that only measures. Source: measured, with
+# EfficientNet-Lite0 at 224 pixels (benchmarks/compress_memory.py): torch and the networks take the rest.
+TRAINING_IMAGES, OTHER_IMAGES, PASSES, MEASURING = 0.25, 0.05, 0.4, 0.1
+# Freed memory that may lie about before it is worth returning, which costs as much time as it takes to fill it with
+# zeros when it is needed again. Source: measured, two fifths of that are a tenth slower (docs/LOG.md).
+SLACK_BYTES = 2**27
+# glibc's options (malloc.h): from which size on the top is handed back, spare room at the top, the size from which a
+# piece is mapped by itself, and how many such pieces there may be. _USUAL: what its own rule comes to once large pieces
+# were freed, which it ends with the first option that is set.
+_TRIM, _PAD, _OWN_MAP, _MAPS = -1, -2, -3, -4
+_KEEPING = ((_MAPS, 0), (_TRIM, 2**31 - 1), (_PAD, 2**26))
+_USUAL = ((_MAPS, 65536), (_TRIM, 2**26), (_PAD, 2**17), (_OWN_MAP, 2**25))
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_CGROUPS = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
+)
+
+
+def bound(asked: int | None = None) -> int:
+    """Bytes: what was asked for, or DEFAULT_BYTES or half of what is free, whichever is less.
+
+    Raises: InputError where `asked` is no whole number above 0.
+    """
+    if asked is None:
+        free = available()
+        return DEFAULT_BYTES if free is None else max(1, min(DEFAULT_BYTES, free // 2))
+    if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
+        raise InputError(f"bounding the memory: max_memory is {asked!r}, expected bytes, a whole number above 0")
+    return asked
+
+
+def parsed(text: str) -> int:
+    """Bytes from "3G", "3000M", "2.5GB" or "3000000000", in powers of 1000.
+
+    >>> parsed("2.5G")
+    2500000000
+
+    Raises: InputError for anything else.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)B?", text.strip().upper())
+    size = 0 if found is None else int(float(found[1]) * _UNITS[found[2]])
+    if size < 1:
+        raise InputError(f"reading --max-memory: found {text!r}, expected a size such as 3G, 3000M or bytes")
+    return size
+
+
+def available() -> int | None:
+    """Bytes that this process could still take: of the machine, or of its container where that has less. None where
+    the system does not say."""
+    found = [size for size in (_of_machine(), *_of_containers()) if size is not None]
+    return max(0, min(found)) if found else None
+
+
+def _of_machine() -> int | None:
+    with suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    for pages in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"):  # not Linux; macOS knows the second one alone
+        with suppress(OSError, ValueError, AttributeError):
+            return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def _of_containers() -> list[int]:
+    found = []
+    for limit, usage in _CGROUPS:
+        with suppress(OSError, ValueError):  # "max" is no limit
+            found.append(int(limit.read_text()) - int(usage.read_text()))
+    return found
+
+
+def resident() -> int | None:
+    """Bytes of this process that are in memory; None where the system does not say."""
+    with suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def trim() -> None:
+    """Return freed memory to the system, where the C library can (glibc's malloc_trim); elsewhere nothing happens.
+
+    Freed blocks lie scattered in the arenas of every thread that ever allocated, and are kept there otherwise.
+    """
+    gc.collect()
+    _return_freed()
+
+
+class Slack:
+    """Returns freed memory whenever SLACK_BYTES more of it than at first are still the process's."""
+
+    def __init__(self) -> None:
+        self._first = _freed()
+
+    def trim(self) -> None:
+        freed = _freed()
+        if freed > self._first + SLACK_BYTES:
+            _return_freed()
+            self._first = max(self._first, _freed() - SLACK_BYTES // 2)  # what is scattered too finely stays
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Inside, the C library keeps what is freed for what comes next, instead of handing large pieces back each time and
+    asking for fresh ones, which the system fills with zeros; all of it is handed back at the end.
+
+    For loops that take and free the same amounts again and again, in the thread that is here. glibc alone; nothing
+    happens elsewhere, nor where the environment tunes its allocator. Source: measured, a step of EfficientNet-Lite0 and
+    its student takes 0.82 of the processor time and no more memory (docs/LOG.md).
+    """
+    tuned = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    library = None if tuned or _figures() is None else ctypes.CDLL("libc.so.6")
+    if library is None:
+        yield
+        return
+    for option, value in _KEEPING:
+        library.mallopt(option, value)
+    try:
+        yield
+    finally:
+        for option, value in _USUAL:
+            library.mallopt(option, value)
+        trim()
+
+
+def _freed() -> int:
+    """Bytes that the process has and the C library does not count as in use: freed ones, code and stacks; 0 where that
+    cannot be told."""
+    figures, own = _figures(), resident()
+    if figures is None or own is None:
+        return 0
+    found = figures()
+    return own - found.uordblks - found.hblkhd
+
+
+def _return_freed() -> None:
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+class _Mallinfo2(ctypes.Structure):
+    """glibc's struct of that name. uordblks: bytes in use in arenas; hblkhd: in maps of their own."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+    ]
+
+
+@functools.cache
+def _figures() -> Callable[[], _Mallinfo2] | None:
+    with suppress(OSError, AttributeError):  # another C library, or glibc before 2.33
+        found = ctypes.CDLL("libc.so.6").mallinfo2
+        found.restype = _Mallinfo2
+        return found
+    return None
+
+
+def said(size: float) -> str:
+    """
+    >>> said(2_500_000_000)
+    '2.5 GB'
+    """
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(1, round(size / 1e6))} MB"

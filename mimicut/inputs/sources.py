@@ -1,0 +1,200 @@
+"""The kinds of sources that images come from: folders, files, arrays, lists and Datasets, in a fixed order.
+
+Each `from_*` hands every picture of its source to a `Reader` and returns what was decoded, what was skipped and why,
+and what else a person should see. No labels, no network, nothing unpickled.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mimicut.base.errors import InputError
+from mimicut.inputs.decode import Decoded, Reader, Unreadable
+
+_SUFFIXES = {
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif",
+    ".heic", ".heif",
+}  # fmt: skip
+_READABLE = "JPEG, PNG, WebP, BMP, TIFF, GIF, PPM, JPEG 2000 and AVIF are read"
+
+Found = tuple[list[Decoded], list[tuple[str, str]], list[str]]
+"""Images, (name, reason) of what was skipped, notes."""
+
+
+def _as_numpy(values: Tensor | np.ndarray) -> np.ndarray:
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def from_array(values: Tensor | np.ndarray, reader: Reader, what: str) -> Found:
+    values = _as_numpy(values)
+    shape, known = values.shape, {1, 3, 4, reader.channels}
+    if values.ndim == 3 and not ({shape[0], shape[2]} & known) and reader.channels in (1, 3):
+        values = values[:, None] if values.dtype.kind == "f" else values[..., None]
+    if values.ndim != 4 or not len(values):
+        raise InputError(
+            f"reading {what}: found shape {shape}, expected (N, C, H, W), N at least 1, or uint8 (N, H, W, C); "
+            "one image needs array[None], a stack of grey images array[:, None]"
+        )
+    images = [reader.array(value, f"image {i} (from 0) of {what}") for i, value in enumerate(values)]
+    return [replace(image, name=f"image {i}") for i, image in enumerate(images)], [], []
+
+
+def from_items(source: Any, reader: Reader) -> Found:
+    images, skipped = [], []
+    for i in range(len(source)):
+        name = f"image {i}"
+        try:
+            images.append(_item(source[i], reader, name))
+        except InputError:
+            raise
+        except Exception as error:
+            skipped.append((name, _reason(error)))
+    if not images:
+        raise InputError(_none(f"a {type(source).__name__}", len(source), "item(s)", skipped))
+    return images, skipped, []
+
+
+def _item(item: Any, reader: Reader, name: str) -> Decoded:
+    if isinstance(item, (tuple, list)) and item:
+        return _item(item[0], reader, name)
+    if isinstance(item, Mapping):
+        key = next((k for k in ("image", "pixel_values", "img") if k in item), None)
+        if key is None:
+            raise InputError(
+                f"reading {name}: found a dict of {sorted(map(str, item))}, expected 'image' or 'pixel_values'"
+            )
+        return _item(item[key], reader, name)
+    if isinstance(item, (str, Path)):
+        return replace(reader.file(Path(item), str(item)), name=_printable(item))
+    if isinstance(item, Image.Image):
+        origin = hashlib.sha256(f"{item.mode}{item.size}".encode() + item.tobytes()).hexdigest()
+        return reader.finish(reader.planes(item), name, origin)
+    if isinstance(item, (Tensor, np.ndarray)):
+        return reader.array(_as_numpy(item), name)
+    raise InputError(
+        f"reading {name}: found a {type(item).__name__}, expected a PIL image, a tensor, an array or a path"
+    )
+
+
+def from_path(path: Path, reader: Reader) -> Found:
+    if path.is_dir():
+        return _from_folder(path, reader)
+    if not path.is_file():
+        raise InputError(f"reading images: {_printable(path)!r} is no file or folder; check the path")
+    if path.suffix.lower() in (".npy", ".npz", ".safetensors"):
+        return from_array(_array_file(path), reader, path.name)
+    if path.suffix.lower() in (".pt", ".pth", ".pkl", ".pickle"):
+        raise InputError(f"reading {path}: files of this kind may run code when read; save as .npy or .safetensors")
+    return _from_files([(path, _printable(path.name))], reader, f"the file {_printable(path)}")
+
+
+def _array_file(path: Path) -> Tensor | np.ndarray:
+    try:
+        if path.suffix.lower() == ".safetensors":
+            from safetensors.torch import load_file
+
+            arrays: Mapping[str, Any] = load_file(path)
+        else:
+            loaded = np.load(path, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return loaded
+            with loaded:
+                arrays = {k: loaded[k] for k in (["images"] if "images" in loaded.files else loaded.files)}
+    except Exception as error:  # a damaged file raises many kinds
+        raise InputError(
+            f"reading {path}: found {'no array, or pickled objects' if 'pickle' in str(error) else _reason(error)}, "
+            "expected arrays of numbers, saved without pickle"
+        ) from error
+    named = [arrays["images"]] if "images" in arrays else [a for a in arrays.values() if a.ndim in (3, 4)]
+    if len(named) != 1:
+        found = ", ".join(f"{k} {tuple(a.shape)}" for k, a in arrays.items()) or "nothing"
+        raise InputError(f"reading {path}: found {found}; expected one array of images, or one named 'images'")
+    return named[0]
+
+
+def _from_folder(folder: Path, reader: Reader) -> Found:
+    found: list[tuple[str, Path]] = []
+    unreadable: list[tuple[str, str]] = []
+    seen: set[str] = set()
+
+    def failed(error: OSError) -> None:
+        unreadable.append((_printable(os.path.relpath(error.filename, folder)), _reason(error)))
+
+    for here, folders, files in os.walk(folder, followlinks=True, onerror=failed):
+        real = os.path.realpath(here)
+        if real in seen:  # a link back up the tree
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        for name in files:
+            if not name.startswith("."):
+                path = Path(here, name)
+                found.append((_printable(path.relative_to(folder).as_posix()), path))
+    return _from_files(
+        [(path, name) for name, path in sorted(found)], reader, f"the folder {_printable(folder)}", unreadable
+    )
+
+
+def _from_files(
+    files: list[tuple[Path, str]], reader: Reader, what: str, skipped: Sequence[tuple[str, str]] = ()
+) -> Found:
+    images, skipped, ignored = [], list(skipped), []
+    for path, name in files:
+        try:
+            if not path.is_file():
+                raise Unreadable("no regular file, or a link to nothing")
+            images.append(reader.file(path, name))
+        except Image.UnidentifiedImageError:
+            suffix = path.suffix.lower()
+            (skipped if suffix in _SUFFIXES else ignored).append((name, _why_no_image(path)))
+        except Exception as error:  # a damaged picture makes Pillow raise nearly anything
+            skipped.append((name, _reason(error)))
+    if not images:
+        raise InputError(_none(what, len(files), "file(s)", skipped or ignored))
+    first = ", ".join(name for name, _ in ignored[:3])
+    notes = [f"{len(ignored)} other file(s) in the folder ignored: {first}"] if ignored else []
+    return images, skipped, notes
+
+
+def _why_no_image(path: Path) -> str:
+    if path.stat().st_size == 0:
+        return "empty: 0 bytes"
+    if path.suffix.lower() in (".heic", ".heif"):
+        return "HEIC is not read; convert it to JPEG"
+    with path.open("rb") as stream:
+        if stream.read(4) in (b"II*\0", b"MM\0*"):
+            return "a TIFF of a kind that Pillow does not read; save an 8-bit TIFF or an array (.npy)"
+    return "not an image inside, whatever the name says"
+
+
+def _none(what: str, looked_at: int, kind: str, skipped: Sequence[tuple[str, str]]) -> str:
+    first: dict[str, str] = {}
+    for name, reason in skipped:
+        first.setdefault(reason, name)
+    reasons = "; ".join(f"{name}: {reason}" for reason, name in list(first.items())[:3])
+    return (
+        f"reading images from {what}: looked at {looked_at} {kind}, found no image that can be used"
+        + (f" ({reasons}{'; ...' if len(first) > 3 else ''})" if reasons else "")
+        + f"; {_READABLE}, in any nesting of folders: give images of what the teacher sees, 3 at least"
+    )
+
+
+def _reason(error: BaseException) -> str:
+    return f"{error}" if isinstance(error, Unreadable) else f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+def _printable(path: str | Path) -> str:
+    """Names of bytes that are no UTF-8 would make printing fail."""
+    return os.fsencode(path).decode("utf-8", "replace")

@@ -1,0 +1,119 @@
+"""What a plan may cost: MACs, parameters, bytes and predicted time, each as a function of the groups' widths."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mimicut.anatomy.cost import Term, terms
+from mimicut.anatomy.graph import Anatomy
+from mimicut.anatomy.tracing import shape
+from mimicut.base.guard import named_tensors
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Predicted time: milliseconds for each of the MACs in a module (`ms_a_mac`, by its name; `rest` for others), and
+    `fixed` that no cut takes away."""
+
+    ms_a_mac: Mapping[str, float]
+    rest: float
+    fixed: float = 0.0
+
+
+class Costs:
+    """One figure as a function of how many units each group keeps: a row of factors for each term."""
+
+    def __init__(self, anatomy: Anatomy, ranks: Mapping[str, np.ndarray], found: Sequence[Term], fixed: float = 0.0):
+        self._fixed = fixed
+        self._rows = []
+        known: dict[int, tuple[int, list[tuple[str, np.ndarray]]]] = {}
+        for term in found:
+            axes = []
+            for ids in term.axes:
+                if id(ids) not in known:
+                    known[id(ids)] = self._axis(anatomy, ids, ranks)
+                axes.append(known[id(ids)])
+            self._rows.append((term.fixed, axes))
+
+    @staticmethod
+    def _axis(anatomy: Anatomy, ids: np.ndarray, ranks: Mapping[str, np.ndarray]) -> tuple[int, list]:
+        fixed, found = 0, {}
+        for unit in anatomy.units(ids):
+            if unit is None or unit[0] not in ranks:
+                fixed += 1
+            else:
+                found.setdefault(unit[0], []).append(ranks[unit[0]][unit[1]])
+        # kept[n]: positions whose unit is among the n best
+        tables = [
+            (name, np.concatenate([[0], np.cumsum(np.bincount(held, minlength=len(ranks[name])))]))
+            for name, held in found.items()
+        ]
+        return fixed, tables
+
+    def of(self, widths: Mapping[str, int]) -> float:
+        total = self._fixed
+        for fixed, axes in self._rows:
+            for base, tables in axes:
+                fixed *= base + sum(int(kept[widths[name]]) for name, kept in tables)
+            total += fixed
+        return total
+
+
+def macs_of(anatomy: Anatomy, ranks: Mapping[str, np.ndarray]) -> Costs:
+    """MACs of one image."""
+    return Costs(anatomy, ranks, terms(anatomy))
+
+
+def time_of(anatomy: Anatomy, ranks: Mapping[str, np.ndarray], pace: Pace) -> Costs:
+    """Milliseconds, as `pace` has them."""
+    where = anatomy.traced.where
+    found = [Term(t.node, t.fixed * pace.ms_a_mac.get(where(t.node), pace.rest), t.axes) for t in terms(anatomy)]
+    return Costs(anatomy, ranks, found, pace.fixed)
+
+
+def size_of(anatomy: Anatomy, ranks: Mapping[str, np.ndarray], *, in_bytes: bool) -> Costs:
+    """Parameters; or bytes of all tensors that are saved, buffers too. What no operator uses stays as it is."""
+    model = anatomy.traced.model
+    held = named_tensors(model) if in_bytes else dict(model.named_parameters())
+    places = {name: node for node, name in anatomy.traced.tensors.items()}
+    found, fixed, seen = [], 0.0, set()
+    for name, tensor in held.items():
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        each = tensor.element_size() if in_bytes else 1
+        node = places.get(name)
+        axes = [] if node is None else [ids for ids in anatomy.axes[node] if ids is not None]
+        if not axes:
+            fixed += each * tensor.numel()
+            continue
+        rest = math.prod(s for s, ids in zip(shape(node), anatomy.axes[node], strict=True) if ids is None)
+        found.append(Term(node, each * rest, tuple(axes)))
+    return Costs(anatomy, ranks, found, fixed)
+
+
+@dataclass
+class Limits:
+    """parts: (name, costs, the most that they may be)."""
+
+    parts: list[tuple[str, Costs, float]] = field(default_factory=list)
+
+    def load(self, widths: Mapping[str, int]) -> float:
+        """The largest share of any limit that is used: up to 1 it is met."""
+        return max((costs.of(widths) / limit for _, costs, limit in self.parts), default=0.0)
+
+    def used(self, widths: Mapping[str, int]) -> list[float]:
+        """The share of each limit."""
+        return [costs.of(widths) / limit for _, costs, limit in self.parts]
+
+    def tightest(self, widths: Mapping[str, int]) -> tuple[str, float, float]:
+        """Name, cost and limit of that part whose limit is used most."""
+        name, costs, limit = max(self.parts, key=lambda part: part[1].of(widths) / part[2])
+        return name, costs.of(widths), limit
+
+
+def relief(before: Sequence[float], after: Sequence[float]) -> float:
+    """How much of the limits that are exceeded `before` a step to `after` gives back."""
+    return sum(b - a for b, a in zip(before, after, strict=True) if b > 1)

@@ -1,0 +1,287 @@
+"""Figures of a student on images that influenced nothing.
+
+A broken law raises; a poor figure is reported. `accuracy` is the only place that reads labels.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from math import sqrt
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from mimicut.base import guard
+from mimicut.base.errors import InputError, LawBroken, UnsupportedModel
+from mimicut.base.layout import laid, takes_channels_last
+from mimicut.proof.certificate import binomial_interval
+from mimicut.surgery.seam import Seam, capturing, tensors
+
+if TYPE_CHECKING:
+    from mimicut.inputs.image_set import ImageSet
+
+DISAGREEMENTS = 12  # images that are told of. Source: assumption: what a person looks at.
+# Images at a time: at 224 x 224 pixels passes of 16 hold a few hundred MB and take no longer for an image than of 64.
+# Source: measured, EfficientNet-Lite0 (docs/LOG.md).
+_BATCH = 16
+_Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+
+
+@dataclass(frozen=True)
+class Figures:
+    """top1_agreement: share, 0 to 1, with its exact 95 % interval; None where the output is not class scores.
+    feature_error_relative: 0 is perfect, 1 is no better than the teacher's mean feature; None where it has no meaning.
+    feature_cosine: between both networks' features of an image, mean over images and seam points.
+    agreement_by_class: class that the teacher names -> (images on which the student does too, images).
+    confidence_*: mean probability (softmax) that each gives to its own answer.
+    disagreements: images that are answered differently, then others, those first whose probabilities differ most (total
+    variation): the place among the held-out ones, and [class, probability] as both answer. notes: why something is
+    None."""
+
+    top1_agreement: float | None
+    top1_agreement_low: float | None
+    top1_agreement_high: float | None
+    feature_error_relative: float | None
+    images_held_out: int
+    notes: tuple[str, ...]
+    feature_cosine: float | None = None
+    agreement_by_class: dict[int, tuple[int, int]] = field(default_factory=dict)
+    confidence_teacher: float | None = None
+    confidence_student: float | None = None
+    disagreements: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """top1_*: percent; top1_difference: student minus teacher in points with a paired 95 % interval."""
+
+    top1_teacher: float
+    top1_student: float
+    top1_difference: float
+    top1_difference_low: float
+    top1_difference_high: float
+    images_labelled: int
+
+
+def figures(
+    teacher: nn.Module,
+    model: nn.Module,
+    seam: Seam,
+    held_out: "ImageSet | Tensor",
+    *,
+    batch_size: int = _BATCH,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Figures:
+    """How near `model` is to `teacher` on held-out images (an ImageSet, or a float tensor as the teacher takes it).
+
+    feature_error_relative: squared error of the model's features at the seam over the teacher's squared deviation from
+    its mean feature (the mean over these images, position by position); with several seam points the mean of theirs.
+    Both networks are untouched. on_progress(images done, images).
+
+    Raises: LawBroken when the model's features or outputs are not finite; UnsupportedModel when the teacher's are not.
+    """
+    images = len(held_out)
+    if not images:
+        return Figures(None, None, None, None, 0, ("no image was held out: agreement and feature error are unknown",))
+    notes: list[str] = []
+    errors = [FeatureError() for _ in seam.points]
+    cosines: list[Tensor] = []
+    answers: _Answers | None = _Answers()
+    layout = quick_layout([teacher, model], _batch(held_out, range(1)))
+    with guard.evaluating(teacher), guard.evaluating(model), capturing(teacher, seam) as a, capturing(model, seam) as b:
+        for where in _chunks(images, batch_size):
+            batch = laid(_batch(held_out, where), layout)
+            (wanted, theirs), (found, ours) = (
+                run_placed(run.features_and_output, net, batch) for run, net in ((a, teacher), (b, model))
+            )
+            for point, error, want, have in zip(seam.points, errors, wanted, found, strict=True):
+                _check_finite(want, have, f"features at {point}")
+                if want.shape != have.shape:
+                    raise InputError(
+                        f"comparing features at {point}: the teacher gives {tuple(want.shape)}, the model "
+                        f"{tuple(have.shape)}; expected the same"
+                    )
+                error.add(want.double(), have.double())
+                cosines.append(torch.cosine_similarity(*(f.double().reshape(len(f), -1) for f in (want, have))))
+            theirs, ours = class_scores(theirs, len(where)), class_scores(ours, len(where))
+            if theirs is None or ours is None or theirs.shape != ours.shape:
+                answers = None
+            elif answers is not None:
+                _check_finite(theirs, ours, "outputs")
+                answers.add(theirs, ours)
+            if on_progress:
+                on_progress(where.stop, images)
+    relative = None
+    if all(e.spread for e in errors):
+        relative = sum(e.squared / e.spread for e in errors) / len(errors)
+    else:
+        notes.append("the teacher's features do not vary over the held-out images: feature error is unknown")
+    cosine = float(torch.cat(cosines).mean())
+    if seam.headless:
+        notes.append("the network has no head and returns features: top-1 agreement has no meaning")
+        return Figures(None, None, None, relative, images, tuple(notes), cosine)
+    if answers is None:
+        notes.append("the output is not one row of class scores an image: top-1 agreement has no meaning")
+        return Figures(None, None, None, relative, images, tuple(notes), cosine)
+    return answers.told(Figures(None, None, None, relative, images, tuple(notes), cosine))
+
+
+class _Answers:
+    """What both networks name, image by image."""
+
+    def __init__(self) -> None:
+        self._found: list[Tensor] = []  # rows: class and probability of the teacher, of the student, how far apart
+
+    def add(self, theirs: Tensor, ours: Tensor) -> None:
+        a, b = theirs.double().softmax(1), ours.double().softmax(1)
+        # Classes by the scores themselves: where several probabilities are 1, they are all alike.
+        columns = [theirs.argmax(1).double(), a.amax(1), ours.argmax(1).double(), b.amax(1), (a - b).abs().sum(1) / 2]
+        self._found.append(torch.stack(columns, 1))
+
+    def told(self, figures: Figures) -> Figures:
+        found = torch.cat(self._found)
+        theirs, ours = found[:, 0].long(), found[:, 2].long()
+        agree = theirs == ours
+        low, high = binomial_interval(int(agree.sum()), len(agree))
+        by_class = {int(c): (int(agree[theirs == c].sum()), int((theirs == c).sum())) for c in theirs.unique()}
+        far = (found[:, 4] + (~agree)).argsort(descending=True, stable=True)[:DISAGREEMENTS].tolist()
+        told = tuple(
+            {"image": i, "teacher": [int(theirs[i]), float(found[i, 1])], "student": [int(ours[i]), float(found[i, 3])]}
+            for i in far
+            if found[i, 4] > 0
+        )
+        return replace(
+            figures, top1_agreement=int(agree.sum()) / len(agree), top1_agreement_low=low, top1_agreement_high=high,
+            agreement_by_class=by_class, confidence_teacher=float(found[:, 1].mean()),
+            confidence_student=float(found[:, 3].mean()), disagreements=told,
+        )  # fmt: skip
+
+
+class FeatureError:
+    """Sums at one seam point: squared error, and the teacher's squared deviation from its mean feature."""
+
+    def __init__(self) -> None:
+        self.squared = self.spread = 0.0
+        self._mean: Any = 0.0
+        self._seen = 0
+
+    def add(self, want: Tensor, have: Tensor) -> None:
+        self.squared += float((have - want).square().sum())
+        # Chan's update of mean and deviation: one pass, without the cancellation of a sum of squares.
+        middle, n = want.mean(0), len(want)
+        shift = middle - self._mean
+        share = n / (self._seen + n)
+        self.spread += float((want - middle).square().sum() + shift.square().sum() * self._seen * share)
+        self._mean = self._mean + shift * share
+        self._seen += n
+
+
+def accuracy(
+    teacher: nn.Module,
+    model: nn.Module,
+    images: "ImageSet | Tensor",
+    labels: list[int],
+    *,
+    batch_size: int = _BATCH,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Accuracy:
+    """Top-1 accuracy of both on labelled images; `labels` are class numbers, one an image. on_progress(done, images).
+
+    Raises: InputError when labels and images or classes do not fit; LawBroken when the model's outputs are not finite.
+    Source: interval of the paired difference: Bonett and Price, J. Educ. Behav. Stat. 37 (2012), adjusted Wald.
+    """
+    if not labels or len(labels) != len(images):
+        raise InputError(f"measuring accuracy: found {len(labels)} labels for {len(images)} images, expected one each")
+    right = torch.zeros(2, len(labels), dtype=torch.bool)
+    truth = torch.tensor(labels)
+    for where, rows in _outputs(teacher, model, images, batch_size):
+        for who, logits_nk in enumerate(rows):
+            if logits_nk is None:
+                raise InputError("measuring accuracy: the output is not one row of class scores an image")
+            if int(truth.max()) >= logits_nk.shape[1] or int(truth.min()) < 0:
+                raise InputError(
+                    f"measuring accuracy: labels run from {int(truth.min())} to {int(truth.max())}, but the network "
+                    f"has {logits_nk.shape[1]} classes; say which folder is which class in class_index.json"
+                )
+            right[who, where] = logits_nk.argmax(1) == truth[where]
+        if on_progress:
+            on_progress(where.stop, len(labels))
+    n, (theirs, ours) = len(labels), right
+    lost, won = int((theirs & ~ours).sum()), int((ours & ~theirs).sum())
+    share_lost, share_won = (lost + 1) / (n + 2), (won + 1) / (n + 2)
+    middle = share_won - share_lost
+    half = _Z95 * sqrt((share_lost + share_won - middle**2) / (n + 2))
+    percent = 100 * int(theirs.sum()) / n, 100 * int(ours.sum()) / n
+    low, high = max(-1.0, middle - half), min(1.0, middle + half)
+    return Accuracy(*percent, 100 * (won - lost) / n, 100 * low, 100 * high, n)
+
+
+def _outputs(
+    teacher: nn.Module, model: nn.Module, images: "ImageSet | Tensor", batch_size: int
+) -> Iterator[tuple[slice, tuple[Tensor | None, Tensor | None]]]:
+    """Class scores (n, K), K at least 2, of both on each chunk; None where the output is something else."""
+    layout = quick_layout([teacher, model], _batch(images, range(1))) if len(images) else ""
+    for where in _chunks(len(images), batch_size):
+        with guard.evaluating(teacher), guard.evaluating(model):
+            batch = laid(_batch(images, where), layout)
+            rows = tuple(class_scores(run_placed(net, net, batch), len(where)) for net in (teacher, model))
+        if all(row is not None for row in rows):
+            _check_finite(*rows, "outputs")
+        yield slice(where.start, where.stop), rows
+
+
+def class_scores(output: Any, images: int) -> Tensor | None:
+    """The one tensor of class scores (n, K) that a network returns, maybe among others, which goes by the name of
+    logits or out where there are names; None for none or several."""
+    named = output if isinstance(output, Mapping) else getattr(output, "__dict__", {})
+    output = next((named[key] for key in ("logits", "out") if key in named), output)
+    found = [value for _, value in tensors(output) if value.ndim == 2 and len(value) == images and value.shape[1] >= 2]
+    return found[0].cpu() if len(found) == 1 else None
+
+
+def run_placed(call: Any, model: nn.Module, batch: Any) -> Any:
+    """`call` on the batch, brought to the model's device and dtype; a list of features comes back on the CPU."""
+    args, kwargs = ((batch,), {}) if isinstance(batch, Tensor) else batch
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+
+    def placed(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(like.device, like.dtype if value.is_floating_point() else None)
+
+    with torch.autocast(like.device.type, enabled=False):
+        found = call(*map(placed, args), **{key: placed(value) for key, value in kwargs.items()})
+    return ([feat.cpu() for feat in found[0]], found[1]) if call is not model else found
+
+
+def quick_layout(models: list[nn.Module], one: Any) -> str:
+    """The layout of images in which passes of these networks are quicker, if all run in it: "channels_last" of
+    convolutions on a CPU. one: a batch of one image. The networks come back as they were."""
+    convolve = [any(p.ndim == 4 for p in model.parameters()) for model in models]
+    if not all(convolve) or any(t.device.type != "cpu" for m in models for t in guard.named_tensors(m).values()):
+        return "contiguous"
+
+    def takes(model: nn.Module) -> bool:
+        def run(layout: str) -> list[Tensor]:
+            found = tensors(run_placed(model, model, laid(one, layout)))
+            return [value for _, value in found if value.is_floating_point()]
+
+        with guard.seeded(0), guard.evaluating(model):
+            return takes_channels_last(run)
+
+    return "channels_last" if all(map(takes, models)) else "contiguous"
+
+
+def _batch(images: "ImageSet | Tensor", where: range) -> Any:
+    return images[where.start : where.stop] if isinstance(images, Tensor) else images.batch(list(where))
+
+
+def _chunks(images: int, batch_size: int) -> list[range]:
+    return [range(start, min(start + batch_size, images)) for start in range(0, images, batch_size)]
+
+
+def _check_finite(theirs: Tensor, ours: Tensor, what: str) -> None:
+    if not bool(theirs.isfinite().all()):
+        raise UnsupportedModel(f"verifying: the teacher's own {what} are not finite; look at its weights and precision")
+    if not bool(ours.isfinite().all()):
+        raise LawBroken(f"verifying: the model's {what} are not finite; the result must not be trusted: mimic again")

@@ -1,0 +1,264 @@
+"""Are these images any good? What is wrong with them is found before anything is learned from them.
+
+Blank ones, near-duplicates, a normalisation that is not the teacher's, images that the teacher finds unlike anything,
+classes that it names for none of them. Nothing is left out or refused: what is found is told.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mimicut.base import guard
+from mimicut.base.layout import laid
+from mimicut.inputs.image_set import ImageSet, called
+from mimicut.proof.figures import class_scores, quick_layout, run_placed
+from mimicut.surgery.seam import Seam, capturing
+
+_BATCH, _ROWS = 16, 512
+_SIDE = 16  # pixels of what near-duplicates are compared by. Source: assumption.
+NEAR = 0.995  # correlation of two such pictures from which on they are near-duplicates. Source: assumption.
+_FLAT = 2 / 255  # range of values up to which an image is blank. Source: assumption.
+# Of the largest entropy that there is: from here on the teacher finds an image unlike anything. Source: assumption.
+ENTROPY = 0.9
+# An image's features so many median distances from the median one are an outlier. Source: assumption.
+FAR = 5.0
+# By how many standard deviations the median channel of the first batch norm may be off, by what factor its variance.
+# Source: measured (docs/LOG.md).
+SHIFT, FACTOR = 0.5, 2.5
+_FEWEST = 64  # values of a channel from which its mean and variance say anything. Source: assumption.
+_NAMED = 5  # images or classes that a sentence names
+
+
+@dataclass(frozen=True)
+class ImageCheck:
+    """Names of images: blank; near_duplicates, with the first that each is like; unlike_anything; outliers.
+    held_out_alike: of the images that only certify, those that are near-duplicates of one to learn from;
+    held_out_near_duplicates: those that are of another one of them.
+    classes, classes_untouched: of the teacher, and those that it names for no image; None where there are none.
+    shift, factor: how far the first batch norm's inputs are from its own statistics, in standard deviations and as a
+    factor of the variance, of the median channel. notes: sentences a person should see."""
+
+    blank: tuple[str, ...] = ()
+    near_duplicates: tuple[tuple[str, str], ...] = ()
+    held_out_alike: tuple[tuple[str, str], ...] = ()
+    held_out_near_duplicates: tuple[tuple[str, str], ...] = ()
+    unlike_anything: tuple[str, ...] = ()
+    outliers: tuple[str, ...] = ()
+    classes: int | None = None
+    classes_untouched: tuple[int, ...] = ()
+    shift: float | None = None
+    factor: float | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "notes"}
+
+
+def check_images(
+    model: nn.Module,
+    seam: Seam,
+    images: ImageSet,
+    call: dict[str, Any] | None = None,
+    *,
+    held_out: ImageSet | None = None,
+    beside: ImageSet | None = None,
+    batch_size: int = _BATCH,
+) -> ImageCheck:
+    """What `model`, the teacher, and the pixels say of `images`. call: how it takes them. held_out: images that only
+    certify, which should be like none of them, of `beside` (those to choose by), or of each other. The model is
+    untouched."""
+    if not len(images):
+        return ImageCheck()
+    flat, low, high = [], math.inf, -math.inf
+    entropies: list[Tensor] = []
+    named: list[Tensor] = []
+    features: list[Tensor] = []
+    classes: int | None = None
+    watch = _FirstNorm(model)
+    given = called(images, call)
+    layout = quick_layout([model], given.batch([0]))
+    with guard.evaluating(model), capturing(model, seam) as capture, watch:
+        for start in range(0, len(images), batch_size):
+            chosen = list(range(start, min(start + batch_size, len(images))))
+            pixels = images.batch(chosen)
+            spread = pixels.flatten(2).amax(2) - pixels.flatten(2).amin(2)  # (images, channels)
+            flat.append((spread if images.floats else spread * torch.tensor(images.preprocessing.std)).amax(1))
+            low, high = min(low, float(pixels.min())), max(high, float(pixels.max()))
+            found, output = run_placed(capture.features_and_output, model, laid(given.batch(chosen), layout))
+            features.append(torch.cat([_pooled(f) for f in found], 1))
+            scores = class_scores(output, len(chosen))
+            if scores is not None and not seam.headless:
+                classes, odds = scores.shape[1], scores.double().log_softmax(1)
+                entropies.append(-(odds.exp() * odds).sum(1) / math.log(classes))
+                named.append(scores.argmax(1))
+    names = images.names
+    blank = [n for n, range_ in zip(names, torch.cat(flat).tolist(), strict=True) if range_ <= _FLAT]
+    unlike = [n for n, e in zip(names, torch.cat(entropies).tolist(), strict=True) if e > ENTROPY] if entropies else []
+    if len(unlike) == len(names):  # these are no class scores, or of a teacher that was never trained
+        unlike = []
+    untouched = sorted(set(range(classes or 0)) - set(torch.cat(named).tolist())) if named else []
+    pictures, between, near = _pictures(images), [], ()
+    if held_out:
+        proof = _pictures(held_out)
+        near = _alike(held_out.names, proof, set())
+        between = _alike_between(names, pictures, held_out.names, proof)
+        between += _alike_between(beside.names, _pictures(beside), held_out.names, proof) if beside else []
+    check = ImageCheck(
+        tuple(blank), _alike(names, pictures, set(blank)), tuple(dict(reversed(between)).items()), near,
+        tuple(unlike), _outliers(names, torch.cat(features)), classes, tuple(untouched), watch.shift, watch.factor,
+    )  # fmt: skip
+    notes = [*_notes(check, images, held_out, low, high), *held_out_notes(held_out, check.held_out_near_duplicates)]
+    return ImageCheck(**{**vars(check), "notes": tuple(notes)})
+
+
+def held_out_notes(images: ImageSet | None, near: tuple[tuple[str, str], ...] | None = None) -> list[str]:
+    """What to know of images that certify. near: those that are like an earlier one, where they are known."""
+    if near is None and images:
+        near = _alike(images.names, _pictures(images), set())
+    if not near:
+        return []
+    return [
+        f"{len(near)} of {len(images or ())} held-out images are near-duplicates of another of them; the interval "
+        f"counts each, so that it is narrower than what they prove: {_some(f'{a} like {b}' for a, b in near)}"
+    ]
+
+
+def _notes(check: ImageCheck, images: ImageSet, held_out: ImageSet | None, low: float, high: float) -> list[str]:
+    total, found = len(images), []
+    if images.floats and low >= 0 and high > 4:
+        found.append(
+            f"the images come as floating-point arrays with values up to {high:.4g}: normalised ones lie around 0; "
+            "give uint8 arrays or files, which are normalised here"
+        )
+    elif images.floats and low >= 0 and high <= 1 and max(images.preprocessing.mean) > 0:
+        found.append(
+            "the images come as floating-point arrays with values 0 to 1, which are taken as normalised: subtract "
+            "the mean and divide by the deviation first, or give uint8 arrays or files"
+        )
+    if check.shift is not None and (check.shift > SHIFT or not 1 / FACTOR < check.factor < FACTOR):
+        found.append(
+            f"what reaches the teacher's first batch norm is {check.shift:.1f} standard deviations from what it was "
+            f"trained on, its variance {check.factor:.2g} times that: are these the images that it is for, and is the "
+            "normalisation right (--mean, --std)?"
+        )
+    if check.blank:
+        found.append(f"{len(check.blank)} of {total} images are blank: {_some(check.blank)}")
+    if check.near_duplicates:
+        pairs = [f"{a} like {b}" for a, b in check.near_duplicates]
+        found.append(f"{len(pairs)} of {total} images are near-duplicates of another: {_some(pairs)}")
+    if check.held_out_alike:
+        pairs = [f"{a} like {b}" for a, b in check.held_out_alike]
+        found.append(
+            f"{len(pairs)} of {len(held_out or ())} held-out images are near-duplicates of one to learn from, so that "
+            f"of new images they prove less; hold out others (--held-out): {_some(pairs)}"
+        )
+    if check.unlike_anything:
+        found.append(
+            f"the teacher finds {len(check.unlike_anything)} of {total} images unlike anything (entropy above "
+            f"{ENTROPY:.0%} of the largest): {_some(check.unlike_anything)}"
+        )
+    if check.outliers:
+        found.append(f"the features of {len(check.outliers)} of {total} images are outliers: {_some(check.outliers)}")
+    # Of more classes than images some must be left out, which tells nobody anything.
+    if check.classes_untouched and check.classes is not None and check.classes <= total:
+        gone = [str(c) for c in check.classes_untouched]
+        found.append(
+            f"of the teacher's {check.classes} classes it names {len(gone)} for none of the images, so that nothing "
+            f"shows how the student answers there: {_some(gone)}"
+        )
+    return found
+
+
+def _some(names: Any) -> str:
+    names = list(names)
+    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+
+
+def _small(pixels: Tensor) -> Tensor:
+    """Grey pictures of _SIDE pixels without their mean, of length 1."""
+    grey = F.adaptive_avg_pool2d(pixels.mean(1, keepdim=True), _SIDE).flatten(1).double()
+    return F.normalize(grey - grey.mean(1, keepdim=True), dim=1)
+
+
+def _pooled(feats: Tensor) -> Tensor:
+    """One vector an image: the mean of maps and tokens."""
+    feats = feats.double().reshape(len(feats), *(feats.shape[1:] or (1,)))
+    return feats if feats.ndim < 3 else feats.flatten(2).mean(2) if feats.ndim > 3 else feats.mean(1)
+
+
+def _alike(names: list[str], pictures: Tensor, blank: set[str]) -> tuple[tuple[str, str], ...]:
+    """Every image that is like an earlier one, with the first of those; those with equal pixels too."""
+    found = []
+    for start in range(0, len(names), _ROWS):  # ten thousand at once would be a gigabyte
+        rows = pictures[start : start + _ROWS]
+        near = (rows @ pictures[: start + len(rows)].T >= NEAR).tril(start - 1)
+        found += [(names[start + i], names[int(row.nonzero()[0])]) for i, row in enumerate(near) if bool(row.any())]
+    return tuple(pair for pair in found if pair[0] not in blank)
+
+
+def _alike_between(
+    names: list[str], pictures: Tensor, others: list[str], other_pictures: Tensor
+) -> list[tuple[str, str]]:
+    """Every one of `others` that is like one of `names`, with the first of those."""
+    rows = (row for part in other_pictures.split(_ROWS) for row in part @ pictures.T >= NEAR)
+    return [(name, names[int(row.nonzero()[0])]) for name, row in zip(others, rows, strict=True) if row.any()]
+
+
+def _pictures(images: ImageSet) -> Tensor:
+    parts = (range(start, min(start + _BATCH, len(images))) for start in range(0, len(images), _BATCH))
+    return torch.cat([_small(images.batch(part)) for part in parts])
+
+
+def _outliers(names: list[str], features: Tensor) -> tuple[str, ...]:
+    if len(features) < 10:  # too few to tell
+        return ()
+    away = (features - features.median(0).values).norm(dim=1)
+    usual = away.median()
+    return tuple(n for n, far in zip(names, (away > FAR * usual).tolist(), strict=True) if far and usual > 0)
+
+
+class _FirstNorm:
+    """Hears what reaches the first batch norm that runs."""
+
+    def __init__(self, model: nn.Module):
+        self._norms = [
+            m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None
+        ]
+        self._first: nn.Module | None = None
+        self._sum: Any = 0.0
+        self._square: Any = 0.0
+        self._seen = 0
+
+    def __enter__(self) -> "_FirstNorm":
+        self._handles = [m.register_forward_pre_hook(self._hear, with_kwargs=True) for m in self._norms]
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _hear(self, module: nn.Module, given: tuple, named: dict[str, Any]) -> None:
+        if self._first is None:
+            self._first = module
+        if module is self._first:
+            rows = next(iter((*given, *named.values()))).movedim(1, -1).flatten(0, -2).double()
+            self._sum, self._square = self._sum + rows.sum(0), self._square + rows.square().sum(0)
+            self._seen += len(rows)
+
+    @property
+    def shift(self) -> float | None:
+        if self._first is None or self._seen < _FEWEST:
+            return None
+        own, spread = self._first.running_mean.double(), self._first.running_var.double().clamp_min(1e-12).sqrt()
+        return float(((self._sum / self._seen - own).abs() / spread).median())
+
+    @property
+    def factor(self) -> float | None:
+        if self._first is None or self._seen < _FEWEST:
+            return None
+        variance = self._square / self._seen - (self._sum / self._seen).square()
+        return float((variance / self._first.running_var.double().clamp_min(1e-12)).median())

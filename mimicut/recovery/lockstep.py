@@ -1,0 +1,253 @@
+"""Several passes of several networks side by side, halted at the same layers, so that a layer can be solved in between.
+
+Every pass runs in a thread of its own, and only one of them runs at a time, in a fixed order: so this works for any
+code that a network consists of, each network computes every image once, and the same run gives the same numbers.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from mimicut.base.guard import named_tensors, structural_copy
+from mimicut.base.memory import Slack
+from mimicut.recovery.batches import Batch, copied
+
+
+@dataclass
+class Seen:
+    """What one pass has at a halt. args, kwargs: of the torch function that is given the weight; output: of it, where
+    the network halts after it. held: what was asked to be kept: (weight, "input" or "output") -> tensor."""
+
+    function: Callable[..., Any]
+    args: tuple
+    kwargs: dict[str, Any]
+    output: Tensor | None
+    held: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+
+    @property
+    def input(self) -> Tensor:
+        return self.args[0] if self.args else self.kwargs["input"]
+
+
+# The functions that compute with a weight; others are given one too (`x.to(weight)`, `weight.abs()`).
+_FUNCTIONS = frozenset(["conv1d", "conv2d", "conv3d", "linear", "batch_norm", "layer_norm", "group_norm"])
+
+# Functions of which oneDNN and MKL keep working memory for every thread that ever called one, for as long as it lives.
+_WITH_BUFFERS = frozenset(
+    ["conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear", "matmul", "bmm", "scaled_dot_product_attention"]
+)
+
+
+class Watch(TorchFunctionMode):
+    """Calls `before(name, seen)` and `after(name, seen)` around torch functions that are given a tensor of `names`.
+
+    run: calls those of _WITH_BUFFERS in place of this thread."""
+
+    def __init__(
+        self,
+        names: Mapping[int, str],
+        before: Callable[[str, Seen], None] | None = None,
+        after: Callable[[str, Seen], None] | None = None,
+        run: Callable[[Callable[..., Any], tuple, dict[str, Any]], Any] | None = None,
+    ):
+        self._names, self._before, self._after, self._run = names, before, after, run
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = None
+        if getattr(func, "__name__", "") in _FUNCTIONS and (args or "input" in kwargs):
+            name = next((self._names[id(a)] for a in (*args[1:], *kwargs.values()) if id(a) in self._names), None)
+        seen = Seen(func, args, kwargs, None)
+        if name is not None and self._before:
+            self._before(name, seen)
+        elsewhere = self._run is not None and getattr(func, "__name__", "") in _WITH_BUFFERS
+        found = self._run(func, args, kwargs) if elsewhere else func(*args, **kwargs)
+        if name is None:
+            return found
+        seen.output = found
+        if self._after:
+            self._after(name, seen)
+        return seen.output
+
+
+def ids_of(model: nn.Module, names: Sequence[str]) -> dict[int, str]:
+    """id of a tensor -> the name by which it was asked for."""
+    tensors = named_tensors(model)
+    return {id(tensors[name]): name for name in names}
+
+
+class _Stopped(BaseException):
+    """Unwinds a pass that nobody goes on with; no `except Exception` of the network's code holds it up."""
+
+
+class _Pass:
+    """One forward pass in a thread of its own, which runs only while somebody waits in `go_on`."""
+
+    def __init__(self, forward: Callable[["_Pass"], None]):
+        self._forward, self._turn, self._back = forward, threading.Semaphore(0), threading.Semaphore(0)
+        self._error: BaseException | None = None
+        self._ending = self._done = False
+        self._at: tuple[str, Seen] | None = None
+        self._asked: Callable[[], Any] | None = None
+        self._answer: Any = None
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        self._turn.acquire()
+        try:
+            if not self._ending:
+                self._forward(self)
+        except _Stopped:
+            pass
+        except BaseException as error:
+            self._error = error
+        self._done, self._at = True, None
+        self._back.release()
+
+    def halt(self, name: str, seen: Seen) -> None:
+        self._at = name, seen
+        self._back.release()
+        self._turn.acquire()
+        if self._ending:
+            raise _Stopped
+
+    def call(self, func: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+        """What `func` returns or raises, called by the thread that waits in `go_on`."""
+        device = args[0].device.type if args and isinstance(args[0], Tensor) else "cpu"
+        nested = torch._C._functorch.peek_interpreter_stack() is not None
+        if torch.is_autocast_enabled(device) or torch.is_grad_enabled() or nested:
+            return func(*args, **kwargs)  # in a state that is this thread's alone
+        self._asked = partial(func, *args, **kwargs)
+        self._back.release()
+        self._turn.acquire()
+        if self._ending:
+            raise _Stopped
+        (answer, failure), self._answer, self._failure = (self._answer, self._failure), None, None
+        if failure is not None:
+            raise failure
+        return answer
+
+    def go_on(self) -> tuple[str, Seen] | None:
+        """Where it halts next; None when it has come to its end. Raises: what the network raised."""
+        self._at = None
+        self._turn.release()
+        self._back.acquire()
+        while self._asked is not None:
+            asked, self._asked = self._asked, None
+            try:
+                with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+                    self._answer = asked()
+            except BaseException as error:
+                self._failure = error
+            del asked
+            self._turn.release()
+            self._back.acquire()
+        if self._error is not None:
+            raise self._error
+        return self._at
+
+    def end(self) -> None:
+        self._ending = True
+        while not self._done:
+            self._turn.release()
+            self._back.acquire()
+        self._thread.join()
+
+
+def _gone_on(each: _Pass, slack: Slack, halts: int = 1) -> tuple[str, Seen] | None:
+    """As `go_on`, so many times. Every thread's arena keeps what its pass frees, as much again as is held if nobody
+    returns it."""
+    found = None
+    for _ in range(halts):
+        found = each.go_on()
+        slack.trim()
+        if found is None:
+            break
+    return found
+
+
+def lockstep(
+    networks: Sequence[tuple[nn.Module, str]],
+    batches: Iterable[Batch],
+    halts: Sequence[str],
+    kept: Mapping[str, set],
+    taking_part: Sequence[int] | None = None,
+) -> Iterator[tuple[str, list[list[Seen]]]]:
+    """Yield, at each of `halts`, (name, per network what each batch sees there); going on lets all passes go on.
+
+    networks: each with "before" or "after", where it halts: at the function that is given the weight of that name, or
+    behind it. batches: the last network may write into them, others are given copies. kept: halt -> (weight, "input" |
+    "output") that passes must still have there, seen before. taking_part: how many of the batches are there at each of
+    the halts, never fewer than at the one before, by default all; a later one is taken from `batches` only then.
+    Every halt comes once. Without gradients, in the mode that the networks are in. Raises: what a network raises, and
+    RuntimeError where the passes do not halt at the same places.
+    """
+    wanted = {key for keys in kept.values() for key in keys}
+    last = {key: name for name in halts for key in kept.get(name, ())}
+    watched = [*dict.fromkeys([*halts, *(name for name, _ in wanted)])]
+    halting = set(halts)
+
+    def body(model: nn.Module, when: str, batch: Batch | None, last_one: bool) -> Callable[[_Pass], None]:
+        def run(own: _Pass) -> None:
+            nonlocal batch
+            held: dict[tuple[str, str], Tensor] = {}
+
+            def halt(name: str, seen: Seen) -> None:
+                seen.held = held
+                own.halt(name, seen)
+                seen.held = {}
+                for key in [k for k in held if last[k] == name]:
+                    del held[key]
+
+            def before(name: str, seen: Seen) -> None:
+                if (name, "input") in wanted:
+                    held[name, "input"] = seen.input
+                if name in halting and when == "before":
+                    halt(name, seen)
+
+            def after(name: str, seen: Seen) -> None:
+                if (name, "output") in wanted:
+                    held[name, "output"] = seen.output
+                if name in halting and when == "after":
+                    halt(name, seen)
+
+            # What a network keeps on its modules, or writes into its input, is this pass's alone.
+            network, (args, kwargs) = structural_copy(model), batch if last_one else copied(batch)
+            batch = None  # not held any longer than the network itself holds it
+            with torch.no_grad(), Watch(ids_of(network, watched), before, after, own.call):
+                network(*args, **kwargs)
+
+        return run
+
+    source, slack = iter(batches), Slack()
+    passes: list[list[_Pass]] = [[] for _ in networks]
+    try:
+        for number, _ in enumerate(halts):  # behind the last of them nothing is computed
+            at = [[_gone_on(each, slack) for each in row] for row in passes]
+            for batch in islice(source, None if taking_part is None else taking_part[number] - len(passes[0])):
+                for place, (row, (model, when)) in enumerate(zip(passes, networks, strict=True)):
+                    row.append(_Pass(body(model, when, batch, place == len(networks) - 1)))
+                    at[place].append(_gone_on(row[-1], slack, number + 1))
+                batch = None
+            names = {found and found[0] for row in at for found in row}
+            if len(names) != 1:
+                raise RuntimeError(f"the passes halt at different places: {', '.join(sorted(map(str, names)))}")
+            name = names.pop()
+            if name is None:
+                return
+            seen = [[seen for _, seen in row] for row in at]
+            del at
+            yield name, seen
+            del seen
+    finally:
+        for each in chain.from_iterable(passes):
+            each.end()

@@ -1,0 +1,90 @@
+"""NORMS: what the running statistics of batch norms should be after a cut, chosen on images set aside for that.
+
+The cut's own statistics, those of the few images in the student, or a mixture: few images estimate a variance badly, so
+that shrinking towards the old values can win. Layer norms keep no statistics: there is nothing to choose.
+"""
+
+from collections.abc import Callable, Collection
+
+import torch
+from torch import Tensor, nn
+
+from mimicut.base import guard
+from mimicut.recovery.batches import Batch
+
+VIEWS = 256  # of the few images, from which statistics are measured. Source: assumption.
+# Of the statistics of the few images in the mixture. Source: assumption; 0 is the cut's own.
+SHARES = (0.0, 0.25, 0.5, 1.0)
+
+
+@torch.no_grad()
+def settle_norms(student: nn.Module, head: Collection[str], batches: list[Batch], error: Callable[[], float]) -> float:
+    """Put the best mixture in place; return the share of the few images' statistics in it.
+
+    head: names of the tensors that no one may touch. batches: views of the images to fit. error: of the student as it
+    is, on images to choose by. The student is used in eval mode but for its batch norms, and comes back in eval mode
+    with its other tensors as they were.
+    """
+    norms = _own(student, head)
+    student.eval()
+    if not norms or not batches:
+        return 0.0
+    old, new = _measured(student, norms, batches)
+    errors = {}
+    for share in SHARES:
+        _mix(norms, old, new, share)
+        errors[share] = error()
+    best = min(SHARES, key=lambda share: errors[share])
+    _mix(norms, old, new, best)
+    return best
+
+
+@torch.no_grad()
+def measured_norms(student: nn.Module, head: Collection[str], batches: list[Batch]) -> bool:
+    """Statistics of the few images alone, nothing chosen. Returns whether there are any batch norms."""
+    norms = _own(student, head)
+    student.eval()
+    if not norms:
+        return False
+    old, new = _measured(student, norms, batches)
+    _mix(norms, old, new, 1.0)
+    return True
+
+
+def _own(student: nn.Module, head: Collection[str]) -> list[nn.Module]:
+    kind = nn.modules.batchnorm._BatchNorm
+    fixed = {id(t) for name, t in guard.named_tensors(student).items() if name in head}
+    norms = [m for m in student.modules() if isinstance(m, kind) and m.running_var is not None]
+    return [m for m in norms if id(m.running_var) not in fixed]
+
+
+def _measured(student: nn.Module, norms: list[nn.Module], batches: list[Batch]) -> tuple[list[tuple], list[tuple]]:
+    """Mean and variance of each, as they are and over the batches; the norms come back as they were."""
+    old = [(m.running_mean.clone(), m.running_var.clone(), m.num_batches_tracked.clone()) for m in norms]
+    momenta = [m.momentum for m in norms]
+    with guard.seeded(0):
+        try:
+            for module in norms:
+                module.training, module.momentum = True, None  # a plain average over all batches
+                module.reset_running_stats()
+            for args, kwargs in batches:
+                student(*args, **kwargs)
+            new = [(m.running_mean.clone(), m.running_var.clone()) for m in norms]
+        except ValueError:  # one value a channel: there is no variance
+            new = [pair[:2] for pair in old]
+        finally:
+            for module, momentum, (mean, variance, tracked) in zip(norms, momenta, old, strict=True):
+                module.training, module.momentum = False, momentum
+                _put(module, mean, variance)
+                module.num_batches_tracked.copy_(tracked)
+    return old, new
+
+
+def _mix(norms: list[nn.Module], old: list[tuple], new: list[tuple], share: float) -> None:
+    for module, (mean, variance, *_), (other, spread) in zip(norms, old, new, strict=True):
+        _put(module, mean.lerp(other, share), variance.lerp(spread, share))
+
+
+def _put(module: nn.Module, mean: Tensor, variance: Tensor) -> None:
+    module.running_mean.copy_(mean)
+    module.running_var.copy_(variance)

@@ -1,0 +1,414 @@
+"""A model as files that run without its code: ONNX, OpenVINO and torch.export, each compared with the model."""
+
+import math
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ShapesCollection
+from torch.fx import Graph, Node, map_arg
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
+from torch.utils._pytree import tree_map
+
+from mimicut.anatomy.tracing import (
+    Example,
+    as_example,
+    export_program,
+    operator,
+    place,
+    quiet,
+    require_data,
+    without_stacks,
+)
+from mimicut.base.errors import InputError, LawBroken, StoreError, UnsupportedModel, one_line
+from mimicut.base.guard import full_copy, named_tensors, structural_copy
+from mimicut.runtime.int8 import quantise
+from mimicut.surgery.seam import tensors
+
+FILES = {"pt2": "model.pt2", "onnx": "model.onnx", "openvino": "model.xml", "int8": "model.int8.onnx"}
+FORMATS = ("pt2", "onnx")  # by default
+TOLERANCE = 1e-4  # of the largest output, in float32. Measured: 5e-7 in ONNX Runtime, 0 in the exported program
+ONE_FILE = 256 * 2**20  # bytes of weights in one .onnx; writing it takes three times that. Assumption: above it counts
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and how far it is from the model.
+
+    files: format -> path. errors: format -> largest difference of any output over that output's largest value.
+    opset: of the ONNX files, None without one. static: None where the batch may have any size, else why it may not.
+    numbers, bytes: of all tensors that the files hold in float32.
+    """
+
+    files: dict[str, Path]
+    errors: dict[str, float]
+    opset: int | None
+    static: str | None
+    numbers: int = 0
+    bytes: int = 0
+    precision: str = "float32"
+
+
+def export(
+    model: nn.Module,
+    example: Any,
+    folder: str | Path,
+    *,
+    formats: Sequence[str] = FORMATS,
+    calibrate: Sequence[Any] = (),
+    tolerance: float = TOLERANCE,
+    force: bool = False,
+) -> Exported:
+    """Write `model`, in eval mode and float32, to folder/model.pt2 (`torch.export`), model.onnx, model.xml and
+    model.bin (OpenVINO), model.int8.onnx (`int8.quantise`, for ONNX Runtime and OpenVINO).
+
+    Each file is loaded again (the program by torch, the others by ONNX Runtime and OpenVINO on the CPU, in float32) and
+    compared with the model on `example`: a tensor (N, C, H, W), a tuple of arguments or (args, kwargs). Where N is 2 or
+    more, the batch is made free, and the first image alone is compared too; where that fails it is fixed at N. Outputs
+    that only the model's own code can read (a dataclass, a namedtuple) become a dict of their tensors. Weights
+    of more than 256 MiB lie beside the ONNX file, in model.onnx.data. The model is untouched; on an error nothing is
+    left behind. calibrate: for INT8, batches of real images as the model takes them, each of as many images as the
+    example; how far its file is from the model is told and held to no tolerance.
+
+    Raises: UnsupportedModel naming operator and module that cannot be written; LawBroken when a file's outputs differ
+    by more than `tolerance` of the largest output; InputError for a format that is unknown or lacks the extra `export`,
+    and for INT8 without images; StoreError when a file exists (without `force`) or cannot be written.
+    """
+    formats = tuple(dict.fromkeys(formats))
+    check_formats(formats)
+    if "int8" in formats and not calibrate:
+        raise InputError("exporting to int8: found no images; expected a few, which say how large the values become")
+    require_data(model)
+    ready, call = in_float32(model, example)
+    output = _output_of(ready, *call)
+    if not tensors_in(output):
+        raise UnsupportedModel(
+            f"exporting {type(model).__name__}: found no tensors in its output; expected a tensor, or a tuple, list, "
+            "dict or dataclass of them"
+        )
+    if not _readable(output):
+        ready = _Readable(ready)
+    del output
+    folder = Path(folder)
+    there = [p for f in formats if (p := folder / FILES[f]).exists()]
+    if there and not force:
+        raise StoreError(f"exporting to {there[0]}: it exists; name another folder, or replace it with force")
+    static = None if batch_of(call) > 1 else "the example is not a batch of 2 or more"
+    found = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".export") as scratch:
+            if static is None:
+                try:
+                    found = _write(ready, call, Path(scratch), formats, calibrate, tolerance, None)
+                except (UnsupportedModel, LawBroken) as error:
+                    static = str(error)
+            found = found or _write(ready, call, Path(scratch), formats, calibrate, tolerance, static)
+            for path in Path(scratch).iterdir():
+                os.replace(path, folder / path.name)
+    except OSError as error:
+        raise StoreError(f"exporting to {folder}: {error}") from error
+    return replace(found, files={f: folder / FILES[f] for f in formats})
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Raises: InputError for a format that is unknown, or needs what is not installed."""
+    strange = [f for f in formats if f not in FILES]
+    if strange or not formats:
+        raise InputError(f"exporting: found formats {', '.join(strange) or 'none'}, expected of {', '.join(FILES)}")
+    needed = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
+    needed["int8"] = needed["onnx"]
+    found = (name for f in formats for name in needed.get(f, ()) if find_spec(name) is None)
+    missing = list(dict.fromkeys(found))
+    if missing:
+        raise InputError(
+            f"exporting to {', '.join(formats)}: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not "
+            "installed; expected the extra `export`: pip install 'mimicut[export]'"
+        )
+
+
+def _write(
+    model: nn.Module,
+    call: Example,
+    folder: Path,
+    formats: Sequence[str],
+    calibrate: Sequence[Any],
+    tolerance: float,
+    static: str | None,
+) -> Exported:
+    """Every format from one trace, then compared. static: why the batch is fixed; None tries to leave it free."""
+    calls = [call] if static is not None else [call, tree_map(lambda v: v[:1] if batched(v, call) else v, call)]
+    expected = [outputs_of(model, *c) for c in calls]
+    clone, shapes = structural_copy(model), None
+    if static is None:
+        collection = ShapesCollection()
+        for tensor in tensors_in(call):
+            if batched(tensor, call):
+                collection[tensor] = {0: Dim.AUTO}
+        shapes = collection.dynamic_shapes(clone, *call)
+    program = export_program(clone, *call, dynamic_shapes=shapes)
+    if static is None and not _free(program):
+        static = "its code computes with the size of the batch"
+        calls, expected = calls[:1], expected[:1]
+    held = {id(t): t for t in [*program.state_dict.values(), *program.constants.values()] if isinstance(t, Tensor)}
+    numbers = sum(t.numel() for t in held.values())
+    size = sum(t.numel() * t.element_size() for t in held.values())
+    files, opset = {f: folder / FILES[f] for f in formats}, None
+    if "pt2" in files:
+        _write_program(program, clone, files["pt2"])
+    if "onnx" in files:
+        opset = write_onnx(program, clone, files["onnx"])
+    for name, write in (("openvino", _write_openvino), ("int8", partial(_write_int8, calibrate=calibrate))):
+        if name in files:
+            with _onnx_file(program, clone, files) as (path, made):
+                write(clone, path, files[name])
+            opset = made or opset
+    del program, clone, held
+    errors = {}
+    for name, path in files.items():
+        try:
+            found = _RUN[name](path, calls)
+        except Exception as error:  # whatever a runtime raises
+            raise LawBroken(
+                f"running {path.name} of {_named(model)}: {one_line(error)}; expected the model's outputs"
+            ) from error
+        errors[name] = max(difference(*pair) for pair in zip(found, expected, strict=True))
+        if not errors[name] <= (tolerance if name != "int8" else sys.float_info.max):
+            raise LawBroken(
+                f"comparing {path.name} with the {_named(model)} it was made of: they differ by "
+                f"{errors[name]:.1e} of the largest output in float32, expected at most {tolerance:.1e}; do not "
+                "deploy it, and please report the model"
+            )
+    return Exported(files, errors, opset, static, numbers, size)
+
+
+def outputs_of(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> list[Tensor]:
+    return tensors_in(_output_of(model, args, kwargs))
+
+
+def _output_of(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+    try:
+        with torch.no_grad():
+            return model(*args, **kwargs)
+    except Exception as error:  # whatever a model's own code raises
+        raise UnsupportedModel(
+            f"running {_named(model)}{place(error, model)} before its export, batch {batch_of((args, kwargs))}, "
+            f"float32, on the CPU: {one_line(error)}; expected outputs to compare with"
+        ) from error
+
+
+def _write_program(program: Any, model: nn.Module, path: Path) -> None:
+    try:
+        torch.export.save(program, path)
+    except OSError:
+        raise
+    except Exception as error:
+        raise UnsupportedModel(
+            f"writing {_named(model)} as {path.name}: torch.export.save stopped{place(error, model)} with "
+            f"{one_line(error)}; expected operators and constants that can be stored"
+        ) from error
+
+
+def write_onnx(program: Any, model: nn.Module, path: Path) -> int:
+    """Returns the opset."""
+    try:
+        _adapt_attention(program)
+        with warnings.catch_warnings(), quiet("torch.onnx", "onnxscript"), without_stacks():
+            warnings.simplefilter("ignore")  # the converter warns of its own internals; its errors are raised
+            converted = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
+            for node in converted.model.graph.all_nodes():
+                node.metadata_props.clear()  # where in the code it came from: more than the weights of a small network
+            weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
+            converted.save(path, external_data=weights > ONE_FILE)
+            return converted.model.opset_imports[""]
+    except OSError:
+        raise
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise UnsupportedModel(
+            f"writing {_named(model)} as ONNX: torch.onnx.export stopped{place(error, model)} with "
+            f"{one_line(cause)}; expected operators that ONNX has"
+        ) from error
+
+
+@contextmanager
+def _onnx_file(program: Any, model: nn.Module, files: dict[str, Path]) -> Iterator[tuple[Path, int | None]]:
+    """The ONNX file that another format is made of, and its opset where it was made for that."""
+    if "onnx" in files:
+        yield files["onnx"], None
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "model.onnx"
+        yield path, write_onnx(program, model, path)
+
+
+def _write_openvino(model: nn.Module, source: Path, target: Path) -> None:
+    """By way of ONNX, as it is measured."""
+    import openvino
+
+    try:
+        core = openvino.Core()
+        core.set_property({"ENABLE_MMAP": False})  # the file does not last
+        openvino.save_model(core.read_model(source), target, compress_to_fp16=False)
+    except Exception as error:  # whatever OpenVINO raises
+        raise UnsupportedModel(
+            f"writing {_named(model)} for OpenVINO: {one_line(error)}; expected operators that it has"
+        ) from error
+
+
+def _write_int8(model: nn.Module, source: Path, target: Path, calibrate: Sequence[Any]) -> None:
+    try:
+        quantise(source, target, [[t.detach().numpy() for t in tensors_in(as_example(b))] for b in calibrate])
+    except Exception as error:  # whatever ONNX Runtime raises
+        raise UnsupportedModel(
+            f"quantising {_named(model)}: {one_line(error)}; expected operators that ONNX Runtime can quantise"
+        ) from error
+
+
+def _adapt_attention(program: Any) -> None:
+    """Attention as torch's converter wants it: four axes, and a result whose rows are contiguous. How torch lays it out
+    on a CPU may let a later reshape be a view, which it no longer is when the converter computes it by its parts."""
+    graph, aten = program.graph, torch.ops.aten
+    for node in list(graph.nodes):
+        if node.op != "call_function" or operator(node) != "scaled_dot_product_attention":
+            continue
+        value, users = node.meta["val"], list(node.users)
+        three = value.dim() == 3
+        if three:
+            with graph.inserting_before(node):
+                given = {a: _made(graph, aten.unsqueeze.default, a, 0) for a in node.all_input_nodes if _rank(a) == 3}
+            node.args, node.kwargs = map_arg((node.args, node.kwargs), lambda a, given=given: given.get(a, a))
+            node.meta["val"] = value.unsqueeze(0)
+        with graph.inserting_after(node):
+            plain = _made(graph, aten.clone.default, node, memory_format=torch.contiguous_format)
+        if three:
+            with graph.inserting_after(plain):
+                plain = _made(graph, aten.squeeze.dim, plain, 0)
+        for user in users:
+            user.replace_input_with(node, plain)
+
+
+def _rank(node: Node) -> int:
+    return node.meta["val"].dim()
+
+
+def _made(graph: Graph, function: Any, source: Node, *others: Any, **options: Any) -> Node:
+    node = graph.call_function(function, (source, *others), options)
+    node.meta = {**source.meta, "val": function(source.meta["val"], *others, **options)}
+    return node
+
+
+def _run_program(path: Path, calls: list[Example]) -> list[list[Tensor]]:
+    module = torch.export.load(path).module()
+    with torch.no_grad():
+        return [tensors_in(module(*args, **kwargs)) for args, kwargs in calls]
+
+
+def run_onnx(path: Path, calls: list[Example]) -> list[list[Tensor]]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.enable_cpu_mem_arena = False  # it keeps what every operator once needed
+    options.log_severity_level = 3  # errors; it warns of its own optimisations by the hundred
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [given.name for given in session.get_inputs()]
+    feeds = [dict(zip(names, (t.detach().numpy() for t in tensors_in(call)), strict=True)) for call in calls]
+    return [[torch.from_numpy(v) for v in session.run(None, feed)] for feed in feeds]
+
+
+def _run_openvino(path: Path, calls: list[Example]) -> list[list[Tensor]]:
+    import openvino
+
+    core = openvino.Core()
+    core.set_property({"ENABLE_MMAP": False})  # the file may be moved
+    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    request = core.compile_model(core.read_model(path), "CPU", options).create_infer_request()
+    feeds = [[t.detach().contiguous().numpy() for t in tensors_in(call)] for call in calls]
+    return [[torch.from_numpy(v.copy()) for v in request.infer(feed).to_tuple()] for feed in feeds]
+
+
+_RUN: dict[str, Callable[[Path, list[Example]], list[list[Tensor]]]] = {
+    "pt2": _run_program,
+    "onnx": run_onnx,
+    "openvino": _run_openvino,
+    "int8": run_onnx,
+}
+
+
+def difference(found: list[Tensor], expected: list[Tensor]) -> float:
+    """The largest of any output, as a share of that output's largest value; infinite where the shapes differ."""
+    if [f.shape for f in found] != [e.shape for e in expected]:
+        return math.inf
+    pairs = [(f.double(), e.double()) for f, e in zip(found, expected, strict=True) if e.numel()]
+    shares = [(f - e).abs().max() / e.abs().max().clamp_min(1e-300) for f, e in pairs]
+    return torch.stack(shares).max().item() if shares else 0.0
+
+
+def in_float32(model: nn.Module, example: Any) -> tuple[nn.Module, Example]:
+    """A copy in eval mode, on the CPU, in float32, and the example likewise; tensors are shared where they can be."""
+    held = named_tensors(model).values()
+    plain = all(t.device.type == "cpu" and (t.dtype == torch.float32 or not t.is_floating_point()) for t in held)
+    ready = structural_copy(model) if plain else full_copy(model).cpu().float()
+    call = tree_map(
+        lambda v: (v.cpu().float() if v.is_floating_point() else v.cpu()) if isinstance(v, Tensor) else v,
+        as_example(example),
+    )
+    return ready.eval(), call
+
+
+def _free(program: Any) -> bool:
+    """Is the first axis of an input of any size?"""
+    users = set(program.graph_signature.user_inputs)
+    values = [n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder" and n.name in users]
+    return any(isinstance(v, Tensor) and v.dim() > 0 and not is_concrete_int(v.shape[0]) for v in values)
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    return [tensor for _, tensor in tensors(value)]
+
+
+class _Readable(nn.Module):
+    """`model`, but that its outputs are a dict of tensors, which every process can read again, under their names
+    (of a tuple, their places).
+
+    A dataclass, a namedtuple or transformers' ModelOutput can only be read where its class is known, and what is no
+    tensor can be written by no format."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        return dict(tensors(self.model(*args, **kwargs)))
+
+
+def _named(model: nn.Module) -> str:
+    return type(model.model if isinstance(model, _Readable) else model).__name__
+
+
+def _readable(value: Any) -> bool:
+    if type(value) in (dict, tuple, list):
+        return all(map(_readable, value.values() if type(value) is dict else value))
+    return value is None or isinstance(value, Tensor)
+
+
+def batch_of(call: Example) -> int:
+    first = next(iter(tensors_in(call)), None)
+    return first.shape[0] if first is not None and first.dim() else 0
+
+
+def batched(value: Any, call: Example) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch_of(call)

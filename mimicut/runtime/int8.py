@@ -1,0 +1,60 @@
+"""INT8 after the cut: post-training quantisation of an ONNX file by ONNX Runtime, ranges from a few images.
+
+Weights by channel, activations by tensor, written as pairs of QuantizeLinear and DequantizeLinear (QDQ), which ONNX
+Runtime and OpenVINO both run in INT8.
+"""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mimicut.anatomy.tracing import quiet
+
+# Weights of 7 bits: processors without VNNI add two products in 16 bits, which 8 bits overflow. Measured on one (AVX2),
+# agreement with the teacher of the demo's three, 50 images: 97.8, 99.4 and 96.7 % with 7 bits, 95.3, 96.7, 94.1 with 8.
+_SEVEN_BITS = True
+
+
+def quantise(source: Path, target: Path, batches: Sequence[Sequence[np.ndarray]]) -> None:
+    """Write the float32 ONNX file `source` in INT8 to `target`.
+
+    batches: what the network is given, array by array in the order of its inputs; the largest and smallest values that
+    they lead to are the ranges. Batch norms are folded into their convolutions first. Raises what ONNX Runtime does.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):
+        def __init__(self, names: Sequence[str]):
+            self._feeds: Iterator[dict] = (dict(zip(names, arrays, strict=True)) for arrays in batches)
+
+        def get_next(self) -> dict | None:
+            return next(self._feeds, None)
+
+    with tempfile.TemporaryDirectory(prefix="mimicut") as scratch, quiet("root"):
+        folded = Path(scratch) / "folded.onnx"
+        quant_pre_process(source, folded, skip_symbolic_shape=True)
+        graph = onnx.load(folded, load_external_data=False).graph
+        names, outputs = [each.name for each in graph.input], list(graph.output)
+        computed = [each for each in outputs if each.name not in names]
+        if len(computed) < len(outputs):  # ONNX Runtime takes an input that is handed on for a cycle
+            _put_outputs(folded, computed)
+        quantize_static(
+            folded, target, Reader(names), quant_format=QuantFormat.QDQ, per_channel=True,
+            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, reduce_range=_SEVEN_BITS,
+        )  # fmt: skip
+        if len(computed) < len(outputs):
+            _put_outputs(target, outputs)
+
+
+def _put_outputs(path: Path, outputs: Sequence[Any]) -> None:
+    import onnx
+
+    model = onnx.load(path)
+    del model.graph.output[:]
+    model.graph.output.extend(outputs)
+    onnx.save(model, path)

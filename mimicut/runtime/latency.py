@@ -1,0 +1,416 @@
+"""Latency, measured: what one forward pass of a network takes on the runtime where it will run.
+
+Networks that are compared are timed in turn, round by round, so that whatever else the machine does falls on all of
+them; the figure to trust is the ratio of two networks within a round (`Latency.over`). What is measured is what was
+asked: the outputs of what was converted are compared with the model's first. All in float32, said to every runtime.
+
+Not covered: several passes at once, memory, energy. With more threads than idle cores figures are worth little, those
+of torch least (measured, two threads, one core busy: five times as long as on one thread, now and then 300 times).
+Two copies of one network differ by up to 1 % for as long as they live, rarely by 3 % (measured). What is below that is
+no difference.
+"""
+
+import math
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from mimicut.anatomy.tracing import Example, as_example, export_program, quiet, require_data
+from mimicut.base.environment import platform_kind
+from mimicut.base.errors import InputError, LawBroken, MimicutError, UnsupportedModel, one_line
+from mimicut.base.guard import caches_kept, full_copy, seeded, structural_copy
+from mimicut.runtime.export import batch_of, batched, difference, in_float32, outputs_of, tensors_in, write_onnx
+
+RUNTIMES = ("torch", "compile", "onnxruntime", "openvino", "cuda", "tensorrt")
+TOLERANCE = 1e-3  # of the largest output, in float32. Measured on CPUs: 1e-7 to 2e-6
+_PROVIDER = {"onnxruntime": "CPUExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+_BURST = 2.0  # ms that a sample takes at least, in passes one after another. Assumption: Python's own part is below 1 %
+_PATIENCE = 5  # times the seconds, at most, for a precision that is asked for. Assumption
+_ROUNDS = 10  # at least, whatever they take. Assumption: quartiles of fewer say little
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how latency is measured: what has to be the same for two figures to be compared, with the machine.
+
+    runtime: of RUNTIMES. threads: of one forward pass, on the CPU. batch: images in one pass. precision: "float32".
+    Raises: InputError naming what was expected.
+    """
+
+    runtime: str
+    threads: int = 1
+    batch: int = 1
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name, found, expected in (("runtime", self.runtime, RUNTIMES), ("precision", self.precision, ("float32",))):
+            if found not in expected:
+                raise InputError(f"measuring latency: found {name} {found!r}, expected of {', '.join(expected)}")
+        for name, count in (("threads", self.threads), ("batch", self.batch)):
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                raise InputError(f"measuring latency: found {name} {count!r}, expected a whole number from 1 on")
+
+    def to_json(self) -> dict[str, Any]:
+        """With the runtime's version and the processor; two figures compare where these documents are equal."""
+        return {**vars(self), "version": _version(self.runtime), "processor": machine(self.runtime)}
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Of one network on one runtime, in milliseconds of one forward pass: median and quartiles of the rounds.
+
+    runs: forward passes that were timed. ms_rounds: the mean of each round's.
+    """
+
+    ms_median: float
+    ms_low: float
+    ms_high: float
+    runs: int
+    ms_rounds: tuple[float, ...] = field(repr=False)
+
+    def over(self, other: "Latency") -> tuple[float, float, float]:
+        """This latency as a share of `other`'s, from the ratios within each round: median, lower and upper quartile.
+
+        The quartiles tell how much rounds differ, which does not shrink with their number. Raises: InputError where
+        the two are not of one `measure`.
+        """
+        if len(self.ms_rounds) != len(other.ms_rounds):
+            raise InputError(
+                f"comparing latencies of {len(self.ms_rounds)} and of {len(other.ms_rounds)} rounds; expected two "
+                "networks that were measured in turn, by one call of measure"
+            )
+        return _quartiles([mine / its for mine, its in zip(self.ms_rounds, other.ms_rounds, strict=True)])
+
+
+class Prepared:
+    """A network converted and loaded for one setting. Called, it runs one forward pass, waits for its end and returns
+    the output tensors, on the CPU."""
+
+    def __init__(self, setting: Setting, run: Callable[[], Any]):
+        self.setting, self._run = setting, run
+
+    def __call__(self) -> list[Tensor]:
+        with _set_up(self.setting):
+            values = [v for v in tree_leaves(self._run()) if isinstance(v, (Tensor, np.ndarray))]
+            return [v.cpu() if isinstance(v, Tensor) else torch.from_numpy(v.copy()) for v in values]
+
+    def milliseconds(self, passes: int) -> float:
+        """Of one forward pass: the mean of `passes`, behind one that is not timed, as what ran before this network has
+        left other data in the caches."""
+        with _set_up(self.setting):
+            run = self._run
+            run()
+            began = time.perf_counter_ns()
+            for _ in range(passes):
+                run()
+            return (time.perf_counter_ns() - began) / passes / 1e6
+
+    def close(self) -> None:
+        """Let go of the network."""
+        self._run = _closed
+
+
+def _closed() -> None:
+    raise InputError("running a network that was closed; expected prepare to be called again")
+
+
+def available(runtime: str) -> str | None:
+    """Why `runtime` cannot be used here and what to do; None where it can. Raises: InputError for an unknown name."""
+    Setting(runtime, 1, 1)
+    library = {"onnxruntime": "onnxruntime", "openvino": "openvino", "tensorrt": "onnxruntime"}.get(runtime)
+    missing = [name for name in ("onnx", "onnxscript", library) if library and find_spec(name) is None]
+    if missing:
+        return f"{', '.join(missing)} is not installed; expected the extra `export`: pip install 'mimicut[export]'"
+    if runtime == "compile":
+        compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+        if shutil.which(compiler) is None:
+            return f"no C++ compiler {compiler} is found; expected one: install it, or name another in CXX"
+    if runtime == "cuda" and not torch.cuda.is_available():
+        return f"torch {torch.__version__} finds no CUDA device; measure on torch, onnxruntime or openvino (the CPU)"
+    if runtime == "tensorrt":
+        import onnxruntime
+
+        if _PROVIDER[runtime] not in onnxruntime.get_available_providers():
+            return (
+                f"onnxruntime {onnxruntime.__version__} is built without TensorRT; expected onnxruntime-gpu in its "
+                "place (pip install onnxruntime-gpu tensorrt), or measure on cuda"
+            )
+    return None
+
+
+def prepare(model: nn.Module, example: Any, setting: Setting) -> Prepared:
+    """A copy of `model`, in eval mode and float32, converted and loaded for `setting`.
+
+    example: a tensor (N, C, H, W), a tuple of arguments or (args, kwargs); whatever has N as its first axis is repeated
+    or cut to `setting.batch`. The first outputs are compared with the model's, as torch has them on the CPU.
+    Raises: InputError where the runtime is not here; UnsupportedModel where it cannot run the model; LawBroken where
+    outputs differ by more than TOLERANCE of the largest.
+    """
+    runtime, name = setting.runtime, type(model).__name__
+    reason = available(runtime)
+    if reason is not None:
+        raise InputError(f"measuring latency on {runtime}: {reason}")
+    require_data(model)
+    with caches_kept(model), seeded(0):
+        ready, call = in_float32(full_copy(model), example)
+        call = _of_batch(call, setting.batch)
+        with _set_up(setting):
+            expected = outputs_of(ready, *call)
+        try:
+            prepared = Prepared(setting, _LOAD[runtime](ready, call, setting))
+            found = prepared()
+        except MimicutError:
+            raise
+        except Exception as error:  # whatever a runtime raises
+            raise UnsupportedModel(
+                f"preparing {name} for {runtime}: {one_line(error)}; expected a network that it can run; "
+                "measure on another runtime"
+            ) from error
+    far = difference(found, expected)
+    if not far <= TOLERANCE:
+        prepared.close()
+        raise LawBroken(
+            f"comparing {name} on {runtime} with the model: outputs differ by {far:.1e} of the largest in "
+            f"float32, expected at most {TOLERANCE:.1e}; its latency would be that of another network"
+            + ("; if TF32 is the reason, start with NVIDIA_TF32_OVERRIDE=0" if runtime == "tensorrt" else "")
+        )
+    return prepared
+
+
+def prepare_file(path: Path, example: Any, setting: Setting) -> Prepared:
+    """An ONNX file loaded for `setting` (onnxruntime, openvino or tensorrt), of whatever precision it is, and compared
+    with nothing. example: as in `prepare`.
+
+    Raises: InputError where the runtime is not here, or reads no files; UnsupportedModel where it cannot run this one.
+    """
+    reason = available(setting.runtime) or (None if setting.runtime in _OPEN else "it reads no ONNX files")
+    if reason is not None:
+        raise InputError(f"measuring {path.name} on {setting.runtime}: {reason}")
+    call = _of_batch(as_example(example), setting.batch)
+    try:
+        return Prepared(setting, _OPEN[setting.runtime](path, call, setting))
+    except MimicutError:
+        raise
+    except Exception as error:  # whatever a runtime raises
+        raise UnsupportedModel(
+            f"loading {path.name} on {setting.runtime}: {one_line(error)}; expected a network that it can run"
+        ) from error
+
+
+def measure(
+    networks: Mapping[str, nn.Module | Prepared],
+    example: Any,
+    setting: Setting,
+    *,
+    seconds: float = 5.0,
+    precision: float | None = None,
+) -> dict[str, Latency]:
+    """Latency of each of `networks`, in turn: every round has a turn of each, in an order that rotates and reverses,
+    until `seconds` have passed and there were at least 10 rounds; with a `precision`, until the standard error of every
+    network's share of the first one is no more than that (0.01: of 1 %), or five times `seconds` have passed.
+
+    A turn is one forward pass that is not timed, then as many as take 2 ms. Networks that are not `Prepared` are, with
+    `example`, and closed again. Raises: as `prepare`; InputError for none, or for one prepared for another setting.
+    """
+    if not networks or not seconds >= 0:
+        raise InputError(f"measuring {len(networks)} networks for {seconds} s: expected one or more, and 0 s or more")
+    strange = [n for n, v in networks.items() if isinstance(v, Prepared) and v.setting != setting]
+    if strange:
+        found = networks[strange[0]].setting
+        raise InputError(f"measuring {strange[0]}: found it prepared for {found}, expected {setting}")
+    ready: dict[str, Prepared] = {}
+    try:
+        for name, network in networks.items():
+            ready[name] = network if isinstance(network, Prepared) else prepare(network, example, setting)
+        with seeded(0):
+            return dict(zip(ready, _in_turn(list(ready.values()), seconds, precision), strict=True))
+    finally:
+        for name, network in ready.items():
+            if network is not networks[name]:
+                network.close()
+
+
+def _in_turn(networks: Sequence[Prepared], seconds: float, precision: float | None) -> list[Latency]:
+    warm = [min(network.milliseconds(1) for _ in range(3)) for network in networks]
+    passes = [max(1, math.ceil(_BURST / ms)) for ms in warm]
+    rounds: list[list[float]] = []
+    began, count = time.perf_counter(), len(networks)
+
+    def enough() -> bool:
+        passed = time.perf_counter() - began
+        if len(rounds) < _ROUNDS or passed < seconds:
+            return False
+        return precision is None or passed >= _PATIENCE * seconds or _uncertain(rounds) <= precision
+
+    while not enough():
+        turns = [(len(rounds) + i) % count for i in range(count)]
+        if len(rounds) // count % 2:
+            turns.reverse()
+        found = {i: networks[i].milliseconds(passes[i]) for i in turns}
+        rounds.append([found[i] for i in range(count)])
+    columns = zip(*rounds, strict=True)
+    return [Latency(*_quartiles(ms), n * len(rounds), ms) for ms, n in zip(columns, passes, strict=True)]
+
+
+def _uncertain(rounds: list[list[float]]) -> float:
+    """The largest standard error of the median share of the first network, as a share of it.
+
+    Source: that of a median is 1.253 deviations over the root of n, a deviation 0.741 of the distance of the quartiles.
+    """
+    times = np.array(rounds)
+    low, median, high = np.quantile(times / times[:, :1], (0.25, 0.5, 0.75), axis=0)
+    return float((1.253 * 0.741 * (high - low) / median).max() / math.sqrt(len(times)))
+
+
+def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median, lower and upper quartile."""
+    low, median, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
+    return median, low, high
+
+
+@contextmanager
+def _set_up(setting: Setting) -> Iterator[None]:
+    """torch as `setting` says: threads, no gradients, float32 whatever the caller's autocast is; on a GPU not TF32."""
+    backends = torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul
+    threads, before = torch.get_num_threads(), [(b, b.fp32_precision) for b in backends if setting.runtime == "cuda"]
+    try:
+        torch.set_num_threads(setting.threads)
+        for backend, _ in before:
+            backend.fp32_precision = "ieee"
+        with torch.inference_mode(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        for backend, precision in before:
+            backend.fp32_precision = precision
+
+
+def _of_batch(call: Example, batch: int) -> Example:
+    found = batch_of(call)
+    if not found:
+        raise InputError("measuring latency: the example holds no images; expected a tensor whose first axis is N")
+    return tree_map(lambda v: v[torch.arange(batch) % found] if batched(v, call) else v, call)
+
+
+def _eager(model: nn.Module, call: Example, setting: Setting) -> Callable[[], Any]:
+    """On a GPU the images are there already."""
+    args, kwargs = call
+    if setting.runtime != "cuda":
+        return lambda: model(*args, **kwargs)
+    model = model.cuda()
+    args, kwargs = tree_map(lambda v: v.cuda() if isinstance(v, Tensor) else v, call)
+
+    def run() -> Any:
+        outputs = model(*args, **kwargs)
+        torch.cuda.synchronize()
+        return outputs
+
+    return run
+
+
+def _compiled(model: nn.Module, call: Example, setting: Setting) -> Callable[[], Any]:
+    """torch keeps what it compiles with the code of the function, up to 8 versions: this code is this network's own,
+    and goes with it."""
+    args, kwargs = call
+
+    def forward() -> Any:
+        return model(*args, **kwargs)
+
+    own = FunctionType(forward.__code__.replace(), forward.__globals__, "forward", None, forward.__closure__)
+    compiled = torch.compile(own, dynamic=False)
+    with quiet("torch.utils.cpp_extension"), _set_up(setting):  # it tells that there is no GPU
+        compiled()
+    return compiled
+
+
+def _by_onnx(model: nn.Module, call: Example, setting: Setting) -> Callable[[], Any]:
+    clone = structural_copy(model)
+    with tempfile.TemporaryDirectory(prefix="mimicut") as folder:
+        path = Path(folder) / "model.onnx"
+        write_onnx(export_program(clone, *call), clone, path)
+        return _OPEN[setting.runtime](path, call, setting)
+
+
+def _onnxruntime(path: Path, call: Example, setting: Setting) -> Callable[[], Any]:
+    """On a GPU the images' way there and the outputs' way back are part of a pass."""
+    import onnxruntime
+
+    options, wanted = onnxruntime.SessionOptions(), _PROVIDER[setting.runtime]
+    options.intra_op_num_threads, options.inter_op_num_threads = setting.threads, 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3  # errors
+    # Threads that spin behind a pass take the cores of the network whose turn is next. Measured with two threads on two
+    # cores, one of them busy: the shares of a network in itself have quartiles of 0.2 and 4.2, without spinning of 0.96
+    # and 1.04, and it is three times as fast. With one thread nothing spins.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    providers: list[Any] = [wanted]
+    if setting.runtime == "tensorrt":
+        providers.append(("CUDAExecutionProvider", {"use_tf32": "0"}))
+        with suppress(ImportError):
+            import tensorrt  # noqa: F401  it loads the libraries that ONNX Runtime looks for
+    session = onnxruntime.InferenceSession(path, options, providers=providers)
+    if wanted not in session.get_providers():  # ONNX Runtime takes the next one without a word
+        raise InputError(
+            f"measuring latency on {setting.runtime}: ONNX Runtime cannot load {wanted}; expected the libraries that "
+            "it was built for (pip install tensorrt), or measure on cuda"
+        )
+    feed = dict(zip((given.name for given in session.get_inputs()), _arrays(call), strict=True))
+    return lambda: session.run(None, feed)
+
+
+def _openvino(path: Path, call: Example, setting: Setting) -> Callable[[], Any]:
+    import openvino
+
+    core = openvino.Core()
+    core.set_property({"ENABLE_MMAP": False})  # the file does not last
+    options = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 where the processor has it, without a word
+        "INFERENCE_NUM_THREADS": setting.threads,
+        "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": False,  # else all the networks are bound to the same cores, busy ones too
+    }
+    request = core.compile_model(core.read_model(path), "CPU", options).create_infer_request()
+    for i, array in enumerate(_arrays(call)):
+        request.set_input_tensor(i, openvino.Tensor(array))
+    return lambda: request.infer(share_outputs=True).to_tuple()
+
+
+def _arrays(call: Example) -> list[np.ndarray]:
+    return [t.detach().contiguous().numpy() for t in tensors_in(call)]
+
+
+_OPEN = {"onnxruntime": _onnxruntime, "openvino": _openvino, "tensorrt": _onnxruntime}
+_LOAD = {"torch": _eager, "compile": _compiled, "cuda": _eager} | dict.fromkeys(_OPEN, _by_onnx)
+
+
+def machine(runtime: str = "torch") -> str:
+    """Name of the processor that `runtime` runs on."""
+    if runtime in ("cuda", "tensorrt") and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return platform_kind()["processor"] or platform.machine()
+
+
+def _version(runtime: str) -> str | None:
+    packages = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu"), "openvino": ("openvino",)}
+    packages["tensorrt"] = packages["onnxruntime"][::-1]
+    for package in packages.get(runtime, ("torch",)):
+        with suppress(PackageNotFoundError):
+            return version(package)
+    return None

@@ -1,0 +1,123 @@
+"""Apply a plan to a copy of the teacher. Nothing is scored, traced or trained here."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from mimicut.base.errors import InputError, PlanError
+from mimicut.base.guard import full_copy
+from mimicut.surgery.plan import Plan, check_teacher
+from mimicut.surgery.stand_ins import Told, replace_own, stand_in, tell
+
+
+def cut(teacher: nn.Module, plan: Plan) -> nn.Module:
+    """A copy of `teacher`, cut as `plan` says, with tensors of its own; the teacher is not changed.
+
+    A plan that keeps everything gives a bit-equal copy. Weights are only selected, never altered, so nothing of what
+    was removed is carried into neighbours.
+    Raises: PlanError naming the first tensor in which the teacher differs from the plan's, or the part of the plan
+    that does not fit.
+    """
+    check_teacher(teacher, plan)
+    student = full_copy(teacher)
+    _slice(student, plan)
+    if plan.gone:
+        without(student, plan.gone)
+    for edit in plan.edits:
+        _edit(student, edit)
+    if plan.slices:
+        replace_own(student)
+    _tell(student, plan.calls)
+    return student
+
+
+def without(model: nn.Module, gone: Iterable[Sequence[str]]) -> nn.Module:
+    """`model`, changed in place. gone: (module, how) of each that is left out, see `modules.stand_in`.
+
+    Raises: InputError naming a module that does not exist.
+    """
+    modules = dict(model.named_modules())
+    for name, how in gone:
+        if name not in modules or not name:
+            close = [m for m in modules if m.startswith(name.rsplit(".", 1)[0])][:8]
+            raise InputError(
+                f"dropping block {name!r}: there is no such module"
+                + (f"; near it: {', '.join(close)}" if close else "")
+                + "; `mimicut inspect` lists the blocks"
+            )
+        model.set_submodule(name, stand_in(how, modules[name]))
+    return model
+
+
+def _slice(student: nn.Module, plan: Plan) -> None:
+    """Replace each tensor that the plan cuts by its selection, under every name that the tensor has."""
+    owners: dict[int, list[tuple[nn.Module, str]]] = {}
+    tensors: dict[str, torch.Tensor] = {}
+    for prefix, module in student.named_modules():
+        for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is not None:
+                owners.setdefault(id(tensor), []).append((module, key))
+                tensors[f"{prefix}.{key}" if prefix else key] = tensor
+    done: set[int] = set()
+    for name, slices in plan.slices.items():
+        if name not in tensors:
+            raise PlanError(f"cutting {name}: the teacher has no such tensor; make the plan again for this teacher")
+        if name in plan.seam.head:
+            raise PlanError(f"cutting {name}: it belongs to the head, which is never cut; remove its slices")
+        tensor = tensors[name]
+        if id(tensor) in done:
+            continue
+        done.add(id(tensor))
+        selected = _select(tensor, name, slices)
+        for module, key in owners[id(tensor)]:
+            setattr(module, key, selected)
+
+
+def _select(tensor: torch.Tensor, name: str, slices: dict[int, list[int]]) -> torch.Tensor:
+    data = tensor.detach()
+    for dim, positions in slices.items():
+        if dim >= data.dim() or max(positions) >= data.shape[dim] or sorted(set(positions)) != positions:
+            raise PlanError(
+                f"cutting {name} {tuple(data.shape)} along axis {dim}: found {positions[:3]}..{positions[-1]}; "
+                "expected rising positions inside that axis. Edit widths, not slices, or make the plan again"
+            )
+        data = data.index_select(dim, torch.tensor(positions, device=data.device))
+    return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
+
+
+def _edit(student: nn.Module, edit: dict[str, Any]) -> None:
+    name, attribute, index = edit["module"], edit["attribute"], edit["index"]
+    try:
+        module = student.get_submodule(name)
+        held = getattr(module, attribute)
+        value = held if index is None else held[index]
+    except (AttributeError, IndexError, TypeError, KeyError) as error:
+        raise PlanError(
+            f"setting {attribute} of module {name!r}: {error}; make the plan again for this teacher"
+        ) from None
+    if value != edit["from"]:
+        raise PlanError(
+            f"setting {attribute} of module {name!r}: found {value!r}, the plan expects {edit['from']}; "
+            "make the plan again for this teacher"
+        )
+    if index is None:
+        setattr(module, attribute, edit["to"])
+    else:
+        changed = list(held)
+        changed[index] = edit["to"]
+        setattr(module, attribute, type(held)(changed) if isinstance(held, (list, tuple)) else changed)
+
+
+def _tell(student: nn.Module, calls: list[dict[str, Any]]) -> None:
+    told: dict[str, Told] = {}
+    for call in calls:
+        places = told.setdefault(call["module"], {}).setdefault((call["function"], call["index"]), {})
+        places[call["place"]] = call["from"], call["to"]
+    for name, right in told.items():
+        try:
+            module = student.get_submodule(name)
+        except AttributeError as error:
+            raise PlanError(f"telling module {name!r} its numbers: {error}; make the plan again") from None
+        tell(module, right)

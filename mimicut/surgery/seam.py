@@ -1,0 +1,324 @@
+"""Where the body ends and the head begins, and how the features there are captured."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from mimicut.base.errors import UnsupportedModel
+
+
+@dataclass(frozen=True)
+class SeamPoint:
+    """One place whose tensor the student must imitate.
+
+    module: qualified name, "" for the whole network. side: "output" or "input" (its first tensor argument).
+    call: which call of that module in one forward pass, from 0 (a module may be used several times).
+    part: which tensor, where the module gives or takes several: its keys, positions or fields, such as "out" in a
+    dict, "1" in a tuple, "features.0" in a list in a dict. Of an input the first is the argument: "0.low".
+    """
+
+    module: str
+    side: str = "output"
+    call: int = 0
+    part: str = ""
+
+    def __str__(self) -> str:
+        place = f"{self.module or '<model>'}:{self.side}" + (f"@{self.call}" if self.call else "")
+        return f"{place}.{self.part}" if self.part else place
+
+    @classmethod
+    def parse(cls, text: str) -> "SeamPoint":
+        """Read "layer4", "avgpool:input", "block:output@2", "backbone:output.out" or "<model>:output.features.0"."""
+        module, _, place = text.partition(":")
+        place, _, part = place.partition(".")
+        side, _, call = (place or "output").partition("@")
+        if side not in ("input", "output") or (call and not call.isdigit()):
+            raise UnsupportedModel(
+                f"reading the seam point {text!r}: found side {side!r}, call {call!r}; "
+                "expected MODULE, MODULE:input, MODULE:output, MODULE:output@CALL or MODULE:output.PART"
+            )
+        return cls("" if module == "<model>" else module, side, int(call or 0), part)
+
+
+@dataclass(frozen=True)
+class Seam:
+    """points: where features are taken; shapes: of one image at each point, batch axis left out, e.g. (512, 7, 7);
+    head: names of the parameters and buffers that only act behind the points (they are never changed).
+    headless: the network was found to predict nothing: it returns features, which are no class scores."""
+
+    points: tuple[SeamPoint, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    head: tuple[str, ...]
+    headless: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Seam":
+        return cls(
+            tuple(SeamPoint(**p) for p in data["points"]),
+            tuple(tuple(s) for s in data["shapes"]),
+            tuple(data["head"]),
+            bool(data.get("headless", False)),
+        )
+
+
+class _Stop(Exception):
+    """Ends a forward pass once every point has been captured."""
+
+
+class Capture:
+    """Runs a network with hooks at its seam. Built by `capturing`, which removes them."""
+
+    def __init__(self, model: nn.Module, seam: Seam):
+        self._model = model
+        self._points = seam.points
+        self._calls: dict[tuple[str, str], int] = {}
+        self._found: dict[SeamPoint, torch.Tensor] = {}
+        self._stop: bool | None = None  # None: not running, so whoever else runs the network is left alone
+
+    def _note(self, module: str, side: str, value: Any) -> dict[str, torch.Tensor]:
+        if self._stop is None:
+            return {}
+        call = self._calls.get((module, side), 0)
+        self._calls[module, side] = call + 1
+        for point in self._points:
+            if (point.module, point.side, point.call) != (module, side, call):
+                continue
+            tensor = dict(tensors(value)).get(point.part)
+            if tensor is None:
+                raise UnsupportedModel(
+                    f"capturing features at seam point {point}: found {_described(value)}, expected one tensor; "
+                    "name another point with --seam"
+                )
+            # Layers that run on after this point may overwrite the tensor in place (densenet121 does).
+            self._found[point] = tensor if self._stop and len(self._points) == 1 else tensor.clone()
+        if self._stop and len(self._found) == len(set(self._points)):
+            raise _Stop
+        return {}
+
+    def features(self, *args: Any, **kwargs: Any) -> list[torch.Tensor]:
+        """One tensor per seam point, batch axis first, in the order of `seam.points`.
+
+        The pass ends at the last point, so the head costs nothing.
+        """
+        return self._run(True, args, kwargs)[0]
+
+    def features_and_output(self, *args: Any, **kwargs: Any) -> tuple[list[torch.Tensor], Any]:
+        """What `features` returns, and what the network returns, from one whole pass."""
+        return self._run(False, args, kwargs)
+
+    def _run(self, stop: bool, args: tuple, kwargs: dict) -> tuple[list[torch.Tensor], Any]:
+        self._calls.clear()
+        self._found.clear()
+        self._stop, output = stop, None
+        try:
+            output = self._model(*args, **kwargs)
+        except _Stop:
+            pass
+        finally:
+            found, self._found, self._stop = self._found, {}, None
+        if all(p in found for p in self._points):
+            return [found[p] for p in self._points], output
+        raise UnsupportedModel(
+            f"capturing features: the forward pass of {type(self._model).__name__} ended without reaching "
+            f"{', '.join(map(str, self._points))}; name points that every pass runs through with --seam"
+        )
+
+
+@contextmanager
+def capturing(model: nn.Module, seam: Seam) -> Iterator[Capture]:
+    """Hooks that capture the features at `seam`; all of them are gone on leaving."""
+    capture = Capture(model, seam)
+    with _hooks(model, seam.points, capture._note):
+        yield capture
+
+
+@contextmanager
+def watching(model: nn.Module, points: Sequence[SeamPoint]) -> Iterator[dict[SeamPoint, dict[str, torch.Tensor]]]:
+    """Hooks that note, of one forward pass, which tensors by their parts pass at each of `points`, parts left open."""
+    calls: dict[tuple[str, str], int] = {}
+    found: dict[SeamPoint, dict[str, torch.Tensor]] = {}
+
+    def note(module: str, side: str, value: Any) -> dict[str, torch.Tensor]:
+        call = calls[module, side] = calls.get((module, side), -1) + 1
+        found[SeamPoint(module, side, call)] = _parts(value)
+        return {}
+
+    with _hooks(model, points, note):
+        yield found
+
+
+@contextmanager
+def _hooks(
+    model: nn.Module, points: Sequence[SeamPoint], at: Callable[[str, str, Any], dict[str, torch.Tensor]]
+) -> Iterator[None]:
+    """Call `at(module, side, value)` whenever a pass comes to a module of `points`; the tensors that it returns, by
+    their parts, go on in place of those that came. All hooks are gone on leaving."""
+    modules, handles = dict(model.named_modules()), []
+
+    def enter(name: str) -> Any:
+        def hook(_: nn.Module, args: tuple, kwargs: dict) -> Any:
+            given = _given(args, kwargs)
+            new = at(name, "input", given)
+            if not new:
+                return None
+            if "" in new:
+                first = next(key for key, value in given.arguments.items() if value is given.first)
+                new[str(first)] = new.pop("")
+            changed = _with(given.arguments, new)
+            return tuple(changed[i] for i in range(len(args))), {key: changed[key] for key in kwargs}
+
+        return hook
+
+    def leave(name: str) -> Any:
+        def hook(_: nn.Module, __: tuple, output: Any) -> Any:
+            new = at(name, "output", output)
+            return _with(output, new) if new else None
+
+        return hook
+
+    try:
+        for name in {p.module for p in points if p.side == "input"}:
+            handles.append(_module(modules, name).register_forward_pre_hook(enter(name), with_kwargs=True))
+        for name in {p.module for p in points if p.side == "output"}:
+            handles.append(_module(modules, name).register_forward_hook(leave(name)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _parts(value: Any, part: str = "") -> dict[str, torch.Tensor]:
+    """The tensor that is `part` of a value, or else every floating-point tensor inside it, each once."""
+    held = dict(tensors(value))
+    if part in held:
+        return {part: held[part]}
+    inside: dict[int, str] = {}
+    for name, tensor in held.items():
+        if tensor.is_floating_point() and name.startswith(f"{part}." if part else ""):
+            inside.setdefault(id(tensor), name)
+    return {name: held[name] for name in inside.values()}
+
+
+def tensors(value: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors in dicts, tuples, lists and dataclasses, in order, each with its keys joined by dots; "" for one that
+    stands alone."""
+    if isinstance(value, torch.Tensor):
+        yield path, value
+    for key, held in _children(value):
+        yield from tensors(held, f"{path}.{key}" if path else str(key))
+
+
+def _children(value: Any) -> list[tuple[Any, Any]]:
+    if isinstance(value, _Given):
+        return [("", value.first), *_children(value.arguments)]
+    if isinstance(value, Mapping):
+        return list(value.items())
+    if isinstance(value, (tuple, list)):
+        return list(enumerate(value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return [(f.name, getattr(value, f.name)) for f in fields(value)]
+    return []
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, _Given):
+        value = value.arguments
+    names = [name for name, _ in tensors(value)]
+    if names == [""]:
+        return "one tensor"
+    return f"a {type(value).__name__}" + (f" with the parts {', '.join(names[:8])}" if names else "")
+
+
+@dataclass
+class _Given:
+    """What a module is given: its first tensor argument, if any, and all of its arguments."""
+
+    first: torch.Tensor | None
+    arguments: dict[Any, Any]
+
+
+def _given(args: tuple, kwargs: dict) -> _Given:
+    arguments = {**dict(enumerate(args)), **kwargs}
+    return _Given(next((v for v in arguments.values() if isinstance(v, torch.Tensor)), None), arguments)
+
+
+def _with(value: Any, new: dict[str, torch.Tensor], path: str = "") -> Any:
+    """`value` with the tensors at some paths replaced; itself if there are none."""
+    if path in new:
+        return new[path]
+    changed = {}
+    for key, held in _children(value):
+        other = _with(held, new, f"{path}.{key}" if path else str(key))
+        if other is not held:
+            changed[key] = other
+    if not changed:
+        return value
+    if isinstance(value, (tuple, list)):
+        held = [changed.get(i, v) for i, v in enumerate(value)]
+        return value._make(held) if hasattr(value, "_make") else type(value)(held)
+    value = copy.copy(value)
+    for key, other in changed.items():
+        if isinstance(value, Mapping):
+            value[key] = other
+        else:
+            object.__setattr__(value, key, other)  # a dataclass, frozen or not
+    return value
+
+
+def _module(modules: dict[str, nn.Module], name: str) -> nn.Module:
+    if name not in modules:
+        close = [m for m in modules if name.rsplit(".", 1)[-1] in m][:5]
+        raise UnsupportedModel(
+            f"capturing features: there is no module {name!r} in this network"
+            + (f"; near it: {', '.join(close)}" if close else "")
+        )
+    return modules[name]
+
+
+@torch.library.custom_op("mimicut::seam_mark", mutates_args=())
+def _seam_mark(x: torch.Tensor, point: int) -> torch.Tensor:
+    """Marks a seam point in a traced graph; it computes nothing."""
+    return x.clone()
+
+
+@_seam_mark.register_fake
+def _(x: torch.Tensor, point: int) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+@contextmanager
+def marking(model: nn.Module, points: Sequence[SeamPoint]) -> Iterator[list[tuple[int, SeamPoint]]]:
+    """Hooks that leave a mark in the traced graph where each point's tensor passes; gone on leaving.
+
+    The list fills while `model` runs: what mark 0, 1, ... stands for, as the number of the point asked for and the
+    point itself. A point at which a module gives or takes several tensors stands for all of them.
+    """
+    calls: dict[tuple[str, str], int] = {}
+    found: list[tuple[int, SeamPoint]] = []
+
+    def mark(module: str, side: str, value: Any) -> dict[str, torch.Tensor]:
+        call = calls[module, side] = calls.get((module, side), -1) + 1
+        new: dict[str, torch.Tensor] = {}
+        for i, point in enumerate(points):
+            if (point.module, point.side, point.call) != (module, side, call):
+                continue
+            parts = _parts(value, point.part)
+            if not parts:
+                raise UnsupportedModel(
+                    f"finding the seam: {point} gives {_described(value)}, expected one tensor or several"
+                )
+            for part, tensor in parts.items():
+                new[part] = _seam_mark(new.get(part, tensor), len(found))
+                found.append((i, SeamPoint(module, side, call, part)))
+        return new
+
+    with _hooks(model, points, mark):
+        yield found

@@ -1,0 +1,139 @@
+"""CROSSFIT: every image trains the student, and every image certifies, though never the same student.
+
+The student that is kept is made of all images. For the certificate the images are parted into folds; each fold is held
+out once, from a student that is made of the others in the same way. What is measured is what this way of making
+students comes to with almost as many images. The folds' students share most of their images, so that their agreements
+hang together and the interval is an approximation; the report says so.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mimicut.base import memory
+from mimicut.base.errors import InputError, Stopped
+from mimicut.inputs.image_set import ImageSet, read_images
+from mimicut.inputs.teacher import Teacher, own_teacher
+from mimicut.planning.budgets import mixes
+from mimicut.proof.certificate import binomial_interval, check_threshold
+from mimicut.proof.figures import DISAGREEMENTS
+from mimicut.results import store
+from mimicut.results.report import Report
+from mimicut.workflow.compress import OnStage, Result, compress, known_before
+
+_FOLDS_TAKE = ("config", "seam", "example", "max_seconds", "max_memory")  # where the plan is that of all images
+_WEIGHTED = ("feature_error_relative", "feature_cosine", "confidence_teacher", "confidence_student")
+
+
+def crossfit(
+    teacher: Teacher | Any,
+    images: Any,
+    folds: int,
+    *,
+    folder: str | Path | None = None,
+    min_agreement: float | None = None,
+    split_seed: int = 0,
+    on_stage: OnStage | None = None,
+    **options: Any,
+) -> Result:
+    """As `compress`, whose options these are, with nothing held out, and the certificate by `folds` more students.
+
+    Takes `folds` times as long again. A latency is planned once, of all images, and the folds take that plan. Copies of
+    one image are in one fold. Raises: as `compress`; InputError for fewer than two folds, more than there are different
+    images, held-out images beside them, or an agreement that is asked for beside a latency or depth.
+    """
+    say = on_stage or (lambda text: None)
+    teacher = teacher if isinstance(teacher, Teacher) else own_teacher(teacher)
+    if options.get("held_out") is not None:
+        raise InputError("crossfit: held-out images are given too; expected one of both")
+    room = int(memory.TRAINING_IMAGES * memory.bound(options.get("max_memory")))
+    given = isinstance(images, ImageSet)
+    found = images if given else read_images(images, teacher.preprocessing, memory_bytes=room)
+    parts = _folds(found, folds, split_seed)
+    check_threshold(min_agreement, sum(len(held) for _, held in parts))
+    if options.get("with_alternatives"):
+        raise InputError(
+            "crossfit: alternatives are asked for too, and no image is held out to judge them by; expected one of both"
+        )
+    if min_agreement is not None and mixes(options):
+        raise InputError(
+            f"crossfit: an agreement of {min_agreement} is asked for, and a latency or depth, whose plan all images "
+            "make, so that none can show it; expected a budget such as keep, or held-out images instead of crossfit"
+        )
+    seen = known_before(teacher, options.get("plan"), found.hashes, min_agreement)
+    options = {name: value for name, value in options.items() if name not in ("held_out", "held_out_share")}
+    result = compress(teacher, found, folder=folder, held_out_share=0.0, on_stage=on_stage, **options)
+    own = {"labelled", "labels", "force", "resume", "with_alternatives", "export_to"}
+    again = {name: value for name, value in options.items() if name not in own}
+    if mixes(again):
+        seen.append("every fold's student has the plan that all images made, the held-out ones of the fold too")
+    if mixes(again) or options.get("plan") is not None:
+        again = {name: value for name, value in again.items() if name in _FOLDS_TAKE}
+        asked = {name: value for name, value in result.plan.asked.items() if name != "latency"}  # measured once
+        again["plan"] = replace(result.plan, asked=asked)
+    reports = []
+    for number, (rest, held) in enumerate(parts, 1):
+        say(f"fold {number} of {folds}: {len(rest)} images, {len(held)} held out")
+        try:
+            reports.append(compress(teacher, found.subset(rest), held_out=found.subset(held), **again).report)
+        except Stopped:  # what is kept is the result, not a fold's student
+            raise KeyboardInterrupt from None
+    report = _pooled(result.report, reports)
+    seconds = (report.seconds or 0) + sum(fold.seconds or 0 for fold in reports)
+    notes = tuple(dict.fromkeys([*report.notes, *seen]))
+    report = replace(report, min_agreement=min_agreement, seconds=seconds, notes=notes)
+    if result.folder is not None:
+        store.put_report(result.folder, report)
+    return replace(result, report=report)
+
+
+def _folds(images: ImageSet, folds: int, seed: int) -> list[tuple[list[int], list[int]]]:
+    """(images to fit, images held out); of copies one alone is held out."""
+    alike: dict[str, list[int]] = {}
+    for index, content in enumerate(images.contents):
+        alike.setdefault(content, []).append(index)
+    if not 2 <= folds <= len(alike):
+        raise InputError(f"crossfit: found {folds} folds for {len(alike)} different images, expected 2 to {len(alike)}")
+    order = torch.randperm(len(alike), generator=torch.Generator().manual_seed(seed)).tolist()
+    groups = [list(alike.values())[i] for i in order]
+    parts = []
+    for fold in range(folds):
+        held, gone = sorted(g[0] for g in groups[fold::folds]), {i for g in groups[fold::folds] for i in g}
+        parts.append(([i for i in range(len(images)) if i not in gone], held))
+    return parts
+
+
+def _pooled(report: Report, folds: Sequence[Report]) -> Report:
+    """`report` with the figures of all folds."""
+    images = [fold.images_held_out or 0 for fold in folds]
+    total = sum(images)
+    told: dict[str, Any] = {"images_held_out": total, "crossfit": len(folds)}
+    if all(fold.top1_agreement is not None for fold in folds):
+        agreeing = sum(round(fold.top1_agreement * n) for fold, n in zip(folds, images, strict=True))
+        low, high = binomial_interval(agreeing, total)
+        told |= {"top1_agreement": agreeing / total, "top1_agreement_low": low, "top1_agreement_high": high}
+    for name in _WEIGHTED:
+        values = [getattr(fold, name) for fold in folds]
+        if None not in values:
+            told[name] = sum(v * n for v, n in zip(values, images, strict=True)) / total
+    by_class: dict[str, list[int]] = {}
+    for fold in folds:
+        for name, (agree, seen) in fold.agreement_by_class.items():
+            so_far = by_class.setdefault(name, [0, 0])
+            by_class[name] = [so_far[0] + agree, so_far[1] + seen]
+    every = [each for fold in folds for each in fold.disagreements]
+    told |= {
+        "agreement_by_class": dict(sorted(by_class.items(), key=lambda item: int(item[0]))),
+        "disagreements": tuple(sorted(every, key=lambda e: e["teacher"][0] == e["student"][0])[:DISAGREEMENTS]),
+        "image_hashes": {**report.image_hashes, "held_out": report.image_hashes.get("fit", [])},
+    }
+    said = (
+        f"crossfit: each of {total} images was held out once, from one of {len(folds)} students made of the others; "
+        "the figures speak of this way of making students, not of the one that was kept, which has seen all images; "
+        "the folds are not independent, so that the interval is an approximation"
+    )
+    notes = [note for note in report.notes if "no image was held out" not in note]
+    return replace(report, notes=(*notes, said), **told)

@@ -1,0 +1,112 @@
+"""What is known of a network before anything is done to it: seam, groups, pins, and what a budget would give."""
+
+import math
+from collections import Counter
+from typing import Any
+
+from torch import nn
+
+from mimicut.anatomy.blocks import droppable
+from mimicut.anatomy.cost import count_traced, macs_in, terms
+from mimicut.anatomy.find_seam import trace
+from mimicut.anatomy.graph import Anatomy
+from mimicut.base.errors import PlanError
+from mimicut.planning.planner import eligible_groups, make_plan, reachable_macs, uniform_cost
+
+SHARES = (0.75, 0.5, 0.25)
+
+
+def inspect(teacher: nn.Module, example: Any, *, seam: Any = None) -> dict[str, Any]:
+    """Facts of `teacher`, as plain data; nothing is changed and nothing is run but one forward pass: see `facts`."""
+    return facts(teacher, trace(teacher, example, points=seam))
+
+
+def facts(teacher: nn.Module, anatomy: Anatomy) -> dict[str, Any]:
+    """What `anatomy` knows of `teacher`, as plain data.
+
+    seam: points, shapes and head. headless: it returns features and predicts nothing. macs, params, macs_not_counted.
+    groups: name, width in units, channels, scheme "mid" or not, share of the MACs that depend on it, and why it is
+    pinned. macs_share_pinned: share of the MACs in operators of which no channel can be cut. blocks: residual branches,
+    their share of the MACs, and why one cannot be dropped. unread: operators that pinned something. unused_parameters.
+    smallest_keep: the least share of MACs that each scheme reaches. keep_width: MACs share left when every group keeps
+    that share of its channels. keep: of a student that keeps that share of the MACs, as `make_plan` plans it: scheme,
+    MACs, parameters, and the megabytes (10**6 bytes) of its parameters in float32; or why there is none.
+    """
+    cost, shares = count_traced(anatomy.traced), _shares(anatomy)
+    mid = {g.name for g in eligible_groups(anatomy, "mid")}
+    free = {s: eligible_groups(anatomy, s) for s in ("mid", "all")}
+    return {
+        "model": type(teacher).__qualname__,
+        "seam": [str(p) for p in anatomy.seam.points],
+        "seam_shapes": [list(s) for s in anatomy.seam.shapes],
+        "head": list(anatomy.seam.head),
+        "headless": anatomy.seam.headless,
+        "macs": cost.macs,
+        "params": cost.params,
+        "macs_not_counted": cost.uncounted,
+        "macs_share_pinned": round(_pinned(anatomy), 4),
+        "groups": [
+            {
+                "name": g.name, "width": g.width, "channels": g.channels, "mid": g.name in mid,
+                "macs_share": round(shares[g.name], 4), "pinned": g.pinned,
+            }
+            for g in anatomy.groups.values()
+        ],
+        "pinned": dict(Counter(g.pinned for g in anatomy.groups.values() if g.pinned)),
+        "blocks": _blocks(anatomy, cost.macs),
+        "unread": [f"{op} in {where}" for op, where in anatomy.unread],
+        "unused_parameters": list(anatomy.unused),
+        "smallest_keep": {s: round(reachable_macs(anatomy, g) / cost.macs, 4) for s, g in free.items() if g},
+        "keep_width": {
+            s: {str(share): round(uniform_cost(anatomy, g, share) / cost.macs, 4) for share in SHARES}
+            for s, g in free.items()
+            if g
+        },
+        "keep": {str(share): _predicted(teacher, anatomy, share) for share in SHARES},
+    }  # fmt: skip
+
+
+def _blocks(anatomy: Anatomy, total: int) -> list[dict[str, Any]]:
+    free = {b.name for b in droppable(anatomy)}
+    found = []
+    for block in anatomy.blocks:
+        share = macs_in(block.branch or block.nodes, anatomy.traced.batch) / max(total, 1)
+        pinned = None if block.name in free else block.pinned or "its code does not run without it"
+        found.append({"name": block.name, "macs_share": round(share, 4), "pinned": pinned})
+    return found
+
+
+def _predicted(teacher: nn.Module, anatomy: Anatomy, keep: float) -> dict[str, Any]:
+    """The student at that share of the MACs. Which channels stay hardly changes its size, so they are not scored."""
+    try:
+        plan = make_plan(teacher, anatomy, keep=keep, score="random")
+    except PlanError as error:
+        return {"unreachable": str(error)}
+    left = [{d: len(kept) for d, kept in plan.slices.get(n, {}).items()} for n, _ in teacher.named_parameters()]
+    params = sum(
+        math.prod(kept.get(d, size) for d, size in enumerate(p.shape))
+        for kept, p in zip(left, teacher.parameters(), strict=True)
+    )
+    scheme, macs = plan.asked["scheme"], plan.macs["student"]
+    return {"scheme": scheme, "macs": macs, "params": params, "mb": round(params * 4 / 1e6, 2)}
+
+
+def _shares(anatomy: Anatomy) -> dict[str, float]:
+    """Of each group, the share of all MACs in operators that read or make its channels."""
+    found, total = dict.fromkeys(anatomy.groups, 0.0), 0.0
+    for term in terms(anatomy):
+        total += term.macs
+        for name in {u[0] for ids in term.axes for u in anatomy.units(ids) if u is not None}:
+            found[name] += term.macs
+    return {name: macs / max(total, 1.0) for name, macs in found.items()}
+
+
+def _pinned(anatomy: Anatomy) -> float:
+    """Share of the MACs in operators of which no channel can be cut."""
+    free = {g.name for g in eligible_groups(anatomy)}
+    found = total = 0.0
+    for term in terms(anatomy):
+        total += term.macs
+        if not free & {u[0] for ids in term.axes for u in anatomy.units(ids) if u is not None}:
+            found += term.macs
+    return found / max(total, 1.0)

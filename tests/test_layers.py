@@ -1,0 +1,166 @@
+"""How the packages stand on one another, which libraries they use, and the names and flags that users rely on."""
+
+import ast
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "mimicut"
+FILES = sorted(PACKAGE.rglob("*.py"))
+# Each imports from those before it and from itself, never from one that comes later.
+LAYERS = (
+    "base", "surgery", "demo", "inputs", "anatomy", "recovery", "runtime", "planning", "proof", "results", "workflow",
+    "cli",
+)  # fmt: skip
+# Library -> modules that may import it.
+LIBRARIES = {
+    "timm": {"inputs.builders"}, "torchvision.models": {"inputs.builders"}, "transformers": {"inputs.builders"},
+    "pickle": set(), "matplotlib": {"results.picture"},
+    "onnx": {"results.exports", "runtime.export", "runtime.int8"},
+    "onnxruntime": {"runtime.export", "runtime.int8", "runtime.latency", "runtime.run_exported"},
+    "onnxscript": {"runtime.export"}, "openvino": {"runtime.export", "runtime.latency", "runtime.run_exported"},
+}  # fmt: skip
+
+
+def dotted(path: Path) -> str:
+    """ "surgery.plan", and "surgery" for the package's own file."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {dotted(path): path for path in FILES}
+
+
+@cache
+def imported(path: Path) -> tuple[tuple[str, str], ...]:
+    """(module, name) of all that is imported, in functions too; the name is "" for a plain import."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, "") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            found += [(node.module, alias.name) for alias in node.names]
+    return tuple(found)
+
+
+def own(path: Path) -> set[str]:
+    """Modules of the package that `path` imports from."""
+    found = set()
+    for module, name in imported(path):
+        if module == "mimicut" or module.startswith("mimicut."):
+            place = module.removeprefix("mimicut").removeprefix(".")
+            inner = f"{place}.{name}".removeprefix(".")
+            found.add(inner if inner in MODULES else place)
+    return found
+
+
+def test_every_file_is_in_a_layer():
+    packages = {path.relative_to(PACKAGE).parts[0] for path in FILES if path.parent != PACKAGE}
+    assert packages == set(LAYERS)
+    assert {path.name for path in FILES if path.parent == PACKAGE} == {"__init__.py", "__main__.py"}
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.parent != PACKAGE], ids=dotted)
+def test_no_arrow_runs_upward(path):
+    at = LAYERS.index(dotted(path).split(".")[0])
+    above = sorted(d for d in own(path) if d.split(".")[0] not in LAYERS[: at + 1])
+    assert not above, f"{dotted(path)} imports {', '.join(above)}, which come later"
+
+
+def test_no_circle():
+    arrows = {name: own(path) - {name} for name, path in MODULES.items()}
+    while arrows:
+        free = {name for name, others in arrows.items() if not others & set(arrows)}
+        assert free, f"a circle among {', '.join(sorted(arrows))}"
+        arrows = {name: others for name, others in arrows.items() if name not in free}
+
+
+@pytest.mark.parametrize("path", FILES, ids=dotted)
+def test_no_private_name_crosses_packages(path):
+    package = dotted(path).split(".")[0]
+    taken = [
+        f"{module}.{name}"
+        for module, name in imported(path)
+        if module.startswith("mimicut.") and module.split(".")[1] != package
+        if name.startswith("_") or any(part.startswith("_") for part in module.split("."))
+    ]
+    assert not taken
+
+
+@pytest.mark.parametrize("path", FILES, ids=dotted)
+def test_libraries_keep_to_their_modules(path):
+    for library, modules in LIBRARIES.items():
+        uses = any(f"{module}.{name}.".startswith(f"{library}.") for module, name in imported(path))
+        assert not uses or dotted(path) in modules, f"{dotted(path)} imports {library}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=dotted)
+def test_no_module_bears_a_name_of_the_standard_library(path):
+    assert path.stem.startswith("__") or path.stem not in sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_every_package_says_what_lives_there(package):
+    assert ast.get_docstring(ast.parse((PACKAGE / package / "__init__.py").read_text(encoding="utf-8")))
+
+
+def test_importing_the_package_imports_no_torch():
+    code = "import sys, mimicut, mimicut.cli.app; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_public_names():
+    import mimicut
+
+    assert mimicut.__all__ == [
+        "Anatomy", "Latency", "MimicConfig", "MimicutError", "PRESETS", "Plan", "Preprocessing", "Report", "Result",
+        "SCORES", "Seam", "SeamPoint", "Setting", "Teacher", "capturing", "check_cut", "closed_form", "compress",
+        "count", "crossfit", "cut", "export", "export_folder", "figures", "find_seam", "inspect", "load",
+        "load_teacher", "make_plan", "measure", "mimic", "own_teacher", "preset", "read_images", "read_plan",
+        "reconstruction", "recover_pruned", "recoverability", "replace", "replan", "restore", "save", "split", "trace",
+    ]  # fmt: skip
+    for name in mimicut.__all__:
+        assert callable(getattr(mimicut, name)) or isinstance(getattr(mimicut, name), dict)
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = mimicut.nothing
+
+
+BUDGET = """--keep --keep-width --params --size-mb --latency --latency-ms --runtime --batch --depth --scheme
+    --spare-ends --no-spare-ends --drop --pin --exclude --min-channels --divisor
+    --importance"""
+TEACHER = "--weights --pretrained --no-pretrained --num-classes --part --input-size --seam --threads"
+FLAGS = {
+    "inspect": TEACHER,
+    "plan": f"{BUDGET} {TEACHER} --images --out --picture --seed --force --no-force",
+    "compress": f"""{BUDGET} {TEACHER} --out --plan --preset --effort --steps --max-seconds --seed --device --precision
+        --layout --max-memory --views --held-out --held-out-share --crossfit --min-agreement --alternatives
+        --no-alternatives --to --labelled --mean --std --resize --tensorboard --force --no-force --resume
+        --no-resume""",
+    "recover": """--out --to --preset --effort --steps --seed --device --precision --layout --max-memory
+        --views --held-out --held-out-share --min-agreement --labelled --weights --pretrained --no-pretrained
+        --num-classes --input-size --mean --std
+        --resize --seam --tensorboard --force --no-force --threads""",
+    "export": """--to --images --held-out --teacher --weights --pretrained --no-pretrained --normalise --no-normalise
+        --force --no-force --threads""",
+    "verify": """--teacher --labelled --weights --pretrained --no-pretrained --device --max-memory --min-agreement
+        --threads""",
+    "demo": """--teacher --keep --keep-width --images --preset --effort --steps --seed --out --force --no-force
+        --threads""",
+}
+
+
+def test_commands_and_flags():
+    import typer.main
+
+    from mimicut.cli.app import app
+
+    commands = typer.main.get_command(app).commands
+    found = {
+        name: {o for p in command.params for o in (*p.opts, *p.secondary_opts) if o.startswith("--")} - {"--help"}
+        for name, command in commands.items()
+    }
+    assert found == {name: set(flags.split()) for name, flags in FLAGS.items()}
+    assert all((command.epilog or "").startswith("Example: mimicut ") for command in commands.values())
