@@ -29,14 +29,14 @@ from mimicut.base.environment import platform_kind, versions
 from mimicut.base.memory import bound
 from mimicut.inputs.image_set import ImageSet, read_images
 from mimicut.inputs.teacher import Teacher
+from mimicut.planning.evidence import channel_evidence
 from mimicut.planning.planner import make_plan
-from mimicut.planning.reconstruction import reconstruction
 from mimicut.proof.figures import figures
 from mimicut.recovery.config import MimicConfig, preset
-from mimicut.recovery.restore import restore
+from mimicut.recovery.recover import recover
 from mimicut.results.teachers import load_teacher
 from mimicut.surgery.cut import cut
-from mimicut.surgery.head import replace
+from mimicut.surgery.head import put_under_head
 from mimicut.surgery.plan import Plan
 from mimicut.workflow.compress import parted_images
 
@@ -85,7 +85,7 @@ def run(case: Case, threads: int) -> dict[str, Any]:
     fit, choose, _, _ = parts(case.teacher, case.images, case.seed)
     config = recipe(teacher, case.seed, case.steps)
     student, begun = cut(teacher.model, plan), time.perf_counter()
-    recovery = restore(teacher.model, student, anatomy, plan, fit, config, choose=choose)
+    recovery = recover(teacher.model, student, anatomy, plan, fit, config, choose=choose)
     log = recovery.mimic
     return {
         "case": asdict(case),
@@ -137,7 +137,7 @@ def parts(name: str, images: int, seed: int) -> tuple[ImageSet, ImageSet | None,
 def planned(name: str, images: int, seed: int) -> tuple[Plan, float]:
     teacher, anatomy, _ = opened(name)
     begun = time.perf_counter()
-    evidence = reconstruction(teacher.model, anatomy, parts(name, images, seed)[0], views=teacher.views, seed=seed)
+    evidence = channel_evidence(teacher.model, anatomy, parts(name, images, seed)[0], views=teacher.views, seed=seed)
     plan = make_plan(teacher.model, anatomy, keep=KEEP[name], evidence=evidence)
     return plan, time.perf_counter() - begun
 
@@ -149,12 +149,12 @@ def solved(name: str, images: int, seed: int) -> dict[str, float]:
     fit, choose, _, _ = parts(name, images, seed)
     plan, _ = planned(name, images, seed)
     student = cut(teacher.model, plan)
-    restore(teacher.model, student, anatomy, plan, fit, recipe(teacher, seed, 0), choose=choose)
+    recover(teacher.model, student, anatomy, plan, fit, recipe(teacher, seed, 0), choose=choose)
     return measured(teacher, plan, student, test)
 
 
 def measured(teacher: Teacher, plan: Plan, student: nn.Module, test: Any) -> dict[str, float]:
-    found = figures(teacher.model, replace(teacher.model, student, plan.seam), plan.seam, test)
+    found = figures(teacher.model, put_under_head(teacher.model, student, plan.seam), plan.seam, test)
     return {"error": round(found.feature_error_relative, 5), "agreement": round(100 * found.top1_agreement, 2)}
 
 

@@ -19,8 +19,8 @@ import torch
 from benchmarks.cell import _give_back, _peak, _start_peak
 from mimicut.anatomy.find_seam import trace
 from mimicut.base.environment import versions
+from mimicut.planning.evidence import channel_evidence
 from mimicut.planning.planner import make_plan
-from mimicut.planning.reconstruction import reconstruction
 from mimicut.recovery.closed_form import closed_form
 from mimicut.recovery.judge import Judge
 from mimicut.results.teachers import load_teacher
@@ -48,7 +48,7 @@ def main() -> None:
     images, others = torch.randn(options.images, *size, generator=draws), torch.randn(32, *size, generator=draws)
     most = {} if options.max_memory is None else {"max_memory": int(options.max_memory * 1e9)}
     anatomy = trace(teacher.model, torch.zeros(2, *size))
-    evidence, first = _measured(lambda: reconstruction(teacher.model, anatomy, images, seed=0, **most))
+    evidence, first = _measured(lambda: channel_evidence(teacher.model, anatomy, images, seed=0, **most))
     plan = make_plan(teacher.model, anatomy, keep=options.keep, evidence=evidence)
     student = cut(teacher.model, plan)
     log, second = _measured(lambda: closed_form(teacher.model, student, anatomy, plan, images, **most))

@@ -34,12 +34,12 @@ from mimicut.base.errors import PlanError
 from mimicut.base.guard import full_copy, seeded
 from mimicut.inputs.image_set import read_images
 from mimicut.inputs.teacher import Teacher
-from mimicut.planning.budgets import Known, compared, learn, plan_within
+from mimicut.planning.budgets import PlanningContext, compared, plan_within, survey
+from mimicut.planning.evidence import channel_evidence
 from mimicut.planning.planner import make_plan
-from mimicut.planning.reconstruction import reconstruction
 from mimicut.recovery.config import preset
 from mimicut.recovery.mimic import mimic
-from mimicut.recovery.restore import restore
+from mimicut.recovery.recover import recover
 from mimicut.results.teachers import load_teacher
 from mimicut.runtime.latency import Setting, measure
 from mimicut.surgery.cut import cut, without
@@ -76,17 +76,17 @@ def main() -> None:
         print(json.dumps(row))
 
 
-def learnt(name: str, seed: int) -> tuple[Teacher, Known]:
-    """A teacher, and what planning needs of it and its few images. Close `Known.lead` afterwards."""
+def learnt(name: str, seed: int) -> tuple[Teacher, PlanningContext]:
+    """A teacher, and what planning needs of it and its few images. Close `PlanningContext.lead` afterwards."""
     teacher = load_teacher(f"demo:{name}")
     model, size = teacher.model, teacher.preprocessing.input_size
     few = read_images(demo.few_images(IMAGES, seed), teacher.preprocessing)
     setting = Setting(RUNTIME, 1, _batch(model, size, RUNTIME, 1))
     anatomy = trace(model, torch.zeros(2, *size))
-    evidence = reconstruction(model, anatomy, few, views=teacher.views, seed=seed)
+    evidence = channel_evidence(model, anatomy, few, views=teacher.views, seed=seed)
     recipe = preset("default", views=teacher.views, steps=STEPS, seed=seed)
     facts = {"setting": setting, "views": teacher.views, "seed": seed, "evidence": evidence, "recipe": recipe}
-    return teacher, learn(model, anatomy, few, **facts)
+    return teacher, survey(model, anatomy, few, **facts)
 
 
 def _lines(name: str, seed: int, methods: list[str]) -> Iterator[dict[str, Any]]:
@@ -116,15 +116,15 @@ def _lines(name: str, seed: int, methods: list[str]) -> Iterator[dict[str, Any]]
     known.lead.close()
 
 
-def _ours(teacher: Teacher, known: Known, depth: str) -> tuple[nn.Module, Any]:
+def _ours(teacher: Teacher, known: PlanningContext, depth: str) -> tuple[nn.Module, Any]:
     found = plan_within(known, latency=SHARE, depth=depth)
     anatomy = known.without(tuple(found.plan.drop))
     student = cut(teacher.model, found.plan)
-    restore(teacher.model, student, anatomy, found.plan, known.few, known.recipe)
+    recover(teacher.model, student, anatomy, found.plan, known.few, known.recipe)
     return student, found.plan
 
 
-def _practise(teacher: Teacher, known: Known, _: str) -> tuple[nn.Module, Any]:
+def _practise(teacher: Teacher, known: PlanningContext, _: str) -> tuple[nn.Module, Any]:
     """As many blocks as reach the latency, then MiR. Raises: PlanError where all of them do not."""
     model, example = teacher.model, known.anatomy.traced.example
     blocks = droppable(known.anatomy)

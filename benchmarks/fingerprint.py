@@ -107,7 +107,7 @@ def _architecture(spec: str, side: int) -> dict[str, str]:
     model = randomised(teacher.model)
     images = torch.randn(8, 3, side, side, generator=torch.Generator().manual_seed(0))
     anatomy = mimicut.trace(model, images[:2])
-    evidence = mimicut.reconstruction(model, anatomy, images, seed=0)
+    evidence = mimicut.channel_evidence(model, anatomy, images, seed=0)
     plan = mimicut.make_plan(model, anatomy, keep=0.7, evidence=evidence)
     student = mimicut.cut(model, plan)
     cut = _of_tensors(student)

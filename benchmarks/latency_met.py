@@ -26,8 +26,8 @@ from mimicut.anatomy.find_seam import trace
 from mimicut.base.environment import platform_kind, versions
 from mimicut.base.errors import PlanError
 from mimicut.inputs.image_set import read_images
-from mimicut.planning.budgets import Known, compared, learn, plan_within
-from mimicut.planning.reconstruction import reconstruction
+from mimicut.planning.budgets import PlanningContext, compared, plan_within, survey
+from mimicut.planning.evidence import channel_evidence
 from mimicut.results.teachers import load_teacher
 from mimicut.runtime.latency import Setting, measure
 from mimicut.surgery.cut import cut
@@ -78,8 +78,8 @@ def _lines(spec: str, runtime: str, threads: int, shares: list[float]) -> Any:
     setting, views = Setting(runtime, threads, batch), teacher.views if embedded else "none"
     begun = time.perf_counter()
     anatomy = trace(model, torch.zeros(2, *size))
-    evidence = reconstruction(model, anatomy, few, views=views, seed=SEED)
-    known = learn(model, anatomy, few, setting=setting, views=views, seed=SEED, evidence=evidence)
+    evidence = channel_evidence(model, anatomy, few, views=views, seed=SEED)
+    known = survey(model, anatomy, few, setting=setting, views=views, seed=SEED, evidence=evidence)
     learnt = time.perf_counter() - begun
     for share in shares:
         yield {**_line(known, share), "teacher": spec, "runtime": runtime, "batch": batch, "threads": threads,
@@ -97,7 +97,7 @@ def _batch(model: torch.nn.Module, size: tuple[int, ...], runtime: str, threads:
     return batch
 
 
-def _line(known: Known, share: float) -> dict[str, Any]:
+def _line(known: PlanningContext, share: float) -> dict[str, Any]:
     begun = time.perf_counter()
     line: dict[str, Any] = {"asked": share}
     try:

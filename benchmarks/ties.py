@@ -18,7 +18,7 @@ from benchmarks.equal_latency import SHARE, learnt, top1
 from benchmarks.lines import add, read
 from mimicut.base.environment import platform_kind, versions
 from mimicut.planning.budgets import mimicked_error, plan_within, trial_error
-from mimicut.recovery.restore import restore
+from mimicut.recovery.recover import recover
 from mimicut.surgery.cut import cut
 
 OUT = Path(__file__).parent / "results" / "ties.jsonl"
@@ -50,7 +50,7 @@ def _pair(name: str, seed: int, out: Path) -> None:
     for drop in ((), (known.order[0].block,)):
         found = plan_within(known, latency=SHARE, depth="never", drop=drop)
         anatomy, student = known.without(drop), cut(teacher.model, found.plan)
-        restore(teacher.model, student, anatomy, found.plan, known.few, known.recipe)
+        recover(teacher.model, student, anatomy, found.plan, known.few, known.recipe)
         lines.append({
             "teacher": name, "seed": seed, "drop": list(drop), "share": round(found.share[0], 4),
             "closed_form": trial_error(known, anatomy, found.plan),

@@ -15,7 +15,7 @@ from mimicut.inputs.teacher import own_teacher
 from mimicut.planning.planner import make_plan
 from mimicut.proof.figures import figures
 from mimicut.surgery.cut import cut
-from mimicut.surgery.head import replace
+from mimicut.surgery.head import put_under_head
 from mimicut.workflow.alternatives import alternatives
 
 pytestmark = pytest.mark.long  # minutes: make test-all
@@ -46,7 +46,7 @@ def test_every_way_starts_from_the_cut_and_keeps_the_head():
     state = {n: t.clone() for n, t in model.state_dict().items()}
     ways, judged, plan, proof = found(model)
     assert list(ways) == WAYS
-    raw = figures(model, replace(model, cut(model, plan), plan.seam), plan.seam, proof)
+    raw = figures(model, put_under_head(model, cut(model, plan), plan.seam), plan.seam, proof)
     assert ways["the cut alone"]["top1_agreement"] == raw.top1_agreement
     assert ways["the cut alone"]["feature_error_relative"] == raw.feature_error_relative
     for name in WAYS[1:]:

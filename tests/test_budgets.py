@@ -69,8 +69,8 @@ TORCH = Setting("torch")
 
 def known(model, setting=TORCH, **options):
     anatomy = trace(model, model.example())
-    evidence = us.reconstruction(model, anatomy, few())
-    return budgets.learn(model, anatomy, few(), setting=setting, evidence=evidence, **options)
+    evidence = us.channel_evidence(model, anatomy, few())
+    return budgets.survey(model, anatomy, few(), setting=setting, evidence=evidence, **options)
 
 
 def idle(model, name):
@@ -179,11 +179,11 @@ def test_a_few_steps_are_mimicked_and_judged(monkeypatch):
     def stopped(*_):
         raise Stopped(None, None)
 
-    monkeypatch.setattr(budgets, "restore", stopped)
+    monkeypatch.setattr(budgets, "recover", stopped)
     with pytest.raises(KeyboardInterrupt) as caught:
         budgets.mimicked_error(facts, plan)
     assert not isinstance(caught.value, Stopped)  # which would have a result
-    monkeypatch.setattr(budgets, "restore", lambda *_: None)
+    monkeypatch.setattr(budgets, "recover", lambda *_: None)
     monkeypatch.setattr(type(facts.held.judge), "error", lambda *_: float("nan"))
     assert budgets.mimicked_error(facts, plan) == float("inf")
     assert budgets.trial_error(facts, facts.anatomy, plan) == float("inf")
@@ -353,7 +353,7 @@ def test_a_plain_network_has_widths_only(clock, monkeypatch):
     model = randomised(Chain())
     anatomy = trace(model, model.example())
     monkeypatch.setattr(budgets, "_SECONDS", 0)
-    facts = budgets.learn(model, anatomy, few(), setting=Setting("torch"))
+    facts = budgets.survey(model, anatomy, few(), setting=Setting("torch"))
     assert facts.order == ()
     found = budgets.plan_within(facts, latency=0.9)
     assert found.share[0] <= 0.9

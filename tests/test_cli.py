@@ -253,7 +253,7 @@ def test_help_of_every_command_ends_with_a_line_that_runs(capsys, monkeypatch):
 def test_an_interrupt_says_so(place, capsys, monkeypatch):
     monkeypatch.setattr(
         import_module("mimicut.workflow.compress"),
-        "restore",
+        "recover",
         lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt()),
     )
     code, line, err = call(capsys, "compress", "net.py:build", "photos", "--keep", 0.5, "--out", "x")

@@ -15,8 +15,8 @@ from benchmarks.zoo.case import randomised
 from mimicut.anatomy.find_seam import trace
 from mimicut.base.guard import named_tensors
 from mimicut.base.layout import laid, layout_for
+from mimicut.planning.evidence import channel_evidence
 from mimicut.planning.planner import make_plan, resolve
-from mimicut.planning.reconstruction import reconstruction
 from mimicut.recovery import closed_form as room
 from mimicut.recovery import layers as layers_room
 from mimicut.recovery.closed_form import closed_form
@@ -27,7 +27,7 @@ from mimicut.surgery.cut import cut
 from mimicut.surgery.seam import capturing
 
 lockstep_room = import_module("mimicut.recovery.lockstep")
-reconstruction_room = import_module("mimicut.planning.reconstruction")
+reconstruction_room = import_module("mimicut.planning.evidence")
 NETS = (
     nets.Chain, nets.Residual, nets.Concat, nets.Depthwise, nets.Grouped, nets.NoNorm, nets.FusedHeads,
     nets.GroupedQuery,
@@ -502,7 +502,7 @@ def test_passes_keep_what_they_hold_and_are_given_to_themselves():
     teacher = randomised(Keeps())
     anatomy = trace(teacher, teacher.example())
     plan = make_plan(
-        teacher, anatomy, keep_width=0.5, evidence=reconstruction(teacher, anatomy, torch.randn(9, 3, 8, 8))
+        teacher, anatomy, keep_width=0.5, evidence=channel_evidence(teacher, anatomy, torch.randn(9, 3, 8, 8))
     )
     images = torch.randn(24, 3, 8, 8)
     was, errors = images.clone(), []
@@ -576,10 +576,10 @@ def test_layers_whose_time_is_up_stay_as_the_cut_left_them():
 def test_the_images_say_what_there_is_time_for(monkeypatch):
     teacher, anatomy, _, images = setting(nets.Chain)
     told = []
-    whole = reconstruction(teacher, anatomy, images, on_expected=told.append)
+    whole = channel_evidence(teacher, anatomy, images, on_expected=told.append)
     assert whole.scores
     assert 0 < told[0] < 600
-    assert not reconstruction(teacher, anatomy, images, max_seconds=0.0).scores
+    assert not channel_evidence(teacher, anatomy, images, max_seconds=0.0).scores
     # As many groups as there is time for: the clock stands at 5 s once the first group is done.
     clock = iter([0.0] * 400)
     right = reconstruction_room.eliminate
@@ -591,7 +591,7 @@ def test_the_images_say_what_there_is_time_for(monkeypatch):
         return right(*args)
 
     monkeypatch.setattr(reconstruction_room, "eliminate", slow)
-    part = reconstruction(teacher, anatomy, images, max_seconds=1.0)
+    part = channel_evidence(teacher, anatomy, images, max_seconds=1.0)
     assert len(part.scores) == 1 < len(whole.scores)
     name = next(iter(part.scores))
     assert np.array_equal(part.scores[name], whole.scores[name])
@@ -635,7 +635,7 @@ def test_channels_that_only_grouped_layers_read_have_evidence():
         teacher.b.weight[:, 2] *= 1e-4  # the third input of every group hardly matters
     anatomy = trace(teacher, teacher.example())
     assert any(m.tensor == "b.weight" and m.dim == 1 for m in anatomy.groups["a"].members)
-    found = reconstruction(teacher, anatomy, torch.randn(24, 3, 8, 8))
+    found = channel_evidence(teacher, anatomy, torch.randn(24, 3, 8, 8))
     assert int(found.scores["a"].argmin()) == 2
     assert found.errors["a"][3] < 1e-4 * found.errors["a"][2]
 
@@ -650,7 +650,7 @@ def test_features_count_by_their_own_spread(points):
             teacher.get_submodule(point).register_forward_hook(lambda _, args, out, by=factor: by * out)
         anatomy = trace(teacher, teacher.example(), points=points)
         images = torch.randn(16, *teacher.size, generator=torch.Generator().manual_seed(0))
-        found.append(reconstruction(teacher, anatomy, images).errors)
+        found.append(channel_evidence(teacher, anatomy, images).errors)
     assert found[0]
     inner = [name for name in found[0] if name.startswith("stage1")]
     assert inner
@@ -663,7 +663,7 @@ def test_features_count_by_their_own_spread(points):
 def test_both_say_how_far_they_are():
     teacher, anatomy, plan, images = setting(nets.Chain)
     said = []
-    reconstruction(teacher, anatomy, images, on_progress=lambda *at: said.append(at))
+    channel_evidence(teacher, anatomy, images, on_progress=lambda *at: said.append(at))
     assert said[-1][0] == said[-1][1]
     assert [done for done, _ in said] == sorted(done for done, _ in said)
     assert len({total for _, total in said}) == 1
@@ -690,8 +690,8 @@ def test_less_memory_is_fewer_views_and_no_other_answer_where_there_is_enough():
         names = [n for members in reconstruction_room._readers(anatomy).values() for n, _ in members]
         sizes.append(reconstruction_room._part_size(anatomy, tensors, names, most))
     assert sizes == [reconstruction_room._PART, 1, 1]
-    assert reconstruction(teacher, anatomy, images, max_memory=least).scores.keys() == (
-        reconstruction(teacher, anatomy, images).scores.keys()
+    assert channel_evidence(teacher, anatomy, images, max_memory=least).scores.keys() == (
+        channel_evidence(teacher, anatomy, images).scores.keys()
     )
 
 
@@ -800,7 +800,7 @@ def test_a_network_that_cannot_lie_channels_last_is_solved_all_the_same():
     teacher = randomised(Shuffled())
     anatomy = trace(teacher, teacher.example())
     images = torch.randn(24, 3, 8, 8)
-    plan = make_plan(teacher, anatomy, keep_width=0.5, evidence=reconstruction(teacher, anatomy, images))
+    plan = make_plan(teacher, anatomy, keep_width=0.5, evidence=channel_evidence(teacher, anatomy, images))
     log = closed_form(teacher, cut(teacher, plan).eval(), anatomy, plan, images)
     assert any(each.ridge is not None for each in log.layers)
 

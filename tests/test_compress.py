@@ -143,7 +143,7 @@ def test_a_student_of_another_tool_is_mimicked_and_replaced():
     student.stage2[0].conv2 = torch.nn.Conv2d(3, 16, 3, 1, 1, bias=False)
     log = us.mimic(lead, student, seam, images(), dataclasses.replace(CONFIG, steps=30))
     assert log.losses[-1] < log.losses[0]
-    assert torch.equal(us.replace(lead, student, seam).fc.weight, lead.fc.weight)
+    assert torch.equal(us.put_under_head(lead, student, seam).fc.weight, lead.fc.weight)
 
 
 def test_held_out_from_another_source_must_be_other_images():
@@ -276,9 +276,9 @@ def test_a_stopped_run_is_saved_and_goes_on_to_the_same_result(tmp_path, few, mo
             compress(lead, given, keep=0.5, folder=tmp_path / "small", config=config, resume=True)
 
     # The closed form and the evidence are not asked for again.
-    for name in ("reconstruction", "restore"):
-        room = import_module("mimicut.workflow.compress" if name == "reconstruction" else "mimicut.recovery.restore")
-        what = name if name == "reconstruction" else "closed_form"
+    for name in ("channel_evidence", "recover"):
+        room = import_module("mimicut.workflow.compress" if name == "channel_evidence" else "mimicut.recovery.recover")
+        what = name if name == "channel_evidence" else "closed_form"
         monkeypatch.setattr(room, what, lambda *_, **__: pytest.fail("done before"))
     again = compress(teacher(), given, keep=0.5, folder=tmp_path / "small", config=config, resume=True)
     assert equal_models(again.model, whole.model)

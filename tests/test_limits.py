@@ -65,7 +65,7 @@ def test_limits_tell_the_tightest_and_what_a_step_gives_back():
 def test_every_budget_of_several_is_met_and_used(budget, with_evidence):
     model = randomised(Residual())
     anatomy = trace(model, model.example())
-    evidence = us.reconstruction(model, anatomy, torch.randn(12, 3, 8, 8)) if with_evidence else None
+    evidence = us.channel_evidence(model, anatomy, torch.randn(12, 3, 8, 8)) if with_evidence else None
     plan = make_plan(model, anatomy, evidence=evidence, **budget)
     before, after = count(model, model.example()), count(cut(model, plan), model.example())
     check_budget(plan, before, after)

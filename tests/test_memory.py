@@ -19,7 +19,7 @@ from mimicut.inputs.teacher import own_teacher
 from mimicut.planning.planner import make_plan
 from mimicut.recovery.closed_form import needed_bytes
 from mimicut.recovery.config import MimicConfig
-from mimicut.recovery.restore import restore
+from mimicut.recovery.recover import recover
 from mimicut.surgery.cut import cut
 from mimicut.workflow.compress import compress
 
@@ -138,7 +138,7 @@ def test_no_room_for_a_view_of_every_image_is_said():
         said.append([])
         student = cut(lead.model, plan).eval()
         logs.append(
-            restore(lead.model, student, anatomy, plan, images, config, on_stage=said[-1].append, max_memory=most)
+            recover(lead.model, student, anatomy, plan, images, config, on_stage=said[-1].append, max_memory=most)
         )
     assert [any("30 images in the first layers" in text for text in texts) for texts in said] == [False, True]
     assert logs[0].closed_form.views_room == logs[0].closed_form.views_useful == logs[0].closed_form.views
@@ -148,7 +148,7 @@ def test_no_room_for_a_view_of_every_image_is_said():
 def test_work_of_unknown_length_is_counted_aloud(monkeypatch):
     said, now = [], iter([0.0, 1.0, 9.0, 10.0, 18.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
-    tell = progress.Spoken(said.append, "trial step")
+    tell = progress.SpokenProgress(said.append, "trial step")
     for step in range(1, 5):
         tell(step, 0)
     assert said == ["  trial step 2", "  trial step 4"]

@@ -8,7 +8,7 @@ from torch import nn
 
 from mimicut.base.errors import InputError, LawBroken
 from mimicut.base.guard import same_bits
-from mimicut.surgery.head import check_head, replace
+from mimicut.surgery.head import check_head, put_under_head
 from mimicut.surgery.seam import Seam, SeamPoint
 
 SEAM = Seam((SeamPoint("0"),), ((4, 6, 6),), ("3.weight", "3.bias"))
@@ -25,7 +25,7 @@ def test_body_of_the_student_under_the_head_of_the_teacher():
         teacher[3].bias[0], teacher[3].bias[1] = float("nan"), -0.0
     teacher[3].bias.requires_grad_(False)
     before = copy.deepcopy(student.state_dict()), copy.deepcopy(teacher.state_dict())
-    model = replace(teacher, student.train(), SEAM)
+    model = put_under_head(teacher, student.train(), SEAM)
     assert same_bits(model[3].weight, teacher[3].weight)
     assert same_bits(model[3].bias, teacher[3].bias)
     assert torch.equal(model[0].weight, student[0].weight)
@@ -38,7 +38,7 @@ def test_body_of_the_student_under_the_head_of_the_teacher():
 
 def test_the_result_owns_its_tensors():
     teacher, student = network(seed=1), network(seed=2)
-    model = replace(teacher, student, SEAM)
+    model = put_under_head(teacher, student, SEAM)
     addresses = {t.data_ptr() for net in (teacher, student) for t in net.parameters()}
     assert not addresses & {t.data_ptr() for t in model.parameters()}
 
@@ -53,18 +53,18 @@ def test_the_result_owns_its_tensors():
 )
 def test_a_head_that_does_not_fit_is_named(student, says):
     with pytest.raises(InputError, match=says):
-        replace(network(), student, SEAM)
+        put_under_head(network(), student, SEAM)
 
 
 def test_a_seam_of_another_teacher_is_named():
     with pytest.raises(InputError, match=r"the teacher has no tensor '9.weight'"):
-        replace(network(), network(), Seam(SEAM.points, SEAM.shapes, ("9.weight",)))
+        put_under_head(network(), network(), Seam(SEAM.points, SEAM.shapes, ("9.weight",)))
 
 
 def test_a_copy_that_is_not_bit_identical_breaks_the_law(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "copy_", lambda self, other: self.add_(1))
     with pytest.raises(LawBroken, match=r"'3.weight' is not bit-identical"):
-        replace(network(), network(), SEAM)
+        put_under_head(network(), network(), SEAM)
 
 
 def test_check_head_sees_one_bit_and_a_missing_tensor():

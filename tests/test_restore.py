@@ -10,14 +10,14 @@ from benchmarks.zoo.case import randomised
 from mimicut.anatomy.find_seam import trace
 from mimicut.base.errors import InputError
 from mimicut.base.guard import named_tensors
+from mimicut.planning.evidence import channel_evidence
 from mimicut.planning.planner import make_plan
-from mimicut.planning.reconstruction import reconstruction
 from mimicut.planning.scores import Evidence
 from mimicut.recovery.config import EFFORTS, MimicConfig, preset
 from mimicut.recovery.mimic import mimic
 from mimicut.recovery.muon import Muon, orthogonal
 from mimicut.recovery.norms import settle_norms
-from mimicut.recovery.restore import restore
+from mimicut.recovery.recover import recover
 from mimicut.surgery.cut import cut
 
 
@@ -46,7 +46,7 @@ def test_the_elimination_is_that_of_brute_force():
     torch.manual_seed(0)
     teacher = Linears().eval()
     images = torch.randn(400, 5)
-    evidence = reconstruction(teacher, trace(teacher, torch.zeros(2, 5)), images, mixing="none")
+    evidence = channel_evidence(teacher, trace(teacher, torch.zeros(2, 5)), images, mixing="none")
     with torch.no_grad():
         x = torch.tanh(teacher.one(images)).double()
         y = x @ teacher.two.weight.double().T
@@ -79,7 +79,7 @@ def test_evidence_leaves_the_teacher_as_it_was(kind):
     for parameter in teacher.parameters():
         parameter.requires_grad_(False)
     before, state = {n: t.clone() for n, t in named_tensors(teacher).items()}, torch.get_rng_state()
-    first, second = (reconstruction(teacher, anatomy, images, seed=1) for _ in range(2))
+    first, second = (channel_evidence(teacher, anatomy, images, seed=1) for _ in range(2))
     assert first.scores
     for name, scores in first.scores.items():
         assert sorted(scores.tolist()) == sorted(set(scores.tolist()))
@@ -113,7 +113,7 @@ def test_recovering_beats_the_cut_and_keeps_the_head():
     plan = make_plan(teacher, anatomy, keep_width=0.5)
     student = cut(teacher, plan)
     said = []
-    done = restore(
+    done = recover(
         teacher, student, anatomy, plan, images, quick(), choose=torch.randn(6, 3, 8, 8), on_stage=said.append
     )
     assert done.errors["norms"] <= done.errors["closed_form"] < done.errors["cut"]
@@ -127,11 +127,11 @@ def test_recovering_beats_the_cut_and_keeps_the_head():
 def test_no_time_is_no_steps_and_the_paper_is_mimic_alone():
     teacher, anatomy, images = setting(nets.Chain)
     plan = make_plan(teacher, anatomy, keep_width=0.5)
-    done = restore(teacher, cut(teacher, plan), anatomy, plan, images, quick(steps=1000), max_seconds=0.0)
+    done = recover(teacher, cut(teacher, plan), anatomy, plan, images, quick(steps=1000), max_seconds=0.0)
     assert done.mimic.config.steps == 0
     paper, alone = cut(teacher, plan), cut(teacher, plan)
     config = preset("paper", views="none", steps=3)
-    assert restore(teacher, paper, anatomy, plan, images, config).closed_form is None
+    assert recover(teacher, paper, anatomy, plan, images, config).closed_form is None
     mimic(teacher, alone, plan.seam, images, config)
     pairs = zip(named_tensors(paper).values(), named_tensors(alone).values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)

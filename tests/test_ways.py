@@ -18,7 +18,7 @@ from mimicut.proof.figures import figures
 from mimicut.recovery import mimic as mimic_module
 from mimicut.recovery.config import MimicConfig, preset
 from mimicut.recovery.mimic import mimic, settled
-from mimicut.recovery.ways import Way, bf16_in_hardware, emulated, quickest, told, ways, worth_trying
+from mimicut.recovery.ways import Way, bf16_in_hardware, describe_way, emulated, quickest, ways, worth_trying
 from mimicut.surgery.cut import cut
 
 CPU = torch.device("cpu")
@@ -127,7 +127,7 @@ def test_another_way_must_be_clearly_quicker():
     assert limits == [float("inf"), 3.0, pytest.approx(2.7)]
     seconds[other] = 0.5
     assert quickest([rule, other], took)[0] == other
-    assert "bf16, contiguous 9" in told("float32", "contiguous", tried)
+    assert "bf16, contiguous 9" in describe_way("float32", "contiguous", tried)
 
 
 def test_only_long_runs_of_large_networks_try():

@@ -10,11 +10,11 @@ from torch import nn
 from benchmarks.methods.problem import Method, Problem
 from mimicut.base.memory import DEFAULT_BYTES, PASSES
 from mimicut.inputs.image_set import ImageSet
+from mimicut.planning.evidence import channel_evidence
 from mimicut.planning.planner import make_plan
-from mimicut.planning.reconstruction import reconstruction
 from mimicut.recovery.config import preset
-from mimicut.recovery.restore import CHOOSE_FROM, CHOOSE_SHARE, restore
-from mimicut.surgery.head import replace as replace_body
+from mimicut.recovery.recover import CHOOSE_FROM, CHOOSE_SHARE, recover
+from mimicut.surgery.head import put_under_head as replace_body
 
 MEMORY = int(PASSES * DEFAULT_BYTES)  # what the stages of `compress` may hold by default
 
@@ -27,7 +27,7 @@ def run(problem: Problem) -> nn.Module:
 def run_own_cut(problem: Problem) -> nn.Module:
     """The same MACs, cut where the images say."""
     fit, choose = parts(problem)
-    evidence = reconstruction(
+    evidence = channel_evidence(
         problem.teacher, problem.anatomy, fit, views=problem.views, seed=problem.seed, max_memory=MEMORY
     )
     macs, asked = problem.plan.macs, problem.plan.asked
@@ -43,7 +43,7 @@ def recovered(problem: Problem, fit: ImageSet, choose: ImageSet | None) -> nn.Mo
     student, plan = problem.student(), problem.plan
     config = preset("default", views=problem.views, seed=problem.seed, steps=problem.steps)
     config = replace(config, **problem.options)
-    restore(problem.teacher, student, problem.anatomy, plan, fit, config, choose=choose, max_memory=MEMORY)
+    recover(problem.teacher, student, problem.anatomy, plan, fit, config, choose=choose, max_memory=MEMORY)
     return replace_body(problem.teacher, student, plan.seam)
 
 

@@ -8,14 +8,14 @@ from torch import nn
 from benchmarks.methods.problem import Method, Problem, head_layer
 from mimicut.recovery.config import PRESETS, preset
 from mimicut.recovery.mimic import mimic
-from mimicut.surgery.head import replace
+from mimicut.surgery.head import put_under_head
 from mimicut.surgery.seam import Seam, SeamPoint
 
 
 def run(problem: Problem) -> nn.Module:
     student = problem.student()
     mimic(problem.teacher, student, problem.plan.seam, problem.few, problem.config())
-    return replace(problem.teacher, student, problem.plan.seam)
+    return put_under_head(problem.teacher, student, problem.plan.seam)
 
 
 def run_after_pool(problem: Problem) -> nn.Module:
@@ -24,7 +24,7 @@ def run_after_pool(problem: Problem) -> nn.Module:
     pooled = Seam((SeamPoint(head_layer(problem), "input"),), ((),), seam.head)
     student = problem.student()
     mimic(problem.teacher, student, pooled, problem.few, problem.config())
-    return replace(problem.teacher, student, seam)
+    return put_under_head(problem.teacher, student, seam)
 
 
 def run_adamw(problem: Problem) -> nn.Module:
@@ -33,7 +33,7 @@ def run_adamw(problem: Problem) -> nn.Module:
     )
     student = problem.student()
     mimic(problem.teacher, student, problem.plan.seam, problem.few, config)
-    return replace(problem.teacher, student, problem.plan.seam)
+    return put_under_head(problem.teacher, student, problem.plan.seam)
 
 
 METHOD = Method("mir", "MiR", "Wang et al., CVPR 2022", run)

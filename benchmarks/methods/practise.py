@@ -30,7 +30,7 @@ from mimicut.base.errors import InputError
 from mimicut.base.guard import full_copy
 from mimicut.recovery.mimic import mimic
 from mimicut.surgery.cut import without
-from mimicut.surgery.head import replace
+from mimicut.surgery.head import put_under_head
 from mimicut.surgery.seam import capturing
 
 
@@ -44,7 +44,7 @@ def run(problem: Problem) -> nn.Module:
     gone = chosen(problem, fewest, total)
     student = without(full_copy(problem.teacher), [each for block in gone for each in block.gone])
     mimic(problem.teacher, student, seam, problem.few, problem.config())
-    return replace(problem.teacher, student, seam)
+    return put_under_head(problem.teacher, student, seam)
 
 
 def chosen(problem: Problem, blocks: list[Block], total: int) -> list[Block]:

@@ -21,8 +21,8 @@ from mimicut.anatomy.graph import Anatomy
 from mimicut.base.environment import platform_kind, versions
 from mimicut.base.guard import seeded
 from mimicut.inputs.teacher import Teacher
+from mimicut.planning.evidence import channel_evidence
 from mimicut.planning.planner import make_plan
-from mimicut.planning.reconstruction import reconstruction
 from mimicut.planning.scores import Evidence
 from mimicut.surgery.cut import cut
 from mimicut.surgery.plan import Plan
@@ -174,7 +174,7 @@ def _evidence(spec: str, size: int, where: Where, images: int, seed: int) -> tup
     before = _start_peak(where.device)
     begun = time.perf_counter()
     fit, _ = default.parts(problem)
-    evidence = reconstruction(teacher.model, anatomy, fit, views=teacher.views, seed=seed, max_memory=default.MEMORY)
+    evidence = channel_evidence(teacher.model, anatomy, fit, views=teacher.views, seed=seed, max_memory=default.MEMORY)
     _wait(where.device)
     seconds, peak = time.perf_counter() - begun, _peak(where.device)
     return evidence, seconds, 0.0 if before is None or peak is None else (peak - before) / 2**20

@@ -112,7 +112,7 @@ def _compressed(spec: str, line: dict[str, Any]) -> tuple[Any, Any, Any]:
     from mimicut.results.store import save
     from mimicut.results.teachers import load_teacher
     from mimicut.surgery.cut import cut
-    from mimicut.surgery.head import replace
+    from mimicut.surgery.head import put_under_head
     from mimicut.surgery.seam import tensors
     from mimicut.workflow.inspection import facts
 
@@ -144,7 +144,7 @@ def _compressed(spec: str, line: dict[str, Any]) -> tuple[Any, Any, Any]:
         mimic(model, student, plan.seam, few, MimicConfig(steps=1, views="none", lr=1e-9))
     with tempfile.TemporaryDirectory() as scratch:
         with stage("save"):
-            result = replace(model, student, plan.seam)
+            result = put_under_head(model, student, plan.seam)
             with torch.no_grad():
                 wanted = [t for _, t in tensors(result(few))]
             if not all(t.isfinite().all() for t in wanted):

@@ -68,7 +68,7 @@ def _unfit(trial: "_Trial", fits: list[Group], groups: list[Group]) -> list[Grou
     return _unfit(trial, fits, groups[:half]) + _unfit(trial, fits, groups[half:])
 
 
-def told(anatomy: Anatomy, keep: Keep) -> list[dict[str, Any]]:
+def call_edits(anatomy: Anatomy, keep: Keep) -> list[dict[str, Any]]:
     """What the cut network must be told when groups keep these units: `Plan.calls`.
 
     Raises: PlanError where its code does not follow.

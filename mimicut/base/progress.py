@@ -6,7 +6,7 @@ from collections.abc import Callable
 EVERY = 8.0  # seconds: no stage may be silent for more than ten.
 
 
-class Spoken:
+class SpokenProgress:
     """Called with what is done and what there is in all, 0 where that is not known; says so every EVERY seconds, never
     of what is quick.
 

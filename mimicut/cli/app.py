@@ -218,10 +218,10 @@ def plan(
 
     from mimicut.anatomy.find_seam import trace
     from mimicut.base.errors import InputError
-    from mimicut.inputs.image_set import called, read_images
+    from mimicut.inputs.image_set import bind_call, read_images
     from mimicut.planning import budgets
+    from mimicut.planning.evidence import channel_evidence
     from mimicut.planning.planner import make_plan
-    from mimicut.planning.reconstruction import reconstruction
     from mimicut.recovery.config import preset as recipe
     from mimicut.results.picture import check_picture, draw_frontier
     from mimicut.surgery.plan import check_plan_file
@@ -248,9 +248,9 @@ def plan(
     anatomy = trace(found.model, example, points=seam, drop=() if mixing else drop or ())
     evidence, used, few = None, {}, None
     if images is not None:
-        few = called(read_images(images, found.preprocessing), found.call)
+        few = bind_call(read_images(images, found.preprocessing), found.call)
         if importance is None:
-            evidence = reconstruction(found.model, anatomy, few, views=found.views, seed=seed or 0)
+            evidence = channel_evidence(found.model, anatomy, few, views=found.views, seed=seed or 0)
         used = {"images": few.hashes}
     options = {
         "scheme": scheme, "spare_ends": spare_ends, "pin": pin or (), "exclude": exclude or (),

@@ -76,7 +76,7 @@ def build_model(spec: str, family: str, name: str, options: Mapping[str, Any], p
         raise InputError(
             f"building {spec} with {kwargs or 'no options'}: {one_line(error)}; check name and options"
         ) from error
-    return called(_function(spec), spec, options)
+    return call_builder(_function(spec), spec, options)
 
 
 def _timm(name: str, kwargs: Mapping[str, Any], pretrained: bool) -> Built:
@@ -355,7 +355,7 @@ def _demo(name: str, kwargs: Mapping[str, Any], pretrained: bool) -> Built:
     return Built(model, Preprocessing.from_json(said), "patches", classes=classes)
 
 
-def called(build: Callable[..., Any], what: str, options: Mapping[str, Any]) -> Built:
+def call_builder(build: Callable[..., Any], what: str, options: Mapping[str, Any]) -> Built:
     """What an own builder returned, in the form of the contract."""
     kwargs = {k: options[k] for k in ("num_classes", "in_chans") if k in options}
     try:

@@ -170,7 +170,7 @@ class Called:
         return handed(self.images.batch(indices), self.call)
 
 
-def called(images: ImageSet, call: Mapping[str, Any] | None) -> ImageSet | Called:
+def bind_call(images: ImageSet, call: Mapping[str, Any] | None) -> ImageSet | Called:
     return images if call is None else Called(images, call)
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from mimicut.base.errors import InputError, UnsupportedModel
 from mimicut.base.guard import full_copy, named_tensors, seeded
-from mimicut.inputs.builders import OWN_PREPROCESSING, build_model, called, detector_preprocessing, per_channel
+from mimicut.inputs.builders import OWN_PREPROCESSING, build_model, call_builder, detector_preprocessing, per_channel
 from mimicut.inputs.preprocessing import Preprocessing, handed
 from mimicut.inputs.weights import load_weights
 
@@ -185,7 +185,7 @@ def build_architecture(
     spec, options = str(record.get("spec")), dict(record.get("options") or {})
     if callable(build_teacher):
         with seeded(0):
-            built = called(build_teacher, "the given builder", options)
+            built = call_builder(build_teacher, "the given builder", options)
         return checked_model(built.model, "the given builder", [])
     given = build_teacher or spec
     if isinstance(build_teacher, str) and form_of(build_teacher) is None and Path(build_teacher).is_dir():

@@ -32,7 +32,7 @@ from mimicut.planning.scores import Evidence
 from mimicut.recovery.batches import Source, count
 from mimicut.recovery.closed_form import solve, to_solve
 from mimicut.recovery.config import MimicConfig
-from mimicut.recovery.restore import restore
+from mimicut.recovery.recover import recover
 from mimicut.runtime.divisors import width_divisor
 from mimicut.runtime.latency import Latency, Prepared, Setting, available, measure, prepare
 from mimicut.surgery.cut import cut, without
@@ -63,7 +63,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Known:
+class PlanningContext:
     """What is found out once, for any number of budgets. order: blocks by what they cost for what they save, least
     first. recipe: by which mixtures that are about as good mimic for a few steps; None where they do not. pace: of the
     runtime in `setting`, with the teacher loaded there and measured; None without one."""
@@ -94,7 +94,7 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Found:
+class MeasuredPlan:
     """error: squared error at the seam over the teacher's squared deviation, which the closed form left on images that
     it was not solved from; None where nothing was tried. share: measured latency over the teacher's, in turn (median,
     quartiles). tries: (blocks dropped, MACs, share) of the students that were measured."""
@@ -106,7 +106,7 @@ class Found:
     tries: tuple[tuple[int, int, float], ...] = ()
 
 
-def learn(
+def survey(
     teacher: nn.Module,
     anatomy: Anatomy,
     few: Source | Tensor,
@@ -119,7 +119,7 @@ def learn(
     recipe: MimicConfig | None = None,
     stay: Callable[[str], bool] = lambda name: False,
     say: Say = lambda text: None,
-) -> Known:
+) -> PlanningContext:
     """What planning within budgets needs: what blocks cost and save, and how fast the runtime is.
 
     setting: where latency is measured; without one nothing is, and blocks save MACs. stay(module): whether it must not
@@ -146,7 +146,9 @@ def learn(
         held = hold_out(teacher, anatomy, few, views=views, seed=seed)
         found = recoverability(teacher, anatomy, few, views=views, seed=seed, blocks=blocks, held=held)
         order = tuple(sorted(found, key=lambda r: r.error / max(saved[r.block], 1e-12)))
-    return Known(teacher, anatomy, few, views, seed, evidence, order, held, recipe, setting, pace, lead, own, spread)
+    return PlanningContext(
+        teacher, anatomy, few, views, seed, evidence, order, held, recipe, setting, pace, lead, own, spread
+    )
 
 
 def _paced(
@@ -188,7 +190,7 @@ def _kind(anatomy: Anatomy, block: Block) -> Any:
 
 
 def plan_within(
-    known: Known,
+    known: PlanningContext,
     *,
     latency: float | None = None,
     latency_ms: float | None = None,
@@ -196,7 +198,7 @@ def plan_within(
     drop: Sequence[str] = (),
     say: Say = lambda text: None,
     **budget: Any,
-) -> Found:
+) -> MeasuredPlan:
     """The plan that loses least within every budget that is given.
 
     latency: share of the teacher's, latency_ms: milliseconds, both measured as `known.setting` says. drop: blocks that
@@ -212,7 +214,7 @@ def plan_within(
     try:
         ranked = _ranked(known, _candidates(known, order, tuple(drop), depth, target, budget), say)
         if target is None:
-            found = [Found(candidate.plan, error) for error, candidate in ranked]
+            found = [MeasuredPlan(candidate.plan, error) for error, candidate in ranked]
             return _decided(known, [each for each in found if each.error is not None] or found, say)
         found = _best_met(known, ranked, target, budget, say)
     except _NoneMet as none:
@@ -229,15 +231,15 @@ def plan_within(
 
 
 def _best_met(
-    known: Known,
+    known: PlanningContext,
     ranked: Sequence[tuple[float | None, "_Candidate"]],
     target: float,
     budget: Mapping[str, Any],
     say: Say,
-) -> Found:
+) -> MeasuredPlan:
     """What loses least once its latency is met. What is met may be smaller than what was predicted, and lose more: then
     the next one is measured too, as long as it could be better. Raises: _NoneMet."""
-    met: list[Found] = []
+    met: list[MeasuredPlan] = []
     tie = _tie(known)
     for place, (predicted, candidate) in enumerate(ranked):
         least = min((found.error for found in met if found.error is not None), default=None)
@@ -256,7 +258,7 @@ def _best_met(
     return _decided(known, met, say)
 
 
-def _tie(known: Known) -> float:
+def _tie(known: PlanningContext) -> float:
     """How many times the least error is still near it: 1 where nothing is to mimic, or it would take too long."""
     if known.recipe is None or known.recipe.steps < SHORT:
         return 1.0
@@ -265,7 +267,7 @@ def _tie(known: Known) -> float:
     return TIE if cost <= SHORT_MACS else 1.0
 
 
-def _decided(known: Known, tried: Sequence[Found], say: Say) -> Found:
+def _decided(known: PlanningContext, tried: Sequence[MeasuredPlan], say: Say) -> MeasuredPlan:
     """The one of the least error, or of those that are near it the one that is best after a few steps."""
     if len(tried) == 1:
         return tried[0]
@@ -281,13 +283,13 @@ def _decided(known: Known, tried: Sequence[Found], say: Say) -> Found:
     return near[errors.index(min(errors))]
 
 
-def mimicked_error(known: Known, plan: Plan, steps: int = SHORT) -> float:
+def mimicked_error(known: PlanningContext, plan: Plan, steps: int = SHORT) -> float:
     """Error at the seam after a short recovery by `known.recipe`, on images that it did not learn from (unless there
     are three or fewer); infinite where it diverges."""
     student = cut(known.teacher, plan)
     config = replace(known.recipe, steps=steps, device=None)
     try:
-        restore(known.teacher, student, known.without(tuple(plan.drop)), plan, known.held.fit, config)
+        recover(known.teacher, student, known.without(tuple(plan.drop)), plan, known.held.fit, config)
     except Stopped:  # of this trial nothing is to be kept
         raise KeyboardInterrupt from None
     except InputError:  # a loss that is no number: where it is the teacher's, the recovery itself will say so
@@ -312,7 +314,7 @@ class _Candidate:
 
 
 def _candidate(
-    known: Known, drop: tuple[str, ...], target: float | None, budget: Mapping[str, Any], widths: bool = True
+    known: PlanningContext, drop: tuple[str, ...], target: float | None, budget: Mapping[str, Any], widths: bool = True
 ) -> _Candidate | None:
     """None where no plan without these blocks meets the budget."""
     try:
@@ -336,7 +338,7 @@ def _candidate(
 
 
 def _candidates(
-    known: Known,
+    known: PlanningContext,
     order: Sequence[Recoverable],
     drop: tuple[str, ...],
     depth: str,
@@ -365,7 +367,9 @@ def _candidates(
     return [c for c in found if c in ends or c in others]
 
 
-def _ranked(known: Known, candidates: Sequence[_Candidate], say: Say) -> list[tuple[float | None, _Candidate]]:
+def _ranked(
+    known: PlanningContext, candidates: Sequence[_Candidate], say: Say
+) -> list[tuple[float | None, _Candidate]]:
     """Error that the closed form leaves, and the candidate; the least first. Last those that were not tried."""
     if len(candidates) == 1:
         return [(None, candidates[0])]
@@ -383,7 +387,7 @@ def _ranked(known: Known, candidates: Sequence[_Candidate], say: Say) -> list[tu
     return [*sorted(found, key=lambda pair: (round(pair[0], 4), -len(pair[1].drop))), *hopeless]
 
 
-def trial_error(known: Known, anatomy: Anatomy, plan: Plan) -> float:
+def trial_error(known: PlanningContext, anatomy: Anatomy, plan: Plan) -> float:
     """Error at the seam that the closed form leaves of `plan`, on images that it was not solved from."""
     held = known.held or hold_out(known.teacher, known.anatomy, known.few, views=known.views, seed=known.seed)
     student = cut(known.teacher, plan)
@@ -396,7 +400,7 @@ def trial_error(known: Known, anatomy: Anatomy, plan: Plan) -> float:
     return min(_finite(bare), _finite(held.judge.error(student)))
 
 
-def _target(known: Known, latency: float | None, latency_ms: float | None) -> float | None:
+def _target(known: PlanningContext, latency: float | None, latency_ms: float | None) -> float | None:
     """Milliseconds."""
     if latency is None and latency_ms is None:
         return None
@@ -408,11 +412,13 @@ def _target(known: Known, latency: float | None, latency_ms: float | None) -> fl
     return min(math.inf if latency is None else latency * own, math.inf if latency_ms is None else latency_ms)
 
 
-def _met(known: Known, start: _Candidate, target: float, budget: Mapping[str, Any], say: Say) -> Found | None:
+def _met(
+    known: PlanningContext, start: _Candidate, target: float, budget: Mapping[str, Any], say: Say
+) -> MeasuredPlan | None:
     """Measures students, and corrects the prediction, until one fits."""
     low, high, limit = 0.0, math.inf, target
-    best: Found | None = None
-    nearest: Found | None = None
+    best: MeasuredPlan | None = None
+    nearest: MeasuredPlan | None = None
     seen: dict[str, float] = {}
     points: list[tuple[float, float]] = []
     tries: list[tuple[int, int, float]] = []
@@ -430,9 +436,9 @@ def _met(known: Known, start: _Candidate, target: float, budget: Mapping[str, An
             tries.append((len(made.drop), made.plan.macs["student"], round(share[0], 4)))
             say(f"  measured {student_ms.ms_median:.3f} ms, {share[0]:.3f} of the teacher's; wanted {wanted:.3f}")
             if nearest is None or share[0] < nearest.share[0]:
-                nearest = Found(made.plan, None, share, student_ms)
+                nearest = MeasuredPlan(made.plan, None, share, student_ms)
             if seen[key] <= 1 and (best is None or share[0] > best.share[0]):
-                best = Found(made.plan, None, share, student_ms)
+                best = MeasuredPlan(made.plan, None, share, student_ms)
         elif high - low < 0.01 * target or all(w == known.anatomy.groups[g].width for g, w in made.plan.widths.items()):
             break
         value = seen[key]
@@ -460,7 +466,9 @@ def _corrected(points: Sequence[tuple[float, float]]) -> float:
     return min(max(found, low), high)
 
 
-def _measured(known: Known, plan: Plan, wanted: float = math.inf) -> tuple[Latency, tuple[float, float, float]]:
+def _measured(
+    known: PlanningContext, plan: Plan, wanted: float = math.inf
+) -> tuple[Latency, tuple[float, float, float]]:
     """The student's latency, and its share of the teacher's, measured in turn; where that is about `wanted`, what a
     second and longer measurement says."""
     example, setting = known.anatomy.traced.example, known.setting
@@ -478,7 +486,7 @@ def _measured(known: Known, plan: Plan, wanted: float = math.inf) -> tuple[Laten
 
 
 def _unreachable(
-    known: Known,
+    known: PlanningContext,
     target: float,
     drop: Sequence[str],
     order: Sequence[Recoverable],
@@ -508,7 +516,9 @@ def _unreachable(
     )
 
 
-def _told(known: Known, found: Found, latency: float | None, latency_ms: float | None, target: float) -> Plan:
+def _told(
+    known: PlanningContext, found: MeasuredPlan, latency: float | None, latency_ms: float | None, target: float
+) -> Plan:
     """The plan, with what was asked and measured in it."""
     told = {
         "share": latency, "ms": latency_ms, "wanted_share": round(target / known.teacher_ms.ms_median, 4),
@@ -636,7 +646,7 @@ def plan_by(
     say: Say = lambda text: None,
     **budget: Any,
 ) -> Plan:
-    """`learn`, then `plan_within`, of one budget. anatomy: of the whole network; recipe: as for `learn`.
+    """`survey`, then `plan_within`, of one budget. anatomy: of the whole network; recipe: as for `survey`.
 
     runtime: by default "torch"; threads: by default as many as torch has; batch: by default 1.
     """
@@ -666,7 +676,7 @@ def frontier_by(
     say: Say = lambda text: None,
     **budget: Any,
 ) -> list[dict[str, Any]]:
-    """`learn`, then `frontier`; of MACs where no runtime is named."""
+    """`survey`, then `frontier`; of MACs where no runtime is named."""
     setting = None
     if runtime:
         setting = check_mixed({"runtime": runtime, "threads": threads, "batch": batch, "latency": 1.0, "depth": depth})
@@ -683,8 +693,8 @@ def _learnt(
     few: Source | Tensor,
     budget: Mapping[str, Any],
     **facts: Any,
-) -> Iterator[Known]:
-    """`learn` with `facts`, of blocks that `budget` lets go; the teacher is let go of the runtime afterwards."""
+) -> Iterator[PlanningContext]:
+    """`survey` with `facts`, of blocks that `budget` lets go; the teacher is let go of the runtime afterwards."""
     options = {name: value for name, value in budget.items() if name not in _SIZES | {"keep_width"}}
     make_plan(teacher, anatomy, keep=1, **{n: v for n, v in options.items() if v is not None})  # are they possible?
     kept = [*budget.get("exclude", ()), *budget.get("pin", ())]
@@ -694,7 +704,7 @@ def _learnt(
         inside = [name for name in names if name == gone or name.startswith(f"{gone}.")]
         return any(matches(name, pattern) for name in inside for pattern in kept)
 
-    known = learn(teacher, anatomy, few, stay=stay, **facts)
+    known = survey(teacher, anatomy, few, stay=stay, **facts)
     try:
         yield known
     finally:
@@ -732,10 +742,16 @@ def compared(teacher: nn.Module, student: nn.Module, example: Any, setting: Sett
 
 
 def frontier(
-    known: Known, shares: Sequence[float] = SHARES, *, depth: str = "auto", say: Say = lambda text: None, **budget: Any
+    known: PlanningContext,
+    shares: Sequence[float] = SHARES,
+    *,
+    depth: str = "auto",
+    say: Say = lambda text: None,
+    **budget: Any,
 ) -> list[dict[str, Any]]:
     """What students of several sizes would lose: of each share of the latency, measured, or without a runtime of the
-    MACs. error: as `Found.error`, predicted for the closed form alone; mimicking lowers it. Ends where no student is.
+    MACs. error: as `MeasuredPlan.error`, predicted for the closed form alone; mimicking lowers it. Ends where no
+    student is.
     """
     rows = []
     for share in shares:

@@ -11,7 +11,7 @@ from torch import nn
 
 from mimicut.anatomy.cost import count_teacher
 from mimicut.anatomy.graph import Anatomy, Group
-from mimicut.anatomy.probe import told
+from mimicut.anatomy.probe import call_edits
 from mimicut.anatomy.selection import needed, selections
 from mimicut.base.errors import OutOfReach, PlanError
 from mimicut.base.guard import named_tensors
@@ -159,7 +159,7 @@ def resolve(
     """The plan that keeps, of each group in `widths`, that many units of lowest rank."""
     keep = {n: np.flatnonzero(ranks[n] < w).tolist() for n, w in widths.items()}
     slices, edits = selections(anatomy, keep)
-    calls = told(anatomy, keep) if anatomy.tells else []
+    calls = call_edits(anatomy, keep) if anatomy.tells else []
     before = count_teacher(teacher, anatomy).macs
     after = macs_of(anatomy, {n: ranks[n] for n in widths}).of(widths)
     return Plan(
@@ -404,14 +404,16 @@ def _by_evidence(
 
     uniform: the widths that fit the limits with one share for all; groups without evidence keep those.
     """
-    told = {g.name: g for g in groups if len(evidence.errors.get(g.name, ())) == g.width + 1}
-    least = {n: max(floors[n], _round(g, math.floor(LEAST_OF_UNIFORM * uniform[n]), asked)) for n, g in told.items()}
-    widths = {g.name: g.width if g.name in told else uniform[g.name] for g in groups}
+    with_evidence = {g.name: g for g in groups if len(evidence.errors.get(g.name, ())) == g.width + 1}
+    least = {
+        n: max(floors[n], _round(g, math.floor(LEAST_OF_UNIFORM * uniform[n]), asked)) for n, g in with_evidence.items()
+    }
+    widths = {g.name: g.width if g.name in with_evidence else uniform[g.name] for g in groups}
     used = limits.used(widths)
 
     def step(name: str) -> tuple[float, int] | None:
         """Error for what the next step saves, and the width that it leaves."""
-        group, width = told[name], widths[name]
+        group, width = with_evidence[name], widths[name]
         for fewer in range(width - max(1, group.width // STEPS), least[name] - 1, -1):
             left = _round(group, fewer, asked)
             if least[name] <= left < width:
@@ -421,7 +423,7 @@ def _by_evidence(
         return None
 
     # What one group costs depends on the widths of others: a step that comes up is weighed again before it is taken.
-    heap = [(found[0], name) for name in told if (found := step(name)) is not None]
+    heap = [(found[0], name) for name in with_evidence if (found := step(name)) is not None]
     heapq.heapify(heap)
     while max(used) > 1 and heap:
         _, name = heapq.heappop(heap)

@@ -11,7 +11,7 @@ import torch
 from mimicut.anatomy.graph import Anatomy, Group
 from mimicut.anatomy.tracing import shape
 
-RECONSTRUCTION = "reconstruction"  # the score that comes from images: `reconstruction.reconstruction`
+RECONSTRUCTION = "reconstruction"  # the score that comes from images: `evidence.channel_evidence`
 
 
 @dataclass(frozen=True)

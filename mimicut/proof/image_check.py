@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from mimicut.base import guard
 from mimicut.base.layout import laid
-from mimicut.inputs.image_set import ImageSet, called
+from mimicut.inputs.image_set import ImageSet, bind_call
 from mimicut.proof.figures import class_scores, quick_layout, run_placed
 from mimicut.surgery.seam import Seam, capturing
 
@@ -79,7 +79,7 @@ def check_images(
     features: list[Tensor] = []
     classes: int | None = None
     watch = _FirstNorm(model)
-    given = called(images, call)
+    given = bind_call(images, call)
     layout = quick_layout([model], given.batch([0]))
     with guard.evaluating(model), capturing(model, seam) as capture, watch:
         for start in range(0, len(images), batch_size):

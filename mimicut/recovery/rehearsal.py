@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mimicut.anatomy.graph import Anatomy
 from mimicut.base import guard
 from mimicut.base.errors import Diverged, Stopped
-from mimicut.base.progress import Spoken
+from mimicut.base.progress import SpokenProgress
 from mimicut.recovery.batches import Batch, Source, count, placed, subset, told_apart, view
 from mimicut.recovery.closed_form import closed_form
 from mimicut.recovery.config import MimicConfig
@@ -101,7 +101,7 @@ def rehearse(
     closed_form(
         teacher, cut, anatomy, plan, rest, views=config.views, seed=config.seed,
         most_views=max(count(rest), round(VIEWS_SHARE * most_views)), max_memory=max_memory,
-        on_layer=Spoken(say, "layer"),
+        on_layer=SpokenProgress(say, "layer"),
     )  # fmt: skip
     judge = Judge(teacher, plan.seam, views_of(aside, cut, config))
     return tried_on(judge, count(aside), teacher, cut, plan, rest, config, max_memory, say)
@@ -125,7 +125,7 @@ def tried_on(
         trial = guard.full_copy(student)
         short = replace(config, steps=steps, lr=config.lr * share)
         try:
-            mimic(teacher, trial, plan.seam, few, short, on_step=Spoken(say, "step"), max_memory=max_memory)
+            mimic(teacher, trial, plan.seam, few, short, on_step=SpokenProgress(say, "step"), max_memory=max_memory)
         except Stopped:
             raise KeyboardInterrupt from None  # of a rehearsal there is nothing to keep
         except Diverged:

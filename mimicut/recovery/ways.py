@@ -94,7 +94,7 @@ def bf16_in_hardware(device: torch.device) -> bool:
     return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})  # the last one is ARM's
 
 
-def told(precision: str, layout: str, tried: dict[str, float]) -> str:
+def describe_way(precision: str, layout: str, tried: dict[str, float]) -> str:
     """A sentence of what was taken and why. tried: as from `quickest`."""
     each = "; ".join(f"{way} {seconds:.3g}" for way, seconds in tried.items())
     return f"mimic: {Way(precision, layout)}" + (f" (seconds of a trial step: {each})" if tried else "")

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from mimicut.anatomy.tracing import as_example
 from mimicut.base.errors import InputError, LawBroken, StoreError
-from mimicut.inputs.image_set import ImageSet, called, read_images, split
+from mimicut.inputs.image_set import ImageSet, bind_call, read_images, split
 from mimicut.inputs.preprocessing import Preprocessing, handed
 from mimicut.inputs.teacher import Teacher, own_teacher
 from mimicut.proof.int8_table import int8_table
@@ -162,7 +162,7 @@ def export_folder(
                 table = int8_table(
                     networks,
                     model if lead is None else wrapped(lead),
-                    proof and called(shown(proof), call),
+                    proof and bind_call(shown(proof), call),
                     example,
                     _setting(report),
                 )

@@ -8,7 +8,7 @@ from mimicut.base.guard import full_copy, named_tensors, same_bits
 from mimicut.surgery.seam import Seam
 
 
-def replace(teacher: nn.Module, student: nn.Module, seam: Seam) -> nn.Module:
+def put_under_head(teacher: nn.Module, student: nn.Module, seam: Seam) -> nn.Module:
     """A copy of `student`, in eval mode, whose head tensors (`seam.head`) are the teacher's bit for bit.
 
     `requires_grad` of the head is the teacher's, of the body the student's. Both networks given are untouched. The head

@@ -18,7 +18,7 @@ from mimicut.recovery.config import PRESETS, MimicConfig
 from mimicut.recovery.mimic import mimic
 from mimicut.recovery.norms import VIEWS, measured_norms
 from mimicut.surgery.cut import cut
-from mimicut.surgery.head import replace as put_under_head
+from mimicut.surgery.head import put_under_head
 from mimicut.surgery.plan import Plan
 from mimicut.surgery.seam import Seam
 

@@ -19,13 +19,13 @@ from mimicut.base import memory
 from mimicut.base.environment import platform_kind, versions
 from mimicut.base.errors import InputError, LawBroken, MimicutError, Stopped, StoreError, one_line
 from mimicut.base.guard import device_called, evaluating, named_tensors, on_device, same_bits
-from mimicut.base.progress import Spoken
-from mimicut.inputs.image_set import ImageSet, again_notes, base_of, called, read_images, split, thumbnail
+from mimicut.base.progress import SpokenProgress
+from mimicut.inputs.image_set import ImageSet, again_notes, base_of, bind_call, read_images, split, thumbnail
 from mimicut.inputs.labels import labels_from_folders
 from mimicut.inputs.teacher import Teacher, own_teacher
 from mimicut.planning.budgets import MIXED, check_beside_plan, check_mixed, compared, missed, mixes, plan_by
+from mimicut.planning.evidence import channel_evidence, needed_bytes
 from mimicut.planning.planner import make_plan, replan
-from mimicut.planning.reconstruction import needed_bytes, reconstruction
 from mimicut.proof import laws
 from mimicut.proof.certificate import check_threshold
 from mimicut.proof.figures import Accuracy, Figures, accuracy, class_scores, figures
@@ -33,7 +33,7 @@ from mimicut.proof.image_check import ImageCheck, check_images, held_out_notes
 from mimicut.recovery.checkpoint import Checkpoint
 from mimicut.recovery.config import PRESETS, MimicConfig
 from mimicut.recovery.mimic import MimicLog
-from mimicut.recovery.restore import CHOOSE_FROM, CHOOSE_SHARE, EVIDENCE_SHARE, Recovery, about, check_seconds, restore
+from mimicut.recovery.recover import CHOOSE_FROM, CHOOSE_SHARE, EVIDENCE_SHARE, Recovery, about, check_seconds, recover
 from mimicut.recovery.ways import emulated
 from mimicut.results import store
 from mimicut.results.exports import export_folder
@@ -42,8 +42,7 @@ from mimicut.results.teachers import code_of, load_again
 from mimicut.runtime.export import check_formats
 from mimicut.runtime.latency import Setting
 from mimicut.surgery.cut import cut
-from mimicut.surgery.head import check_head
-from mimicut.surgery.head import replace as put_under_head
+from mimicut.surgery.head import check_head, put_under_head
 from mimicut.surgery.plan import Plan, check_teacher
 from mimicut.surgery.seam import SeamPoint
 from mimicut.workflow.alternatives import alternatives
@@ -190,13 +189,13 @@ def compress(
         say(f"note: {note}")
     if asks_images:
         with on_device(model, config.device):
-            given = called(few, call)
+            given = bind_call(few, call)
             most = None if max_seconds is None else EVIDENCE_SHARE * max_seconds
             begun = time.perf_counter()
-            budget["evidence"] = reconstruction(
+            budget["evidence"] = channel_evidence(
                 model, anatomy, given, views=config.views, seed=config.seed, max_seconds=most,
                 on_expected=lambda seconds: say(f"asking the images which channels matter, {about(seconds)}"),
-                on_progress=Spoken(say, "batch or group"), max_memory=of_passes,
+                on_progress=SpokenProgress(say, "batch or group"), max_memory=of_passes,
             )  # fmt: skip
             memory.trim()
             max_seconds = None if max_seconds is None else max(0.0, max_seconds - (time.perf_counter() - begun))
@@ -205,7 +204,7 @@ def compress(
         with on_device(model, config.device):
             options = {"views": config.views, "seed": config.seed, "drop": drop, "source": source, **mixed, **budget}
             recipe = config if max_seconds is None else None  # trials would take from the time that is left
-            plan = plan_by(model, anatomy, called(few, call), recipe=recipe, say=say, **options)
+            plan = plan_by(model, anatomy, bind_call(few, call), recipe=recipe, say=say, **options)
         max_seconds = None if max_seconds is None else max(0.0, max_seconds - (time.perf_counter() - begun))
         anatomy = trace(model, example, anatomy.seam, drop=plan.drop, whole=anatomy)
         plan = replace(plan, asked={**plan.asked, "call": call})
@@ -235,9 +234,9 @@ def compress(
     home = next((tensor.device for tensor in named_tensors(model).values()), None)
     with on_device(model, config.device):
         try:
-            recovery = restore(
+            recovery = recover(
                 model, student if config.device is None else student.to(config.device), anatomy, plan,
-                called(few, call), config, choose=choose and called(choose, call), max_seconds=max_seconds,
+                bind_call(few, call), config, choose=choose and bind_call(choose, call), max_seconds=max_seconds,
                 on_stage=on_stage, on_step=on_step, checkpoint=stood, on_checkpoint=keep,
                 max_memory=of_passes,
             )  # fmt: skip
@@ -251,20 +250,25 @@ def compress(
         say("replacing and verifying")
         result = put_under_head(model, student, plan.seam)
         worth = figures(
-            model, result, plan.seam, called(proof, call), batch_size=batch,
-            on_progress=Spoken(say, "held-out image"),
+            model, result, plan.seam, bind_call(proof, call), batch_size=batch,
+            on_progress=SpokenProgress(say, "held-out image"),
         )  # fmt: skip
         score = None
         if test is not None:
             score = accuracy(
-                model, result, called(test, call), truth, batch_size=batch, on_progress=Spoken(say, "labelled image")
+                model,
+                result,
+                bind_call(test, call),
+                truth,
+                batch_size=batch,
+                on_progress=SpokenProgress(say, "labelled image"),
             )
         others = []
         if with_alternatives and stopped is None and (plan.slices or plan.drop):
             same = {"steps": len(log.losses), "precision": log.config.precision, "layout": log.config.layout}
             ways = alternatives(
-                model, anatomy, plan, called(few, call), replace(config, **same),
-                lambda student: figures(model, student, plan.seam, called(proof, call), batch_size=batch), say=say,
+                model, anatomy, plan, bind_call(few, call), replace(config, **same),
+                lambda student: figures(model, student, plan.seam, bind_call(proof, call), batch_size=batch), say=say,
                 max_memory=of_passes,
             )  # fmt: skip
             try:
@@ -347,7 +351,7 @@ def reported(
         macs_teacher=before.macs,
         macs_student=after.macs,
         macs_not_counted=tuple(f"{name} x{times}" for name, times in after.uncounted.items()),
-        **told(worth, proof),
+        **report_fields(worth, proof),
         min_agreement=min_agreement,
         losses=thinned(log.losses),
         **({} if score is None else vars(score)),
@@ -388,7 +392,7 @@ def parted_hashes(few: ImageSet, choose: ImageSet | None, proof: ImageSet) -> di
     return {"fit": few.hashes, "choose": choose.hashes if choose else [], "held_out": proof.hashes}
 
 
-def told(worth: Figures, proof: ImageSet) -> dict[str, Any]:
+def report_fields(worth: Figures, proof: ImageSet) -> dict[str, Any]:
     """The figures as the report has them: images by their names."""
     found = {name: getattr(worth, name) for name in _FIGURES}
     found["agreement_by_class"] = {str(c): list(pair) for c, pair in worth.agreement_by_class.items()}
@@ -538,7 +542,7 @@ def labelled_images(
         return test, list(labels)
     if not isinstance(source, (str, Path)):
         raise InputError("reading labelled images: they come without labels; give labels=[...] or a folder of classes")
-    return test, labels_from_folders(test.names, source, _classes(teacher, called(test, call)))
+    return test, labels_from_folders(test.names, source, _classes(teacher, bind_call(test, call)))
 
 
 def _classes(teacher: Teacher, test: Any) -> int:
@@ -611,11 +615,11 @@ def verify_folder(
     if device is not None:
         lead.model.to(device)
         model.to(device)
-    worth = figures(lead.model, model, plan.seam, called(proof, call))
-    score = accuracy(lead.model, model, called(test, call), truth) if test is not None else None
+    worth = figures(lead.model, model, plan.seam, bind_call(proof, call))
+    score = accuracy(lead.model, model, bind_call(test, call), truth) if test is not None else None
     return replace(
         stored,
-        **told(worth, proof),
+        **report_fields(worth, proof),
         class_names=class_names(worth, lead.classes),
         min_agreement=min_agreement,
         **({f.name: None for f in fields(Accuracy)} if score is None else vars(score)),

@@ -14,7 +14,7 @@ from mimicut.anatomy.find_seam import find_seam
 from mimicut.base import memory
 from mimicut.base.errors import InputError
 from mimicut.base.guard import device_called, full_copy, on_device
-from mimicut.inputs.image_set import called
+from mimicut.inputs.image_set import bind_call
 from mimicut.inputs.teacher import Teacher, own_teacher
 from mimicut.proof.certificate import check_threshold
 from mimicut.proof.figures import accuracy, figures
@@ -23,12 +23,12 @@ from mimicut.recovery.closed_form import batches_of
 from mimicut.recovery.config import PRESETS, MimicConfig
 from mimicut.recovery.mimic import mimic, settled
 from mimicut.recovery.norms import VIEWS, measured_norms
-from mimicut.recovery.ways import emulated, told
+from mimicut.recovery.ways import describe_way, emulated
 from mimicut.results import store
 from mimicut.results.exports import export_programs
 from mimicut.results.report import Report
 from mimicut.runtime.export import check_formats
-from mimicut.surgery.head import replace as put_under_head
+from mimicut.surgery.head import put_under_head
 from mimicut.surgery.plan import Plan, describe
 from mimicut.surgery.seam import SeamPoint
 from mimicut.workflow.compress import OnStage, OnStep, call_of, known_before, labelled_images, parted_images, reported
@@ -102,21 +102,21 @@ def recover_pruned(
         for note in looked.notes:
             say(f"note: {note}")
         student = student if config.device is None else student.to(config.device)
-        given = called(few, call)
+        given = bind_call(few, call)
         if config.start == "closed_form":
             say("measuring batch norms")
             batches, _, _ = batches_of(given, student, config.views, "none", config.seed, 1, max(len(few), VIEWS))
             measured_norms(student, found.head, batches)
         room = int(memory.PASSES * most)
         config, tried = settled(model, student, found, given, config, max_memory=room)
-        say(told(config.precision, config.layout, tried))
+        say(describe_way(config.precision, config.layout, tried))
         say(f"mimicking {config.steps} steps on {len(few)} images")
-        judged = choose and called(choose, call)
+        judged = choose and bind_call(choose, call)
         log = mimic(model, student, found, given, config, choose=judged, on_step=on_step, max_memory=room)
         say("replacing and verifying")
         result = put_under_head(model, student, found)
-        worth = figures(model, result, found, called(proof, call))
-        score = accuracy(model, result, called(test, call), truth) if test is not None else None
+        worth = figures(model, result, found, bind_call(proof, call))
+        score = accuracy(model, result, bind_call(test, call), truth) if test is not None else None
     result = result.cpu()
     report = reported(
         before, after, worth, score, log, few, choose, proof, looked, device=config.device, started=started,

@@ -48,7 +48,7 @@ _PART = 16  # Views that run at once, where their gradients find room. Source: m
 _A_LAYER = 0.2  # seconds of a layer whatever its size, to tell how long it will take. Source: as in closed_form.
 
 
-def reconstruction(
+def channel_evidence(
     teacher: nn.Module,
     anatomy: Anatomy,
     few: Source | Tensor,
@@ -122,7 +122,7 @@ def reconstruction(
 
 
 def needed_bytes(anatomy: Anatomy) -> int:
-    """The least that `reconstruction` holds besides the network: one view's gradients, and what is kept of layers."""
+    """The least that `channel_evidence` holds besides the network: one view's gradients, and what is kept of layers."""
     tensors = guard.named_tensors(anatomy.traced.model)
     names = {name for members in _readers(anatomy).values() for name, _ in members}
     return _view_bytes(anatomy) + _kept_bytes(tensors, names)

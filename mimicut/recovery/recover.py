@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mimicut.anatomy.graph import Anatomy
 from mimicut.base import guard, memory
 from mimicut.base.errors import InputError, Stopped
-from mimicut.base.progress import Spoken
+from mimicut.base.progress import SpokenProgress
 from mimicut.recovery.batches import Source, count, placed, view
 from mimicut.recovery.checkpoint import Checkpoint
 from mimicut.recovery.closed_form import (
@@ -34,7 +34,7 @@ from mimicut.recovery.mimic import MimicLog, mimic, settled
 from mimicut.recovery.norms import VIEWS, settle_norms
 from mimicut.recovery.rehearsal import MOST_STEPS, Rehearsal, parts_of, rehearse, tried_on
 from mimicut.recovery.rehearsal import VIEWS_SHARE as REHEARSED_VIEWS
-from mimicut.recovery.ways import told
+from mimicut.recovery.ways import describe_way
 from mimicut.surgery.plan import Plan
 
 # Of fewer images none are set aside to choose by: of 50 every tenth costs 0.7 points, more than the choices gain, and
@@ -74,7 +74,7 @@ def _brief(log: MimicLog) -> dict[str, Any]:
     return {"choose": choose, "kept_step": log.kept, "step_seconds_tried": log.ways, "batch_parts": log.parts}
 
 
-def restore(
+def recover(
     teacher: nn.Module,
     student: nn.Module,
     anatomy: Anatomy,
@@ -120,7 +120,17 @@ def restore(
         else:
             say(f"solving the layers in closed form, {about(expected if most is None else min(expected, most))}")
             closed, errors, share = _solved(
-                teacher, student, anatomy, plan, few, config, choose, most, a_view, Spoken(say, "layer"), max_memory
+                teacher,
+                student,
+                anatomy,
+                plan,
+                few,
+                config,
+                choose,
+                most,
+                a_view,
+                SpokenProgress(say, "layer"),
+                max_memory,
             )
             if closed.views_room < min(closed.images, closed.views_useful):
                 say(
@@ -135,7 +145,7 @@ def restore(
             config = replace(config, steps=0)
     if config.steps and checkpoint is None:
         say("measuring how long a step is to be, and how long it takes")
-        told_steps, trial_steps = Spoken(say, "trial step"), count_from(1)
+        told_steps, trial_steps = SpokenProgress(say, "trial step"), count_from(1)
 
         def on_trial_step(*_: float) -> None:
             told_steps(next(trial_steps), 0)
@@ -143,7 +153,7 @@ def restore(
         config, tried = settled(
             teacher, student, plan.seam, few, config, max_memory=max_memory, on_trial_step=on_trial_step
         )
-        say(told(config.precision, config.layout, tried))
+        say(describe_way(config.precision, config.layout, tried))
         memory.trim()
         pace = _pace(teacher, student, plan, few, config, max_memory, on_trial_step)
         memory.trim()
