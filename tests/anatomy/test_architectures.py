@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from architectures import build
 
 from benchmarks.zoo.case import randomised
 from mimicut.anatomy.cost import count_traced
@@ -46,18 +47,6 @@ SEAMS = {
     "timm:mobilenetv4_conv_small": "blocks:output", "timm:convnext_atto": "stages:output",
     "timm:dla34": "level5:output",
 }  # fmt: skip
-
-
-def build(spec: str) -> torch.nn.Module:
-    library, _, name = spec.partition(":")
-    if library == "timm":
-        import timm
-
-        return timm.create_model(name)
-    from torchvision import models
-
-    kwargs = {"init_weights": False} if name == "googlenet" else {}
-    return models.get_model(name, weights=None, **kwargs)
 
 
 @pytest.mark.parametrize("spec", [f"torchvision:{n}" for n in TORCHVISION] + [f"timm:{n}" for n in TIMM])

@@ -5,7 +5,7 @@ import dataclasses
 import nets
 import pytest
 import torch
-from nets import Block, LayerNorms, Residual, Tiny
+from nets import Block, Halves, LayerNorms, Residual, Tiny
 from torch import nn
 from torch.nn import functional as F
 
@@ -21,35 +21,6 @@ from mimicut.surgery.cut import cut
 from mimicut.surgery.plan import Plan
 
 PREPROCESSING = us.Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3)
-
-
-class Halves(Tiny):
-    """Attention whose module returns a tuple, then an MLP in the block's own code, both around skips."""
-
-    size, seam, free, macs = (3, 8, 8), "norm:output", {}, 0
-
-    class Half(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.before, self.attn = nn.LayerNorm(12), nn.MultiheadAttention(12, 3, batch_first=True)
-            self.after, self.one, self.two = nn.LayerNorm(12), nn.Linear(12, 20), nn.Linear(20, 12)
-            self.scale = nn.Parameter(torch.rand(12))
-
-        def forward(self, x):
-            y = self.before(x)
-            x = x + self.scale * self.attn(y, y, y, need_weights=False)[0]
-            y = F.gelu(self.one(self.after(x)))
-            return x + self.two(y)
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 12, 4, 4)
-        self.blocks = nn.Sequential(self.Half(), self.Half())
-        self.norm, self.fc = nn.LayerNorm(12), nn.Linear(12, 5)
-
-    def forward(self, x):
-        x = self.norm(self.blocks(self.stem(x).flatten(2).transpose(1, 2)))
-        return self.fc(x.mean(1))
 
 
 class Gates(Tiny):

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from test_architectures import build
+from architectures import build
 
 from benchmarks.zoo import oracle
 from benchmarks.zoo.case import randomised

@@ -27,7 +27,7 @@ from mimicut.base.errors import InputError
 
 pytestmark = pytest.mark.long  # minutes: make test-all
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CELL = Cell("photographs", "demo:vgg7", {"keep_width": 0.5}, 20, 3, 2021, "mir")
 TIMES = {"seconds", "seconds_cell", "peak_memory_mib"}
 

@@ -7,69 +7,12 @@ from importlib import import_module
 
 import numpy as np
 import pytest
-from PIL import Image
+from command_line import call
 
 from mimicut.cli.app import main
 from mimicut.results.teachers import load_teacher
 from mimicut.surgery.cut import cut
 from mimicut.surgery.plan import read_plan
-
-NET = """
-import torch
-from torch import nn
-class Net(nn.Module):
-    def __init__(self, classes=4):
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3), nn.ReLU()
-        )
-        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(12, classes)
-    def forward(self, x):
-        return self.fc(self.pool(self.body(x)).flatten(1))
-def build():
-    torch.manual_seed(0)
-    return Net(), {"input_size": (3, 16, 16), "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "views": "pad_crop"}
-class Label(Net):
-    def forward(self, x):
-        return super().forward(x).argmax(1)
-def label():
-    return Label()
-class Features(Net):
-    def forward(self, x):
-        return {"small": self.body(x), "large": self.body[:3](x)}
-def features():
-    return Features(), {"input_size": (3, 16, 16)}
-def meta():
-    return Net().to("meta")
-"""
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "net.py").write_text(NET)
-    random = np.random.default_rng(0)
-    for i in range(10):
-        folder = tmp_path / "photos" / "abcd"[i % 4]
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(random.integers(0, 255, (20 + i, 24, 3), np.uint8)).save(folder / f"{i}.png")
-    (tmp_path / "photos" / "broken.jpg").write_text("no picture")
-    return tmp_path
-
-
-def call(capsys, *arguments):
-    """(exit code, JSON of the last line of stdout or None, stderr)"""
-    import unittest.mock
-
-    with (
-        unittest.mock.patch.object(sys, "argv", ["mimicut", *map(str, arguments)]),
-        pytest.raises(SystemExit) as end,
-    ):
-        main()
-    out, err = capsys.readouterr()
-    lines = out.splitlines()
-    assert len(lines) <= 1
-    return end.value.code, json.loads(lines[-1]) if lines else None, err
 
 
 def test_compress_then_verify(place, capsys):

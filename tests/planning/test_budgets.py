@@ -5,8 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from nets import Chain, Residual
-from test_blocks import Halves
+from nets import Chain, Halves, Residual
 from torch.utils.flop_counter import FlopCounterMode
 
 import mimicut as us

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from by_hand import SCORES_NK, SEAM, scaler
 from scipy.stats import binomtest
-from test_verify import SCORES_NK, SEAM, scaler
 
 import mimicut as us
 from mimicut.proof.certificate import binomial_interval, check_threshold, images_needed, images_to_halve, in_words

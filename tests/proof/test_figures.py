@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from by_hand import SCORES_NK, SEAM, scaler
 from scipy.stats import binomtest
 from torch import nn
 
@@ -16,18 +17,6 @@ from mimicut.proof.certificate import binomial_interval
 from mimicut.proof.figures import accuracy, figures
 from mimicut.results.report import Report
 from mimicut.surgery.seam import Seam, SeamPoint
-
-SEAM = Seam((SeamPoint("0"),), ((3,),), ())
-
-
-def scaler(*weights):
-    """Class scores are the three inputs times the weights."""
-    net = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Identity())
-    net[0].weight = nn.Parameter(torch.diag(torch.tensor(weights)))
-    return net
-
-
-SCORES_NK = torch.tensor([[3.0, 1.0, 0.0], [0.0, 2.0, 1.0], [1.0, 0.0, 4.0], [5.0, 4.0, 0.0]])
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])

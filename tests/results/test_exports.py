@@ -8,8 +8,8 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
+from command_line import call
 from nets import Chain, Residual
-from test_cli import call, place  # noqa: F401
 
 import mimicut as us
 from benchmarks.zoo.case import randomised
@@ -214,7 +214,7 @@ def test_the_runner_imports_nothing_of_mimicut(result):
     assert np.load(result.parent / "out.npz")["arr_0"].shape == (2, 5)
 
 
-def test_the_command_line(place, capsys):  # noqa: F811
+def test_the_command_line(place, capsys):
     assert call(capsys, "compress", "net.py:build", "photos", "--keep", 0.5, "--out", "small", "--steps", 1)[0] == 0
     own = ("export", "small", "--teacher", "net.py:build", "--images", "photos", "--to", "onnx,pt2")
     code, line, err = call(capsys, *own)

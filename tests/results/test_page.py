@@ -8,6 +8,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import nets
 import numpy as np
 import pytest
 import torch
@@ -130,7 +131,7 @@ def test_the_readme_code_runs(result, tmp_path):
     text = (result / "README.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.S)
     assert len(blocks) == 4
-    tests = str(Path(__file__).parent)
+    tests = str(Path(nets.__file__).parent)
     code = f"import sys\nsys.path.insert(0, {tests!r})\nfrom nets import Chain\ndef build(): return Chain()\n"
     (tmp_path / "net.py").write_text(code)
     for block in blocks:

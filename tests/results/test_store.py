@@ -134,7 +134,7 @@ def test_a_fresh_process_gives_the_same_outputs(saved, student, tmp_path):
         "with torch.no_grad(): save_file({'y': load('result', 'mine.py:build')(x)}, 'out.safetensors')\n"
     )
     save_file({"x": images}, tmp_path / "in.safetensors")
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, env=environment, timeout=120)
     with torch.no_grad():
         assert same_bits(load_file(tmp_path / "out.safetensors")["y"], student(images))

@@ -3,8 +3,8 @@
 import json
 
 import pytest
+from command_line import call
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_cli import call, place  # noqa: F401
 
 from mimicut.results import tensorboard
 
@@ -15,7 +15,7 @@ def read(folder):
     return found
 
 
-def test_losses_and_figures(place, capsys):  # noqa: F811
+def test_losses_and_figures(place, capsys):
     code, line, _ = call(
         capsys, "compress", "net.py:build", "photos", "--keep-width", "0.5", "--steps", "6", "--out", "small",
         "--tensorboard", "runs/first",
@@ -34,7 +34,7 @@ def test_losses_and_figures(place, capsys):  # noqa: F811
     assert b"agreement with the teacher" in found.Tensors("report/text_summary")[0].tensor_proto.string_val[0]
 
 
-def test_a_run_for_each_budget(place, capsys):  # noqa: F811
+def test_a_run_for_each_budget(place, capsys):
     code, _, _ = call(
         capsys, "compress", "net.py:build", "photos", "--keep", "0.6", "--keep", "0.4", "--steps", "2",
         "--out", "small", "--tensorboard", "runs",
@@ -46,7 +46,7 @@ def test_a_run_for_each_budget(place, capsys):  # noqa: F811
     assert shares[0] < shares[1]
 
 
-def test_what_cannot_be_is_said_before_any_work(place, capsys, monkeypatch):  # noqa: F811
+def test_what_cannot_be_is_said_before_any_work(place, capsys, monkeypatch):
     options = ("compress", "net.py:build", "photos", "--keep-width", "0.5", "--out", "small", "--tensorboard")
     code, _, err = call(capsys, *options, "net.py/run")
     assert (code, "expected a folder" in err, (place / "small").exists()) == (2, True, False)

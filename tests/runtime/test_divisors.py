@@ -4,7 +4,7 @@ import math
 from importlib import import_module
 
 import pytest
-from test_runtimes import TORCH, latency, random_states
+from timing import TORCH, latency, random_states
 from torch import nn
 
 from mimicut.runtime.divisors import DivisorTable, divisor_of, divisors, width_divisor

@@ -6,8 +6,8 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
+from command_line import call
 from nets import Chain, Residual
-from test_cli import call, place  # noqa: F401
 
 import mimicut as us
 from benchmarks.zoo.case import randomised
@@ -168,7 +168,7 @@ def test_what_is_refused(made, tmp_path, monkeypatch):
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
-def test_compress_exports_too(place, quick, capsys):  # noqa: F811
+def test_compress_exports_too(place, quick, capsys):
     own = ("compress", "net.py:build", "photos", "--keep", 0.5, "--steps", 1)
     code, _, err = call(capsys, *own, "--out", "small", "--to", "onnx,int8")
     assert code == 0

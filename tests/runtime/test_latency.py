@@ -10,21 +10,17 @@ import numpy as np
 import pytest
 import torch
 from nets import Chain
+from timing import TORCH, latency, random_states
 from torch import nn
 
 from mimicut.base.errors import InputError, LawBroken, UnsupportedModel
-from mimicut.runtime.latency import RUNTIMES, Latency, Setting, available, machine, measure, prepare
+from mimicut.runtime.latency import RUNTIMES, Setting, available, machine, measure, prepare
 
 room = import_module("mimicut.runtime.latency")
-TORCH = Setting("torch", 1, 2)
 
 
 def images(n=2, size=(3, 8, 8)):
     return torch.randn(n, *size, generator=torch.Generator().manual_seed(0))
-
-
-def random_states():
-    return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
 
 
 class Spy(nn.Module):
@@ -293,10 +289,6 @@ def test_a_precision_is_waited_for_within_reason(monkeypatch):
     assert rounds(0.001, 0.01) == usual
     assert 1.5 * usual < rounds(0.08, 0.01) < 4 * usual
     assert rounds(1.5, 0.01) == pytest.approx(5 * usual, rel=0.1)
-
-
-def latency(*ms):
-    return Latency(*room._quartiles(ms), len(ms), ms)
 
 
 def test_the_ratio_is_taken_within_rounds():

@@ -7,7 +7,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from nets import Chain, HandWritten, Mixer
+from nets import Chain, Encoder, HandWritten, Mixer
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -62,19 +62,6 @@ def test_what_has_no_stand_in_stays(options):
     module = nn.MultiheadAttention(12, 3, **options)
     replace_own(module)
     assert type(module) is nn.MultiheadAttention
-
-
-class Encoder(Mixer):
-    """torch's own encoder layer, whose fused path reads its sizes off attributes that a cut does not change."""
-
-    free = {"layer.self_attn": 3, "layer.linear1": 14}
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.TransformerEncoderLayer(12, 3, 14, batch_first=True)
-
-    def attend(self, x):
-        return self.layer(x)
 
 
 class Cross(Mixer):

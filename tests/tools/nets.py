@@ -483,3 +483,57 @@ class Headless(Residual):
 
     def forward(self, x):
         return self.pool(self.stage2(self.stage1(F.relu(self.stem(x))))).flatten(1)
+
+
+class Halves(Tiny):
+    """Attention whose module returns a tuple, then an MLP in the block's own code, both around skips."""
+
+    size, seam, free, macs = (3, 8, 8), "norm:output", {}, 0
+
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.before, self.attn = nn.LayerNorm(12), nn.MultiheadAttention(12, 3, batch_first=True)
+            self.after, self.one, self.two = nn.LayerNorm(12), nn.Linear(12, 20), nn.Linear(20, 12)
+            self.scale = nn.Parameter(torch.rand(12))
+
+        def forward(self, x):
+            y = self.before(x)
+            x = x + self.scale * self.attn(y, y, y, need_weights=False)[0]
+            y = F.gelu(self.one(self.after(x)))
+            return x + self.two(y)
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 12, 4, 4)
+        self.blocks = nn.Sequential(self.Half(), self.Half())
+        self.norm, self.fc = nn.LayerNorm(12), nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = self.norm(self.blocks(self.stem(x).flatten(2).transpose(1, 2)))
+        return self.fc(x.mean(1))
+
+
+class Encoder(Mixer):
+    """torch's own encoder layer, whose fused path reads its sizes off attributes that a cut does not change."""
+
+    free = {"layer.self_attn": 3, "layer.linear1": 14}
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(12, 3, 14, batch_first=True)
+
+    def attend(self, x):
+        return self.layer(x)
+
+
+class Boxed(nn.Module):
+    """Its output's shape depends on what it sees, so the whole cannot be traced."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.scale = Residual(), nn.Linear(5, 5)
+
+    def forward(self, x):
+        scores = self.scale(self.body(x))
+        return scores[scores > 0].tolist()

@@ -10,6 +10,7 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
+import nets
 import pytest
 import torch
 from nets import Chain, Residual
@@ -24,7 +25,7 @@ from mimicut.workflow.compress import compress, verify_folder
 
 PREPROCESSING = us.Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3)
 CONFIG = us.MimicConfig(steps=4, views="none", batch_size=8)
-BUILDER = f"{Path(__file__).parent / 'nets.py'}:Residual"
+BUILDER = f"{nets.__file__}:Residual"
 
 
 def images(count=20, seed=0):

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from command_line import call
 from nets import Chain, Residual
 from scipy.stats import binomtest
-from test_cli import call, place  # noqa: F401
 
 import mimicut as us
 from benchmarks.zoo.case import randomised
@@ -82,7 +82,7 @@ def test_what_cannot_be_is_said_before_any_work(tmp_path):
     assert not (tmp_path / "small").exists()
 
 
-def test_the_command_line(place, capsys):  # noqa: F811
+def test_the_command_line(place, capsys):
     own = ("compress", "net.py:build", "photos", "--keep", 0.5, "--out", "small", "--steps", 1)
     code, line, err = call(capsys, *own, "--crossfit", 2)
     assert code == 0
@@ -114,7 +114,7 @@ def test_alternatives_have_no_image_to_be_judged_by():
         us.crossfit(own_teacher(Chain(), SAID), photos(20), 4, keep=0.6, config=CONFIG, with_alternatives=True)
 
 
-def test_an_interrupted_fold_leaves_the_result_and_says_so(place, capsys, monkeypatch):  # noqa: F811
+def test_an_interrupted_fold_leaves_the_result_and_says_so(place, capsys, monkeypatch):
     from mimicut.cli import app as cli
 
     seen, show = [], cli._Progress.__call__

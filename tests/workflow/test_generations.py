@@ -5,15 +5,13 @@ import shutil
 import subprocess
 import sys
 from importlib import import_module
-from pathlib import Path
 
+import nets
 import numpy as np
 import pytest
 import torch
-from nets import Chain, HandWritten, Residual, Segmenter
-from test_cli import call, place  # noqa: F401
-from test_modules import Encoder
-from test_parts import Boxed
+from command_line import call
+from nets import Boxed, Chain, Encoder, HandWritten, Residual, Segmenter
 from torch import nn
 
 import mimicut as us
@@ -30,7 +28,7 @@ pytestmark = pytest.mark.long  # minutes: make test-all
 SAID = us.Preprocessing((3, 8, 8), (0.4, 0.5, 0.6), (0.3, 0.2, 0.1), 9, "bicubic")
 CONFIG = us.MimicConfig(steps=2, views="none", batch_size=8)
 TIMM = "timm:test_resnet"
-BUILDER = f"{Path(__file__).parent / 'nets.py'}:Residual"
+BUILDER = f"{nets.__file__}:Residual"
 
 
 def images(count=12, seed=0, side=8):
@@ -199,7 +197,7 @@ def test_the_part_comes_along(tmp_path):
 
 
 def _boxed(folder):
-    (folder / "own.py").write_text("from test_parts import Boxed\ndef build():\n    return Boxed()\n")
+    (folder / "own.py").write_text("from nets import Boxed\ndef build():\n    return Boxed()\n")
     return f"{folder / 'own.py'}:build"
 
 
@@ -419,7 +417,7 @@ def test_a_result_does_not_take_the_place_of_its_teacher(one):
     assert sorted(one.rglob("*")) == before
 
 
-def test_the_command_line(place, capsys):  # noqa: F811
+def test_the_command_line(place, capsys):
     made = ("compress", "net.py:build", "photos", "--keep", 0.8, "--out", "one", "--steps", 1)
     assert call(capsys, *made)[0] == 0
     code, _, err = call(capsys, "inspect", "one")

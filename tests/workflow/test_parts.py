@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from nets import Residual
-from torch import nn
+from nets import Boxed
 from torchvision import models
 
 import mimicut as us
@@ -19,18 +18,6 @@ from mimicut.workflow.compress import verify_folder
 
 SSD = "torchvision:ssdlite320_mobilenet_v3_large"
 CONFIG = us.MimicConfig(steps=1, views="none", lr=1e-9)  # features of random weights may hardly vary
-
-
-class Boxed(nn.Module):
-    """Its output's shape depends on what it sees, so the whole cannot be traced."""
-
-    def __init__(self):
-        super().__init__()
-        self.body, self.scale = Residual(), nn.Linear(5, 5)
-
-    def forward(self, x):
-        scores = self.scale(self.body(x))
-        return scores[scores > 0].tolist()
 
 
 class Tied(Boxed):
@@ -84,7 +71,7 @@ def test_any_submodule_of_a_users_own_network(tmp_path):
 
 
 def test_verify_knows_the_part_and_looks_at_the_rest(tmp_path, monkeypatch):
-    (tmp_path / "own.py").write_text("import torch\nfrom test_parts import Boxed\ndef build():\n    return Boxed()\n")
+    (tmp_path / "own.py").write_text("import torch\nfrom nets import Boxed\ndef build():\n    return Boxed()\n")
     spec = f"{tmp_path / 'own.py'}:build"
     lead = load_teacher(spec, part="body", input_size=(3, 8, 8))
     us.compress(lead, images(), keep=0.7, folder=tmp_path / "small", config=CONFIG)
@@ -118,7 +105,7 @@ def test_what_is_refused():
 def test_the_command_line_takes_a_part(tmp_path):
     from typer.testing import CliRunner
 
-    (tmp_path / "own.py").write_text("from test_parts import Boxed\ndef build():\n    return Boxed()\n")
+    (tmp_path / "own.py").write_text("from nets import Boxed\ndef build():\n    return Boxed()\n")
     spec = f"{tmp_path / 'own.py'}:build"
     found = CliRunner().invoke(app, ["inspect", spec, "--part", "body", "--input-size", "3x8x8"])
     assert found.exit_code == 0, found.output

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 import torch_pruning
+from command_line import call
 from nets import Chain
-from test_cli import call, place  # noqa: F401
 
 import mimicut as us
 from benchmarks.zoo.case import randomised
@@ -132,7 +132,7 @@ def test_what_is_refused(pair, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_line(place, capsys):  # noqa: F811
+def test_the_command_line(place, capsys):
     (place / "pruned.py").write_text((place / "net.py").read_text())
     code, line, err = call(
         capsys, "recover", "net.py:build", "pruned.py:build", "photos", "--out", "small", "--steps", 2, "--to", "pt2"
