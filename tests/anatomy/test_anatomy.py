@@ -9,7 +9,6 @@ from nets import NETS, Attributes, Chain, FunctionalPool, FusedHeads, Mixer, Res
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.zoo.case import randomised
 from mimicut.anatomy.cost import count, count_traced
 from mimicut.anatomy.find_seam import find_seam, trace
 from mimicut.anatomy.graph import Anatomy
@@ -19,6 +18,7 @@ from mimicut.anatomy.tracing import RecurrentShapes
 from mimicut.base.errors import InputError, UnsupportedModel
 from mimicut.planning.planner import make_plan
 from mimicut.proof.laws import check_budget, check_cut
+from mimicut.proof.randomised import randomised
 from mimicut.surgery.cut import cut
 from mimicut.surgery.seam import SeamPoint
 

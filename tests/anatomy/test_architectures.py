@@ -4,11 +4,11 @@ import pytest
 import torch
 from architectures import build
 
-from benchmarks.zoo.case import randomised
 from mimicut.anatomy.cost import count_traced
 from mimicut.anatomy.find_seam import trace
 from mimicut.planning.planner import make_plan
 from mimicut.proof.laws import check_cut
+from mimicut.proof.randomised import randomised
 from mimicut.surgery.cut import cut
 
 pytestmark = pytest.mark.long  # minutes: make test-all

@@ -10,13 +10,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import mimicut as us
-from benchmarks.zoo.case import randomised
 from mimicut.anatomy.blocks import droppable
 from mimicut.anatomy.find_seam import trace
 from mimicut.base.errors import InputError, LawBroken, PlanError
 from mimicut.inputs.teacher import own_teacher
 from mimicut.planning.planner import make_plan, replan
 from mimicut.proof import laws
+from mimicut.proof.randomised import randomised
 from mimicut.surgery.cut import cut
 from mimicut.surgery.plan import Plan
 

@@ -10,12 +10,12 @@ from torch import nn
 from torch.nn import functional as F
 
 import mimicut as us
-from benchmarks.zoo.case import randomised
 from mimicut.anatomy.find_seam import find_seam, trace
 from mimicut.base.errors import InputError, PlanError, UnsupportedModel
 from mimicut.base.guard import full_copy
 from mimicut.inputs.teacher import own_teacher
 from mimicut.proof.figures import FeatureError
+from mimicut.proof.randomised import randomised
 from mimicut.surgery.plan import read_plan
 from mimicut.surgery.seam import Seam, SeamPoint, capturing, tensors
 from mimicut.workflow.compress import compress, verify_folder

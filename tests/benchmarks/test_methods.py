@@ -13,12 +13,12 @@ from benchmarks.methods import METHODS, fitnet, mir, practise
 from benchmarks.methods.distill import soft_loss
 from benchmarks.methods.layers import layers, wide_student
 from benchmarks.methods.problem import Problem, head_layer
-from benchmarks.zoo.case import randomised
 from mimicut.anatomy.find_seam import trace
 from mimicut.base.errors import InputError
 from mimicut.base.guard import full_copy, seeded
 from mimicut.inputs.image_set import Preprocessing, read_images
 from mimicut.planning.planner import make_plan
+from mimicut.proof.randomised import randomised
 from mimicut.recovery.config import preset
 from mimicut.surgery.cut import cut, without
 from mimicut.surgery.seam import capturing

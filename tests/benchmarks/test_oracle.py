@@ -7,8 +7,8 @@ import torch
 from architectures import build
 
 from benchmarks.zoo import oracle
-from benchmarks.zoo.case import randomised
 from mimicut.anatomy.find_seam import trace
+from mimicut.proof.randomised import randomised
 
 
 def both(spec, size=64):

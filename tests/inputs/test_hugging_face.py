@@ -12,11 +12,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import mimicut as us
-from benchmarks.zoo.case import randomised
 from mimicut.base.errors import InputError
 from mimicut.inputs import builders
 from mimicut.inputs.image_set import read_images
 from mimicut.inputs.teacher import build_architecture
+from mimicut.proof.randomised import randomised
 from mimicut.results.teachers import load_teacher
 from mimicut.workflow.compress import verify_folder
 

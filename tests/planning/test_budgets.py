@@ -9,13 +9,13 @@ from nets import Chain, Halves, Residual
 from torch.utils.flop_counter import FlopCounterMode
 
 import mimicut as us
-from benchmarks.zoo.case import randomised
 from mimicut.anatomy.cost import count
 from mimicut.anatomy.find_seam import trace
 from mimicut.base.errors import OutOfReach, PlanError, Stopped
 from mimicut.inputs.teacher import own_teacher
 from mimicut.planning import budgets
 from mimicut.planning.recoverability import recoverability
+from mimicut.proof.randomised import randomised
 from mimicut.runtime.latency import Latency, Setting
 from mimicut.surgery.cut import cut
 

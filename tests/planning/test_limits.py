@@ -6,13 +6,13 @@ import torch
 from nets import Attention, Chain, Concat, Depthwise, Grouped, LayerNorms, Residual
 
 import mimicut as us
-from benchmarks.zoo.case import randomised
 from mimicut.anatomy.cost import bytes_of, count
 from mimicut.anatomy.find_seam import trace
 from mimicut.base.errors import LawBroken, PlanError
 from mimicut.planning.limits import Limits, Pace, macs_of, relief, size_of, time_of
 from mimicut.planning.planner import make_plan
 from mimicut.proof.laws import check_budget
+from mimicut.proof.randomised import randomised
 from mimicut.surgery.cut import cut
 
 NETS = [Chain, Residual, Concat, Depthwise, Grouped, Attention, LayerNorms]

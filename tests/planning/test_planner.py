@@ -6,13 +6,13 @@ import torch
 from nets import Attention, Chain, Concat, Depthwise, Grouped, Residual
 from torch import nn
 
-from benchmarks.zoo.case import randomised
 from mimicut.anatomy.cost import count
 from mimicut.anatomy.find_seam import trace
 from mimicut.base.errors import PlanError
 from mimicut.planning.planner import eligible_groups, make_plan
 from mimicut.planning.scores import SCORES
 from mimicut.proof.laws import check_cut
+from mimicut.proof.randomised import randomised
 from mimicut.surgery.cut import cut
 
 

@@ -8,13 +8,13 @@ from nets import NETS, Attention, Chain, Depthwise, LayerNorms, Mixer, Residual
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.zoo.case import randomised
 from mimicut.anatomy.cost import Cost, count
 from mimicut.anatomy.find_seam import trace
 from mimicut.base.errors import LawBroken
 from mimicut.demo import networks
 from mimicut.planning.planner import make_plan, resolve
 from mimicut.proof.laws import _InRows, _noise, _random_inputs, check_budget, check_cut
+from mimicut.proof.randomised import randomised
 from mimicut.surgery.cut import cut
 
 

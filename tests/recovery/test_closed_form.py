@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.zoo.case import randomised
 from mimicut.anatomy.find_seam import trace
 from mimicut.base.guard import named_tensors
 from mimicut.base.layout import laid, layout_for
 from mimicut.planning.evidence import channel_evidence
 from mimicut.planning.planner import make_plan, resolve
+from mimicut.proof.randomised import randomised
 from mimicut.recovery import closed_form as room
 from mimicut.recovery import layers as layers_room
 from mimicut.recovery.closed_form import closed_form

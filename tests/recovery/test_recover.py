@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.zoo.case import randomised
 from mimicut.anatomy.find_seam import trace
 from mimicut.base.errors import InputError
 from mimicut.base.guard import named_tensors
 from mimicut.planning.evidence import channel_evidence
 from mimicut.planning.planner import make_plan
 from mimicut.planning.scores import Evidence
+from mimicut.proof.randomised import randomised
 from mimicut.recovery.config import EFFORTS, MimicConfig, preset
 from mimicut.recovery.mimic import mimic
 from mimicut.recovery.muon import Muon, orthogonal

@@ -4,11 +4,11 @@ import nets
 import pytest
 import torch
 
-from benchmarks.zoo.case import randomised
 from mimicut.anatomy.find_seam import trace
 from mimicut.base.errors import Stopped
 from mimicut.base.guard import full_copy, named_tensors
 from mimicut.planning.planner import make_plan
+from mimicut.proof.randomised import randomised
 from mimicut.recovery import rehearsal
 from mimicut.recovery.batches import Passes
 from mimicut.recovery.config import preset

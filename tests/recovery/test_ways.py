@@ -9,12 +9,12 @@ import torch
 from nets import Chain, Residual
 from torch import nn
 
-from benchmarks.zoo.case import randomised
 from mimicut.anatomy.find_seam import trace
 from mimicut.base.errors import InputError, Stopped
 from mimicut.base.layout import laid, learns_channels_last, takes_channels_last
 from mimicut.planning.planner import make_plan
 from mimicut.proof.figures import figures
+from mimicut.proof.randomised import randomised
 from mimicut.recovery import mimic as mimic_module
 from mimicut.recovery.config import MimicConfig, preset
 from mimicut.recovery.mimic import mimic, settled

@@ -12,10 +12,10 @@ from command_line import call
 from nets import Chain, Residual
 
 import mimicut as us
-from benchmarks.zoo.case import randomised
 from mimicut.base.errors import InputError, LawBroken, StoreError
 from mimicut.inputs.preprocessing import Preprocessing
 from mimicut.inputs.teacher import own_teacher
+from mimicut.proof.randomised import randomised
 
 room = import_module("mimicut.results.exports")
 SAID = Preprocessing((3, 8, 8), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))

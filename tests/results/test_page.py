@@ -15,9 +15,9 @@ import torch
 from nets import Chain
 
 import mimicut as us
-from benchmarks.zoo.case import randomised
 from mimicut.inputs.preprocessing import Preprocessing
 from mimicut.inputs.teacher import own_teacher
+from mimicut.proof.randomised import randomised
 from mimicut.results.page import page
 from mimicut.results.readme import readme
 

@@ -10,10 +10,10 @@ from command_line import call
 from nets import Chain, Residual
 
 import mimicut as us
-from benchmarks.zoo.case import randomised
 from mimicut.base.errors import InputError, LawBroken, UnsupportedModel
 from mimicut.inputs.preprocessing import Preprocessing
 from mimicut.inputs.teacher import own_teacher
+from mimicut.proof.randomised import randomised
 from mimicut.runtime.export import FILES, run_onnx
 
 room = import_module("mimicut.results.exports")

@@ -7,10 +7,10 @@ import pytest
 import torch
 from nets import Chain, Residual
 
-from benchmarks.zoo.case import randomised
 from mimicut.anatomy.find_seam import trace
 from mimicut.base.errors import PlanError
 from mimicut.planning.planner import make_plan, replan
+from mimicut.proof.randomised import randomised
 from mimicut.surgery.cut import cut
 from mimicut.surgery.plan import Plan, check_plan_file, read_plan
 

@@ -11,10 +11,10 @@ from nets import Chain, Encoder, HandWritten, Mixer
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from benchmarks.zoo.case import randomised
 from mimicut.anatomy.find_seam import trace
 from mimicut.planning.planner import make_plan
 from mimicut.proof.laws import check_cut
+from mimicut.proof.randomised import randomised
 from mimicut.surgery.cut import cut
 from mimicut.surgery.stand_ins import MultiheadAttention, replace_own, tell
 from mimicut.workflow.inspection import inspect

@@ -7,13 +7,13 @@ import torch
 from nets import Chain, FusedHeads, Residual
 
 import mimicut as us
-from benchmarks.zoo.case import randomised
 from mimicut.anatomy.find_seam import trace
 from mimicut.base.errors import InputError, Stopped
 from mimicut.inputs.preprocessing import Preprocessing
 from mimicut.inputs.teacher import own_teacher
 from mimicut.planning.planner import make_plan
 from mimicut.proof.figures import figures
+from mimicut.proof.randomised import randomised
 from mimicut.surgery.cut import cut
 from mimicut.surgery.head import put_under_head
 from mimicut.workflow.alternatives import alternatives

@@ -16,9 +16,9 @@ import torch
 from nets import Chain, Residual
 
 import mimicut as us
-from benchmarks.zoo.case import randomised
 from mimicut.base.errors import InputError, LawBroken, PlanError, Stopped, StoreError, UnsupportedModel
 from mimicut.inputs.teacher import own_teacher
+from mimicut.proof.randomised import randomised
 from mimicut.recovery.config import preset
 from mimicut.results import store
 from mimicut.workflow.compress import compress, verify_folder

@@ -8,11 +8,11 @@ from nets import Chain, Residual
 from scipy.stats import binomtest
 
 import mimicut as us
-from benchmarks.zoo.case import randomised
 from mimicut.base.errors import InputError
 from mimicut.inputs.image_set import read_images
 from mimicut.inputs.preprocessing import Preprocessing
 from mimicut.inputs.teacher import own_teacher
+from mimicut.proof.randomised import randomised
 from mimicut.results.store import read
 from mimicut.workflow.crossfit import _folds
 

@@ -15,10 +15,10 @@ from nets import Boxed, Chain, Encoder, HandWritten, Residual, Segmenter
 from torch import nn
 
 import mimicut as us
-from benchmarks.zoo.case import randomised
 from mimicut.base.errors import InputError, PlanError, Stopped, StoreError
 from mimicut.base.guard import named_tensors, same_bits
 from mimicut.inputs.teacher import own_teacher
+from mimicut.proof.randomised import randomised
 from mimicut.results import store
 from mimicut.results.teachers import load_teacher
 from mimicut.workflow.compress import compress, verify_folder

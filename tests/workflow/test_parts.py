@@ -6,11 +6,11 @@ from nets import Boxed
 from torchvision import models
 
 import mimicut as us
-from benchmarks.zoo.case import randomised
 from mimicut.base.errors import InputError, LawBroken, UnsupportedModel
 from mimicut.base.guard import named_tensors, same_bits
 from mimicut.cli.app import app
 from mimicut.inputs.teacher import build_architecture, own_teacher
+from mimicut.proof.randomised import randomised
 from mimicut.results.teachers import load_teacher
 from mimicut.surgery.head import check_head
 from mimicut.surgery.seam import Seam, SeamPoint

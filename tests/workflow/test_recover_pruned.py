@@ -13,11 +13,11 @@ from command_line import call
 from nets import Chain
 
 import mimicut as us
-from benchmarks.zoo.case import randomised
 from mimicut import demo
 from mimicut.base.errors import InputError, StoreError
 from mimicut.inputs.preprocessing import Preprocessing
 from mimicut.inputs.teacher import own_teacher
+from mimicut.proof.randomised import randomised
 from mimicut.recovery.config import PRESETS
 
 SAID = Preprocessing((3, 8, 8), (0.5,) * 3, (0.25,) * 3)
