@@ -11,6 +11,7 @@ demo: $(VENV)/.ready
 test: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/python -m pytest -m "not long"
 
 # The same, and then what takes long: whole architectures, benchmarks, every method.

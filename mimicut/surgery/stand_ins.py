@@ -166,7 +166,8 @@ class _Telling(TorchFunctionMode):
     """While it is on, torch functions are given the right numbers."""
 
     def __init__(self, told: Told):
-        self._told, self._functions, self._seen = told, {f for f, _ in told}, Counter()
+        self._told, self._functions = told, {f for f, _ in told}
+        self._seen: Counter[str] = Counter()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = name_of(func)
