@@ -135,11 +135,11 @@ def test_what_is_refused(pair, tmp_path):
 def test_the_command_line(place, capsys):
     (place / "pruned.py").write_text((place / "net.py").read_text())
     code, line, err = call(
-        capsys, "recover", "net.py:build", "pruned.py:build", "photos", "--out", "small", "--steps", 2, "--to", "pt2"
+        capsys, "recover", "net.py:build", "pruned.py:build", "photos", "--out", "small", "--steps", 2, "--to", "onnx"
     )
     assert code == 0, err
     assert line["steps"] == 2
-    assert json.loads((place / "small" / "report.json").read_text())["exports"]["pt2"]["error_real"] < 1e-4
+    assert json.loads((place / "small" / "report.json").read_text())["exports"]["onnx"]["error_real"] < 1e-4
     code, _, err = call(capsys, "verify", "small", "photos")
     assert code == 2
     assert "another tool pruned" in err
