@@ -9,7 +9,9 @@ from typing import Any
 
 _PLACES = {
     "Anatomy": "anatomy.graph",
-    "Latency": "runtime.latency",
+    "Latency": "surgery.budget",
+    "MeasuredLatency": "runtime.latency",
+    "Budget": "surgery.budget",
     "MimicConfig": "recovery.config",
     "PRESETS": "recovery.config",
     "Plan": "surgery.plan",

@@ -17,7 +17,7 @@ from mimicut.base.errors import OutOfReach, PlanError, Stopped
 from mimicut.inputs.teacher import own_teacher
 from mimicut.planning import budgets
 from mimicut.planning.recoverability import recoverability
-from mimicut.runtime.latency import Latency, Setting
+from mimicut.runtime.latency import MeasuredLatency, Setting
 from mimicut.surgery.cut import cut
 
 PREPROCESSING = us.Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3)
@@ -52,7 +52,7 @@ def clock(monkeypatch):
     def measure(networks, example, setting, *, seconds, precision=None):
         measured.append(list(networks))
         found = {name: ms_of(network) for name, network in networks.items()}
-        return {name: Latency(ms, ms, ms, 10, (ms,) * 10) for name, ms in found.items()}
+        return {name: MeasuredLatency(ms, ms, ms, 10, (ms,) * 10) for name, ms in found.items()}
 
     monkeypatch.setattr(budgets, "measure", measure)
     monkeypatch.setattr(budgets, "prepare", lambda model, example, setting: Loaded(model))
@@ -220,7 +220,7 @@ def test_a_noisy_machine_is_said(clock, monkeypatch):
         found = real(networks, *args, **options)
         if "again" in found:
             ms = found["again"].ms_median
-            found["again"] = Latency(ms, ms, ms, 10, tuple(ms * f for f in (0.9, 0.9, 0.9, 1, 1, 1, 1, 1.1, 1.1, 1.1)))
+            found["again"] = MeasuredLatency(ms, ms, ms, 10, tuple(ms * f for f in (0.9, 0.9, 0.9, 1, 1, 1, 1, 1.1, 1.1, 1.1)))
         return found
 
     monkeypatch.setattr(budgets, "measure", noisy)

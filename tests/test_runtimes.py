@@ -13,7 +13,7 @@ from nets import Chain
 from torch import nn
 
 from mimicut.base.errors import InputError, LawBroken, UnsupportedModel
-from mimicut.runtime.latency import RUNTIMES, Latency, Setting, available, machine, measure, prepare
+from mimicut.runtime.latency import RUNTIMES, MeasuredLatency, Setting, available, machine, measure, prepare
 
 room = import_module("mimicut.runtime.latency")
 TORCH = Setting("torch", 1, 2)
@@ -296,7 +296,7 @@ def test_a_precision_is_waited_for_within_reason(monkeypatch):
 
 
 def latency(*ms):
-    return Latency(*room._quartiles(ms), len(ms), ms)
+    return MeasuredLatency(*room._quartiles(ms), len(ms), ms)
 
 
 def test_the_ratio_is_taken_within_rounds():
