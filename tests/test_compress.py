@@ -20,7 +20,8 @@ from mimicut.base.errors import InputError, LawBroken, PlanError, Stopped, Store
 from mimicut.inputs.teacher import own_teacher
 from mimicut.recovery.config import preset
 from mimicut.results import store
-from mimicut.workflow.compress import compress, verify_folder
+from mimicut.workflow.compress import compress
+from mimicut.workflow.verify import verify_folder
 
 PREPROCESSING = us.Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3)
 CONFIG = us.MimicConfig(steps=4, views="none", batch_size=8)

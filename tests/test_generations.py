@@ -23,7 +23,8 @@ from mimicut.base.guard import named_tensors, same_bits
 from mimicut.inputs.teacher import own_teacher
 from mimicut.results import store
 from mimicut.results.teachers import load_teacher
-from mimicut.workflow.compress import compress, verify_folder
+from mimicut.workflow.compress import compress
+from mimicut.workflow.verify import verify_folder
 
 pytestmark = pytest.mark.long  # minutes: make test-all
 
@@ -173,7 +174,7 @@ def test_how_it_takes_its_images_comes_along(tmp_path, capsys):
     assert call(capsys, "inspect", *own)[0] == 0
     assert call(capsys, "plan", *own, "--keep", 0.7, "--images", tmp_path / "images.npy")[0] == 0
     then = compress(lead, images(), keep=0.7, folder=tmp_path / "two", config=CONFIG)
-    assert then.plan.asked["call"] == lead.call
+    assert then.plan.call == lead.call
     loaded = us.load(tmp_path / "two", Segmenter)
     with torch.no_grad():
         found, wanted = (m(pixel_values=images(2), sharp=True)["out"] for m in (loaded, then.model))

@@ -18,7 +18,7 @@ from mimicut.inputs import builders
 from mimicut.inputs.image_set import read_images
 from mimicut.inputs.teacher import build_architecture
 from mimicut.results.teachers import load_teacher
-from mimicut.workflow.compress import verify_folder
+from mimicut.workflow.verify import verify_folder
 
 pytestmark = pytest.mark.long  # minutes: make test-all
 

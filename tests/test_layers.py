@@ -116,7 +116,7 @@ def test_public_names():
     import mimicut
 
     assert mimicut.__all__ == [
-        "Anatomy", "Latency", "MimicConfig", "MimicutError", "PRESETS", "Plan", "Preprocessing", "Report", "Result",
+        "Anatomy", "Budget", "Latency", "MeasuredLatency", "MimicConfig", "MimicutError", "PRESETS", "Plan", "Preprocessing", "Report", "Result",
         "SCORES", "Seam", "SeamPoint", "Setting", "Teacher", "capturing", "channel_evidence", "check_cut",
         "closed_form", "compress", "count", "crossfit", "cut", "export", "export_folder", "figures", "find_seam",
         "inspect", "load", "load_teacher", "make_plan", "measure", "mimic", "own_teacher", "preset", "put_under_head",

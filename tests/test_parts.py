@@ -15,7 +15,7 @@ from mimicut.inputs.teacher import build_architecture, own_teacher
 from mimicut.results.teachers import load_teacher
 from mimicut.surgery.head import check_head
 from mimicut.surgery.seam import Seam, SeamPoint
-from mimicut.workflow.compress import verify_folder
+from mimicut.workflow.verify import verify_folder
 
 SSD = "torchvision:ssdlite320_mobilenet_v3_large"
 CONFIG = us.MimicConfig(steps=1, views="none", lr=1e-9)  # features of random weights may hardly vary

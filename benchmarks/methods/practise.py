@@ -49,12 +49,12 @@ def run(problem: Problem) -> nn.Module:
 
 def chosen(problem: Problem, blocks: list[Block], total: int) -> list[Block]:
     """The first of `blocks`, those that go; all of them where even that keeps more MACs than were asked for."""
-    share = problem.plan.asked["keep_width"]
+    share = problem.plan.budget.keep_width
     if share is not None:
         return blocks[: len(blocks) - ceil(share * len(blocks) - 1e-9)]
     for upto in range(len(blocks)):
         left = 1 - sum(saved(problem, block, total) for block in blocks[:upto]) / 100
-        if left <= problem.plan.asked["keep"]:
+        if left <= problem.plan.budget.keep:
             return blocks[:upto]
     return blocks
 

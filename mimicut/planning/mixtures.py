@@ -99,8 +99,8 @@ def _best_met(
     budget: Budget,
     say: Say,
 ) -> MeasuredPlan:
-    """The plan that loses least once its latency is met. What meets it may be smaller than was predicted, and lose more:
-    then the next candidate is measured too, as long as it could be better. Raises: NoneMet."""
+    """The plan that loses least once its latency is met. What meets it may be smaller than was predicted, and lose
+    more: then the next candidate is measured too, as long as it could be better. Raises: NoneMet."""
     met: list[MeasuredPlan] = []
     tie = _tie(context)
     for place, (predicted, candidate) in enumerate(ranked):

@@ -74,9 +74,9 @@ def check_budget(plan: Plan, teacher: Cost, student: Cost) -> None:
     """
     if student.macs != plan.macs["student"]:
         raise LawBroken(f"counting the student: {student.macs:,} MACs, the plan promised {plan.macs['student']:,}")
-    if plan.asked.get("edited"):
+    if plan.edited or plan.budget is None:
         return
-    keep, params, size = (plan.asked.get(name) for name in ("keep", "params", "size_mb"))
+    keep, params, size = plan.budget.keep, plan.budget.params, plan.budget.size_mb
     if keep is not None and student.macs > keep * teacher.macs:
         raise LawBroken(
             f"counting the student: {student.macs:,} of {teacher.macs:,} MACs, above the keep {keep} asked for"

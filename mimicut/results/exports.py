@@ -121,7 +121,7 @@ def export_folder(
             raise InputError(
                 f"exporting {path}: the folder does not say what images its teacher takes; use mimicut.export"
             )
-        preprocessing, call = Preprocessing.from_json(source["preprocessing"]), plan.asked.get("call")
+        preprocessing, call = Preprocessing.from_json(source["preprocessing"]), plan.call
         whole = store.load(folder, _architecture(teacher))
         real, proof = (None if some is None else _read(some, preprocessing) for some in (images, held_out))
         lead, without = None, None
@@ -130,7 +130,7 @@ def export_folder(
             lead, without = _lead(plan, whole, preprocessing, teacher, weights, pretrained)
 
         def wrapped(model: nn.Module) -> nn.Module:
-            return Prepared(model, preprocessing, plan.asked.get("call")) if normalise else model
+            return Prepared(model, preprocessing, plan.call) if normalise else model
 
         def shown(images: ImageSet) -> ImageSet | _Plain:
             return _Plain(images) if normalise else images

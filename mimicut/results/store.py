@@ -299,7 +299,7 @@ def as_teacher(
         "weights_sha256": digest(_existing(folder)),
         "images": list(dict.fromkeys(one for some in learnt for one in some)),
     }
-    return load(folder, build_teacher), source, {"call": plan.asked.get("call"), "result": result}
+    return load(folder, build_teacher), source, {"call": plan.call, "result": result}
 
 
 def _built(plan: "Plan", build_teacher: str | Callable[[], nn.Module] | None) -> nn.Module:

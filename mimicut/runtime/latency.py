@@ -1,8 +1,9 @@
 """Latency, measured: what one forward pass of a network takes on the runtime where it will run.
 
 Networks that are compared are timed in turn, round by round, so that whatever else the machine does falls on all of
-them; the figure to trust is the ratio of two networks within a round (`MeasuredLatency.over`). What is measured is what was
-asked: the outputs of what was converted are compared with the model's first. All in float32, said to every runtime.
+them; the figure to trust is the ratio of two networks within a round (`MeasuredLatency.over`). What is measured is what
+was asked for: the outputs of what was converted are compared with the model's first. All in float32, said to every
+runtime.
 
 Not covered: several passes at once, memory, energy. With more threads than idle cores figures are worth little, those
 of torch least (measured, two threads, one core busy: five times as long as on one thread, now and then 300 times).

@@ -314,7 +314,8 @@ def refuse_beside_plan(options: BudgetOptions) -> None:
     ]
     if given:
         raise PlanError(
-            f"reading the plan: {', '.join(given)} given beside it; a plan says itself what stays: leave one of both out"
+            f"reading the plan: {', '.join(given)} given beside it; a plan says itself what stays: leave out one of "
+            "both"
         )
 
 
@@ -325,8 +326,11 @@ def several_budgets(
     latency: Sequence[float] = (),
     latency_ms: Sequence[float] = (),
 ) -> dict[str, BudgetOptions]:
-    """Name of a folder -> the options of one budget. options: those of all of them. One of the three lists may have several values: one budget each.
-    With one budget the name is empty.
+    """Name of a folder -> the options of one budget. With one budget the name is empty.
+
+    Args:
+        options: those of all budgets.
+        keep, latency, latency_ms: one of these may have several values: one budget each.
 
     Raises: PlanError where two lists have several values, or one has a value twice.
 

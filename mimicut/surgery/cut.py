@@ -23,8 +23,8 @@ def cut(teacher: nn.Module, plan: Plan) -> nn.Module:
     check_teacher(teacher, plan)
     student = full_copy(teacher)
     _slice(student, plan)
-    if plan.gone:
-        without(student, plan.gone)
+    if plan.dropped_modules:
+        without(student, plan.dropped_modules)
     for edit in plan.edits:
         _edit(student, edit)
     if plan.slices:

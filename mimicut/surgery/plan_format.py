@@ -20,6 +20,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "call": (dict, _NONE), "keep": (dict,), "edits": (list,), "calls": (list,), "dropped_modules": (list,),
     "slices": (dict,), "images": (list,), "pruned_by": (str, _NONE), "teacher": (dict,),
 }  # fmt: skip
+_LATENCY = {"setting", "wanted_share", "teacher_ms", "student_ms", "measured_share", "spread"}
 _WORDS = {int: "a whole number", dict: "an object", str: "text", list: "a list", bool: "true or false", _NONE: "null"}
 
 
@@ -142,6 +143,9 @@ def _plain(data: dict[str, Any]) -> list[str]:
             Budget.from_json(data["budget"])
         except (PlanError, TypeError) as error:
             faults.append(f"budget cannot be read ({error})")
+    if data["latency"] is not None:
+        missing = sorted(_LATENCY - set(data["latency"]))
+        faults += [f"latency lacks {', '.join(missing)}"] if missing else []
     faults += _call_faults(data["call"], "call")
     faults += [
         f"macs[{k!r}] is {_short(v)}, expected a whole number" for k, v in data["macs"].items() if not _is_int(v)
