@@ -220,9 +220,8 @@ def test_a_noisy_machine_is_said(clock, monkeypatch):
         found = real(networks, *args, **options)
         if "again" in found:
             ms = found["again"].ms_median
-            found["again"] = MeasuredLatency(
-                ms, ms, ms, 10, tuple(ms * f for f in (0.9, 0.9, 0.9, 1, 1, 1, 1, 1.1, 1.1, 1.1))
-            )
+            rounds = (0.9, 0.9, 0.9, 1, 1, 1, 1, 1.1, 1.1, 1.1)
+            found["again"] = MeasuredLatency(ms, ms, ms, 10, tuple(ms * f for f in rounds))
         return found
 
     for module in (latency_search, survey_module):
@@ -358,7 +357,7 @@ def test_compress_meets_a_latency_and_reports_it(clock, tmp_path):
 def test_a_plain_network_has_widths_only(clock, monkeypatch):
     model = randomised(Chain())
     anatomy = trace(model, model.example())
-    monkeypatch.setattr(budgets, "_SECONDS", 0)
+    monkeypatch.setattr(survey_module, "MEASURED_SECONDS", 0)
     facts = survey(model, anatomy, few(), setting=Setting("torch"))
     assert facts.order == ()
     found = plan_within(facts, Budget.of(latency=0.9))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mimicut.cli import progress
 from mimicut.cli.app import main
 from mimicut.results.teachers import load_teacher
 from mimicut.surgery.cut import cut

@@ -188,15 +188,7 @@ def test_redundant_channels_are_made_good_entirely():
             if member.dim == 0:
                 tensors[member.tensor][1::2] = 2 * tensors[member.tensor][::2]
     order = [*kept, *(unit for unit in range(group.width) if unit not in kept)]
-    plan = resolve(
-        teacher,
-        anatomy,
-        {group.name: len(kept)},
-        {group.name: np.argsort(order)},
-        budget=None,
-        scheme="all",
-        score="l1",
-    )
+    plan = resolve(teacher, anatomy, {group.name: len(kept)}, {group.name: np.argsort(order)})
     student, images = cut(teacher, plan).eval(), torch.randn(24, *teacher.size)
     before = seam_error(teacher, student, plan, images)
     closed_form(teacher, student, anatomy, plan, images, mixing="none")

@@ -12,6 +12,7 @@ from test_cli import call, place  # noqa: F401
 import mimicut as us
 from benchmarks.zoo.case import randomised
 from mimicut.base.errors import InputError
+from mimicut.cli import progress
 from mimicut.inputs.image_set import read_images
 from mimicut.inputs.preprocessing import Preprocessing
 from mimicut.inputs.teacher import own_teacher

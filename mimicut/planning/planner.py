@@ -183,9 +183,9 @@ def resolve(
     widths: dict[str, int],
     ranks: dict[str, np.ndarray],
     *,
-    budget: Budget | None,
-    scheme: str | None,
-    score: str | None,
+    budget: Budget | None = None,
+    scheme: str | None = None,
+    score: str | None = None,
     source: dict[str, Any] | None = None,
     notes: Sequence[str] = (),
 ) -> Plan:
