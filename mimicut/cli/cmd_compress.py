@@ -129,39 +129,52 @@ def compress(
     set_threads(threads)
     from mimicut.base.memory import parsed
     from mimicut.recovery.config import preset as recipe
-    from mimicut.results.store import check_writable
-    from mimicut.runtime.export import check_formats
-    from mimicut.surgery.budget import Budget, BudgetOptions, refuse_beside_plan, several_budgets
-    from mimicut.surgery.plan import read_plan
 
-    formats = formats_in(to)
-    if formats:
-        check_formats(formats)
     shared: BudgetOptions = {
         "params": params, "size_mb": size_mb, "keep_width": keep_width, "runtime": runtime, "threads": threads,
         "batch": batch, "depth": depth, "scheme": scheme, "spare_ends": spare_ends, "drop": drop, "pin": pin,
         "exclude": exclude, "min_channels": min_channels, "divisor": divisor, "score": importance, "seed": seed,
     }  # fmt: skip
-    several = several_budgets(shared, keep=keep or (), latency=latency or (), latency_ms=latency_ms or ())
-    given = read_plan(plan) if plan is not None else None
-    for name, budget in several.items():
-        refuse_beside_plan(budget) if given else Budget.of(**budget)
-        check_writable(out / name if name else out, force=force or resume)  # with resume compress looks again
+    options: RequestOptions = {
+        "force": force, "resume": resume, "held_out": held_out, "held_out_share": held_out_share, "labelled": labelled,
+        "seam": seam, "max_seconds": max_seconds, "min_agreement": min_agreement, "with_alternatives": alternatives,
+        "export_to": formats_in(to), "max_memory": None if max_memory is None else parsed(max_memory),
+    }  # fmt: skip
+    budgets = _checked_budgets(shared, {"keep": keep, "latency": latency, "latency_ms": latency_ms}, plan, out, options)
     found = teacher_from(teacher, weights, pretrained, num_classes, part, input_size, mean, std, resize, views)
-    config = recipe(
+    options["config"] = recipe(
         preset, effort, steps=steps, seed=seed, device=device, precision=precision, layout=layout, views=found.views
     )
-    options: RequestOptions = {
-        "plan": given, "config": config, "force": force, "resume": resume, "held_out": held_out,
-        "held_out_share": held_out_share, "labelled": labelled, "seam": seam, "max_seconds": max_seconds,
-        "max_memory": None if max_memory is None else parsed(max_memory), "min_agreement": min_agreement,
-        "with_alternatives": alternatives, "export_to": formats,
-    }  # fmt: skip
-    runs = _Runs(found, images, options, crossfit, tensorboard, len(several) > 1)
-    for name, budget in several.items():
-        if runs.one(out / name if name else out, budget):
-            break
-    runs.end(out)
+    _Runs(found, images, options, crossfit, tensorboard, len(budgets) > 1).all(budgets, out)
+
+
+def _checked_budgets(
+    shared: "BudgetOptions",
+    lists: dict[str, list[float] | None],
+    plan: Path | None,
+    out: Path,
+    options: "RequestOptions",
+) -> dict[Path, "BudgetOptions"]:
+    """Folder -> the options of its budget; the plan, if any, is put into `options`. All that can be refused before the
+    teacher is loaded is refused here."""
+    from mimicut.results.store import check_writable
+    from mimicut.runtime.export import check_formats
+    from mimicut.surgery.budget import Budget, refuse_beside_plan, several_budgets
+    from mimicut.surgery.plan import read_plan
+
+    if options["export_to"]:
+        check_formats(options["export_to"])
+    budgets = several_budgets(shared, **{name: values or () for name, values in lists.items()})
+    if plan is not None:
+        options["plan"] = read_plan(plan)
+    found = {out / name if name else out: budget for name, budget in budgets.items()}
+    for place, budget in found.items():
+        if plan is not None:
+            refuse_beside_plan(budget)
+        else:
+            Budget.of(**budget)
+        check_writable(place, force=options["force"] or options["resume"])  # with resume compress looks again
+    return found
 
 
 class _Runs:
@@ -181,6 +194,13 @@ class _Runs:
         self._lines: list[dict[str, Any]] = []
         self._stopped: Any = None
         self._code = 0
+
+    def all(self, budgets: "dict[Path, BudgetOptions]", out: Path) -> None:
+        """Run every budget, until the user stops one; print the JSON line, and exit with the worst code."""
+        for place, budget in budgets.items():
+            if self.one(place, budget):
+                break
+        self.end(out)
 
     def one(self, place: Path, budget: "BudgetOptions") -> bool:
         """Run one budget into `place`; True where the user stopped it."""

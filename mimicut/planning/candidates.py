@@ -41,7 +41,7 @@ def candidate_for(
         return None
     try:
         plan = plan_widths(
-            context.teacher, anatomy, budget if widths else budget.but(pin=("*",)), evidence=context.evidence,
+            context.teacher, anatomy, budget if widths else replace(budget, pin=("*",)), evidence=context.evidence,
             time_limit=None if target is None else TimeLimit(context.pace, target),
         )  # fmt: skip
     except OutOfReach:

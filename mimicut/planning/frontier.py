@@ -28,7 +28,7 @@ def plan_frontier(
 ) -> list[dict[str, Any]]:
     """The rows of `frontier` for one teacher; arguments as `plan_mixture`, shares as `frontier` takes them."""
     if budget.depth is None:
-        budget = budget.but(depth="auto")
+        budget = replace(budget, depth="auto")
     with surveyed(teacher, anatomy, few, budget, given, say) as context:
         return frontier(context, budget, say=say)
 
@@ -78,5 +78,5 @@ def frontier(
 
 def _sized(budget: Budget, share: float) -> Budget:
     if budget.latency is None:
-        return budget.but(keep=share)
-    return budget.but(latency=replace(budget.latency, share=share, ms=None))
+        return replace(budget, keep=share)
+    return replace(budget, latency=replace(budget.latency, share=share, ms=None))

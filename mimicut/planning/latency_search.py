@@ -149,15 +149,15 @@ def measure_student(
 
 def nearest_reachable(context: PlanningContext, target: float, blocks: Sequence[str], budget: Budget) -> str:
     """The message for a target that no student meets: what the smallest one took, with all these blocks dropped."""
-    smallest = budget.but(keep=None, params=None, size_mb=None, latency=None, depth=None)
+    smallest = replace(budget, keep=None, params=None, size_mb=None, latency=None, depth=None)
     if smallest.scheme == "auto":
-        smallest = smallest.but(scheme="all")
+        smallest = replace(smallest, scheme="all")
     every = tuple(blocks)
     least = None
     if budget.resolved_depth != "only":
-        least = candidate_for(context, every, None, smallest.but(keep_width=0.01))
+        least = candidate_for(context, every, None, replace(smallest, keep_width=0.01))
     if least is None:  # no width may be cut
-        least = candidate_for(context, every, None, smallest.but(keep=1.0), widths=False)
+        least = candidate_for(context, every, None, replace(smallest, keep=1.0), widths=False)
     said = ""
     if least is not None:
         ms, share = measure_student(context, least.plan)

@@ -69,7 +69,7 @@ def plan_within(context: PlanningContext, budget: Budget, *, say: Say = lambda t
     """
     target = _target(context, budget)
     if target is not None and budget.divisor is None:
-        budget = budget.but(divisor=width_divisor(context.setting))
+        budget = replace(budget, divisor=width_divisor(context.setting))
     depth = budget.resolved_depth
     order = [r for r in context.order if r.block not in budget.drop] if depth != "never" else []
     try:

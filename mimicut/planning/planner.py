@@ -83,7 +83,7 @@ def plan_widths(
     resolved = budget
     if budget.scheme == "auto":
         scheme, notes = _choose_scheme(parts, budget)
-        resolved = budget.but(scheme=scheme)
+        resolved = replace(budget, scheme=scheme)
     widths = _widths(parts, resolved, evidence)
     return resolve(
         teacher, anatomy, widths, ranks, budget=budget, scheme=resolved.scheme,
@@ -265,7 +265,7 @@ def matches(name: str, pattern: str) -> bool:
 
 
 def _choose_scheme(parts: _Parts, budget: Budget) -> tuple[str, list[str]]:
-    budget = budget.but(scheme="mid")
+    budget = replace(budget, scheme="mid")
     mid = _eligible(parts.anatomy, budget)
     if not mid:
         return "all", ["no residual blocks with channels of their own: scheme all"]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -169,7 +169,7 @@ def surveyed(
     Raises: as `survey`; PlanError for patterns that match nothing, before anything is measured.
     """
     setting = setting_of(budget)
-    plan_widths(teacher, anatomy, budget.but(keep=1.0, params=None, size_mb=None, keep_width=None))
+    plan_widths(teacher, anatomy, replace(budget, keep=1.0, params=None, size_mb=None, keep_width=None))
     names = [name for name, _ in teacher.named_modules()]
 
     def fixed(dropped: str) -> bool:

@@ -6,7 +6,7 @@ Every fault is in one message, before any image is read or any network is traced
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any, TypedDict, Unpack
 
 from mimicut.base.errors import PlanError
@@ -186,14 +186,6 @@ expected one of auto, mid, all
     def sizes(self) -> tuple[str, ...]:
         """Names of the sizes that are given."""
         return tuple(name for name in SIZES if getattr(self, name) is not None)
-
-    def but(self, **changes: Any) -> "Budget":
-        """The same with some fields changed.
-
-        >>> Budget(keep=0.5).but(keep=0.7).keep
-        0.7
-        """
-        return replace(self, **changes)
 
     def to_json(self) -> dict[str, Any]:
         data = asdict(self)

@@ -86,39 +86,27 @@ def compress(
         teacher: from `load_teacher`, or a module (then images are prepared as `own_teacher` says).
         images: whatever `read_images` reads; nothing but these trains.
         budget: what is asked for; or its fields as keyword arguments: keep=0.5, latency=0.6, runtime="openvino", ...
-            Without a score in it the images say which channels matter, if config.start is "closed_form".
         plan: what to keep, instead of a budget.
-        config: how to recover; the default recipe if None. Where at least CHOOSE_FROM images are left to learn from, a
-            tenth of them is set aside to choose by, unless config.start is "cut": the paper's recipe takes the last
-            step.
-        folder: where to save.
-        force: replace an existing result there.
-        resume: go on with the run that was stopped, if a file beside `folder` is of one; with the same images and
-            options, and as many threads, the result is the same, with as many steps as had been decided on.
-        held_out: images that only certify, from another source; without them `held_out_share` of `images` is set aside.
-        held_out_share: see there.
-        labelled: images that only measure accuracy: a folder of class folders, or anything readable with `labels`.
-        labels: class numbers, one for each of `labelled`.
-        split_seed: of the split.
+        config: how to recover; the default recipe if None.
+        folder, force: where to save, and whether an existing result there is replaced.
+        resume: go on with the run that was stopped, if a file beside `folder` is of one, to the same result.
+        held_out, held_out_share, split_seed: images that only certify, or the share of `images` that does.
+        labelled, labels: images that only measure accuracy: a folder of class folders, or any with class numbers.
         seam: points where the features are taken, instead of the one that is found.
-        example: traced input, images first, or `((), {"pixel_values": images})` where the network takes them by that
-            name; without it two blank images, as `Teacher.example` gives them.
+        example: traced input, images first, or `((), {"pixel_values": images})`; by default two blank images.
         max_seconds: time limit for evidence, planning and recovery, which then takes as many steps as fit.
         max_memory: bytes, the most resident memory of this process meanwhile; by default 4 GB, or half of what is free.
         min_agreement: what the lower end of the agreement's interval must reach (`Report.go` says whether it does).
-        with_alternatives: the report also has what cheaper ways reach on the same cut (`alternatives`).
-        export_to: formats that the saved result is also written in, by `export_folder`, whose errors leave the result
-            as it is.
-        on_stage: takes a sentence at each stage.
-        on_step: takes (steps done, steps, loss).
+        with_alternatives: the report also has what cheaper ways reach on the same cut.
+        export_to: formats that the saved result is also written in, by `export_folder`.
+        on_stage, on_step: take a sentence at each stage, and (steps done, steps, loss) after each step.
 
     Returns: the result. Where nothing is cut it is the teacher, bit for bit.
 
     Raises: InputError, PlanError, StoreError before any work for what cannot be used; UnsupportedModel where the model
         is the reason; LawBroken where a law does not hold. Nothing is left half-written, and the teacher is as it was.
-        Ctrl-C while the student mimics: the student as it is now is verified and saved like any result, where no other
-        one stands, with the file to `resume` from; then Stopped is raised, a KeyboardInterrupt whose `log` is the
-        Result.
+        Ctrl-C while the student mimics: it is verified and saved as it is, where no other result stands, with the file
+        to `resume` from; then Stopped is raised, a KeyboardInterrupt whose `log` is the Result.
     """
     teacher = teacher_of(teacher)
     request = request_of(
