@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 import mimicut
-from benchmarks.zoo.case import randomised
 from mimicut import demo
+from mimicut.proof.randomised import randomised
 
 TEACHERS = ("resnet14", "mobilenetv2_tiny", "vgg7", "vit_tiny")
 RECIPES, KEEPS, STEPS, IMAGES = ("default", "paper"), (0.7, 0.5), 20, 50

@@ -1,8 +1,24 @@
+import numpy as np
 import pytest
 import torch
+from command_line import NET
+from PIL import Image
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     """Tests run side by side, one on each core; more threads would only wait for each other."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(NET)
+    random = np.random.default_rng(0)
+    for i in range(10):
+        folder = tmp_path / "photos" / "abcd"[i % 4]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 255, (20 + i, 24, 3), np.uint8)).save(folder / f"{i}.png")
+    (tmp_path / "photos" / "broken.jpg").write_text("no picture")
+    return tmp_path

@@ -106,6 +106,7 @@ def _compressed(spec: str, line: dict[str, Any]) -> tuple[Any, Any, Any]:
     from mimicut.anatomy.find_seam import trace
     from mimicut.planning.planner import make_plan
     from mimicut.proof.laws import check_budget, check_cut
+    from mimicut.proof.randomised import randomised
     from mimicut.recovery.config import MimicConfig
     from mimicut.recovery.mimic import mimic
     from mimicut.results.report import Report
@@ -176,33 +177,6 @@ with torch.no_grad():
 wanted = torch.load(f"{scratch}/wanted.pt")
 assert len(found) == len(wanted) and all(map(torch.equal, found, wanted)), "its output is not bit-equal"
 """
-
-
-def randomised(model: Any, seed: int = SEED) -> Any:
-    """`model`, in eval mode, with every floating-point parameter and buffer at random, in place: fresh weights (gamma
-    0, layer scale 1e-6) would hide wrong indices. A buffer that is positive throughout stays so: it may be a variance
-    (batch norm's, or csatv2's own) of which the code takes the root."""
-    import torch
-
-    positive = {
-        name for name, tensor in model.named_buffers() if tensor.is_floating_point() and bool((tensor > 0).all())
-    }
-    positive |= {name for name, _ in model.named_buffers() if name.endswith("running_var")}
-
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if name.endswith("num_batches_tracked"):
-                tensor.fill_(3)
-            elif not tensor.is_floating_point():
-                continue  # indices: others would be out of range
-            elif name in positive:
-                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
-            elif tensor.dim() > 1:
-                tensor.copy_(torch.randn(tensor.shape, generator=generator) * (2 / tensor[0].numel()) ** 0.5)
-            else:
-                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.5 + 0.3)
-    return model.eval()
 
 
 if __name__ == "__main__":

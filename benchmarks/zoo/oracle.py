@@ -18,12 +18,13 @@ import torch
 import torch_pruning
 from torch import nn
 
-from benchmarks.zoo.case import SEED, peak_memory_mib, randomised
+from benchmarks.zoo.case import SEED, peak_memory_mib
 from mimicut.anatomy.find_seam import trace
 from mimicut.anatomy.graph import Anatomy, Group
 from mimicut.base.errors import LawBroken, MimicutError, one_line
 from mimicut.planning.planner import eligible_groups, resolve
 from mimicut.proof.laws import check_cut
+from mimicut.proof.randomised import randomised
 from mimicut.results.teachers import load_teacher
 from mimicut.surgery.cut import cut
 

@@ -1,0 +1,166 @@
+"""The page and the README of a result: what they hold, that they stand alone, that their code runs."""
+
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nets
+import numpy as np
+import pytest
+import torch
+from nets import Chain
+
+import mimicut as us
+from mimicut.inputs.preprocessing import Preprocessing
+from mimicut.inputs.teacher import own_teacher
+from mimicut.proof.randomised import randomised
+from mimicut.results.page import page
+from mimicut.results.readme import readme
+
+SAID = Preprocessing((3, 8, 8), (0.5,) * 3, (0.25,) * 3)
+VOID = {"meta", "link", "br", "img"}
+
+
+class Read(HTMLParser):
+    """Texts, and whether every element is closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.words, self.attributes = [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.attributes += attributes
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.attributes += attributes
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    photos = np.random.default_rng(0).integers(0, 255, (40, 8, 8, 3), np.uint8)
+    config = us.preset("default", steps=5)
+    us.compress(
+        own_teacher(randomised(Chain()), SAID), photos, keep=0.5, folder=folder / "small", config=config,
+        held_out_share=0.5, min_agreement=0.8,
+    )  # fmt: skip
+    return folder / "small"
+
+
+def test_the_page_tells_what_the_report_does(result):
+    from mimicut.results.store import read
+
+    plan, report, _ = read(result)
+    text = (result / "report.html").read_text()
+    assert text == page(report, plan)
+    said = " ".join(" ".join(Read(text).words).split())
+    for words in (
+        "Student of module", "Asked for: 0.5 of the MACs.", f"{report.top1_agreement:.1%} on 20 images",
+        f"{report.macs_teacher:,}", f"{report.macs_student:,}", "Loss over steps", "Manifest", "seeds",
+        "GO: the lower end of the interval is", report.image_hashes["fit"][0],
+        f"torch {report.versions['torch']}",
+    ):  # fmt: skip
+        assert words in said, words
+    assert len(report.losses) == 5
+    assert any(kept < whole for kept, whole in report.widths.values())
+    for kept, whole in report.widths.values():
+        assert f"{kept} of {whole}" in said
+    first = report.disagreements[0]
+    assert f"teacher: class {first['teacher'][0]} ({first['teacher'][1]:.0%})" in said
+    assert first["thumbnail"] in text
+
+
+def test_the_page_stands_alone_and_is_small(result):
+    text = (result / "report.html").read_text()
+    assert not re.search(r"<script|https?://(?!www\.w3\.org)|@import|url\(", text)
+    links = [v for k, v in Read(text).attributes if k in ("src", "href")]
+    assert all(v.startswith("data:") for v in links)
+    assert len(text) < 2_000_000
+
+
+def test_what_is_named_like_markup_is_text():
+    plan = us.make_plan(Chain(), us.trace(Chain(), torch.zeros(2, 3, 8, 8)), keep=0.5)
+    report = us.Report(notes=("<script>alert(1)</script>",), widths={"<b>": [1, 2]}, images_held_out=0)
+    text = page(report, plan)
+    Read(text)
+    assert "<script>" not in text
+    assert "<b>" not in text
+    assert page(us.Report(), plan)  # nothing is known
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_opens_in_a_browser_without_errors_and_fits(result, width, tmp_path):
+    probe = (
+        "<script>document.documentElement.dataset.wide = document.documentElement.scrollWidth > innerWidth + 1;"
+        "document.documentElement.dataset.small = [...document.querySelectorAll('body *')].filter(e => "
+        "e.childNodes.length && e.getBoundingClientRect().height > 0 && e.getBoundingClientRect().height < 9 "
+        "&& e.textContent.trim()).length</script></body>"
+    )
+    (tmp_path / "page.html").write_text((result / "report.html").read_text().replace("</body>", probe))
+    found = subprocess.run(
+        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+         f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900", "--dump-dom",
+         (tmp_path / "page.html").as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert "CONSOLE" not in found.stderr
+    assert 'data-wide="false"' in found.stdout
+    assert 'data-small="0"' in found.stdout
+
+
+def test_the_readme_code_runs(result, tmp_path):
+    us.export_folder(result, ["onnx", "pt2", "openvino"], teacher=Chain)
+    page = (result / "report.html").read_text()
+    assert page.count("of at most 1e-04") == 3
+    assert "model.pt2: compared on random images" in page
+    text = (result / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert len(blocks) == 4
+    tests = str(Path(nets.__file__).parent)
+    code = f"import sys\nsys.path.insert(0, {tests!r})\nfrom nets import Chain\ndef build(): return Chain()\n"
+    (tmp_path / "net.py").write_text(code)
+    for block in blocks:
+        code = block.replace("FILE.py:FUNCTION", f"{tmp_path / 'net.py'}:build") + "assert scores.shape == (1, 5)\n"
+        subprocess.run([sys.executable, "-c", code], cwd=result, check=True)
+
+
+def test_the_readme_of_a_named_teacher_needs_no_code():
+    model = us.load_teacher("demo:vgg7")
+    plan = us.make_plan(model.model, us.trace(model.model, model.example()), keep=0.9, source=model.to_json())
+    text = readme(us.Report(), plan)
+    assert 'model = mimicut.load(".")\n' in text
+    assert "(1, 1, 32, 32)" in text
+
+
+def test_the_readme_follows_the_files_and_the_call():
+    lead = us.load_teacher("demo:vgg7")
+    plan = us.make_plan(lead.model, us.trace(lead.model, lead.example()), keep=0.9, source=lead.to_json())
+    plan = replace(plan, call={"keyword": "pixels", "options": {"scale": True}})
+    text = readme(us.Report(exports={"onnx": {"normalises": True}}, top1_agreement=0.0), plan)
+    assert text.count("scores = model(pixels=torch.zeros(1, 1, 32, 32), scale=True)") == 2
+    assert "agreement with the teacher: 0.0%" in text
+    assert "ONNX Runtime alone (this file normalises by itself" in text
+    fixed = {"batch": "2", "normalises": False}
+    text = readme(us.Report(exports={"onnx": fixed, "pt2": fixed}), plan)
+    assert "PyTorch alone (it takes 2 images at a time, no more and no fewer)" in text
+    assert "scores = model(pixels=torch.zeros(2, 1, 32, 32), scale=True)" in text
+    assert "numpy.zeros((2, 1, 32, 32)" in text
+    assert "OpenVINO alone, after `mimicut export . --to openvino`" in text
+    source = {**plan.teacher["source"], "spec": "small", "result": {"plan": {"teacher": plan.teacher}}}
+    again = replace(plan, teacher={**plan.teacher, "source": source})
+    assert 'mimicut.load(".")\n' in readme(us.Report(), again)

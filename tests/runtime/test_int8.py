@@ -1,0 +1,187 @@
+"""INT8: quantised by images that the student learned from, compared on others, beside the teacher."""
+
+import json
+from importlib import import_module
+
+import numpy as np
+import pytest
+import torch
+from command_line import call
+from nets import Chain, Residual
+
+import mimicut as us
+from mimicut.base.errors import InputError, LawBroken, UnsupportedModel
+from mimicut.inputs.preprocessing import Preprocessing
+from mimicut.inputs.teacher import own_teacher
+from mimicut.proof.randomised import randomised
+from mimicut.runtime.export import FILES, run_onnx
+
+room = import_module("mimicut.results.exports")
+SAID = Preprocessing((3, 8, 8), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+NAMES = ["teacher", "teacher, INT8", "student", "student, INT8"]
+
+
+def photos(n, seed=0):
+    return np.random.default_rng(seed).integers(0, 255, (n, 8, 8, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A teacher, and a folder with a student of it that learned from 8 of `photos(10)`."""
+    folder, own = tmp_path_factory.mktemp("int8") / "small", own_teacher(randomised(Chain()), SAID)
+    us.compress(own, photos(10), keep=0.5, folder=folder, config=us.preset("default", steps=2))
+    return own, folder
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(import_module("mimicut.proof.int8_table"), "_SECONDS", 0.0)
+
+
+def test_a_file_in_int8_is_smaller_and_near(tmp_path):
+    model = randomised(Chain())
+    x = torch.randn(64, 3, 8, 8)
+    found = us.export(model, x[:2], tmp_path, formats=["onnx", "int8"], calibrate=x.split(2))
+    (quantised,) = run_onnx(tmp_path / FILES["int8"], [((x,), {})])[0]
+    (plain,) = run_onnx(tmp_path / FILES["onnx"], [((x,), {})])[0]
+    assert 0.001 < float((quantised - plain).abs().max() / plain.abs().max()) < 0.15
+    assert 0 < found.errors["int8"] < 0.15
+    import onnx
+
+    kinds = [[n.op_type for n in onnx.load(tmp_path / FILES[f]).graph.node] for f in ("onnx", "int8")]
+    assert {"QuantizeLinear", "DequantizeLinear"} <= set(kinds[1])
+    assert kinds[1].count("BatchNormalization") < kinds[0].count("BatchNormalization")
+    stored = {t.data_type for t in onnx.load(tmp_path / FILES["int8"]).graph.initializer if len(t.dims) == 4}
+    assert stored == {onnx.TensorProto.INT8}
+
+
+class Handed(Chain):
+    """Returns its scores twice, and what it was given."""
+
+    def forward(self, x):
+        scores = super().forward(x)
+        return scores, scores, x
+
+
+def test_outputs_that_come_twice_or_are_the_input(tmp_path):
+    x = torch.randn(16, *Chain.size)
+    us.export(randomised(Handed()), x[:2], tmp_path, formats=["int8"], calibrate=x.split(2))
+    first, second, given = run_onnx(tmp_path / FILES["int8"], [((x,), {})])[0]
+    assert torch.equal(first, second)
+    assert torch.equal(given, x)
+    assert 0.001 < float((first - randomised(Chain())(x).detach()).abs().max() / first.abs().max()) < 0.15
+
+
+def test_openvino_runs_the_same_file(tmp_path):
+    import openvino
+
+    x = torch.randn(16, *Residual.size)
+    us.export(randomised(Residual()), x[:2], tmp_path, formats=["int8"], calibrate=x.split(2))
+    assert [p.name for p in tmp_path.iterdir()] == ["model.int8.onnx"]
+    theirs = openvino.Core().compile_model(tmp_path / FILES["int8"], "CPU")(x.numpy())[0]
+    (ours,) = run_onnx(tmp_path / FILES["int8"], [((x,), {})])[0]
+    assert np.abs(theirs - ours.numpy()).max() / ours.abs().max() < 0.05
+
+
+def test_teacher_and_student_side_by_side(made, quick):
+    own, folder = made
+    report = us.export_folder(folder, ["int8"], images=us.read_images(photos(10), SAID), teacher=own, force=True)
+    told = report.int8
+    assert [row["name"] for row in told["rows"]] == NAMES
+    assert (told["images_quantised_by"], told["images"], told["without_teacher"]) == (8, 2, None)
+    assert (told["runtime"], told["batch"]) == ("onnxruntime", 1)
+    teacher, _, student, _ = told["rows"]
+    assert teacher["top1_agreement"] == 1
+    assert teacher["share"] == 1
+    assert student["top1_agreement"] == pytest.approx(report.top1_agreement)  # of the same two images
+    assert student["bytes"] < teacher["bytes"]
+    exported = report.exports["int8"]
+    assert (exported["file"], exported["precision"], exported["tolerance"]) == ("model.int8.onnx", "int8", None)
+    assert not (folder / "model.onnx").exists()
+    assert "student, INT8" in report.table()
+    page = (folder / "report.html").read_text()
+    assert "Float32 and INT8" in page
+    assert "Agreement against latency" in page
+    assert us.Report.from_json(json.loads(json.dumps(report.to_json()))).int8 == told
+
+
+def test_images_that_it_does_not_know_are_parted(made, quick):
+    own, folder = made
+    report = us.export_folder(folder, ["int8"], images=us.read_images(photos(20, 7), SAID), teacher=own, force=True)
+    assert (report.int8["images_quantised_by"], report.int8["images"]) == (16, 4)
+    held = us.read_images(np.concatenate([photos(5, 8), photos(10)]), SAID)
+    report = us.export_folder(
+        folder, ["int8"], images=us.read_images(photos(3, 7), SAID), held_out=held, teacher=own, force=True
+    )
+    assert report.int8["images_quantised_by"] == 3
+    assert report.int8["images"] == 7  # of 15 it learned from 8
+
+
+def test_without_the_teacher_the_table_is_of_the_student_alone(made, quick, monkeypatch):
+    own, folder = made
+    monkeypatch.setattr(room, "_architecture", lambda teacher: own.architecture())
+    report = us.export_folder(folder, ["int8"], images=us.read_images(photos(10), SAID), force=True)
+    assert [row["name"] for row in report.int8["rows"]] == NAMES[2:]
+    assert report.int8["rows"][0]["top1_agreement"] == 1
+    assert "module" in report.int8["without_teacher"]
+    assert "without the teacher" in report.table()
+    assert "Agreement against latency" not in (folder / "report.html").read_text()
+    leads, table = [], room.int8_table
+    monkeypatch.setattr(room, "int8_table", lambda files, lead, *rest: leads.append(lead) or table(files, lead, *rest))
+    us.export_folder(folder, ["int8"], images=us.read_images(photos(10), SAID), normalise=True, force=True)
+    assert isinstance(leads[0], room.Prepared)
+    assert not isinstance(leads[0].model, room.Prepared)  # normalised once
+    monkeypatch.setattr(room, "int8_table", table)
+    other = own_teacher(randomised(Chain(), seed=5), SAID)
+    with pytest.raises(LawBroken, match="bit-identical"):
+        us.export_folder(folder, ["int8"], images=us.read_images(photos(10), SAID), teacher=other, force=True)
+
+
+def test_values_of_0_to_1_in_int8(made, quick):
+    own, folder = made
+    report = us.export_folder(
+        folder, ["int8"], images=us.read_images(photos(10), SAID), teacher=own, normalise=True, force=True
+    )
+    assert report.int8["rows"][0]["top1_agreement"] == 1
+    assert report.exports["int8"]["normalises"]
+    x = torch.from_numpy(photos(10)).movedim(3, 1) / 255
+    (found,) = run_onnx(folder / FILES["int8"], [((x,), {})])[0]
+    with torch.no_grad():
+        wanted = us.load(folder, Chain)(us.read_images(photos(10), SAID).batch())
+    assert float((found - wanted).abs().max() / wanted.abs().max()) < 0.2
+
+
+def test_what_is_refused(made, tmp_path, monkeypatch):
+    own, folder = made
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    with pytest.raises(InputError, match=r"to int8: found no images; expected a few"):
+        us.export_folder(folder, ["int8"], teacher=own)
+    with pytest.raises(InputError, match=r"to int8: found no images"):
+        us.export(Chain(), torch.zeros(2, 3, 8, 8), tmp_path, formats=["int8"])
+
+    def broken(*_):
+        raise ValueError("no ranges")
+
+    monkeypatch.setattr(import_module("mimicut.runtime.export"), "quantise", broken)
+    with pytest.raises(UnsupportedModel, match="quantising Chain: ValueError: no ranges"):
+        us.export_folder(folder, ["int8"], images=us.read_images(photos(4), SAID), teacher=own, force=True)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_compress_exports_too(place, quick, capsys):
+    own = ("compress", "net.py:build", "photos", "--keep", 0.5, "--steps", 1)
+    code, _, err = call(capsys, *own, "--out", "small", "--to", "onnx,int8")
+    assert code == 0
+    report = json.loads((place / "small" / "report.json").read_text())
+    assert list(report["exports"]) == ["onnx", "int8"]
+    assert [row["name"] for row in report["int8"]["rows"]] == NAMES
+    assert report["int8"]["images"] == report["images_held_out"]
+    assert "student, INT8" in err
+    code, _, err = call(capsys, *own, "--out", "other", "--to", "tflite")
+    assert (code, (place / "other").exists()) == (2, False)
+    assert "found formats tflite" in err
+    code, line, _ = call(
+        capsys, "export", "small", "--to", "int8", "--images", "photos", "--teacher", "net.py:build", "--force"
+    )
+    assert code == 0
+    assert line["int8"]["images"] == 2

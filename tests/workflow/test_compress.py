@@ -1,0 +1,401 @@
+"""The whole path on tiny nets: what comes out, what stays as it was, what is refused before any work."""
+
+import dataclasses
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import nets
+import pytest
+import torch
+from nets import Chain, Residual
+
+import mimicut as us
+from mimicut.base.errors import InputError, LawBroken, PlanError, Stopped, StoreError, UnsupportedModel
+from mimicut.inputs.teacher import own_teacher
+from mimicut.proof.randomised import randomised
+from mimicut.recovery.config import preset
+from mimicut.results import store
+from mimicut.workflow.compress import compress
+from mimicut.workflow.verify import verify_folder
+
+PREPROCESSING = us.Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3)
+CONFIG = us.MimicConfig(steps=4, views="none", batch_size=8)
+BUILDER = f"{nets.__file__}:Residual"
+
+
+def images(count=20, seed=0):
+    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def teacher(net=Residual):
+    return own_teacher(randomised(net()), PREPROCESSING)
+
+
+def state(model):
+    return {n: t.clone() for n, t in model.state_dict().items()}
+
+
+def test_the_whole_path(tmp_path):
+    lead = teacher()
+    before = state(lead.model)
+    stages = []
+    result = compress(
+        lead, images(), keep=0.5, folder=tmp_path / "small", config=CONFIG, on_stage=stages.append,
+        labelled=images(30, seed=5), labels=[0] * 30,
+    )  # fmt: skip
+    report = result.report
+    assert type(result.model) is Residual
+    assert report.macs_student == result.plan.macs["student"] <= 0.5 * report.macs_teacher == 0.5 * Residual.macs
+    assert report.params_student == sum(p.numel() for p in result.model.parameters()) < report.params_teacher
+    assert (report.images_few, report.images_held_out, report.images_labelled) == (16, 4, 30)
+    assert len(result.recovery.mimic.losses) == report.steps == 4
+    assert 0 <= report.top1_agreement_low <= report.top1_agreement <= report.top1_agreement_high <= 1
+    assert report.feature_error_relative > 0
+    assert 0 <= report.top1_student <= 100
+    assert set(report.image_hashes["fit"]).isdisjoint(report.image_hashes["held_out"])
+    assert report.config["cut_equals_zero"]["error"] <= 1e-10
+    assert any("mimicking 4 steps" in s for s in stages)
+    assert all(torch.equal(t, before[n]) for n, t in lead.model.state_dict().items())
+    for name in ("fc.weight", "fc.bias"):
+        assert torch.equal(result.model.state_dict()[name], before[name])
+    assert not torch.equal(result.model.stage1[0].conv2.weight, us.cut(lead.model, result.plan).stage1[0].conv2.weight)
+    assert sorted(p.name for p in (tmp_path / "small").iterdir()) == [
+        "README.md", "plan.json", "report.html", "report.json", "weights.safetensors",
+    ]  # fmt: skip
+    json.loads((tmp_path / "small" / "report.json").read_text())
+
+
+def test_a_fresh_process_loads_it_bit_equal(tmp_path):
+    result = compress(teacher(), images(), keep_width=0.5, folder=tmp_path / "small", config=CONFIG)
+    torch.save(result.model(images(3)).detach(), tmp_path / "out.pt")
+    code = f"""
+import torch, mimicut
+x = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+torch.set_num_threads(1)
+model = mimicut.load({str(tmp_path / "small")!r}, {BUILDER!r})
+assert not model.training
+assert torch.equal(model(x), torch.load({str(tmp_path / "out.pt")!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_one_seed_gives_one_student_bit_for_bit():
+    one, two = (compress(teacher(), images(), keep=0.5, config=CONFIG).model for _ in range(2))
+    other = compress(teacher(), images(), keep=0.5, config=dataclasses.replace(CONFIG, seed=1)).model
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+    assert not torch.equal(one.stem.weight, other.stem.weight)
+
+
+def test_keep_1_is_bit_equal_and_says_that_nothing_was_cut():
+    lead = teacher()
+    result = compress(lead, images(), keep=1, config=CONFIG)
+    assert any("nothing is cut" in n for n in result.report.notes)
+    assert all(torch.equal(t, lead.model.state_dict()[n]) for n, t in result.model.state_dict().items())
+    assert (result.report.top1_agreement, result.report.feature_error_relative) == (1.0, 0.0)
+
+
+def test_mimicking_lowers_the_feature_error():
+    worth = [
+        compress(teacher(), images(40), keep_width=0.5, config=dataclasses.replace(CONFIG, steps=n)).report
+        for n in (0, 200)
+    ]
+    assert worth[1].feature_error_relative < 0.5 * worth[0].feature_error_relative
+
+
+def test_a_plan_is_replayed_and_an_edited_one_resolved(tmp_path):
+    lead = teacher()
+    first = compress(lead, images(), keep=0.5, folder=tmp_path / "a", config=CONFIG)
+    plan = us.read_plan(tmp_path / "a" / "plan.json")
+    again = compress(lead, images(), plan=plan, config=CONFIG)
+    assert all(torch.equal(t, first.model.state_dict()[n]) for n, t in again.model.state_dict().items())
+    plan.widths["stage1.0.conv1"] = 1
+    edited = compress(lead, images(), plan=plan, folder=tmp_path / "b", config=CONFIG)
+    assert edited.model.stage1[0].conv1.out_channels == 1
+    assert us.load(tmp_path / "b", Residual).stage1[0].conv1.weight.shape[0] == 1
+
+
+def test_dropped_blocks_and_named_seams(tmp_path):
+    result = compress(
+        teacher(),
+        images(),
+        keep=0.6,
+        drop=["stage1.1"],
+        seam=["stage1", "stage2"],
+        folder=tmp_path / "a",
+        config=CONFIG,
+    )
+    assert isinstance(result.model.stage1[1], torch.nn.Identity)
+    assert len(result.plan.seam.points) == 2
+    assert torch.equal(us.load(tmp_path / "a", Residual)(images(2)), result.model(images(2)))
+
+
+def test_a_student_of_another_tool_is_mimicked_and_replaced():
+    lead = randomised(Residual())
+    seam = us.find_seam(lead, lead.example())
+    student = randomised(Residual(), seed=1)
+    student.stage2[0].conv1 = torch.nn.Conv2d(8, 3, 3, 2, 1, bias=False)
+    student.stage2[0].bn1 = torch.nn.BatchNorm2d(3)
+    student.stage2[0].conv2 = torch.nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+    log = us.mimic(lead, student, seam, images(), dataclasses.replace(CONFIG, steps=30))
+    assert log.losses[-1] < log.losses[0]
+    assert torch.equal(us.put_under_head(lead, student, seam).fc.weight, lead.fc.weight)
+
+
+def test_held_out_from_another_source_must_be_other_images():
+    with pytest.raises(InputError, match=r"4 of them are among the images to learn from"):
+        compress(teacher(), images(), keep=0.5, held_out=images()[:4], config=CONFIG)
+    report = compress(teacher(), images(), keep=0.5, held_out=images(7, seed=3), config=CONFIG).report
+    assert (report.images_few, report.images_held_out) == (20, 7)
+
+
+def test_three_images_work_and_say_what_they_prove():
+    report = compress(teacher(), images(3), keep=0.5, config=CONFIG).report
+    assert (report.images_few, report.images_held_out) == (2, 1)
+    assert any("held-out image(s)" in n for n in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({}, PlanError, "no budget"),
+        ({"keep": 0}, PlanError, "keep is 0"),
+        ({"keep": float("nan")}, PlanError, "keep is nan"),
+        ({"keep": 0.5, "seam": ["nowhere"]}, UnsupportedModel, "nowhere"),
+        ({"keep": 0.5, "drop": ["stage2.0"]}, InputError, "of the same shape"),
+        ({"keep": 0.5, "labelled": images(4)}, InputError, "without labels"),
+        ({"keep": 0.5, "labelled": images(4), "labels": [1, 2]}, InputError, "2 labels for 4 images"),
+        ({"keep": 0.5, "labelled": images(4), "labels": [1, 2, 3, 99]}, InputError, "has 5 classes"),
+        ({"keep": 0.5, "held_out_share": 2}, InputError, "held_out_share"),
+    ],
+)
+def test_what_is_refused_leaves_nothing_behind(tmp_path, options, error, words):
+    lead = teacher()
+    before = state(lead.model)
+    with pytest.raises(error, match=words):
+        compress(lead, images(), folder=tmp_path / "small", config=CONFIG, **options)
+    assert list(tmp_path.iterdir()) == []
+    assert all(torch.equal(t, before[n]) for n, t in lead.model.state_dict().items())
+
+
+def test_an_existing_folder_is_refused_before_any_work(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    stages = []
+    for force in (False, True):
+        with pytest.raises(StoreError):
+            compress(teacher(), images(), keep=0.5, folder=tmp_path / "mine", force=force, on_stage=stages.append)
+    assert stages == []
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_an_interrupt_leaves_the_old_result_and_the_teacher_whole(tmp_path):
+    lead = teacher()
+    compress(lead, images(), keep=0.5, folder=tmp_path / "small", config=CONFIG)
+    before, files = state(lead.model), {p.name: p.read_bytes() for p in (tmp_path / "small").iterdir()}
+
+    def stop(done, total, loss):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress(lead, images(), keep=0.4, folder=tmp_path / "small", force=True, config=CONFIG, on_step=stop)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "small").iterdir()} == files
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["small", "small.stopped.safetensors"]
+    assert all(torch.equal(t, before[n]) for n, t in lead.model.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in lead.model.modules())
+
+
+def test_verify_folder_measures_again_and_knows_its_teacher(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    from safetensors.torch import save_file
+
+    lead = us.load_teacher(BUILDER, input_size=(3, 8, 8), views="none")
+    lead.model.load_state_dict(randomised(Residual()).state_dict())
+    save_file(lead.model.state_dict(), path)
+    compress(lead, images(), keep=0.5, folder=tmp_path / "small", config=CONFIG)
+    report = verify_folder(tmp_path / "small", _saved(tmp_path, images(9, seed=9)), teacher=BUILDER, weights=path)
+    assert report.images_held_out == 9
+    assert report.macs_student < Residual.macs
+    seen = verify_folder(tmp_path / "small", _saved(tmp_path, images()), teacher=BUILDER, weights=path)
+    assert "trained the student" in seen.notes[0]
+    with pytest.raises(LawBroken, match=r"fc\.weight"):
+        verify_folder(tmp_path / "small", _saved(tmp_path, images()), teacher=BUILDER)
+    with pytest.raises(PlanError, match="plan for Residual to Chain"):
+        verify_folder(tmp_path / "small", _saved(tmp_path, images()), teacher=BUILDER.replace("Residual", "Chain"))
+
+
+def _saved(folder, tensor):
+    import numpy as np
+
+    np.save(folder / "images.npy", tensor.numpy())
+    return folder / "images.npy"
+
+
+def test_a_module_is_a_teacher_of_224_pixels_unless_told_otherwise():
+    model = randomised(Chain()).train()
+    with pytest.raises(InputError, match=r"\(3, 224, 224\)|224"):
+        compress(model, images(12), keep=0.5, config=CONFIG)
+    assert model.training
+
+
+@pytest.mark.parametrize("few", [24, 260], ids=["last step", "best step"])
+def test_a_stopped_run_is_saved_and_goes_on_to_the_same_result(tmp_path, few, monkeypatch):
+    config, given = preset("default", steps=6, lr=3e-3, views="none"), images(few)
+    whole = compress(teacher(), given, keep=0.5, folder=tmp_path / "whole", config=config)
+
+    def stop(done, total, loss):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Stopped) as stopped:
+        compress(teacher(), given, keep=0.5, folder=tmp_path / "small", config=config, on_step=stop)
+    part = stopped.value.log
+    assert part.stopped
+    assert part.report.steps == 2
+    assert "stopped after 2 of 6 steps" in part.report.notes
+    assert equal_models(part.model, us.load(tmp_path / "small", lambda **_: teacher().model))
+    assert not equal_models(part.model, whole.model)
+
+    # Other options, other images: it says so, and nothing changes.
+    for change in ({"keep": 0.4}, {"config": replace(config, seed=7)}, {"images": images(few, seed=3)}):
+        asked = {"images": given, "keep": 0.5, "config": config} | change
+        with pytest.raises(InputError, match=r"stopped with other .*(budget \(keep\)|config \(seed\)|images)"):
+            compress(teacher(), folder=tmp_path / "small", resume=True, **asked)
+    with pytest.raises(StoreError, match="exist"):
+        compress(teacher(), given, keep=0.5, folder=tmp_path / "small", config=config)
+    # Another teacher of the same shape, or prepared otherwise.
+    other = own_teacher(randomised(Residual(), seed=5), PREPROCESSING)
+    brighter = own_teacher(randomised(Residual()), us.Preprocessing((3, 8, 8), (0.4,) * 3, (0.5,) * 3))
+    for lead in (other, brighter):
+        with pytest.raises(InputError, match="stopped with other teacher"):
+            compress(lead, given, keep=0.5, folder=tmp_path / "small", config=config, resume=True)
+
+    # The closed form and the evidence are not asked for again.
+    for name in ("channel_evidence", "recover"):
+        room = import_module("mimicut.workflow.compress" if name == "channel_evidence" else "mimicut.recovery.recover")
+        what = name if name == "channel_evidence" else "closed_form"
+        monkeypatch.setattr(room, what, lambda *_, **__: pytest.fail("done before"))
+    again = compress(teacher(), given, keep=0.5, folder=tmp_path / "small", config=config, resume=True)
+    assert equal_models(again.model, whole.model)
+    assert again.plan.to_json() == whole.plan.to_json()
+    assert again.recovery.to_json().keys() == whole.recovery.to_json().keys()
+    assert (again.recovery.mimic.losses, again.report.steps) == (whole.recovery.mimic.losses, 6)
+    assert not any("stopped" in note for note in again.report.notes)
+    assert equal_models(again.model, us.load(tmp_path / "small", lambda **_: teacher().model))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["small", "whole"]
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch):
+    """Nothing but the file beside the folder is there then; resume without one is a run like any other."""
+    monkeypatch.setattr("mimicut.recovery.mimic._CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("mimicut.recovery.mimic._CHECKPOINT_PAUSE", 0.0)
+    whole = compress(teacher(), images(), keep=0.5, folder=tmp_path / "whole", config=CONFIG, resume=True)
+
+    def die(done, total, loss):
+        if done == 3:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        compress(teacher(), images(), keep=0.5, folder=tmp_path / "small", config=CONFIG, on_step=die)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["small.stopped.safetensors", "whole"]
+    steps = []
+    again = compress(
+        teacher(), images(), keep=0.5, folder=tmp_path / "small", config=CONFIG, resume=True,
+        on_step=lambda done, *_: steps.append(done),
+    )  # fmt: skip
+    assert steps[0] == 3
+    assert equal_models(again.model, whole.model)
+    (tmp_path / "small.stopped.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(StoreError, match="no file of a stopped run"):
+        compress(teacher(), images(), keep=0.5, folder=tmp_path / "small", config=CONFIG, resume=True)
+
+
+def equal_models(one, other):
+    theirs = other.state_dict()
+    return all(torch.equal(tensor, theirs[name]) for name, tensor in one.state_dict().items())
+
+
+def stopping(at=2):
+    def stop(done, total, loss):
+        if done == at:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def test_a_stopped_run_is_given_up_by_force_alone_and_replaces_its_own_part_alone(tmp_path):
+    folder = tmp_path / "small"
+    with pytest.raises(Stopped):
+        compress(teacher(), images(), keep=0.5, folder=folder, config=CONFIG, on_step=stopping())
+    told = store.stopped_path(folder).read_bytes()
+    shutil.move(folder, tmp_path / "part")
+    with pytest.raises(StoreError, match=r"resume goes on with it, force gives it up"):
+        compress(teacher(), images(), keep=0.4, folder=folder, config=CONFIG)
+    assert store.stopped_path(folder).read_bytes() == told
+    compress(teacher(), images(), keep=0.6, folder=tmp_path / "other", config=CONFIG)
+    shutil.move(tmp_path / "other", folder)
+    with pytest.raises(StoreError, match="exists"):
+        compress(teacher(), images(), keep=0.5, folder=folder, config=CONFIG, resume=True)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    compress(teacher(), images(), keep=0.4, folder=folder, config=CONFIG, force=True)
+    assert not store.stopped_path(folder).exists()
+
+
+def test_ctrl_c_in_the_trial_of_the_pace_keeps_nothing(tmp_path, monkeypatch):
+    right = torch.Tensor.backward
+
+    def backward(self, *args, **kwargs):
+        signal.raise_signal(signal.SIGINT)
+        return right(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "backward", backward)
+    with pytest.raises(KeyboardInterrupt) as error:
+        compress(teacher(), images(), keep=0.5, folder=tmp_path / "small", config=CONFIG)
+    assert type(error.value) is KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("mimicut.recovery.mimic._CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("mimicut.recovery.mimic._CHECKPOINT_PAUSE", 0.0)
+    right, said = Path.replace, []
+
+    def full(self, target):
+        if str(target).endswith(".stopped.safetensors"):
+            raise OSError(28, "No space left on device")
+        return right(self, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    result = compress(
+        teacher(), images(), keep=0.5, folder=tmp_path / "small", config=CONFIG, on_stage=said.append
+    )  # fmt: skip
+    assert result.folder == tmp_path / "small"
+    assert any("No space left" in text and "could not go on" in text for text in said)
+    with pytest.raises(Stopped) as stopped:
+        compress(teacher(), images(), keep=0.5, folder=tmp_path / "again", config=CONFIG, on_step=stopping())
+    assert stopped.value.log.folder == tmp_path / "again"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["again", "small"]
+
+
+def test_no_time_is_said_and_still_gives_a_result():
+    said = []
+    result = compress(
+        teacher(), images(), keep=0.5, config=preset("default", views="none"), max_seconds=0.0, on_stage=said.append
+    )  # fmt: skip
+    assert result.report.steps == 0
+    assert result.recovery.closed_form is None
+    assert "no time for the closed form" in said
+    assert "no time to mimic" in said
+
+
+def test_a_device_without_data_is_refused_before_any_work():
+    with pytest.raises(InputError, match="'meta': it holds no data"):
+        compress(teacher(), images(), keep=0.5, config=replace(CONFIG, device="meta"))
