@@ -13,8 +13,8 @@ from torch.fx import Node
 from mimicut.anatomy.blocks import find_blocks, in_streams, resolve_drop
 from mimicut.anatomy.cost import macs
 from mimicut.anatomy.graph import Anatomy, read_anatomy
+from mimicut.anatomy.operators.rules import argument
 from mimicut.anatomy.probe import settle
-from mimicut.anatomy.rules import argument
 from mimicut.anatomy.tracing import Call, Traced, operator, run_for_shapes, shape, trace_graph
 from mimicut.base.errors import UnsupportedModel
 from mimicut.base.guard import structural_copy
