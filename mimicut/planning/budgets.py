@@ -35,7 +35,7 @@ from mimicut.recovery.config import MimicConfig
 from mimicut.recovery.recover import recover
 from mimicut.runtime.divisors import width_divisor
 from mimicut.runtime.latency import Latency, Prepared, Setting, available, measure, prepare
-from mimicut.surgery.cut import cut, without
+from mimicut.surgery.cut import cut, drop_modules
 from mimicut.surgery.plan import Plan
 
 DEPTHS = ("never", "auto", "only")
@@ -162,7 +162,7 @@ def _paced(
         kinds.setdefault(_kind(anatomy, block), []).append(block)
     networks: dict[str, Any] = {"teacher": lead, "again": lead}
     for of_kind in kinds.values():
-        networks[of_kind[0].name] = without(guard.full_copy(teacher), of_kind[0].gone)
+        networks[of_kind[0].name] = drop_modules(guard.full_copy(teacher), of_kind[0].gone)
     example = anatomy.traced.example
     found = measure(networks, example, setting, seconds=_SECONDS * (1 + len(kinds) / 2))
     own = found["teacher"]
