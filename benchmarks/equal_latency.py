@@ -42,7 +42,7 @@ from mimicut.recovery.mimic import mimic
 from mimicut.recovery.recover import recover
 from mimicut.results.teachers import load_teacher
 from mimicut.runtime.latency import Setting, measure
-from mimicut.surgery.cut import cut, without
+from mimicut.surgery.cut import cut, drop_modules
 
 OUT = Path(__file__).parent / "results" / "equal_latency.jsonl"
 PAGE = Path(__file__).parents[1] / "docs" / "equal_latency.md"
@@ -130,7 +130,7 @@ def _practise(teacher: Teacher, known: PlanningContext, _: str) -> tuple[nn.Modu
     blocks = droppable(known.anatomy)
     plan = make_plan(model, known.anatomy, keep_width=1)
     problem = Problem(model, known.anatomy, plan, known.few, None, teacher.views, 2 * PROBE, known.seed)
-    networks = {b.name: without(full_copy(model), b.gone) for b in blocks}
+    networks = {b.name: drop_modules(full_copy(model), b.gone) for b in blocks}
     found = measure({"teacher": known.lead, **networks}, example, known.setting, seconds=2 * (1 + len(blocks) / 2))
     saved = {b.name: max(1e-3, 1 - found[b.name].over(found["teacher"])[0]) for b in blocks}
     scores = {b.name: practise.recoverability(problem, b) / saved[b.name] for b in blocks}

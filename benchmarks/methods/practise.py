@@ -29,7 +29,7 @@ from mimicut.anatomy.graph import Block
 from mimicut.base.errors import InputError
 from mimicut.base.guard import full_copy
 from mimicut.recovery.mimic import mimic
-from mimicut.surgery.cut import without
+from mimicut.surgery.cut import drop_modules
 from mimicut.surgery.head import put_under_head
 from mimicut.surgery.seam import capturing
 
@@ -42,7 +42,7 @@ def run(problem: Problem) -> nn.Module:
     scores = {block.name: recoverability(problem, block) / saved(problem, block, total) for block in blocks}
     fewest = sorted(blocks, key=lambda block: scores[block.name])
     gone = chosen(problem, fewest, total)
-    student = without(full_copy(problem.teacher), [each for block in gone for each in block.gone])
+    student = drop_modules(full_copy(problem.teacher), [each for block in gone for each in block.gone])
     mimic(problem.teacher, student, seam, problem.few, problem.config())
     return put_under_head(problem.teacher, student, seam)
 
@@ -61,13 +61,13 @@ def chosen(problem: Problem, blocks: list[Block], total: int) -> list[Block]:
 
 def saved(problem: Problem, block: Block, total: int) -> float:
     """Percent of the teacher's MACs that go with the block."""
-    rest = without(full_copy(problem.teacher), block.gone)
+    rest = drop_modules(full_copy(problem.teacher), block.gone)
     return 100 * (1 - count(rest, problem.few.batch([0]).to(problem.device)).macs / total)
 
 
 def recoverability(problem: Problem, block: Block) -> float:
     """Mean squared error at the seam that adaptors around the gap leave on the few images."""
-    probe = without(full_copy(problem.teacher), block.gone).eval()
+    probe = drop_modules(full_copy(problem.teacher), block.gone).eval()
     behind, before = around(problem, block)
     for parameter in probe.parameters():
         parameter.requires_grad_(False)

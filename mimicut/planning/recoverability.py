@@ -20,7 +20,7 @@ from mimicut.recovery.batches import Batch, Source, copied, count, subset
 from mimicut.recovery.closed_form import affordable, batches_of, runs_behind, solvable, solve
 from mimicut.recovery.judge import Judge, channels_at
 from mimicut.recovery.layers import Layer
-from mimicut.surgery.cut import without
+from mimicut.surgery.cut import drop_modules
 from mimicut.surgery.seam import Seam, capturing
 
 # Layers behind the gap that are solved, and of large networks. Source: measured (docs/LOG.md), the latter for time.
@@ -104,7 +104,7 @@ def recoverability(
     held = held or (hold_out(teacher, anatomy, few, views=views, seed=seed) if todo else None)
     found: list[Recoverable] = []
     for block in todo:
-        student = without(guard.full_copy(teacher), block.gone)
+        student = drop_modules(guard.full_copy(teacher), block.gone)
         errors = [held.judge.error(student)]
         behind = held.small(gap_layers(anatomy, block, student), student)[:layers]
         solve(

@@ -24,7 +24,7 @@ from mimicut.recovery.batches import Source
 from mimicut.recovery.config import MimicConfig
 from mimicut.runtime.latency import MeasuredLatency, Prepared, Setting, available, measure, prepare
 from mimicut.surgery.budget import Budget
-from mimicut.surgery.cut import without
+from mimicut.surgery.cut import drop_modules
 
 MEASURED_SECONDS = 2.0  # of a measurement of two networks; each further one takes half of that. Source: assumption.
 Say = Callable[[str], None]
@@ -196,7 +196,7 @@ def _paced(
         kinds.setdefault(_kind(anatomy, block), []).append(block)
     networks: dict[str, Any] = {"teacher": prepared, "again": prepared}
     for of_kind in kinds.values():
-        networks[of_kind[0].name] = without(guard.full_copy(teacher), of_kind[0].gone)
+        networks[of_kind[0].name] = drop_modules(guard.full_copy(teacher), of_kind[0].gone)
     example = anatomy.traced.example
     found = measure(networks, example, setting, seconds=MEASURED_SECONDS * (1 + len(kinds) / 2))
     own = found["teacher"]

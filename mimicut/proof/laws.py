@@ -20,8 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mimicut.anatomy.cost import Cost
 from mimicut.anatomy.graph import Anatomy
-from mimicut.anatomy.operators import statistics_axes
-from mimicut.anatomy.recurrent import RECURRENT
+from mimicut.anatomy.operators.recurrent import RECURRENT
+from mimicut.anatomy.operators.reductions import statistics_axes
 from mimicut.anatomy.tracing import operator, place, shape
 from mimicut.base.errors import LawBroken
 from mimicut.base.guard import caches_kept, evaluating, full_copy, named_tensors, seeded

@@ -32,7 +32,7 @@ from mimicut.recovery.gated import ROUNDS, Gated
 from mimicut.recovery.layers import Layer, affine_of, channels_last, columns, geometry, layers
 from mimicut.recovery.lockstep import Seen, lockstep
 from mimicut.surgery.plan import Plan
-from mimicut.surgery.stand_ins import replace_own
+from mimicut.surgery.stand_ins import replace_multihead_attention
 
 # In units of the mean squared input of a layer. Source: measured on the demo's networks, where all but the first are
 # chosen somewhere.
@@ -243,7 +243,7 @@ def solve(
 def seen_through(teacher: nn.Module) -> nn.Module:
     """The teacher's own tensors, in modules whose linear layers can all be seen."""
     lead = guard.structural_copy(teacher)
-    replace_own(lead)
+    replace_multihead_attention(lead)
     return lead
 
 
