@@ -9,10 +9,11 @@ from mimicut.anatomy.find_seam import trace
 from mimicut.base.errors import Stopped
 from mimicut.base.guard import full_copy, named_tensors
 from mimicut.planning.planner import make_plan
-from mimicut.recovery import rehearsal, restore
+from mimicut.recovery import rehearsal
 from mimicut.recovery.batches import Passes
 from mimicut.recovery.config import preset
 from mimicut.recovery.mimic import REACH, measured_rate, mimic
+from mimicut.recovery.recover import recover
 from mimicut.surgery.cut import cut
 from mimicut.surgery.seam import capturing
 
@@ -90,7 +91,7 @@ def test_a_rate_that_diverges_is_made_smaller():
     teacher, anatomy, plan, few = setting()
     student = cut(teacher, plan).eval()
     wild = quick(optimizer="sgd", lr=1e20, steps=20)
-    log = restore.restore(teacher, student, anatomy, plan, few, wild)
+    log = recover(teacher, student, anatomy, plan, few, wild)
     assert log.mimic.config.steps == 0
     assert [error for _, error in log.rehearsal["tried"]] == [None] * 3
     assert log.rehearsal["rate"] == 0
@@ -99,7 +100,7 @@ def test_a_rate_that_diverges_is_made_smaller():
 def test_it_says_why_nothing_is_rehearsed():
     teacher, anatomy, plan, few = setting(nets.Chain)
     said = []
-    restore.restore(
+    recover(
         teacher, cut(teacher, plan).eval(), anatomy, plan, few[:3], quick(), on_stage=said.append
     )  # fmt: skip
     assert "3 images are too few, or too much alike, to rehearse on some of them" in said
@@ -133,14 +134,14 @@ def test_without_a_step_no_rate_is_needed():
 
 def test_a_rate_that_does_harm_is_made_smaller_and_one_that_always_does_is_not_taken():
     teacher, anatomy, plan, images = setting()
-    fair = restore.restore(teacher, cut(teacher, plan), anatomy, plan, images, quick(steps=20)).rehearsal
+    fair = recover(teacher, cut(teacher, plan), anatomy, plan, images, quick(steps=20)).rehearsal
     assert fair["rate"] > 0
     assert fair["tried"][-1][1] < fair["error"]
 
     alone, student = cut(teacher, plan), cut(teacher, plan)
-    restore.restore(teacher, alone, anatomy, plan, images, quick(steps=0))
+    recover(teacher, alone, anatomy, plan, images, quick(steps=0))
     said = []
-    found = restore.restore(teacher, student, anatomy, plan, images, quick(steps=20, lr=3.0), on_stage=said.append)
+    found = recover(teacher, student, anatomy, plan, images, quick(steps=20, lr=3.0), on_stage=said.append)
     assert found.rehearsal["rate"] == 0
     assert [share for share, _ in found.rehearsal["tried"]] == list(rehearsal.RATES)
     assert found.mimic.losses == ()
@@ -157,7 +158,7 @@ def test_images_aside_take_no_part_and_all_of_them_train_in_the_end(monkeypatch)
         return mimic(*args, **kwargs)
 
     monkeypatch.setattr(rehearsal, "mimic", noted)
-    found = restore.restore(teacher, cut(teacher, plan), anatomy, plan, images, quick())
+    found = recover(teacher, cut(teacher, plan), anatomy, plan, images, quick())
     assert found.rehearsal["images"] == 6
     assert [len(few) for few in seen] == [18] * len(seen)
     assert found.mimic.images == 24
@@ -165,7 +166,7 @@ def test_images_aside_take_no_part_and_all_of_them_train_in_the_end(monkeypatch)
 
 def test_images_to_choose_by_judge_instead():
     teacher, anatomy, plan, images = setting(images=40)
-    found = restore.restore(teacher, cut(teacher, plan), anatomy, plan, images[:30], quick(), choose=images[30:])
+    found = recover(teacher, cut(teacher, plan), anatomy, plan, images[:30], quick(), choose=images[30:])
     assert found.rehearsal["images"] == 10
 
 
@@ -182,7 +183,7 @@ def test_equal_images_stay_together_and_too_few_are_not_parted():
 def test_the_paper_rehearses_nothing():
     teacher, anatomy, plan, images = setting()
     paper = preset("paper", views="none", steps=2)
-    assert restore.restore(teacher, cut(teacher, plan), anatomy, plan, images, paper).rehearsal is None
+    assert recover(teacher, cut(teacher, plan), anatomy, plan, images, paper).rehearsal is None
 
 
 def test_mixing_sets_in_over_the_first_batches():
