@@ -30,8 +30,9 @@ from mimicut.planning.planner import make_plan, matches
 from mimicut.planning.recoverability import FOLDS, ROWS, VIEWS, Held, Recoverable, hold_out, recoverability, trial_views
 from mimicut.planning.scores import Evidence
 from mimicut.recovery.batches import Source, count
-from mimicut.recovery.closed_form import solve, to_solve
+from mimicut.recovery.closed_form import ClosedFormOptions, solve
 from mimicut.recovery.config import MimicConfig
+from mimicut.recovery.layers import layers_to_solve
 from mimicut.recovery.recover import recover
 from mimicut.runtime.divisors import width_divisor
 from mimicut.runtime.latency import Latency, Prepared, Setting, available, measure, prepare
@@ -391,11 +392,13 @@ def trial_error(known: PlanningContext, anatomy: Anatomy, plan: Plan) -> float:
     """Error at the seam that the closed form leaves of `plan`, on images that it was not solved from."""
     held = known.held or hold_out(known.teacher, known.anatomy, known.few, views=known.views, seed=known.seed)
     student = cut(known.teacher, plan)
-    todo = held.small(to_solve(anatomy, plan, student), student)
+    todo = held.small(layers_to_solve(anatomy, plan, student), student)
     bare = held.judge.error(student)
     solve(
-        known.teacher, student, anatomy, todo, plan.slices, held.fit, views=known.views, seed=known.seed,
-        most_views=trial_views(known.anatomy), folds=FOLDS, rows=ROWS,
+        known.teacher, student, anatomy, todo, plan.slices, held.fit,
+        ClosedFormOptions(
+            views=known.views, seed=known.seed, most_views=trial_views(known.anatomy), folds=FOLDS, rows=ROWS
+        ),
     )  # fmt: skip
     return min(_finite(bare), _finite(held.judge.error(student)))
 

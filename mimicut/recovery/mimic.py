@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from mimicut.base import guard, memory
 from mimicut.base.errors import Diverged, InputError, Stopped, UnsupportedModel
 from mimicut.base.layout import laid, learns_channels_last, takes_channels_last
-from mimicut.recovery.batches import Batch, Passes, Source, copied, count, placed, view
+from mimicut.recovery.batches import Batch, Passes, Source, copied, count, make_views, place_batch
 from mimicut.recovery.checkpoint import Checkpoint, load_optimiser_state, optimiser_state
 from mimicut.recovery.config import OPTIMIZERS, PRECISIONS, PRESETS, MimicConfig
 from mimicut.recovery.folded import Pairs, folding, pairs_in
@@ -387,7 +387,9 @@ class _Judge:
         self._batches = []
         for start in range(0, count(choose), _JUDGE_BATCH):
             indices = list(range(start, min(start + _JUDGE_BATCH, count(choose))))
-            args, kwargs = laid(placed(view(choose, indices, "none", torch.Generator()), device, dtype), layout)
+            args, kwargs = laid(
+                place_batch(make_views(choose, indices, "none", torch.Generator()), device, dtype), layout
+            )
             with torch.no_grad():
                 self._batches.append((args, kwargs, target.features(*args, **kwargs), len(indices)))
 
@@ -465,7 +467,7 @@ def _quickest_way(
 
     def one(model: nn.Module, layout: str = "contiguous") -> Batch:
         like = next((t for t in guard.named_tensors(model).values() if t.is_floating_point()), torch.empty(0))
-        return laid(placed(view(few, [0], "none", torch.Generator()), like.device, like.dtype), layout)
+        return laid(place_batch(make_views(few, [0], "none", torch.Generator()), like.device, like.dtype), layout)
 
     def runs() -> bool:
         def features(model: nn.Module, its: Seam) -> bool:
@@ -594,7 +596,7 @@ def _units(
     images, sums, squares = count(few), [], []
     for start in range(0, images, config.batch_size):
         indices = list(range(start, min(start + config.batch_size, images)))
-        args, kwargs = placed(view(few, indices, "none", torch.Generator()), device, dtype)
+        args, kwargs = place_batch(make_views(few, indices, "none", torch.Generator()), device, dtype)
         with torch.no_grad():
             feats = [feat.double() for feat in target.features(*args, **kwargs)]
         sums = [feat.sum(0) + (sums[i] if sums else 0.0) for i, feat in enumerate(feats)]

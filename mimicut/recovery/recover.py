@@ -18,22 +18,19 @@ from mimicut.anatomy.graph import Anatomy
 from mimicut.base import guard, memory
 from mimicut.base.errors import InputError, Stopped
 from mimicut.base.progress import SpokenProgress
-from mimicut.recovery.batches import Source, count, placed, view
+from mimicut.recovery.batches import Source, count, make_views, place_batch
 from mimicut.recovery.checkpoint import Checkpoint
-from mimicut.recovery.closed_form import (
-    ClosedFormLog,
-    batches_of,
-    closed_form,
-    expected_seconds,
-    view_seconds,
-    views_for,
-)
+from mimicut.recovery.closed_form import ClosedFormLog, closed_form
 from mimicut.recovery.config import MimicConfig
+from mimicut.recovery.folds import batches_of
 from mimicut.recovery.judge import Judge
 from mimicut.recovery.mimic import MimicLog, mimic, settled
 from mimicut.recovery.norms import VIEWS, settle_norms
 from mimicut.recovery.rehearsal import MOST_STEPS, Rehearsal, parts_of, rehearse, tried_on
 from mimicut.recovery.rehearsal import VIEWS_SHARE as REHEARSED_VIEWS
+from mimicut.recovery.view_budget import expected_seconds
+from mimicut.recovery.view_budget import measure_view_seconds as view_seconds
+from mimicut.recovery.view_budget import views_within as views_for
 from mimicut.recovery.ways import describe_way
 from mimicut.surgery.plan import Plan
 
@@ -287,5 +284,5 @@ def _judge(teacher: nn.Module, student: nn.Module, plan: Plan, choose: Source | 
     batches = []
     for start in range(0, count(choose), _BATCH):
         indices = list(range(start, min(start + _BATCH, count(choose))))
-        batches.append(placed(view(choose, indices, "none", torch.Generator()), like.device, like.dtype))
+        batches.append(place_batch(make_views(choose, indices, "none", torch.Generator()), like.device, like.dtype))
     return Judge(teacher, plan.seam, batches)

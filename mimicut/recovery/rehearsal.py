@@ -17,7 +17,7 @@ from mimicut.anatomy.graph import Anatomy
 from mimicut.base import guard
 from mimicut.base.errors import Diverged, Stopped
 from mimicut.base.progress import SpokenProgress
-from mimicut.recovery.batches import Batch, Source, count, placed, subset, told_apart, view
+from mimicut.recovery.batches import Batch, Source, count, image_keys, make_views, place_batch, subset
 from mimicut.recovery.closed_form import closed_form
 from mimicut.recovery.config import MimicConfig
 from mimicut.recovery.judge import Judge
@@ -64,7 +64,7 @@ class Rehearsal:
 def parts_of(few: Source | Tensor, seed: int) -> tuple[list[int], list[int]] | None:
     """Indices of the images that train, and of those aside; None where there are too few. Equal ones stay together."""
     alike: dict[Any, list[int]] = {}
-    for index, key in enumerate(told_apart(few)):
+    for index, key in enumerate(image_keys(few)):
         alike.setdefault(key, []).append(index)
     if len(alike) < FEWEST:
         return None
@@ -144,4 +144,6 @@ def views_of(few: Source | Tensor, model: nn.Module, config: MimicConfig) -> lis
     kinds = ["none"] + [config.views] * (VIEWS_EACH if config.views != "none" else 0)
     starts = range(0, count(few), config.batch_size)
     parts = [list(range(start, min(start + config.batch_size, count(few)))) for start in starts]
-    return [placed(view(few, part, kind, draws), like.device, like.dtype) for kind in kinds for part in parts]
+    return [
+        place_batch(make_views(few, part, kind, draws), like.device, like.dtype) for kind in kinds for part in parts
+    ]

@@ -13,8 +13,9 @@ from mimicut.base import guard
 from mimicut.base.errors import MimicutError, UnsupportedModel
 from mimicut.proof.figures import Figures
 from mimicut.recovery.batches import Source, count
-from mimicut.recovery.closed_form import batches_of, closed_form
+from mimicut.recovery.closed_form import closed_form
 from mimicut.recovery.config import PRESETS, MimicConfig
+from mimicut.recovery.folds import batches_of
 from mimicut.recovery.mimic import mimic
 from mimicut.recovery.norms import VIEWS, measured_norms
 from mimicut.surgery.cut import cut

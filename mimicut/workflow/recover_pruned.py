@@ -19,8 +19,8 @@ from mimicut.inputs.teacher import Teacher, own_teacher
 from mimicut.proof.certificate import check_threshold
 from mimicut.proof.figures import accuracy, figures
 from mimicut.proof.image_check import check_images
-from mimicut.recovery.closed_form import batches_of
 from mimicut.recovery.config import PRESETS, MimicConfig
+from mimicut.recovery.folds import batches_of
 from mimicut.recovery.mimic import mimic, settled
 from mimicut.recovery.norms import VIEWS, measured_norms
 from mimicut.recovery.ways import describe_way, emulated
