@@ -21,8 +21,9 @@ from mimicut.proof.figures import accuracy, figures
 from mimicut.proof.image_check import check_images
 from mimicut.recovery.config import PRESETS, MimicConfig
 from mimicut.recovery.folds import batches_of
-from mimicut.recovery.mimic import mimic, settled
-from mimicut.recovery.norms import VIEWS, measured_norms
+from mimicut.recovery.mimic import mimic
+from mimicut.recovery.norms import VIEWS, refit_norms
+from mimicut.recovery.trials import settle
 from mimicut.recovery.ways import describe_way, emulated
 from mimicut.results import store
 from mimicut.results.exports import export_programs
@@ -106,9 +107,9 @@ def recover_pruned(
         if config.start == "closed_form":
             say("measuring batch norms")
             batches, _, _ = batches_of(given, student, config.views, "none", config.seed, 1, max(len(few), VIEWS))
-            measured_norms(student, found.head, batches)
+            refit_norms(student, found.head, batches)
         room = int(memory.PASSES * most)
-        config, tried = settled(model, student, found, given, config, max_memory=room)
+        config, tried = settle(model, student, found, given, config, max_memory=room)
         say(describe_way(config.precision, config.layout, tried))
         say(f"mimicking {config.steps} steps on {len(few)} images")
         judged = choose and bind_call(choose, call)
