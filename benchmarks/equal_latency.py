@@ -20,6 +20,7 @@ from statistics import mean
 from typing import Any
 
 import torch
+from mimicut.planning.budgets import PlanningContext, compared, plan_within, survey
 from torch import nn
 
 from benchmarks.latency_met import _batch
@@ -34,7 +35,6 @@ from mimicut.base.errors import PlanError
 from mimicut.base.guard import full_copy, seeded
 from mimicut.inputs.image_set import read_images
 from mimicut.inputs.teacher import Teacher
-from mimicut.planning.budgets import PlanningContext, compared, plan_within, survey
 from mimicut.planning.evidence import channel_evidence
 from mimicut.planning.planner import make_plan
 from mimicut.recovery.config import preset

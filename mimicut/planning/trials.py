@@ -7,7 +7,8 @@ from mimicut.anatomy.graph import Anatomy
 from mimicut.base.errors import InputError, Stopped
 from mimicut.planning.recoverability import FOLDS, ROWS, hold_out, trial_views
 from mimicut.planning.survey import PlanningContext
-from mimicut.recovery.closed_form import solve, to_solve
+from mimicut.recovery.closed_form import ClosedFormOptions, solve
+from mimicut.recovery.layers import layers_to_solve
 from mimicut.recovery.recover import recover
 from mimicut.surgery.cut import cut
 from mimicut.surgery.plan import Plan
@@ -21,12 +22,12 @@ def trial_error(context: PlanningContext, anatomy: Anatomy, plan: Plan) -> float
         context.teacher, context.anatomy, context.few, views=context.views, seed=context.seed
     )
     student = cut(context.teacher, plan)
-    todo = held.small(to_solve(anatomy, plan, student), student)
+    todo = held.small(layers_to_solve(anatomy, plan, student), student)
     bare = held.judge.error(student)
-    solve(
-        context.teacher, student, anatomy, todo, plan.slices, held.fit, views=context.views, seed=context.seed,
-        most_views=trial_views(context.anatomy), folds=FOLDS, rows=ROWS,
-    )  # fmt: skip
+    options = ClosedFormOptions(
+        views=context.views, seed=context.seed, most_views=trial_views(context.anatomy), folds=FOLDS, rows=ROWS
+    )
+    solve(context.teacher, student, anatomy, todo, plan.slices, held.fit, options)
     return min(_finite(bare), _finite(held.judge.error(student)))
 
 

@@ -16,9 +16,10 @@ from mimicut.base.guard import full_copy, on_device
 from mimicut.inputs.teacher import Teacher
 from mimicut.proof.figures import accuracy, figures
 from mimicut.proof.image_check import check_images
-from mimicut.recovery.closed_form import batches_of
-from mimicut.recovery.mimic import MimicLog, mimic, settled
-from mimicut.recovery.norms import VIEWS, measured_norms
+from mimicut.recovery.folds import batches_of
+from mimicut.recovery.mimic import MimicLog, mimic
+from mimicut.recovery.norms import VIEWS, refit_norms
+from mimicut.recovery.trials import settle
 from mimicut.recovery.ways import describe_way, emulated
 from mimicut.results import store
 from mimicut.results.exports import export_programs
@@ -137,8 +138,8 @@ def _mimicked(
         say("measuring batch norms")
         views = max(len(intake.few), VIEWS)
         batches, _, _ = batches_of(few, student, config.views, "none", config.seed, 1, views)
-        measured_norms(student, seam.head, batches)
-    config, tried = settled(model, student, seam, few, config, max_memory=request.pass_bytes)
+        refit_norms(student, seam.head, batches)
+    config, tried = settle(model, student, seam, few, config, max_memory=request.pass_bytes)
     say(describe_way(config.precision, config.layout, tried))
     say(f"mimicking {config.steps} steps on {len(intake.few)} images")
     choose = intake.choose and intake.bound(intake.choose)

@@ -218,7 +218,7 @@ def test_a_stopped_run_is_saved_says_how_to_go_on_and_does(place, capsys, monkey
     assert "--resume goes on" in err
     code, line, err = call(capsys, *asked, "--resume")
     assert (code, line["steps"]) == (0, 4)
-    assert "going on after 1 of 4 steps" in err
+    assert "continuing after 1 of 4 steps" in err
     code, _, err = call(capsys, *asked, "--resume")
     assert code == 2
     assert "exists" in err

@@ -294,8 +294,8 @@ def test_a_stopped_run_is_saved_and_goes_on_to_the_same_result(tmp_path, few, mo
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch):
     """Nothing but the file beside the folder is there then; resume without one is a run like any other."""
-    monkeypatch.setattr("mimicut.recovery.mimic._CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr("mimicut.recovery.mimic._CHECKPOINT_PAUSE", 0.0)
+    monkeypatch.setattr("mimicut.recovery.training_loop._CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("mimicut.recovery.training_loop._CHECKPOINT_PAUSE", 0.0)
     whole = compress(teacher(), images(), keep=0.5, folder=tmp_path / "whole", config=CONFIG, resume=True)
 
     def die(done, total, loss):
@@ -364,8 +364,8 @@ def test_ctrl_c_in_the_trial_of_the_pace_keeps_nothing(tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("mimicut.recovery.mimic._CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr("mimicut.recovery.mimic._CHECKPOINT_PAUSE", 0.0)
+    monkeypatch.setattr("mimicut.recovery.training_loop._CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("mimicut.recovery.training_loop._CHECKPOINT_PAUSE", 0.0)
     right, said = Path.replace, []
 
     def full(self, target):
