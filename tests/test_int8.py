@@ -35,7 +35,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(import_module("mimicut.int8_table"), "_SECONDS", 0.0)
+    monkeypatch.setattr(import_module("mimicut.proof.int8_table"), "_SECONDS", 0.0)
 
 
 def test_a_file_in_int8_is_smaller_and_near(tmp_path):

@@ -30,6 +30,7 @@ from mimicut.proof.int8_table import int8_table
 from mimicut.results import store
 from mimicut.results.report import Report
 from mimicut.results.teachers import code_of, load_again
+from mimicut.runtime import run_exported
 from mimicut.runtime.export import (
     FILES,
     FORMATS,
@@ -51,7 +52,7 @@ REAL, RANDOM = 8, 4  # images that are compared: of those given, and random ones
 OVERHEAD_BYTES, OVERHEAD = 4 * 2**20, 1.1
 EXTRA_NUMBERS = 2**14  # shapes, indices and scales that a graph holds beside the tensors. Source: assumption.
 PREPROCESSING = "preprocessing.json"
-_RUN = Path(__file__).with_name("run_exported.py")
+_RUN = Path(run_exported.__file__)
 
 
 class Prepared(nn.Module):
