@@ -357,7 +357,10 @@ def compress(
     from mimicut.base.memory import parsed
     from mimicut.recovery.config import preset as recipe
     from mimicut.results.exports import export_folder
-    from mimicut.results.store import check_writable, digest, is_result, read, stopped_path
+    from mimicut.results.folder import check_writable
+    from mimicut.results.loading import is_result
+    from mimicut.results.stopped_runs import stopped_path
+    from mimicut.results.store import read, weights_digest
     from mimicut.runtime.export import check_formats
     from mimicut.surgery.plan import read_plan
     from mimicut.workflow.compress import compress as run
@@ -401,7 +404,7 @@ def compress(
                 lines.append(_line(stored, str(place)))
                 code = max(code, int(stored.go is False))
                 continue
-        before = digest(place)
+        before = weights_digest(place)
         progress = _Progress(tensorboard and tensorboard / place.name if len(budgets) > 1 else tensorboard)
         try:
             result = run(
@@ -421,7 +424,7 @@ def compress(
             result = stopped.log
         except KeyboardInterrupt:
             kept = stopped_path(place)
-            if not kept.exists() and digest(place) != before:
+            if not kept.exists() and weights_digest(place) != before:
                 _say(
                     f"mimicut: interrupted; the student is whole, in {place}; what was to follow (--crossfit, --to) "
                     "is not there: files are made by the same command with --resume"
@@ -484,7 +487,7 @@ def recover(
     _threads(threads)
     from mimicut.base.memory import parsed
     from mimicut.recovery.config import preset as recipe
-    from mimicut.results.store import check_writable
+    from mimicut.results.folder import check_writable
     from mimicut.results.teachers import load_teacher
     from mimicut.workflow.recover_pruned import recover_pruned
 

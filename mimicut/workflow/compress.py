@@ -37,7 +37,10 @@ from mimicut.recovery.recover import CHOOSE_FROM, CHOOSE_SHARE, EVIDENCE_SHARE, 
 from mimicut.recovery.ways import emulated
 from mimicut.results import store
 from mimicut.results.exports import export_folder
+from mimicut.results.folder import check_writable
+from mimicut.results.loading import load
 from mimicut.results.report import Report
+from mimicut.results.stopped_runs import read_stopped, remove_stopped, stopped_path, write_stopped
 from mimicut.results.teachers import code_of, load_again
 from mimicut.runtime.export import check_formats
 from mimicut.runtime.latency import Setting
@@ -127,16 +130,20 @@ def compress(
     started, say = time.perf_counter(), on_stage or (lambda text: None)
     teacher = teacher if isinstance(teacher, Teacher) else own_teacher(teacher)
     source, model = teacher.to_json(), teacher.model
-    stood = store.read_stopped(folder) if resume and folder is not None else None
+    stood = read_stopped(folder) if resume and folder is not None else None
     if folder is not None:
         # What the stopped run saved, and nothing else, is replaced without force.
-        part = stood is not None and stood.data["saved"] is not None and stood.data["saved"] == store.digest(folder)
-        path = store.check_writable(folder, force=force or part)
+        part = (
+            stood is not None
+            and stood.data["saved"] is not None
+            and stood.data["saved"] == store.weights_digest(folder)
+        )
+        path = check_writable(folder, force=force or part)
         if teacher.result is not None and path in (own := Path(teacher.spec).resolve(), *own.parents):
             raise StoreError(f"saving to {path}: the teacher {teacher.spec} is there; name another folder")
-        if stood is None and not force and store.stopped_path(folder).exists():
+        if stood is None and not force and stopped_path(folder).exists():
             raise StoreError(
-                f"saving to {folder}: {store.stopped_path(folder).name} tells of a run that was stopped; resume goes "
+                f"saving to {folder}: {stopped_path(folder).name} tells of a run that was stopped; resume goes "
                 "on with it, force gives it up"
             )
     config = config or replace(PRESETS["default"], views=teacher.views)
@@ -226,7 +233,7 @@ def compress(
     def keep(checkpoint: Checkpoint, **more: Any) -> None:
         if folder is not None:
             try:
-                store.write_stopped(folder, replace(checkpoint, data=checkpoint.data | kept | more))
+                write_stopped(folder, replace(checkpoint, data=checkpoint.data | kept | more))
             except StoreError as error:  # the run itself is well
                 say(f"{error}; a stopped run could not go on")
 
@@ -316,9 +323,9 @@ def compress(
         say("saving")
         saved = _save(Path(folder), whole, plan, report, force or part, teacher)
         if stopped is None:
-            store.drop_stopped(folder)
+            remove_stopped(folder)
         else:
-            keep(stopped.checkpoint, saved=store.digest(saved))
+            keep(stopped.checkpoint, saved=store.weights_digest(saved))
     if export_to and stopped is None:
         say(f"exporting; the result itself is in {saved}")
         report = export_folder(saved, export_to, images=few, held_out=proof if len(proof) else None, teacher=teacher)
@@ -455,7 +462,7 @@ def _check_same(folder: str | Path, stood: Checkpoint, asked: dict[str, Any]) ->
             other[other.index(name)] = f"{name} ({', '.join(parts)})"
     if other:
         raise InputError(
-            f"going on with {store.stopped_path(folder)}: it was stopped with other {', '.join(other)}; give the same "
+            f"going on with {stopped_path(folder)}: it was stopped with other {', '.join(other)}; give the same "
             "ones, or start anew without resume"
         )
 
@@ -558,7 +565,7 @@ def _classes(teacher: Teacher, test: Any) -> int:
 def _save(folder: Path, model: nn.Module, plan: Plan, report: Report, force: bool, teacher: Teacher) -> Path:
     """Save, load again by replaying the plan on the teacher's architecture, and compare every tensor."""
     saved = store.save(folder, model=model, plan=plan, report=report, force=force)
-    again = store.load(saved, teacher.architecture())
+    again = load(saved, teacher.architecture())
     tensors = named_tensors(again)
     for name, tensor in named_tensors(model).items():
         if name not in tensors or not same_bits(tensor, tensors[name]):
@@ -587,14 +594,14 @@ def verify_folder(
     teacher: how to build it, where the folder cannot say (a "file.py:build" is never run from a folder), or where the
     result is that was the teacher. weights, pretrained: the teacher's weights, as in `teachers.load_teacher`.
     max_memory: as in `compress`.
-    Raises: LawBroken when the stored head is not this teacher's; StoreError, PlanError, InputError as `store.load`.
+    Raises: LawBroken when the stored head is not this teacher's; StoreError, PlanError, InputError as `load`.
     """
     started = time.perf_counter()
     most = memory.bound(max_memory)
     check_threshold(min_agreement)
     plan, stored, _ = store.read(folder)
     source = plan.teacher.get("source") or {}
-    model = store.load(folder, code_of(teacher))
+    model = load(folder, code_of(teacher))
     lead = load_again(source, teacher, weights=weights, pretrained=pretrained)
     check_teacher(lead.model, plan)
     check_head(lead.model if lead.whole is None else lead.whole, model, plan.seam, lead.part)

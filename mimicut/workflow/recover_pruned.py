@@ -26,6 +26,7 @@ from mimicut.recovery.norms import VIEWS, measured_norms
 from mimicut.recovery.ways import describe_way, emulated
 from mimicut.results import store
 from mimicut.results.exports import export_programs
+from mimicut.results.folder import check_writable
 from mimicut.results.report import Report
 from mimicut.runtime.export import check_formats
 from mimicut.surgery.head import put_under_head
@@ -76,7 +77,7 @@ def recover_pruned(
     if "int8" in formats:
         raise InputError("exporting a recovered student: found int8, expected of pt2, onnx, openvino")
     if folder is not None:
-        store.check_writable(folder, force=force)
+        check_writable(folder, force=force)
     check_threshold(min_agreement)
     most = memory.bound(max_memory)
     if config.device is not None:
