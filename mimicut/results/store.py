@@ -136,7 +136,7 @@ def _check_version(path: Path, stored: Any) -> None:
     version = stored.get("version", 1)
     if not isinstance(version, int) or version > VERSION:
         raise StoreError(
-            f"reading {path}: the result has version {version}, this release reads up to version {VERSION}: it was "
+            f"reading {path}: the result has version {version}, this release reads version {VERSION}: it was "
             "saved by a newer release; update mimicut (pip install --upgrade mimicut)"
         )
 

@@ -132,6 +132,12 @@ _KINDS: dict[str, type] = {
 def _check(data: Any) -> None:
     if not isinstance(data, dict):
         raise PlanError(f"found a {type(data).__name__}, expected an object with {', '.join(_KINDS)}")
+    version = data.get("version")
+    if _is_int(version) and version > VERSION:  # first: its fields may be other ones
+        raise PlanError(
+            f"the plan has version {version}, this release reads version {VERSION}: it was made by a newer release; "
+            "update mimicut (pip install --upgrade mimicut)"
+        )
     faults = [f"{k} is missing" for k in _KINDS if k not in data]
     faults += [f"{k} is unknown" for k in data if k not in _KINDS]
     faults += [
