@@ -36,7 +36,7 @@ _PLACES = {
     "figures": "proof.figures",
     "find_seam": "anatomy.find_seam",
     "inspect": "workflow.inspection",
-    "load": "results.store",
+    "load": "results.loading",
     "load_teacher": "results.teachers",
     "make_plan": "planning.planner",
     "measure": "runtime.latency",

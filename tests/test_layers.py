@@ -17,9 +17,10 @@ LAYERS = (
 )  # fmt: skip
 # Library -> modules that may import it.
 LIBRARIES = {
-    "timm": {"inputs.builders"}, "torchvision.models": {"inputs.builders"}, "transformers": {"inputs.builders"},
+    "timm": {"inputs.timm_models"}, "torchvision.models": {"inputs.torchvision_models"},
+    "transformers": {"inputs.hugging_face_models"},
     "pickle": set(), "matplotlib": {"results.picture"},
-    "onnx": {"results.exports", "runtime.export", "runtime.int8"},
+    "onnx": {"results.export_checks", "runtime.export", "runtime.int8"},
     "onnxruntime": {"runtime.export", "runtime.int8", "runtime.latency", "runtime.run_exported"},
     "onnxscript": {"runtime.export"}, "openvino": {"runtime.export", "runtime.latency", "runtime.run_exported"},
 }  # fmt: skip

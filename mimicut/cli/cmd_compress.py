@@ -157,7 +157,7 @@ def _checked_budgets(
 ) -> dict[Path, "BudgetOptions"]:
     """Folder -> the options of its budget; the plan, if any, is put into `options`. All that can be refused before the
     teacher is loaded is refused here."""
-    from mimicut.results.store import check_writable
+    from mimicut.results.folder import check_writable
     from mimicut.runtime.export import check_formats
     from mimicut.surgery.budget import Budget, refuse_beside_plan, several_budgets
     from mimicut.surgery.plan import read_plan
@@ -205,13 +205,13 @@ class _Runs:
     def one(self, place: Path, budget: "BudgetOptions") -> bool:
         """Run one budget into `place`; True where the user stopped it."""
         from mimicut.base.errors import MimicutError, Stopped
-        from mimicut.results.store import digest
+        from mimicut.results.store import weights_digest
 
         if self._several:
             say(f"{place.name}:")
         if self._is_there(place):
             return False
-        before = digest(place)
+        before = weights_digest(place)
         progress = StepProgress(
             self._tensorboard / place.name if self._tensorboard and self._several else self._tensorboard
         )
@@ -227,7 +227,7 @@ class _Runs:
         except Stopped as stopped:
             result = self._stopped = stopped.log
         except KeyboardInterrupt:
-            _end_interrupted(place, digest(place) != before)
+            _end_interrupted(place, weights_digest(place) != before)
         progress.end(result.report)
         say(result.report.table())
         self._add(result.report, None if result.folder is None else str(result.folder))
@@ -249,7 +249,9 @@ class _Runs:
         """With resume: whether the result is complete already; what is missing of its exported files is made."""
         from mimicut.base.errors import StoreError
         from mimicut.results.exports import export_folder
-        from mimicut.results.store import is_result, read, stopped_path
+        from mimicut.results.loading import is_result
+        from mimicut.results.stopped_runs import stopped_path
+        from mimicut.results.store import read
 
         options = self._options
         if not (options["resume"] and is_result(place) and not stopped_path(place).exists()):
@@ -286,7 +288,7 @@ class _Runs:
 
 def _end_interrupted(place: Path, changed: bool) -> None:
     """Say what is left after Ctrl-C. changed: whether a result was saved."""
-    from mimicut.results.store import stopped_path
+    from mimicut.results.stopped_runs import stopped_path
 
     kept = stopped_path(place)
     if not kept.exists() and changed:

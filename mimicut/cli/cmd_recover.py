@@ -75,7 +75,7 @@ def recover(
     set_threads(threads)
     from mimicut.base.memory import parsed
     from mimicut.recovery.config import preset as recipe
-    from mimicut.results.store import check_writable
+    from mimicut.results.folder import check_writable
     from mimicut.results.teachers import load_teacher
     from mimicut.workflow.recover_pruned import recover_pruned
 

@@ -65,8 +65,8 @@ def check_plan(data: Any) -> None:
     """Raises: PlanError naming what is missing, unknown or of the wrong kind."""
     if isinstance(data, dict) and _is_int(data.get("version")) and data["version"] > VERSION:
         raise PlanError(
-            f"version is {data['version']}, written by a newer release; this one reads versions 1 to {VERSION}: update "
-            "mimicut (pip install -U mimicut)"
+            f"the plan has version {data['version']}, this release reads versions 1 to {VERSION}: it was made by a "
+            "newer release; update mimicut (pip install --upgrade mimicut)"
         )
     if not isinstance(data, dict):
         raise PlanError(f"found a {type(data).__name__}, expected an object with {', '.join(KINDS)}")

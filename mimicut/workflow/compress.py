@@ -19,7 +19,9 @@ from mimicut.recovery.recover import Recovery, recover
 from mimicut.recovery.ways import emulated
 from mimicut.results import store
 from mimicut.results.exports import export_folder
+from mimicut.results.loading import load
 from mimicut.results.report import Report
+from mimicut.results.stopped_runs import remove_stopped
 from mimicut.surgery.budget import Budget, BudgetOptions
 from mimicut.surgery.cut import cut
 from mimicut.surgery.head import check_head, put_under_head
@@ -294,9 +296,9 @@ def _kept(run: _Run, result: Result, stopped: Stopped | None) -> Result:
         saved = _save(folder, result, request.force or replaces, run.teacher)
         result = replace(result, folder=saved)
         if stopped is None:
-            store.drop_stopped(folder)
+            remove_stopped(folder)
         else:
-            _checkpoints(run)(stopped.checkpoint, saved=store.digest(saved))
+            _checkpoints(run)(stopped.checkpoint, saved=store.weights_digest(saved))
     if stopped is not None:
         result = replace(result, stopped=True)
         raise Stopped(result, stopped.checkpoint)
@@ -313,7 +315,7 @@ def _kept(run: _Run, result: Result, stopped: Stopped | None) -> Result:
 def _save(folder: Path, result: Result, force: bool, teacher: Teacher) -> Path:
     """Save, load again by replaying the plan on the teacher's architecture, and compare every tensor."""
     saved = store.save(folder, model=result.model, plan=result.plan, report=result.report, force=force)
-    again = store.load(saved, teacher.architecture())
+    again = load(saved, teacher.architecture())
     tensors = named_tensors(again)
     for name, tensor in named_tensors(result.model).items():
         if name not in tensors or not same_bits(tensor, tensors[name]):

@@ -68,7 +68,7 @@ def take_in(teacher: Teacher, images: Any, request: Request) -> Intake:
         cannot show, and networks that take more than images.
     """
     memory_bytes = request.memory_bytes
-    few, choose, held_out, notes = _parted(teacher, images, request.images, request.config, memory_bytes)
+    few, choose, held_out, notes = parted_images(teacher, images, request.images, request.config, memory_bytes)
     check_threshold(request.min_agreement, len(held_out))
     example = teacher.example() if request.example is None else request.example
     call = call_of(example)
@@ -97,7 +97,7 @@ def known_images(teacher: Teacher, plan: Plan | None, hashes: Sequence[str], min
     ]
 
 
-def _parted(
+def parted_images(
     teacher: Teacher, images: Any, sources: Images, config: MimicConfig, memory_bytes: int
 ) -> tuple[ImageSet, ImageSet | None, ImageSet, list[str]]:
     """Images to fit, to choose by, to certify, and notes. Of those that train their views are held in memory, of the

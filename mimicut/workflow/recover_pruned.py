@@ -23,6 +23,7 @@ from mimicut.recovery.trials import settle
 from mimicut.recovery.ways import describe_way, emulated
 from mimicut.results import store
 from mimicut.results.exports import export_programs
+from mimicut.results.folder import check_writable
 from mimicut.results.report import Report
 from mimicut.runtime.export import check_formats
 from mimicut.surgery.head import put_under_head
@@ -71,7 +72,7 @@ def recover_pruned(
     formats = _checked_formats(teacher, export_to)
     request = run_request_of(teacher, **options)
     if request.folder is not None:
-        store.check_writable(request.folder, force=request.force)
+        check_writable(request.folder, force=request.force)
     say("reading images")
     intake = take_in(teacher, images, request)
     notes = [*intake.notes, *known_images(teacher, None, intake.held_out.hashes, request.min_agreement)]

@@ -17,7 +17,9 @@ from mimicut.proof.certificate import check_threshold
 from mimicut.recovery.checkpoint import Checkpoint
 from mimicut.recovery.config import PRESETS, MimicConfig
 from mimicut.recovery.recover import check_seconds
-from mimicut.results import store
+from mimicut.results.folder import check_writable
+from mimicut.results.stopped_runs import read_stopped, stopped_path
+from mimicut.results.store import weights_digest
 from mimicut.runtime.export import check_formats
 from mimicut.surgery.budget import Budget, BudgetOptions, refuse_beside_plan
 from mimicut.surgery.plan import Plan
@@ -191,15 +193,15 @@ def destination_of(request: Request, teacher: Teacher) -> Destination:
     folder = request.folder
     if folder is None:
         return Destination(None, request.force)
-    stopped = store.read_stopped(folder) if request.resume else None
+    stopped = read_stopped(folder) if request.resume else None
     saved = None if stopped is None else stopped.data["saved"]
-    replaces = saved is not None and saved == store.digest(folder)
-    path = store.check_writable(folder, force=request.force or replaces)
+    replaces = saved is not None and saved == weights_digest(folder)
+    path = check_writable(folder, force=request.force or replaces)
     if teacher.result is not None and path in (own := Path(teacher.spec).resolve(), *own.parents):
         raise StoreError(f"saving to {path}: the teacher {teacher.spec} is there; name another folder")
-    if stopped is None and not request.force and store.stopped_path(folder).exists():
+    if stopped is None and not request.force and stopped_path(folder).exists():
         raise StoreError(
-            f"saving to {folder}: {store.stopped_path(folder).name} is there, of a run that was stopped; resume goes "
+            f"saving to {folder}: {stopped_path(folder).name} is there, of a run that was stopped; resume goes "
             "on with it, force gives it up"
         )
     return Destination(folder, request.force, stopped, replaces)

@@ -14,7 +14,7 @@ from mimicut.base.errors import InputError, StoreError
 from mimicut.base.guard import named_tensors
 from mimicut.inputs.teacher import Teacher
 from mimicut.recovery.checkpoint import Checkpoint
-from mimicut.results import store
+from mimicut.results.stopped_runs import stopped_path, write_stopped
 from mimicut.surgery.plan import Plan
 from mimicut.workflow.intake import Intake
 from mimicut.workflow.request import Destination, Request
@@ -55,7 +55,7 @@ def check_same(destination: Destination, record: dict[str, Any]) -> None:
             other[other.index(name)] = f"{name} ({', '.join(keys)})"
     if other:
         raise InputError(
-            f"going on with {store.stopped_path(destination.folder)}: it was stopped with other {', '.join(other)}; "
+            f"going on with {stopped_path(destination.folder)}: it was stopped with other {', '.join(other)}; "
             "give the same ones, or start anew without resume"
         )
 
@@ -77,6 +77,6 @@ class CheckpointWriter:
         saved = saved or (stopped and stopped.data["saved"])
         more = {"asked": self.record, "plan": self.plan.to_json(), "saved": saved}
         try:
-            store.write_stopped(folder, replace(checkpoint, data=checkpoint.data | more))
+            write_stopped(folder, replace(checkpoint, data=checkpoint.data | more))
         except StoreError as error:  # the run itself is well
             self.say(f"{error}; a stopped run could not go on")

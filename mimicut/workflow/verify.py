@@ -13,8 +13,9 @@ from mimicut.inputs.image_set import ImageSet, bind_call
 from mimicut.proof.certificate import check_threshold
 from mimicut.proof.figures import Accuracy, accuracy, figures
 from mimicut.proof.image_check import held_out_notes
-from mimicut.results import store
+from mimicut.results.loading import load
 from mimicut.results.report import Report
+from mimicut.results.store import read
 from mimicut.results.teachers import code_of, load_again
 from mimicut.surgery.head import check_head
 from mimicut.surgery.plan import check_teacher
@@ -50,22 +51,22 @@ def verify_folder(
 
     Returns: the report that it was saved with, with new figures.
 
-    Raises: LawBroken when the stored head is not this teacher's; StoreError, PlanError, InputError as `store.load`.
+    Raises: LawBroken when the stored head is not this teacher's; StoreError, PlanError, InputError as `load`.
     """
     started = time.perf_counter()
     memory_bytes = memory.bound(max_memory)
     check_threshold(min_agreement)
-    plan, stored, _ = store.read(folder)
+    plan, stored, _ = read(folder)
     source = plan.teacher.get("source") or {}
-    model = store.load(folder, code_of(teacher))
+    model = load(folder, code_of(teacher))
     original = load_again(source, teacher, weights=weights, pretrained=pretrained)
     check_teacher(original.model, plan)
     check_head(original.model if original.whole is None else original.whole, model, plan.seam, original.part)
     model = model.get_submodule(original.part)
-    read = measuring_images(original, images, memory_bytes)
+    given = measuring_images(original, images, memory_bytes)
     trained = {h for part in ("fit", "choose") for h in stored.image_hashes.get(part, [])}
     trained |= set(source.get("result", {}).get("images", []))
-    held_out, notes = _untrained(read.distinct(), trained, min_agreement)
+    held_out, notes = _untrained(given.distinct(), trained, min_agreement)
     check_threshold(min_agreement, len(held_out))
     notes += held_out_notes(held_out)
     images_labelled, labels = labelled_images(original, labelled, None, plan.call, memory_bytes)
@@ -88,7 +89,7 @@ def verify_folder(
         platform=platform_kind(torch.get_num_threads(), device or "cpu"),
         alternatives=(),  # they were judged on other images
         crossfit=None,
-        notes=tuple([*notes, *read.notes, *found.notes]),
+        notes=tuple([*notes, *given.notes, *found.notes]),
     )
 
 

@@ -7,7 +7,6 @@ from nets import Chain, Concat, Depthwise, Grouped, NoNorm, Residual, Shared
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.zoo.case import randomised
 from mimicut.proof.randomised import randomised
 from mimicut.recovery.folded import find_foldable, folding
 

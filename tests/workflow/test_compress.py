@@ -20,7 +20,7 @@ from mimicut.base.errors import InputError, LawBroken, PlanError, Stopped, Store
 from mimicut.inputs.teacher import own_teacher
 from mimicut.proof.randomised import randomised
 from mimicut.recovery.config import preset
-from mimicut.results import store
+from mimicut.results.stopped_runs import stopped_path
 from mimicut.workflow.compress import compress
 from mimicut.workflow.verify import verify_folder
 
@@ -334,11 +334,11 @@ def test_a_stopped_run_is_given_up_by_force_alone_and_replaces_its_own_part_alon
     folder = tmp_path / "small"
     with pytest.raises(Stopped):
         compress(teacher(), images(), keep=0.5, folder=folder, config=CONFIG, on_step=stopping())
-    told = store.stopped_path(folder).read_bytes()
+    told = stopped_path(folder).read_bytes()
     shutil.move(folder, tmp_path / "part")
     with pytest.raises(StoreError, match=r"resume goes on with it, force gives it up"):
         compress(teacher(), images(), keep=0.4, folder=folder, config=CONFIG)
-    assert store.stopped_path(folder).read_bytes() == told
+    assert stopped_path(folder).read_bytes() == told
     compress(teacher(), images(), keep=0.6, folder=tmp_path / "other", config=CONFIG)
     shutil.move(tmp_path / "other", folder)
     with pytest.raises(StoreError, match="exists"):
@@ -346,7 +346,7 @@ def test_a_stopped_run_is_given_up_by_force_alone_and_replaces_its_own_part_alon
     shutil.rmtree(folder)
     folder.mkdir()
     compress(teacher(), images(), keep=0.4, folder=folder, config=CONFIG, force=True)
-    assert not store.stopped_path(folder).exists()
+    assert not stopped_path(folder).exists()
 
 
 def test_ctrl_c_in_the_trial_of_the_pace_keeps_nothing(tmp_path, monkeypatch):

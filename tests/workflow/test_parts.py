@@ -119,7 +119,7 @@ def test_frozen_norms_of_published_detectors_are_built_again(name, monkeypatch):
     state = {k: v for k, v in frozen.state_dict().items() if "num_batches_tracked" not in k or "backbone" not in k}
     weights = models.get_model_weights(name).DEFAULT
     monkeypatch.setattr(type(weights), "get_state_dict", lambda *a, **k: state)
-    monkeypatch.setattr("mimicut.inputs.builders._in_hub_cache", lambda url: True)
+    monkeypatch.setattr("mimicut.inputs.torchvision_models.in_hub_cache", lambda url: True)
     published = builder(weights=weights).eval()
     teacher = load_teacher(f"torchvision:{name}", part="backbone", input_size=(3, 64, 64))
     again = build_architecture(teacher.to_json())
