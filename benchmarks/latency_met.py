@@ -109,8 +109,8 @@ def _line(known: PlanningContext, share: float) -> dict[str, Any]:
         return {**line, "error": str(error), "seconds": round(time.perf_counter() - begun, 1)}
     seconds = time.perf_counter() - begun
     student = cut(known.teacher, found.plan)
-    line |= {k: v for k, v in compare_latency(known.teacher, student, known.anatomy.traced.example, known.setting).items()
-             if k not in ("runtime", "threads", "batch", "precision")}  # fmt: skip
+    measured = compare_latency(known.teacher, student, known.anatomy.traced.example, known.setting)
+    line |= {k: v for k, v in measured.items() if k not in ("runtime", "threads", "batch", "precision")}
     return {
         **line, "drop": found.plan.drop, "macs": round(found.plan.macs["student"] / found.plan.macs["teacher"], 4),
         "tries": [list(each) for each in found.tries], "seconds": round(seconds, 1),

@@ -120,9 +120,7 @@ def uses(folder):
 def test_a_plan_of_a_newer_release_is_refused(copy, use, fields):
     changed(copy, "plan.json", version=3, **fields)
     before = {path.name: path.read_bytes() for path in copy.iterdir()}
-    with pytest.raises(
-        PlanError, match=r"plan\.json: .*version 3, .* versions 1 to 2: .*newer release; update mimicut"
-    ):
+    with pytest.raises(PlanError, match=r"plan\.json: .*version 3, .* versions 1 to 2: .*newer release; update"):
         uses(copy)[use]()
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
 

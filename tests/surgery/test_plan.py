@@ -69,7 +69,7 @@ _CALL = {"module": "stem", "function": "view", "index": 0, "place": 1, "from": 6
     [
         (lambda d: d.pop("slices"), "slices is missing"),
         (lambda d: d.update(more=1), "more is unknown"),
-        (lambda d: d.update(version=99), "version is 99, written by a newer release; this one reads versions 1 to 2"),
+        (lambda d: d.update(version=99), "version 99, this release reads versions 1 to 2: it was made by a newer"),
         (lambda d: d.update(widths=[3]), r"widths is \[3\], expected an object"),
         (lambda d: d["widths"].update(stem=0), r"widths\['stem'\] is 0"),
         (lambda d: d["widths"].update(stem="wide"), r"widths\['stem'\] is \"wide\""),
