@@ -4,7 +4,6 @@ Names are resolved when they are first used, so importing the package imports no
 """
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 _PLACES = {
@@ -58,13 +57,10 @@ _PLACES = {
 
 __all__ = sorted(_PLACES)
 
-try:
-    __version__ = version("mimicut")
-except PackageNotFoundError:  # run from a source tree that is not installed
-    __version__ = "0"
-
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name not in _PLACES:
         raise AttributeError(f"module 'mimicut' has no attribute {name!r}")
     value = getattr(import_module(f"mimicut.{_PLACES[name]}"), name)
@@ -74,3 +70,12 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return [*globals(), *_PLACES]
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # not above: it takes a tenth of a second
+
+    try:
+        return version("mimicut")
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "0"

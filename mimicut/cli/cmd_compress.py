@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mimicut.cli.config_file import ConfigFile
 from mimicut.cli.loading import formats_in, set_threads, teacher_from
 from mimicut.cli.options import (
-    BUDGET_PANEL,
     FORMATS_HELP,
-    PRESET_HELP,
     Batch,
     Depth,
     Device,
@@ -20,6 +19,7 @@ from mimicut.cli.options import (
     Drop,
     Effort,
     Exclude,
+    ForceResult,
     HeldOut,
     HeldOutShare,
     ImagesArg,
@@ -28,7 +28,8 @@ from mimicut.cli.options import (
     Keeps,
     KeepWidth,
     Labelled,
-    LatencyMs,
+    Latencies,
+    LatenciesMs,
     Layout,
     LogTo,
     MaxMemory,
@@ -41,13 +42,13 @@ from mimicut.cli.options import (
     Part,
     Pin,
     Precision,
+    Preset,
     Pretrained,
     Resize,
     Runtime,
     Scheme,
     Seam,
     Seed,
-    Shares,
     SizeMb,
     SpareEnds,
     Std,
@@ -74,13 +75,13 @@ def compress(
     keep_width: KeepWidth = None,
     params: Params = None,
     size_mb: SizeMb = None,
-    latency: Shares = None,
-    latency_ms: LatencyMs = None,
+    latency: Latencies = None,
+    latency_ms: LatenciesMs = None,
     runtime: Runtime = None,
     batch: Batch = None,
     depth: Depth = None,
     plan: Annotated[
-        Path | None, typer.Option(help="A plan (edited or not) instead of a budget", rich_help_panel=BUDGET_PANEL)
+        Path | None, typer.Option(help="A plan (edited or not) instead of a budget", rich_help_panel="Budget")
     ] = None,
     scheme: Scheme = None,
     spare_ends: SpareEnds = False,
@@ -90,7 +91,7 @@ def compress(
     min_channels: MinChannels = None,
     divisor: Divisor = None,
     importance: Importance = None,
-    preset: Annotated[str, typer.Option(help=PRESET_HELP)] = "default",
+    preset: Preset = "default",
     effort: Effort = None,
     steps: Steps = None,
     max_seconds: MaxSeconds = None,
@@ -121,9 +122,10 @@ def compress(
     resize: Resize = None,
     seam: Seam = None,
     tensorboard: LogTo = None,
-    force: Annotated[bool, typer.Option(help="Replace an existing result folder")] = False,
+    force: ForceResult = False,
     resume: Annotated[bool, typer.Option(help="Go on with a run into OUT that was stopped, if there is one")] = False,
     threads: Threads = None,
+    config: ConfigFile = None,
 ) -> None:
     """Cut a teacher to a budget, let it mimic the teacher on a few images, verify and save it."""
     set_threads(threads)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mimicut.cli.loading import set_threads
-from mimicut.cli.options import PRESET_HELP, Effort, Keep, KeepWidth, Seed, Steps, Threads
+from mimicut.cli.options import Effort, ForceResult, Keep, KeepWidth, Preset, Seed, Steps, Threads
 from mimicut.cli.printing import answer, result_line, say
 from mimicut.cli.progress import StepProgress, stages
 
@@ -22,12 +22,12 @@ def demo(
     keep: Keep = None,
     keep_width: KeepWidth = None,
     images: Annotated[int, typer.Option(help="How many unlabelled images to learn from")] = 50,
-    preset: Annotated[str, typer.Option(help=PRESET_HELP)] = "default",
+    preset: Preset = "default",
     effort: Effort = None,
     steps: Steps = None,
     seed: Seed = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the result; else nothing is written")] = None,
-    force: Annotated[bool, typer.Option(help="Replace an existing result folder")] = False,
+    force: ForceResult = False,
     threads: Threads = None,
 ) -> None:
     """Compress a trained network with 50 unlabelled images; measure and show it on others that nothing else touched."""

@@ -8,7 +8,6 @@ import typer
 
 from mimicut.cli.loading import set_threads, teacher_from
 from mimicut.cli.options import (
-    BUDGET_PANEL,
     Batch,
     Depth,
     Divisor,
@@ -49,10 +48,10 @@ def plan(
     params: Params = None,
     size_mb: SizeMb = None,
     latency: Annotated[
-        float | None, typer.Option(help="Share of the teacher's latency", rich_help_panel=BUDGET_PANEL)
+        float | None, typer.Option(help="Share of the teacher's latency", rich_help_panel="Budget")
     ] = None,
     latency_ms: Annotated[
-        float | None, typer.Option(help="Milliseconds of a forward pass", rich_help_panel=BUDGET_PANEL)
+        float | None, typer.Option(help="Milliseconds of a forward pass", rich_help_panel="Budget")
     ] = None,
     runtime: Runtime = None,
     batch: Batch = None,
@@ -69,7 +68,7 @@ def plan(
     divisor: Divisor = None,
     importance: Importance = None,
     images: Annotated[
-        Path | None, typer.Option(help="A few images, which say what channels matter", rich_help_panel=BUDGET_PANEL)
+        Path | None, typer.Option(help="A few images, which say what channels matter", rich_help_panel="Budget")
     ] = None,
     seed: Seed = None,
     weights: Weights = None,

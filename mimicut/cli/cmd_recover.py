@@ -8,9 +8,9 @@ import typer
 
 from mimicut.cli.loading import formats_in, set_threads, teacher_from
 from mimicut.cli.options import (
-    PRESET_HELP,
     Device,
     Effort,
+    ForceResult,
     HeldOut,
     HeldOutShare,
     ImagesArg,
@@ -23,6 +23,7 @@ from mimicut.cli.options import (
     MinAgreement,
     NumClasses,
     Precision,
+    Preset,
     Pretrained,
     Resize,
     Seam,
@@ -46,7 +47,7 @@ def recover(
     images: ImagesArg,
     out: Annotated[Path, typer.Option(help="Folder for the exported student and its report")],
     to: Annotated[str, typer.Option(help="Stored as: pt2, onnx, openvino, with commas between")] = "pt2",
-    preset: Annotated[str, typer.Option(help=PRESET_HELP)] = "default",
+    preset: Preset = "default",
     effort: Effort = None,
     steps: Steps = None,
     seed: Seed = None,
@@ -68,7 +69,7 @@ def recover(
     resize: Resize = None,
     seam: Seam = None,
     tensorboard: LogTo = None,
-    force: Annotated[bool, typer.Option(help="Replace an existing result folder")] = False,
+    force: ForceResult = False,
     threads: Threads = None,
 ) -> None:
     """Recover a student that another tool pruned: it mimics the teacher, and is stored as exported files."""
