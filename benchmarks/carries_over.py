@@ -38,7 +38,8 @@ from mimicut.results.teachers import load_teacher
 from mimicut.surgery.cut import cut
 from mimicut.surgery.head import put_under_head
 from mimicut.surgery.plan import Plan
-from mimicut.workflow.compress import parted_images
+from mimicut.workflow.intake import parted_images
+from mimicut.workflow.request import Images
 
 OUT = Path(__file__).parent / "results" / "carries_over.jsonl"
 PAGE = Path(__file__).parents[1] / "docs" / "carries_over.md"
@@ -130,7 +131,8 @@ def parts(name: str, images: int, seed: int) -> tuple[ImageSet, ImageSet | None,
         few = few_images(found(DEFAULT / "pictures"), teacher, images, seed)
     else:
         few = read_images(demo.few_images(images, seed), teacher.preprocessing)
-    return parted_images(teacher, few, None, 0.0, seed, recipe(teacher, seed, 1), bound(None))
+    sources = Images(held_out_share=0.0, split_seed=seed)
+    return parted_images(teacher, few, sources, recipe(teacher, seed, 1), bound(None))
 
 
 @lru_cache(maxsize=4)

@@ -34,15 +34,18 @@ from mimicut.base.errors import PlanError
 from mimicut.base.guard import full_copy, seeded
 from mimicut.inputs.image_set import read_images
 from mimicut.inputs.teacher import Teacher
-from mimicut.planning.budgets import PlanningContext, compared, plan_within, survey
 from mimicut.planning.evidence import channel_evidence
+from mimicut.planning.latency_search import compare_latency
+from mimicut.planning.mixtures import plan_within
 from mimicut.planning.planner import make_plan
+from mimicut.planning.survey import Findings, PlanningContext, survey
 from mimicut.recovery.config import preset
 from mimicut.recovery.mimic import mimic
 from mimicut.recovery.recover import recover
 from mimicut.results.teachers import load_teacher
 from mimicut.runtime.latency import Setting, measure
-from mimicut.surgery.cut import cut, without
+from mimicut.surgery.budget import Budget
+from mimicut.surgery.cut import cut, drop_modules
 
 OUT = Path(__file__).parent / "results" / "equal_latency.jsonl"
 PAGE = Path(__file__).parents[1] / "docs" / "equal_latency.md"
@@ -77,7 +80,7 @@ def main() -> None:
 
 
 def learnt(name: str, seed: int) -> tuple[Teacher, PlanningContext]:
-    """A teacher, and what planning needs of it and its few images. Close `PlanningContext.lead` afterwards."""
+    """A teacher, and what planning needs of it and its few images. Close `PlanningContext.prepared` afterwards."""
     teacher = load_teacher(f"demo:{name}")
     model, size = teacher.model, teacher.preprocessing.input_size
     few = read_images(demo.few_images(IMAGES, seed), teacher.preprocessing)
@@ -85,8 +88,8 @@ def learnt(name: str, seed: int) -> tuple[Teacher, PlanningContext]:
     anatomy = trace(model, torch.zeros(2, *size))
     evidence = channel_evidence(model, anatomy, few, views=teacher.views, seed=seed)
     recipe = preset("default", views=teacher.views, steps=STEPS, seed=seed)
-    facts = {"setting": setting, "views": teacher.views, "seed": seed, "evidence": evidence, "recipe": recipe}
-    return teacher, survey(model, anatomy, few, **facts)
+    given = Findings(views=teacher.views, seed=seed, evidence=evidence, recipe=recipe)
+    return teacher, survey(model, anatomy, few, setting=setting, given=given)
 
 
 def _lines(name: str, seed: int, methods: list[str]) -> Iterator[dict[str, Any]]:
@@ -106,18 +109,18 @@ def _lines(name: str, seed: int, methods: list[str]) -> Iterator[dict[str, Any]]
             yield {**line, "error": str(error)}
             continue
         seconds, same = time.perf_counter() - begun, method == "mixed" and not plan.drop
-        measured = compared(model, student, known.anatomy.traced.example, setting)
+        measured = compare_latency(model, student, known.anatomy.traced.example, setting)
         yield {
             **line, "share": round(measured["share"], 4), "drop": plan.drop,
             "macs": round(plan.macs["student"] / plan.macs["teacher"], 4), **top1(model, student),
             "seconds": round(seconds, 1), "versions": {k: v for k, v in versions().items() if k in ("python", "torch")},
             "platform": platform_kind(1, "cpu"),
         }  # fmt: skip
-    known.lead.close()
+    known.close()
 
 
 def _ours(teacher: Teacher, known: PlanningContext, depth: str) -> tuple[nn.Module, Any]:
-    found = plan_within(known, latency=SHARE, depth=depth)
+    found = plan_within(known, Budget.of(latency=SHARE, depth=depth))
     anatomy = known.without(tuple(found.plan.drop))
     student = cut(teacher.model, found.plan)
     recover(teacher.model, student, anatomy, found.plan, known.few, known.recipe)
@@ -130,8 +133,8 @@ def _practise(teacher: Teacher, known: PlanningContext, _: str) -> tuple[nn.Modu
     blocks = droppable(known.anatomy)
     plan = make_plan(model, known.anatomy, keep_width=1)
     problem = Problem(model, known.anatomy, plan, known.few, None, teacher.views, 2 * PROBE, known.seed)
-    networks = {b.name: without(full_copy(model), b.gone) for b in blocks}
-    found = measure({"teacher": known.lead, **networks}, example, known.setting, seconds=2 * (1 + len(blocks) / 2))
+    networks = {b.name: drop_modules(full_copy(model), b.gone) for b in blocks}
+    found = measure({"teacher": known.prepared, **networks}, example, known.setting, seconds=2 * (1 + len(blocks) / 2))
     saved = {b.name: max(1e-3, 1 - found[b.name].over(found["teacher"])[0]) for b in blocks}
     scores = {b.name: practise.recoverability(problem, b) / saved[b.name] for b in blocks}
     gone: list[str] = []
@@ -139,7 +142,7 @@ def _practise(teacher: Teacher, known: PlanningContext, _: str) -> tuple[nn.Modu
         gone.append(name)
         plan = make_plan(model, known.without(tuple(gone)), keep_width=1)
         student = cut(model, plan)
-        timed = measure({"teacher": known.lead, "student": student}, example, known.setting, seconds=2)
+        timed = measure({"teacher": known.prepared, "student": student}, example, known.setting, seconds=2)
         if timed["student"].over(timed["teacher"])[0] <= SHARE:
             kind = "transformer" if "vit" in str(teacher.to_json()["spec"]) else "paper"
             recipe = preset(kind, views=teacher.views, steps=STEPS, seed=known.seed)

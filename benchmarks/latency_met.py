@@ -26,10 +26,13 @@ from mimicut.anatomy.find_seam import trace
 from mimicut.base.environment import platform_kind, versions
 from mimicut.base.errors import PlanError
 from mimicut.inputs.image_set import read_images
-from mimicut.planning.budgets import PlanningContext, compared, plan_within, survey
 from mimicut.planning.evidence import channel_evidence
+from mimicut.planning.latency_search import compare_latency
+from mimicut.planning.mixtures import plan_within
+from mimicut.planning.survey import Findings, PlanningContext, survey
 from mimicut.results.teachers import load_teacher
 from mimicut.runtime.latency import Setting, measure
+from mimicut.surgery.budget import Budget
 from mimicut.surgery.cut import cut
 
 OUT = Path(__file__).parent / "results" / "latency_met.jsonl"
@@ -79,12 +82,12 @@ def _lines(spec: str, runtime: str, threads: int, shares: list[float]) -> Any:
     begun = time.perf_counter()
     anatomy = trace(model, torch.zeros(2, *size))
     evidence = channel_evidence(model, anatomy, few, views=views, seed=SEED)
-    known = survey(model, anatomy, few, setting=setting, views=views, seed=SEED, evidence=evidence)
+    known = survey(model, anatomy, few, setting=setting, given=Findings(views=views, seed=SEED, evidence=evidence))
     learnt = time.perf_counter() - begun
     for share in shares:
         yield {**_line(known, share), "teacher": spec, "runtime": runtime, "batch": batch, "threads": threads,
                "seconds_learn": round(learnt, 1)}  # fmt: skip
-    known.lead.close()
+    known.close()
 
 
 def _batch(model: torch.nn.Module, size: tuple[int, ...], runtime: str, threads: int) -> int:
@@ -101,13 +104,13 @@ def _line(known: PlanningContext, share: float) -> dict[str, Any]:
     begun = time.perf_counter()
     line: dict[str, Any] = {"asked": share}
     try:
-        found = plan_within(known, latency=share)
+        found = plan_within(known, Budget.of(latency=share))
     except PlanError as error:
         return {**line, "error": str(error), "seconds": round(time.perf_counter() - begun, 1)}
     seconds = time.perf_counter() - begun
     student = cut(known.teacher, found.plan)
-    line |= {k: v for k, v in compared(known.teacher, student, known.anatomy.traced.example, known.setting).items()
-             if k not in ("runtime", "threads", "batch", "precision")}  # fmt: skip
+    measured = compare_latency(known.teacher, student, known.anatomy.traced.example, known.setting)
+    line |= {k: v for k, v in measured.items() if k not in ("runtime", "threads", "batch", "precision")}
     return {
         **line, "drop": found.plan.drop, "macs": round(found.plan.macs["student"] / found.plan.macs["teacher"], 4),
         "tries": [list(each) for each in found.tries], "seconds": round(seconds, 1),

@@ -38,7 +38,7 @@ from mimicut.recovery.config import preset
 from mimicut.recovery.judge import Judge
 from mimicut.recovery.mimic import mimic
 from mimicut.results.teachers import load_teacher
-from mimicut.surgery.cut import without
+from mimicut.surgery.cut import drop_modules
 
 OUT = Path(__file__).parent / "results" / "recoverability.jsonl"
 PAGE = Path(__file__).parents[1] / "docs" / "recoverability.md"
@@ -102,7 +102,7 @@ def _lines(name: str, seed: int, done: set[tuple[str, int, str]]) -> Iterator[di
         between = time.perf_counter()
         probe = practise.recoverability(problem, block)
         ended = time.perf_counter()
-        student = without(full_copy(model), block.gone)
+        student = drop_modules(full_copy(model), block.gone)
         mimic(model, student, anatomy.seam, few, recipe)
         yield {
             "teacher": name, "seed": seed, "block": block.name, "ours": ours.error, "bare": ours.bare, "probe": probe,

@@ -5,7 +5,7 @@
 
 Two students of 0.7 of the teacher's latency, on the demo's task, as in `equal_latency`: the error at the seam that the
 closed form leaves on images that nothing was solved from, the same after a few steps of mimicking, and the points of
-top-1 accuracy lost after all of the steps. A line of results/ties.jsonl for each student. What `budgets.TIE` rests on.
+top-1 accuracy lost after all of the steps. A line of results/ties.jsonl for each student. What `mixtures.TIE` rests on.
 """
 
 import argparse
@@ -17,8 +17,10 @@ import torch
 from benchmarks.equal_latency import SHARE, learnt, top1
 from benchmarks.lines import add, read
 from mimicut.base.environment import platform_kind, versions
-from mimicut.planning.budgets import mimicked_error, plan_within, trial_error
+from mimicut.planning.mixtures import plan_within
+from mimicut.planning.trials import mimicked_error, trial_error
 from mimicut.recovery.recover import recover
+from mimicut.surgery.budget import Budget
 from mimicut.surgery.cut import cut
 
 OUT = Path(__file__).parent / "results" / "ties.jsonl"
@@ -48,7 +50,7 @@ def _pair(name: str, seed: int, out: Path) -> None:
     teacher, known = learnt(name, seed)
     lines = []
     for drop in ((), (known.order[0].block,)):
-        found = plan_within(known, latency=SHARE, depth="never", drop=drop)
+        found = plan_within(known, Budget.of(latency=SHARE, depth="never", drop=drop))
         anatomy, student = known.without(drop), cut(teacher.model, found.plan)
         recover(teacher.model, student, anatomy, found.plan, known.few, known.recipe)
         lines.append({
@@ -60,7 +62,7 @@ def _pair(name: str, seed: int, out: Path) -> None:
         })  # fmt: skip
     for line in lines:
         add(out, line)
-    known.lead.close()
+    known.close()
 
 
 if __name__ == "__main__":

@@ -4,12 +4,13 @@ Names are resolved when they are first used, so importing the package imports no
 """
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 _PLACES = {
     "Anatomy": "anatomy.graph",
-    "Latency": "runtime.latency",
+    "Latency": "surgery.budget",
+    "MeasuredLatency": "runtime.latency",
+    "Budget": "surgery.budget",
     "MimicConfig": "recovery.config",
     "PRESETS": "recovery.config",
     "Plan": "surgery.plan",
@@ -34,7 +35,7 @@ _PLACES = {
     "figures": "proof.figures",
     "find_seam": "anatomy.find_seam",
     "inspect": "workflow.inspection",
-    "load": "results.store",
+    "load": "results.loading",
     "load_teacher": "results.teachers",
     "make_plan": "planning.planner",
     "measure": "runtime.latency",
@@ -56,13 +57,10 @@ _PLACES = {
 
 __all__ = sorted(_PLACES)
 
-try:
-    __version__ = version("mimicut")
-except PackageNotFoundError:  # run from a source tree that is not installed
-    __version__ = "0"
-
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name not in _PLACES:
         raise AttributeError(f"module 'mimicut' has no attribute {name!r}")
     value = getattr(import_module(f"mimicut.{_PLACES[name]}"), name)
@@ -72,3 +70,12 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return [*globals(), *_PLACES]
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # not above: it takes a tenth of a second
+
+    try:
+        return version("mimicut")
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "0"

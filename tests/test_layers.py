@@ -17,9 +17,10 @@ LAYERS = (
 )  # fmt: skip
 # Library -> modules that may import it.
 LIBRARIES = {
-    "timm": {"inputs.builders"}, "torchvision.models": {"inputs.builders"}, "transformers": {"inputs.builders"},
+    "timm": {"inputs.timm_models"}, "torchvision.models": {"inputs.torchvision_models"},
+    "transformers": {"inputs.hugging_face_models"},
     "pickle": set(), "matplotlib": {"results.picture"},
-    "onnx": {"results.exports", "runtime.export", "runtime.int8"},
+    "onnx": {"results.export_checks", "runtime.export", "runtime.int8"},
     "onnxruntime": {"runtime.export", "runtime.int8", "runtime.latency", "runtime.run_exported"},
     "onnxscript": {"runtime.export"}, "openvino": {"runtime.export", "runtime.latency", "runtime.run_exported"},
 }  # fmt: skip
@@ -116,11 +117,12 @@ def test_public_names():
     import mimicut
 
     assert mimicut.__all__ == [
-        "Anatomy", "Latency", "MimicConfig", "MimicutError", "PRESETS", "Plan", "Preprocessing", "Report", "Result",
-        "SCORES", "Seam", "SeamPoint", "Setting", "Teacher", "capturing", "channel_evidence", "check_cut",
-        "closed_form", "compress", "count", "crossfit", "cut", "export", "export_folder", "figures", "find_seam",
-        "inspect", "load", "load_teacher", "make_plan", "measure", "mimic", "own_teacher", "preset", "put_under_head",
-        "read_images", "read_plan", "recover", "recover_pruned", "recoverability", "replan", "save", "split", "trace",
+        "Anatomy", "Budget", "Latency", "MeasuredLatency", "MimicConfig", "MimicutError", "PRESETS", "Plan",
+        "Preprocessing", "Report", "Result", "SCORES", "Seam", "SeamPoint", "Setting", "Teacher", "capturing",
+        "channel_evidence", "check_cut", "closed_form", "compress", "count", "crossfit", "cut", "export",
+        "export_folder", "figures", "find_seam", "inspect", "load", "load_teacher", "make_plan", "measure", "mimic",
+        "own_teacher", "preset", "put_under_head", "read_images", "read_plan", "recover", "recover_pruned",
+        "recoverability", "replan", "save", "split", "trace",
     ]  # fmt: skip
     for name in mimicut.__all__:
         assert callable(getattr(mimicut, name)) or isinstance(getattr(mimicut, name), dict)

@@ -30,10 +30,10 @@ def run_own_cut(problem: Problem) -> nn.Module:
     evidence = channel_evidence(
         problem.teacher, problem.anatomy, fit, views=problem.views, seed=problem.seed, max_memory=MEMORY
     )
-    macs, asked = problem.plan.macs, problem.plan.asked
+    macs, planned = problem.plan.macs, problem.plan
     plan = make_plan(
-        problem.teacher, problem.anatomy, keep=(macs["student"] + 0.5) / macs["teacher"], scheme=asked["scheme"],
-        spare_ends=asked["spare_ends"], evidence=evidence,
+        problem.teacher, problem.anatomy, keep=(macs["student"] + 0.5) / macs["teacher"], scheme=planned.scheme,
+        spare_ends=planned.budget.spare_ends, evidence=evidence,
     )  # fmt: skip
     return recovered(replace(problem, plan=plan), fit, choose)
 

@@ -29,7 +29,7 @@ from mimicut.anatomy.graph import Block
 from mimicut.base.errors import InputError
 from mimicut.base.guard import full_copy
 from mimicut.recovery.mimic import mimic
-from mimicut.surgery.cut import without
+from mimicut.surgery.cut import drop_modules
 from mimicut.surgery.head import put_under_head
 from mimicut.surgery.seam import capturing
 
@@ -42,32 +42,32 @@ def run(problem: Problem) -> nn.Module:
     scores = {block.name: recoverability(problem, block) / saved(problem, block, total) for block in blocks}
     fewest = sorted(blocks, key=lambda block: scores[block.name])
     gone = chosen(problem, fewest, total)
-    student = without(full_copy(problem.teacher), [each for block in gone for each in block.gone])
+    student = drop_modules(full_copy(problem.teacher), [each for block in gone for each in block.gone])
     mimic(problem.teacher, student, seam, problem.few, problem.config())
     return put_under_head(problem.teacher, student, seam)
 
 
 def chosen(problem: Problem, blocks: list[Block], total: int) -> list[Block]:
     """The first of `blocks`, those that go; all of them where even that keeps more MACs than were asked for."""
-    share = problem.plan.asked["keep_width"]
+    share = problem.plan.budget.keep_width
     if share is not None:
         return blocks[: len(blocks) - ceil(share * len(blocks) - 1e-9)]
     for upto in range(len(blocks)):
         left = 1 - sum(saved(problem, block, total) for block in blocks[:upto]) / 100
-        if left <= problem.plan.asked["keep"]:
+        if left <= problem.plan.budget.keep:
             return blocks[:upto]
     return blocks
 
 
 def saved(problem: Problem, block: Block, total: int) -> float:
     """Percent of the teacher's MACs that go with the block."""
-    rest = without(full_copy(problem.teacher), block.gone)
+    rest = drop_modules(full_copy(problem.teacher), block.gone)
     return 100 * (1 - count(rest, problem.few.batch([0]).to(problem.device)).macs / total)
 
 
 def recoverability(problem: Problem, block: Block) -> float:
     """Mean squared error at the seam that adaptors around the gap leave on the few images."""
-    probe = without(full_copy(problem.teacher), block.gone).eval()
+    probe = drop_modules(full_copy(problem.teacher), block.gone).eval()
     behind, before = around(problem, block)
     for parameter in probe.parameters():
         parameter.requires_grad_(False)

@@ -144,7 +144,7 @@ def _measured(cell: Cell, where: Where) -> dict[str, Any]:
 
 def _own(problem: Problem, evidence: Evidence) -> nn.Module:
     """What `compress` does with keep: the plan by the images' say, then the default recipe."""
-    plan = make_plan(problem.teacher, problem.anatomy, keep=problem.plan.asked["keep"], evidence=evidence)
+    plan = make_plan(problem.teacher, problem.anatomy, keep=problem.plan.budget.keep, evidence=evidence)
     return default.recovered(replace(problem, plan=plan), *default.parts(problem))
 
 

@@ -161,7 +161,7 @@ def _kinds(model: nn.Module, positions: set[Position]) -> list[str]:
 
 def _verdict(model: nn.Module, anatomy: Anatomy, group: Group, unit: int, example: torch.Tensor) -> dict[str, str]:
     ranks = np.argsort(np.argsort(np.arange(group.width) == unit, kind="stable"))
-    plan = resolve(model, anatomy, {group.name: group.width - 1}, {group.name: ranks}, asked={"score": "random"})
+    plan = resolve(model, anatomy, {group.name: group.width - 1}, {group.name: ranks})
     student = cut(model, plan)
     try:
         ours = f"law 2 holds ({check_cut(anatomy, plan, model, student)['error']:.0e})"

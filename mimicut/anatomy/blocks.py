@@ -19,7 +19,7 @@ from mimicut.anatomy.graph import Anatomy, Block
 from mimicut.anatomy.tracing import Traced, as_example, operator, run_for_shapes, shape
 from mimicut.base.errors import InputError
 from mimicut.base.guard import evaluating, structural_copy
-from mimicut.surgery.cut import without
+from mimicut.surgery.cut import drop_modules
 from mimicut.surgery.stand_ins import THROUGH, ZERO
 
 # Behind the addition: applied twice they do what they do once.
@@ -93,7 +93,7 @@ def resolve_drop(teacher: nn.Module, example: Any, blocks: Iterable[Block], name
             continue
         if block is not None:
             raise InputError(f"dropping block {name!r}: {block.pinned}")
-        without(structural_copy(teacher), [(name, THROUGH)])  # says what is wrong with the name
+        drop_modules(structural_copy(teacher), [(name, THROUGH)])  # says what is wrong with the name
     return _outermost(gone)
 
 
@@ -329,7 +329,7 @@ def _runs(traced: Traced, blocks: Sequence[Block]) -> bool:
 
     def run(model: nn.Module, args: tuple, kwargs: dict) -> list[Any]:
         with torch.no_grad():
-            output = without(model, top)(*args, **kwargs)
+            output = drop_modules(model, top)(*args, **kwargs)
         return [tuple(t.shape) for t in torch.utils._pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]
 
     try:

@@ -16,8 +16,8 @@ from torch import nn
 from torch.fx import Node
 
 from mimicut.anatomy.graph import Anatomy
-from mimicut.anatomy.recurrent import RECURRENT
-from mimicut.anatomy.rules import argument
+from mimicut.anatomy.operators.recurrent import RECURRENT
+from mimicut.anatomy.operators.rules import argument
 from mimicut.anatomy.tracing import Traced, operator, shape, trace_graph
 from mimicut.base.guard import named_tensors
 

@@ -13,12 +13,12 @@ from torch.fx import Node
 from mimicut.anatomy.blocks import find_blocks, in_streams, resolve_drop
 from mimicut.anatomy.cost import macs
 from mimicut.anatomy.graph import Anatomy, read_anatomy
+from mimicut.anatomy.operators.rules import argument
 from mimicut.anatomy.probe import settle
-from mimicut.anatomy.rules import argument
 from mimicut.anatomy.tracing import Call, Traced, operator, run_for_shapes, shape, trace_graph
 from mimicut.base.errors import UnsupportedModel
 from mimicut.base.guard import structural_copy
-from mimicut.surgery.cut import without
+from mimicut.surgery.cut import drop_modules
 from mimicut.surgery.seam import Seam, SeamPoint, watching
 
 _WEIGHTED = {"conv1d", "conv2d", "conv3d", "linear", "convolution"} | {f"conv_transpose{d}d" for d in (1, 2, 3)}
@@ -95,7 +95,7 @@ def trace(
         blocks = find_blocks(before) if whole is None else whole.blocks
         gone = resolve_drop(teacher, example, blocks, drop)
         zeroed = frozenset(b.end for b in blocks if b.name in drop and b.pinned is None)
-        model = without(structural_copy(teacher), gone)
+        model = drop_modules(structural_copy(teacher), gone)
     traced = trace_graph(model, example, wanted)
     found, headless = (traced.marks, seam is not None and seam.headless) if wanted else _search(traced)
     nodes = list(found.values())

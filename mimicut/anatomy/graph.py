@@ -11,12 +11,13 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from mimicut.anatomy.channels import Axes, Channels, Ids, Size
 from mimicut.anatomy.operators import TABLE
-from mimicut.anatomy.rules import Given, unknown_operator
+from mimicut.anatomy.operators.rules import Given, Unforeseen, unknown_operator
 from mimicut.anatomy.torch_calls import Heard, hear
 from mimicut.anatomy.tracing import Traced, operator, shape
 from mimicut.surgery.seam import Seam
@@ -196,18 +197,24 @@ class _Reader:
 
     def walk(self) -> None:
         for node in self.traced.nodes:
-            rule = TABLE.get(operator(node))
-            if rule is None:
-                self._note_unread(node)
-                rule = unknown_operator
-            try:
-                self._axes[node] = rule(self, node)
-                _check_lengths(node, self._axes[node])
-            except (IndexError, TypeError, ValueError, AttributeError, KeyError):
-                # an overload whose arguments the rule does not foresee: the same as not being in the table
-                self._note_unread(node)
-                self._axes[node] = unknown_operator(self, node)
+            self._axes[node] = self._read(node)
         self._tie_held()
+
+    def _read(self, node: Node) -> Any:
+        """The axes of what `node` returns; they carry no channels where no rule foresees this."""
+        rule = TABLE.get(operator(node))
+        if rule is not None and _returns_tensors(node):
+            try:
+                axes = rule(self, node)
+                _check_lengths(node, axes)
+                return axes
+            except Unforeseen:
+                pass
+            except Exception as error:
+                error.add_note(f"reading operator {node.target} in {self.where(node)} by the rule {rule.__name__}")
+                raise
+        self._note_unread(node)
+        return unknown_operator(self, node)
 
     def _tie_held(self) -> None:
         """What one attribute counts in several places has one width there: it loses channels at the same positions."""
@@ -284,7 +291,8 @@ class _Reader:
             owner = owner if owner is not None or not calls else calls[-1].module
             name, _, index = attribute.partition(".")
             found = getattr(self._modules.get(owner), name, None)
-            found = found[int(index)] if index and isinstance(found, (tuple, list)) else found
+            if index and isinstance(found, (tuple, list)):
+                found = found[int(index)] if int(index) < len(found) else None
             if isinstance(found, int) and found == value:
                 at = int(index) if index else None
                 self.channels.sizes.append(Size(owner, name, at, value, ids, True, node, ids, ([value], 0)))
@@ -299,7 +307,7 @@ class _Reader:
             for p in sorted(places, key=lambda p: (p.module, p.attribute, p.index or 0))
             if (held := _counted(ids, p.value)) is not None
         ]
-        module = self._first[calls[-1].module] if calls else ""
+        module = self._first.get(calls[-1].module, calls[-1].module) if calls else ""
         self.channels.sizes += found or [Size(module, None, None, value, ids, False, node, ids, given)]
 
     @cached_property
@@ -316,13 +324,19 @@ def _counted(ids: Ids, count: int) -> Ids | None:
     return ids[np.sort(first)] if count == len(atoms) and len(set(times.tolist())) == 1 else None
 
 
+def _returns_tensors(node: Node) -> bool:
+    """Whether it returns tensors, not numbers that depend on their values."""
+    value = node.meta.get("val")
+    return any(isinstance(v, torch.Tensor) for v in (value if isinstance(value, (tuple, list)) else [value]))
+
+
 def _check_lengths(node: Node, axes: Any) -> None:
-    """Raises: ValueError where a rule's answer cannot be of this tensor."""
+    """Refuse a rule's answer that cannot be of this tensor: then the rule is wrong."""
     sizes = shape(node)
     if sizes is not None and (
         len(axes) != len(sizes) or any(i is not None and len(i) != s for i, s in zip(axes, sizes, strict=True))
     ):
-        raise ValueError(f"{operator(node)}: channels do not fit the shape {sizes}")
+        raise AssertionError(f"the rule's channels do not fit the shape {sizes}")
 
 
 def read_anatomy(traced: Traced, seam: Seam, seam_nodes: list[Node]) -> Anatomy:

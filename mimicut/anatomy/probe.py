@@ -24,7 +24,7 @@ from mimicut.base.errors import MimicutError, PlanError, one_line
 from mimicut.base.guard import caches_kept, full_copy
 from mimicut.surgery.cut import cut
 from mimicut.surgery.plan import Plan, describe
-from mimicut.surgery.stand_ins import Number, can_tell, mapped, numbers_in
+from mimicut.surgery.stand_ins import Number, can_correct_calls, map_numbers, numbers_in
 
 Keep = dict[str, list[int]]  # group -> units that stay
 _Told = dict[tuple[str, str, int, int], tuple[Number, Number]]  # module, function, index, place -> given, right
@@ -148,12 +148,12 @@ class _Trial:
             right = self._right(place, given, keep)
             _note(call, given, right, found, seen)
             if right != given:
-                if not can_tell(modules[call.module]):
+                if not can_correct_calls(modules[call.module]):
                     raise _Differs(
                         f"a number in code that belongs to no class depends on a width {_where_called(call)}"
                     )
                 new = iter(right)
-                args, kwargs = mapped((args, kwargs), lambda _: next(new))
+                args, kwargs = map_numbers((args, kwargs), lambda _: next(new))
             result = func(*args, **kwargs)
             self._require_shapes(place, result, keep)
             return result

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from mimicut.anatomy.tracing import Traced, run_for_shapes
 from mimicut.base.guard import full_copy
-from mimicut.surgery.stand_ins import Number, name_of, numbers_in
+from mimicut.surgery.stand_ins import Number, function_name, numbers_in
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class _Listening(TorchFunctionMode):
         self._at, self.frames, self._total = at, [], Counter()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, kwargs = name_of(func), kwargs or {}
+        name, kwargs = function_name(func), kwargs or {}
         if name == _READING or not self.frames:
             return func(*args, **kwargs)
         self._total[func] += 1

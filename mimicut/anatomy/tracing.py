@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from mimicut.base.errors import InputError, UnsupportedModel
 from mimicut.base.guard import caches_kept, empty_copy, full_copy, named_tensors, remembers, structural_copy
 from mimicut.surgery.seam import SeamPoint, marking, tensors
-from mimicut.surgery.stand_ins import replace_own
+from mimicut.surgery.stand_ins import replace_multihead_attention
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -136,8 +136,8 @@ def trace_graph(model: nn.Module, example: Any, points: Sequence[SeamPoint] = ()
         with torch.no_grad(), caches_kept(model), suppress(Exception):  # what is wrong, torch.export tells
             full_copy(model).eval()(*_own(args), **_own(kwargs))
     clone, kept = structural_copy(model).eval(), structural_copy(model).eval()
-    replace_own(clone)
-    replace_own(kept)
+    replace_multihead_attention(clone)
+    replace_multihead_attention(kept)
     if isinstance(clone, torch.fx.GraphModule):  # of which torch.export would read the graph, and call no hooks
         clone.__class__ = type(type(clone).__name__, (nn.Module,), {"forward": type(clone).forward})
     with caches_kept(model), marking(clone, points) as marked, _flat(clone) as parts:

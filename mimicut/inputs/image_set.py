@@ -29,7 +29,7 @@ from mimicut.base import memory
 from mimicut.base.errors import InputError
 from mimicut.inputs.augment import VIEWS
 from mimicut.inputs.decode import Decoded, Reader
-from mimicut.inputs.preprocessing import Preprocessing, handed
+from mimicut.inputs.preprocessing import Preprocessing, model_inputs
 from mimicut.inputs.sources import from_array, from_items, from_path
 
 FEW = 10  # Below this many images the set says how little they can prove.
@@ -150,8 +150,8 @@ def thumbnail(images: ImageSet, index: int, side: int = 96) -> str | None:
 
 
 @dataclass(frozen=True)
-class Called:
-    """Images as a network takes them that wants more than images: see `preprocessing.handed`."""
+class ImagesWithCall:
+    """Images as a network takes them that wants more than images: see `preprocessing.model_inputs`."""
 
     images: ImageSet
     call: Mapping[str, Any]
@@ -164,14 +164,14 @@ class Called:
         return self.images.hashes
 
     def view(self, indices: list[int], views: str, generator: torch.Generator) -> tuple[tuple, dict]:
-        return handed(self.images.view(indices, views, generator), self.call)
+        return model_inputs(self.images.view(indices, views, generator), self.call)
 
     def batch(self, indices: list[int]) -> tuple[tuple, dict]:
-        return handed(self.images.batch(indices), self.call)
+        return model_inputs(self.images.batch(indices), self.call)
 
 
-def bind_call(images: ImageSet, call: Mapping[str, Any] | None) -> ImageSet | Called:
-    return images if call is None else Called(images, call)
+def bind_call(images: ImageSet, call: Mapping[str, Any] | None) -> ImageSet | ImagesWithCall:
+    return images if call is None else ImagesWithCall(images, call)
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,12 @@
 """A trained network as a teacher: in eval mode, on the CPU, in float32, with the preprocessing its weights expect.
 
-`builders` builds what a name stands for, `weights` reads files of weights; what a user says is applied and the model is
-checked here. Results that are to be teachers are loaded by `results.teachers`. Nothing here knows of pruning.
+`builders` builds what a name stands for, `weights` reads files of weights, `model_checks` checks the model. Results
+that are to be teachers are loaded by `results.teachers`. Nothing here knows of pruning.
 """
 
 import difflib
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,24 +16,36 @@ from torch import nn
 
 from mimicut.base.errors import InputError, UnsupportedModel
 from mimicut.base.guard import full_copy, named_tensors, seeded
-from mimicut.inputs.builders import OWN_PREPROCESSING, build_model, call_builder, detector_preprocessing, per_channel
-from mimicut.inputs.preprocessing import Preprocessing, handed
+from mimicut.inputs.builders import build_model, parse_spec, require_spec
+from mimicut.inputs.built_model import OWN_PREPROCESSING
+from mimicut.inputs.model_checks import checked_model, refuse_damaged
+from mimicut.inputs.own_models import call_builder
+from mimicut.inputs.preprocessing import Preprocessing, PreprocessingChanges, model_inputs
+from mimicut.inputs.torchvision_models import detector_preprocessing
 from mimicut.inputs.weights import load_weights
 
 SMALL_SIDE = 128  # Below it random resized crops hurt (measured at 32 pixels); the place of the line is an assumption.
-_FORMS = "timm:NAME, torchvision:NAME, hf:FOLDER, FILE.py:FUNCTION, PACKAGE.MODULE:FUNCTION, demo:NAME"
 Build = str | Callable[[], nn.Module] | None
+"""What builds the architecture of a teacher that is the user's own: "FILE.py:FUNCTION", or the function itself."""
 
 
 @dataclass
 class Teacher:
-    """spec: as it was named. model: eval mode, CPU, float32. preprocessing: what it expects. views: a key of VIEWS.
+    """A network to be compressed, with all that is known about it.
 
-    options: what besides `spec` builds the same architecture (JSON). notes: sentences a person should see.
-    part: where `model` is in `whole`, when only that part is compressed; else "" and None.
-    call: how it takes images, if with more beside them (`preprocessing.handed`). result: of a teacher that is a result,
-    what builds it again without its folder (`store.as_teacher`). build_teacher: the code that this takes, if any.
-    classes: what its outputs mean, in words, where its library says so; else empty.
+    Attributes:
+        spec: The name by which it was given; "module" for a module in hand.
+        model: The network that is compressed, in eval mode, on the CPU, in float32.
+        preprocessing: How its images are to be prepared.
+        views: A key of `VIEWS`: the random variants that its task allows.
+        options: What besides `spec` builds the same architecture; plain data for JSON.
+        notes: Sentences that a person should see.
+        part: The name of `model` inside `whole`, where only that part is compressed; else "".
+        whole: The whole network, where only a part is compressed; else None.
+        call: How the network takes its images, where it takes more than images (`preprocessing.model_inputs`).
+        result: For a teacher that is itself a result: what builds it again without its folder (`loading.as_teacher`).
+        build_teacher: The code that builds such a result's first teacher, where it is the user's own.
+        classes: The name of each class, where its library gives them; else empty.
     """
 
     spec: str
@@ -51,17 +62,19 @@ class Teacher:
     classes: tuple[str, ...] = ()
 
     def example(self) -> Any:
-        """Two blank images as it takes them: a tensor, or (args, kwargs)."""
-        return handed(torch.zeros(2, *self.preprocessing.input_size), self.call)
+        """Two blank images as the network takes them: a tensor (2, C, H, W), or (args, kwargs)."""
+        return model_inputs(torch.zeros(2, *self.preprocessing.input_size), self.call)
 
     def architecture(self) -> Build:
-        """What `store.load` needs to load a result of this teacher here: a copy of it, or of a teacher that is itself
-        a result, what its code is named by."""
-        lead = self.model if self.whole is None else self.whole
-        return (lambda **_: full_copy(lead)) if self.result is None else self.build_teacher
+        """What `mimicut.load` needs as build_teacher to load a result of this teacher in this process.
+
+        It is a function that copies the network; for a teacher that is itself a result, the code that this one needed.
+        """
+        network = self.model if self.whole is None else self.whole
+        return (lambda **_: full_copy(network)) if self.result is None else self.build_teacher
 
     def completed(self, model: nn.Module) -> nn.Module:
-        """`model` in its place in a copy of the whole; `model` itself where there is no other whole."""
+        """`model` in its place in a copy of the whole network; `model` itself where the teacher is not a part."""
         return model if self.whole is None else put_part(full_copy(self.whole), self.part, model)
 
     def to_json(self) -> dict[str, Any]:
@@ -76,39 +89,61 @@ class Teacher:
         }
 
 
-def named_teacher(
-    spec: str,
-    *,
-    weights: str | Path | None = None,
-    pretrained: bool = True,
-    num_classes: int | None = None,
-    in_chans: int | None = None,
-    input_size: Sequence[int] | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    resize: int | str | None = None,
-    interpolation: str | None = None,
-    views: str | None = None,
-    model_kwargs: Mapping[str, Any] | None = None,
-    part: str = "",
-) -> Teacher:
-    """The teacher that a library or code builds under this name; arguments as `results.teachers.load_teacher`."""
-    family, name = _parse(spec)
-    if family in ("timm", "torchvision") and input_size and input_size[0] != 3:
-        in_chans = in_chans or input_size[0]
-    options = _options(spec, num_classes, in_chans, model_kwargs)
+@dataclass(frozen=True, kw_only=True)
+class TeacherOptions:
+    """What a user says about a teacher besides its name.
+
+    Attributes:
+        weights: A file of tensors, or a result that was made from this teacher; instead of the library's own weights.
+        pretrained: Whether the library's own weights are loaded; False gives random ones, the same every time.
+        num_classes: Number of classes that the model is built with.
+        in_chans: Number of input channels that the model is built with.
+        model_kwargs: Further options of its builder; plain data.
+        preprocessing: Changes to the preprocessing that its weights expect.
+        views: A key of `VIEWS`, instead of the one for its task.
+        part: The name of the submodule to compress; "" for the whole.
+        build_teacher: What builds the first teacher of a result, where that is the user's own code.
+    """
+
+    weights: str | Path | None = None
+    pretrained: bool = True
+    num_classes: int | None = None
+    in_chans: int | None = None
+    model_kwargs: Mapping[str, Any] | None = None
+    preprocessing: PreprocessingChanges = field(default_factory=PreprocessingChanges)
+    views: str | None = None
+    part: str = ""
+    build_teacher: Build = None
+
+
+def named_teacher(spec: str, given: TeacherOptions) -> Teacher:
+    """The teacher that a library or the user's code builds under this name.
+
+    Args:
+        spec: A name in one of the forms of `builders.parse_spec`.
+        given: What the user says about it; build_teacher is not used.
+
+    Raises:
+        InputError: The name, an option or the weights cannot be used.
+        UnsupportedModel: The model itself is the reason.
+    """
+    family, _ = require_spec(spec)
+    in_chans, size = given.in_chans, given.preprocessing.input_size
+    if family in ("timm", "torchvision") and size and size[0] != 3:
+        in_chans = in_chans or size[0]
+    options = _builder_options(spec, given.num_classes, in_chans, given.model_kwargs)
     notes: list[str] = []
     with seeded(0):
-        built = build_model(spec, family, name, options, pretrained and weights is None)
+        built = build_model(spec, options, given.pretrained and given.weights is None)
     notes += built.notes
-    preprocessing = overridden(built.preprocessing, in_chans, input_size, mean, std, resize, interpolation, notes)
+    preprocessing = given.preprocessing.apply(built.preprocessing, in_chans, notes)
     model = checked_model(built.model, spec, notes)
-    if weights is not None:
-        load_weights(model, Path(weights), spec, notes)
-    elif family != "own" and not pretrained:
-        notes.append("random weights (no pretrained ones): the shapes are right, what it says is not")
-    found = make_teacher(spec, model, preprocessing, views or built.views, options | built.options, notes, part)
-    return replace(found, classes=built.classes)
+    if given.weights is not None:
+        load_weights(model, Path(given.weights), spec, notes)
+    elif family != "own" and not given.pretrained:
+        notes.append("random weights (no pretrained ones): the shapes are right, its answers mean nothing")
+    views, options = given.views or built.views, options | built.options
+    return replace(make_teacher(spec, model, preprocessing, views, options, notes, given.part), classes=built.classes)
 
 
 def own_teacher(
@@ -116,8 +151,18 @@ def own_teacher(
 ) -> Teacher:
     """A module in hand as a teacher: a copy in eval mode, float32, on the CPU; the caller's module stays as it is.
 
-    Its spec is "module": whoever loads a result must name a builder. part: the submodule to compress, if not the whole.
-    Raises UnsupportedModel as `load_teacher` does.
+    Its spec is "module": whoever loads a result must name a builder.
+
+    Args:
+        model: The trained network.
+        preprocessing: How its images are to be prepared. By default what a torchvision detector does itself, else
+            3x224x224, images resized straight to it, with ImageNet's mean and standard deviation.
+        views: A key of `VIEWS`; by default random resized crops from SMALL_SIDE pixels on, small shifts below.
+        part: The name of the submodule to compress; "" for the whole.
+
+    Raises:
+        InputError: `model` is no nn.Module, or has no such part.
+        UnsupportedModel: The model itself is the reason.
     """
     notes: list[str] = []
     copied = checked_model(full_copy(model) if isinstance(model, nn.Module) else model, "module", notes)
@@ -134,7 +179,14 @@ def make_teacher(
     notes: list[str],
     part: str,
 ) -> Teacher:
-    _refuse_broken(whole, spec)
+    """A teacher of a checked model: the whole of it, or the submodule `part`. views: None chooses by the image size.
+
+    Raises:
+        InputError: There is no such part.
+        UnsupportedModel: The weights are damaged, the part shares a tensor with the rest, or the model is a detector
+            and no part is named.
+    """
+    refuse_damaged(whole, spec)
     views = views or ("imagenet" if min(preprocessing.input_size[1:]) >= SMALL_SIDE else "pad_crop")
     if part:
         model = part_of(whole, part)
@@ -157,7 +209,11 @@ def make_teacher(
 
 
 def part_of(whole: nn.Module, part: str) -> nn.Module:
-    """The submodule `part` of `whole`; `whole` itself where it is "". InputError names what there is instead."""
+    """The submodule of `whole` with the name `part`; `whole` itself where that is "".
+
+    Raises:
+        InputError: There is no such submodule; the message names the nearest ones.
+    """
     modules = dict(whole.named_modules())
     if part not in modules:
         near = difflib.get_close_matches(part, modules, 3) or [name for name, _ in whole.named_children()][:8]
@@ -168,7 +224,7 @@ def part_of(whole: nn.Module, part: str) -> nn.Module:
 
 
 def put_part(whole: nn.Module, part: str, model: nn.Module) -> nn.Module:
-    """`whole`, changed in place, with `model` as its submodule `part`; `model` where that is ""."""
+    """Put `model` into `whole`, in place, as its submodule `part`, and return `whole`; `model` where `part` is ""."""
     if part:
         whole.set_submodule(part, model)
     return whole if part else model
@@ -177,23 +233,28 @@ def put_part(whole: nn.Module, part: str, model: nn.Module) -> nn.Module:
 def build_architecture(
     record: Mapping[str, Any], build_teacher: str | Callable[[], nn.Module] | None = None
 ) -> nn.Module:
-    """The architecture of a `Teacher.to_json()`, eval mode, without trained weights and without the network.
+    """Build the architecture of a teacher again, in eval mode, without trained weights and without network access.
 
-    build_teacher: "file.py:build", "package.module:build" or a function; required when the record names such a teacher,
-    because code that a folder names is never run; without one InputError is raised.
+    Args:
+        record: As `Teacher.to_json` gives it.
+        build_teacher: "FILE.py:FUNCTION", "PACKAGE.MODULE:FUNCTION" or the function itself. Required where the record
+            names such a teacher, because code that a folder names is never run.
+
+    Raises:
+        InputError: build_teacher is required and missing, or the model cannot be built.
     """
     spec, options = str(record.get("spec")), dict(record.get("options") or {})
     if callable(build_teacher):
         with seeded(0):
             built = call_builder(build_teacher, "the given builder", options)
         return checked_model(built.model, "the given builder", [])
-    given = build_teacher or spec
-    if isinstance(build_teacher, str) and form_of(build_teacher) is None and Path(build_teacher).is_dir():
+    source = build_teacher or spec
+    if isinstance(build_teacher, str) and parse_spec(build_teacher) is None and Path(build_teacher).is_dir():
         raise InputError(
-            f"rebuilding the teacher: found the folder {given}, expected what builds the network that was compressed "
+            f"rebuilding the teacher: found the folder {source}, expected what builds the network that was compressed "
             "first: the plans of all results between it and this one are in this one"
         )
-    family, name = _parse(given) if given != "module" else ("own", "")
+    family = "own" if source == "module" else require_spec(source)[0]
     if family == "own" and build_teacher is None:
         raise InputError(
             f"rebuilding the teacher: the folder names {spec!r}, the maker's own code, never run from a folder; "
@@ -201,14 +262,14 @@ def build_architecture(
             "the teacher, FILE.py:FUNCTION with --weights FOLDER, or load_teacher(folder, build_teacher=...)"
         )
     with seeded(0):
-        built = build_model(given, family, name, options, pretrained=False)
-    return checked_model(built.model, given, [])
+        built = build_model(source, options, pretrained=False)
+    return checked_model(built.model, source, [])
 
 
-def _options(
+def _builder_options(
     spec: str, num_classes: int | None, in_chans: int | None, model_kwargs: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Only what was asked for, checked to survive JSON."""
+    """The options that were given, checked to survive JSON."""
     options: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans}
     for name, value in options.items():
         headless = name == "num_classes" and value == 0 and spec.startswith("timm:")
@@ -223,103 +284,3 @@ def _options(
         raise InputError(
             f"loading {spec}: model_kwargs {model_kwargs!r} are not plain JSON values ({error})"
         ) from error
-
-
-def form_of(spec: str) -> tuple[str, str] | None:
-    """("timm" | "torchvision" | "hf" | "demo" | "own", what follows); None of anything else."""
-    family, colon, name = spec.partition(":")
-    if family in ("timm", "torchvision", "hf", "demo") and name:
-        return family, name
-    return ("own", spec) if ".py:" in spec or (colon and re.fullmatch(r"[\w.]+:\w+", spec)) else None
-
-
-def _parse(spec: str) -> tuple[str, str]:
-    """As `form_of`. Raises InputError where there is none."""
-    found = form_of(spec)
-    if found is not None:
-        return found
-    hint = f"; did you mean timm:{spec} or torchvision:{spec}?" if re.fullmatch(r"[\w.]+", spec) else ""
-    hint = f"; name the function in it, {spec}:build" if spec.endswith(".py") else hint
-    raise InputError(f"loading a teacher: found {spec!r}, expected {_FORMS}, or the folder of a result{hint}")
-
-
-def overridden(
-    base: Preprocessing,
-    in_chans: int | None,
-    input_size: Sequence[int] | None,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    resize: int | str | None,
-    interpolation: str | None,
-    notes: list[str],
-) -> Preprocessing:
-    """`base` with what the user said. Another size keeps the crop's share; other channels get the average mean, std."""
-    size = (in_chans or base.input_size[0], *base.input_size[1:]) if input_size is None else tuple(input_size)
-    if in_chans and size and size[0] != in_chans:
-        raise InputError(
-            f"loading a teacher: found in_chans {in_chans} and input_size {size}, expected the same channels"
-        )
-    changes: dict[str, Any] = {"input_size": size, "interpolation": interpolation or base.interpolation}
-    changes["resize"] = None if resize == "exact" else resize or base.resize
-    whole = len(size) == 3 and all(type(n) is int and n > 0 for n in size)
-    if whole and resize is None and base.resize and size[1:] != base.input_size[1:]:
-        changes["resize"] = size[1] * base.resize // base.input_size[1] if size[1] == size[2] else None
-    for key, said in (("mean", mean), ("std", std)):
-        changes[key] = getattr(base, key) if said is None else said
-        if said is None and whole and size[0] != base.input_size[0]:
-            changes[key] = per_channel(changes[key], size[0])
-            notes.append(
-                f"{key}: the average of the usual ones, {changes[key][0]:.3g} for each of {size[0]} channel(s)"
-            )
-    return replace(base, **changes)
-
-
-def checked_model(model: Any, spec: str, notes: list[str]) -> nn.Module:
-    """`model` itself, unwrapped, in eval mode, on the CPU, in float32; refused where that is impossible."""
-    for wrapper, inner in ((nn.DataParallel, "module"), (nn.parallel.DistributedDataParallel, "module")):
-        if isinstance(model, wrapper):
-            model = getattr(model, inner)
-            notes.append(f"taken out of its {wrapper.__name__} wrapper")
-    if isinstance(getattr(model, "_orig_mod", None), nn.Module):
-        model = model._orig_mod
-        notes.append("taken out of its torch.compile wrapper")
-    if not isinstance(model, nn.Module):
-        raise InputError(f"loading the teacher {spec}: found a {type(model).__name__}, expected an nn.Module")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise UnsupportedModel(
-            f"loading the teacher {spec}: found a TorchScript module, which cannot be cut; give the Python module"
-        )
-    tensors = named_tensors(model)
-    for name, tensor in tensors.items():
-        if nn.parameter.is_lazy(tensor):
-            raise UnsupportedModel(
-                f"loading the teacher {spec}: {name} has no shape yet; run one forward pass in the builder"
-            )
-        if tensor.is_meta:
-            raise UnsupportedModel(
-                f"loading the teacher {spec}: {name} is on the meta device, without data; build it on the CPU"
-            )
-    if not any(isinstance(t, nn.Parameter) for t in tensors.values()):
-        raise UnsupportedModel(
-            f"loading the teacher {spec}: {type(model).__name__} has no parameters, nothing to compress"
-        )
-    other = sorted({str(t.dtype) for t in tensors.values() if t.is_floating_point() and t.dtype != torch.float32})
-    if other:
-        notes.append(f"converted from {', '.join(other)} to float32")
-    return model.to(device="cpu", dtype=torch.float32).eval()
-
-
-def _refuse_broken(model: nn.Module, spec: str) -> None:
-    learnt = dict(model.named_parameters())
-    for name, tensor in named_tensors(model).items():
-        if not tensor.is_floating_point():
-            continue
-        # A buffer may hold infinities by intent (masks, limits of a clamp), but no statistics do.
-        finite = name in learnt or name.rpartition(".")[2].startswith("running_")
-        broken = ~torch.isfinite(tensor) if finite else tensor.isnan()
-        if bool(broken.any()):
-            bad = int(broken.sum())
-            raise UnsupportedModel(
-                f"loading the teacher {spec}: {name} holds {bad} NaN or infinite values, expected none; "
-                "the weights are damaged, take another copy"
-            )

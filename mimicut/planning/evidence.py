@@ -24,18 +24,17 @@ from mimicut.base.memory import trim
 from mimicut.planning.elimination import Reader, eliminate
 from mimicut.planning.scores import Evidence
 from mimicut.recovery.batches import Batch, Source, copied
-from mimicut.recovery.closed_form import (
-    MEMORY_BYTES,
-    MOST_INPUTS,
-    affordable,
-    made_batches,
-    seconds_of,
-    seen_through,
-    view_seconds,
-    views_for,
-)
-from mimicut.recovery.layers import channels_last, columns, geometry, layers
+from mimicut.recovery.closed_form import watchable_copy
+from mimicut.recovery.folds import iterate_batches
+from mimicut.recovery.layers import MOST_INPUTS, channels_last, columns, geometry, layers
 from mimicut.recovery.lockstep import Seen, Watch, ids_of
+from mimicut.recovery.view_budget import (
+    MEMORY_BYTES,
+    affordable_views,
+    matrix_seconds,
+    measure_view_seconds,
+    views_within,
+)
 from mimicut.surgery.seam import Capture, capturing
 
 # Inputs x kernel up to which a layer's inputs are told apart by their place in the kernel; above it one repair serves
@@ -78,21 +77,21 @@ def channel_evidence(
     names = list(dict.fromkeys(name for members in reads.values() for name, _ in members))
     if not names:
         return Evidence({}, {})
-    lead = seen_through(teacher)
+    lead = watchable_copy(teacher)
     tensors = guard.named_tensors(lead)
-    views_made = max(1, affordable(anatomy) // 2)
+    views_made = max(1, affordable_views(anatomy) // 2)
     if on_expected or max_seconds is not None:
-        a_view = view_seconds(teacher, few, views)
+        a_view = measure_view_seconds(teacher, few, views)
         cubes = sum(_size(tensors[name]) ** 3 for name in names)
-        expected = 2 * views_made * a_view + seconds_of(cubes, anatomy, a_view) + _A_LAYER * len(names)
+        expected = 2 * views_made * a_view + matrix_seconds(cubes, anatomy, a_view) + _A_LAYER * len(names)
         if max_seconds is not None:
-            expected, views_made = min(expected, max_seconds), min(views_made, views_for(max_seconds, a_view))
+            expected, views_made = min(expected, max_seconds), min(views_made, views_within(max_seconds, a_view))
         if on_expected:
             on_expected(expected)
         if not views_made:
             return Evidence({}, {})
     size = _part_size(anatomy, tensors, names, MEMORY_BYTES if max_memory is None else max_memory)
-    made = made_batches(few, lead, views, mixing, seed, views_made)
+    made = iterate_batches(few, lead, views, mixing, seed, views_made)
     parts = (part for batch, _ in made for part in _parts(batch, size))
     total, done = -(-views_made // size) + len(reads), 0
 

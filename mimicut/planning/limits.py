@@ -5,11 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from torch import nn
 
-from mimicut.anatomy.cost import Term, terms
+from mimicut.anatomy.cost import Term, count_teacher, terms
 from mimicut.anatomy.graph import Anatomy
 from mimicut.anatomy.tracing import shape
 from mimicut.base.guard import named_tensors
+from mimicut.surgery.budget import Budget
 
 
 @dataclass(frozen=True)
@@ -117,3 +119,33 @@ class Limits:
 def relief(before: Sequence[float], after: Sequence[float]) -> float:
     """How much of the limits that are exceeded `before` a step to `after` gives back."""
     return sum(b - a for b, a in zip(before, after, strict=True) if b > 1)
+
+
+@dataclass(frozen=True)
+class TimeLimit:
+    """Milliseconds that a student may take, as `pace` predicts them."""
+
+    pace: Pace
+    ms: float
+
+
+def limits_of(
+    teacher: nn.Module,
+    anatomy: Anatomy,
+    ranks: Mapping[str, np.ndarray],
+    budget: Budget,
+    time_limit: TimeLimit | None = None,
+) -> Limits:
+    """What is allowed, as functions of the widths of the groups in `ranks`; all others are whole."""
+    found = Limits()
+    if budget.keep is not None:
+        whole = count_teacher(teacher, anatomy).macs
+        found.parts.append(("MACs", macs_of(anatomy, ranks), budget.keep * whole))
+    if budget.params is not None:
+        most = budget.params * (sum(p.numel() for p in teacher.parameters()) if budget.params <= 1 else 1)
+        found.parts.append(("parameters", size_of(anatomy, ranks, in_bytes=False), most))
+    if budget.size_mb is not None:
+        found.parts.append(("bytes", size_of(anatomy, ranks, in_bytes=True), budget.size_mb * 1e6))
+    if time_limit is not None:
+        found.parts.append(("milliseconds", time_of(anatomy, ranks, time_limit.pace), time_limit.ms))
+    return found

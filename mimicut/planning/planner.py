@@ -1,10 +1,10 @@
-"""What to keep under a budget: from an anatomy to a plan."""
+"""From an anatomy to a plan under a budget."""
 
 import fnmatch
-import heapq
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Unpack
 
 import numpy as np
 from torch import nn
@@ -15,85 +15,114 @@ from mimicut.anatomy.probe import call_edits
 from mimicut.anatomy.selection import needed, selections
 from mimicut.base.errors import OutOfReach, PlanError
 from mimicut.base.guard import named_tensors
-from mimicut.planning.limits import Limits, Pace, macs_of, relief, size_of, time_of
-from mimicut.planning.scores import RECONSTRUCTION, SCORES, Evidence
+from mimicut.planning.limits import Limits, TimeLimit, limits_of, macs_of
+from mimicut.planning.scores import SCORES, Evidence
+from mimicut.planning.widths import rounded, uniform_widths, widths_by_evidence
+from mimicut.surgery.budget import Budget, BudgetOptions
 from mimicut.surgery.plan import Plan, check_teacher, describe
-
-SCHEMES = ("auto", "mid", "all")
-# With evidence: no group is cut to less than this share of the width that all would have alike, so that a choice made
-# on few images cannot ruin a group. Source: measured (docs/LOG.md).
-LEAST_OF_UNIFORM = 0.35
-STEPS = 32  # in which a group gives up its width. Source: assumption, for time.
+from mimicut.surgery.plan_format import EVIDENCE
 
 
 def make_plan(
     teacher: nn.Module,
     anatomy: Anatomy,
+    budget: Budget | None = None,
     *,
-    keep: float | None = None,
-    keep_width: float | None = None,
-    params: float | None = None,
-    size_mb: float | None = None,
-    pace: Pace | None = None,
-    ms: float | None = None,
-    scheme: str = "auto",
-    spare_ends: bool = False,
-    pin: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    min_channels: int = 1,
-    divisor: int = 1,
-    score: str = "l1",
-    seed: int = 0,
     evidence: Evidence | None = None,
     source: dict[str, Any] | None = None,
+    **options: Unpack[BudgetOptions],
 ) -> Plan:
     """The plan that keeps most of `teacher` within the budget.
 
-    keep: share of the teacher's MACs, 0 < keep <= 1; params: share of its parameters up to 1, or else how many there
-    may be; size_mb: megabytes (10**6 bytes) of all its tensors; ms: milliseconds as `pace` predicts them. Of several
-    every one is met. The same share of every group's channels is kept, and what the budget then still allows is given
-    back unit by unit; with `evidence` each group gives what costs the seam least for what it saves, but no group is cut
-    to less than LEAST_OF_UNIFORM of that same share. keep_width: share of each group's channels instead; of C channels
-    ceil(C * keep_width) stay.
-    scheme: "mid" cuts channels inside residual blocks and leaves residual widths alone (MiR's); "all" cuts every group
-    that does not reach the seam; "auto" is "mid" where that reaches the budget, else "all". spare_ends: with "mid",
-    leave the first and last block of each stage whole. pin: patterns of modules whose outputs keep all channels.
-    exclude: patterns of modules that must not change at all. min_channels, divisor: no group is cut below, and widths
-    are rounded up to a multiple of. score: a name in `score.SCORES`. evidence: from `reconstruction`, instead of a
-    score; groups that it does not tell of take the score. source: how to build the teacher, for `load`.
-    Raises: PlanError for impossible values and patterns that match nothing; of it OutOfReach for budgets that cannot be
-    met, naming the nearest.
+    The same share of every group's channels is kept, and what the budget then still allows is given back unit by unit;
+    with evidence each group gives up what costs the seam least for what it saves, but no group is cut to less than
+    LEAST_OF_UNIFORM of that same share.
+
+    Args:
+        teacher: the network that was traced.
+        anatomy: of the teacher, traced without the blocks that are dropped.
+        budget: what is asked for; or its fields as keyword arguments: `make_plan(model, anatomy, keep=0.5)`.
+        evidence: from `channel_evidence`, instead of a score; groups that it knows nothing of are ranked by the score.
+        source: how to build the teacher, for `load`.
+
+    Raises: PlanError for impossible values, patterns that match nothing, and a latency or depth, which needs images
+        (`plan_mixture`); OutOfReach, one of them, for budgets that cannot be met, naming the nearest.
     """
-    asked = {
-        "keep": keep, "keep_width": keep_width, "scheme": scheme, "spare_ends": spare_ends, "pin": list(pin),
-        "exclude": list(exclude), "min_channels": min_channels, "divisor": divisor, "score": score, "seed": seed,
-        "params": params, "size_mb": size_mb, "ms": ms,
-    }  # fmt: skip
-    _check_asked(asked, anatomy)
-    ranks = _ranks(teacher, anatomy, score, seed, evidence)
-    if evidence is not None:
-        asked["score"] = RECONSTRUCTION
+    if budget is not None and options:
+        raise PlanError(f"making a plan: {', '.join(options)} given beside a Budget, which holds them itself")
+    if budget is None:
+        given: BudgetOptions = {**options}
+        if anatomy.dropped and not given.get("drop"):
+            given["drop"] = list(anatomy.dropped)
+        budget = Budget.of(**given)
+    if budget.searches:
+        raise PlanError("making a plan: a latency or depth needs images and measurements; use plan_mixture or compress")
+    if budget.drop and not anatomy.dropped:
+        raise PlanError(
+            f"making a plan: drop names {budget.drop[0]!r}, but the anatomy was traced with it; trace(..., "
+            "drop=[...]) leaves blocks out"
+        )
+    return plan_widths(teacher, anatomy, budget, evidence=evidence, source=source)
+
+
+def plan_widths(
+    teacher: nn.Module,
+    anatomy: Anatomy,
+    budget: Budget,
+    *,
+    evidence: Evidence | None = None,
+    source: dict[str, Any] | None = None,
+    time_limit: TimeLimit | None = None,
+) -> Plan:
+    """As `make_plan`, whatever else the budget asks for. time_limit: milliseconds of a forward pass, as predicted."""
+    score = budget.score or "l1"
+    ranks = _ranks(teacher, anatomy, score, budget.seed, evidence)
     least = {g.name: len(needed(anatomy, g, ranks[g.name])) for g in anatomy.groups.values() if g.pinned is None}
+    parts = _Parts(teacher, anatomy, ranks, least, time_limit)
     notes: list[str] = []
-    if scheme == "auto":
-        asked["scheme"], notes = _choose_scheme(teacher, anatomy, asked, ranks, least, pace)
-    eligible = _eligible(anatomy, asked)
-    whole = _limits(teacher, anatomy, {}, asked, pace)
-    free = whole.load({}) <= 1 and keep_width in (None, 1)
+    resolved = budget
+    if budget.scheme == "auto":
+        scheme, notes = _choose_scheme(parts, budget)
+        resolved = replace(budget, scheme=scheme)
+    widths = _widths(parts, resolved, evidence)
+    return resolve(
+        teacher, anatomy, widths, ranks, budget=budget, scheme=resolved.scheme,
+        score=score if evidence is None else EVIDENCE, source=source, notes=notes,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What the steps of planning share. ranks: group -> place of each unit. least: group -> units that must stay."""
+
+    teacher: nn.Module
+    anatomy: Anatomy
+    ranks: dict[str, np.ndarray]
+    least: dict[str, int]
+    time_limit: TimeLimit | None
+
+    def limits(self, groups: Sequence[Group], budget: Budget) -> Limits:
+        ranks = {g.name: self.ranks[g.name] for g in groups}
+        return limits_of(self.teacher, self.anatomy, ranks, budget, self.time_limit)
+
+    def floors(self, groups: Sequence[Group], budget: Budget) -> dict[str, int]:
+        return {g.name: rounded(g, self.least[g.name], budget) for g in groups}
+
+
+def _widths(parts: _Parts, budget: Budget, evidence: Evidence | None) -> dict[str, int]:
+    eligible = _eligible(parts.anatomy, budget)
+    free = parts.limits([], budget).load({}) <= 1 and budget.keep_width in (None, 1)
     if not eligible and not free:
-        raise OutOfReach(_nothing_to_cut(anatomy, asked))
-    floors = {g.name: _round(g, least[g.name], asked) for g in eligible}
-    widths = {g.name: g.width for g in eligible}
-    if keep_width is not None:
-        widths = {
-            g.name: max(floors[g.name], _round(g, math.ceil(g.width * keep_width - 1e-9), asked)) for g in eligible
-        }
-    elif not free:
-        limits = _limits(teacher, anatomy, {g.name: ranks[g.name] for g in eligible}, asked, pace)
-        widths = _fit(eligible, floors, limits, asked)
-        if evidence is not None:
-            widths = _by_evidence(eligible, floors, widths, limits, asked, evidence)
-    return resolve(teacher, anatomy, widths, ranks, asked=asked, source=source, notes=notes)
+        raise OutOfReach(_nothing_to_cut(parts.anatomy, budget))
+    floors = parts.floors(eligible, budget)
+    if budget.keep_width is not None:
+        share = budget.keep_width
+        return {g.name: max(floors[g.name], rounded(g, math.ceil(g.width * share - 1e-9), budget)) for g in eligible}
+    if free:
+        return {g.name: g.width for g in eligible}
+    limits = parts.limits(eligible, budget)
+    widths = uniform_widths(eligible, floors, limits, budget)
+    return widths if evidence is None else widths_by_evidence(eligible, floors, widths, limits, budget, evidence)
 
 
 def replan(teacher: nn.Module, anatomy: Anatomy, plan: Plan, source: dict[str, Any] | None = None) -> Plan:
@@ -103,7 +132,7 @@ def replan(teacher: nn.Module, anatomy: Anatomy, plan: Plan, source: dict[str, A
     Raises: PlanError for another teacher's plan, unknown groups, widths out of range, or edited slices.
     """
     check_teacher(teacher, plan)
-    other = [list(each) for each in anatomy.gone] != plan.gone
+    other = [list(each) for each in anatomy.gone] != plan.dropped_modules
     widths = {name: width for name, width in plan.widths.items() if not other or name in anatomy.groups}
     for name, width in widths.items():
         group = anatomy.groups.get(name)
@@ -114,12 +143,11 @@ def replan(teacher: nn.Module, anatomy: Anatomy, plan: Plan, source: dict[str, A
             raise PlanError(f"reading widths: {name} is {width}, expected 1 to {group.width}")
         if group.pinned is not None and width != group.width:
             raise PlanError(f"reading widths: {name} cannot be cut to {width} of {group.width}: {group.pinned}")
-    asked = plan.asked
-    score = asked.get("score", "l1")
-    score = "l1" if score == RECONSTRUCTION else score  # for widths edited by hand, now that there are no images
+    # For widths edited by hand there is no evidence now.
+    score = "l1" if plan.score in (None, EVIDENCE) else plan.score
     if score not in SCORES:
-        raise PlanError(f"reading asked: score is {score!r}, expected one of {', '.join(SCORES)}")
-    ranks = _ranks(teacher, anatomy, score, int(asked.get("seed", 0)))
+        raise PlanError(f"reading the plan: score is {score!r}, expected one of {', '.join(SCORES)}")
+    ranks = _ranks(teacher, anatomy, score, 0 if plan.budget is None else plan.budget.seed)
     as_planned = not other
     for name, width in widths.items():
         units = plan.keep.get(name, [])
@@ -132,9 +160,12 @@ def replan(teacher: nn.Module, anatomy: Anatomy, plan: Plan, source: dict[str, A
             ranks[name] = np.argsort(np.array(order))
         else:
             as_planned = False
-    if not as_planned:
-        asked = {**asked, "edited": True}
-    new = resolve(teacher, anatomy, dict(widths), ranks, asked=asked, source=source or plan.teacher.get("source"))
+    new = resolve(
+        teacher, anatomy, dict(widths), ranks, budget=plan.budget, scheme=plan.scheme, score=plan.score,
+        source=source or plan.teacher.get("source"),
+    )  # fmt: skip
+    kept = {name: getattr(plan, name) for name in ("call", "latency", "images", "pruned_by")}
+    new = replace(new, **kept, edited=plan.edited or not as_planned)
     if (
         as_planned
         and new.macs["student"] == plan.macs.get("student")
@@ -152,7 +183,9 @@ def resolve(
     widths: dict[str, int],
     ranks: dict[str, np.ndarray],
     *,
-    asked: dict[str, Any],
+    budget: Budget | None = None,
+    scheme: str | None = None,
+    score: str | None = None,
     source: dict[str, Any] | None = None,
     notes: Sequence[str] = (),
 ) -> Plan:
@@ -170,8 +203,10 @@ def resolve(
         slices=slices,
         edits=edits,
         drop=list(anatomy.dropped),
-        gone=[list(each) for each in anatomy.gone],
-        asked=asked,
+        dropped_modules=[list(each) for each in anatomy.gone],
+        budget=budget,
+        scheme=scheme,
+        score=score,
         macs={"teacher": before, "student": round(after)},
         notes=list(notes),
         calls=calls,
@@ -204,12 +239,12 @@ def _mid(anatomy: Anatomy, group: Group, spare_ends: bool) -> bool:
     return False
 
 
-def _eligible(anatomy: Anatomy, asked: dict[str, Any]) -> list[Group]:
-    groups = eligible_groups(anatomy, asked["scheme"], asked["spare_ends"])
+def _eligible(anatomy: Anatomy, budget: Budget) -> list[Group]:
+    groups = eligible_groups(anatomy, budget.scheme, budget.spare_ends)
     named = {n for g in anatomy.groups.values() for p in g.producers for n in (p.module, g.name)}
     modules = {n for n, _ in anatomy.traced.model.named_modules()}
-    for option, known in (("pin", named), ("exclude", modules)):
-        for pattern in asked[option]:
+    for option, patterns, known in (("pin", budget.pin, named), ("exclude", budget.exclude, modules)):
+        for pattern in patterns:
             if not any(matches(n, pattern) for n in known):
                 raise PlanError(
                     f"reading --{option} {pattern!r}: it matches no module"
@@ -219,8 +254,8 @@ def _eligible(anatomy: Anatomy, asked: dict[str, Any]) -> list[Group]:
     return [
         g
         for g in groups
-        if not any(matches(n, p) for p in asked["pin"] for n in (g.name, *(q.module for q in g.producers)))
-        and not any(matches(m.tensor.rpartition(".")[0], p) for p in asked["exclude"] for m in g.members)
+        if not any(matches(n, p) for p in budget.pin for n in (g.name, *(q.module for q in g.producers)))
+        and not any(matches(m.tensor.rpartition(".")[0], p) for p in budget.exclude for m in g.members)
     ]
 
 
@@ -229,19 +264,12 @@ def matches(name: str, pattern: str) -> bool:
     return name == pattern or name.startswith(pattern + ".") or fnmatch.fnmatchcase(name, pattern)
 
 
-def _choose_scheme(
-    teacher: nn.Module,
-    anatomy: Anatomy,
-    asked: dict[str, Any],
-    ranks: dict[str, np.ndarray],
-    least: dict[str, int],
-    pace: Pace | None,
-) -> tuple[str, list[str]]:
-    mid = _eligible(anatomy, {**asked, "scheme": "mid"})
+def _choose_scheme(parts: _Parts, budget: Budget) -> tuple[str, list[str]]:
+    budget = replace(budget, scheme="mid")
+    mid = _eligible(parts.anatomy, budget)
     if not mid:
         return "all", ["no residual blocks with channels of their own: scheme all"]
-    floors = {g.name: _round(g, least[g.name], asked) for g in mid}
-    limits = _limits(teacher, anatomy, {g.name: ranks[g.name] for g in mid}, asked, pace)
+    floors, limits = parts.floors(mid, budget), parts.limits(mid, budget)
     full = {g.name: g.width for g in mid}
     for (name, _, _), most, floor in zip(limits.parts, limits.used(full), limits.used(floors), strict=True):
         # Close to its floor a block has next to nothing left: the last tenth of what mid can take is left alone.
@@ -250,41 +278,12 @@ def _choose_scheme(
     return "mid", []
 
 
-def _check_asked(asked: dict[str, Any], anatomy: Anatomy) -> None:
-    faults = []
-    budgets = [name for name in ("keep", "params", "size_mb", "ms") if asked[name] is not None]
-    if not budgets and asked["keep_width"] is None and not anatomy.dropped:
-        faults.append(
-            "no budget is given, expected keep (share of MACs), params, size_mb, latency, keep_width (share of "
-            "channels) or drop (blocks)"
-        )
-    if budgets and asked["keep_width"] is not None:
-        faults.append(f"{budgets[0]} and keep_width are both given, expected one budget, or the widths themselves")
-    for name in ("keep", "keep_width"):
-        value = asked[name]
-        if value is not None and not (isinstance(value, (int, float)) and 0 < value <= 1):
-            faults.append(f"{name} is {value}, expected a share above 0 and up to 1")
-    for name in ("params", "size_mb", "ms"):
-        value = asked[name]
-        if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
-            faults.append(f"{name} is {value}, expected a number above 0")
-    if asked["scheme"] not in SCHEMES:
-        faults.append(f"scheme is {asked['scheme']!r}, expected one of {', '.join(SCHEMES)}")
-    if asked["score"] not in SCORES:
-        faults.append(f"score is {asked['score']!r}, expected one of {', '.join(SCORES)}")
-    for name in ("min_channels", "divisor"):
-        if not isinstance(asked[name], int) or asked[name] < 1:
-            faults.append(f"{name} is {asked[name]}, expected a whole number of 1 or more")
-    if faults:
-        raise PlanError("making a plan: " + "; ".join(faults))
-
-
-def _nothing_to_cut(anatomy: Anatomy, asked: dict[str, Any]) -> str:
+def _nothing_to_cut(anatomy: Anatomy, budget: Budget) -> str:
     pinned = {g.name: g.pinned for g in anatomy.groups.values() if g.pinned}
     reasons = "; ".join(f"{n}: {w}" for n, w in list(pinned.items())[:4])
-    if asked["scheme"] == "mid" and eligible_groups(anatomy, "all"):
+    if budget.scheme == "mid" and eligible_groups(anatomy, "all"):
         return "making a plan: scheme mid finds no residual block whose inner channels could be cut; use scheme all"
-    if asked["pin"] or asked["exclude"]:
+    if budget.pin or budget.exclude:
         return "making a plan: pin and exclude leave nothing to cut; name fewer modules"
     return f"making a plan: nothing can be cut: {reasons or 'the network makes no channels before its seam'}"
 
@@ -309,140 +308,3 @@ def _ranks(
         else:
             ranks[group.name] = np.arange(group.width)
     return ranks
-
-
-def _round(group: Group, units: int, asked: dict[str, Any]) -> int:
-    """Units of `group`, raised to the floor of channels and to the divisor; never above its width."""
-    each = group.channels / group.width  # channels that one unit holds
-    channels = max(units * each, asked["min_channels"])
-    if asked["divisor"] > 1:
-        channels = math.ceil(channels / asked["divisor"] - 1e-9) * asked["divisor"]
-    return min(group.width, max(1, math.ceil(channels / each - 1e-9)))
-
-
-def _limits(
-    teacher: nn.Module, anatomy: Anatomy, ranks: dict[str, np.ndarray], asked: dict[str, Any], pace: Pace | None
-) -> Limits:
-    """What was asked for, as functions of the widths of the groups in `ranks`; all others are whole."""
-    found = Limits()
-    if asked["keep"] is not None:
-        whole = count_teacher(teacher, anatomy).macs
-        found.parts.append(("MACs", macs_of(anatomy, ranks), asked["keep"] * whole))
-    if asked["params"] is not None:
-        most = asked["params"] * (sum(p.numel() for p in teacher.parameters()) if asked["params"] <= 1 else 1)
-        found.parts.append(("parameters", size_of(anatomy, ranks, in_bytes=False), most))
-    if asked["size_mb"] is not None:
-        found.parts.append(("bytes", size_of(anatomy, ranks, in_bytes=True), asked["size_mb"] * 1e6))
-    if asked["ms"] is not None:
-        found.parts.append(("milliseconds", time_of(anatomy, ranks, pace), asked["ms"]))
-    return found
-
-
-def _fit(groups: list[Group], floors: dict[str, int], limits: Limits, asked: dict[str, Any]) -> dict[str, int]:
-    if limits.load(floors) > 1:
-        raise OutOfReach(_out_of_reach(floors, limits, asked))
-
-    def at(share: float) -> dict[str, int]:
-        return {g.name: max(floors[g.name], _round(g, math.ceil(g.width * share - 1e-9), asked)) for g in groups}
-
-    low, high = 0.0, 1.0
-    if limits.load(at(high)) <= 1:
-        return at(high)
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if limits.load(at(middle)) <= 1 else (low, middle)
-    widths = at(low)
-    return _given_back(groups, widths, limits, asked, lambda g: widths[g.name] / g.width)
-
-
-def _out_of_reach(floors: dict[str, int], limits: Limits, asked: dict[str, Any]) -> str:
-    name, least, limit = limits.tightest(floors)
-    if name == "MACs":
-        total = limit / asked["keep"]
-        said = (
-            f"keep {asked['keep']} of {round(total):,} MACs is out of reach with scheme {asked['scheme']}: the nearest "
-        )
-        said += f"is keep {math.ceil(least / total * 1e4) / 1e4}"
-    else:
-        digits = 0 if name in ("parameters", "bytes") else 3
-        said = f"{limit:,.{digits}f} {name} are out of reach with scheme {asked['scheme']}: the nearest is "
-        said += f"{least:,.{digits}f} {name}"
-    more = "; scheme all may reach further" if asked["scheme"] == "mid" else ""
-    return f"making a plan: {said}{more}; `mimicut inspect` tells what is pinned and why"
-
-
-def _given_back(
-    groups: list[Group],
-    widths: dict[str, int],
-    limits: Limits,
-    asked: dict[str, Any],
-    key: Callable[[Group], float],
-) -> dict[str, int]:
-    """`widths`, changed in place: rounding leaves a remainder, which is given back where `key` is smallest, until no
-    group's next step fits."""
-    open_ = list(groups)
-    while open_:
-        group = min(open_, key=key)
-        step = _round(group, widths[group.name] + 1, asked)
-        trial = {**widths, group.name: step}
-        if step > widths[group.name] and limits.load(trial) <= 1:
-            widths[group.name] = step
-        else:
-            open_.remove(group)
-    return widths
-
-
-def _by_evidence(
-    groups: list[Group],
-    floors: dict[str, int],
-    uniform: dict[str, int],
-    limits: Limits,
-    asked: dict[str, Any],
-    evidence: Evidence,
-) -> dict[str, int]:
-    """Widths within the limits: from full width down, always the step that adds least error for what it saves.
-
-    uniform: the widths that fit the limits with one share for all; groups without evidence keep those.
-    """
-    with_evidence = {g.name: g for g in groups if len(evidence.errors.get(g.name, ())) == g.width + 1}
-    least = {
-        n: max(floors[n], _round(g, math.floor(LEAST_OF_UNIFORM * uniform[n]), asked)) for n, g in with_evidence.items()
-    }
-    widths = {g.name: g.width if g.name in with_evidence else uniform[g.name] for g in groups}
-    used = limits.used(widths)
-
-    def step(name: str) -> tuple[float, int] | None:
-        """Error for what the next step saves, and the width that it leaves."""
-        group, width = with_evidence[name], widths[name]
-        for fewer in range(width - max(1, group.width // STEPS), least[name] - 1, -1):
-            left = _round(group, fewer, asked)
-            if least[name] <= left < width:
-                saved = relief(used, limits.used({**widths, name: left}))
-                added = evidence.errors[name][left] - evidence.errors[name][width]
-                return (added / saved, left) if saved > 0 else None
-        return None
-
-    # What one group costs depends on the widths of others: a step that comes up is weighed again before it is taken.
-    heap = [(found[0], name) for name in with_evidence if (found := step(name)) is not None]
-    heapq.heapify(heap)
-    while max(used) > 1 and heap:
-        _, name = heapq.heappop(heap)
-        found = step(name)
-        if found is None:
-            continue
-        if heap and found[0] > heap[0][0]:
-            heapq.heappush(heap, (found[0], name))
-            continue
-        widths[name] = found[1]
-        used = limits.used(widths)
-        if (found := step(name)) is not None:
-            heapq.heappush(heap, (found[0], name))
-    if max(used) > 1:
-        return uniform
-    return _given_back(groups, widths, limits, asked, lambda g: _regret(evidence, g, widths[g.name]))
-
-
-def _regret(evidence: Evidence, group: Group, width: int) -> float:
-    """Less for a group that gains more from one more unit."""
-    errors = evidence.errors.get(group.name)
-    return 0.0 if errors is None or width >= group.width else errors[width + 1] - errors[width]

@@ -17,10 +17,12 @@ from mimicut.anatomy.cost import count_traced, macs_in
 from mimicut.anatomy.graph import Anatomy, Block
 from mimicut.base import guard
 from mimicut.recovery.batches import Batch, Source, copied, count, subset
-from mimicut.recovery.closed_form import affordable, batches_of, runs_behind, solvable, solve
+from mimicut.recovery.closed_form import ClosedFormOptions, solve
+from mimicut.recovery.folds import batches_of
 from mimicut.recovery.judge import Judge, channels_at
-from mimicut.recovery.layers import Layer
-from mimicut.surgery.cut import without
+from mimicut.recovery.layers import Layer, solvable_layers, weights_after
+from mimicut.recovery.view_budget import affordable_views
+from mimicut.surgery.cut import drop_modules
 from mimicut.surgery.seam import Seam, capturing
 
 # Layers behind the gap that are solved, and of large networks. Source: measured (docs/LOG.md), the latter for time.
@@ -64,7 +66,7 @@ class Held:
 def trial_views(anatomy: Anatomy) -> int:
     """How many views a trial may be solved from."""
     macs_each = max(1, count_traced(anatomy.traced).macs)
-    return min(VIEWS, affordable(anatomy), max(_FEWEST, int(_MACS / (2 * macs_each))))
+    return min(VIEWS, affordable_views(anatomy), max(_FEWEST, int(_MACS / (2 * macs_each))))
 
 
 def hold_out(teacher: nn.Module, anatomy: Anatomy, few: Source | Tensor, *, views: str, seed: int) -> Held:
@@ -104,12 +106,12 @@ def recoverability(
     held = held or (hold_out(teacher, anatomy, few, views=views, seed=seed) if todo else None)
     found: list[Recoverable] = []
     for block in todo:
-        student = without(guard.full_copy(teacher), block.gone)
+        student = drop_modules(guard.full_copy(teacher), block.gone)
         errors = [held.judge.error(student)]
         behind = held.small(gap_layers(anatomy, block, student), student)[:layers]
         solve(
-            teacher, student, anatomy, behind, {}, held.fit, views=views, seed=seed,
-            most_views=total, folds=FOLDS, rows=ROWS,
+            teacher, student, anatomy, behind, {}, held.fit,
+            ClosedFormOptions(views=views, seed=seed, most_views=total, folds=FOLDS, rows=ROWS),
         )  # fmt: skip
         errors.append(held.judge.error(student))
         if len(behind) < layers and held.judge.widest <= _WIDEST:
@@ -125,8 +127,8 @@ def recoverability(
 def gap_layers(anatomy: Anatomy, block: Block, student: nn.Module) -> list[Layer]:
     """The layers of `student`, `anatomy`'s network without `block`, that run behind the gap."""
     own = guard.named_tensors(student)
-    behind = runs_behind(anatomy.traced, anatomy.traced.nodes.index(block.end))
-    found = [layer for layer in solvable(anatomy, own) if layer.weight in behind]
+    behind = weights_after(anatomy.traced, anatomy.traced.nodes.index(block.end))
+    found = [layer for layer in solvable_layers(anatomy, own) if layer.weight in behind]
     lost = {layer.weight for layer in found if layer.shortcut is not None and layer.shortcut[0] not in own}
     return [replace(layer, shortcut=None) if layer.weight in lost else layer for layer in found]
 

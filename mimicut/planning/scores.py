@@ -11,8 +11,6 @@ import torch
 from mimicut.anatomy.graph import Anatomy, Group
 from mimicut.anatomy.tracing import shape
 
-RECONSTRUCTION = "reconstruction"  # the score that comes from images: `evidence.channel_evidence`
-
 
 @dataclass(frozen=True)
 class Evidence:

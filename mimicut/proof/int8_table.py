@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mimicut.anatomy.tracing import as_example
 from mimicut.base.guard import evaluating
-from mimicut.inputs.image_set import Called, ImageSet
+from mimicut.inputs.image_set import ImageSet, ImagesWithCall
 from mimicut.proof.certificate import binomial_interval
 from mimicut.proof.figures import class_scores
 from mimicut.runtime.export import Exported, batch_of, run_onnx, tensors_in
@@ -21,7 +21,11 @@ _SECONDS, _PRECISION = 6.0, 0.01  # of the measurement, and the standard error o
 
 
 def int8_table(
-    exported: Mapping[str, Exported], lead: nn.Module, proof: ImageSet | Called | None, example: Any, setting: Setting
+    exported: Mapping[str, Exported],
+    lead: nn.Module,
+    proof: ImageSet | ImagesWithCall | None,
+    example: Any,
+    setting: Setting,
 ) -> dict[str, Any]:
     """Latency, size and top-1 agreement with `lead` of every network in `exported`, in float32 and in INT8.
 
@@ -60,7 +64,7 @@ def int8_table(
     return {**setting.to_json(), "images": sum(map(batch_of, batches)), "rows": rows}
 
 
-def _batches(proof: ImageSet | Called | None, size: int, fixed: bool) -> list[Any]:
+def _batches(proof: ImageSet | ImagesWithCall | None, size: int, fixed: bool) -> list[Any]:
     if proof is None:
         return []
     count = min(len(proof), MOST)

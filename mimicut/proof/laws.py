@@ -20,8 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mimicut.anatomy.cost import Cost
 from mimicut.anatomy.graph import Anatomy
-from mimicut.anatomy.operators import statistics_axes
-from mimicut.anatomy.recurrent import RECURRENT
+from mimicut.anatomy.operators.recurrent import RECURRENT
+from mimicut.anatomy.operators.reductions import statistics_axes
 from mimicut.anatomy.tracing import operator, place, shape
 from mimicut.base.errors import LawBroken
 from mimicut.base.guard import caches_kept, evaluating, full_copy, named_tensors, seeded
@@ -74,9 +74,9 @@ def check_budget(plan: Plan, teacher: Cost, student: Cost) -> None:
     """
     if student.macs != plan.macs["student"]:
         raise LawBroken(f"counting the student: {student.macs:,} MACs, the plan promised {plan.macs['student']:,}")
-    if plan.asked.get("edited"):
+    if plan.edited or plan.budget is None:
         return
-    keep, params, size = (plan.asked.get(name) for name in ("keep", "params", "size_mb"))
+    keep, params, size = plan.budget.keep, plan.budget.params, plan.budget.size_mb
     if keep is not None and student.macs > keep * teacher.macs:
         raise LawBroken(
             f"counting the student: {student.macs:,} of {teacher.macs:,} MACs, above the keep {keep} asked for"

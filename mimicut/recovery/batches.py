@@ -1,8 +1,9 @@
-"""Batches of the few images: random views of them, mixed without labels, where the network is, as it takes them."""
+"""Batches of the few images: random views of them, mixed without labels, placed where the network is."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -12,16 +13,18 @@ from mimicut.base.errors import InputError
 from mimicut.inputs.augment import MIXES, VIEWS
 
 Batch = tuple[tuple, dict[str, Any]]
+"""(args, kwargs) of the network's call."""
 
 
 class Source(Protocol):
-    """What is needed of the images; `images.ImageSet` is one. A view is a tensor or (args, kwargs) of the network."""
+    """Images that can be read by index, such as `image_set.ImageSet`. Views are a tensor or (args, kwargs)."""
 
     def __len__(self) -> int: ...
     def view(self, indices: list[int], views: str, generator: torch.Generator) -> Any: ...
 
 
 def count(few: Source | Tensor) -> int:
+    """How many images there are. Raises: InputError where there are none, or a tensor is not of floats."""
     if isinstance(few, Tensor) and not (few.is_floating_point() and few.ndim > 1):
         raise InputError(
             f"reading the few images: they are a {few.dtype} tensor of shape {tuple(few.shape)}, expected floats with "
@@ -32,14 +35,28 @@ def count(few: Source | Tensor) -> int:
     return len(few)
 
 
-def told_apart(few: Source | Tensor) -> list[Any]:
-    """A key for each image: the same for images whose pixels are the same, where the source can tell."""
+def image_keys(few: Source | Tensor) -> list[Any]:
+    """A key for each image: the same for images with the same pixels, where the source knows that."""
     if isinstance(few, Tensor):
         return [hashlib.sha256(image.detach().cpu().contiguous().view(torch.uint8).numpy()).digest() for image in few]
     return list(getattr(few, "hashes", range(len(few))))
 
 
-def view(few: Source | Tensor, indices: list[int], views: str, generator: torch.Generator) -> Any:
+def make_views(few: Source | Tensor, indices: list[int], views: str, generator: torch.Generator) -> Any:
+    """Make a random view of each of these images.
+
+    Args:
+        few: The images.
+        indices: Of those wanted.
+        views: A name in `augment.VIEWS`; "none" gives the images as they are.
+        generator: Random numbers.
+
+    Returns:
+        A tensor with images on axis 0, or (args, kwargs) of the network's call.
+
+    Raises:
+        InputError: There are no such views, or none for tensors of that shape.
+    """
     if not isinstance(few, Tensor):
         return few.view(indices, views, generator)
     if views not in VIEWS or (views != "none" and few.ndim != 4):
@@ -62,7 +79,7 @@ class _Subset:
 
     @property
     def hashes(self) -> list[Any]:
-        keys = told_apart(self.few)
+        keys = image_keys(self.few)
         return [keys[i] for i in self.indices]
 
     def view(self, indices: list[int], views: str, generator: torch.Generator) -> Any:
@@ -70,56 +87,106 @@ class _Subset:
 
 
 def subset(few: Source | Tensor, indices: list[int]) -> Source | Tensor:
-    """Some of the images."""
+    """The images with these indices."""
     return few[indices] if isinstance(few, Tensor) else _Subset(few, list(indices))
 
 
-def placed(batch: Any, device: torch.device, dtype: torch.dtype) -> Batch:
-    """(args, kwargs) of the network's call, its tensors on `device`, those of floats in `dtype`."""
+def place_batch(batch: Any, device: torch.device, dtype: torch.dtype) -> Batch:
+    """(args, kwargs) of the network's call, its tensors on `device`, those of floats in `dtype`.
 
-    def put(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        return value.to(device, dtype if value.is_floating_point() else None)
-
+    Args:
+        batch: A tensor, or (args, kwargs).
+        device: Where to.
+        dtype: Of the floats.
+    """
     args, kwargs = ((batch,), {}) if isinstance(batch, Tensor) else batch
-    return tuple(map(put, args)), {key: put(value) for key, value in kwargs.items()}
+    return _on_tensors((args, kwargs), lambda t: t.to(device, dtype if t.is_floating_point() else None))
+
+
+def plain_batches(few: Source | Tensor, size: int, device: torch.device, dtype: torch.dtype) -> Iterator[Batch]:
+    """Yield all images as they are, `size` at once, on `device` in `dtype`."""
+    images = count(few)
+    for start in range(0, images, size):
+        indices = list(range(start, min(start + size, images)))
+        yield place_batch(make_views(few, indices, "none", torch.Generator()), device, dtype)
 
 
 def copied(batch: Batch) -> Batch:
     """`batch` with tensors of its own: a network may write into what it is given."""
+    return _on_tensors(batch, lambda t: t.clone())
+
+
+def _on_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
     args, kwargs = batch
 
-    def copy(value: Any) -> Any:
-        return value.clone() if isinstance(value, Tensor) else value
+    def changed(value: Any) -> Any:
+        return change(value) if isinstance(value, Tensor) else value
 
-    return tuple(map(copy, args)), {key: copy(value) for key, value in kwargs.items()}
+    return tuple(map(changed, args)), {key: changed(value) for key, value in kwargs.items()}
 
 
-def mixed(batch: Batch, mixing: str, generator: torch.Generator, share: float = 1.0) -> Batch:
-    """`batch` with every image of it mixed with another one, by the name in `augment.MIXES`; or the first `share`.
+def count_in(batch: Batch) -> int:
+    """How many images a batch has: the length of its first tensor; 1 where there is none."""
+    args, kwargs = batch
+    return next((len(t) for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.ndim), 1)
 
-    The images are the float tensors of three axes and more; what else the network takes stays as it is.
+
+def part_of(batch: Batch, images: int, at: slice) -> Batch:
+    """The images in `at` of a batch that has `images`."""
+    if at == slice(0, images):
+        return batch
+    return _on_tensors(batch, lambda t: t[at] if t.ndim and len(t) == images else t)
+
+
+def equal_slices(images: int, parts: int) -> list[slice]:
+    """Cut `images` into so many parts of equal size, or nearly.
+
+    >>> equal_slices(5, 2)
+    [slice(0, 2, None), slice(2, 5, None)]
     """
-    args, kwargs = batch
+    edges = [images * i // parts for i in range(parts + 1)]
+    return [slice(a, b) for a, b in pairwise(edges) if b > a]
+
+
+def repeat_image(one: Batch, images: int) -> Batch:
+    """The batch of one image as a batch of `images`, in tensors of its own."""
+    return _on_tensors(one, lambda t: torch.cat([t] * images) if t.ndim and len(t) == 1 else t.clone())
+
+
+def mix_batch(batch: Batch, mixing: str, generator: torch.Generator, share: float = 1.0) -> Batch:
+    """Mix the images of a batch with each other.
+
+    Args:
+        batch: The images are its float tensors with three axes and more; what else the network takes stays as it is.
+        mixing: A name in `augment.MIXES`.
+        generator: Random numbers; several inputs of one image are mixed alike.
+        share: Which share of the images is mixed, the first ones.
+    """
     state = generator.get_state()
 
-    def mix(value: Any) -> Any:
-        if not (isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 2):
+    def mix(value: Tensor) -> Tensor:
+        if not (value.is_floating_point() and value.ndim > 2):
             return value
-        generator.set_state(state)  # several inputs of one image are mixed alike
+        generator.set_state(state)
         found = MIXES[mixing](value, generator)
         first = round(share * len(value))
         return found if first == len(value) else torch.cat([found[:first], value[first:]])
 
-    return tuple(map(mix, args)), {key: mix(value) for key, value in kwargs.items()}
+    return _on_tensors(batch, mix)
 
 
 class Passes:
-    """Endless passes over the images, each in a new order; what is left of a pass and fills no batch is dropped.
+    """Endless passes over the images, each in a new order. Images left at the end that fill no batch are dropped.
 
-    Iterating gives batches on `device` in `dtype`. rise: over so many batches the share of each that is mixed rises
-    from none to all of it. `state` says where it stands, `go_to` brings another one there.
+    Args:
+        few: The images.
+        size: Of a batch; all images where there are fewer.
+        views: A name in `augment.VIEWS`.
+        mixing: A name in `augment.MIXES`.
+        seed: Of the order, the views and the mixing.
+        device: Of the batches.
+        dtype: Of their floats.
+        rise: Over so many batches the share of each that is mixed rises from none to all; 0: all from the first on.
     """
 
     def __init__(
@@ -152,18 +219,19 @@ class Passes:
             self._begin()
         indices = self._order[self._at : self._at + self._size]
         self._at += self._size
-        batch = placed(view(self._few, indices, self._views, self._draws["views"]), self._device, self._dtype)
+        batch = make_views(self._few, indices, self._views, self._draws["views"])
+        batch = place_batch(batch, self._device, self._dtype)
         self._made += 1
         share = min(1.0, self._made / self._rise) if self._rise else 1.0
-        return batch if self._mixing == "none" else mixed(batch, self._mixing, self._draws["mixes"], share)
+        return batch if self._mixing == "none" else mix_batch(batch, self._mixing, self._draws["mixes"], share)
 
     def state(self) -> tuple[dict[str, Tensor], int]:
-        """States of the generators, that of the order from before this pass, and the place in the pass."""
+        """The states of the generators, that of the order from before this pass, and the place in the pass."""
         states = {name: draws.get_state() for name, draws in self._draws.items()}
         return states | {"order": self._order_before.clone()}, self._at
 
     def go_to(self, states: dict[str, Tensor], at: int, made: int) -> None:
-        """made: how many batches there were until then."""
+        """Continue from what `state` gave after `made` batches."""
         for name, draws in self._draws.items():
             draws.set_state(states[name])
         self._begin()

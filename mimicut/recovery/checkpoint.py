@@ -1,4 +1,4 @@
-"""What a stopped run needs to go on to the same result, as tensors and plain data: never pickled."""
+"""What a stopped run needs to continue to the same result, as tensors and plain data: never pickled."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +22,7 @@ class Checkpoint:
 
 
 def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """All that it keeps of each parameter, as "number/key"; of an optimiser with another one inside both."""
+    """Everything that an optimiser keeps for its parameters, also in one inside it: "number of the parameter/key"."""
     found = {}
     for number, (owner, parameter) in enumerate(_owners(optimiser)):
         for key, value in owner.state.get(parameter, {}).items():
@@ -31,6 +31,7 @@ def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimiser_state(optimiser: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
+    """Put back what `optimiser_state` gave, into an optimiser of the same parameters."""
     for number, (owner, parameter) in enumerate(_owners(optimiser)):
         mine = {key.partition("/")[2]: value for key, value in state.items() if key.partition("/")[0] == str(number)}
         if mine:

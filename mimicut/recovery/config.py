@@ -40,24 +40,34 @@ def _is_device(text: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class MimicConfig:
-    """How to mimic; each field carries the source of its default in its metadata ("cited", "measured", "assumption").
+    """How to mimic. Each field has the source of its default in its metadata ("cited", "measured", "assumption").
 
-    steps: optimiser steps, never epochs. batch_size: images a step; all of them when there are fewer.
-    optimizer: "sgd", "muon" or "adamw", of which momentum is the first beta (the second is 0.999). lr, momentum,
-    weight_decay: of the optimizer, weight decay on every body parameter. lr None: measured on the network at hand, so
-    that a step moves the student's features as far in every one (`mimic.measured_rate`). schedule: of lr, "milestones"
-    or "linear": straight to zero. milestones: shares of `steps` at which lr is multiplied by gamma; both are for that
-    schedule alone. warmup: share of `steps` in which lr rises from zero. mixing: of the images of a batch with each
-    other, a name in `augment.MIXES`; mixing_rise: steps in which the share of them that is mixed rises to all.
-    start: what `restore` does first: "closed_form" solves the layers, "cut" nothing (`mimic` does not look at it).
-    norm_mode: "train" normalises with batch statistics and updates the running ones, "eval" leaves both alone.
-    views: name in `augment.VIEWS`; it belongs to the teacher's task, not to the recipe.
-    seed: of the batches, the views and whatever else is random. device: None means where the student is.
-    precision: "float32", "float64" or "bf16" (autocast; weights stay float32). layout: of pixels in memory while it
-    mimics, "contiguous" or "channels_last". Both may be "auto": float32 or bf16, and the layout, that are quickest on
-    this machine (`ways`). The last bits of a student depend on both.
+    Args:
+        steps: Optimiser steps, never epochs.
+        batch_size: Images of a step; all of them where there are fewer.
+        optimizer: "sgd", "muon" or "adamw", for which momentum is the first beta (the second is 0.999).
+        lr: The learning rate. None: measured on the network at hand, so that a step moves the student's features as far
+            in every network (`trials.measure_rate`).
+        momentum: Of the optimizer, 0 to below 1.
+        weight_decay: On every parameter of the body.
+        schedule: Of lr, "milestones", or "linear": straight to zero.
+        milestones: Shares of `steps` at which lr is multiplied by gamma, with that schedule alone.
+        gamma: That factor.
+        warmup: Share of `steps` in which lr rises from zero.
+        mixing: How the images of a batch are mixed with each other, a name in `augment.MIXES`.
+        mixing_rise: Steps in which the share of images that is mixed rises to all.
+        start: What `recover` does first: "closed_form" solves the layers, "cut" nothing (`mimic` ignores it).
+        norm_mode: "train" normalises with batch statistics and updates the running ones, "eval" leaves both alone.
+        views: A name in `augment.VIEWS`; it belongs to the teacher's task, not to the recipe.
+        seed: Of the batches, the views and whatever else is random.
+        device: None: where the student is.
+        precision: "float32", "float64", "bf16" (autocast; weights stay float32), or "auto": float32 or bf16, whichever
+            is quicker on this machine (`ways`).
+        layout: Of pixels in memory while it mimics: "contiguous", "channels_last", or "auto": whichever is quicker. The
+            last bits of a student depend on precision and layout.
 
-    Raises: InputError with every fault found, on construction.
+    Raises:
+        InputError: With every fault found, on construction.
     """
 
     steps: int = _constant(2000, _MIR)
@@ -119,9 +129,15 @@ class MimicConfig:
         ]
 
     def lr_at(self, step: int) -> float:
-        """Learning rate of the step with this number, from 0. Raises: ValueError where it is yet to be measured."""
+        """The learning rate of the step with this number, from 0. Raises: ValueError where it is not measured yet.
+
+        >>> [MimicConfig(steps=10, lr=1.0).lr_at(step) for step in (0, 4, 9)]
+        [1.0, 0.1, 0.010000000000000002]
+        """
         if self.lr is None:
-            raise ValueError("the learning rate is measured on the network at hand, which was not done yet")
+            raise ValueError(
+                "the learning rate is measured on the network at hand, which was not done yet: call trials.settle"
+            )
         rise = min(1.0, (step + 1) / (self.warmup * self.steps)) if self.warmup else 1.0
         if self.schedule == "linear":
             return self.lr * rise * (1 - step / self.steps)
@@ -138,7 +154,7 @@ class MimicConfig:
         return cls(**data)
 
 
-# Steps of the default recipe: the closed form alone; most of what there is to gain; what is left of it. Source:
+# Steps of the default recipe: the closed form alone; most of what there is to gain; the rest of it. Source:
 # measured on the demo's teachers (docs/LOG.md).
 EFFORTS = {"quick": 0, "standard": 400, "thorough": 2000}
 # default: after the closed form. Source: measured on the demo's teachers, seeds 1001 and 1002 (docs/LOG.md): Muon is
@@ -158,10 +174,18 @@ PRESETS = {
 
 
 def preset(name: str, effort: str | None = None, **changes: Any) -> MimicConfig:
-    """The named recipe with `changes`; a change to None leaves the recipe's own value. effort: a name in EFFORTS,
-    instead of steps.
+    """The recipe of that name, with changes.
 
-    Raises: InputError for an unknown name, or options that do not fit.
+    Args:
+        name: A name in PRESETS.
+        effort: A name in EFFORTS, instead of steps.
+        changes: Fields of MimicConfig; None leaves the recipe's own value.
+
+    Raises:
+        InputError: The name is unknown, or the options do not fit.
+
+    >>> preset("default", effort="quick").steps
+    0
     """
     if effort is not None:
         if effort not in EFFORTS or changes.get("steps") is not None or name != "default":

@@ -5,8 +5,8 @@ convolution with the weight W g / s (by output) and the bias (c - m) g / s + b, 
 and b stay the parameters that learn: gradients go through these products. Exact up to rounding, and nothing of the
 activations between layer and norm is kept for gradients.
 
-Which layers and norms belong together is heard in one pass: the norm is given the very tensor that the layer returned,
-and nothing else touches that tensor.
+Which layers and norms belong together is observed in one pass: the norm is given the very tensor that the layer
+returned, and nothing else touches that tensor.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,15 +19,15 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 LAYERS = ("conv1d", "conv2d", "conv3d", "linear")
-# What asks a tensor for its kind and reads no value of it.
-_ASKS = frozenset(["__get__", "size", "dim", "stride", "numel", "is_floating_point", "is_complex", "is_contiguous"])
+# Functions that ask a tensor for its kind and read none of its values.
+_METADATA = frozenset(["__get__", "size", "dim", "stride", "numel", "is_floating_point", "is_complex", "is_contiguous"])
 # Features of the folded network may differ by so much of the largest. Source: assumption; rounding is 1e-6 to 1e-5.
 _MOST_APART = 1e-3
 
 
 @dataclass(frozen=True)
 class Norm:
-    """The tensors of a batch norm in eval mode, as it is called."""
+    """The tensors of a call of a batch norm in eval mode: m, v, g and b, (channels,) each, and eps."""
 
     mean: Tensor
     variance: Tensor
@@ -36,52 +36,59 @@ class Norm:
     epsilon: float
 
 
-Pairs = dict[int, Norm]
-"""id of a layer's weight -> the norm behind it."""
+NormOfLayer = dict[int, Norm]
+"""id of a layer's weight -> the norm that follows the layer."""
 
 
-def pairs_in(model: nn.Module, run: Callable[[], list[Tensor]]) -> Pairs:
-    """Layers of `model` that can be folded. run: a pass of it without gradients, which returns its features; it runs
-    twice. None where folding would change the features by more than rounding."""
+def find_foldable(model: nn.Module, run: Callable[[], list[Tensor]]) -> NormOfLayer:
+    """Find the layers of a network that can be computed together with the norm that follows them.
+
+    Args:
+        model: The network, its norms in eval mode.
+        run: A pass of it, which returns its features; called twice, without gradients.
+
+    Returns:
+        The norm of each such layer; none where folding would change the features by more than rounding.
+    """
     with torch.no_grad():
-        with _Heard(model) as heard:
+        with _CallRecorder(model) as recorder:
             plain = [feat.clone() for feat in run()]
-        pairs = heard.pairs()
-        if not pairs:
+        norms = recorder.foldable()
+        if not norms:
             return {}
-        with folding(pairs):
+        with folding(norms):
             found = run()
     near = (bool((a - b).abs().max() <= _MOST_APART * b.abs().max()) for a, b in zip(found, plain, strict=True))
-    return pairs if all(near) else {}
+    return norms if all(near) else {}
 
 
 @contextmanager
-def folding(pairs: Pairs) -> Iterator[None]:
-    """Inside, layers and norms in `pairs` are computed as one."""
-    if not pairs:
+def folding(norms: NormOfLayer) -> Iterator[None]:
+    """Inside, these layers and their norms are computed as one."""
+    if not norms:
         yield
         return
-    with _Folded(pairs):
+    with _FoldingMode(norms):
         yield
 
 
-class _Heard(TorchFunctionMode):
-    """Notes what each layer returns, and who is given that."""
+class _CallRecorder(TorchFunctionMode):
+    """Notes what each layer returns, and which functions are given that."""
 
     def __init__(self, model: nn.Module):
         self._weights = {id(p) for p in model.parameters()}
         self._made: dict[int, tuple[int, Tensor]] = {}  # id of an output -> weight, and the output, to keep its id
-        self._calls: dict[int, int] = {}  # weight -> how often it is used
+        self._calls: dict[int, int] = {}  # id of a weight -> how often it is used
         self._norms: dict[int, Norm] = {}
-        self._uses: dict[int, int] = {}  # running mean -> how often
-        self._spoilt: set[int] = set()
+        self._uses: dict[int, int] = {}  # id of a running mean -> how often it is used
+        self._used_otherwise: set[int] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         given = [v for v in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor)]
         norm = _norm_of(args, kwargs) if name == "batch_norm" else None
-        if name not in _ASKS:
+        if name not in _METADATA:
             for tensor in given:
                 weight = self._made.get(id(tensor), (None,))[0]
                 if weight is None:
@@ -89,7 +96,7 @@ class _Heard(TorchFunctionMode):
                 if norm is not None and tensor is _argument(args, kwargs, 0, "input") and weight not in self._norms:
                     self._norms[weight] = norm
                 else:
-                    self._spoilt.add(weight)
+                    self._used_otherwise.add(weight)
             if norm is not None:
                 self._uses[id(norm.mean)] = self._uses.get(id(norm.mean), 0) + 1
             for tensor in given:  # a weight that something else reads too
@@ -102,25 +109,27 @@ class _Heard(TorchFunctionMode):
                 self._made[id(result)] = id(weight), result
         return result
 
-    def pairs(self) -> Pairs:
+    def foldable(self) -> NormOfLayer:
         return {
             weight: norm
             for weight, norm in self._norms.items()
-            if weight not in self._spoilt and self._calls[weight] == 1 and self._uses[id(norm.mean)] == 1
+            if weight not in self._used_otherwise and self._calls[weight] == 1 and self._uses[id(norm.mean)] == 1
         }
 
 
-class _Folded(TorchFunctionMode):
-    def __init__(self, pairs: Pairs):
-        self._pairs = pairs
-        self._waiting: set[int] = set()  # running means of norms that have been folded into what reaches them
+class _FoldingMode(TorchFunctionMode):
+    """Computes each layer with its norm's scale and shift, and passes that by the norm itself."""
+
+    def __init__(self, norms: NormOfLayer):
+        self._norms = norms
+        self._waiting: set[int] = set()  # ids of the running means of norms whose layer was computed with them
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if name in LAYERS:
             weight = _argument(args, kwargs, 1, "weight")
-            norm = self._pairs.get(id(weight))
+            norm = self._norms.get(id(weight))
             if norm is not None:
                 self._waiting.add(id(norm.mean))
                 bias = _argument(args, kwargs, 2, "bias")
@@ -144,7 +153,7 @@ def _argument(args: tuple, kwargs: dict[str, Any], position: int, name: str) -> 
 
 
 def _norm_of(args: tuple, kwargs: dict[str, Any]) -> Norm | None:
-    """Of a call of torch.nn.functional.batch_norm that uses the running statistics; None of one that takes its own."""
+    """The norm in a call of torch.nn.functional.batch_norm that uses the running statistics; None for batch ones."""
     names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
     given = dict(zip(names, args, strict=False)) | kwargs
     mean, variance = given.get("running_mean"), given.get("running_var")

@@ -1,10 +1,17 @@
-"""Least squares that knows of the activation behind a layer: what that cuts off need not be met.
+"""Least squares that know the activation after a layer: what it cuts off need not be met.
 
-Where the teacher's value lies outside the range in which the activation tells values apart, any value beyond the same
-edge is as good. The target of such a row is the prediction itself where that is beyond, the edge where it is not; for
-these targets the layer is solved again, from the same second moments of its inputs. Every round lowers a bound on the
-error behind the activation (what Zhang et al., arXiv 1505.06798, reach with an auxiliary variable). Weights are told by
-what is added to those that the layer had, and targets by what these left over, as in `closed_form`.
+Axes: g groups, n rows, D inputs of a group x kernel, m outputs of a group, as in `moments`.
+
+With a(z) = min(max(s z + t, low), high) by output (s and t: the scale and offset between layer and activation), the
+change B (g, m, D) of the prior weights should minimise |a(Y) - a(X (W + B)')|^2. Where the teacher's s Y + t lies
+beyond low or high, any value beyond the same edge is as good. So in every round the target of such an output is moved
+from Y to the layer's own prediction where that lies beyond the edge, and else to the edge:
+
+    T = (clamp(z) - (s Y + t)) / s where s Y + t is beyond an edge, else 0,  with z = s X (W + B)' + t,
+    B' = (X'X + r u I)^-1 X'(R + T).
+
+Every round lowers an upper bound on the error after the activation (Zhang et al., arXiv 1505.06798, reach the same with
+an auxiliary variable).
 """
 
 import math
@@ -17,51 +24,67 @@ ROUNDS = 3  # Source: measured on the demo's networks: 8 or 30 are hardly better
 
 
 class Gated:
-    """The rows of a layer, kept.
+    """The rows of a layer that an activation follows.
 
-    edges: of the range. scale (groups, 1, outputs of a group): of the layer's outputs on the way to the activation, 0
-    for those that hardly arrive there; back: 1 / scale, or 0 too.
+    Args:
+        edges: low and high, between which the activation distinguishes values.
+        scale: s (g, 1, m); 0 for outputs of which hardly anything arrives at the activation.
+        inverse: 1 / s (g, 1, m); 0 for the same outputs.
     """
 
-    def __init__(self, edges: tuple[float, float], scale: Tensor, back: Tensor):
-        self._edges, self._scale, self._back = edges, scale, back
+    def __init__(self, edges: tuple[float, float], scale: Tensor, inverse: Tensor):
+        self._edges, self._scale, self._inverse = edges, scale, inverse
         self._rows: list[tuple[int, Tensor, Tensor, Tensor]] = []
 
-    def add(self, part: int, x: Tensor, over: Tensor, ahead: Tensor) -> None:
-        """x (groups, rows, D): inputs. over (groups, rows, outputs of a group): what the layer should give beyond what
-        it gives with its prior weights. ahead: what the activation would then be given, the same shape."""
-        self._rows.append((part, x, over, ahead))
+    def add(self, part: int, x: Tensor, residual: Tensor, activated: Tensor) -> None:
+        """Keep rows.
+
+        Args:
+            part: The part of the images that they are from.
+            x: Inputs X (g, n, D).
+            residual: R = Y - X W' (g, n, m).
+            activated: What the activation is given in the teacher, s Y + t (g, n, m).
+        """
+        self._rows.append((part, x, residual, activated))
 
     def error(self, parts: Sequence[int], change: Tensor) -> float:
-        """Squared error behind the activation, of the prior weights and `change` (groups, outputs of a group, D)."""
+        """Squared error after the activation over these parts, with the change B (g, m, D) of the prior weights."""
         low, high = self._edges
         return sum(
-            float(found.clamp_(low, high).sub_(ahead.clamp(low, high)).square_().sum())
-            for _, _, ahead, found in self._found(parts, change)
+            float(predicted.clamp_(low, high).sub_(wanted.clamp(low, high)).square_().sum())
+            for _, _, wanted, predicted in self._predicted(parts, change)
         )
 
-    def solved(
-        self, parts: Sequence[int], change: Tensor, solve: Callable[[Tensor], Tensor], rounds: int = ROUNDS
+    def solve(
+        self, parts: Sequence[int], change: Tensor, solver: Callable[[Tensor], Tensor], rounds: int = ROUNDS
     ) -> Tensor:
-        """A better change of the prior weights, from `change` on. solve: from cross moments (groups, D, outputs of a
-        group) of inputs and what is left over, over `parts`, to the change for them."""
+        """Improve a change of the prior weights.
+
+        Args:
+            parts: The parts of the images to solve from.
+            change: B (g, m, D), from which it begins.
+            solver: From X'(R + T) (g, D, m) over `parts` to the change (g, m, D) for it.
+            rounds: How often the targets are moved.
+
+        Returns:
+            The new B (g, m, D).
+        """
         low, high = self._edges
         for _ in range(rounds):
             cross = torch.zeros_like(change.mT)
-            for x, over, ahead, found in self._found(parts, change):
-                # By how much the target is moved: to the prediction or the edge, where the teacher's value is beyond.
-                moved = torch.zeros_like(found)
+            for x, residual, wanted, predicted in self._predicted(parts, change):
+                moved = torch.zeros_like(predicted)  # s T
                 if math.isfinite(low):
-                    moved += found.clamp(max=low).sub_(ahead).mul_(ahead < low)
+                    moved += predicted.clamp(max=low).sub_(wanted).mul_(wanted < low)
                 if math.isfinite(high):
-                    moved += found.clamp_(min=high).sub_(ahead).mul_(ahead > high)
-                cross += x.mT @ moved.mul_(self._back).add_(over)
-            change = solve(cross)
+                    moved += predicted.clamp_(min=high).sub_(wanted).mul_(wanted > high)
+                cross += x.mT @ moved.mul_(self._inverse).add_(residual)
+            change = solver(cross)
         return change
 
-    def _found(self, parts: Sequence[int], change: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """x, over, ahead, and what the activation is given with `change`, each of them new."""
-        learned = change.mT.to(self._scale)
-        for part, x, over, ahead in self._rows:
+    def _predicted(self, parts: Sequence[int], change: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """X, R, s Y + t, and z = s X (W + B)' + t, a new tensor: s (X B' - R) + (s Y + t)."""
+        transposed = change.mT.to(self._scale)
+        for part, x, residual, wanted in self._rows:
             if part in parts:
-                yield x, over, ahead, (x @ learned).sub_(over).mul_(self._scale).add_(ahead)
+                yield x, residual, wanted, (x @ transposed).sub_(residual).mul_(self._scale).add_(wanted)

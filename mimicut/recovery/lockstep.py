@@ -1,4 +1,4 @@
-"""Several passes of several networks side by side, halted at the same layers, so that a layer can be solved in between.
+"""Several passes of several networks side by side, halted at the same layers, so that each can be solved in between.
 
 Every pass runs in a thread of its own, and only one of them runs at a time, in a fixed order: so this works for any
 code that a network consists of, each network computes every image once, and the same run gives the same numbers.
@@ -22,8 +22,11 @@ from mimicut.recovery.batches import Batch, copied
 
 @dataclass
 class Seen:
-    """What one pass has at a halt. args, kwargs: of the torch function that is given the weight; output: of it, where
-    the network halts after it. held: what was asked to be kept: (weight, "input" or "output") -> tensor."""
+    """What one pass has at a halt.
+
+    args, kwargs: of the torch function that is given the weight. output: what it returned, where the network halts
+    after it. held: what was to be kept: (weight, "input" or "output") -> tensor.
+    """
 
     function: Callable[..., Any]
     args: tuple
@@ -36,7 +39,7 @@ class Seen:
         return self.args[0] if self.args else self.kwargs["input"]
 
 
-# The functions that compute with a weight; others are given one too (`x.to(weight)`, `weight.abs()`).
+# The functions that compute with a weight; other functions take one too (`x.to(weight)`, `weight.abs()`).
 _FUNCTIONS = frozenset(["conv1d", "conv2d", "conv3d", "linear", "batch_norm", "layer_norm", "group_norm"])
 
 # Functions of which oneDNN and MKL keep working memory for every thread that ever called one, for as long as it lives.
@@ -46,9 +49,14 @@ _WITH_BUFFERS = frozenset(
 
 
 class Watch(TorchFunctionMode):
-    """Calls `before(name, seen)` and `after(name, seen)` around torch functions that are given a tensor of `names`.
+    """Calls `before(name, seen)` and `after(name, seen)` around torch functions that are given certain tensors.
 
-    run: calls those of _WITH_BUFFERS in place of this thread."""
+    Args:
+        names: id of a tensor -> its name (`ids_of`).
+        before: Called before the function.
+        after: Called after it; it may replace `seen.output`.
+        run: Calls the functions in _WITH_BUFFERS in place of this thread.
+    """
 
     def __init__(
         self,
@@ -78,17 +86,17 @@ class Watch(TorchFunctionMode):
 
 
 def ids_of(model: nn.Module, names: Sequence[str]) -> dict[int, str]:
-    """id of a tensor -> the name by which it was asked for."""
+    """id of a tensor -> the name in `names`."""
     tensors = named_tensors(model)
     return {id(tensors[name]): name for name in names}
 
 
 class _Stopped(BaseException):
-    """Unwinds a pass that nobody goes on with; no `except Exception` of the network's code holds it up."""
+    """Unwinds a pass that nobody needs any more; no `except Exception` of the network's code stops it."""
 
 
 class _Pass:
-    """One forward pass in a thread of its own, which runs only while somebody waits in `go_on`."""
+    """One forward pass in a thread of its own, which runs only while another thread waits in `advance`."""
 
     def __init__(self, forward: Callable[["_Pass"], None]):
         self._forward, self._turn, self._back = forward, threading.Semaphore(0), threading.Semaphore(0)
@@ -121,7 +129,7 @@ class _Pass:
             raise _Stopped
 
     def call(self, func: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
-        """What `func` returns or raises, called by the thread that waits in `go_on`."""
+        """What `func` returns or raises, called by the thread that waits in `advance`."""
         device = args[0].device.type if args and isinstance(args[0], Tensor) else "cpu"
         nested = torch._C._functorch.peek_interpreter_stack() is not None
         if torch.is_autocast_enabled(device) or torch.is_grad_enabled() or nested:
@@ -136,8 +144,8 @@ class _Pass:
             raise failure
         return answer
 
-    def go_on(self) -> tuple[str, Seen] | None:
-        """Where it halts next; None when it has come to its end. Raises: what the network raised."""
+    def advance(self) -> tuple[str, Seen] | None:
+        """Run to the next halt and return it; None at the end of the pass. Raises: what the network raised."""
         self._at = None
         self._turn.release()
         self._back.acquire()
@@ -163,12 +171,12 @@ class _Pass:
         self._thread.join()
 
 
-def _gone_on(each: _Pass, slack: Slack, halts: int = 1) -> tuple[str, Seen] | None:
-    """As `go_on`, so many times. Every thread's arena keeps what its pass frees, as much again as is held if nobody
-    returns it."""
+def _advance(each: _Pass, slack: Slack, halts: int = 1) -> tuple[str, Seen] | None:
+    """Advance a pass by so many halts. Every thread's arena keeps what its pass frees, as much again as is held if
+    nobody returns it."""
     found = None
     for _ in range(halts):
-        found = each.go_on()
+        found = each.advance()
         slack.trim()
         if found is None:
             break
@@ -182,61 +190,31 @@ def lockstep(
     kept: Mapping[str, set],
     taking_part: Sequence[int] | None = None,
 ) -> Iterator[tuple[str, list[list[Seen]]]]:
-    """Yield, at each of `halts`, (name, per network what each batch sees there); going on lets all passes go on.
+    """Yield, at each of `halts`, (name, for each network what each batch sees there); continuing advances all passes.
 
-    networks: each with "before" or "after", where it halts: at the function that is given the weight of that name, or
-    behind it. batches: the last network may write into them, others are given copies. kept: halt -> (weight, "input" |
-    "output") that passes must still have there, seen before. taking_part: how many of the batches are there at each of
-    the halts, never fewer than at the one before, by default all; a later one is taken from `batches` only then.
-    Every halt comes once. Without gradients, in the mode that the networks are in. Raises: what a network raises, and
-    RuntimeError where the passes do not halt at the same places.
+    Every halt comes once. Without gradients, in the mode that the networks are in.
+
+    Args:
+        networks: Each with "before" or "after", where it halts: before or after the function that is given the weight.
+        batches: The last network may write into them, others are given copies.
+        halts: Names of the weights, in the order in which they run.
+        kept: Halt -> (weight, "input" | "output") that passes must still have there, seen before.
+        taking_part: How many of the batches there are at each of the halts, never fewer than at the one before; by
+            default all. A later one is taken from `batches` only then.
+
+    Raises:
+        RuntimeError: The passes do not halt at the same places. And what a network raises.
     """
-    wanted = {key for keys in kept.values() for key in keys}
-    last = {key: name for name in halts for key in kept.get(name, ())}
-    watched = [*dict.fromkeys([*halts, *(name for name, _ in wanted)])]
-    halting = set(halts)
-
-    def body(model: nn.Module, when: str, batch: Batch | None, last_one: bool) -> Callable[[_Pass], None]:
-        def run(own: _Pass) -> None:
-            nonlocal batch
-            held: dict[tuple[str, str], Tensor] = {}
-
-            def halt(name: str, seen: Seen) -> None:
-                seen.held = held
-                own.halt(name, seen)
-                seen.held = {}
-                for key in [k for k in held if last[k] == name]:
-                    del held[key]
-
-            def before(name: str, seen: Seen) -> None:
-                if (name, "input") in wanted:
-                    held[name, "input"] = seen.input
-                if name in halting and when == "before":
-                    halt(name, seen)
-
-            def after(name: str, seen: Seen) -> None:
-                if (name, "output") in wanted:
-                    held[name, "output"] = seen.output
-                if name in halting and when == "after":
-                    halt(name, seen)
-
-            # What a network keeps on its modules, or writes into its input, is this pass's alone.
-            network, (args, kwargs) = structural_copy(model), batch if last_one else copied(batch)
-            batch = None  # not held any longer than the network itself holds it
-            with torch.no_grad(), Watch(ids_of(network, watched), before, after, own.call):
-                network(*args, **kwargs)
-
-        return run
-
+    forwards = _Forwards(halts, kept)
     source, slack = iter(batches), Slack()
     passes: list[list[_Pass]] = [[] for _ in networks]
     try:
-        for number, _ in enumerate(halts):  # behind the last of them nothing is computed
-            at = [[_gone_on(each, slack) for each in row] for row in passes]
+        for number, _ in enumerate(halts):  # after the last of them nothing is computed
+            at = [[_advance(each, slack) for each in row] for row in passes]
             for batch in islice(source, None if taking_part is None else taking_part[number] - len(passes[0])):
                 for place, (row, (model, when)) in enumerate(zip(passes, networks, strict=True)):
-                    row.append(_Pass(body(model, when, batch, place == len(networks) - 1)))
-                    at[place].append(_gone_on(row[-1], slack, number + 1))
+                    row.append(_Pass(forwards.of(model, when, batch, copies=place < len(networks) - 1)))
+                    at[place].append(_advance(row[-1], slack, number + 1))
                 batch = None
             names = {found and found[0] for row in at for found in row}
             if len(names) != 1:
@@ -251,3 +229,47 @@ def lockstep(
     finally:
         for each in chain.from_iterable(passes):
             each.end()
+
+
+class _Forwards:
+    """Makes the forward passes that halt, each with what it must still have at a halt."""
+
+    def __init__(self, halts: Sequence[str], kept: Mapping[str, set]):
+        self._halting = set(halts)
+        self._wanted = {key for keys in kept.values() for key in keys}
+        self._last_halt = {key: name for name in halts for key in kept.get(name, ())}
+        self._watched = [*dict.fromkeys([*halts, *(name for name, _ in self._wanted)])]
+
+    def of(self, model: nn.Module, when: str, batch: Batch | None, *, copies: bool) -> Callable[[_Pass], None]:
+        """A forward pass of `batch`, or of a copy of it, that halts "before" or "after" each layer."""
+
+        def run(own: _Pass) -> None:
+            nonlocal batch
+            held: dict[tuple[str, str], Tensor] = {}
+
+            def halt(name: str, seen: Seen) -> None:
+                seen.held = held
+                own.halt(name, seen)
+                seen.held = {}
+                for key in [k for k in held if self._last_halt[k] == name]:
+                    del held[key]
+
+            def before(name: str, seen: Seen) -> None:
+                if (name, "input") in self._wanted:
+                    held[name, "input"] = seen.input
+                if name in self._halting and when == "before":
+                    halt(name, seen)
+
+            def after(name: str, seen: Seen) -> None:
+                if (name, "output") in self._wanted:
+                    held[name, "output"] = seen.output
+                if name in self._halting and when == "after":
+                    halt(name, seen)
+
+            # What a network keeps on its modules, or writes into its input, is this pass's alone.
+            network, (args, kwargs) = structural_copy(model), copied(batch) if copies else batch
+            batch = None  # not held any longer than the network itself holds it
+            with torch.no_grad(), Watch(ids_of(network, self._watched), before, after, own.call):
+                network(*args, **kwargs)
+
+        return run

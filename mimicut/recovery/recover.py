@@ -1,39 +1,34 @@
-"""Give back what the cut took: closed form, norms, a rehearsal, then mimic.
+"""Recover what a cut took: closed form, norms, a rehearsal, then mimic.
 
-With images to choose by, each is kept only where they say so. Without, a rehearsal on some of the few images, left
-aside for it alone, decides on the rate and on whether to mimic at all: training never leaves a student worse.
+With images to choose by, each is kept only where they say so. Without, a rehearsal on some of the few images, set aside
+for it alone, decides on the rate and on whether to mimic at all: training never leaves a student worse.
 """
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count as count_from
 from math import isfinite
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mimicut.anatomy.graph import Anatomy
 from mimicut.base import guard, memory
 from mimicut.base.errors import InputError, Stopped
 from mimicut.base.progress import SpokenProgress
-from mimicut.recovery.batches import Source, count, placed, view
+from mimicut.recovery.batches import Source, count, plain_batches
 from mimicut.recovery.checkpoint import Checkpoint
-from mimicut.recovery.closed_form import (
-    ClosedFormLog,
-    batches_of,
-    closed_form,
-    expected_seconds,
-    view_seconds,
-    views_for,
-)
+from mimicut.recovery.closed_form import ClosedFormLog, closed_form
 from mimicut.recovery.config import MimicConfig
+from mimicut.recovery.folds import batches_of
 from mimicut.recovery.judge import Judge
-from mimicut.recovery.mimic import MimicLog, mimic, settled
+from mimicut.recovery.mimic import MimicLog, mimic
 from mimicut.recovery.norms import VIEWS, settle_norms
-from mimicut.recovery.rehearsal import MOST_STEPS, Rehearsal, parts_of, rehearse, tried_on
+from mimicut.recovery.rehearsal import MOST_STEPS, CutStudent, Rehearsal, divide, rehearse, try_rates
 from mimicut.recovery.rehearsal import VIEWS_SHARE as REHEARSED_VIEWS
+from mimicut.recovery.trials import settle
+from mimicut.recovery.view_budget import expected_seconds, measure_view_seconds, views_within
 from mimicut.recovery.ways import describe_way
 from mimicut.surgery.plan import Plan
 
@@ -41,21 +36,24 @@ from mimicut.surgery.plan import Plan
 # the closed form chooses by cross-validation as it is. Source: measured on the demo's teachers (docs/LOG.md).
 CHOOSE_FROM = 200
 CHOOSE_SHARE = 0.1
-# Of max_seconds, what may go into asking the images and into the closed form, at the most. Source: assumption.
+# The shares of max_seconds that the evidence and the closed form may take at the most. Source: assumption.
 EVIDENCE_SHARE, CLOSED_SHARE = 0.25, 0.5
-REHEARSAL_SHARE = 0.2  # Of the time that is left, what a rehearsal may take. Source: assumption.
-_PASSES = 3  # forward passes of the teacher that a step takes as long as, for each image. Source: assumption.
-_STILL = 1e-12  # rate of the steps that are only timed
-_PACED = 3  # steps that a trial takes to learn how long one is
+REHEARSAL_SHARE = 0.2  # The share of the time left that a rehearsal may take. Source: assumption.
+_PASSES = 3  # Forward passes of the teacher that a step takes as long as, for each image. Source: assumption.
+_NO_RATE = 1e-12  # Rate of the steps that are only timed.
+_TIMED_STEPS = 3
 _BATCH = 64
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """closed_form: what it did, None where it was not asked for. errors: squared error at the seam over the teacher's
-    squared deviation, on the images to choose by, of the student as "cut", in "closed_form" and after "norms"; empty
-    without such images. norms_share: of the few images' own statistics in the batch norms. rehearsal: what decided on
-    the rate (`rehearsal.Rehearsal`, as JSON); None where nothing was rehearsed."""
+    """What the recovery did.
+
+    mimic: its log. closed_form: its log, None where it was not asked for. errors: squared error at the seam over the
+    teacher's squared deviation, on the images to choose by, of the student as "cut", in "closed_form" and after
+    "norms"; empty without such images. norms_share: the share of the few images' own statistics in the batch norms.
+    rehearsal: what decided on the rate (`rehearsal.Rehearsal`, as JSON); None where nothing was rehearsed.
+    """
 
     mimic: MimicLog
     closed_form: ClosedFormLog | None = None
@@ -66,10 +64,10 @@ class Recovery:
     def to_json(self) -> dict[str, Any]:
         closed = None if self.closed_form is None else self.closed_form.to_json()
         own = {name: getattr(self, name) for name in ("errors", "norms_share", "rehearsal")}
-        return {"closed_form": closed, **own, **_brief(self.mimic)}
+        return {"closed_form": closed, **own, **_log_fields(self.mimic)}
 
 
-def _brief(log: MimicLog) -> dict[str, Any]:
+def _log_fields(log: MimicLog) -> dict[str, Any]:
     choose = [list(pair) for pair in log.errors]
     return {"choose": choose, "kept_step": log.kept, "step_seconds_tried": log.ways, "batch_parts": log.parts}
 
@@ -90,202 +88,243 @@ def recover(
     on_checkpoint: Callable[[Checkpoint], None] | None = None,
     max_memory: int | None = None,
 ) -> Recovery:
-    """Bring `student`, the cut of `teacher` by `plan`, back towards the teacher, IN PLACE.
+    """Bring `student`, the cut of `teacher` by `plan`, back towards the teacher, in place.
 
-    few: images to fit. choose: images, none of `few`, that decide what is kept; without them the closed form is kept
-    as it is, batch norms keep the cut's statistics, and mimic its last step. max_seconds: for all of it; the steps are
-    as many as fit, by the pace of three; the closed form gets CLOSED_SHARE of it at most. max_memory: bytes that the
-    passes of a stage may hold. config.start "cut": only `mimic` runs, as the paper has it. on_checkpoint, checkpoint:
-    as in `mimic`; going on starts where mimic stood, with as many steps as had been decided on.
-    Raises: as `mimic`; the log of Stopped is a Recovery.
+    Args:
+        teacher: The network that was cut.
+        student: Its cut by `plan`.
+        anatomy: Of the teacher.
+        plan: What the student keeps.
+        few: Images to fit.
+        config: How to mimic; with start "cut" only `mimic` runs, as the paper has it.
+        choose: Images, none of `few`, that decide what is kept. Without them the closed form is kept as it is, batch
+            norms keep the cut's statistics, and mimic its last step.
+        on_stage: Called with a sentence about each stage.
+        max_seconds: For all of it. The steps are as many as fit, by the pace of three; the closed form gets
+            CLOSED_SHARE at the most.
+        on_step: As of `mimic`.
+        checkpoint: As of `mimic`; continuing starts where mimic was, with as many steps as had been decided on.
+        on_checkpoint: As of `mimic`.
+        max_memory: Bytes that the passes of a stage may hold.
+
+    Returns:
+        What was done.
+
+    Raises:
+        InputError: max_seconds is not a finite number from 0.
+        Stopped: As `mimic` raises it; its log is a Recovery. And all else that `mimic` raises.
     """
     check_seconds(max_seconds)
-    say, begun = on_stage or (lambda text: None), time.perf_counter()
-    closed, errors, share, tried, rehearsed = None, None, None, {}, None
-    raw = guard.full_copy(student) if config.start == "closed_form" and checkpoint is None and choose is None else None
-    timed = checkpoint is None and (config.start == "closed_form" or max_seconds is not None)
-    a_view = view_seconds(teacher, few, config.views) if timed else 0.0
+    say = on_stage or (lambda text: None)
+    case = CutStudent(teacher, student, anatomy, plan)
     if checkpoint is not None:
-        done = checkpoint.data["before"]
+        before = _Before.from_checkpoint(checkpoint)
         config = replace(config, steps=checkpoint.data["steps"])
-        closed = done["closed_form"] and ClosedFormLog.from_json(done["closed_form"])
-        errors, share, tried = done["errors"], done["norms_share"], done.get("ways", {})
-        rehearsed = done.get("rehearsal")
-        say(f"going on after {len(checkpoint.data['losses'])} of {config.steps} steps")
-    elif config.start == "closed_form":
-        expected = expected_seconds(anatomy, plan, student, a_view)
-        most = None if max_seconds is None else CLOSED_SHARE * max_seconds
-        if most is not None and not views_for(most, a_view):
-            say("no time for the closed form")
-        else:
-            say(f"solving the layers in closed form, {about(expected if most is None else min(expected, most))}")
-            closed, errors, share = _solved(
-                teacher,
-                student,
-                anatomy,
-                plan,
-                few,
-                config,
-                choose,
-                most,
-                a_view,
-                SpokenProgress(say, "layer"),
-                max_memory,
-            )
-            if closed.views_room < min(closed.images, closed.views_useful):
-                say(
-                    f"the memory had room for {closed.views_room} views of {closed.images} images in the first layers "
-                    "that were solved; with more of it (--max-memory) they see every image"
-                )
-    if config.steps and checkpoint is None and max_seconds is not None:
-        # The trial that tells the pace takes steps too: none where there is no time for more than that.
-        step = _PASSES * min(config.batch_size, count(few)) * a_view
-        if max_seconds - (time.perf_counter() - begun) < 2 * (1 + _PACED) * step:
-            say("no time to mimic")
-            config = replace(config, steps=0)
-    if config.steps and checkpoint is None:
-        say("measuring how long a step is to be, and how long it takes")
-        told_steps, trial_steps = SpokenProgress(say, "trial step"), count_from(1)
-
-        def on_trial_step(*_: float) -> None:
-            told_steps(next(trial_steps), 0)
-
-        config, tried = settled(
-            teacher, student, plan.seam, few, config, max_memory=max_memory, on_trial_step=on_trial_step
-        )
-        say(describe_way(config.precision, config.layout, tried))
-        memory.trim()
-        pace = _pace(teacher, student, plan, few, config, max_memory, on_trial_step)
-        memory.trim()
-        if closed is not None:
-            left = None if max_seconds is None else max_seconds - (time.perf_counter() - begun)
-            cost = REHEARSED_VIEWS * closed.seconds + MOST_STEPS * pace
-            if choose is None and parts_of(few, config.seed) is None:
-                say(f"{count(few)} images are too few, or too much alike, to rehearse on some of them")
-            elif left is not None and cost >= REHEARSAL_SHARE * left:
-                say("no time to rehearse")
-            else:
-                say(f"rehearsing on images left aside, {about(cost)}")
-                found = _rehearsed(
-                    teacher, student, raw, anatomy, plan, few, config, choose, closed.views, max_memory, say
-                )
-                if found is not None:
-                    say(str(found))
-                    rehearsed = found.to_json()
-                    config = replace(config, lr=config.lr * found.rate) if found.rate else replace(config, steps=0)
-        raw = None
-        memory.trim()
-        if max_seconds is not None:
-            left = max_seconds - (time.perf_counter() - begun)
-            config = replace(config, steps=max(0, min(config.steps, int(left / pace))))
-        say(f"mimicking {config.steps} steps on {count(few)} images, {about(config.steps * pace)}")
-
-    def whole(part: Checkpoint) -> Checkpoint:
-        before = {"closed_form": closed and closed.to_json(), "errors": errors, "norms_share": share, "ways": tried}
-        before["rehearsal"] = rehearsed
-        return replace(part, data=part.data | {"before": before})
-
+        say(f"continuing after {len(checkpoint.data['losses'])} of {config.steps} steps")
+    else:
+        before, config = _Preparation(case, few, choose, max_seconds, max_memory, say).prepare(config)
+    on_part = on_checkpoint and (lambda part: on_checkpoint(before.added_to(part)))
     try:
         log = mimic(
             teacher, student, plan.seam, few, config, choose=choose, on_step=on_step, checkpoint=checkpoint,
-            on_checkpoint=on_checkpoint and (lambda part: on_checkpoint(whole(part))), max_memory=max_memory,
+            on_checkpoint=on_part, max_memory=max_memory,
         )  # fmt: skip
     except Stopped as stopped:
-        log = replace(stopped.log, ways=tried)
-        raise Stopped(Recovery(log, closed, errors, share, rehearsed), whole(stopped.checkpoint)) from stopped
-    return Recovery(replace(log, ways=tried), closed, errors, share, rehearsed)
+        raise Stopped(before.recovery(stopped.log), before.added_to(stopped.checkpoint)) from stopped
+    return before.recovery(log)
 
 
 def check_seconds(max_seconds: float | None) -> None:
-    """Raises: InputError."""
+    """Raises: InputError where it is not a finite number from 0."""
     if max_seconds is not None and not (isfinite(max_seconds) and max_seconds >= 0):
         raise InputError(f"recovering: max_seconds is {max_seconds}, expected a finite number of 0 or more")
 
 
-def _solved(
-    teacher: nn.Module,
-    student: nn.Module,
-    anatomy: Anatomy,
-    plan: Plan,
-    few: Source | Tensor,
-    config: MimicConfig,
-    choose: Source | Tensor | None,
-    max_seconds: float | None,
-    a_view: float,
-    on_layer: Callable[[int, int], None],
-    max_memory: int | None,
-) -> tuple[ClosedFormLog, dict[str, float], float | None]:
-    """The closed form, and norms, where there are images to choose by."""
-    judge = None if choose is None else _judge(teacher, student, plan, choose)
-    errors = {} if judge is None else {"cut": judge.error(student)}
-    start = [(t, t.detach().clone()) for t in guard.named_tensors(student).values()]
-    closed = closed_form(
-        teacher, student, anatomy, plan, few, views=config.views, seed=config.seed, max_seconds=max_seconds,
-        most_views=None if max_seconds is None else views_for(max_seconds, a_view), on_layer=on_layer,
-        max_memory=max_memory,
-    )  # fmt: skip
-    memory.trim()
-    if judge is None:
-        return closed, errors, None
-    errors["closed_form"] = judge.error(student)
-    if not errors["closed_form"] < errors["cut"]:
-        guard.put_back(start)
-    batches, _, _ = batches_of(few, student, config.views, "none", config.seed, 1, VIEWS)
-    with guard.untouched(student):
-        student.eval()
-        share = settle_norms(student, plan.seam.head, batches, lambda: judge.error(student))
-    errors["norms"] = judge.error(student)
-    return closed, errors, share
-
-
-def _rehearsed(
-    teacher: nn.Module,
-    student: nn.Module,
-    raw: nn.Module | None,
-    anatomy: Anatomy,
-    plan: Plan,
-    few: Source | Tensor,
-    config: MimicConfig,
-    choose: Source | Tensor | None,
-    views: int,
-    max_memory: int | None,
-    say: Callable[[str], None],
-) -> Rehearsal | None:
-    """raw: the student before the closed form, which is changed; not needed with images to choose by."""
-    if choose is None:
-        return rehearse(teacher, raw, anatomy, plan, few, config, most_views=views, max_memory=max_memory, say=say)
-    judge = _judge(teacher, student, plan, choose)
-    return tried_on(judge, count(choose), teacher, student, plan, few, config, max_memory, say)
-
-
-def _pace(
-    teacher: nn.Module,
-    student: nn.Module,
-    plan: Plan,
-    few: Source | Tensor,
-    config: MimicConfig,
-    max_memory: int | None,
-    on_step: Callable[[int, int, float], None],
-) -> float:
-    """Seconds a step, of a copy of the student; one step warms up, and what comes before a first step counts too."""
-    trial, config = guard.full_copy(student), replace(config, lr=_STILL)
-    try:
-        options = {"max_memory": max_memory, "on_step": on_step}
-        mimic(teacher, trial, plan.seam, few, replace(config, steps=1), **options)
-        log = mimic(teacher, trial, plan.seam, few, replace(config, steps=_PACED), **options)
-        return max(log.seconds / _PACED, 1e-6)
-    except Stopped:
-        raise KeyboardInterrupt from None  # of the trial there is nothing to keep
-
-
 def about(seconds: float) -> str:
+    """A duration in words.
+
+    >>> about(90.4), about(200)
+    ('about 90 s', 'about 3 min')
+    """
     return f"about {seconds:.0f} s" if seconds < 120 else f"about {seconds / 60:.0f} min"
 
 
-def _judge(teacher: nn.Module, student: nn.Module, plan: Plan, choose: Source | Tensor) -> Judge:
-    like = next(t for t in guard.named_tensors(student).values() if t.is_floating_point())
-    batches = []
-    for start in range(0, count(choose), _BATCH):
-        indices = list(range(start, min(start + _BATCH, count(choose))))
-        batches.append(placed(view(choose, indices, "none", torch.Generator()), like.device, like.dtype))
-    return Judge(teacher, plan.seam, batches)
+@dataclass(frozen=True)
+class _Before:
+    """What was done before mimicking, as in `Recovery`.
+
+    ways: seconds of a trial's step in each precision and layout.
+    """
+
+    closed_form: ClosedFormLog | None = None
+    errors: dict[str, float] | None = None
+    norms_share: float | None = None
+    ways: dict[str, float] = field(default_factory=dict)
+    rehearsal: dict[str, Any] | None = None
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> "_Before":
+        data = checkpoint.data["before"]
+        closed = data["closed_form"] and ClosedFormLog.from_json(data["closed_form"])
+        return cls(closed, data["errors"], data["norms_share"], data.get("ways", {}), data.get("rehearsal"))
+
+    def added_to(self, checkpoint: Checkpoint) -> Checkpoint:
+        before = vars(self) | {"closed_form": self.closed_form and self.closed_form.to_json()}
+        return replace(checkpoint, data=checkpoint.data | {"before": before})
+
+    def recovery(self, log: MimicLog) -> Recovery:
+        log = replace(log, ways=self.ways)
+        return Recovery(log, self.closed_form, self.errors, self.norms_share, self.rehearsal)
+
+
+class _Preparation:
+    """What comes before mimicking, within the time there is."""
+
+    def __init__(
+        self,
+        case: CutStudent,
+        few: Source | Tensor,
+        choose: Source | Tensor | None,
+        max_seconds: float | None,
+        max_memory: int | None,
+        say: Callable[[str], None],
+    ):
+        self._case, self._few, self._choose, self._say = case, few, choose, say
+        self._max_seconds, self._max_memory, self._begun = max_seconds, max_memory, time.perf_counter()
+
+    def _seconds_left(self) -> float | None:
+        return None if self._max_seconds is None else self._max_seconds - (time.perf_counter() - self._begun)
+
+    def prepare(self, config: MimicConfig) -> tuple[_Before, MimicConfig]:
+        """Do all that comes before mimicking; return that, and the config with everything decided."""
+        say, solves = self._say, config.start == "closed_form"
+        # The rehearsal without images to choose by starts from the cut, as it is now.
+        cut = guard.full_copy(self._case.student) if solves and self._choose is None else None
+        timed = solves or self._max_seconds is not None
+        view_seconds = measure_view_seconds(self._case.teacher, self._few, config.views) if timed else 0.0
+        before = self._solve(config, view_seconds) if solves else _Before()
+        if config.steps and not self._has_time_to_mimic(config, view_seconds):
+            say("no time to mimic")
+            config = replace(config, steps=0)
+        if not config.steps:
+            return before, config
+        config, ways, step_seconds = self._settle(config)
+        before = replace(before, ways=ways)
+        if before.closed_form is not None:
+            rehearsal = self._rehearse(cut, config, before.closed_form, step_seconds)
+            if rehearsal is not None:
+                before = replace(before, rehearsal=rehearsal.to_json())
+                rate = rehearsal.rate
+                config = replace(config, lr=config.lr * rate) if rate else replace(config, steps=0)
+        del cut
+        memory.trim()
+        left = self._seconds_left()
+        if left is not None:
+            config = replace(config, steps=max(0, min(config.steps, int(left / step_seconds))))
+        say(f"mimicking {config.steps} steps on {count(self._few)} images, {about(config.steps * step_seconds)}")
+        return before, config
+
+    def _solve(self, config: MimicConfig, view_seconds: float) -> _Before:
+        """The closed form, and norms where there are images to choose by."""
+        case, say = self._case, self._say
+        expected = expected_seconds(case.anatomy, case.plan, case.student, view_seconds)
+        most = None if self._max_seconds is None else CLOSED_SHARE * self._max_seconds
+        most_views = None if most is None else views_within(most, view_seconds)
+        if most is not None and not most_views:
+            say("no time for the closed form")
+            return _Before()
+        say(f"solving the layers in closed form, {about(expected if most is None else min(expected, most))}")
+        judge = None if self._choose is None else self._judge()
+        errors = {} if judge is None else {"cut": judge.error(case.student)}
+        start = [(t, t.detach().clone()) for t in guard.named_tensors(case.student).values()]
+        closed = closed_form(
+            case.teacher, case.student, case.anatomy, case.plan, self._few, views=config.views, seed=config.seed,
+            max_seconds=most, most_views=most_views, on_layer=SpokenProgress(say, "layer"), max_memory=self._max_memory,
+        )  # fmt: skip
+        memory.trim()
+        share = None
+        if judge is not None:
+            errors["closed_form"] = judge.error(case.student)
+            if not errors["closed_form"] < errors["cut"]:
+                guard.put_back(start)
+            share = self._settle_norms(config, judge)
+            errors["norms"] = judge.error(case.student)
+        if closed.views_room < min(closed.images, closed.views_useful):
+            say(
+                f"the memory had room for {closed.views_room} views of {closed.images} images in the first layers "
+                "that were solved; with more memory (--max-memory) they see every image"
+            )
+        return _Before(closed, errors, share)
+
+    def _settle_norms(self, config: MimicConfig, judge: Judge) -> float:
+        student = self._case.student
+        batches, _, _ = batches_of(self._few, student, config.views, "none", config.seed, 1, VIEWS)
+        with guard.untouched(student):
+            student.eval()
+            return settle_norms(student, self._case.plan.seam.head, batches, lambda: judge.error(student))
+
+    def _judge(self) -> Judge:
+        like = next(t for t in guard.named_tensors(self._case.student).values() if t.is_floating_point())
+        batches = plain_batches(self._choose, _BATCH, like.device, like.dtype)
+        return Judge(self._case.teacher, self._case.plan.seam, batches)
+
+    def _has_time_to_mimic(self, config: MimicConfig, view_seconds: float) -> bool:
+        """Whether there is time for more than the steps that are only timed."""
+        step_seconds, left = _PASSES * min(config.batch_size, count(self._few)) * view_seconds, self._seconds_left()
+        return left is None or left >= 2 * (1 + _TIMED_STEPS) * step_seconds
+
+    def _settle(self, config: MimicConfig) -> tuple[MimicConfig, dict[str, float], float]:
+        """The config with everything decided, seconds of a trial's step in each precision and layout, and seconds of a
+        step."""
+        self._say("measuring how long a step is to be, and how long it takes")
+        progress, numbers = SpokenProgress(self._say, "trial step"), count_from(1)
+
+        def on_trial_step(*_: float) -> None:
+            progress(next(numbers), 0)
+
+        case = self._case
+        config, ways = settle(
+            case.teacher, case.student, case.plan.seam, self._few, config, max_memory=self._max_memory,
+            on_trial_step=on_trial_step,
+        )  # fmt: skip
+        self._say(describe_way(config.precision, config.layout, ways))
+        memory.trim()
+        step_seconds = self._measure_step(config, on_trial_step)
+        memory.trim()
+        return config, ways, step_seconds
+
+    def _measure_step(self, config: MimicConfig, on_step: Callable[[int, int, float], None]) -> float:
+        """Seconds of a step, of a copy of the student; one step warms up, and what precedes a first step counts too."""
+        case = self._case
+        trial, config = guard.full_copy(case.student), replace(config, lr=_NO_RATE)
+        options = {"max_memory": self._max_memory, "on_step": on_step}
+        try:
+            mimic(case.teacher, trial, case.plan.seam, self._few, replace(config, steps=1), **options)
+            log = mimic(case.teacher, trial, case.plan.seam, self._few, replace(config, steps=_TIMED_STEPS), **options)
+            return max(log.seconds / _TIMED_STEPS, 1e-6)
+        except Stopped:
+            raise KeyboardInterrupt from None  # there is nothing to keep of a trial
+
+    def _rehearse(
+        self, cut: nn.Module | None, config: MimicConfig, closed: ClosedFormLog, step_seconds: float
+    ) -> Rehearsal | None:
+        """cut: the student before the closed form, which is changed; not needed with images to choose by."""
+        case, few, say = self._case, self._few, self._say
+        left, cost = self._seconds_left(), REHEARSED_VIEWS * closed.seconds + MOST_STEPS * step_seconds
+        if self._choose is None and divide(few, config.seed) is None:
+            say(f"{count(few)} images are too few, or too much alike, to rehearse on some of them")
+            return None
+        if left is not None and cost >= REHEARSAL_SHARE * left:
+            say("no time to rehearse")
+            return None
+        say(f"rehearsing on images set aside, {about(cost)}")
+        if self._choose is None:
+            found = rehearse(
+                replace(case, student=cut), few, config, most_views=closed.views, max_memory=self._max_memory, say=say
+            )
+        else:
+            judge, images = self._judge(), count(self._choose)
+            found = try_rates(judge, images, case, few, config, max_memory=self._max_memory, say=say)
+        if found is not None:
+            say(str(found))
+        return found

@@ -1,8 +1,8 @@
-"""REHEARSAL: is mimicking worth it, and with which steps? Asked of images that take no part in it, before it begins.
+"""REHEARSAL: whether mimicking helps, and with which steps, tried before it begins on images that take no part in it.
 
-A quarter of the few images is left aside; a closed form and a few steps from the others show how both fare on these.
-All of that is thrown away, and every image trains in the end: of fifty images those set aside for good would cost more
-than any choice by them gains (docs/LOG.md). Where there are images to choose by already, they judge.
+A quarter of the few images is set aside; a closed form and a few steps from the others show what both do for these. All
+of that is thrown away, and every image trains in the end: of fifty images those set aside for good would cost more than
+any choice by them gains (docs/LOG.md). Where there are images to choose by already, they judge.
 """
 
 from collections.abc import Callable
@@ -17,29 +17,42 @@ from mimicut.anatomy.graph import Anatomy
 from mimicut.base import guard
 from mimicut.base.errors import Diverged, Stopped
 from mimicut.base.progress import SpokenProgress
-from mimicut.recovery.batches import Batch, Source, count, placed, subset, told_apart, view
+from mimicut.recovery.batches import Batch, Source, count, image_keys, make_views, place_batch, subset
 from mimicut.recovery.closed_form import closed_form
 from mimicut.recovery.config import MimicConfig
 from mimicut.recovery.judge import Judge
 from mimicut.recovery.mimic import mimic
 from mimicut.surgery.plan import Plan
 
-ASIDE = 0.25  # Share of the few images that judge. Source: assumption.
-FEWEST = 4  # Distinct images from which some can be left aside. Source: assumption.
-# Steps of a rehearsal: this share of the run's, but within these. Source: assumption, for time.
+ASIDE = 0.25  # The share of the few images that judges. Source: assumption.
+FEWEST = 4  # Distinct images from which some can be set aside. Source: assumption.
+# Steps of a rehearsal: this share of the run's, but within these bounds. Source: assumption, for time.
 STEPS_SHARE, LEAST_STEPS, MOST_STEPS = 0.1, 5, 20
-VIEWS_SHARE = 0.25  # Of the closed form's views, those of a rehearsal's. Source: assumption, for time.
-VIEWS_EACH = 3  # Random views of each image aside, beside the plain one. Source: assumption.
+VIEWS_SHARE = 0.25  # The share of the closed form's views that a rehearsal has. Source: assumption, for time.
+VIEWS_EACH = 3  # Random views of each image set aside, beside the plain one. Source: assumption.
 # Shares of the rate that are tried, until one makes the error smaller: not the best one, since few steps flatter small
 # rates. Source: assumption.
 RATES = (1.0, 0.3, 0.1)
 
 
 @dataclass(frozen=True)
+class CutStudent:
+    """A student, the teacher that it was cut from, the teacher's anatomy, and the plan by which it was cut."""
+
+    teacher: nn.Module
+    student: nn.Module
+    anatomy: Anatomy
+    plan: Plan
+
+
+@dataclass(frozen=True)
 class Rehearsal:
-    """images: how many judged. error: at the seam on them, before any step, over the teacher's squared deviation.
-    tried: (share of the rate, error after the steps: infinite, in JSON null, where the loss was not finite). rate: the
-    share that was chosen, the last one tried; 0 where every one did harm."""
+    """What a rehearsal found.
+
+    images: how many judged. steps: how many were taken each time. error: at the seam on these images, before any step,
+    over the teacher's squared deviation. tried: (share of the rate, error after the steps: infinite, in JSON null,
+    where the loss was not finite).
+    """
 
     images: int
     steps: int
@@ -48,6 +61,7 @@ class Rehearsal:
 
     @property
     def rate(self) -> float:
+        """The share of the rate that was chosen, the last one tried; 0 where every one did harm."""
         share, error = self.tried[-1]
         return share if error < self.error else 0.0
 
@@ -61,27 +75,28 @@ class Rehearsal:
         return found if self.rate else f"{found}; mimicking does harm here and is left out"
 
 
-def parts_of(few: Source | Tensor, seed: int) -> tuple[list[int], list[int]] | None:
-    """Indices of the images that train, and of those aside; None where there are too few. Equal ones stay together."""
-    alike: dict[Any, list[int]] = {}
-    for index, key in enumerate(told_apart(few)):
-        alike.setdefault(key, []).append(index)
-    if len(alike) < FEWEST:
+def divide(few: Source | Tensor, seed: int) -> tuple[list[int], list[int]] | None:
+    """Divide the images into those that train and those set aside. Copies of an image stay together.
+
+    Returns:
+        The indices of both; None where there are too few distinct images.
+    """
+    indices_of_key: dict[Any, list[int]] = {}
+    for index, key in enumerate(image_keys(few)):
+        indices_of_key.setdefault(key, []).append(index)
+    if len(indices_of_key) < FEWEST:
         return None
-    groups = list(alike.values())
-    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed)).tolist()
-    aside = max(1, round(ASIDE * len(groups)))
+    copies = list(indices_of_key.values())
+    order = torch.randperm(len(copies), generator=torch.Generator().manual_seed(seed)).tolist()
+    aside = max(1, round(ASIDE * len(copies)))
     return (
-        sorted(i for at in order[aside:] for i in groups[at]),
-        sorted(groups[at][0] for at in order[:aside]),
+        sorted(i for at in order[aside:] for i in copies[at]),
+        sorted(copies[at][0] for at in order[:aside]),
     )
 
 
 def rehearse(
-    teacher: nn.Module,
-    cut: nn.Module,
-    anatomy: Anatomy,
-    plan: Plan,
+    case: CutStudent,
     few: Source | Tensor,
     config: MimicConfig,
     *,
@@ -89,45 +104,62 @@ def rehearse(
     max_memory: int | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Rehearsal | None:
-    """How the recipe `config`, its rate known, does from `cut` on, the student before anything was solved, which is
-    changed. most_views: that the whole closed form sees. None where there are too few images to tell.
+    """Try what a recipe does, on some of the images set aside.
 
-    Raises: as `closed_form` and `mimic`.
+    Args:
+        case: The networks. Its student is the cut before anything was solved, which is changed.
+        few: The images.
+        config: The recipe, its rate decided.
+        most_views: How many views the whole closed form sees.
+        max_memory: As of `closed_form` and `mimic`.
+        say: Called with sentences about the progress.
+
+    Returns:
+        What was found; None where there are too few distinct images.
+
+    Raises:
+        As `closed_form` and `mimic`.
     """
-    parts = parts_of(few, config.seed)
-    if parts is None:
+    divided = divide(few, config.seed)
+    if divided is None:
         return None
-    rest, aside = (subset(few, part) for part in parts)
+    rest, aside = (subset(few, indices) for indices in divided)
     closed_form(
-        teacher, cut, anatomy, plan, rest, views=config.views, seed=config.seed,
+        case.teacher, case.student, case.anatomy, case.plan, rest, views=config.views, seed=config.seed,
         most_views=max(count(rest), round(VIEWS_SHARE * most_views)), max_memory=max_memory,
         on_layer=SpokenProgress(say, "layer"),
     )  # fmt: skip
-    judge = Judge(teacher, plan.seam, views_of(aside, cut, config))
-    return tried_on(judge, count(aside), teacher, cut, plan, rest, config, max_memory, say)
+    judge = Judge(case.teacher, case.plan.seam, _views_to_judge(aside, case.student, config))
+    return try_rates(judge, count(aside), case, rest, config, max_memory=max_memory, say=say)
 
 
-def tried_on(
+def try_rates(
     judge: Judge,
     images: int,
-    teacher: nn.Module,
-    student: nn.Module,
-    plan: Plan,
+    case: CutStudent,
     few: Source | Tensor,
     config: MimicConfig,
+    *,
     max_memory: int | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Rehearsal:
-    """By a judge of so many images, none of `few`. `student` is untouched."""
+    """Try shares of the rate until one makes the error smaller.
+
+    Args:
+        judge: Of students, by images that are none of `few`.
+        images: How many these are.
+        case: The networks; none is changed.
+        few, config, max_memory, say: As of `rehearse`.
+    """
     steps = min(config.steps, max(LEAST_STEPS, min(MOST_STEPS, round(STEPS_SHARE * config.steps))))
-    before, tried = judge.error(student), []
+    before, tried = judge.error(case.student), []
     for share in RATES:
-        trial = guard.full_copy(student)
-        short = replace(config, steps=steps, lr=config.lr * share)
+        trial = guard.full_copy(case.student)
+        short, progress = replace(config, steps=steps, lr=config.lr * share), SpokenProgress(say, "step")
         try:
-            mimic(teacher, trial, plan.seam, few, short, on_step=SpokenProgress(say, "step"), max_memory=max_memory)
+            mimic(case.teacher, trial, case.plan.seam, few, short, on_step=progress, max_memory=max_memory)
         except Stopped:
-            raise KeyboardInterrupt from None  # of a rehearsal there is nothing to keep
+            raise KeyboardInterrupt from None  # there is nothing to keep of a rehearsal
         except Diverged:
             tried.append((share, inf))
             continue
@@ -137,11 +169,12 @@ def tried_on(
     return Rehearsal(images, steps, before, tuple(tried))
 
 
-def views_of(few: Source | Tensor, model: nn.Module, config: MimicConfig) -> list[Batch]:
-    """Every image as it is, and some random views of it, unmixed."""
+def _views_to_judge(few: Source | Tensor, model: nn.Module, config: MimicConfig) -> list[Batch]:
+    """Every image as it is, and some random views of each, unmixed."""
     like = next(t for t in guard.named_tensors(model).values() if t.is_floating_point())
     draws = torch.Generator().manual_seed(config.seed)
     kinds = ["none"] + [config.views] * (VIEWS_EACH if config.views != "none" else 0)
     starts = range(0, count(few), config.batch_size)
     parts = [list(range(start, min(start + config.batch_size, count(few)))) for start in starts]
-    return [placed(view(few, part, kind, draws), like.device, like.dtype) for kind in kinds for part in parts]
+    views = (make_views(few, part, kind, draws) for kind in kinds for part in parts)
+    return [place_batch(each, like.device, like.dtype) for each in views]

@@ -1,9 +1,9 @@
-"""In which precision and memory layout a step is taken: by a rule where little time is at stake, else by trying.
+"""In which precision and memory layout a step is computed: by a rule where a run is short, else by trying.
 
-Convolutions on a CPU are mostly quicker on pixels whose channels lie together ("channels_last"); bf16 is quicker where
-the processor multiplies it in hardware, for some networks: in it EfficientNet-Lite0 takes 5 times as long where
-resnet18 takes a fifth (docs/LOG.md). So it is measured. The order of sums differs from layout to layout, and with it
-the last bits of a student: whoever wants the same ones on any machine names both.
+Convolutions on a CPU are mostly quicker on pixels whose channels are adjacent in memory ("channels_last"); bf16 is
+quicker for some networks where the processor multiplies it in hardware: EfficientNet-Lite0 takes 5 times as long in it
+where resnet18 takes a fifth (docs/LOG.md). So it is measured. The order of sums differs from layout to layout, and with
+it the last bits of a student: to get the same bits on any machine, name both.
 """
 
 import itertools
@@ -17,22 +17,22 @@ from torch import nn
 from mimicut.base.layout import learns_channels_last
 
 AUTO = "auto"
-# A trial takes TRIED_STEPS steps each way, of SHARE_OF_BATCH of the images, but of LEAST_IMAGES: no more than
-# SHARE_OF_RUN of all steps. Source: assumption.
+# A trial takes TRIED_STEPS steps each way, with SHARE_OF_BATCH of a batch's images, LEAST_IMAGES at the least: no more
+# than SHARE_OF_RUN of all steps. Source: assumption.
 TRIED_STEPS, SHARE_OF_BATCH, LEAST_IMAGES, SHARE_OF_RUN = 3, 0.25, 4, 0.03
-# Operations of the whole run from which a trial pays: a quarter of an hour at 20 GFLOP/s, half a minute at 600; the
+# Operations of the whole run from which a trial pays off: a quarter of an hour at 20 GFLOP/s, half a minute at 600; the
 # demo's networks stay below. Source: assumption.
 LEAST_FLOPS = 2e13
 # A way is taken instead of the rule's where a step takes less than this share of its time: closer ones differ from run
 # to run, and a run should give the same student again. Source: assumption.
-WORTH = 0.85
-# A way in which a step takes so many times the best one's is given up. Source: assumption.
+CLEARLY_LESS = 0.85
+# A way in which a step takes so many times as long as in the best one is given up. Source: assumption.
 HOPELESS = 3.0
 
 
 @dataclass(frozen=True)
 class Way:
-    """precision: "float32", "bf16" or "float64"; layout: a key of LAYOUTS."""
+    """How a step is computed: precision "float32", "bf16" or "float64", and layout, a key of LAYOUTS."""
 
     precision: str
     layout: str
@@ -44,8 +44,14 @@ class Way:
 def ways(
     models: tuple[nn.Module, ...], precision: str, layout: str, device: torch.device, runs: Callable[[], bool]
 ) -> list[Way]:
-    """Those that there are, the rule's first. precision, layout: what is asked for, or AUTO. models: teacher and
-    student; runs(): whether they run on images that lie channels last."""
+    """List the ways that there are, the rule's first.
+
+    Args:
+        models: Teacher and student.
+        precision, layout: What is asked for, or AUTO.
+        device: Where they train.
+        runs: Whether both run on images in channels_last; called only where that matters.
+    """
     layouts, precisions = [layout], [precision]
     if layout == AUTO:
         convolves = any(p.ndim == 4 for model in models for p in model.parameters())
@@ -59,7 +65,14 @@ def ways(
 
 
 def worth_trying(steps: int, batch: int, each_flops: Callable[[], float], found: list[Way]) -> bool:
-    """Would a trial of these ways cost little of the run? each_flops(): operations of a pass of one image."""
+    """Whether trying these ways costs little of the run.
+
+    Args:
+        steps: Of the run.
+        batch: Images of a step.
+        each_flops: Operations of a teacher's pass over one image; called only where that matters.
+        found: The ways.
+    """
     tried = len(found) * TRIED_STEPS * trial_images(batch) / batch
     if len(found) < 2 or tried > SHARE_OF_RUN * steps:
         return False
@@ -67,22 +80,30 @@ def worth_trying(steps: int, batch: int, each_flops: Callable[[], float], found:
 
 
 def trial_images(batch: int) -> int:
+    """How many of a batch's images a trial step has."""
     return min(batch, max(LEAST_IMAGES, round(SHARE_OF_BATCH * batch)))
 
 
 def quickest(found: list[Way], seconds: Callable[[Way, float], float]) -> tuple[Way, dict[str, float]]:
-    """The way to take, and the seconds of a step each way. seconds(way, most): of a step; `most` is after what it may
-    give up."""
+    """Choose the way to take.
+
+    Args:
+        found: The ways, the rule's first: another one must be clearly quicker.
+        seconds: From (way, most) to the seconds of a step; it may give up after `most` seconds.
+
+    Returns:
+        The way, and the seconds of a step in each, by its name.
+    """
     took: dict[Way, float] = {}
     for way in found:
         took[way] = seconds(way, HOPELESS * min(took.values(), default=float("inf")))
     best = min(took, key=lambda way: took[way])
-    taken = best if took[best] < WORTH * took[found[0]] else found[0]
+    taken = best if took[best] < CLEARLY_LESS * took[found[0]] else found[0]
     return taken, {str(way): round(each, 4) for way, each in took.items()}
 
 
 def bf16_in_hardware(device: torch.device) -> bool:
-    """Does the processor multiply bf16 itself? One that emulates it takes 2 to 5 times as long as for float32."""
+    """Whether the processor multiplies bf16 itself; one that emulates it takes 2 to 5 times as long as for float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
@@ -95,13 +116,17 @@ def bf16_in_hardware(device: torch.device) -> bool:
 
 
 def describe_way(precision: str, layout: str, tried: dict[str, float]) -> str:
-    """A sentence of what was taken and why. tried: as from `quickest`."""
+    """Say what was taken and why, in a sentence. tried: seconds of a step in each way, as `quickest` gives them.
+
+    >>> describe_way("float32", "channels_last", {})
+    'mimic: float32, channels last'
+    """
     each = "; ".join(f"{way} {seconds:.3g}" for way, seconds in tried.items())
     return f"mimic: {Way(precision, layout)}" + (f" (seconds of a trial step: {each})" if tried else "")
 
 
 def emulated(precision: str, device: torch.device | str | None) -> list[str]:
-    """What to know where bf16 is asked for and the processor only emulates it."""
+    """Notes for the user where bf16 is asked for and the processor only emulates it; else none."""
     device = torch.device(device or "cpu")
     if precision != "bf16" or bf16_in_hardware(device):
         return []
@@ -112,6 +137,7 @@ def emulated(precision: str, device: torch.device | str | None) -> list[str]:
 
 
 def flops_of(run: Callable[[], object]) -> float:
+    """Count the floating-point operations of a call."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -81,19 +81,20 @@ def _section(title: str, body: str) -> str:
 
 
 def _asked(plan: Plan) -> str:
-    asked, told = plan.asked, []
-    if "pruned" in asked:
-        return f"Pruned by another tool ({asked['pruned']}), recovered here."
+    if plan.pruned_by is not None:
+        return f"Pruned by another tool ({plan.pruned_by}), recovered here."
     named = {"keep": "of the MACs", "keep_width": "of every width", "params": "parameters", "size_mb": "MB"}
-    told += [f"{asked[key]:g} {what}" for key, what in named.items() if asked.get(key) is not None]
-    latency = asked.get("latency")
-    if latency:
-        where = latency.get("setting", {})
-        told.append(
-            f"{latency.get('wanted_share')} of the latency on {where.get('runtime')}, threads {where.get('threads')}, "
+    budget = plan.budget
+    asked = [
+        f"{getattr(budget, key):g} {what}" for key, what in named.items() if getattr(budget, key, None) is not None
+    ]
+    if plan.latency is not None:
+        where = plan.latency.setting
+        asked.append(
+            f"{plan.latency.wanted_share} of the latency on {where.get('runtime')}, threads {where.get('threads')}, "
             f"batch {where.get('batch')}"
         )
-    return f"Asked for: {', '.join(told)}." if told else "Made by a plan of one's own."
+    return f"Asked for: {', '.join(asked)}." if asked else "Made by a plan of one's own."
 
 
 def _certificate(report: Report) -> str:
@@ -362,7 +363,7 @@ def _manifest(report: Report, plan: Plan) -> str:
     digest = sha256(json.dumps(plan.to_json(), sort_keys=True).encode()).hexdigest()
     told = {
         "plan": f"sha256 {digest}",
-        "seeds": f"recipe {mimic.get('seed')}, plan {plan.asked.get('seed')}",
+        "seeds": f"recipe {mimic.get('seed')}, plan {None if plan.budget is None else plan.budget.seed}",
         "images": f"{report.images_few or 0:,} few, of them {report.images_choose or 0:,} to choose by; "
         f"{report.images_held_out or 0:,} held out",
         "versions": ", ".join(f"{k} {v}" for k, v in report.versions.items()),
@@ -373,7 +374,7 @@ def _manifest(report: Report, plan: Plan) -> str:
         f"<tr><td>{escape(k)}</td><td style='white-space:normal'>{escape(v)}</td></tr>" for k, v in told.items() if v
     )
     shown = "".join(_hashes(use, hashes) for use, hashes in report.image_hashes.items() if hashes)
-    recipe, asked = json.dumps(mimic, indent=1), json.dumps(_short(plan.asked), indent=1)
+    recipe, asked = json.dumps(mimic, indent=1), json.dumps(plan.budget and plan.budget.to_json(), indent=1)
     return (
         f"<table>{rows}</table>{shown}<details><summary>The recipe</summary><pre>{escape(recipe)}</pre></details>"
         f"<details><summary>What was asked for</summary><pre>{escape(asked)}</pre></details>"
@@ -388,11 +389,6 @@ def _hashes(use: str, hashes: Sequence[str]) -> str:
         f"<details><summary>{escape(named.get(use, use))}: {len(hashes):,}, together sha256 {whole[:16]}</summary>"
         f"<pre>{escape(chr(10).join(hashes[:_HASHES]) + more)}</pre></details>"
     )
-
-
-def _short(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Without lists of hashes."""
-    return {k: v for k, v in asked.items() if k != "images"}
 
 
 def _list(lines: Iterable[str]) -> str:

@@ -20,13 +20,13 @@ def readme(report: Report, plan: Plan) -> str:
     opened = 'mimicut.load(".")'
     if not ours:
         opened = 'mimicut.load(".", "FILE.py:FUNCTION")  # what builds the architecture of its teacher'
-    pruned = "pruned" in plan.asked
+    pruned = plan.pruned_by is not None
     module = [] if pruned else [
         "As a module, with mimicut (`pip install mimicut`); no code in this folder is run:", "",
         "```python", "import torch", "import mimicut", "", f"model = {opened}",
         f"scores = model({_given(plan, None, size)})", "```", "",
     ]  # fmt: skip
-    inside = [f"Of a student that another tool pruned ({plan.asked.get('pruned')}); `report.json` has all figures."]
+    inside = [f"Of a student that another tool pruned ({plan.pruned_by}); `report.json` has all figures."]
     if not pruned:
         inside = ["`mimicut export . --to int8 --images DIR` writes the same in INT8, as `model.int8.onnx`.", "",
                   "`plan.json` is the plan it was cut by (edit it and give it to `mimicut compress --plan`),",
@@ -63,7 +63,7 @@ def readme(report: Report, plan: Plan) -> str:
 def _given(plan: Plan, report: Report | None, size: list[int]) -> str:
     """The arguments of a call on blank images. report: of the exported program; None of the module itself."""
     batch = 1 if report is None else _batch(report, "pt2")
-    image, call = f"torch.zeros({batch}, {', '.join(map(str, size))})", plan.asked.get("call")
+    image, call = f"torch.zeros({batch}, {', '.join(map(str, size))})", plan.call
     if call is None or (report is not None and report.exports.get("pt2", {}).get("normalises")):
         return image
     first = image if call["keyword"] is None else f"{call['keyword']}={image}"

@@ -81,7 +81,10 @@ class Report:
         """Raises: StoreError naming what is not a field of a report."""
         unknown = sorted(set(data) - {f.name for f in fields(cls)})
         if unknown:
-            raise StoreError(f"reading a report: unknown entries {', '.join(unknown)}; was it made by another version?")
+            raise StoreError(
+                f"reading a report: unknown entries {', '.join(unknown)}; it was edited, or made by a newer release: "
+                "then update mimicut (pip install --upgrade mimicut)"
+            )
         tuples = ("macs_not_counted", "notes", "disagreements", "losses", "alternatives")
         lists = {key: tuple(data[key]) for key in tuples if key in data}
         return cls(**{**data, **lists})

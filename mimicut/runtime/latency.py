@@ -1,8 +1,9 @@
 """Latency, measured: what one forward pass of a network takes on the runtime where it will run.
 
 Networks that are compared are timed in turn, round by round, so that whatever else the machine does falls on all of
-them; the figure to trust is the ratio of two networks within a round (`Latency.over`). What is measured is what was
-asked: the outputs of what was converted are compared with the model's first. All in float32, said to every runtime.
+them; the figure to trust is the ratio of two networks within a round (`MeasuredLatency.over`). What is measured is what
+was asked for: the outputs of what was converted are compared with the model's first. All in float32, said to every
+runtime.
 
 Not covered: several passes at once, memory, energy. With more threads than idle cores figures are worth little, those
 of torch least (measured, two threads, one core busy: five times as long as on one thread, now and then 300 times).
@@ -72,7 +73,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Latency:
+class MeasuredLatency:
     """Of one network on one runtime, in milliseconds of one forward pass: median and quartiles of the rounds.
 
     runs: forward passes that were timed. ms_rounds: the mean of each round's.
@@ -84,7 +85,7 @@ class Latency:
     runs: int
     ms_rounds: tuple[float, ...] = field(repr=False)
 
-    def over(self, other: "Latency") -> tuple[float, float, float]:
+    def over(self, other: "MeasuredLatency") -> tuple[float, float, float]:
         """This latency as a share of `other`'s, from the ratios within each round: median, lower and upper quartile.
 
         The quartiles tell how much rounds differ, which does not shrink with their number. Raises: InputError where
@@ -220,7 +221,7 @@ def measure(
     *,
     seconds: float = 5.0,
     precision: float | None = None,
-) -> dict[str, Latency]:
+) -> dict[str, MeasuredLatency]:
     """Latency of each of `networks`, in turn: every round has a turn of each, in an order that rotates and reverses,
     until `seconds` have passed and there were at least 10 rounds; with a `precision`, until the standard error of every
     network's share of the first one is no more than that (0.01: of 1 %), or five times `seconds` have passed.
@@ -246,7 +247,7 @@ def measure(
                 network.close()
 
 
-def _in_turn(networks: Sequence[Prepared], seconds: float, precision: float | None) -> list[Latency]:
+def _in_turn(networks: Sequence[Prepared], seconds: float, precision: float | None) -> list[MeasuredLatency]:
     warm = [min(network.milliseconds(1) for _ in range(3)) for network in networks]
     passes = [max(1, math.ceil(_BURST / ms)) for ms in warm]
     rounds: list[list[float]] = []
@@ -265,7 +266,7 @@ def _in_turn(networks: Sequence[Prepared], seconds: float, precision: float | No
         found = {i: networks[i].milliseconds(passes[i]) for i in turns}
         rounds.append([found[i] for i in range(count)])
     columns = zip(*rounds, strict=True)
-    return [Latency(*_quartiles(ms), n * len(rounds), ms) for ms, n in zip(columns, passes, strict=True)]
+    return [MeasuredLatency(*_quartiles(ms), n * len(rounds), ms) for ms, n in zip(columns, passes, strict=True)]
 
 
 def _uncertain(rounds: list[list[float]]) -> float:

@@ -9,37 +9,57 @@ from torch import nn
 from mimicut.base.errors import InputError, PlanError
 from mimicut.base.guard import full_copy
 from mimicut.surgery.plan import Plan, check_teacher
-from mimicut.surgery.stand_ins import Told, replace_own, stand_in, tell
+from mimicut.surgery.stand_ins import CallCorrections, correct_calls, replace_multihead_attention, stand_in
 
 
 def cut(teacher: nn.Module, plan: Plan) -> nn.Module:
-    """A copy of `teacher`, cut as `plan` says, with tensors of its own; the teacher is not changed.
+    """Cut a copy of a network as a plan says. The network itself is not changed.
 
     A plan that keeps everything gives a bit-equal copy. Weights are only selected, never altered, so nothing of what
     was removed is carried into neighbours.
-    Raises: PlanError naming the first tensor in which the teacher differs from the plan's, or the part of the plan
-    that does not fit.
+
+    Args:
+        teacher: the network that the plan was made for.
+        plan: which positions of every tensor stay, which modules are dropped, and which numbers follow.
+
+    Returns:
+        The student, with tensors of its own.
+
+    Raises:
+        PlanError: the teacher differs from the plan's, naming the first such tensor, or some part of the plan does not
+            fit it.
     """
     check_teacher(teacher, plan)
     student = full_copy(teacher)
     _slice(student, plan)
-    if plan.gone:
-        without(student, plan.gone)
+    if plan.dropped_modules:
+        drop_modules(student, plan.dropped_modules)
     for edit in plan.edits:
         _edit(student, edit)
     if plan.slices:
-        replace_own(student)
-    _tell(student, plan.calls)
+        replace_multihead_attention(student)
+    _correct_calls(student, plan.calls)
     return student
 
 
-def without(model: nn.Module, gone: Iterable[Sequence[str]]) -> nn.Module:
-    """`model`, changed in place. gone: (module, how) of each that is left out, see `modules.stand_in`.
+def drop_modules(model: nn.Module, dropped: Iterable[Sequence[str]]) -> nn.Module:
+    """Put stand-ins in place of some modules of a network, in place.
 
-    Raises: InputError naming a module that does not exist.
+    Args:
+        model: the network to change.
+        dropped: pairs of a module's name and what takes its place, as `stand_ins.stand_in` reads it.
+
+    Returns:
+        `model` itself.
+
+    Raises:
+        InputError: there is no module of that name.
+
+    >>> drop_modules(nn.Sequential(nn.ReLU()), [("0", "zero")])(torch.ones(2))
+    tensor([0., 0.])
     """
     modules = dict(model.named_modules())
-    for name, how in gone:
+    for name, how in dropped:
         if name not in modules or not name:
             close = [m for m in modules if m.startswith(name.rsplit(".", 1)[0])][:8]
             raise InputError(
@@ -76,6 +96,7 @@ def _slice(student: nn.Module, plan: Plan) -> None:
 
 
 def _select(tensor: torch.Tensor, name: str, slices: dict[int, list[int]]) -> torch.Tensor:
+    """The listed positions of each axis in `slices`; a parameter stays a parameter."""
     data = tensor.detach()
     for dim, positions in slices.items():
         if dim >= data.dim() or max(positions) >= data.shape[dim] or sorted(set(positions)) != positions:
@@ -88,6 +109,7 @@ def _select(tensor: torch.Tensor, name: str, slices: dict[int, list[int]]) -> to
 
 
 def _edit(student: nn.Module, edit: dict[str, Any]) -> None:
+    """Set one number that a module holds, after a check that it is the one that the plan expects."""
     name, attribute, index = edit["module"], edit["attribute"], edit["index"]
     try:
         module = student.get_submodule(name)
@@ -110,14 +132,17 @@ def _edit(student: nn.Module, edit: dict[str, Any]) -> None:
         setattr(module, attribute, type(held)(changed) if isinstance(held, (list, tuple)) else changed)
 
 
-def _tell(student: nn.Module, calls: list[dict[str, Any]]) -> None:
-    told: dict[str, Told] = {}
+def _correct_calls(student: nn.Module, calls: list[dict[str, Any]]) -> None:
+    """Make the code of each module give torch functions the numbers in `calls` (`Plan.calls`)."""
+    corrections: dict[str, CallCorrections] = {}
     for call in calls:
-        places = told.setdefault(call["module"], {}).setdefault((call["function"], call["index"]), {})
-        places[call["place"]] = call["from"], call["to"]
-    for name, right in told.items():
+        positions = corrections.setdefault(call["module"], {}).setdefault((call["function"], call["index"]), {})
+        positions[call["place"]] = call["from"], call["to"]
+    for name, right in corrections.items():
         try:
             module = student.get_submodule(name)
         except AttributeError as error:
-            raise PlanError(f"telling module {name!r} its numbers: {error}; make the plan again") from None
-        tell(module, right)
+            raise PlanError(
+                f"correcting the numbers in the code of module {name!r}: {error}; make the plan again"
+            ) from None
+        correct_calls(module, right)

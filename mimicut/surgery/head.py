@@ -9,12 +9,21 @@ from mimicut.surgery.seam import Seam
 
 
 def put_under_head(teacher: nn.Module, student: nn.Module, seam: Seam) -> nn.Module:
-    """A copy of `student`, in eval mode, whose head tensors (`seam.head`) are the teacher's bit for bit.
+    """Copy a student and give the copy the teacher's head, bit for bit. Both networks stay untouched.
 
-    `requires_grad` of the head is the teacher's, of the body the student's. Both networks given are untouched. The head
-    must have the same names in both: of a student with other module names, rename the head's modules first.
+    Args:
+        teacher: the network whose head tensors (`seam.head`) are taken.
+        student: the network whose body is taken. Its head must have the same names, shapes and dtypes as the
+            teacher's; rename the head's modules first where they differ.
+        seam: where the body ends and the head begins.
 
-    Raises: InputError when the student has no such head; LawBroken when the copied head is not bit-identical.
+    Returns:
+        The copy in eval mode. `requires_grad` of the head is the teacher's, of the body the student's.
+
+    Raises:
+        InputError: the student has no such head.
+        LawBroken: the copied head is not bit-identical.
+
     Source: MiR (Wang et al., CVPR 2022, arXiv 2201.02620).
     """
     model = full_copy(student).eval()
@@ -32,7 +41,7 @@ def put_under_head(teacher: nn.Module, student: nn.Module, seam: Seam) -> nn.Mod
         if (source.shape, source.dtype) != (target.shape, target.dtype):
             raise InputError(
                 f"putting the student under the teacher's head: {name!r} is {_kind(target)} in the student and "
-                f"{_kind(source)} in the teacher; cut nothing behind the seam and keep its dtype"
+                f"{_kind(source)} in the teacher; cut nothing after the seam and keep its dtype"
             )
         with torch.no_grad():
             target.copy_(source)
@@ -46,10 +55,17 @@ def _kind(tensor: torch.Tensor) -> str:
 
 
 def check_head(teacher: nn.Module, model: nn.Module, seam: Seam, part: str = "") -> None:
-    """Law 4: every tensor of the head is bit-identical in both; with `part`, the submodule that `seam` is of, also
-    every tensor outside it.
+    """Check law 4: every tensor of the head is bit-identical in both networks.
 
-    Raises: LawBroken naming the first that is not.
+    Args:
+        teacher: the teacher.
+        model: the network that must have its head.
+        seam: where the body ends and the head begins.
+        part: the submodule that `seam` belongs to, if it is not the whole network; then every tensor outside that
+            submodule is checked too.
+
+    Raises:
+        LawBroken: a tensor is missing or differs; the first one is named.
     """
     theirs, ours = named_tensors(teacher), named_tensors(model)
     inside = f"{part}." if part else ""
@@ -61,5 +77,5 @@ def check_head(teacher: nn.Module, model: nn.Module, seam: Seam, part: str = "")
         if not same_bits(theirs[name], ours[name]):
             raise LawBroken(
                 f"checking the head: {name!r} is not bit-identical to the teacher's; the result must not be trusted: "
-                "put the body under the teacher's head again with replace()"
+                "put the body under the teacher's head again with put_under_head()"
             )

@@ -16,10 +16,16 @@ from mimicut.base.errors import UnsupportedModel
 class SeamPoint:
     """One place whose tensor the student must imitate.
 
-    module: qualified name, "" for the whole network. side: "output" or "input" (its first tensor argument).
-    call: which call of that module in one forward pass, from 0 (a module may be used several times).
-    part: which tensor, where the module gives or takes several: its keys, positions or fields, such as "out" in a
-    dict, "1" in a tuple, "features.0" in a list in a dict. Of an input the first is the argument: "0.low".
+    Attributes:
+        module: qualified name; "" for the whole network.
+        side: "output" or "input" (the module's first tensor argument).
+        call: which call of that module in one forward pass, from 0 (a module may be used several times).
+        part: which tensor, where the module returns or takes several: keys, positions or fields joined by dots, such as
+            "out" in a dict, "1" in a tuple, "features.0" in a list in a dict. For an input the argument comes first:
+            "0.low".
+
+    >>> str(SeamPoint("layer4"))
+    'layer4:output'
     """
 
     module: str
@@ -33,7 +39,18 @@ class SeamPoint:
 
     @classmethod
     def parse(cls, text: str) -> "SeamPoint":
-        """Read "layer4", "avgpool:input", "block:output@2", "backbone:output.out" or "<model>:output.features.0"."""
+        """Read a point from text.
+
+        Args:
+            text: such as "layer4", "avgpool:input", "block:output@2", "backbone:output.out" or
+                "<model>:output.features.0".
+
+        Raises:
+            UnsupportedModel: the side is neither input nor output, or the call is no number.
+
+        >>> SeamPoint.parse("block:output@2")
+        SeamPoint(module='block', side='output', call=2, part='')
+        """
         module, _, place = text.partition(":")
         place, _, part = place.partition(".")
         side, _, call = (place or "output").partition("@")
@@ -47,9 +64,14 @@ class SeamPoint:
 
 @dataclass(frozen=True)
 class Seam:
-    """points: where features are taken; shapes: of one image at each point, batch axis left out, e.g. (512, 7, 7);
-    head: names of the parameters and buffers that only act behind the points (they are never changed).
-    headless: the network was found to predict nothing: it returns features, which are no class scores."""
+    """Where the body of a network ends.
+
+    Attributes:
+        points: where features are taken.
+        shapes: for each point the shape of one image's features, batch axis left out, such as (512, 7, 7).
+        head: names of the parameters and buffers that act only after the points; they are never changed.
+        headless: the network predicts nothing: it returns features, which are no class scores.
+    """
 
     points: tuple[SeamPoint, ...]
     shapes: tuple[tuple[int, ...], ...]
@@ -74,7 +96,7 @@ class _Stop(Exception):
 
 
 class Capture:
-    """Runs a network with hooks at its seam. Built by `capturing`, which removes them."""
+    """Runs a network with hooks at its seam. `capturing` builds it and removes the hooks."""
 
     def __init__(self, model: nn.Module, seam: Seam):
         self._model = model
@@ -104,14 +126,22 @@ class Capture:
         return {}
 
     def features(self, *args: Any, **kwargs: Any) -> list[torch.Tensor]:
-        """One tensor per seam point, batch axis first, in the order of `seam.points`.
+        """The features of a batch. The pass ends at the last seam point, so the head costs nothing.
 
-        The pass ends at the last point, so the head costs nothing.
+        Args:
+            *args: what the network is called with.
+            **kwargs: the same, by name.
+
+        Returns:
+            One tensor per seam point, batch axis first, in the order of `seam.points`.
+
+        Raises:
+            UnsupportedModel: the pass did not reach every point, or found something else than one tensor there.
         """
         return self._run(True, args, kwargs)[0]
 
     def features_and_output(self, *args: Any, **kwargs: Any) -> tuple[list[torch.Tensor], Any]:
-        """What `features` returns, and what the network returns, from one whole pass."""
+        """The features of a batch, as `features` returns them, and what the network returns, from one whole pass."""
         return self._run(False, args, kwargs)
 
     def _run(self, stop: bool, args: tuple, kwargs: dict) -> tuple[list[torch.Tensor], Any]:
@@ -134,7 +164,18 @@ class Capture:
 
 @contextmanager
 def capturing(model: nn.Module, seam: Seam) -> Iterator[Capture]:
-    """Hooks that capture the features at `seam`; all of them are gone on leaving."""
+    """Capture the features at `seam` with hooks, all of which are removed on leaving.
+
+    Args:
+        model: the network to run.
+        seam: where its features are taken.
+
+    Yields:
+        The object that runs the network.
+
+    Raises:
+        UnsupportedModel: the network has no module of that name.
+    """
     capture = Capture(model, seam)
     with _hooks(model, seam.points, capture._note):
         yield capture
@@ -142,7 +183,15 @@ def capturing(model: nn.Module, seam: Seam) -> Iterator[Capture]:
 
 @contextmanager
 def watching(model: nn.Module, points: Sequence[SeamPoint]) -> Iterator[dict[SeamPoint, dict[str, torch.Tensor]]]:
-    """Hooks that note, of one forward pass, which tensors by their parts pass at each of `points`, parts left open."""
+    """Note which tensors pass at some points in one forward pass.
+
+    Args:
+        model: the network that runs inside the `with` block.
+        points: where to look; their parts do not count.
+
+    Yields:
+        A dict that fills while `model` runs: point -> part -> tensor.
+    """
     calls: dict[tuple[str, str], int] = {}
     found: dict[SeamPoint, dict[str, torch.Tensor]] = {}
 
@@ -159,8 +208,8 @@ def watching(model: nn.Module, points: Sequence[SeamPoint]) -> Iterator[dict[Sea
 def _hooks(
     model: nn.Module, points: Sequence[SeamPoint], at: Callable[[str, str, Any], dict[str, torch.Tensor]]
 ) -> Iterator[None]:
-    """Call `at(module, side, value)` whenever a pass comes to a module of `points`; the tensors that it returns, by
-    their parts, go on in place of those that came. All hooks are gone on leaving."""
+    """Call `at(module, side, value)` when a pass reaches a module of `points`; the tensors that it returns, by their
+    parts, replace those in the value. All hooks are removed on leaving."""
     modules, handles = dict(model.named_modules()), []
 
     def enter(name: str) -> Any:
@@ -208,8 +257,18 @@ def _parts(value: Any, part: str = "") -> dict[str, torch.Tensor]:
 
 
 def tensors(value: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors in dicts, tuples, lists and dataclasses, in order, each with its keys joined by dots; "" for one that
-    stands alone."""
+    """The tensors in dicts, tuples, lists and dataclasses.
+
+    Args:
+        value: what to search.
+        path: keys that lead to `value`.
+
+    Yields:
+        Each tensor after its keys, joined by dots; "" for a tensor that stands alone.
+
+    >>> [name for name, _ in tensors({"out": torch.ones(1), "maps": [torch.ones(1)]})]
+    ['out', 'maps.0']
+    """
     if isinstance(value, torch.Tensor):
         yield path, value
     for key, held in _children(value):
@@ -239,7 +298,7 @@ def _described(value: Any) -> str:
 
 @dataclass
 class _Given:
-    """What a module is given: its first tensor argument, if any, and all of its arguments."""
+    """The arguments of a module: its first tensor, if any, and all of them by position or name."""
 
     first: torch.Tensor | None
     arguments: dict[Any, Any]
@@ -296,10 +355,18 @@ def _(x: torch.Tensor, point: int) -> torch.Tensor:
 
 @contextmanager
 def marking(model: nn.Module, points: Sequence[SeamPoint]) -> Iterator[list[tuple[int, SeamPoint]]]:
-    """Hooks that leave a mark in the traced graph where each point's tensor passes; gone on leaving.
+    """Leave a mark in the traced graph where each point's tensor passes, with hooks that are removed on leaving.
 
-    The list fills while `model` runs: what mark 0, 1, ... stands for, as the number of the point asked for and the
-    point itself. A point at which a module gives or takes several tensors stands for all of them.
+    Args:
+        model: the network that is traced inside the `with` block.
+        points: where to mark. A point at which a module returns or takes several tensors stands for all of them.
+
+    Yields:
+        A list that fills while `model` runs: what mark 0, 1, ... stands for, as the number of the point that was asked
+        for and the point itself.
+
+    Raises:
+        UnsupportedModel: no tensor passes at a point, or the network has no such module.
     """
     calls: dict[tuple[str, str], int] = {}
     found: list[tuple[int, SeamPoint]] = []

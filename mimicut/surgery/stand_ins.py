@@ -1,4 +1,8 @@
-"""Stand-ins for modules whose code takes for granted that nothing was cut from them."""
+"""Stand-ins for modules whose code takes for granted that nothing was cut from them.
+
+Three kinds: an attention whose heads need not fill its width; what takes the place of a dropped module; and classes
+that correct the numbers which a module's code gives to torch functions.
+"""
 
 import functools
 from collections import Counter
@@ -13,12 +17,16 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 Number = int | float
-# (function, which call of it) -> place among its numbers -> (what the code gives there, what is right)
-Told = dict[tuple[str, int], dict[int, tuple[Number, Number]]]
+# (function, which call of it) -> position among the call's numbers -> (number in the code, right number)
+CallCorrections = dict[tuple[str, int], dict[int, tuple[Number, Number]]]
 
 
 class MultiheadAttention(nn.MultiheadAttention):
-    """torch's, but its heads need not fill its width: there are `num_heads` of them, of `head_dim` channels each."""
+    """torch's own, but its heads need not fill its width: it has `num_heads` heads of `head_dim` channels each.
+
+    Axes in `forward`: B images, H heads, T query positions, S key positions, D channels of a head. It computes
+    softmax(q k^T / sqrt(D) + mask) v for q (B, H, T, D) and k, v (B, H, S, D).
+    """
 
     # torch's fused paths, which read every size off embed_dim, are taken only where this is true.
     _qkv_same_embed_dim = property(lambda self: False)
@@ -34,19 +42,14 @@ class MultiheadAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """As `nn.MultiheadAttention.forward`."""
+        """Arguments and results are those of `nn.MultiheadAttention.forward`."""
         one = query.dim() == 2
         given = [t.unsqueeze(0) if one else t if self.batch_first else t.transpose(0, 1) for t in (query, key, value)]
         same = query is key is value
         q, k, v = (
             t.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for t in self._projected(given, same)
         )
-        mask = _mask(attn_mask, q)
-        if mask is not None and mask.dim() == 3:  # one for each image and head
-            mask = mask.unflatten(0, (-1, self.num_heads))
-        if key_padding_mask is not None:
-            padding = _mask(key_padding_mask.unsqueeze(0) if one else key_padding_mask, q)[:, None, None]
-            mask = padding if mask is None else mask + padding
+        mask = self._added_to_scores(attn_mask, key_padding_mask, q, one)
         dropout, scale, weights = self.dropout if self.training else 0.0, self.head_dim**-0.5, None
         if need_weights:
             scores = q @ k.transpose(-2, -1) * scale
@@ -60,7 +63,19 @@ class MultiheadAttention(nn.MultiheadAttention):
         found = self.out_proj(found.transpose(1, 2).flatten(2))
         return found[0] if one else found if self.batch_first else found.transpose(0, 1), weights
 
+    def _added_to_scores(
+        self, attention: Tensor | None, padding: Tensor | None, like: Tensor, one: bool
+    ) -> Tensor | None:
+        mask = _as_float_mask(attention, like)
+        if mask is not None and mask.dim() == 3:  # one for each image and head
+            mask = mask.unflatten(0, (-1, self.num_heads))
+        if padding is None:
+            return mask
+        padding = _as_float_mask(padding.unsqueeze(0) if one else padding, like)[:, None, None]
+        return padding if mask is None else mask + padding
+
     def _projected(self, given: list[Tensor], same: bool) -> tuple[Tensor, ...]:
+        """Queries, keys and values; `same`: all three are made from one tensor."""
         weight, bias = self.in_proj_weight, self.in_proj_bias
         if same:
             return F.linear(given[0], weight, bias).chunk(3, -1)
@@ -68,34 +83,41 @@ class MultiheadAttention(nn.MultiheadAttention):
         return tuple(F.linear(x, w, b) for x, w, b in zip(given, weight.chunk(3), biases, strict=True))
 
 
-def _mask(mask: Tensor | None, like: Tensor) -> Tensor | None:
+def _as_float_mask(mask: Tensor | None, like: Tensor) -> Tensor | None:
     """What is added to the scores: a boolean mask is true where attention is not allowed."""
     if mask is None or mask.dtype != torch.bool:
         return mask
     return like.new_zeros(mask.shape).masked_fill(mask, float("-inf"))
 
 
-def stands_in(module: nn.Module) -> bool:
-    """Whether `module` is torch's own and there is a stand-in that computes the same."""
+def has_stand_in(module: nn.Module) -> bool:
+    """Whether `module` is torch's own attention, of a kind for which a stand-in computes the same."""
     plain = type(module) is nn.MultiheadAttention and module._qkv_same_embed_dim
     return plain and module.bias_k is None and not module.add_zero_attn
 
 
-def replace_own(model: nn.Module) -> None:
-    """Make stand-ins of torch's own modules in `model`, in place."""
+def replace_multihead_attention(model: nn.Module) -> None:
+    """Turn torch's own attentions in `model` into stand-ins that compute the same, in place.
+
+    Args:
+        model: its modules change class; their tensors stay as they are.
+    """
     for module in model.modules():
-        if stands_in(module):
+        if has_stand_in(module):
             module.__class__ = MultiheadAttention
 
 
-# --- what stands where something was left out -------------------------------------------------------------------------
+# --- what takes the place of a dropped module -------------------------------------------------------------------------
 
 THROUGH, ZERO = "through", "zero"
 
 
-class Through(nn.Identity):
-    """Hands on the first tensor that it is given. count: as the first of a tuple of so many, of which the others are
-    None; 0 for the tensor itself."""
+class PassThrough(nn.Identity):
+    """Returns the first tensor that it is given.
+
+    Args:
+        count: length of the tuple that it returns: the tensor, then None; 0 for the tensor itself.
+    """
 
     def __init__(self, count: int = 0):
         super().__init__()
@@ -106,8 +128,8 @@ class Through(nn.Identity):
         return (x, *[None] * (self.count - 1)) if self.count else x
 
 
-class Zero(Through):
-    """As Through, but zeros."""
+class Zeros(PassThrough):
+    """Returns zeros in the shape of the first tensor that it is given."""
 
     def forward(self, *given: Any, **named: Any) -> Any:
         found = super().forward(*given, **named)
@@ -115,13 +137,27 @@ class Zero(Through):
 
 
 def stand_in(how: str, module: nn.Module | None = None) -> nn.Module:
-    """What stands where `module` was left out: "through" or "zero", and ":" and a count for what returns a tuple.
+    """The module that takes the place of a dropped one.
 
-    It has the module's plain attributes, and None for its parameters, as the code around it may look at them.
-    Raises: ValueError.
+    It has the dropped module's plain attributes, and None for its parameters, as the code around it may look at them.
+
+    Args:
+        how: "through" or "zero"; followed by ":" and a length where the module returns a tuple.
+        module: the dropped module.
+
+    Returns:
+        A module without parameters.
+
+    Raises:
+        ValueError: `how` is not of this form.
+
+    >>> stand_in("zero")(torch.ones(2))
+    tensor([0., 0.])
+    >>> stand_in("through:2")(torch.ones(1))
+    (tensor([1.]), None)
     """
     kind, _, count = how.partition(":")
-    found = {THROUGH: Through, ZERO: Zero}.get(kind)
+    found = {THROUGH: PassThrough, ZERO: Zeros}.get(kind)
     if found is None or (count and not count.isdecimal()):
         raise ValueError(f"found {how!r}, expected {THROUGH} or {ZERO}")
     stand = found(int(count or 0))
@@ -133,70 +169,89 @@ def stand_in(how: str, module: nn.Module | None = None) -> nn.Module:
     return stand
 
 
-# --- telling a module the right numbers -------------------------------------------------------------------------------
+# --- correcting the numbers that code gives to torch functions --------------------------------------------------------
 
 
-def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
-    """`value` with every int and float (no bool) in its tuples, lists, dicts and slices changed, in order."""
+def map_numbers(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Change every number inside a value, in order.
+
+    Args:
+        value: tuples, lists, dicts and slices are searched; booleans are no numbers.
+        change: takes an int, a float or a `torch.SymInt` and returns what stands in its place.
+
+    Returns:
+        A value of the same structure.
+
+    >>> map_numbers((2, [True, slice(None, 3)]), lambda n: n + 1)
+    (3, [True, slice(None, 4, None)])
+    """
     if isinstance(value, np.integer):
         return change(int(value))
     if isinstance(value, (int, float, torch.SymInt)) and not isinstance(value, bool):
         return change(value)
     if isinstance(value, slice):
-        return slice(*mapped((value.start, value.stop, value.step), change))
+        return slice(*map_numbers((value.start, value.stop, value.step), change))
     if isinstance(value, (list, tuple)):
-        held = [mapped(v, change) for v in value]
+        held = [map_numbers(v, change) for v in value]
         return type(value)(*held) if hasattr(value, "_make") else tuple(held) if isinstance(value, tuple) else held
     if isinstance(value, dict):
-        return {key: mapped(held, change) for key, held in value.items()}
+        return {key: map_numbers(held, change) for key, held in value.items()}
     return value
 
 
 def numbers_in(value: Any) -> list[Any]:
+    """Every number inside a value, in order.
+
+    >>> numbers_in((2, {"dim": 1}))
+    [2, 1]
+    """
     found: list[Any] = []
-    mapped(value, found.append)
+    map_numbers(value, found.append)
     return found
 
 
-def name_of(func: Any) -> str:
+def function_name(func: Any) -> str:
+    """The name by which corrections know a torch function."""
     return getattr(func, "__name__", str(func))
 
 
-class _Telling(TorchFunctionMode):
+class _Correcting(TorchFunctionMode):
     """While it is on, torch functions are given the right numbers."""
 
-    def __init__(self, told: Told):
-        self._told, self._functions = told, {f for f, _ in told}
-        self._seen: Counter[str] = Counter()
+    def __init__(self, corrections: CallCorrections):
+        self._corrections = corrections
+        self._functions = {function for function, _ in corrections}
+        self._calls: Counter[str] = Counter()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = name_of(func)
+        name = function_name(func)
         if name in self._functions:
-            right = self._told.get((name, self._seen[name]))
-            self._seen[name] += 1
+            right = self._corrections.get((name, self._calls[name]))
+            self._calls[name] += 1
             if right is not None:
                 count = len(numbers_in((args, kwargs)))
                 if max(right) >= count:  # another call, or one of torch.jit.trace, where sizes are tensors
                     raise RuntimeError(
                         f"running a cut network: its code gives {name} {count} numbers, the plan has one for number "
-                        f"{max(right) + 1}; {_OTHER}"
+                        f"{max(right) + 1}; {_OTHER_CODE}"
                     )
-                places = iter(range(count))
-                args, kwargs = mapped((args, kwargs), lambda n: _right(n, right.get(next(places)), name))
+                positions = iter(range(count))
+                args, kwargs = map_numbers((args, kwargs), lambda n: _corrected(n, right.get(next(positions)), name))
         return func(*args, **(kwargs or {}))
 
 
-_OTHER = (
+_OTHER_CODE = (
     "the code is not that of the network that the plan was made for, or does something else in training, at this size "
     "or number of images, or while it is traced with torch.jit or torch.fx"
 )
 
 
-def _right(given: Any, known: tuple[Number, Number] | None, function: str) -> Any:
-    """What the code gives may count images or positions too: then it is not the number of the plan, but a multiple."""
-    if known is None:
+def _corrected(given: Any, correction: tuple[Number, Number] | None, function: str) -> Any:
+    """The right number for the one that the code gives: where that counts images or positions too, it is a multiple of
+    the plan's."""
+    if correction is None:
         return given
-    wrong, right = known
+    wrong, right = correction
     if isinstance(given, torch.SymInt):
         return given * right // wrong
     if given == wrong:
@@ -205,41 +260,47 @@ def _right(given: Any, known: tuple[Number, Number] | None, function: str) -> An
     if not whole or not wrong or given * right % wrong:  # a float may depend on other sizes in any way
         raise RuntimeError(
             f"running a cut network: its code gives {function} the number {given}, expected {wrong} (in whose place "
-            f"the plan has {right}){' or a multiple' if whole else ''}; {_OTHER}"
+            f"the plan has {right}){' or a multiple' if whole else ''}; {_OTHER_CODE}"
         )
     return given * right // wrong
 
 
-def can_tell(module: nn.Module) -> bool:
-    """Whether the code of `module` is its class's: not set on the module itself, nor one that torch.fx wrote."""
+def can_correct_calls(module: nn.Module) -> bool:
+    """Whether the code of `module` is its class's: not set on the module itself, nor written by torch.fx."""
     return "forward" not in vars(module) and not isinstance(module, torch.fx.GraphModule)
 
 
-def tell(module: nn.Module, told: Told) -> None:
-    """From now on the torch functions that the code of `module` calls are given the numbers in `told`, in place. It
-    becomes a subclass of what it was, by the same name."""
-    before = vars(module).get("_mimicut_told", ())
+def correct_calls(module: nn.Module, corrections: CallCorrections) -> None:
+    """From now on give the torch functions that the code of `module` calls the right numbers, in place.
+
+    Args:
+        module: it becomes an instance of a subclass of its class, by the same name.
+        corrections: (function, which call of it) -> position among its numbers -> (number in the code, right number).
+            Corrections that the module has already come first.
+    """
+    before = vars(module).get("_mimicut_corrections", ())
     if not before:
-        module.__class__ = _told(type(module))
-    module._mimicut_told = (*before, told)
+        module.__class__ = _correcting_class(type(module))
+    module._mimicut_corrections = (*before, corrections)
 
 
 @functools.cache
-def _told(base: type[nn.Module]) -> type[nn.Module]:
+def _correcting_class(base: type[nn.Module]) -> type[nn.Module]:
     @functools.wraps(base.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         with ExitStack() as stack:
-            for told in reversed(self._mimicut_told):  # what was told last hears the others' numbers
-                stack.enter_context(_Telling(told))
+            for corrections in reversed(self._mimicut_corrections):  # the latest get the numbers of the earlier ones
+                stack.enter_context(_Correcting(corrections))
             return base.forward(self, *args, **kwargs)
 
     def reduce(self: nn.Module, protocol: Any) -> Any:  # such a class cannot be found by its name
-        return _again, (base,), vars(self)
+        return _rebuild, (base,), vars(self)
 
     names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
     return type(base.__name__, (base,), {"forward": forward, "__reduce_ex__": reduce, **names})
 
 
-def _again(base: type[nn.Module]) -> nn.Module:
-    kind = _told(base)
+def _rebuild(base: type[nn.Module]) -> nn.Module:
+    """An empty instance for pickle and copy to fill."""
+    kind = _correcting_class(base)
     return kind.__new__(kind)

@@ -13,10 +13,11 @@ from mimicut.base import guard
 from mimicut.base.errors import MimicutError, UnsupportedModel
 from mimicut.proof.figures import Figures
 from mimicut.recovery.batches import Source, count
-from mimicut.recovery.closed_form import batches_of, closed_form
+from mimicut.recovery.closed_form import closed_form
 from mimicut.recovery.config import PRESETS, MimicConfig
+from mimicut.recovery.folds import batches_of
 from mimicut.recovery.mimic import mimic
-from mimicut.recovery.norms import VIEWS, measured_norms
+from mimicut.recovery.norms import VIEWS, refit_norms
 from mimicut.surgery.cut import cut
 from mimicut.surgery.head import put_under_head
 from mimicut.surgery.plan import Plan
@@ -81,7 +82,7 @@ def _nothing(*_: Any) -> None:
 def _norms(case: _Case) -> bool:
     few, config = case.few, case.config
     batches, _, _ = batches_of(few, case.student, config.views, "none", config.seed, 1, max(count(few), VIEWS))
-    return measured_norms(case.student, case.plan.seam.head, batches)
+    return refit_norms(case.student, case.plan.seam.head, batches)
 
 
 def _solved(case: _Case) -> bool:

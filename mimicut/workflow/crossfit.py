@@ -8,86 +8,101 @@ hang together and the interval is an approximation; the report says so.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
+from torch import nn
 
 from mimicut.base import memory
 from mimicut.base.errors import InputError, Stopped
 from mimicut.inputs.image_set import ImageSet, read_images
-from mimicut.inputs.teacher import Teacher, own_teacher
-from mimicut.planning.budgets import mixes
+from mimicut.inputs.teacher import Teacher
 from mimicut.proof.certificate import binomial_interval, check_threshold
 from mimicut.proof.figures import DISAGREEMENTS
 from mimicut.results import store
 from mimicut.results.report import Report
-from mimicut.workflow.compress import OnStage, Result, compress, known_before
+from mimicut.surgery.plan import Plan
+from mimicut.workflow.compress import Result, run_request
+from mimicut.workflow.intake import known_images
+from mimicut.workflow.request import Images, OnStage, OnStep, Request, RequestOptions, request_of, teacher_of
 
-_FOLDS_TAKE = ("config", "seam", "example", "max_seconds", "max_memory")  # where the plan is that of all images
 _WEIGHTED = ("feature_error_relative", "feature_cosine", "confidence_teacher", "confidence_student")
 
 
 def crossfit(
-    teacher: Teacher | Any,
+    teacher: Teacher | nn.Module,
     images: Any,
     folds: int,
     *,
-    folder: str | Path | None = None,
-    min_agreement: float | None = None,
-    split_seed: int = 0,
     on_stage: OnStage | None = None,
-    **options: Any,
+    on_step: OnStep | None = None,
+    **options: Unpack[RequestOptions],
 ) -> Result:
     """As `compress`, whose options these are, with nothing held out, and the certificate by `folds` more students.
 
     Takes `folds` times as long again. A latency is planned once, of all images, and the folds take that plan. Copies of
-    one image are in one fold. Raises: as `compress`; InputError for fewer than two folds, more than there are different
-    images, held-out images beside them, or an agreement that is asked for beside a latency or depth.
+    one image are in one fold.
+
+    Args:
+        teacher, images, on_stage, on_step, options: as for `compress`; without held_out.
+        folds: from 2 to the number of different images.
+
+    Raises: as `compress`; InputError for fewer than two folds, more than there are different images, held-out images
+        beside them, or an agreement that is asked for beside a latency or depth.
     """
     say = on_stage or (lambda text: None)
-    teacher = teacher if isinstance(teacher, Teacher) else own_teacher(teacher)
+    teacher = teacher_of(teacher)
     if options.get("held_out") is not None:
         raise InputError("crossfit: held-out images are given too; expected one of both")
-    room = int(memory.TRAINING_IMAGES * memory.bound(options.get("max_memory")))
-    given = isinstance(images, ImageSet)
-    found = images if given else read_images(images, teacher.preprocessing, memory_bytes=room)
-    parts = _folds(found, folds, split_seed)
-    check_threshold(min_agreement, sum(len(held) for _, held in parts))
-    if options.get("with_alternatives"):
-        raise InputError(
-            "crossfit: alternatives are asked for too, and no image is held out to judge them by; expected one of both"
-        )
-    if min_agreement is not None and mixes(options):
-        raise InputError(
-            f"crossfit: an agreement of {min_agreement} is asked for, and a latency or depth, whose plan all images "
-            "make, so that none can show it; expected a budget such as keep, or held-out images instead of crossfit"
-        )
-    seen = known_before(teacher, options.get("plan"), found.hashes, min_agreement)
-    options = {name: value for name, value in options.items() if name not in ("held_out", "held_out_share")}
-    result = compress(teacher, found, folder=folder, held_out_share=0.0, on_stage=on_stage, **options)
-    own = {"labelled", "labels", "force", "resume", "with_alternatives", "export_to"}
-    again = {name: value for name, value in options.items() if name not in own}
-    if mixes(again):
-        seen.append("every fold's student has the plan that all images made, the held-out ones of the fold too")
-    if mixes(again) or options.get("plan") is not None:
-        again = {name: value for name, value in again.items() if name in _FOLDS_TAKE}
-        asked = {name: value for name, value in result.plan.asked.items() if name != "latency"}  # measured once
-        again["plan"] = replace(result.plan, asked=asked)
+    request = request_of(teacher, **{**options, "held_out_share": 0.0})
+    found = images
+    if not isinstance(images, ImageSet):
+        room = int(memory.TRAINING_IMAGES * request.memory_bytes)
+        found = read_images(images, teacher.preprocessing, memory_bytes=room)
+    parts = _folds(found, folds, request.images.split_seed)
+    _check(request, sum(len(held) for _, held in parts))
+    notes = known_images(teacher, request.plan, found.hashes, request.min_agreement)
+    searches = request.budget is not None and request.budget.searches
+    if searches:
+        notes.append("every fold's student has the plan that all images made, the held-out ones of the fold too")
+    result = run_request(teacher, found, replace(request, min_agreement=None), say, on_step)
+    again = _fold_request(request, result.plan if searches or request.plan is not None else None)
     reports = []
     for number, (rest, held) in enumerate(parts, 1):
         say(f"fold {number} of {folds}: {len(rest)} images, {len(held)} held out")
+        fold = replace(again, images=Images(held_out=found.subset(held)))
         try:
-            reports.append(compress(teacher, found.subset(rest), held_out=found.subset(held), **again).report)
+            reports.append(run_request(teacher, found.subset(rest), fold, lambda text: None, on_step).report)
         except Stopped:  # what is kept is the result, not a fold's student
             raise KeyboardInterrupt from None
     report = _pooled(result.report, reports)
     seconds = (report.seconds or 0) + sum(fold.seconds or 0 for fold in reports)
-    notes = tuple(dict.fromkeys([*report.notes, *seen]))
-    report = replace(report, min_agreement=min_agreement, seconds=seconds, notes=notes)
+    notes = list(dict.fromkeys([*report.notes, *notes]))
+    report = replace(report, min_agreement=request.min_agreement, seconds=seconds, notes=tuple(notes))
     if result.folder is not None:
         store.put_report(result.folder, report)
     return replace(result, report=report)
+
+
+def _check(request: Request, held_out: int) -> None:
+    check_threshold(request.min_agreement, held_out)
+    if request.with_alternatives:
+        raise InputError(
+            "crossfit: alternatives are asked for too, and no image is held out to judge them by; expected one of both"
+        )
+    if request.min_agreement is not None and request.budget is not None and request.budget.searches:
+        raise InputError(
+            f"crossfit: an agreement of {request.min_agreement} is asked for, and a latency or depth, whose plan all "
+            "images make, so that none can show it; expected a budget such as keep, or held-out images instead of "
+            "crossfit"
+        )
+
+
+def _fold_request(request: Request, plan: Plan | None) -> Request:
+    """What a fold's student is asked for. plan: that of all images, where the folds take it; its latency was measured
+    once."""
+    fold = replace(request, folder=None, force=False, resume=False, export_to=(), min_agreement=None)
+    return fold if plan is None else replace(fold, budget=None, plan=replace(plan, latency=None))
 
 
 def _folds(images: ImageSet, folds: int, seed: int) -> list[tuple[list[int], list[int]]]:

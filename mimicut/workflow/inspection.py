@@ -87,7 +87,7 @@ def _predicted(teacher: nn.Module, anatomy: Anatomy, keep: float) -> dict[str, A
         math.prod(kept.get(d, size) for d, size in enumerate(p.shape))
         for kept, p in zip(left, teacher.parameters(), strict=True)
     )
-    scheme, macs = plan.asked["scheme"], plan.macs["student"]
+    scheme, macs = plan.scheme, plan.macs["student"]
     return {"scheme": scheme, "macs": macs, "params": params, "mb": round(params * 4 / 1e6, 2)}
 
 

@@ -3,6 +3,7 @@
 import copy
 import functools
 
+import numpy as np
 import pytest
 import torch
 from nets import NETS, Attributes, Chain, FunctionalPool, FusedHeads, Mixer, Residual
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from mimicut.anatomy.cost import count, count_traced
 from mimicut.anatomy.find_seam import find_seam, trace
 from mimicut.anatomy.graph import Anatomy
+from mimicut.anatomy.operators import TABLE
 from mimicut.anatomy.selection import selections
 from mimicut.anatomy.torch_calls import shapes_of
 from mimicut.anatomy.tracing import RecurrentShapes
@@ -842,3 +844,55 @@ def test_an_lstm_with_projections_is_pinned():
     anatomy = trace(model, model.example())
     assert "aten.lstm.input cannot be read" in anatomy.groups["body.0"].pinned
     assert free(anatomy) == {"body.3": 12}
+
+
+@pytest.mark.parametrize("fault", [AttributeError, KeyError, TypeError, ValueError, IndexError])
+def test_a_fault_in_a_rule_is_a_fault(monkeypatch, fault):
+    """No operator is read as unknown because its rule is wrong; the message says which rule, and where it was used."""
+
+    def faulty(reader, node):
+        raise fault("a fault")
+
+    monkeypatch.setitem(TABLE, "relu", faulty)
+    with pytest.raises(fault, match="a fault") as caught:
+        trace(Chain(), Chain().example())
+    assert "aten.relu.default in body.2 by the rule faulty" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize("axes", [[None], [None, None, None, None, None], [None, np.arange(3), None, None]])
+def test_a_rule_whose_answer_does_not_fit_is_a_fault(monkeypatch, axes):
+    monkeypatch.setitem(TABLE, "relu", lambda reader, node: axes)
+    with pytest.raises(AssertionError, match=r"the rule's channels do not fit the shape \(2, 8, 8, 8\)"):
+        trace(Chain(), Chain().example())
+
+
+@pytest.mark.parametrize(
+    ("between", "operator"),
+    [
+        (lambda x: x.view(torch.int32).view(torch.float32), "aten.view.dtype"),
+        (lambda x: x.view(torch.int16).view(torch.float32), "aten.view.dtype"),
+        (lambda x: x / torch.ops.aten.std.default(x, False), "aten.std.default"),
+        (lambda x: x + F.linear(x.transpose(1, 3), torch.ones(8))[:, None], "aten.linear.default"),
+        (lambda x: x * x.mean((0, 2, 3)).t()[:, None, None], "aten.t.default"),
+        (lambda x: x + F.unfold(x[0], 3, padding=1).mean(0).view(8, 8), "aten.im2col.default"),
+        (lambda x: x * F.prelu(x, torch.ones(())), "aten.prelu.default"),
+        (lambda x: x + x[:, :0].flatten(1).sum() + F.prelu(x, torch.ones(())), "aten.flatten.using_ints"),
+    ],
+)
+def test_what_a_rule_does_not_foresee_is_read_as_unknown(between, operator):
+    class Between(Chain):
+        def forward(self, x):
+            return self.fc(self.pool(self.body[3:](between(self.body[:3](x)))).flatten(1))
+
+    anatomy = trace(Between(), Between().example())
+    assert (operator, "<model>") in anatomy.unread
+    assert "cannot be read" in anatomy.groups["body.0"].pinned
+
+
+def test_numbers_that_depend_on_values_carry_no_channels():
+    class Scaled(Chain):
+        def forward(self, x):
+            x = self.body[:3](x)
+            return self.fc(self.pool(self.body[3:](x * -x.sum().item())).flatten(1))
+
+    assert free(trace(Scaled(), Scaled().example())) == Chain.free

@@ -59,7 +59,7 @@ def test_law_2_holds(spec):
     assert not anatomy.unread
     total = count_traced(anatomy.traced).macs
     plans = [make_plan(model, anatomy, keep=0.5)]
-    if plans[0].asked["scheme"] == "mid":
+    if plans[0].scheme == "mid":
         plans.append(make_plan(model, anatomy, keep_width=0.3, scheme="all", score="random"))
     for plan in plans:
         student = cut(model, plan)

@@ -18,7 +18,8 @@ from mimicut.proof.figures import FeatureError
 from mimicut.proof.randomised import randomised
 from mimicut.surgery.plan import read_plan
 from mimicut.surgery.seam import Seam, SeamPoint, capturing, tensors
-from mimicut.workflow.compress import compress, verify_folder
+from mimicut.workflow.compress import compress
+from mimicut.workflow.verify import verify_folder
 
 PREPROCESSING = us.Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3)
 CONFIG = us.MimicConfig(steps=20, views="none", batch_size=8)
@@ -291,7 +292,7 @@ def test_a_plan_is_replayed_with_its_seam_and_its_call(tmp_path):
     lead = own_teacher(randomised(Segmenter()), PREPROCESSING)
     example = (), {"pixel_values": X, "sharp": True}
     first = compress(lead, images(), keep=0.7, folder=tmp_path / "small", config=CONFIG, example=example)
-    assert first.plan.asked["call"] == {"keyword": "pixel_values", "options": {"sharp": True}}
+    assert first.plan.call == {"keyword": "pixel_values", "options": {"sharp": True}}
     plan = read_plan(tmp_path / "small" / "plan.json")
     second = compress(lead, images(), plan=plan, config=CONFIG, example=example)
     assert second.plan == first.plan

@@ -17,9 +17,9 @@ from mimicut.base.errors import InputError
 from mimicut.inputs.preprocessing import Preprocessing
 from mimicut.inputs.teacher import own_teacher
 from mimicut.planning.planner import make_plan
-from mimicut.recovery.closed_form import needed_bytes
 from mimicut.recovery.config import MimicConfig
 from mimicut.recovery.recover import recover
+from mimicut.recovery.view_budget import needed_bytes
 from mimicut.surgery.cut import cut
 from mimicut.workflow.compress import compress
 

@@ -20,7 +20,7 @@ from mimicut.inputs.image_set import Preprocessing, read_images
 from mimicut.planning.planner import make_plan
 from mimicut.proof.randomised import randomised
 from mimicut.recovery.config import preset
-from mimicut.surgery.cut import cut, without
+from mimicut.surgery.cut import cut, drop_modules
 from mimicut.surgery.seam import capturing
 
 pytestmark = pytest.mark.long  # minutes: make test-all
@@ -398,7 +398,7 @@ def test_practise_probes_with_frozen_norms_for_the_squared_error_at_the_seam(mon
         assert (how["lr"], how["steps"]) == (0.02, 0)
 
     monkeypatch.setattr(practise, "train", train)
-    probe, x = without(full_copy(given.teacher), block.gone).eval(), given.few.batch()
+    probe, x = drop_modules(full_copy(given.teacher), block.gone).eval(), given.few.batch()
     with torch.no_grad(), capturing(given.teacher, given.plan.seam) as lead, capturing(probe, given.plan.seam) as own:
         by_hand = float((own.features(x)[0] - lead.features(x)[0]).square().mean())
     assert practise.recoverability(given, block) == pytest.approx(by_hand, rel=1e-5)
@@ -413,7 +413,7 @@ def test_practise_divides_by_what_a_drop_saves_and_mimics_the_rest(monkeypatch, 
     gone = [n for n in names if isinstance(student.get_submodule(n), nn.Identity)]
     assert names[1] in gone
     assert [round(lr, 6) for _, lr, _ in optimiser_steps] == [0.02] * 4 + [0.002] * 4 + [0.0002] * 2
-    bare = without(full_copy(given.teacher), [(name, "through") for name in gone]).state_dict()
+    bare = drop_modules(full_copy(given.teacher), [(name, "through") for name in gone]).state_dict()
     assert not all(torch.equal(v, bare[k]) for k, v in student.state_dict().items())
 
 

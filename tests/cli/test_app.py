@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from command_line import call
 
+from mimicut.cli import progress
 from mimicut.cli.app import main
 from mimicut.results.teachers import load_teacher
 from mimicut.surgery.cut import cut
@@ -116,7 +117,7 @@ def test_inspect_tells_seam_groups_and_reach(place, capsys):
         assert call(capsys, "plan", "net.py:build", "--keep", keep, "--out", f"{keep}.json")[0] == 0
         plan = read_plan(place / f"{keep}.json")
         model = cut(load_teacher(f"{place / 'net.py'}:build").model, plan)
-        assert (student["scheme"], student["macs"]) == (plan.asked["scheme"], plan.macs["student"])
+        assert (student["scheme"], student["macs"]) == (plan.scheme, plan.macs["student"])
         assert student["params"] == sum(p.numel() for p in model.parameters())
         assert f"keep {keep} (scheme {student['scheme']})" in err
 
@@ -206,11 +207,10 @@ def test_an_interrupt_says_so(place, capsys, monkeypatch):
 
 
 def test_a_stopped_run_is_saved_says_how_to_go_on_and_does(place, capsys, monkeypatch):
-    from mimicut.cli import app as cli
 
     asked = ("compress", "net.py:build", "photos", "--keep", 0.5, "--out", "x", "--steps", 4)
     with monkeypatch.context() as patch:
-        patch.setattr(cli._Progress, "__call__", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(progress.StepProgress, "__call__", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         code, line, err = call(capsys, *asked)
     assert code == 130
     assert (line["steps"], line["folder"] is None) == (1, False)
@@ -218,7 +218,7 @@ def test_a_stopped_run_is_saved_says_how_to_go_on_and_does(place, capsys, monkey
     assert "--resume goes on" in err
     code, line, err = call(capsys, *asked, "--resume")
     assert (code, line["steps"]) == (0, 4)
-    assert "going on after 1 of 4 steps" in err
+    assert "continuing after 1 of 4 steps" in err
     code, _, err = call(capsys, *asked, "--resume")
     assert code == 2
     assert "exists" in err

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 
 import mimicut as us
 from mimicut.base.errors import InputError
-from mimicut.inputs import builders
+from mimicut.inputs import built_model
 from mimicut.inputs.image_set import read_images
 from mimicut.inputs.teacher import build_architecture
 from mimicut.proof.randomised import randomised
 from mimicut.results.teachers import load_teacher
-from mimicut.workflow.compress import verify_folder
+from mimicut.workflow.verify import verify_folder
 
 pytestmark = pytest.mark.long  # minutes: make test-all
 
@@ -51,9 +51,9 @@ FAMILIES = {
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
     def refuse(*args, **kwargs):
-        raise builders.urllib.error.URLError("no network in tests")
+        raise built_model.urllib.error.URLError("no network in tests")
 
-    monkeypatch.setattr(builders.urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(built_model.urllib.request, "urlopen", refuse)
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ def test_classes_and_channels_asked_for(saved):
 def test_without_a_preprocessor_the_assumption_is_told(saved):
     (saved[0] / "preprocessor_config.json").unlink()
     teacher = load_teacher(f"hf:{saved[0]}")
-    assert teacher.preprocessing == us.Preprocessing((3, 32, 32), builders.IMAGENET_MEAN, builders.IMAGENET_STD)
+    assert teacher.preprocessing == us.Preprocessing((3, 32, 32), built_model.IMAGENET_MEAN, built_model.IMAGENET_STD)
     assert any("are assumed" in note for note in teacher.notes)
 
 

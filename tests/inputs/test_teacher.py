@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
 from mimicut.base.errors import InputError, UnsupportedModel
-from mimicut.inputs import builders
+from mimicut.inputs import built_model, timm_models
 from mimicut.inputs.image_set import Preprocessing
 from mimicut.inputs.teacher import OWN_PREPROCESSING, build_architecture, own_teacher
 from mimicut.inputs.weights import load_weights
@@ -71,9 +72,9 @@ def offline(monkeypatch):
     """No test reaches the network, wherever it runs; the servers' silence is immediate."""
 
     def refuse(*args, **kwargs):
-        raise builders.urllib.error.URLError("no network in tests")
+        raise built_model.urllib.error.URLError("no network in tests")
 
-    monkeypatch.setattr(builders.urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(built_model.urllib.request, "urlopen", refuse)
 
 
 def refused(match: str, *args, kind: type[Exception] = InputError, **kwargs) -> str:
@@ -96,7 +97,7 @@ def test_timm_with_its_own_configuration():
 
 def test_torchvision_with_its_own_configuration():
     teacher = load_teacher(VISION, pretrained=False)
-    expected = Preprocessing((3, 224, 224), builders.IMAGENET_MEAN, builders.IMAGENET_STD, 256, "bilinear")
+    expected = Preprocessing((3, 224, 224), built_model.IMAGENET_MEAN, built_model.IMAGENET_STD, 256, "bilinear")
     assert teacher.preprocessing == expected
     v2 = load_teacher("torchvision:mobilenet_v2.IMAGENET1K_V2", pretrained=False)
     assert v2.preprocessing.resize == 232
@@ -146,7 +147,7 @@ def test_unknown_names(spec, words):
 
 @pytest.mark.parametrize("spec", [TIMM, VISION])
 def test_pretrained_without_network(spec, monkeypatch, tmp_path):
-    monkeypatch.setattr(builders.torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(built_model.torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *a, **k: None)
     said = refused("cannot be reached", spec)
     assert "--weights FILE" in said
@@ -167,11 +168,11 @@ def test_timm_takes_a_file_that_an_earlier_download_left(monkeypatch, tmp_path):
 
 def test_torchvision_takes_a_file_that_an_earlier_download_left(monkeypatch, tmp_path):
     (tmp_path / "checkpoints").mkdir()
-    monkeypatch.setattr(builders.torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(built_model.torch.hub, "get_dir", lambda: str(tmp_path))
     weights = load_teacher(VISION, pretrained=False).model.state_dict()
     weights["fc.bias"] = torch.full_like(weights["fc.bias"], 7)
     (tmp_path / "checkpoints" / "shufflenetv2_x0.5-f707e7126e.pth").touch()
-    enum = type(builders.importlib.import_module("torchvision").models.get_model_weights("shufflenet_v2_x0_5").DEFAULT)
+    enum = type(torchvision.models.get_model_weights("shufflenet_v2_x0_5").DEFAULT)
     monkeypatch.setattr(enum, "get_state_dict", lambda *a, **k: weights)
     assert (load_teacher(VISION).model.fc.bias == 7).all()
 
@@ -462,7 +463,7 @@ def test_the_record_builds_the_same_architecture(spec, options):
 
 def test_building_again_needs_no_network_nor_weights(monkeypatch):
     record = {"spec": TIMM, "options": {}}
-    monkeypatch.setattr(builders, "_timm_source", lambda *a: pytest.fail("weights were asked for"))
+    monkeypatch.setattr(timm_models, "_weights_source", lambda *a: pytest.fail("weights were asked for"))
     assert not build_architecture(record).training
 
 

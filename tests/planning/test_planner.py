@@ -37,11 +37,11 @@ def test_spare_ends_leaves_first_and_last_block_of_each_stage():
 
 
 def test_auto_is_mid_where_it_reaches_and_says_when_it_does_not():
-    assert planned(Residual, keep=0.7).asked["scheme"] == "mid"
+    assert planned(Residual, keep=0.7).scheme == "mid"
     far = planned(Residual, keep=0.06)
-    assert far.asked["scheme"] == "all"
+    assert far.scheme == "all"
     assert "scheme mid reaches" in far.notes[0]
-    assert planned(Chain, keep=0.5).asked["scheme"] == "all"
+    assert planned(Chain, keep=0.5).scheme == "all"
 
 
 def test_the_largest_norms_are_kept():
@@ -145,7 +145,7 @@ def test_drop_and_keep_together_are_shares_of_the_whole_teacher():
         ({"keep": 0}, "keep is 0, expected a share above 0"),
         ({"keep": 1.5}, "keep is 1.5"),
         ({"keep": float("nan")}, "keep is nan"),
-        ({"keep": "half"}, "keep is half"),
+        ({"keep": "half"}, "keep is 'half'"),
         ({"keep_width": -1}, "keep_width is -1"),
         ({}, "no budget"),
         ({"keep": 0.5, "keep_width": 0.5}, "expected one budget"),

@@ -17,15 +17,17 @@ from mimicut.base.layout import laid, layout_for
 from mimicut.planning.evidence import channel_evidence
 from mimicut.planning.planner import make_plan, resolve
 from mimicut.proof.randomised import randomised
-from mimicut.recovery import closed_form as room
 from mimicut.recovery import layers as layers_room
-from mimicut.recovery.closed_form import closed_form
+from mimicut.recovery import moments, ridge, view_budget
+from mimicut.recovery.closed_form import FOLDS, closed_form
+from mimicut.recovery.folds import batches_of, plan_batches
 from mimicut.recovery.gated import ROUNDS
-from mimicut.recovery.layers import affine_of, columns, geometry, layers
+from mimicut.recovery.layers import affine_of, columns, geometry, layers, layers_to_solve
 from mimicut.recovery.lockstep import Seen, lockstep
 from mimicut.surgery.cut import cut
 from mimicut.surgery.seam import capturing
 
+closed_form_room = import_module("mimicut.recovery.closed_form")
 lockstep_room = import_module("mimicut.recovery.lockstep")
 reconstruction_room = import_module("mimicut.planning.evidence")
 NETS = (
@@ -73,8 +75,7 @@ def test_features_come_closer_on_other_images(kind):
 )
 def test_a_layer_is_the_ridge_solution_by_hand(activation, cut_off, monkeypatch):
     """Linear layers alone: inputs of the student, outputs of the teacher, held to the weights that the cut left."""
-    monkeypatch.setattr(room, "RIDGES", (0.1,))
-    monkeypatch.setattr(room, "FOLDS", 2)
+    monkeypatch.setattr(ridge, "RIDGES", (0.1,))
 
     class Two(nn.Module):
         size = (6,)
@@ -147,7 +148,7 @@ def test_what_is_no_better_behind_the_activation_is_not_taken(monkeypatch):
     teacher, anatomy, plan, images = setting(nets.Chain)
     found = []
     for solved in (lambda self, folds, weights, solve, rounds: weights + 10, lambda self, folds, weights, *_: weights):
-        monkeypatch.setattr("mimicut.recovery.gated.Gated.solved", solved)
+        monkeypatch.setattr("mimicut.recovery.gated.Gated.solve", solved)
         student = cut(teacher, plan).eval()
         log = closed_form(teacher, student, anatomy, plan, images)
         assert not any(each.gated for each in log.layers)
@@ -188,7 +189,7 @@ def test_redundant_channels_are_made_good_entirely():
             if member.dim == 0:
                 tensors[member.tensor][1::2] = 2 * tensors[member.tensor][::2]
     order = [*kept, *(unit for unit in range(group.width) if unit not in kept)]
-    plan = resolve(teacher, anatomy, {group.name: len(kept)}, {group.name: np.argsort(order)}, asked={})
+    plan = resolve(teacher, anatomy, {group.name: len(kept)}, {group.name: np.argsort(order)})
     student, images = cut(teacher, plan).eval(), torch.randn(24, *teacher.size)
     before = seam_error(teacher, student, plan, images)
     closed_form(teacher, student, anatomy, plan, images, mixing="none")
@@ -214,12 +215,12 @@ def test_the_error_of_the_shortcut_is_made_good(factor, monkeypatch):
     teacher, anatomy, plan, images = setting(nets.Residual)
     errors = []
     for change in (1.0, factor):
-        right = room._shortcut_error
-        monkeypatch.setattr(room, "_shortcut_error", lambda *args, by=change, do=right: by * do(*args))
+        right = moments.shortcut_error
+        monkeypatch.setattr(moments, "shortcut_error", lambda *args, by=change, do=right: by * do(*args))
         student = cut(teacher, plan).eval()
         closed_form(teacher, student, anatomy, plan, images)
         errors.append(seam_error(teacher, student, plan, images))
-        monkeypatch.setattr(room, "_shortcut_error", right)
+        monkeypatch.setattr(moments, "shortcut_error", right)
     assert errors[0] < errors[1]
 
 
@@ -457,7 +458,7 @@ def test_an_error_that_somebody_keeps_leaves_no_thread():
 
 def test_batches_end_where_more_views_may_be_seen():
     few = torch.randn(12, 3, 4, 4)
-    parts = room._parts(few, 4, [16, 79, 200, 800], 64, torch.Generator().manual_seed(0))
+    parts = plan_batches(few, 4, [16, 79, 200, 800], 64, torch.Generator().manual_seed(0))
     sums = np.cumsum([len(part.images) for part in parts])
     assert sums[-1] == 800
     assert [max(s for s in sums if s <= level) for level in (16, 79, 200)] == [16, 76, 200]
@@ -601,7 +602,7 @@ def test_copies_of_an_image_are_in_one_fold():
     """Else an image would judge what was solved from it."""
     images = torch.randn(9, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     few = torch.cat([images, images[:4], images[:4]])
-    batches, fold_of, made = room.batches_of(few, nn.Conv2d(3, 2, 1), "none", "none", 5, 4, 34)
+    batches, fold_of, made = batches_of(few, nn.Conv2d(3, 2, 1), "none", "none", 5, 4, 34)
     assert made == 32
     folds = {}
     for ((x,), _), fold in zip(batches, fold_of, strict=True):
@@ -674,14 +675,14 @@ def test_both_say_how_far_they_are():
 
 def test_less_memory_is_fewer_views_and_no_other_answer_where_there_is_enough():
     teacher, anatomy, plan, images = setting(nets.Residual)
-    needed = room.needed_bytes(anatomy, plan, cut(teacher, plan))
+    needed = view_budget.needed_bytes(anatomy, plan, cut(teacher, plan))
     views, students = [], []
     for most in (None, 4 * 2**30, needed, needed // 2):
         student = cut(teacher, plan).eval()
         views.append(closed_form(teacher, student, anatomy, plan, images, max_memory=most).views)
         students.append(student.state_dict())
-    assert views[0] == views[1] == room.VIEWS
-    assert room.FOLDS <= views[3] <= views[2] < views[1]
+    assert views[0] == views[1] == view_budget.VIEWS
+    assert FOLDS <= views[3] <= views[2] < views[1]
     assert all(torch.equal(students[0][name], students[1][name]) for name in students[0])
     least = reconstruction_room.needed_bytes(anatomy)
     sizes = []
@@ -713,26 +714,31 @@ def test_later_layers_see_more_views_where_memory_is_short(monkeypatch):
     teacher = randomised(Funnel())
     anatomy = trace(teacher, teacher.example())
     plan = make_plan(teacher, anatomy, keep_width=0.5, score="l1")
-    todo = room.to_solve(anatomy, plan, cut(teacher, plan))
+    todo = layers_to_solve(anatomy, plan, cut(teacher, plan))
     names = [layer.weight for layer in todo]
-    assert room.most_useful(anatomy, todo) == room.MOST_VIEWS  # c: 16 x 4 x 4 inputs, one position of a view
+    assert (
+        view_budget.useful_views(anatomy, todo) == view_budget.MOST_VIEWS
+    )  # c: 16 x 4 x 4 inputs, one position of a view
     plenty, short = (
-        room.views_at(anatomy, names, most, views=900) for most in (2**31, room._running_bytes(anatomy) + 2**23)
+        view_budget.views_at_each(anatomy, names, most, views=900)
+        for most in (2**31, view_budget.running_bytes(anatomy) + 2**23)
     )
     assert plenty == [900] * len(names)
     assert short == sorted(short)
     assert 1 < 2 * short[0] < short[-1] < 900
     images, seen = torch.randn(12, 3, 32, 32), []
-    inner = room._statistics
+    inner = closed_form_room.collect_moments
 
     def counted(layer, wanted, found, *rest):
         seen.append(sum(len(each.input) for each in found))
         return inner(layer, wanted, found, *rest)
 
-    monkeypatch.setattr(room, "_statistics", counted)
-    monkeypatch.setattr(room, "MOST_VIEWS", 800)
-    student, whole = cut(teacher, plan).eval(), room._bytes(named_tensors(teacher).values())
-    log = closed_form(teacher, student, anatomy, plan, images, max_memory=room._running_bytes(anatomy) + 2**24 + whole)
+    monkeypatch.setattr(closed_form_room, "collect_moments", counted)
+    monkeypatch.setattr(view_budget, "MOST_VIEWS", 800)
+    student, whole = cut(teacher, plan).eval(), view_budget.tensor_bytes(named_tensors(teacher).values())
+    log = closed_form(
+        teacher, student, anatomy, plan, images, max_memory=view_budget.running_bytes(anatomy) + 2**24 + whole
+    )
     assert seen == sorted(seen)
     assert 2 * seen[0] < seen[-1] == log.views <= 800
     assert seam_error(teacher, student, plan, images) < seam_error(teacher, cut(teacher, plan).eval(), plan, images)
@@ -755,7 +761,7 @@ def test_what_passes_hold_is_counted_as_long_as_a_caller_holds_it():
             return self.fc(self.stage(self.stem(x)).mean((2, 3)))
 
     net = Pair().eval()
-    found = room.view_bytes(trace(net, net.example()), ["stem.weight", "stage.0.weight", "stage.2.weight"])
+    found = view_budget.bytes_per_view(trace(net, net.example()), ["stem.weight", "stage.0.weight", "stage.2.weight"])
     held = {"stem.weight": 4 + 2 * 3, "stage.0.weight": 2 * 4 + 6 + 2 * 3, "stage.2.weight": 2 * (4 + 6) + 5 + 2 * 3}
     # The stem runs as if what it makes were there already: the student's is not counted, its image is.
     assert found == {name: 4 * 64 * numbers for name, numbers in held.items()}
@@ -809,7 +815,7 @@ def test_ridges_judged_by_random_sums_are_as_good(monkeypatch):
     """Of layers of many outputs: the error on images left out is within a hundredth of that by all outputs."""
     found = []
     for sketch in (2, 10_000):
-        monkeypatch.setattr(room, "_SKETCH", sketch)
+        monkeypatch.setattr(ridge, "_SKETCH", sketch)
         teacher, anatomy, plan, images = setting(nets.Residual)
         log = closed_form(teacher, cut(teacher, plan).eval(), anatomy, plan, images)
         found.append(sum(each.error for each in log.layers))
@@ -820,15 +826,16 @@ def test_large_layers_are_solved_as_small_ones_are(monkeypatch):
     """The half of X'X that mirrors the other, and folds in two parts."""
     teacher, anatomy, plan, images = setting(nets.Chain)
     students = []
-    for block in (room._BLOCK, 7):
-        monkeypatch.setattr(room, "_BLOCK", block)
+    for block in (moments._BLOCK, 7):
+        monkeypatch.setattr(moments, "_BLOCK", block)
         student = cut(teacher, plan).eval()
         closed_form(teacher, student, anatomy, plan, images)
         students.append(student.state_dict())
     assert all(torch.allclose(students[0][n], students[1][n], atol=1e-4) for n in students[0])
     others = torch.randn(24, *teacher.size, generator=torch.Generator().manual_seed(9))
     before = seam_error(teacher, cut(teacher, plan).eval(), plan, others)
-    monkeypatch.setattr(room, "_LARGE", 1)
+    for place in (moments, ridge):
+        monkeypatch.setattr(place, "LARGE", 1)
     student = cut(teacher, plan).eval()
     closed_form(teacher, student, anatomy, plan, images)
     assert seam_error(teacher, student, plan, others) < 0.9 * before

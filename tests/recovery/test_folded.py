@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mimicut.proof.randomised import randomised
-from mimicut.recovery.folded import folding, pairs_in
+from mimicut.recovery.folded import find_foldable, folding
 
 X = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -18,7 +18,7 @@ def outputs(model, x=X):
 
 
 def folded(model, x=X):
-    return pairs_in(model, lambda: outputs(model, x))
+    return find_foldable(model, lambda: outputs(model, x))
 
 
 @pytest.mark.parametrize("net", [Chain, Residual, Depthwise, Grouped])

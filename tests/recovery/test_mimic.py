@@ -589,8 +589,8 @@ def test_going_on_from_a_checkpoint_comes_to_the_same_bits(teacher, images, opti
 
 
 def test_checkpoints_come_while_it_runs_and_lead_to_the_same_bits(teacher, images, monkeypatch):
-    monkeypatch.setattr("mimicut.recovery.mimic._CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr("mimicut.recovery.mimic._CHECKPOINT_PAUSE", 0.0)
+    monkeypatch.setattr("mimicut.recovery.training_loop._CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("mimicut.recovery.training_loop._CHECKPOINT_PAUSE", 0.0)
     whole, found = pruned(teacher), []
     mimic(teacher, whole, SEAM, images, quick(steps=5), on_checkpoint=found.append)
     assert [len(each.data["losses"]) for each in found] == [1, 2, 3, 4, 5]

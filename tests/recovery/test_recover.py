@@ -105,7 +105,7 @@ def test_widths_go_where_the_images_say():
     assert plan.widths[cheap] >= int(0.35 * even.widths[cheap])  # a choice from few images cannot ruin a group
     assert plan.keep[cheap] == list(range(plan.widths[cheap]))
     assert plan.macs["student"] <= 0.8 * plan.macs["teacher"]
-    assert plan.asked["score"] == "reconstruction"
+    assert plan.score == "evidence"
 
 
 def test_recovering_beats_the_cut_and_keeps_the_head():

@@ -12,8 +12,9 @@ from mimicut.proof.randomised import randomised
 from mimicut.recovery import rehearsal
 from mimicut.recovery.batches import Passes
 from mimicut.recovery.config import preset
-from mimicut.recovery.mimic import REACH, measured_rate, mimic
+from mimicut.recovery.mimic import mimic
 from mimicut.recovery.recover import recover
+from mimicut.recovery.trials import REACH, measure_rate
 from mimicut.surgery.cut import cut
 from mimicut.surgery.seam import capturing
 
@@ -52,7 +53,7 @@ def test_a_step_of_the_measured_rate_moves_the_features_as_far_as_it_should():
     teacher, _, plan, images = setting()
     student = cut(teacher, plan)
     before = bits(student)
-    rate = measured_rate(teacher, student, plan.seam, images, quick(layout="contiguous", precision="float32"))
+    rate = measure_rate(teacher, student, plan.seam, images, quick(layout="contiguous", precision="float32"))
     assert same(student, before)
     stepped = full_copy(student)
     mimic(teacher, stepped, plan.seam, images, quick(steps=1, warmup=0.0, lr=rate))
@@ -72,7 +73,7 @@ def test_layers_whose_output_is_scaled_up_behind_them_get_shorter_steps():
         norm.running_mean.mul_(0.02)
         norm.weight.mul_(50.0)
     rates = [
-        measured_rate(t, cut(t, plan), plan.seam, images, quick(layout="contiguous", precision="float32"))
+        measure_rate(t, cut(t, plan), plan.seam, images, quick(layout="contiguous", precision="float32"))
         for t in (teacher, scaled)
     ]
     assert rates[1] < rates[0] / 3
@@ -83,8 +84,8 @@ def test_the_rate_is_that_of_the_network_whatever_a_batch_holds(images, batch):
     """One image has no variance to measure a move by."""
     teacher, _anatomy, plan, few = setting(nets.Chain)
     student = cut(teacher, plan).eval()
-    config = quick(batch_size=batch)
-    assert 1e-3 < measured_rate(teacher, student, plan.seam, few[:images], config) < 1
+    config = quick(batch_size=batch, layout="contiguous", precision="float32")
+    assert 1e-3 < measure_rate(teacher, student, plan.seam, few[:images], config) < 1
 
 
 def test_a_rate_that_diverges_is_made_smaller():
@@ -172,9 +173,9 @@ def test_images_to_choose_by_judge_instead():
 
 def test_equal_images_stay_together_and_too_few_are_not_parted():
     images = torch.randn(3, 2, 4, 4).repeat(3, 1, 1, 1)
-    assert rehearsal.parts_of(images, 0) is None
+    assert rehearsal.divide(images, 0) is None
     images = torch.cat([images, torch.randn(5, 2, 4, 4)])
-    rest, aside = rehearsal.parts_of(images, 0)
+    rest, aside = rehearsal.divide(images, 0)
     apart = {tuple(images[i].flatten().tolist()) for i in rest} & {tuple(images[i].flatten().tolist()) for i in aside}
     assert not apart
     assert len(aside) == 2

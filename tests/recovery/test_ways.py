@@ -8,6 +8,7 @@ import pytest
 import torch
 from nets import Chain, Residual
 from torch import nn
+from torch.nn import functional as F
 
 from mimicut.anatomy.find_seam import trace
 from mimicut.base.errors import InputError, Stopped
@@ -15,9 +16,10 @@ from mimicut.base.layout import laid, learns_channels_last, takes_channels_last
 from mimicut.planning.planner import make_plan
 from mimicut.proof.figures import figures
 from mimicut.proof.randomised import randomised
-from mimicut.recovery import mimic as mimic_module
+from mimicut.recovery import trials
 from mimicut.recovery.config import MimicConfig, preset
-from mimicut.recovery.mimic import mimic, settled
+from mimicut.recovery.mimic import mimic
+from mimicut.recovery.trials import settle
 from mimicut.recovery.ways import Way, bf16_in_hardware, describe_way, emulated, quickest, ways, worth_trying
 from mimicut.surgery.cut import cut
 
@@ -79,7 +81,7 @@ def test_what_is_asked_for_is_the_only_way():
 
 def test_the_rule_is_channels_last_for_convolutions_that_run_so():
     teacher, student, seam = pair()
-    config, tried = settled(teacher, student, seam, FEW, MimicConfig(steps=4, views="none"))
+    config, tried = settle(teacher, student, seam, FEW, MimicConfig(steps=4, views="none"))
     assert (config.precision, config.layout, tried) == ("float32", "channels_last", {})
     models = (nn.Linear(3, 4), nn.Linear(3, 4))
     assert ways(models, "float32", "auto", CPU, lambda: True) == [Way("float32", "contiguous")]
@@ -104,7 +106,7 @@ def test_narrow_strided_convolutions_do_not_learn_channels_last_without_avx512(m
     models = (nn.Sequential(wide), nn.Sequential(narrow))
     assert ways(models, "float32", "auto", CPU, lambda: True) == [Way("float32", "contiguous")]
     with pytest.raises(InputError, match="layout contiguous"):
-        settled(*models, None, FEW, MimicConfig(layout="channels_last"))
+        settle(*models, None, FEW, MimicConfig(layout="channels_last"))
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     assert learns_channels_last(nn.Sequential(narrow))
 
@@ -142,12 +144,12 @@ def timed(monkeypatch, seconds):
     """Trials are made in any run, and these are their seconds."""
     tried = []
 
-    def step_seconds(teacher, student, seam, few, config, student_seam, max_memory, most, on_trial_step):
+    def step_seconds(_, config, most):
         tried.append((config.precision, config.layout))
         return seconds[config.layout]
 
-    monkeypatch.setattr(mimic_module, "worth_trying", lambda *_: True)
-    monkeypatch.setattr(mimic_module, "_step_seconds", step_seconds)
+    monkeypatch.setattr(trials, "worth_trying", lambda *_: True)
+    monkeypatch.setattr(trials, "_step_seconds", step_seconds)
     return tried
 
 
@@ -165,10 +167,10 @@ def test_a_trial_changes_nothing_of_the_student_or_the_run(monkeypatch):
     teacher, student, seam = pair()
     before, lead = bits(student), bits(teacher)
     config = preset("default", steps=3, views="none", seed=5)
-    monkeypatch.setattr(mimic_module, "worth_trying", lambda *_: True)
+    monkeypatch.setattr(trials, "worth_trying", lambda *_: True)
     torch.manual_seed(3)
     random = torch.get_rng_state()
-    taken, tried = settled(teacher, student, seam, FEW, config)
+    taken, tried = settle(teacher, student, seam, FEW, config)
     assert len(tried) >= 2
     assert min(tried.values()) > 0
     assert same(before, bits(student))
@@ -259,12 +261,12 @@ def test_parts_hold_no_more_than_there_is(monkeypatch):
             sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
-        def loss(*args, own=mimic_module.F.mse_loss, **kwargs):
+        def loss(*args, own=F.mse_loss, **kwargs):
             kept.append(sum(sizes.values()))
             sizes.clear()
             return own(*args, **kwargs)
 
-        monkeypatch.setattr(mimic_module.F, "mse_loss", loss)
+        monkeypatch.setattr(F, "mse_loss", loss)
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             log = mimic(teacher, copy.deepcopy(student), seam, FEW, config, **options)
         monkeypatch.undo()

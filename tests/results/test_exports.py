@@ -17,7 +17,7 @@ from mimicut.inputs.preprocessing import Preprocessing
 from mimicut.inputs.teacher import own_teacher
 from mimicut.proof.randomised import randomised
 
-room = import_module("mimicut.results.exports")
+checks = import_module("mimicut.results.export_checks")
 SAID = Preprocessing((3, 8, 8), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
 
 
@@ -77,7 +77,7 @@ def test_the_normalisation_can_go_into_the_files(result):
 
 def test_a_file_that_differs_elsewhere_fails_the_export(result, monkeypatch):
     before = {p.name: p.read_bytes() for p in result.iterdir()}
-    monkeypatch.setattr(room, "_run", lambda path, batch, call: [torch.zeros(len(batch), 5)])
+    monkeypatch.setattr(checks, "run_elsewhere", lambda path, batch, call: [torch.zeros(len(batch), 5)])
     with pytest.raises(LawBroken, match=r"model\.onnx in a process of its own .* random images: outputs differ by 1"):
         us.export_folder(result, ["onnx"], teacher=Chain)
     assert {p.name: p.read_bytes() for p in result.iterdir()} == before
@@ -85,7 +85,7 @@ def test_a_file_that_differs_elsewhere_fails_the_export(result, monkeypatch):
 
 
 def test_a_file_that_does_not_run_elsewhere_fails_the_export(result, monkeypatch):
-    monkeypatch.setattr(room, "_RUN", result / "nothing.py")
+    monkeypatch.setattr(checks, "_RUNNER", result / "nothing.py")
     with pytest.raises(LawBroken, match=r"running model\.onnx in a process of its own: .*nothing\.py"):
         us.export_folder(result, ["onnx"], teacher=Chain)
 
@@ -97,13 +97,13 @@ def test_a_file_that_holds_more_than_the_student_fails_the_export(tmp_path):
     options = {"formats": ["onnx", "openvino", "pt2", "int8"], "calibrate": [torch.randn(2, 1, 32, 32)]}
     found, whole = (us.export(m, example, tmp_path / n, **options) for n, m in (("s", student), ("t", teacher)))
     for kind in options["formats"]:
-        assert room.check_size(found, found.files[kind], kind) > 0
+        assert checks.check_size(found, found.files[kind], kind) > 0
         with pytest.raises(LawBroken, match=r"it holds .*, the student .*; expected no more"):
-            room.check_size(found, whole.files[kind], kind)
+            checks.check_size(found, whole.files[kind], kind)
 
 
 def test_a_file_with_far_more_bytes_than_tensors_fails_the_export(result, monkeypatch):
-    monkeypatch.setattr(room, "OVERHEAD_BYTES", 0)
+    monkeypatch.setattr(checks, "OVERHEAD_BYTES", 0)
     with pytest.raises(LawBroken, match=r"it takes [\d,]+ bytes, expected at most"):
         us.export_folder(result, ["onnx"], teacher=Chain)
     assert not (result / "model.onnx").exists()
@@ -112,7 +112,7 @@ def test_a_file_with_far_more_bytes_than_tensors_fails_the_export(result, monkey
 def test_an_int8_file_with_nothing_in_int8_fails_the_export(tmp_path):
     found = us.export(Chain(), torch.zeros(2, 3, 8, 8), tmp_path, formats=["onnx"])
     with pytest.raises(LawBroken, match=r"found none of its .* numbers in INT8"):
-        room.check_size(found, found.files["onnx"], "int8")
+        checks.check_size(found, found.files["onnx"], "int8")
 
 
 @pytest.mark.parametrize(("kind", "name"), [("openvino", "model.bin"), ("onnx", "model.onnx.data")])
@@ -152,7 +152,7 @@ def test_tensors_that_no_pass_uses_are_no_reason_to_refuse(tmp_path):
 
 
 def test_a_value_that_is_no_number_fails_the_export(result, monkeypatch):
-    monkeypatch.setattr(room, "_run", lambda path, batch, call: [torch.full((len(batch), 5), torch.nan)])
+    monkeypatch.setattr(checks, "run_elsewhere", lambda path, batch, call: [torch.full((len(batch), 5), torch.nan)])
     with pytest.raises(LawBroken, match="outputs differ by nan of the largest"):
         us.export_folder(result, ["onnx"], teacher=Chain)
 
@@ -169,7 +169,7 @@ def test_what_is_there_is_replaced_with_force_alone(result):
 
 
 def test_two_exports_at_once_do_not_mix(result, monkeypatch):
-    run, told = room._run, []
+    run, told = checks.run_elsewhere, []
 
     def meanwhile(*given):
         with pytest.raises(StoreError, match="another export into it is under way"):
@@ -177,10 +177,10 @@ def test_two_exports_at_once_do_not_mix(result, monkeypatch):
         told.append(True)
         return run(*given)
 
-    monkeypatch.setattr(room, "_run", meanwhile)
+    monkeypatch.setattr(checks, "run_elsewhere", meanwhile)
     us.export_folder(result, ["onnx"], teacher=Chain)
     assert told
-    monkeypatch.setattr(room, "_run", run)
+    monkeypatch.setattr(checks, "run_elsewhere", run)
     us.export_folder(result, ["openvino"], teacher=Chain)  # the lock is gone with the first
     assert {"model.onnx", "model.xml"} <= {path.name for path in result.iterdir()}
 
@@ -210,7 +210,7 @@ def test_the_runner_imports_nothing_of_mimicut(result):
         "assert not any(m.partition('.')[0] == 'mimicut' for m in sys.modules)"
     )
     paths = [result / "model.pt2", result.parent / "given.npz", result.parent / "out.npz"]
-    subprocess.run([sys.executable, "-P", "-c", code, str(room._RUN), *map(str, paths)], check=True)
+    subprocess.run([sys.executable, "-P", "-c", code, str(checks._RUNNER), *map(str, paths)], check=True)
     assert np.load(result.parent / "out.npz")["arr_0"].shape == (2, 5)
 
 

@@ -16,8 +16,11 @@ from torch import nn
 from mimicut.base.errors import InputError, PlanError, StoreError
 from mimicut.base.guard import same_bits
 from mimicut.results import store
+from mimicut.results.files import FILES, PAGES, sha256
+from mimicut.results.folder import check_writable, previous_path
+from mimicut.results.loading import load
 from mimicut.results.report import Report
-from mimicut.results.store import FILES, PAGES, check_writable, load, read, save
+from mimicut.results.store import read, save
 from mimicut.surgery.cut import cut
 from mimicut.surgery.plan import Plan, describe
 from mimicut.surgery.seam import Seam, SeamPoint
@@ -128,7 +131,7 @@ def test_a_fresh_process_gives_the_same_outputs(saved, student, tmp_path):
     images = torch.randn(4, 3, 8, 8)
     code = (
         "import sys, torch; from safetensors.torch import load_file, save_file\n"
-        "from mimicut.results.store import load\n"
+        "from mimicut.results.loading import load\n"
         f"torch.set_num_threads({torch.get_num_threads()})\n"
         "x = load_file('in.safetensors')['x']\n"
         "with torch.no_grad(): save_file({'y': load('result', 'mine.py:build')(x)}, 'out.safetensors')\n"
@@ -246,7 +249,7 @@ def test_a_spoilt_file_is_named(saved, name, change, says):
 def test_a_weights_file_that_is_none_is_named(saved):
     (saved / "weights.safetensors").write_bytes(b"not tensors at all")
     report = json.loads((saved / "report.json").read_text())
-    report["stored"]["weights_sha256"] = store._sha256(saved / "weights.safetensors")
+    report["stored"]["weights_sha256"] = sha256(saved / "weights.safetensors")
     (saved / "report.json").write_text(json.dumps(report))
     with pytest.raises(StoreError, match=r"weights\.safetensors: .*expected the safetensors file of a result"):
         load(saved, build)
@@ -344,7 +347,7 @@ def test_a_read_only_result_is_not_replaced(saved, monkeypatch):
 # --- interrupted
 
 
-@pytest.mark.parametrize("where", ["_write_weights", "_write_json", "_sha256"])
+@pytest.mark.parametrize("where", ["write_weights", "write_json", "sha256"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
 def test_an_interrupted_save_leaves_the_old_folder_whole(saved, teacher, student, monkeypatch, where, error):
     before = contents(saved)
@@ -384,14 +387,14 @@ def test_interrupted_between_the_renames(saved, teacher, student, monkeypatch, f
 
 def test_killed_between_the_renames_the_old_result_is_found(saved, teacher, student):
     before = contents(saved)
-    os.rename(saved, store._previous(saved))
+    os.rename(saved, previous_path(saved))
     load(saved, build)
     check_writable(saved, force=True)
     assert contents(saved) == before
 
 
 def test_killed_before_tidying_up_the_new_result_stays(saved, teacher, student):
-    shutil.copytree(saved, store._previous(saved))
+    shutil.copytree(saved, previous_path(saved))
     save_again(saved, teacher, student, force=True)
     assert read(saved)[1].steps == 99
     assert [p.name for p in saved.parent.iterdir()] == ["result"]

@@ -129,8 +129,8 @@ def test_without_the_teacher_the_table_is_of_the_student_alone(made, quick, monk
     leads, table = [], room.int8_table
     monkeypatch.setattr(room, "int8_table", lambda files, lead, *rest: leads.append(lead) or table(files, lead, *rest))
     us.export_folder(folder, ["int8"], images=us.read_images(photos(10), SAID), normalise=True, force=True)
-    assert isinstance(leads[0], room.Prepared)
-    assert not isinstance(leads[0].model, room.Prepared)  # normalised once
+    assert isinstance(leads[0], room.NormalisingModel)
+    assert not isinstance(leads[0].model, room.NormalisingModel)  # normalised once
     monkeypatch.setattr(room, "int8_table", table)
     other = own_teacher(randomised(Chain(), seed=5), SAID)
     with pytest.raises(LawBroken, match="bit-identical"):

@@ -50,7 +50,7 @@ def test_an_edited_width_is_resolved_again(prepared):
     new = replan(model, anatomy, Plan.from_json(data))
     assert cut(model, new).stem.weight.shape == (7, 3, 3, 3)
     assert new.keep["stage1.0.conv1"] == plan.keep["stage1.0.conv1"]
-    assert new.asked["edited"]
+    assert new.edited
 
 
 def test_an_edited_drop_is_resolved_again(prepared):
@@ -69,8 +69,8 @@ _CALL = {"module": "stem", "function": "view", "index": 0, "place": 1, "from": 6
     [
         (lambda d: d.pop("slices"), "slices is missing"),
         (lambda d: d.update(more=1), "more is unknown"),
-        (lambda d: d.update(version=99), "version is 99"),
-        (lambda d: d.update(widths=[3]), r"widths is \[3\], expected dict"),
+        (lambda d: d.update(version=99), "version 99, this release reads versions 1 to 2: it was made by a newer"),
+        (lambda d: d.update(widths=[3]), r"widths is \[3\], expected an object"),
         (lambda d: d["widths"].update(stem=0), r"widths\['stem'\] is 0"),
         (lambda d: d["widths"].update(stem="wide"), r"widths\['stem'\] is \"wide\""),
         (lambda d: d["widths"].update(stem=2.5), r"widths\['stem'\] is 2.5"),
@@ -83,9 +83,11 @@ _CALL = {"module": "stem", "function": "view", "index": 0, "place": 1, "from": 6
         (lambda d: d["seam"].pop("points"), "seam cannot be read"),
         (lambda d: d["teacher"].pop("tensors"), "teacher lacks"),
         (lambda d: d["teacher"].update(source=5), "source is 5"),
-        (lambda d: d["asked"].update(seed="x"), r"asked\['seed'\] is \"x\""),
-        (lambda d: d["asked"].update(score=[1]), r"asked\['score'\] is \[1\]"),
-        (lambda d: d["asked"].update(keep="a"), r"asked\['keep'\]"),
+        (lambda d: d["budget"].update(seed="x"), "seed is 'x', expected a whole number"),
+        (lambda d: d.update(score=[1]), r"score is \[1\], expected text or null"),
+        (lambda d: d["budget"].update(keep="a"), "keep is 'a', expected a share"),
+        (lambda d: d["budget"].update(keap=1), "no option 'keap'; did you mean 'keep'"),
+        (lambda d: d.update(latency={"setting": {}}), "latency lacks student_ms, teacher_ms"),
         (lambda d: d["macs"].update(student="a"), r"macs\['student'\]"),
         (lambda d: d["seam"].update(points=[]), "seam has no points"),
         (lambda d: d["widths"].clear(), "widths lacks"),

@@ -16,7 +16,7 @@ from mimicut.planning.planner import make_plan
 from mimicut.proof.laws import check_cut
 from mimicut.proof.randomised import randomised
 from mimicut.surgery.cut import cut
-from mimicut.surgery.stand_ins import MultiheadAttention, replace_own, tell
+from mimicut.surgery.stand_ins import MultiheadAttention, correct_calls, replace_multihead_attention
 from mimicut.workflow.inspection import inspect
 
 
@@ -24,7 +24,7 @@ def pair(**options):
     torch.manual_seed(0)
     own = randomised(nn.MultiheadAttention(12, 3, **options))
     other = copy.deepcopy(own)
-    replace_own(other)
+    replace_multihead_attention(other)
     assert type(other) is MultiheadAttention
     return own, other
 
@@ -60,7 +60,7 @@ def test_multihead_attention_of_one_image_with_itself(bias):
 @pytest.mark.parametrize("options", [{"add_bias_kv": True}, {"add_zero_attn": True}, {"kdim": 8}])
 def test_what_has_no_stand_in_stays(options):
     module = nn.MultiheadAttention(12, 3, **options)
-    replace_own(module)
+    replace_multihead_attention(module)
     assert type(module) is nn.MultiheadAttention
 
 
@@ -205,7 +205,7 @@ def test_numbers_of_calls_for_each_image_are_not_told():
 
 def test_code_that_gives_other_numbers_than_the_plan_knows_is_refused():
     module = _Images().eval()
-    tell(module, {("reshape", 1): {1: (9, 4)}})
+    correct_calls(module, {("reshape", 1): {1: (9, 4)}})
     with pytest.raises(RuntimeError, match="its code gives reshape the number 8, expected 9"):
         module(torch.zeros(2, *module.size))
     torch.zeros(2, 8).reshape(2, 8)  # what was told ends with the pass, also when that fails

@@ -6,7 +6,7 @@ from importlib import import_module
 import numpy as np
 import torch
 
-from mimicut.runtime.latency import Latency, Setting
+from mimicut.runtime.latency import MeasuredLatency, Setting
 
 room = import_module("mimicut.runtime.latency")  # whose name in the package is its class
 TORCH = Setting("torch", 1, 2)
@@ -17,4 +17,4 @@ def random_states():
 
 
 def latency(*ms):
-    return Latency(*room._quartiles(ms), len(ms), ms)
+    return MeasuredLatency(*room._quartiles(ms), len(ms), ms)

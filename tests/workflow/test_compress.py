@@ -20,8 +20,9 @@ from mimicut.base.errors import InputError, LawBroken, PlanError, Stopped, Store
 from mimicut.inputs.teacher import own_teacher
 from mimicut.proof.randomised import randomised
 from mimicut.recovery.config import preset
-from mimicut.results import store
-from mimicut.workflow.compress import compress, verify_folder
+from mimicut.results.stopped_runs import stopped_path
+from mimicut.workflow.compress import compress
+from mimicut.workflow.verify import verify_folder
 
 PREPROCESSING = us.Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3)
 CONFIG = us.MimicConfig(steps=4, views="none", batch_size=8)
@@ -293,8 +294,8 @@ def test_a_stopped_run_is_saved_and_goes_on_to_the_same_result(tmp_path, few, mo
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch):
     """Nothing but the file beside the folder is there then; resume without one is a run like any other."""
-    monkeypatch.setattr("mimicut.recovery.mimic._CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr("mimicut.recovery.mimic._CHECKPOINT_PAUSE", 0.0)
+    monkeypatch.setattr("mimicut.recovery.training_loop._CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("mimicut.recovery.training_loop._CHECKPOINT_PAUSE", 0.0)
     whole = compress(teacher(), images(), keep=0.5, folder=tmp_path / "whole", config=CONFIG, resume=True)
 
     def die(done, total, loss):
@@ -333,11 +334,11 @@ def test_a_stopped_run_is_given_up_by_force_alone_and_replaces_its_own_part_alon
     folder = tmp_path / "small"
     with pytest.raises(Stopped):
         compress(teacher(), images(), keep=0.5, folder=folder, config=CONFIG, on_step=stopping())
-    told = store.stopped_path(folder).read_bytes()
+    told = stopped_path(folder).read_bytes()
     shutil.move(folder, tmp_path / "part")
     with pytest.raises(StoreError, match=r"resume goes on with it, force gives it up"):
         compress(teacher(), images(), keep=0.4, folder=folder, config=CONFIG)
-    assert store.stopped_path(folder).read_bytes() == told
+    assert stopped_path(folder).read_bytes() == told
     compress(teacher(), images(), keep=0.6, folder=tmp_path / "other", config=CONFIG)
     shutil.move(tmp_path / "other", folder)
     with pytest.raises(StoreError, match="exists"):
@@ -345,7 +346,7 @@ def test_a_stopped_run_is_given_up_by_force_alone_and_replaces_its_own_part_alon
     shutil.rmtree(folder)
     folder.mkdir()
     compress(teacher(), images(), keep=0.4, folder=folder, config=CONFIG, force=True)
-    assert not store.stopped_path(folder).exists()
+    assert not stopped_path(folder).exists()
 
 
 def test_ctrl_c_in_the_trial_of_the_pace_keeps_nothing(tmp_path, monkeypatch):
@@ -363,8 +364,8 @@ def test_ctrl_c_in_the_trial_of_the_pace_keeps_nothing(tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("mimicut.recovery.mimic._CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr("mimicut.recovery.mimic._CHECKPOINT_PAUSE", 0.0)
+    monkeypatch.setattr("mimicut.recovery.training_loop._CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("mimicut.recovery.training_loop._CHECKPOINT_PAUSE", 0.0)
     right, said = Path.replace, []
 
     def full(self, target):

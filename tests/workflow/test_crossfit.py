@@ -1,5 +1,7 @@
 """Every image trains and every image certifies, though never the same student."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from scipy.stats import binomtest
 
 import mimicut as us
 from mimicut.base.errors import InputError
+from mimicut.cli import progress
 from mimicut.inputs.image_set import read_images
 from mimicut.inputs.preprocessing import Preprocessing
 from mimicut.inputs.teacher import own_teacher
@@ -95,7 +98,7 @@ def test_the_command_line(place, capsys):
 def test_images_that_made_teacher_or_plan_cannot_show_an_agreement(tmp_path):
     own, images = own_teacher(randomised(Chain()), SAID), read_images(photos(20), SAID)
     plan = us.make_plan(own.model, us.trace(own.model, own.example()), keep=0.6)
-    plan.asked["images"] = images.hashes[:7]
+    plan = replace(plan, images=images.hashes[:7])
     with pytest.raises(InputError, match="7 of the held-out images trained the teacher or helped to make the plan"):
         us.crossfit(own, images, 4, plan=plan, config=CONFIG, min_agreement=0.01)
     report = us.crossfit(own, images, 2, plan=plan, config=CONFIG).report
@@ -115,9 +118,8 @@ def test_alternatives_have_no_image_to_be_judged_by():
 
 
 def test_an_interrupted_fold_leaves_the_result_and_says_so(place, capsys, monkeypatch):
-    from mimicut.cli import app as cli
 
-    seen, show = [], cli._Progress.__call__
+    seen, show = [], progress.StepProgress.__call__
 
     def once(self, done, total, loss):
         seen.append(done)
@@ -125,7 +127,7 @@ def test_an_interrupted_fold_leaves_the_result_and_says_so(place, capsys, monkey
             raise KeyboardInterrupt
         show(self, done, total, loss)
 
-    monkeypatch.setattr(cli._Progress, "__call__", once)
+    monkeypatch.setattr(progress.StepProgress, "__call__", once)
     asked = ("compress", "net.py:build", "photos", "--keep", 0.5, "--steps", 2, "--out", "small")
     code, line, err = call(capsys, *asked, "--crossfit", 2)
     assert (code, line) == (130, None)

@@ -20,8 +20,11 @@ from mimicut.base.guard import named_tensors, same_bits
 from mimicut.inputs.teacher import own_teacher
 from mimicut.proof.randomised import randomised
 from mimicut.results import store
+from mimicut.results.folder import previous_path
+from mimicut.results.stopped_runs import stopped_path
 from mimicut.results.teachers import load_teacher
-from mimicut.workflow.compress import compress, verify_folder
+from mimicut.workflow.compress import compress
+from mimicut.workflow.verify import verify_folder
 
 pytestmark = pytest.mark.long  # minutes: make test-all
 
@@ -171,7 +174,7 @@ def test_how_it_takes_its_images_comes_along(tmp_path, capsys):
     assert call(capsys, "inspect", *own)[0] == 0
     assert call(capsys, "plan", *own, "--keep", 0.7, "--images", tmp_path / "images.npy")[0] == 0
     then = compress(lead, images(), keep=0.7, folder=tmp_path / "two", config=CONFIG)
-    assert then.plan.asked["call"] == lead.call
+    assert then.plan.call == lead.call
     loaded = us.load(tmp_path / "two", Segmenter)
     with torch.no_grad():
         found, wanted = (m(pixel_values=images(2), sharp=True)["out"] for m in (loaded, then.model))
@@ -353,9 +356,9 @@ def test_what_is_no_result(one, tmp_path):
 
 
 def test_a_save_that_was_killed_is_found(one, tmp_path):
-    shutil.copytree(one, store._previous(tmp_path / "one"))
+    shutil.copytree(one, previous_path(tmp_path / "one"))
     lead = load_teacher(tmp_path / "one", build_teacher=Residual)
-    assert lead.result["weights_sha256"] == store.digest(one) is not None
+    assert lead.result["weights_sha256"] == store.weights_digest(one) is not None
 
 
 def test_an_earlier_plan_that_was_edited_into_nonsense_is_named(two):
@@ -406,7 +409,7 @@ def test_a_second_generation_that_was_stopped_goes_on(one, tmp_path):
     with pytest.raises(InputError, match="stopped with other teacher"):
         again(tmp_path / "other", tmp_path / "two", resume=True)
     assert same(again(one, tmp_path / "two", resume=True).model, whole.model)
-    assert not store.stopped_path(tmp_path / "two").exists()
+    assert not stopped_path(tmp_path / "two").exists()
 
 
 def test_a_result_does_not_take_the_place_of_its_teacher(one):

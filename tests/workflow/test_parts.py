@@ -14,7 +14,7 @@ from mimicut.proof.randomised import randomised
 from mimicut.results.teachers import load_teacher
 from mimicut.surgery.head import check_head
 from mimicut.surgery.seam import Seam, SeamPoint
-from mimicut.workflow.compress import verify_folder
+from mimicut.workflow.verify import verify_folder
 
 SSD = "torchvision:ssdlite320_mobilenet_v3_large"
 CONFIG = us.MimicConfig(steps=1, views="none", lr=1e-9)  # features of random weights may hardly vary
@@ -119,7 +119,7 @@ def test_frozen_norms_of_published_detectors_are_built_again(name, monkeypatch):
     state = {k: v for k, v in frozen.state_dict().items() if "num_batches_tracked" not in k or "backbone" not in k}
     weights = models.get_model_weights(name).DEFAULT
     monkeypatch.setattr(type(weights), "get_state_dict", lambda *a, **k: state)
-    monkeypatch.setattr("mimicut.inputs.builders._in_hub_cache", lambda url: True)
+    monkeypatch.setattr("mimicut.inputs.torchvision_models.in_hub_cache", lambda url: True)
     published = builder(weights=weights).eval()
     teacher = load_teacher(f"torchvision:{name}", part="backbone", input_size=(3, 64, 64))
     again = build_architecture(teacher.to_json())

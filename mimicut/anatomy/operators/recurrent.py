@@ -8,7 +8,7 @@ import numpy as np
 from torch.fx import Node
 
 from mimicut.anatomy.channels import Axes
-from mimicut.anatomy.rules import Reader, Rule, owner_of, unknown_operator, why
+from mimicut.anatomy.operators.rules import Reader, Rule, foresee, overload, owner_of, unknown_operator, why
 from mimicut.anatomy.tracing import shape
 
 RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
@@ -17,7 +17,8 @@ RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 def recurrent(reader: Reader, node: Node) -> list[Axes]:
     """What comes out of every step, and the last states: (T, B, directions x units) or (B, T, ...), and (layers x
     directions, B, units) each."""
-    x, states, params, biases, _, _, _, both, batch_first = node.args  # packed sequences have others
+    foresee(overload(node) == "input", "sequences in one tensor, not packed ones")
+    x, states, params, biases, _, _, _, both, batch_first = node.args
     states = [states] if isinstance(states, Node) else list(states)
     if len({shape(s)[2] for s in states}) > 1:  # an LSTM with projections, which must be narrower than its units
         return unknown_operator(reader, node)

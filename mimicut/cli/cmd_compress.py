@@ -1,0 +1,305 @@
+"""mimicut compress"""
+
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mimicut.cli.config_file import ConfigFile
+from mimicut.cli.loading import formats_in, set_threads, teacher_from
+from mimicut.cli.options import (
+    FORMATS_HELP,
+    Batch,
+    Depth,
+    Device,
+    Divisor,
+    Drop,
+    Effort,
+    Exclude,
+    ForceResult,
+    HeldOut,
+    HeldOutShare,
+    ImagesArg,
+    Importance,
+    InputSize,
+    Keeps,
+    KeepWidth,
+    Labelled,
+    Latencies,
+    LatenciesMs,
+    Layout,
+    LogTo,
+    MaxMemory,
+    MaxSeconds,
+    Mean,
+    MinAgreement,
+    MinChannels,
+    NumClasses,
+    Params,
+    Part,
+    Pin,
+    Precision,
+    Preset,
+    Pretrained,
+    Resize,
+    Runtime,
+    Scheme,
+    Seam,
+    Seed,
+    SizeMb,
+    SpareEnds,
+    Std,
+    Steps,
+    TeacherArg,
+    Threads,
+    Views,
+    Weights,
+)
+from mimicut.cli.printing import INTERRUPTED, answer, result_line, say
+from mimicut.cli.progress import StepProgress, stages
+
+if TYPE_CHECKING:
+    from mimicut.results.report import Report
+    from mimicut.surgery.budget import BudgetOptions
+    from mimicut.workflow.request import RequestOptions
+
+
+def compress(
+    teacher: TeacherArg,
+    images: ImagesArg,
+    out: Annotated[Path, typer.Option(help="Folder for the result; of several budgets, for their folders")],
+    keep: Keeps = None,
+    keep_width: KeepWidth = None,
+    params: Params = None,
+    size_mb: SizeMb = None,
+    latency: Latencies = None,
+    latency_ms: LatenciesMs = None,
+    runtime: Runtime = None,
+    batch: Batch = None,
+    depth: Depth = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="A plan (edited or not) instead of a budget", rich_help_panel="Budget")
+    ] = None,
+    scheme: Scheme = None,
+    spare_ends: SpareEnds = False,
+    drop: Drop = None,
+    pin: Pin = None,
+    exclude: Exclude = None,
+    min_channels: MinChannels = None,
+    divisor: Divisor = None,
+    importance: Importance = None,
+    preset: Preset = "default",
+    effort: Effort = None,
+    steps: Steps = None,
+    max_seconds: MaxSeconds = None,
+    seed: Seed = None,
+    device: Device = None,
+    precision: Precision = "auto",
+    layout: Layout = "auto",
+    max_memory: MaxMemory = None,
+    views: Views = None,
+    held_out: HeldOut = None,
+    held_out_share: HeldOutShare = 0.2,
+    crossfit: Annotated[
+        int | None, typer.Option(help="Folds: all images train, and each certifies once; takes so many times as long")
+    ] = None,
+    min_agreement: MinAgreement = None,
+    alternatives: Annotated[
+        bool, typer.Option(help="Report what cheaper ways come to on the same cut: takes as long again")
+    ] = False,
+    to: Annotated[str, typer.Option(help=f"Also write the result, into its folder, as {FORMATS_HELP}")] = "",
+    labelled: Labelled = None,
+    weights: Weights = None,
+    pretrained: Pretrained = True,
+    num_classes: NumClasses = None,
+    part: Part = "",
+    input_size: InputSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    resize: Resize = None,
+    seam: Seam = None,
+    tensorboard: LogTo = None,
+    force: ForceResult = False,
+    resume: Annotated[bool, typer.Option(help="Go on with a run into OUT that was stopped, if there is one")] = False,
+    threads: Threads = None,
+    config: ConfigFile = None,
+) -> None:
+    """Cut a teacher to a budget, let it mimic the teacher on a few images, verify and save it."""
+    set_threads(threads)
+    from mimicut.base.memory import parsed
+    from mimicut.recovery.config import preset as recipe
+
+    shared: BudgetOptions = {
+        "params": params, "size_mb": size_mb, "keep_width": keep_width, "runtime": runtime, "threads": threads,
+        "batch": batch, "depth": depth, "scheme": scheme, "spare_ends": spare_ends, "drop": drop, "pin": pin,
+        "exclude": exclude, "min_channels": min_channels, "divisor": divisor, "score": importance, "seed": seed,
+    }  # fmt: skip
+    options: RequestOptions = {
+        "force": force, "resume": resume, "held_out": held_out, "held_out_share": held_out_share, "labelled": labelled,
+        "seam": seam, "max_seconds": max_seconds, "min_agreement": min_agreement, "with_alternatives": alternatives,
+        "export_to": formats_in(to), "max_memory": None if max_memory is None else parsed(max_memory),
+    }  # fmt: skip
+    budgets = _checked_budgets(shared, {"keep": keep, "latency": latency, "latency_ms": latency_ms}, plan, out, options)
+    found = teacher_from(teacher, weights, pretrained, num_classes, part, input_size, mean, std, resize, views)
+    options["config"] = recipe(
+        preset, effort, steps=steps, seed=seed, device=device, precision=precision, layout=layout, views=found.views
+    )
+    _Runs(found, images, options, crossfit, tensorboard, len(budgets) > 1).all(budgets, out)
+
+
+def _checked_budgets(
+    shared: "BudgetOptions",
+    lists: dict[str, list[float] | None],
+    plan: Path | None,
+    out: Path,
+    options: "RequestOptions",
+) -> dict[Path, "BudgetOptions"]:
+    """Folder -> the options of its budget; the plan, if any, is put into `options`. All that can be refused before the
+    teacher is loaded is refused here."""
+    from mimicut.results.folder import check_writable
+    from mimicut.runtime.export import check_formats
+    from mimicut.surgery.budget import Budget, refuse_beside_plan, several_budgets
+    from mimicut.surgery.plan import read_plan
+
+    if options["export_to"]:
+        check_formats(options["export_to"])
+    budgets = several_budgets(shared, **{name: values or () for name, values in lists.items()})
+    if plan is not None:
+        options["plan"] = read_plan(plan)
+    found = {out / name if name else out: budget for name, budget in budgets.items()}
+    for place, budget in found.items():
+        if plan is not None:
+            refuse_beside_plan(budget)
+        else:
+            Budget.of(**budget)
+        check_writable(place, force=options["force"] or options["resume"])  # with resume compress looks again
+    return found
+
+
+class _Runs:
+    """Runs of one or several budgets, one after the other."""
+
+    def __init__(
+        self,
+        teacher: Any,
+        images: Path,
+        options: "RequestOptions",
+        crossfit: int | None,
+        tensorboard: Path | None,
+        several: bool,
+    ):
+        self._teacher, self._images, self._options = teacher, images, options
+        self._crossfit, self._tensorboard, self._several = crossfit, tensorboard, several
+        self._lines: list[dict[str, Any]] = []
+        self._stopped: Any = None
+        self._code = 0
+
+    def all(self, budgets: "dict[Path, BudgetOptions]", out: Path) -> None:
+        """Run every budget, until the user stops one; print the JSON line, and exit with the worst code."""
+        for place, budget in budgets.items():
+            if self.one(place, budget):
+                break
+        self.end(out)
+
+    def one(self, place: Path, budget: "BudgetOptions") -> bool:
+        """Run one budget into `place`; True where the user stopped it."""
+        from mimicut.base.errors import MimicutError, Stopped
+        from mimicut.results.store import weights_digest
+
+        if self._several:
+            say(f"{place.name}:")
+        if self._is_there(place):
+            return False
+        before = weights_digest(place)
+        progress = StepProgress(
+            self._tensorboard / place.name if self._tensorboard and self._several else self._tensorboard
+        )
+        try:
+            result = self._run(place, budget, progress)
+        except MimicutError as error:
+            if not self._several:
+                raise
+            say(f"mimicut: {error}")  # the other budgets may be met
+            self._lines.append({"folder": str(place), "error": str(error)})
+            self._code = max(self._code, error.exit_code)
+            return False
+        except Stopped as stopped:
+            result = self._stopped = stopped.log
+        except KeyboardInterrupt:
+            _end_interrupted(place, weights_digest(place) != before)
+        progress.end(result.report)
+        say(result.report.table())
+        self._add(result.report, None if result.folder is None else str(result.folder))
+        return self._stopped is not None
+
+    def _run(self, place: Path, budget: "BudgetOptions", progress: StepProgress) -> Any:
+        from mimicut.workflow.compress import compress
+        from mimicut.workflow.crossfit import crossfit
+
+        run = compress if self._crossfit is None else partial(crossfit, folds=self._crossfit)
+        options: Any = {**budget, **self._options}
+        return run(self._teacher, self._images, folder=place, on_stage=stages(), on_step=progress, **options)
+
+    def _add(self, report: "Report", folder: str | None) -> None:
+        self._lines.append(result_line(report, folder))
+        self._code = max(self._code, int(report.go is False))
+
+    def _is_there(self, place: Path) -> bool:
+        """With resume: whether the result is complete already; what is missing of its exported files is made."""
+        from mimicut.base.errors import StoreError
+        from mimicut.results.exports import export_folder
+        from mimicut.results.loading import is_result
+        from mimicut.results.stopped_runs import stopped_path
+        from mimicut.results.store import read
+
+        options = self._options
+        if not (options["resume"] and is_result(place) and not stopped_path(place).exists()):
+            return False
+        stored = replace(read(place)[1], min_agreement=options["min_agreement"])
+        missing = [name for name in options["export_to"] if name not in stored.exports]
+        if self._crossfit is not None and stored.crossfit is None:
+            raise StoreError(
+                f"going on with {place}: its student is there, but not its folds, which are made in one go; start "
+                "anew with --force, or leave out --crossfit"
+            )
+        if not missing and not self._several:
+            return False
+        say("is there already" + (f", but not yet as {', '.join(missing)}" if missing else ""))
+        if missing:
+            stored = export_folder(
+                place, missing, images=self._images, held_out=options["held_out"], teacher=self._teacher
+            )
+            stored = replace(stored, min_agreement=options["min_agreement"])
+        self._add(stored, str(place))
+        return True
+
+    def end(self, out: Path) -> None:
+        """Print the JSON line, and exit with the code of the runs."""
+        answer({"results": self._lines} if self._several else self._lines[0])
+        if self._stopped is not None:
+            saved = "the student as it is now is saved"
+            where = saved if self._stopped.folder else f"{out} holds another result and is as it was"
+            say(f"mimicut: stopped; {where}; the same command with --resume goes on")
+            sys.exit(INTERRUPTED)
+        if self._code:
+            sys.exit(self._code)
+
+
+def _end_interrupted(place: Path, changed: bool) -> None:
+    """Say what is left after Ctrl-C. changed: whether a result was saved."""
+    from mimicut.results.stopped_runs import stopped_path
+
+    kept = stopped_path(place)
+    if not kept.exists() and changed:
+        say(
+            f"mimicut: interrupted; the student is complete, in {place}; what was to follow (--crossfit, --to) is not "
+            "there: files are made by the same command with --resume"
+        )
+        sys.exit(INTERRUPTED)
+    if not kept.exists():
+        raise KeyboardInterrupt
+    say(f"mimicut: interrupted; {kept} is there to go on from: the same command with --resume")
+    sys.exit(INTERRUPTED)

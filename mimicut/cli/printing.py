@@ -1,0 +1,77 @@
+"""What the commands print: words and tables on stderr, one JSON line on stdout."""
+
+import json
+import sys
+from typing import Any
+
+INTERRUPTED = 130  # exit code
+
+
+def say(text: str) -> None:
+    if text.strip():
+        print(text, file=sys.stderr, flush=True)
+
+
+def answer(data: dict[str, Any]) -> None:
+    print(json.dumps(data, allow_nan=False), flush=True)
+
+
+def result_line(report: Any, folder: str | None) -> dict[str, Any]:
+    names = """macs_teacher macs_student params_teacher params_student top1_agreement top1_agreement_low
+        top1_agreement_high feature_error_relative images_few images_held_out steps seconds top1_teacher top1_student"""
+    data = report.to_json()
+    latency = {f"latency_ms_{who}": (data["latency"] or {}).get(f"{who}_ms") for who in ("teacher", "student")}
+    return {**{name: data[name] for name in names.split()}, **latency, "go": report.go, "folder": folder}
+
+
+def anatomy_table(facts: dict[str, Any]) -> str:
+    lines = [
+        f"{facts['model']}: {facts['macs']:,} MACs, {facts['params']:,} parameters",
+        *(f"seam: {point} {shape}" for point, shape in zip(facts["seam"], facts["seam_shapes"], strict=True)),
+        _head(facts),
+        "",
+        f"{'group':<46}{'units':>6}{'channels':>9}{'MACs':>8}  scheme",
+    ]
+    for group in facts["groups"]:
+        where = f"pinned: {group['pinned']}" if group["pinned"] else "mid, all" if group["mid"] else "all"
+        lines.append(
+            f"{group['name']:<46}{group['width']:>6}{group['channels']:>9}{group['macs_share']:>8.1%}  {where}"
+        )
+    for scheme, shares in facts["keep_width"].items():
+        told = ", ".join(f"{width}: {macs:.2f}" for width, macs in shares.items())
+        lines.append(
+            f"scheme {scheme}: MACs left at keep-width {told}; least possible {facts['smallest_keep'][scheme]:.2f}"
+        )
+    for keep, student in facts["keep"].items():
+        if "unreachable" in student:
+            lines.append(f"keep {keep}: {student['unreachable']}")
+        else:
+            lines.append(
+                f"keep {keep} (scheme {student['scheme']}): {student['macs'] / 1e6:,.1f} M MACs, "
+                f"{student['params'] / 1e6:,.2f} M parameters, {student['mb']:,.1f} MB"
+            )
+    lines += [f"not read: {each}" for each in facts["unread"]]
+    if facts["blocks"]:
+        lines += ["", f"{'block':<69}{'MACs':>8}"]
+    for block in facts["blocks"]:
+        can = f"cannot be dropped: {block['pinned']}" if block["pinned"] else "can be dropped"
+        lines.append(f"{block['name'] or '<model>':<69}{block['macs_share']:>8.1%}  {can}")
+    if facts["unused_parameters"]:
+        lines.append(f"parameters that no forward pass uses: {len(facts['unused_parameters'])}")
+    return "\n".join(lines)
+
+
+def frontier_table(rows: list[dict[str, Any]]) -> str:
+    lines = [f"{'asked':>6}{'latency':>9}{'ms':>9}{'MACs':>7}{'error':>8}  blocks dropped"]
+    for row in rows:
+        measured = f"{row['latency_share']:>9.2f}{row['latency_ms']:>9.3f}" if "latency_ms" in row else f"{'':18}"
+        gone = ", ".join(row["drop"]) or "none"
+        lines.append(f"{row['asked']:>6g}{measured}{row['macs_share']:>7.0%}{row['error']:>8.3f}  {gone}")
+    return "\n".join(lines)
+
+
+def _head(facts: dict[str, Any]) -> str:
+    if not facts["headless"]:
+        return f"head: {', '.join(facts['head']) or 'nothing that is learned acts behind the seam'}"
+    own = all(point.startswith("<model>:output") for point in facts["seam"])
+    return "head: none; the network returns features" + (", and the seam is the output itself" if own else "")

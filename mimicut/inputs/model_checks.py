@@ -1,0 +1,75 @@
+"""A model that is to be a teacher: unwrapped, in eval mode, on the CPU, in float32, and without damage."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from mimicut.base.errors import InputError, UnsupportedModel
+from mimicut.base.guard import named_tensors
+
+
+def checked_model(model: Any, spec: str, notes: list[str]) -> nn.Module:
+    """`model` itself, taken out of its wrappers and set to eval mode, on the CPU, in float32.
+
+    Args:
+        model: What a builder returned.
+        spec: The name of the teacher, for messages.
+        notes: Gets a sentence for each change.
+
+    Raises:
+        InputError: It is no nn.Module.
+        UnsupportedModel: It is TorchScript, has tensors without shape or data, or has no parameters.
+    """
+    for wrapper, inner in ((nn.DataParallel, "module"), (nn.parallel.DistributedDataParallel, "module")):
+        if isinstance(model, wrapper):
+            model = getattr(model, inner)
+            notes.append(f"taken out of its {wrapper.__name__} wrapper")
+    if isinstance(getattr(model, "_orig_mod", None), nn.Module):
+        model = model._orig_mod
+        notes.append("taken out of its torch.compile wrapper")
+    if not isinstance(model, nn.Module):
+        raise InputError(f"loading the teacher {spec}: found a {type(model).__name__}, expected an nn.Module")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedModel(
+            f"loading the teacher {spec}: found a TorchScript module, which cannot be cut; give the Python module"
+        )
+    tensors = named_tensors(model)
+    for name, tensor in tensors.items():
+        if nn.parameter.is_lazy(tensor):
+            raise UnsupportedModel(
+                f"loading the teacher {spec}: {name} has no shape yet; run one forward pass in the builder"
+            )
+        if tensor.is_meta:
+            raise UnsupportedModel(
+                f"loading the teacher {spec}: {name} is on the meta device, without data; build it on the CPU"
+            )
+    if not any(isinstance(t, nn.Parameter) for t in tensors.values()):
+        raise UnsupportedModel(
+            f"loading the teacher {spec}: {type(model).__name__} has no parameters, nothing to compress"
+        )
+    other = sorted({str(t.dtype) for t in tensors.values() if t.is_floating_point() and t.dtype != torch.float32})
+    if other:
+        notes.append(f"converted from {', '.join(other)} to float32")
+    return model.to(device="cpu", dtype=torch.float32).eval()
+
+
+def refuse_damaged(model: nn.Module, spec: str) -> None:
+    """Refuse weights that hold NaN or infinite values.
+
+    Raises:
+        UnsupportedModel: It names the first tensor that does.
+    """
+    parameters = dict(model.named_parameters())
+    for name, tensor in named_tensors(model).items():
+        if not tensor.is_floating_point():
+            continue
+        # A buffer may hold infinities by intent (masks, limits of a clamp), but no statistics do.
+        finite = name in parameters or name.rpartition(".")[2].startswith("running_")
+        broken = ~torch.isfinite(tensor) if finite else tensor.isnan()
+        if bool(broken.any()):
+            bad = int(broken.sum())
+            raise UnsupportedModel(
+                f"loading the teacher {spec}: {name} holds {bad} NaN or infinite values, expected none; "
+                "the weights are damaged, take another copy"
+            )

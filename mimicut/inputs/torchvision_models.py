@@ -1,0 +1,128 @@
+"""Teachers from torchvision: classifiers, segmentation networks and detectors. Only this file imports its models."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from mimicut.base.errors import InputError
+from mimicut.inputs.built_model import BuiltModel, check_reachable, in_hub_cache, refuse_new_head, unknown_model
+from mimicut.inputs.preprocessing import Preprocessing
+
+# Their ImageNet rescaling is inside, as torchvision builds them with its weights; a teacher never runs auxiliary heads.
+_KWARGS = {
+    name: {"aux_logits": False, "init_weights": False, "transform_input": True}
+    for name in ("googlenet", "inception_v3")
+}
+
+
+def build_torchvision(
+    name: str, kwargs: Mapping[str, Any], pretrained: bool, norm_eps: float | None = None
+) -> BuiltModel:
+    """Build a model of torchvision, without auxiliary heads.
+
+    Args:
+        name: Its name, with or without its weights ("resnet34", "resnet34.IMAGENET1K_V1").
+        kwargs: Options of the library's builder.
+        pretrained: Whether it gets the library's weights.
+        norm_eps: For a detector that is built again without weights: the epsilon that its batch norms had with them.
+
+    Raises:
+        InputError: torchvision has no such model or weights, or the weights cannot be had.
+    """
+    from torchvision import models
+
+    architecture = name.partition(".")[0]
+    weights = _weights_entry(name, kwargs)
+    kwargs = {**_KWARGS.get(architecture, {}), **kwargs}
+    if architecture not in models.list_models(module=models):
+        kwargs["weights_backbone"] = None  # what the whole network's own weights hold already
+    if architecture.startswith("vit_"):  # its position table has the size of its weights' images, 224 by default
+        kwargs.setdefault("image_size", weights.meta["min_size"][0])
+    if pretrained:
+        classes = len(weights.meta["categories"])
+        refuse_new_head(f"torchvision:{name}", kwargs.get("num_classes", classes), classes)
+        if not in_hub_cache(weights.url):
+            check_reachable(f"torchvision:{name}", weights.url)
+        kwargs = {k: v for k, v in kwargs.items() if k not in ("aux_logits", "init_weights")}
+    model = models.get_model(architecture, weights=weights if pretrained else None, **kwargs)
+    _drop_auxiliary_heads(model, pretrained)
+    detector = detector_preprocessing(model)
+    if detector is not None:
+        return BuiltModel(model, detector, options=_unfreeze_norms(model, norm_eps))
+    classes = tuple(weights.meta["categories"]) if pretrained else ()
+    return BuiltModel(model, _preprocessing(model, weights), classes=classes)
+
+
+def detector_preprocessing(model: nn.Module) -> Preprocessing | None:
+    """What a torchvision detector does to its images before its backbone sees them; None for any other network.
+
+    Squares of its shorter side stand for images of any shape.
+    """
+    from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+    inside = getattr(model, "transform", None)
+    if not isinstance(inside, GeneralizedRCNNTransform):
+        return None
+    height, width = inside.fixed_size[::-1] if inside.fixed_size else (inside.min_size[-1],) * 2
+    resize = None if inside.fixed_size else height
+    return Preprocessing((len(inside.image_mean), height, width), inside.image_mean, inside.image_std, resize)
+
+
+def _weights_entry(name: str, kwargs: Mapping[str, Any]) -> Any:
+    """The library's entry for the weights that `name` says, or for the best ones of that model."""
+    from torchvision import models
+
+    architecture, _, tag = name.partition(".")
+    known = [n for module in (models, models.segmentation, models.detection) for n in models.list_models(module=module)]
+    if architecture not in known:
+        raise unknown_model("torchvision", architecture, known)
+    if "in_chans" in kwargs:
+        raise InputError(
+            f"loading torchvision:{name}: torchvision builds no other input than 3 channels, found in_chans "
+            f"{kwargs['in_chans']}; use the timm model, or a builder of your own"
+        )
+    available = models.get_model_weights(architecture)
+    if tag and tag not in available.__members__:
+        tags = ", ".join(available.__members__)
+        raise InputError(f"loading torchvision:{name}: there are no weights {tag!r}, expected one of {tags}")
+    return available[tag] if tag else available.DEFAULT
+
+
+def _drop_auxiliary_heads(model: nn.Module, pretrained: bool) -> None:
+    for head in ("aux1", "aux2", "AuxLogits"):
+        if pretrained and hasattr(model, head):
+            model.aux_logits = False
+            setattr(model, head, None)
+    if hasattr(model, "aux_classifier"):
+        model.aux_classifier = None
+
+
+def _preprocessing(model: nn.Module, weights: Any) -> Preprocessing:
+    """How the preset of these weights prepares images, at the size that the model was built for."""
+    preset = weights.transforms()
+    resize = preset.resize_size[0]
+    crop = preset.crop_size[0] if hasattr(preset, "crop_size") else resize  # segmentation: the whole of a square image
+    if getattr(model, "image_size", crop) != crop:
+        resize = crop = model.image_size
+    return Preprocessing((3, crop, crop), preset.mean, preset.std, resize, preset.interpolation.value)
+
+
+def _unfreeze_norms(model: nn.Module, norm_eps: float | None) -> dict[str, Any]:
+    """Give a detector's backbone ordinary batch norms, in place; {"norm_eps"} where the name does not imply it.
+
+    torchvision freezes them (and for its oldest weights sets eps to 0) where it loads weights, and only there: a
+    stored result is built again without, and must be the same network. In eval mode both compute the same.
+    """
+    from torchvision.ops import FrozenBatchNorm2d
+
+    options = {}
+    for name, old in list(model.named_modules()):
+        if isinstance(old, FrozenBatchNorm2d):
+            options["norm_eps"] = old.eps
+            new = nn.BatchNorm2d(len(old.weight), eps=old.eps)
+            new.load_state_dict({**old.state_dict(), "num_batches_tracked": new.num_batches_tracked})
+            model.set_submodule(name, new)
+        elif norm_eps is not None and type(old) is nn.BatchNorm2d:
+            old.eps = norm_eps
+    return options

@@ -1,0 +1,49 @@
+"""How good a plan is, tried on copies: what the closed form leaves of it, and what a few steps of mimicking do."""
+
+import math
+from dataclasses import replace
+
+from mimicut.anatomy.graph import Anatomy
+from mimicut.base.errors import InputError, Stopped
+from mimicut.planning.recoverability import FOLDS, ROWS, hold_out, trial_views
+from mimicut.planning.survey import PlanningContext
+from mimicut.recovery.closed_form import ClosedFormOptions, solve
+from mimicut.recovery.layers import layers_to_solve
+from mimicut.recovery.recover import recover
+from mimicut.surgery.cut import cut
+from mimicut.surgery.plan import Plan
+
+SHORT = 50  # steps of a trial that mimics. Source: as TIE in `mixtures`.
+
+
+def trial_error(context: PlanningContext, anatomy: Anatomy, plan: Plan) -> float:
+    """Error at the seam that the closed form leaves of `plan`, on images that it was not solved from."""
+    held = context.held or hold_out(
+        context.teacher, context.anatomy, context.few, views=context.views, seed=context.seed
+    )
+    student = cut(context.teacher, plan)
+    todo = held.small(layers_to_solve(anatomy, plan, student), student)
+    bare = held.judge.error(student)
+    options = ClosedFormOptions(
+        views=context.views, seed=context.seed, most_views=trial_views(context.anatomy), folds=FOLDS, rows=ROWS
+    )
+    solve(context.teacher, student, anatomy, todo, plan.slices, held.fit, options)
+    return min(_finite(bare), _finite(held.judge.error(student)))
+
+
+def mimicked_error(context: PlanningContext, plan: Plan, steps: int = SHORT) -> float:
+    """Error at the seam after a short recovery by `context.recipe`, on images that it did not learn from (unless there
+    are three or fewer); infinite where it diverges."""
+    student = cut(context.teacher, plan)
+    config = replace(context.recipe, steps=steps, device=None)
+    try:
+        recover(context.teacher, student, context.without(tuple(plan.drop)), plan, context.held.fit, config)
+    except Stopped:  # of this trial nothing is to be kept
+        raise KeyboardInterrupt from None
+    except InputError:  # a loss that is no number: where it is the teacher's, the recovery itself will say so
+        return math.inf
+    return _finite(context.held.judge.error(student))
+
+
+def _finite(error: float) -> float:
+    return error if math.isfinite(error) else math.inf

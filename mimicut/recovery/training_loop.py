@@ -1,0 +1,255 @@
+"""The steps of mimicking: the loop, where it stands, and what it needs to continue."""
+
+import time
+from collections.abc import Callable
+from math import isfinite
+
+import torch
+from torch import Tensor, nn
+
+from mimicut.base import guard
+from mimicut.base.errors import Diverged, InputError
+from mimicut.base.layout import laid
+from mimicut.recovery.batches import Batch, Passes, copied, count_in, equal_slices, part_of, repeat_image
+from mimicut.recovery.checkpoint import Checkpoint, load_optimiser_state, optimiser_state
+from mimicut.recovery.config import MimicConfig
+from mimicut.recovery.folded import NormOfLayer, find_foldable, folding
+from mimicut.recovery.judge import BestStudent
+from mimicut.recovery.pair import Pair, check_features
+from mimicut.recovery.seam_error import mean_squared_errors
+from mimicut.surgery.seam import Capture
+
+# On an accelerator reading a loss waits for the device: so not after every step. Source: assumption.
+_READ_EVERY = 10
+_JUDGEMENTS = 20  # times in a run that the student is judged. Source: assumption.
+# Between checkpoints, and as many times as long as the last one took. Source: assumption.
+_CHECKPOINT_SECONDS, _CHECKPOINT_PAUSE = 60.0, 50
+# The share of the memory for a step that may be kept for its gradients; the rest is for the gradients themselves and
+# the teacher's pass. Source: measured, EfficientNet-Lite0 at 224 pixels (docs/LOG.md).
+_KEPT_SHARE = 0.5
+
+OnStep = Callable[[int, int, float], None]
+"""Called with (steps done, steps in all, loss)."""
+
+
+class TrainingLoop:
+    """The loop, and where it stands.
+
+    Args:
+        pair: The teacher, and the student whose body trains, on one device.
+        captures: Of the teacher and of the student, at their seams.
+        loss_units: Of each seam point, what its mean squared error is divided by.
+        optimiser: Of the student's body.
+        batches: Of the images.
+        config: With precision, layout and rate decided.
+        best: Judges the student from time to time; None: nobody does.
+        max_memory: Bytes that a step may hold for its gradients; None: any.
+
+    losses: of the steps that were read. parts: into how many a batch is divided to keep to the memory, 0 before the
+    first step. between_steps: whether no step is half done.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        captures: tuple[Capture, Capture],
+        loss_units: list[float],
+        optimiser: torch.optim.Optimizer,
+        batches: Passes,
+        config: MimicConfig,
+        best: BestStudent | None,
+        max_memory: int | None,
+    ):
+        self._pair, self._loss_units, self._max_memory = pair, loss_units, max_memory
+        self._teacher_capture, self._student_capture = captures
+        self._optimiser, self._batches, self._config, self.best = optimiser, batches, config, best
+        self._device = optimiser.param_groups[0]["params"][0].device
+        # Norms that are computed with their layers, in teacher and student; known from the first step on.
+        self._folded: tuple[NormOfLayer, NormOfLayer] | None = None
+        self.parts = 0
+        self.losses: list[float] = []
+        self._unread: list[Tensor] = []
+        self.between_steps = True
+
+    def run(self, on_step: OnStep | None, on_checkpoint: Callable[[Checkpoint], None] | None) -> None:
+        """Take all steps that are left."""
+        total = self._config.steps
+        judge_every = max(1, total // _JUDGEMENTS)
+        if self.best is not None and not self.best.errors:
+            self.best.judge(0)
+        saved, pause = time.perf_counter(), _CHECKPOINT_SECONDS
+        with guard.interrupts_held() as let_through:
+            for step in range(len(self.losses), total):
+                self.between_steps = False
+                wanted = self._step(step)
+                done = step + 1
+                if self.best is not None and (done % judge_every == 0 or done == total):
+                    self.best.judge(done)
+                self.between_steps = True
+                if self._device.type == "cpu" or done % _READ_EVERY == 0 or done == total:
+                    self._read_losses()
+                    _check_finite(self.losses, wanted, self._config)
+                    if on_step:
+                        on_step(done, total, self.losses[-1])
+                if on_checkpoint and time.perf_counter() - saved >= pause:
+                    began = time.perf_counter()
+                    on_checkpoint(self.checkpoint())
+                    saved = time.perf_counter()
+                    pause = max(_CHECKPOINT_SECONDS, _CHECKPOINT_PAUSE * (saved - began))
+                let_through()
+
+    def _step(self, step: int) -> list[Tensor]:
+        """Take one step; return the teacher's features, of the last part of the batch."""
+        # Autocast without its cache, which would hand out weights from before the last update. Where it is not enabled,
+        # it also shuts out a caller's own.
+        autocast = torch.autocast(
+            self._device.type, torch.bfloat16, enabled=self._config.precision == "bf16", cache_enabled=False
+        )
+        batch = next(self._batches)
+        if self._folded is None:
+            self._prepare(batch)
+        images = count_in(batch)
+        parts = [(part_of(batch, images, at), at.stop - at.start) for at in equal_slices(images, self.parts)]
+        for group in self._optimiser.param_groups:
+            group["lr"] = self._config.lr_at(step)
+        self._optimiser.zero_grad(set_to_none=True)
+        total: Tensor | float = 0.0
+        for number, (part, size) in enumerate(parts):
+            with autocast:
+                with torch.no_grad():
+                    wanted = self._features(self._teacher_capture, self._folded[0], part)
+                found = self._features(self._student_capture, self._folded[1], part)
+            if step == 0 and not number:
+                check_features(self._pair.seam, wanted, found)
+            errors = zip(mean_squared_errors(found, wanted), self._loss_units, strict=True)
+            loss = sum(error / unit for error, unit in errors)
+            loss = loss if len(parts) == 1 else loss * (size / images)
+            loss.backward()
+            total = total + loss.detach()
+        self._optimiser.step()
+        self._unread.append(total)
+        return wanted
+
+    def _features(self, capture: Capture, folded: NormOfLayer, batch: Batch) -> list[Tensor]:
+        args, kwargs = laid(batch, self._config.layout)
+        try:
+            with folding(folded):
+                return capture.features(*args, **kwargs)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise InputError(
+                "mimicking with batch statistics: a norm layer sees a single value per channel (one image, 1x1 map); "
+                "give at least 2 images and a batch_size of at least 2, or norm_mode='eval'"
+            ) from error
+
+    def _prepare(self, batch: Batch) -> None:
+        """Find the batch norms in eval mode that can be computed with the layers before them, and the number of parts
+        in which a batch keeps to the memory."""
+        images = count_in(batch)
+        one = part_of(batch, images, slice(0, 1))
+
+        def foldable(model: nn.Module, capture: Capture) -> NormOfLayer:
+            return find_foldable(model, lambda: self._features(capture, {}, copied(one)))
+
+        trains_norms = self._config.norm_mode == "train"  # a pass would move their statistics
+        with torch.autocast(self._device.type, enabled=False):
+            teacher = foldable(self._pair.teacher, self._teacher_capture)
+            self._folded = teacher, {} if trains_norms else foldable(self._pair.student, self._student_capture)
+            if not self.parts:
+                # Batches that are normalised as a whole are not divided.
+                whole = trains_norms or self._max_memory is None
+                self.parts = 1 if whole else self._parts_within(self._max_memory, images, one)
+
+    def _parts_within(self, most_bytes: int, images: int, one: Batch) -> int:
+        """The fewest parts of a batch of `images` of which each keeps no more than its share of the memory."""
+        first, second = self._kept_bytes(one, 1), self._kept_bytes(one, 2)
+        each = max(second - first, 1)  # the rest does not grow with the images
+        most_images = max(1, (round(_KEPT_SHARE * most_bytes) - max(first - each, 0)) // each)
+        return -(-images // most_images)
+
+    def _kept_bytes(self, one: Batch, images: int) -> int:
+        """What a student's pass over `images` copies of one image keeps for its gradients."""
+        own = {t.untyped_storage().data_ptr() for t in guard.named_tensors(self._pair.student).values()}
+        sizes: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                sizes[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            found = self._features(self._student_capture, self._folded[1], repeat_image(one, images))
+        del found  # not before: memory that is free has the same address again
+        return sum(sizes.values())
+
+    def _read_losses(self) -> None:
+        if self._unread:
+            self.losses += torch.stack(self._unread).tolist()
+            self._unread.clear()
+
+    def checkpoint(self) -> Checkpoint:
+        """What another loop needs to continue to the same result."""
+        self._read_losses()
+        states, at = self._batches.state()
+        groups = {
+            "student": guard.named_tensors(self._pair.student),
+            "optimiser": optimiser_state(self._optimiser),
+            "random": states | {"torch": torch.get_rng_state()},
+            "best": {} if self.best is None else self.best.tensors,
+        }
+        tensors = {
+            f"{group}/{key}": t.detach().cpu().clone() for group, held in groups.items() for key, t in held.items()
+        }
+        data = {"losses": list(self.losses), "at": at, "steps": self._config.steps, "parts": self.parts}
+        data |= {name: getattr(self._config, name) for name in ("precision", "layout", "lr")}
+        if self.best is not None:
+            data |= {"judged": [list(pair) for pair in self.best.errors], "kept": self.best.step}
+        return Checkpoint(tensors, data)
+
+    @torch.no_grad()
+    def go_to(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint.
+
+        Raises:
+            InputError: It is from another student, or a run with another number of steps.
+        """
+        data, saved = checkpoint.data, checkpoint.under("student")
+        own = guard.named_tensors(self._pair.student)
+        if saved.keys() != own.keys() or any(saved[name].shape != own[name].shape for name in own):
+            raise InputError(
+                "continuing to mimic from a checkpoint: its tensors are those of another student; give the student "
+                "that was cut by the same plan, or start anew without the checkpoint"
+            )
+        if data["steps"] != self._config.steps:
+            raise InputError(
+                f"continuing to mimic from a checkpoint: it is from a run of {data['steps']} steps, found "
+                f"{self._config.steps} steps; ask for as many, or start anew without the checkpoint"
+            )
+        guard.put_back((tensor, saved[name].to(tensor)) for name, tensor in own.items())
+        load_optimiser_state(self._optimiser, checkpoint.under("optimiser"))
+        random = checkpoint.under("random")
+        torch.set_rng_state(random.pop("torch"))
+        self._batches.go_to(random, data["at"], len(data["losses"]))
+        self.losses, self.parts = list(data["losses"]), data.get("parts", 0)
+        if self.best is not None:
+            self.best.errors = [tuple(pair) for pair in data["judged"]]
+            self.best.step, best = data["kept"], checkpoint.under("best")
+            self.best.tensors = {name: tensor.to(own[name]) for name, tensor in best.items()}
+
+
+def _check_finite(losses: list[float], wanted: list[Tensor], config: MimicConfig) -> None:
+    bad = next((step for step, loss in enumerate(losses) if not isfinite(loss)), None)
+    if bad is None:
+        return
+    sound = all(bool(w.isfinite().all()) for w in wanted)
+    cause = (
+        f"the training diverged: lower lr (now {config.lr})"
+        if sound
+        else "the teacher's own features are not finite: look at its weights, its precision and the images"
+    )
+    raise (Diverged if sound else InputError)(
+        f"mimicking: the loss at step {bad} of {config.steps} is {losses[bad]}; {cause}. "
+        "The student's tensors are as before"
+    )

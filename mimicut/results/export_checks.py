@@ -1,0 +1,176 @@
+"""Exported files, checked where they will run: each in a process of its own, against the model; and counted.
+
+A file that is larger than the model's tensors, or holds other numbers, is no export of it.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mimicut.anatomy.tracing import as_example
+from mimicut.base.errors import LawBroken
+from mimicut.inputs.preprocessing import model_inputs
+from mimicut.runtime import run_exported
+from mimicut.runtime.export import FILES, Exported, difference, outputs_of, run_onnx
+
+FIXED = 2  # images that a file takes whose batch cannot be free
+# A file may be so much larger than the model's tensors: names, the graph, alignment. Source: assumption.
+OVERHEAD_BYTES, OVERHEAD = 4 * 2**20, 1.1
+EXTRA_NUMBERS = 2**14  # shapes, indices and scales that a graph holds beside the tensors. Source: assumption.
+_RUNNER = Path(run_exported.__file__)
+
+
+def check_exports(
+    model: nn.Module,
+    exported: Exported,
+    formats: Sequence[str],
+    batches: Mapping[str, Tensor],
+    call: Mapping[str, Any] | None,
+    tolerance: float,
+) -> dict[str, dict[str, Any]]:
+    """Run every file in a process of its own, compare its outputs with the model's, and count what it holds.
+
+    Args:
+        model: What was exported.
+        exported: The files.
+        formats: Those of them that are checked.
+        batches: Images (N, C, H, W) as the model takes them: "random", and "real" where there are some.
+        call: How the model takes images, see `model_inputs`.
+        tolerance: The largest difference that is allowed, as a share of the largest output.
+
+    Returns:
+        The entries of `Report.exports`, without "normalises".
+
+    Raises:
+        LawBroken: A file cannot be run, gives other outputs, or holds more than the model.
+    """
+    errors = {f: _errors_elsewhere(model, exported, f, batches, call, tolerance) for f in formats}
+    sizes = {f: check_size(exported, exported.files[f], f) for f in formats}
+    return {
+        f: {
+            "file": FILES[f], "bytes": sizes[f], "precision": "int8" if f == "int8" else exported.precision,
+            "tolerance": None if f == "int8" else tolerance, "opset": exported.opset if f != "pt2" else None,
+            "batch": "any" if exported.static is None else str(FIXED), "fixed_because": exported.static,
+            "call": call, **errors[f],
+        }
+        for f in formats
+    }  # fmt: skip
+
+
+def _errors_elsewhere(
+    model: nn.Module,
+    exported: Exported,
+    kind: str,
+    batches: Mapping[str, Tensor],
+    call: Mapping[str, Any] | None,
+    tolerance: float,
+) -> dict[str, float | None]:
+    """error_random and error_real (None without real images): the largest difference of any output, as a share of that
+    output's largest value, of the file in a process of its own."""
+    errors: dict[str, float | None] = {"random": None, "real": None}
+    for name, batch in batches.items():
+        # A file whose batch is fixed takes FIXED images.
+        parts = [batch] if exported.static is None else list(batch.split(FIXED))
+        for part in (p for p in parts if exported.static is None or len(p) == FIXED):
+            given = as_example(model_inputs(part, call))
+            found, expected = run_elsewhere(exported.files[kind], part, call), outputs_of(model, *given)
+            error = difference(found, expected)
+            errors[name] = max(error, errors[name] or 0.0)
+            if kind == "int8":  # what INT8 loses is reported; the file must give here what it gives elsewhere
+                error = difference(found, *run_onnx(exported.files[kind], [given]))
+            if not error <= tolerance:
+                raise LawBroken(
+                    f"comparing {exported.files[kind].name} in a process of its own with "
+                    f"{'what it gives here' if kind == 'int8' else 'the student'}, on {name} images: "
+                    f"outputs differ by {error:.1e} of the largest in float32, expected at most {tolerance:.1e}; do "
+                    "not deploy it, and please report the model"
+                )
+    return {f"error_{name}": error for name, error in errors.items()}
+
+
+def run_elsewhere(path: Path, batch: Tensor, call: Mapping[str, Any] | None) -> list[Tensor]:
+    """The outputs of an exported file for `batch` (N, C, H, W), run in a process that imports nothing of mimicut.
+
+    Raises:
+        LawBroken: The process fails.
+    """
+    with tempfile.TemporaryDirectory(prefix="mimicut") as scratch:
+        given, result = Path(scratch) / "given.npz", Path(scratch) / "result.npz"
+        np.savez(given, batch.numpy(), call=json.dumps(call or {"keyword": None, "options": {}}))
+        process = subprocess.run(
+            [sys.executable, "-P", str(_RUNNER), str(path), str(given), str(result)], capture_output=True, text=True
+        )
+        if process.returncode:
+            message = " / ".join(process.stderr.strip().splitlines()[-3:]) or f"exit code {process.returncode}"
+            raise LawBroken(f"running {path.name} in a process of its own: {message[-600:]}; do not deploy it")
+        with np.load(result) as outputs:
+            return [torch.from_numpy(outputs[name]) for name in outputs.files]
+
+
+def check_size(exported: Exported, path: Path, kind: str) -> int:
+    """Check that a file holds no more than the model's tensors.
+
+    Args:
+        exported: How much the trace of the model itself holds.
+        path: The file.
+        kind: Its format.
+
+    Returns:
+        Bytes of the file and of the data beside it.
+
+    Raises:
+        LawBroken: It holds more, or an INT8 file holds nothing in 8 bits.
+    """
+    size = sum(p.stat().st_size for p in files_of(path))
+    most = OVERHEAD * exported.bytes + OVERHEAD_BYTES
+    if size > most:
+        raise LawBroken(
+            f"exporting {path.name}: it takes {size:,} bytes, expected at most {round(most):,} for the student's "
+            "tensors; it holds more than the student"
+        )
+    if kind in ("onnx", "int8"):
+        written, allowed, unit, slack = _onnx_numbers(path, kind), exported.numbers, "numbers", EXTRA_NUMBERS
+    else:
+        written, allowed, unit, slack = _tensor_bytes(path, kind), exported.bytes, "bytes of tensors", 8 * EXTRA_NUMBERS
+    if written > OVERHEAD * allowed + slack:
+        raise LawBroken(
+            f"exporting {path.name}: it holds {written:,} {unit}, the student {allowed:,}; expected no more"
+        )
+    return size
+
+
+def _onnx_numbers(path: Path, kind: str) -> int:
+    import onnx
+
+    weights = onnx.load(path, load_external_data=False).graph.initializer
+    numbers = sum(int(np.prod(t.dims)) for t in weights)
+    if kind == "int8" and not any(t.data_type == onnx.TensorProto.INT8 for t in weights):
+        raise LawBroken(f"exporting {path.name}: found none of its {numbers:,} numbers in INT8; use the float32 file")
+    return numbers
+
+
+def _tensor_bytes(path: Path, kind: str) -> int:
+    if kind == "openvino":
+        return path.with_name(data_name(path.name)).stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+    return sum(p.file_size for p in parts if "/weights/" in p.filename or "/constants/" in p.filename)
+
+
+def files_of(path: Path) -> list[Path]:
+    """An exported file and the data beside it, as far as they exist."""
+    return [p for p in (path, path.with_name(data_name(path.name))) if p.exists()]
+
+
+def data_name(name: str) -> str:
+    """The name of the file beside an exported one that holds its weights where it does not hold them itself."""
+    return "model.bin" if name == FILES["openvino"] else f"{name}.data"

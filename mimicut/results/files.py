@@ -1,0 +1,64 @@
+"""The names of the files in a result folder, and JSON files that are read and written with plain messages."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from mimicut.base.errors import StoreError
+
+PLAN, WEIGHTS, REPORT = FILES = ("plan.json", "weights.safetensors", "report.json")
+PAGES = ("report.html", "README.md")
+# Files that may lie beside those of a result, and are replaced with them.
+BESIDE = (*PAGES, "model.pt2", "model.onnx", "model.onnx.data", "model.xml", "model.bin", "model.int8.onnx",
+          "model.int8.onnx.data", "preprocessing.json")  # fmt: skip
+SCRATCH = ".export"  # begins the name of a folder inside a result that is being filled
+STORED = "stored"  # key of report.json: what belongs to the folder and not to the report
+VERSION = 1  # of the folder; kept under STORED. Results of release 0.1 have none, which counts as 1.
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a result.
+
+    Raises:
+        StoreError: The file cannot be read, or holds something else.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"reading {path}: {error}; expected the {path.name} of a result") from error
+    if not isinstance(data, dict):
+        raise StoreError(f"reading {path}: found a {type(data).__name__}, expected an object")
+    return data
+
+
+def write_json(path: Path, data: dict[str, Any], text: str | None = None) -> None:
+    """Write `data` to `path` and wait until the disk has it.
+
+    Args:
+        path: The file; an existing one is overwritten.
+        data: Plain data with finite numbers.
+        text: The same data as JSON text, where its owner lays it out.
+
+    Raises:
+        StoreError: `data` cannot be written as JSON.
+    """
+    try:
+        plain = json.dumps(data, indent=1, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise StoreError(f"saving {path.name}: {error}; expected plain data with finite numbers") from error
+    path.write_text(text or plain, encoding="utf-8")
+    sync(path)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's content, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Wait until the disk has what was written to a file."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,168 @@
+"""A folder that is complete or not there: it is written beside its place and takes it by renaming."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from mimicut.base.errors import StoreError
+from mimicut.results.files import BESIDE, FILES, PAGES, PLAN, REPORT, SCRATCH, STORED, WEIGHTS, read_json
+
+Returned = TypeVar("Returned")
+_TITLES = ("Student of ", "Understudy of ")  # of the pages; the second one until release 0.1
+
+
+def check_writable(folder: str | Path, *, force: bool = False) -> Path:
+    """Check that a result can be saved to `folder`; call it before long work. Nothing is left there.
+
+    Args:
+        folder: Where the result is to be saved.
+        force: Whether an existing folder may be replaced. It must then be a result: its report, and nothing but the
+            files of one.
+
+    Returns:
+        The resolved path.
+
+    Raises:
+        StoreError: It cannot be written or replaced; the message says why.
+    """
+    path = Path(folder).resolve()
+    _finish_killed_save(path)
+    if path.exists():
+        _check_replaceable(path, force)
+    parent = next(p for p in path.parents if p.exists())
+    probe = parent / f".{path.name}.{secrets.token_hex(4)}.probe"
+    try:
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise StoreError(
+            f"saving to {path}: cannot write in {parent} ({error.strerror}); name another folder"
+        ) from error
+    return path
+
+
+def fill_folder(folder: str | Path, fill: Callable[[Path], Returned], force: bool) -> tuple[Path, Returned]:
+    """Let `fill` write into a hidden sibling of `folder`, which then takes its place.
+
+    On an exception an old folder is whole and the sibling removed. If the process is killed between two renames, the
+    old folder is a hidden sibling, which `existing_result` finds.
+
+    Returns:
+        The resolved path, and what `fill` returned.
+
+    Raises:
+        StoreError: The folder cannot be written or replaced.
+    """
+    path = check_writable(folder, force=force)
+    fresh = path.parent / f".{path.name}.{secrets.token_hex(4)}.saving"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh.mkdir()
+        returned = fill(fresh)
+        _swap(fresh, path)
+    except OSError as error:
+        raise StoreError(f"saving to {path}: {error}; nothing was changed there") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return path, returned
+
+
+def existing_result(folder: str | Path) -> Path:
+    """The folder of a result, or the hidden sibling that a killed save left.
+
+    Raises:
+        StoreError: A file of a result is missing.
+    """
+    path = Path(folder).resolve()
+    path = path if path.exists() or not previous_path(path).is_dir() else previous_path(path)
+    missing = [name for name in FILES if not (path / name).is_file()]
+    if missing == [PLAN, WEIGHTS]:
+        raise StoreError(
+            f"reading {path}: it holds a student that another tool pruned, as exported files, and no plan to build it "
+            "by; its README.md says how to load them"
+        )
+    if missing:
+        raise StoreError(f"reading {path}: found no {', '.join(missing)}; expected a folder that mimicut saved")
+    return path
+
+
+def previous_path(path: Path) -> Path:
+    """Where the old folder is while a new one takes its place."""
+    return path.parent / f".{path.name}.previous"
+
+
+def is_own_page(path: Path) -> bool:
+    """Whether mimicut made the page at `path`, or there is none."""
+    try:
+        text = path.read_text(encoding="utf-8")[:1000]
+        return any(title in text for title in _TITLES)
+    except FileNotFoundError:
+        return True
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _finish_killed_save(path: Path) -> None:
+    """Put the old folder back that a killed save left, or remove it where the new one is in place."""
+    previous = previous_path(path)
+    if not previous.is_dir():
+        return
+    try:
+        if not path.exists():
+            os.rename(previous, path)
+        elif set(os.listdir(previous)) <= {*FILES, *BESIDE}:
+            shutil.rmtree(previous)
+    except OSError as error:
+        raise StoreError(f"saving to {path}: {previous} of an earlier save is in the way ({error.strerror})") from error
+
+
+def _check_replaceable(path: Path, force: bool) -> None:
+    if not path.is_dir():
+        raise StoreError(f"saving to {path}: it is a file; name a folder")
+    if not force:
+        raise StoreError(f"saving to {path}: it exists; name another folder, or replace it with force (--force)")
+    foreign = _foreign_files(path)
+    if foreign:
+        raise StoreError(
+            f"saving to {path}: it is not a result of mimicut (found {', '.join(foreign[:3])}), so force does not "
+            "replace it; name another folder, or remove it yourself"
+        )
+    if not os.access(path, os.W_OK):
+        raise StoreError(f"saving to {path}: it is read-only; name another folder")
+
+
+def _foreign_files(path: Path) -> list[str]:
+    """The files of a folder that mimicut did not write; none for an empty folder."""
+    found = {name for name in os.listdir(path) if not (name.startswith(SCRATCH) and (path / name).is_dir())}
+    if not found:
+        return []
+    try:
+        report = read_json(path / REPORT)
+    except StoreError:
+        report = {}
+    if not isinstance(report.get(STORED), dict):
+        return [*sorted(found - {*FILES, *BESIDE}), f"no {REPORT} of a result"]
+    exported = {str(each.get("file")) for each in report.get("exports", {}).values()}
+    own = {REPORT, *exported, *(f"{name}.data" for name in exported)}
+    own |= {PLAN, WEIGHTS} if "weights_sha256" in report[STORED] else set()
+    own |= {"preprocessing.json"} if exported else set()
+    own |= {"model.bin"} if "model.xml" in exported else set()
+    own |= {name for name in PAGES if is_own_page(path / name)}
+    return sorted(found - own)
+
+
+def _swap(fresh: Path, path: Path) -> None:
+    """Put `fresh` in the place of `path`; on an exception `path` is what it was."""
+    previous = previous_path(path)
+    try:
+        if path.exists():
+            os.rename(path, previous)
+        os.rename(fresh, path)
+    except BaseException:
+        if previous.exists() and not path.exists():
+            os.rename(previous, path)
+        raise
+    shutil.rmtree(previous, ignore_errors=True)

@@ -1,0 +1,123 @@
+"""Reading the network and its images, and deciding what to keep."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from mimicut.anatomy.find_seam import trace
+from mimicut.anatomy.footprint import check_memory, images_within
+from mimicut.anatomy.graph import Anatomy
+from mimicut.base import memory
+from mimicut.base.guard import on_device
+from mimicut.base.progress import SpokenProgress
+from mimicut.inputs.teacher import Teacher
+from mimicut.planning.evidence import channel_evidence, needed_bytes
+from mimicut.planning.mixtures import plan_mixture
+from mimicut.planning.planner import make_plan, replan
+from mimicut.planning.scores import Evidence
+from mimicut.planning.survey import Findings
+from mimicut.proof.image_check import ImageCheck, check_images
+from mimicut.recovery.recover import EVIDENCE_SHARE, about
+from mimicut.surgery.plan import Plan
+from mimicut.workflow.intake import Intake
+from mimicut.workflow.request import Request
+
+Say = Callable[[str], None]
+
+
+class Allowance:
+    """The seconds that deciding and recovering may take; without a limit there is always time."""
+
+    def __init__(self, seconds: float | None):
+        self.left = seconds
+
+    def run(self, work: Callable[[], object]) -> object:
+        """What `work` returns; the seconds that it took are spent."""
+        begun = time.perf_counter()
+        found = work()
+        if self.left is not None:
+            self.left = max(0.0, self.left - (time.perf_counter() - begun))
+        return found
+
+
+@dataclass(frozen=True)
+class Network:
+    """The teacher's network as it was read. batch_size: images of a pass that only measures."""
+
+    model: nn.Module
+    anatomy: Anatomy
+    batch_size: int
+
+
+def asks_images(request: Request, plan: Plan | None) -> bool:
+    """Whether the images say which channels matter."""
+    return plan is None and request.budget.score is None and request.config.start == "closed_form"
+
+
+def read_network(teacher: Teacher, request: Request, intake: Intake, plan: Plan | None) -> Network:
+    """Raises: UnsupportedModel; InputError where the memory does not suffice for it, before the work."""
+    planned = request.budget.drop if plan is None and not request.budget.searches else ()
+    drop = planned if plan is None else tuple(plan.drop)
+    seam = plan.seam if plan and not request.seam else None
+    anatomy = trace(teacher.model, intake.example, seam, points=request.seam, drop=drop)
+    passes = needed_bytes(anatomy) if asks_images(request, plan) else 0
+    check_memory(anatomy, request.memory_bytes, asked=request.max_memory is not None, passes=passes)
+    return Network(teacher.model, anatomy, images_within(anatomy, memory.MEASURING * request.memory_bytes))
+
+
+def look_at_images(network: Network, request: Request, intake: Intake) -> ImageCheck:
+    with on_device(network.model, request.config.device):
+        return check_images(
+            network.model, network.anatomy.seam, intake.few, intake.call, held_out=intake.held_out,
+            beside=intake.choose, batch_size=network.batch_size,
+        )  # fmt: skip
+
+
+def decide(
+    teacher: Teacher,
+    network: Network,
+    intake: Intake,
+    request: Request,
+    plan: Plan | None,
+    allowance: Allowance,
+    say: Say,
+) -> tuple[Plan, Anatomy]:
+    """The plan, and the anatomy without the blocks that it drops. plan: the one to use as it is, resolved again."""
+    model, anatomy, source = network.model, network.anatomy, teacher.to_json()
+    if plan is not None:
+        return replace(replan(model, anatomy, plan, source), call=intake.call), anatomy
+    evidence = None
+    if asks_images(request, plan):
+        evidence = allowance.run(lambda: _evidence(network, intake, request, allowance.left, say))
+    if not request.budget.searches:
+        made = make_plan(model, anatomy, request.budget, evidence=evidence, source=source)
+        return replace(made, call=intake.call), anatomy
+    made = allowance.run(lambda: _mixture(network, intake, request, evidence, allowance.left, say))
+    made = replace(made, call=intake.call, teacher={**made.teacher, "source": source})
+    return made, trace(model, intake.example, anatomy.seam, drop=made.drop, whole=anatomy)
+
+
+def _evidence(network: Network, intake: Intake, request: Request, seconds: float | None, say: Say) -> Evidence:
+    config = request.config
+    with on_device(network.model, config.device):
+        evidence = channel_evidence(
+            network.model, network.anatomy, intake.bound(intake.few), views=config.views, seed=config.seed,
+            max_seconds=None if seconds is None else EVIDENCE_SHARE * seconds,
+            on_expected=lambda seconds: say(f"asking the images which channels matter, {about(seconds)}"),
+            on_progress=SpokenProgress(say, "batch or group"), max_memory=request.pass_bytes,
+        )  # fmt: skip
+    memory.trim()
+    return evidence
+
+
+def _mixture(
+    network: Network, intake: Intake, request: Request, evidence: Evidence | None, seconds: float | None, say: Say
+) -> Plan:
+    config = request.config
+    recipe = config if seconds is None else None  # trials would take from the time that is left
+    given = Findings(views=config.views, seed=config.seed, evidence=evidence, recipe=recipe)
+    with on_device(network.model, config.device):
+        few = intake.bound(intake.few)
+        return plan_mixture(network.model, network.anatomy, few, request.budget, given=given, say=say)

@@ -1,0 +1,192 @@
+"""Taking in the images: which fit, which choose, which only certify or measure, and how the network takes them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mimicut.anatomy.tracing import as_example
+from mimicut.base import memory
+from mimicut.base.errors import InputError
+from mimicut.base.guard import evaluating
+from mimicut.inputs.image_set import ImageSet, again_notes, base_of, bind_call, read_images, split
+from mimicut.inputs.labels import labels_from_folders
+from mimicut.inputs.teacher import Teacher
+from mimicut.proof.certificate import check_threshold
+from mimicut.proof.figures import class_scores
+from mimicut.recovery.config import MimicConfig
+from mimicut.recovery.recover import CHOOSE_FROM, CHOOSE_SHARE
+from mimicut.surgery.plan import Plan
+from mimicut.workflow.request import Images, Request
+
+Call = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Intake:
+    """The images of a run, and how the network takes them.
+
+    Args:
+        few: images to fit.
+        choose: images to choose by; None without any.
+        held_out: images that only certify.
+        labelled, labels: images that only measure accuracy, and their classes.
+        example: two images as the network takes them.
+        call: the same as plain data; None where images are all that it takes.
+        notes: what to know of the images.
+    """
+
+    few: ImageSet
+    choose: ImageSet | None
+    held_out: ImageSet
+    labelled: ImageSet | None
+    labels: list[int]
+    example: Any
+    call: Call | None
+    notes: tuple[str, ...]
+
+    @property
+    def hashes(self) -> dict[str, list[str]]:
+        """Part -> hashes of its images."""
+        return {
+            "fit": self.few.hashes,
+            "choose": self.choose.hashes if self.choose else [],
+            "held_out": self.held_out.hashes,
+        }
+
+    def bound(self, images: ImageSet) -> Any:
+        """The images as the network takes them."""
+        return bind_call(images, self.call)
+
+
+def take_in(teacher: Teacher, images: Any, request: Request) -> Intake:
+    """Read and split the images.
+
+    Raises: InputError for what cannot be read, images that are on both sides, a threshold that so few held-out images
+        cannot show, and networks that take more than images.
+    """
+    memory_bytes = request.memory_bytes
+    few, choose, held_out, notes = parted_images(teacher, images, request.images, request.config, memory_bytes)
+    check_threshold(request.min_agreement, len(held_out))
+    example = teacher.example() if request.example is None else request.example
+    call = call_of(example)
+    labelled, labels = labelled_images(teacher, request.images.labelled, request.images.labels, call, memory_bytes)
+    memory.trim()
+    return Intake(few, choose, held_out, labelled, labels, example, call, tuple(notes))
+
+
+def known_images(teacher: Teacher, plan: Plan | None, hashes: Sequence[str], min_agreement: float | None) -> list[str]:
+    """Notes on held-out images that trained the teacher or helped to make the plan.
+
+    Raises: InputError where there are some and an agreement is asked for.
+    """
+    trained = set((teacher.result or {}).get("images", ())) & set(hashes)
+    planned = set(() if plan is None else plan.images) & set(hashes)
+    if min_agreement is not None and (trained or planned):
+        raise InputError(
+            f"asking for an agreement of {min_agreement}: {len(trained | planned)} of the held-out images trained the "
+            "teacher or helped to make the plan, so that they cannot show it; hold out others (--held-out)"
+        )
+    found = {"trained the teacher": trained, "helped to make this plan": planned}
+    return [
+        f"{len(some)} held-out image(s) {what}: of it they prove less; hold out others"
+        for what, some in found.items()
+        if some
+    ]
+
+
+def parted_images(
+    teacher: Teacher, images: Any, sources: Images, config: MimicConfig, memory_bytes: int
+) -> tuple[ImageSet, ImageSet | None, ImageSet, list[str]]:
+    """Images to fit, to choose by, to certify, and notes. Of those that train their views are held in memory, of the
+    others the evaluation view alone, as far as shares of the memory allow."""
+    keep, other = base_of(config.views), int(memory.OTHER_IMAGES * memory_bytes)
+    room = int(memory.TRAINING_IMAGES * memory_bytes)
+    given = isinstance(images, ImageSet)
+    found = images if given else read_images(images, teacher.preprocessing, memory_bytes=room, keep=keep)
+    notes = [note for note in found.notes if note not in again_notes(found, keep)]
+
+    def parted(fit: ImageSet, choose: list[int], held_out: ImageSet, more: list[str]) -> Any:
+        few = fit.keeping(config.views, room)
+        chosen = found.subset(choose).keeping(None, other) if choose else None
+        return few, chosen, held_out.keeping(None, other), [*notes, *more, *again_notes(few, keep)]
+
+    if sources.held_out is None:
+        share = sources.held_out_share
+        choosing = CHOOSE_SHARE if _chooses(len(found) * (1 - share), config) else 0.0
+        parts = split(found, seed=sources.split_seed, held_out_share=share, choose_share=choosing)
+        return parted(found.subset(parts.fit), parts.choose, found.subset(parts.held_out), parts.notes)
+    held_out = measuring_images(teacher, sources.held_out, memory_bytes)
+    notes += [f"held out: {n}" for n in held_out.notes]
+    held_out = held_out.distinct()
+    same = held_out.shared_with(found)
+    if same:
+        raise InputError(
+            f"reading the held-out images: {len(same)} of them are among the images to learn from (first: {same[0][0]} "
+            f"is {same[0][1]}); held-out images must influence nothing: remove them from one side"
+        )
+    if not _chooses(len(found), config):
+        return parted(found, [], held_out, [])
+    parts = split(found, seed=sources.split_seed, held_out_share=0.0, choose_share=CHOOSE_SHARE)
+    return parted(found.subset(parts.fit), parts.choose, held_out, [])
+
+
+def measuring_images(teacher: Teacher, source: Any, memory_bytes: int) -> ImageSet:
+    """Images that only measure: the evaluation view alone is held, in a share of the memory."""
+    if isinstance(source, ImageSet):
+        return source
+    room = int(memory.OTHER_IMAGES * memory_bytes)
+    return read_images(source, teacher.preprocessing, memory_bytes=room, keep="evaluated")
+
+
+def _chooses(images: float, config: MimicConfig) -> bool:
+    return config.start == "closed_form" and images >= CHOOSE_FROM
+
+
+def call_of(example: Any) -> Call | None:
+    """How the network takes its images, as plain data for the plan: under which keyword, if any, and with which options
+    beside them. None where they are all that it takes.
+
+    Raises: InputError where there is more to it than that.
+    """
+    args, kwargs = as_example(example)
+    options = {name: value for name, value in kwargs.items() if not isinstance(value, torch.Tensor)}
+    images = [*args, *(name for name in kwargs if name not in options)]
+    if (
+        len(images) != 1
+        or not all(isinstance(a, torch.Tensor) for a in args)
+        or not all(isinstance(v, (bool, int, float, str, type(None))) for v in options.values())
+    ):
+        raise InputError(
+            f"reading the example: found {len(args)} arguments and the keywords {', '.join(kwargs) or 'none'}; "
+            "expected images as the one tensor, (images,) or ((), {name: images}), with no options beside them but "
+            "numbers and texts under their names. Wrap the network in a module whose forward takes images and fills in "
+            "the rest, or call trace, make_plan, cut, mimic and replace yourself"
+        )
+    keyword = None if args else images[0]
+    return {"keyword": keyword, "options": options} if keyword or options else None
+
+
+def labelled_images(
+    teacher: Teacher, source: Any, labels: Sequence[int] | None, call: Call | None, memory_bytes: int
+) -> tuple[ImageSet | None, list[int]]:
+    if source is None:
+        return None, []
+    test = measuring_images(teacher, source, memory_bytes)
+    if labels is not None:
+        return test, list(labels)
+    if not isinstance(source, (str, Path)):
+        raise InputError("reading labelled images: they come without labels; give labels=[...] or a folder of classes")
+    return test, labels_from_folders(test.names, source, _classes(teacher, bind_call(test, call)))
+
+
+def _classes(teacher: Teacher, test: Any) -> int:
+    batch = test.batch([0])
+    args, kwargs = ((batch,), {}) if isinstance(batch, torch.Tensor) else batch
+    with evaluating(teacher.model):
+        scores = class_scores(teacher.model(*args, **kwargs), 1)
+    if scores is None:
+        raise InputError("measuring accuracy: the teacher's output is not one row of class scores an image")
+    return scores.shape[1]

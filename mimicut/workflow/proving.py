@@ -1,0 +1,83 @@
+"""Measuring a student on images that influenced nothing, beside cheaper ways and on its runtime."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from torch import nn
+
+from mimicut.base.errors import MimicutError, one_line
+from mimicut.base.progress import SpokenProgress
+from mimicut.planning.latency_search import compare_latency, missed_latency
+from mimicut.proof.figures import Accuracy, Figures, accuracy, figures
+from mimicut.recovery.mimic import MimicLog
+from mimicut.runtime.latency import Setting
+from mimicut.surgery.plan import Plan
+from mimicut.workflow.alternatives import alternatives
+from mimicut.workflow.deciding import Network
+from mimicut.workflow.intake import Intake
+from mimicut.workflow.request import Request
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Proof:
+    """Figures on the held-out images, accuracy on the labelled ones, what cheaper ways reach, and notes."""
+
+    figures: Figures
+    accuracy: Accuracy | None
+    alternatives: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def measure_student(network: Network, student: nn.Module, plan: Plan, intake: Intake, say: Say) -> Proof:
+    """student: under the teacher's head."""
+    held_out = figures(
+        network.model, student, plan.seam, intake.bound(intake.held_out), batch_size=network.batch_size,
+        on_progress=SpokenProgress(say, "held-out image"),
+    )  # fmt: skip
+    if intake.labelled is None:
+        return Proof(held_out, None)
+    labelled = accuracy(
+        network.model, student, intake.bound(intake.labelled), intake.labels, batch_size=network.batch_size,
+        on_progress=SpokenProgress(say, "labelled image"),
+    )  # fmt: skip
+    return Proof(held_out, labelled)
+
+
+def add_alternatives(
+    proof: Proof, network: Network, plan: Plan, intake: Intake, request: Request, log: MimicLog, say: Say
+) -> None:
+    """Measure cheaper ways on the same cut, with as many steps; those that were done stay when it is interrupted."""
+    same = {"steps": len(log.losses), "precision": log.config.precision, "layout": log.config.layout}
+
+    def judge(student: nn.Module) -> Figures:
+        return figures(network.model, student, plan.seam, intake.bound(intake.held_out), batch_size=network.batch_size)
+
+    ways = alternatives(
+        network.model, network.anatomy, plan, intake.bound(intake.few), replace(request.config, **same), judge, say=say,
+        max_memory=request.pass_bytes,
+    )  # fmt: skip
+    try:
+        proof.alternatives.extend(ways)
+    except KeyboardInterrupt:  # the result itself is well
+        proof.notes.append("the alternatives were interrupted")
+        say(proof.notes[-1])
+
+
+def measure_latency(
+    network: Network, student: nn.Module, plan: Plan, intake: Intake, say: Say
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """Latency of both where the plan is for one, and notes."""
+    if plan.latency is None:
+        return None, []
+    say("measuring the latency of both")
+    try:
+        setting = plan.latency.setting
+        where = Setting(*(setting[f.name] for f in fields(Setting)))
+        latency = compare_latency(network.model, student, intake.example, where)
+    except (MimicutError, KeyError, TypeError) as error:  # a plan of another machine, or edited: all else is well
+        return None, [f"the latency was not measured: {one_line(error)}"]
+    missed = missed_latency(plan, latency)
+    return latency, [] if missed is None else [missed]

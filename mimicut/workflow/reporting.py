@@ -1,0 +1,94 @@
+"""From figures to a report."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mimicut.anatomy.cost import Cost
+from mimicut.base.environment import platform_kind, versions
+from mimicut.inputs.image_set import ImageSet, thumbnail
+from mimicut.proof.figures import Figures
+from mimicut.proof.image_check import ImageCheck
+from mimicut.recovery.mimic import MimicLog
+from mimicut.results.report import Report
+from mimicut.workflow.intake import Intake
+from mimicut.workflow.proving import Proof
+from mimicut.workflow.request import Request
+
+_FIGURES = (
+    "top1_agreement", "top1_agreement_low", "top1_agreement_high", "feature_error_relative", "feature_cosine",
+    "confidence_teacher", "confidence_student", "images_held_out",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What teacher and student cost."""
+
+    teacher: Cost
+    student: Cost
+
+
+def report_of(
+    costs: Costs,
+    proof: Proof,
+    log: MimicLog,
+    intake: Intake,
+    looked: ImageCheck,
+    request: Request,
+    started: float,
+    notes: Sequence[str],
+) -> Report:
+    """What the report of any student that mimicked holds. started: of the run, by `time.perf_counter`."""
+    return Report(
+        params_teacher=costs.teacher.params,
+        params_student=costs.student.params,
+        macs_teacher=costs.teacher.macs,
+        macs_student=costs.student.macs,
+        macs_not_counted=tuple(f"{name} x{times}" for name, times in costs.student.uncounted.items()),
+        **report_fields(proof.figures, intake.held_out),
+        min_agreement=request.min_agreement,
+        losses=thinned(log.losses),
+        **({} if proof.accuracy is None else vars(proof.accuracy)),
+        images_few=len(intake.few),
+        images_choose=len(intake.choose or ()),
+        image_hashes=intake.hashes,
+        images_check=looked.to_json(),
+        steps=len(log.losses),
+        seconds=time.perf_counter() - started,
+        config={"mimic": log.config.to_json()},
+        versions=versions(),
+        platform=platform_kind(torch.get_num_threads(), request.config.device or "cpu"),
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def report_fields(found: Figures, held_out: ImageSet) -> dict[str, Any]:
+    """The figures as the report has them: images by their names."""
+    data = {name: getattr(found, name) for name in _FIGURES}
+    data["agreement_by_class"] = {str(c): list(pair) for c, pair in found.agreement_by_class.items()}
+    data["disagreements"] = tuple(
+        {**each, "image": held_out.names[each["image"]], "thumbnail": thumbnail(held_out, each["image"])}
+        for each in found.disagreements
+    )
+    return data
+
+
+def class_names(found: Figures, classes: Sequence[str]) -> dict[str, str]:
+    """What the classes mean that the figures name, as far as `classes` says it."""
+    named = {c for each in found.disagreements for c in (each["teacher"][0], each["student"][0])}
+    return {str(c): classes[c] for c in sorted(named | set(found.agreement_by_class)) if c < len(classes)}
+
+
+def thinned(losses: Sequence[float], most: int = 200) -> tuple[tuple[int, float], ...]:
+    """(step, mean loss of the steps since the one before), at most so many.
+
+    >>> thinned([3.0, 1.0, 2.0], most=2)
+    ((2, 2.0), (3, 2.0))
+    """
+    each = max(1, -(-len(losses) // most))
+    parts = [losses[i : i + each] for i in range(0, len(losses), each)]
+    return tuple((i * each + len(part), sum(part) / len(part)) for i, part in enumerate(parts))

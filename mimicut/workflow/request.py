@@ -1,0 +1,207 @@
+"""Everything that one run is asked for, as a value that is checked before any work."""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+from torch import nn
+
+from mimicut.base import memory
+from mimicut.base.errors import InputError, StoreError
+from mimicut.base.guard import device_called
+from mimicut.inputs.teacher import Teacher, own_teacher
+from mimicut.planning.survey import setting_of
+from mimicut.proof.certificate import check_threshold
+from mimicut.recovery.checkpoint import Checkpoint
+from mimicut.recovery.config import PRESETS, MimicConfig
+from mimicut.recovery.recover import check_seconds
+from mimicut.results.folder import check_writable
+from mimicut.results.stopped_runs import read_stopped, stopped_path
+from mimicut.results.store import weights_digest
+from mimicut.runtime.export import check_formats
+from mimicut.surgery.budget import Budget, BudgetOptions, refuse_beside_plan
+from mimicut.surgery.plan import Plan
+from mimicut.surgery.seam import SeamPoint
+
+OnStage = Callable[[str], None]
+OnStep = Callable[[int, int, float], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """Where the images of a run that only measure come from, and how they are set aside.
+
+    Args:
+        held_out: images that only certify, as `read_images` takes them; None to set aside some of those given.
+        held_out_share: of the images given, where `held_out` is None.
+        labelled: images that only measure accuracy: a folder of class folders, or anything readable with `labels`.
+        labels: class numbers, one for each of `labelled`.
+        split_seed: of the split.
+    """
+
+    held_out: Any = None
+    held_out_share: float = 0.2
+    labelled: Any = None
+    labels: Sequence[int] | None = None
+    split_seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What `compress` is asked for beside the teacher and the images; see there for each field."""
+
+    budget: Budget | None = None
+    plan: Plan | None = None
+    config: MimicConfig
+    images: Images = Images()
+    seam: tuple[SeamPoint | str, ...] | None = None
+    example: Any = None
+    max_seconds: float | None = None
+    max_memory: int | None = None
+    min_agreement: float | None = None
+    with_alternatives: bool = False
+    export_to: tuple[str, ...] = ()
+    folder: Path | None = None
+    force: bool = False
+    resume: bool = False
+
+    @property
+    def memory_bytes(self) -> int:
+        """The bound of the whole run."""
+        return memory.bound(self.max_memory)
+
+    @property
+    def pass_bytes(self) -> int:
+        """What the passes of one stage may hold."""
+        return int(memory.PASSES * self.memory_bytes)
+
+    def check(self) -> None:
+        """Raises: InputError, PlanError where it cannot be used, whatever the teacher and the images are."""
+        check_seconds(self.max_seconds)
+        memory.bound(self.max_memory)
+        check_threshold(self.min_agreement)
+        if self.export_to:
+            check_formats(self.export_to)
+            if self.folder is None:
+                raise InputError(
+                    f"exporting to {', '.join(self.export_to)}: there is no folder; expected one for the result"
+                )
+        if self.config.device is not None:
+            device_called(self.config.device)
+        if self.budget is not None:
+            setting_of(self.budget)
+
+
+class RunOptions(TypedDict, total=False):
+    """The fields of a `Request` that any run has, and of its images, as flat keyword arguments."""
+
+    config: MimicConfig | None
+    held_out: Any
+    held_out_share: float
+    labelled: Any
+    labels: Sequence[int] | None
+    split_seed: int
+    seam: Sequence[SeamPoint | str] | None
+    example: Any
+    max_memory: int | None
+    min_agreement: float | None
+    export_to: Sequence[str]
+    folder: str | Path | None
+    force: bool
+
+
+class RequestOptions(RunOptions, BudgetOptions, total=False):
+    """The same of a run that cuts: with a plan or a budget, and the fields of that budget."""
+
+    budget: Budget | None
+    plan: Plan | None
+    max_seconds: float | None
+    with_alternatives: bool
+    resume: bool
+
+
+_IMAGES = {f.name for f in fields(Images)}
+_OWN = {f.name for f in fields(Request)} - {"images", "budget", "config"}
+
+
+def request_of(teacher: Teacher, **options: Unpack[RequestOptions]) -> Request:
+    """The request of flat options; the default recipe where none is given.
+
+    Raises: PlanError, InputError as `Budget` and `Request.check`, before any work; misspelt names are among the faults.
+    """
+    asked: BudgetOptions = {n: v for n, v in options.items() if n not in _IMAGES | _OWN | {"budget", "config"}}
+    plan, budget = options.get("plan"), options.get("budget")
+    if plan is not None:
+        refuse_beside_plan(asked if budget is None else {**asked, **budget.to_json()})
+        budget = None
+    elif budget is None:
+        budget = Budget.of(**asked)
+    elif asked:
+        Budget.of(**{"keep": 1.0, **asked})  # names a misspelt option
+        raise InputError(f"compressing: {', '.join(asked)} given beside a Budget, which holds them itself")
+    return _checked(teacher, options, budget)
+
+
+def run_request_of(teacher: Teacher, **options: Unpack[RunOptions]) -> Request:
+    """The request of a run that cuts nothing.
+
+    Raises: as `request_of`.
+    """
+    known = set(RunOptions.__annotations__)
+    strange = next((name for name in options if name not in known), None)
+    if strange is not None:
+        near = difflib.get_close_matches(strange, sorted(known), 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"expected of {', '.join(sorted(known))}"
+        raise InputError(f"recovering: there is no option {strange!r}; {hint}")
+    return _checked(teacher, options, None)
+
+
+def _checked(teacher: Teacher, options: Mapping[str, Any], budget: Budget | None) -> Request:
+    own: dict[str, Any] = {name: value for name, value in options.items() if name in _OWN}
+    for name in ("seam", "export_to"):
+        if own.get(name) is not None:
+            own[name] = tuple(own[name])
+    if own.get("folder") is not None:
+        own["folder"] = Path(own["folder"])
+    config = options.get("config") or replace(PRESETS["default"], views=teacher.views)
+    images = Images(**{name: value for name, value in options.items() if name in _IMAGES})
+    request = Request(**{**own, "budget": budget, "config": config, "images": images})
+    request.check()
+    return request
+
+
+def teacher_of(model: Teacher | nn.Module) -> Teacher:
+    """A module in hand as a teacher; a teacher as it is."""
+    return model if isinstance(model, Teacher) else own_teacher(model)
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where the result goes. stopped: the checkpoint of the run that is resumed. replaces: whether `folder` holds what
+    that run saved, which is replaced without force."""
+
+    folder: Path | None
+    force: bool
+    stopped: Checkpoint | None = None
+    replaces: bool = False
+
+
+def destination_of(request: Request, teacher: Teacher) -> Destination:
+    """Raises: StoreError where nothing can be written there, or a stopped run stands in the way."""
+    folder = request.folder
+    if folder is None:
+        return Destination(None, request.force)
+    stopped = read_stopped(folder) if request.resume else None
+    saved = None if stopped is None else stopped.data["saved"]
+    replaces = saved is not None and saved == weights_digest(folder)
+    path = check_writable(folder, force=request.force or replaces)
+    if teacher.result is not None and path in (own := Path(teacher.spec).resolve(), *own.parents):
+        raise StoreError(f"saving to {path}: the teacher {teacher.spec} is there; name another folder")
+    if stopped is None and not request.force and stopped_path(folder).exists():
+        raise StoreError(
+            f"saving to {folder}: {stopped_path(folder).name} is there, of a run that was stopped; resume goes "
+            "on with it, force gives it up"
+        )
+    return Destination(folder, request.force, stopped, replaces)

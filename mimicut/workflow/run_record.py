@@ -1,0 +1,82 @@
+"""What decides a run's result, as plain data beside its checkpoints, so that a stopped run goes on to the same one."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from mimicut.anatomy.tracing import as_example
+from mimicut.base.environment import versions
+from mimicut.base.errors import InputError, StoreError
+from mimicut.base.guard import named_tensors
+from mimicut.inputs.teacher import Teacher
+from mimicut.recovery.checkpoint import Checkpoint
+from mimicut.results.stopped_runs import stopped_path, write_stopped
+from mimicut.surgery.plan import Plan
+from mimicut.workflow.intake import Intake
+from mimicut.workflow.request import Destination, Request
+
+
+def record_of(teacher: Teacher, request: Request, intake: Intake) -> dict[str, Any]:
+    """All that decides the result, as plain data."""
+    digest = hashlib.sha256()
+    for name, tensor in named_tensors(teacher.model).items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    record = {
+        "teacher": {**teacher.to_json(), "weights_sha256": digest.hexdigest()},
+        "example": _shapes(intake.example),
+        "images": intake.hashes,
+        "config": request.config.to_json(),
+        "plan": request.plan and request.plan.to_json(),
+        "seam": None if request.seam is None else [str(point) for point in request.seam],
+        "call": intake.call,
+        "budget": request.budget and request.budget.to_json(),
+        "versions": versions(),
+    }
+    return json.loads(json.dumps(record, default=str))
+
+
+def _shapes(example: Any) -> list[Any]:
+    args, kwargs = as_example(example)
+    return [list(v.shape) if isinstance(v, torch.Tensor) else str(v) for v in (*args, *kwargs.values())]
+
+
+def check_same(destination: Destination, record: dict[str, Any]) -> None:
+    """Raises: InputError where the stopped run was asked for something else."""
+    before = destination.stopped.data["asked"]
+    other = [name for name in record if before.get(name) != record[name]]
+    for name in ("teacher", "config", "budget", "images", "versions"):
+        if name in other and isinstance(before.get(name), dict) and isinstance(record[name], dict):
+            keys = [key for key in {**before[name], **record[name]} if before[name].get(key) != record[name].get(key)]
+            other[other.index(name)] = f"{name} ({', '.join(keys)})"
+    if other:
+        raise InputError(
+            f"going on with {stopped_path(destination.folder)}: it was stopped with other {', '.join(other)}; "
+            "give the same ones, or start anew without resume"
+        )
+
+
+@dataclass(frozen=True)
+class CheckpointWriter:
+    """Writes checkpoints of a run beside its folder; without a folder nothing is written."""
+
+    destination: Destination
+    record: dict[str, Any]
+    plan: Plan
+    say: Callable[[str], None]
+
+    def __call__(self, checkpoint: Checkpoint, saved: str | None = None) -> None:
+        """saved: digest of the result that the run saved when it was stopped; else that of the run before it."""
+        folder, stopped = self.destination.folder, self.destination.stopped
+        if folder is None:
+            return
+        saved = saved or (stopped and stopped.data["saved"])
+        more = {"asked": self.record, "plan": self.plan.to_json(), "saved": saved}
+        try:
+            write_stopped(folder, replace(checkpoint, data=checkpoint.data | more))
+        except StoreError as error:  # the run itself is well
+            self.say(f"{error}; a stopped run could not go on")

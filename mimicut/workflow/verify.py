@@ -1,0 +1,104 @@
+"""Measuring a stored result against its teacher on other images."""
+
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mimicut.base import memory
+from mimicut.base.environment import platform_kind, versions
+from mimicut.inputs.image_set import ImageSet, bind_call
+from mimicut.proof.certificate import check_threshold
+from mimicut.proof.figures import Accuracy, accuracy, figures
+from mimicut.proof.image_check import held_out_notes
+from mimicut.results.loading import load
+from mimicut.results.report import Report
+from mimicut.results.store import read
+from mimicut.results.teachers import code_of, load_again
+from mimicut.surgery.head import check_head
+from mimicut.surgery.plan import check_teacher
+from mimicut.workflow.intake import labelled_images, measuring_images
+from mimicut.workflow.reporting import class_names, report_fields
+
+
+def verify_folder(
+    folder: str | Path,
+    images: Any,
+    *,
+    teacher: str | None = None,
+    weights: str | Path | None = None,
+    pretrained: bool = True,
+    labelled: Any = None,
+    device: str | None = None,
+    min_agreement: float | None = None,
+    max_memory: int | None = None,
+) -> Report:
+    """Measure a stored result against its teacher.
+
+    Args:
+        folder: the result.
+        images: as `read_images` takes them.
+        teacher: how to build it, where the folder cannot say (a "file.py:build" is never run from a folder), or where
+            the result is that was the teacher.
+        weights: the teacher's, as in `load_teacher`.
+        pretrained: see there.
+        labelled: images that measure accuracy, as a folder of class folders.
+        device: on which to measure.
+        min_agreement: as in `compress`.
+        max_memory: as in `compress`.
+
+    Returns: the report that it was saved with, with new figures.
+
+    Raises: LawBroken when the stored head is not this teacher's; StoreError, PlanError, InputError as `load`.
+    """
+    started = time.perf_counter()
+    memory_bytes = memory.bound(max_memory)
+    check_threshold(min_agreement)
+    plan, stored, _ = read(folder)
+    source = plan.teacher.get("source") or {}
+    model = load(folder, code_of(teacher))
+    original = load_again(source, teacher, weights=weights, pretrained=pretrained)
+    check_teacher(original.model, plan)
+    check_head(original.model if original.whole is None else original.whole, model, plan.seam, original.part)
+    model = model.get_submodule(original.part)
+    given = measuring_images(original, images, memory_bytes)
+    trained = {h for part in ("fit", "choose") for h in stored.image_hashes.get(part, [])}
+    trained |= set(source.get("result", {}).get("images", []))
+    held_out, notes = _untrained(given.distinct(), trained, min_agreement)
+    check_threshold(min_agreement, len(held_out))
+    notes += held_out_notes(held_out)
+    images_labelled, labels = labelled_images(original, labelled, None, plan.call, memory_bytes)
+    if device is not None:
+        original.model.to(device)
+        model.to(device)
+    found = figures(original.model, model, plan.seam, bind_call(held_out, plan.call))
+    measured = None
+    if images_labelled is not None:
+        measured = accuracy(original.model, model, bind_call(images_labelled, plan.call), labels)
+    return replace(
+        stored,
+        **report_fields(found, held_out),
+        class_names=class_names(found, original.classes),
+        min_agreement=min_agreement,
+        **({f.name: None for f in fields(Accuracy)} if measured is None else vars(measured)),
+        image_hashes={**stored.image_hashes, "held_out": held_out.hashes},
+        seconds=time.perf_counter() - started,
+        versions=versions(),
+        platform=platform_kind(torch.get_num_threads(), device or "cpu"),
+        alternatives=(),  # they were judged on other images
+        crossfit=None,
+        notes=tuple([*notes, *given.notes, *found.notes]),
+    )
+
+
+def _untrained(images: ImageSet, trained: set[str], min_agreement: float | None) -> tuple[ImageSet, list[str]]:
+    """The images, and a note on those that trained the student: with a threshold they are left out."""
+    seen = sum(h in trained for h in images.hashes)
+    if not seen:
+        return images, []
+    if min_agreement is None:
+        return images, [f"{seen} of these images trained the student: they prove nothing of new ones"]
+    left = images.subset([i for i, h in enumerate(images.hashes) if h not in trained])
+    return left, [f"{seen} of these images trained the student and were left out: they prove nothing of new ones"]
