@@ -140,7 +140,7 @@ FLAGS = {
     "compress": f"""{BUDGET} {TEACHER} --out --plan --preset --effort --steps --max-seconds --seed --device --precision
         --layout --max-memory --views --held-out --held-out-share --crossfit --min-agreement --alternatives
         --no-alternatives --to --labelled --mean --std --resize --tensorboard --force --no-force --resume
-        --no-resume""",
+        --no-resume --config""",
     "recover": """--out --to --preset --effort --steps --seed --device --precision --layout --max-memory
         --views --held-out --held-out-share --min-agreement --labelled --weights --pretrained --no-pretrained
         --num-classes --input-size --mean --std

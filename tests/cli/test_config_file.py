@@ -31,7 +31,7 @@ def test_what_cannot_be_used_is_named_with_its_line(tmp_path, text, words):
     file.write_text(text)
     with pytest.raises(InputError, match=words):
         read_config(file, KNOWN)
-    with pytest.raises(InputError, match="none.toml"):
+    with pytest.raises(InputError, match=r"none\.toml"):
         read_config(tmp_path / "none.toml", KNOWN)
 
 
