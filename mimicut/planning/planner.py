@@ -12,7 +12,7 @@ from torch import nn
 from mimicut.anatomy.cost import count_teacher
 from mimicut.anatomy.graph import Anatomy, Group
 from mimicut.anatomy.probe import call_edits
-from mimicut.anatomy.selection import needed, selections
+from mimicut.anatomy.selection import required_units, selections
 from mimicut.base.errors import OutOfReach, PlanError
 from mimicut.base.guard import named_tensors
 from mimicut.planning.limits import Limits, Pace, macs_of, relief, size_of, time_of
@@ -73,7 +73,9 @@ def make_plan(
     ranks = _ranks(teacher, anatomy, score, seed, evidence)
     if evidence is not None:
         asked["score"] = RECONSTRUCTION
-    least = {g.name: len(needed(anatomy, g, ranks[g.name])) for g in anatomy.groups.values() if g.pinned is None}
+    least = {
+        g.name: len(required_units(anatomy, g, ranks[g.name])) for g in anatomy.groups.values() if g.pinned is None
+    }
     notes: list[str] = []
     if scheme == "auto":
         asked["scheme"], notes = _choose_scheme(teacher, anatomy, asked, ranks, least, pace)
@@ -103,7 +105,7 @@ def replan(teacher: nn.Module, anatomy: Anatomy, plan: Plan, source: dict[str, A
     Raises: PlanError for another teacher's plan, unknown groups, widths out of range, or edited slices.
     """
     check_teacher(teacher, plan)
-    other = [list(each) for each in anatomy.gone] != plan.gone
+    other = [list(each) for each in anatomy.dropped_modules] != plan.gone
     widths = {name: width for name, width in plan.widths.items() if not other or name in anatomy.groups}
     for name, width in widths.items():
         group = anatomy.groups.get(name)
@@ -159,7 +161,7 @@ def resolve(
     """The plan that keeps, of each group in `widths`, that many units of lowest rank."""
     keep = {n: np.flatnonzero(ranks[n] < w).tolist() for n, w in widths.items()}
     slices, edits = selections(anatomy, keep)
-    calls = call_edits(anatomy, keep) if anatomy.tells else []
+    calls = call_edits(anatomy, keep) if anatomy.needs_call_edits else []
     before = count_teacher(teacher, anatomy).macs
     after = macs_of(anatomy, {n: ranks[n] for n in widths}).of(widths)
     return Plan(
@@ -170,7 +172,7 @@ def resolve(
         slices=slices,
         edits=edits,
         drop=list(anatomy.dropped),
-        gone=[list(each) for each in anatomy.gone],
+        gone=[list(each) for each in anatomy.dropped_modules],
         asked=asked,
         macs={"teacher": before, "student": round(after)},
         notes=list(notes),
@@ -187,7 +189,7 @@ def eligible_groups(anatomy: Anatomy, scheme: str = "all", spare_ends: bool = Fa
 
 def reachable_macs(anatomy: Anatomy, groups: Sequence[Group]) -> int:
     """MACs when every one of `groups` keeps as little as it can."""
-    widths = {g.name: len(needed(anatomy, g, np.arange(g.width))) for g in groups}
+    widths = {g.name: len(required_units(anatomy, g, np.arange(g.width))) for g in groups}
     return round(macs_of(anatomy, {g.name: np.arange(g.width) for g in groups}).of(widths))
 
 
@@ -293,7 +295,7 @@ def _ranks(
     teacher: nn.Module, anatomy: Anatomy, score: str, seed: int, evidence: Evidence | None = None
 ) -> dict[str, np.ndarray]:
     """Of each group, the place of every unit when sorted by score, best first (ties: lower index first), but for those
-    that are `needed`: they come before all others."""
+    that are `required_units`: they come before all others."""
     tensors = named_tensors(teacher)
     ranks = {}
     for group in anatomy.groups.values():
@@ -303,7 +305,7 @@ def _ranks(
             scores = found if known else SCORES[score](group, tensors, anatomy, seed)
             order = np.argsort(-scores, kind="stable")
             rank = np.argsort(order, kind="stable")
-            first = needed(anatomy, group, rank)
+            first = required_units(anatomy, group, rank)
             order = np.array([*first, *(u for u in order.tolist() if u not in set(first))])
             ranks[group.name] = np.argsort(order, kind="stable")
         else:

@@ -255,7 +255,7 @@ def to_solve(anatomy: Anatomy, plan: Plan, student: nn.Module) -> list[Layer]:
     if plan.drop and not anatomy.only_blocks:
         return found
     if plan.drop:
-        behind = runs_behind(anatomy.whole, min(map(anatomy.whole.nodes.index, anatomy.zeroed)))
+        behind = runs_behind(anatomy.full_trace, min(map(anatomy.full_trace.nodes.index, anatomy.zeroed_nodes)))
         touched |= {i for i, layer in enumerate(found) if layer.weight in behind}
     return found[min(touched, default=len(found)) :]
 
