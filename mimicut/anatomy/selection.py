@@ -54,7 +54,7 @@ def required_units(anatomy: Anatomy, group: Group, rank: np.ndarray) -> list[int
     Args:
         anatomy: what is known of the network.
         group: the group.
-        rank: (width,) the lower, the more a unit is worth keeping.
+        rank: (width,) units of low rank are kept first.
 
     Returns:
         Units, the one of lowest rank first; at least one.
