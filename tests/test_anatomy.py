@@ -843,6 +843,7 @@ def test_an_lstm_with_projections_is_pinned():
     model.body[3] = nn.Conv2d(3, 12, 3, padding=1, bias=False)
     anatomy = trace(model, model.example())
     assert "aten.lstm.input cannot be read" in anatomy.groups["body.0"].pinned
+    assert anatomy.unread == (("aten.lstm.input", "rnn"),)
     assert free(anatomy) == {"body.3": 12}
 
 
@@ -876,6 +877,12 @@ def test_a_rule_whose_answer_does_not_fit_is_a_fault(monkeypatch, axes):
         (lambda x: x * x.mean((0, 2, 3)).t()[:, None, None], "aten.t.default"),
         (lambda x: x + F.unfold(x[0], 3, padding=1).mean(0).view(8, 8), "aten.im2col.default"),
         (lambda x: x * F.prelu(x, torch.ones(())), "aten.prelu.default"),
+        (lambda x: x + (x.transpose(1, 3) @ torch.ones(8))[:, None], "aten.matmul.default"),
+        (lambda x: torch.einsum("...hw->...wh", x), "aten.einsum.default"),
+        (
+            lambda x: x.repeat_interleave(torch.tensor([1] * 8), dim=1, output_size=8),
+            "aten.repeat_interleave.self_Tensor",
+        ),
         (lambda x: x + x[:, :0].flatten(1).sum() + F.prelu(x, torch.ones(())), "aten.flatten.using_ints"),
     ],
 )

@@ -9,7 +9,7 @@ import numpy as np
 from torch.fx import Node
 
 from mimicut.anatomy.channels import Axes
-from mimicut.anatomy.operators.rules import Reader, Rule, foresee, overload, owner_of, unknown_operator, why
+from mimicut.anatomy.operators.rules import Reader, Rule, foresee, overload, owner_of, why
 from mimicut.anatomy.tracing import shape
 
 RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
@@ -21,8 +21,8 @@ def recurrent(reader: Reader, node: Node) -> list[Axes]:
     foresee(overload(node) == "input", "sequences in one tensor, not packed ones")
     x, states, params, biases, _, _, _, both, batch_first = node.args
     states = [states] if isinstance(states, Node) else list(states)
-    if len({shape(s)[2] for s in states}) > 1:  # an LSTM with projections, which must be narrower than its units
-        return unknown_operator(reader, node)
+    # The projections of an LSTM must be narrower than its units.
+    foresee(len({shape(s)[2] for s in states}) == 1, "states of one width")
     axes, times, directions = list(reader.axes(x)), int(batch_first), 1 + both
     reader.channels.pin(axes[times], why(reader, node, "its channels are the steps of a sequence"))
     axes[times] = None
