@@ -15,6 +15,7 @@ from mimicut.anatomy.cost import count, count_traced
 from mimicut.anatomy.find_seam import find_seam, trace
 from mimicut.anatomy.graph import Anatomy
 from mimicut.anatomy.operators import TABLE
+from mimicut.anatomy.operators.rules import unknown_operator
 from mimicut.anatomy.selection import selections
 from mimicut.anatomy.torch_calls import shapes_of
 from mimicut.anatomy.tracing import RecurrentShapes
@@ -880,6 +881,10 @@ def test_a_rule_whose_answer_does_not_fit_is_a_fault(monkeypatch, axes):
         (lambda x: x + (x.transpose(1, 3) @ torch.ones(8))[:, None], "aten.matmul.default"),
         (lambda x: torch.einsum("...hw->...wh", x), "aten.einsum.default"),
         (
+            lambda x: x + F.scaled_dot_product_attention(x.flatten(2), x[0].flatten(1)[:3], x[0].flatten(1)[:3]).sum(),
+            "aten.scaled_dot_product_attention.default",
+        ),
+        (
             lambda x: x.repeat_interleave(torch.tensor([1] * 8), dim=1, output_size=8),
             "aten.repeat_interleave.self_Tensor",
         ),
@@ -903,3 +908,14 @@ def test_numbers_that_depend_on_values_carry_no_channels():
             return self.fc(self.pool(self.body[3:](x * -x.sum().item())).flatten(1))
 
     assert free(trace(Scaled(), Scaled().example())) == Chain.free
+
+
+def test_results_that_were_not_read_carry_no_channels(monkeypatch):
+    """An operator may return lists of tensors inside a tuple."""
+
+    class Halves(Chain):
+        def forward(self, x):
+            return self.fc(self.pool(self.body[3:](torch.cat(self.body[:3](x).chunk(2, 1), 1))).flatten(1))
+
+    monkeypatch.setitem(TABLE, "chunk", lambda reader, node: unknown_operator(reader, node) and None)
+    assert free(trace(Halves(), Halves().example())) == {"body.3": 12}

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.fx import Node
+from torch.utils._pytree import tree_leaves
 
 from mimicut.anatomy.channels import Axes, Channels, Ids, Size
 from mimicut.anatomy.graph import Anatomy, Group, Member, Producer
@@ -104,8 +105,7 @@ class _Reader:
                     self.channels.join(first, size.ids)
 
     def _note_unread(self, node: Node) -> None:
-        met = [a for v in node.all_input_nodes for a in (self.axes(v) or []) if a is not None]
-        if met:
+        if any(ids is not None for value in node.all_input_nodes for ids in tree_leaves(self.axes(value))):
             self.unread.append((str(node.target), self.where(node)))
 
     def axes(self, value: Any) -> Any:
