@@ -71,7 +71,7 @@ def test_blocks_know_stage_place_and_identity():
     ]
 
 
-def test_numbers_that_are_literals_are_told_and_those_in_attributes_follow():
+def test_numbers_that_are_literals_are_corrected_and_those_in_attributes_follow():
     model = randomised(Attributes())
     anatomy = trace(model, model.example())
     held = {(s.attribute, s.value) for s in anatomy.sizes if s.attribute in ("width", "kept")}
@@ -580,7 +580,7 @@ def test_a_size_that_depends_on_values_is_refused_with_operator_and_module():
 
 
 @pytest.mark.parametrize(("net", "extra"), [(_Computed, {"mix": 6}), (_Scaled, {})])
-def test_numbers_that_are_computed_from_a_width_are_told(net, extra):
+def test_numbers_that_are_computed_from_a_width_are_corrected(net, extra):
     model = randomised(net())
     anatomy = trace(model, model.example())
     assert free(anatomy) == net.free | extra
@@ -588,7 +588,7 @@ def test_numbers_that_are_computed_from_a_width_are_told(net, extra):
     assert check_cut(anatomy, plan, model, cut(model, plan))["error"] <= 1e-10
 
 
-def test_a_size_that_comes_from_another_groups_width_is_told():
+def test_a_size_that_comes_from_another_groups_width_is_corrected():
     class Shaped(Chain):
         def __init__(self):
             super().__init__()
