@@ -133,7 +133,7 @@ def _practise(teacher: Teacher, known: PlanningContext, _: str) -> tuple[nn.Modu
     blocks = droppable(known.anatomy)
     plan = make_plan(model, known.anatomy, keep_width=1)
     problem = Problem(model, known.anatomy, plan, known.few, None, teacher.views, 2 * PROBE, known.seed)
-    networks = {b.name: drop_modules(full_copy(model), b.gone) for b in blocks}
+    networks = {b.name: drop_modules(full_copy(model), b.dropped_modules) for b in blocks}
     found = measure({"teacher": known.prepared, **networks}, example, known.setting, seconds=2 * (1 + len(blocks) / 2))
     saved = {b.name: max(1e-3, 1 - found[b.name].over(found["teacher"])[0]) for b in blocks}
     scores = {b.name: practise.recoverability(problem, b) / saved[b.name] for b in blocks}

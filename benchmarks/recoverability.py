@@ -102,7 +102,7 @@ def _lines(name: str, seed: int, done: set[tuple[str, int, str]]) -> Iterator[di
         between = time.perf_counter()
         probe = practise.recoverability(problem, block)
         ended = time.perf_counter()
-        student = drop_modules(full_copy(model), block.gone)
+        student = drop_modules(full_copy(model), block.dropped_modules)
         mimic(model, student, anatomy.seam, few, recipe)
         yield {
             "teacher": name, "seed": seed, "block": block.name, "ours": ours.error, "bare": ours.bare, "probe": probe,

@@ -42,7 +42,7 @@ def run(problem: Problem) -> nn.Module:
     scores = {block.name: recoverability(problem, block) / saved(problem, block, total) for block in blocks}
     fewest = sorted(blocks, key=lambda block: scores[block.name])
     gone = chosen(problem, fewest, total)
-    student = drop_modules(full_copy(problem.teacher), [each for block in gone for each in block.gone])
+    student = drop_modules(full_copy(problem.teacher), [each for block in gone for each in block.dropped_modules])
     mimic(problem.teacher, student, seam, problem.few, problem.config())
     return put_under_head(problem.teacher, student, seam)
 
@@ -61,13 +61,13 @@ def chosen(problem: Problem, blocks: list[Block], total: int) -> list[Block]:
 
 def saved(problem: Problem, block: Block, total: int) -> float:
     """Percent of the teacher's MACs that go with the block."""
-    rest = drop_modules(full_copy(problem.teacher), block.gone)
+    rest = drop_modules(full_copy(problem.teacher), block.dropped_modules)
     return 100 * (1 - count(rest, problem.few.batch([0]).to(problem.device)).macs / total)
 
 
 def recoverability(problem: Problem, block: Block) -> float:
     """Mean squared error at the seam that adaptors around the gap leave on the few images."""
-    probe = drop_modules(full_copy(problem.teacher), block.gone).eval()
+    probe = drop_modules(full_copy(problem.teacher), block.dropped_modules).eval()
     behind, before = around(problem, block)
     for parameter in probe.parameters():
         parameter.requires_grad_(False)
@@ -92,7 +92,7 @@ def recoverability(problem: Problem, block: Block) -> float:
 def around(problem: Problem, block: Block) -> tuple[list[str], list[str]]:
     """Convolutions that feed the block's residual stream before it, and those that read the stream after it."""
     order = {name: place for place, name in enumerate(problem.calls)}
-    inside = [name for name in order if any(name == m or name.startswith(f"{m}.") for m, _ in block.gone)]
+    inside = [name for name in order if any(name == m or name.startswith(f"{m}.") for m, _ in block.dropped_modules)]
     first, last = min(order[name] for name in inside), max(order[name] for name in inside)
     feed, read = [], []
     for stream in block.streams:

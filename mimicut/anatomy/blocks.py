@@ -1,7 +1,7 @@
-"""Residual branches: found in the operator graph by fork and addition, and how each leaves the network whole.
+"""Residual branches: found in the operator graph by fork and addition, with the modules by which each can be dropped.
 
-A branch that is dropped gives nothing to its addition. Where the module around it then hands on what it was given, that
-module goes; else the branch's own modules do: the first gives zeros, the others hand them on.
+A dropped branch adds zeros. Where the module around it then returns what it was given, that module is replaced as a
+whole; else the branch's own modules are: the first or the last returns zeros, the others what they are given.
 """
 
 from collections import Counter
@@ -22,11 +22,11 @@ from mimicut.base.guard import evaluating, structural_copy
 from mimicut.surgery.cut import drop_modules
 from mimicut.surgery.stand_ins import THROUGH, ZERO
 
-# Behind the addition: applied twice they do what they do once.
+# After the addition: applied twice they do what they do once.
 _IDEMPOTENT = ("relu", "relu6", "hardtanh")
 # Between an activation and a fork: what was in its range stays there.
 _KEEP_RANGE = ("max_pool2d", "adaptive_max_pool2d", "dropout", "view", "reshape", "flatten", "contiguous", "clone")
-# Of zeros these make zeros.
+# These make zeros from zeros.
 _KEEP_ZERO = frozenset(
     """alias avg_pool2d chunk clone constant_pad_nd contiguous detach dropout expand flatten gelu getitem hardswish
     index_select leaky_relu max_pool2d mean movedim mT neg pad permute relu relu6 reshape roll select silu slice split
@@ -36,18 +36,36 @@ _PRODUCTS = ("mul", "matmul", "bmm", "mm")
 
 
 def find_blocks(traced: Traced) -> tuple[Block, ...]:
-    """Every pair of fork and addition, in order; pairs inside others are not `outer`."""
+    """Find every pair of fork and addition.
+
+    Args:
+        traced: the operator graph.
+
+    Returns:
+        Blocks in the order of their additions, each with how it is dropped, or why it cannot be. Their streams are
+        left open: see `with_streams`.
+    """
     found = _pairs(traced)
     blocks = [
         Block(name, fork in add.args, nodes, add, not any(add in other for _, _, other in found))
         for (fork, add, nodes), name in zip(found, _names(traced, found), strict=True)
     ]
     returns = _returns(traced) if any(b.identity for b in blocks) else {}
-    return tuple(_leaving(traced, block, fork, returns) for block, (fork, _, _) in zip(blocks, found, strict=True))
+    return tuple(
+        _with_dropped_modules(traced, block, fork, returns) for block, (fork, _, _) in zip(blocks, found, strict=True)
+    )
 
 
-def in_streams(anatomy: Anatomy, blocks: Iterable[Block]) -> tuple[Block, ...]:
-    """`blocks` with the residual stream on which each stands, and its place there."""
+def with_streams(anatomy: Anatomy, blocks: Iterable[Block]) -> tuple[Block, ...]:
+    """Give blocks the residual stream on which each stands, and its place there.
+
+    Args:
+        anatomy: its groups are the streams.
+        blocks: in the order of their additions.
+
+    Returns:
+        The same blocks with `streams`, `stage`, `place` and `last`.
+    """
     found, places = list(blocks), {}
     for number, block in enumerate(found):
         streams = _groups_at(anatomy, block.add)
@@ -63,12 +81,12 @@ def in_streams(anatomy: Anatomy, blocks: Iterable[Block]) -> tuple[Block, ...]:
 
 
 def droppable(anatomy: Anatomy) -> list[Block]:
-    """Blocks that leave the network whole: those whose code was seen to run without them."""
+    """The blocks that can be dropped: without any of them the network's code was seen to run."""
     return _running(anatomy.traced, [b for b in anatomy.blocks if b.pinned is None])
 
 
 def _running(traced: Traced, blocks: list[Block]) -> list[Block]:
-    """Those that the network runs without; looked for by halves."""
+    """Those of `blocks` that the network runs without; the search halves them until it does."""
     if not blocks or _runs(traced, blocks):
         return blocks
     middle = len(blocks) // 2
@@ -76,34 +94,44 @@ def _running(traced: Traced, blocks: list[Block]) -> list[Block]:
 
 
 def resolve_drop(teacher: nn.Module, example: Any, blocks: Iterable[Block], names: Sequence[str]) -> list[list[str]]:
-    """[module, how it is left out] for every name: a block's, or else a module's, which then hands its input on.
+    """Work out which modules are replaced when blocks or modules are dropped by name.
 
-    Raises: InputError for a name that is neither, a block that is pinned, or a module whose result has another shape.
+    Args:
+        teacher: the network.
+        example: a tensor, a tuple of arguments, or (args, kwargs).
+        blocks: the network's blocks.
+        names: names of blocks, or of modules that are to return what they are given.
+
+    Returns:
+        [module, what takes its place] for each, as `cut.drop_modules` reads it.
+
+    Raises:
+        InputError: a name is neither, a block is pinned, or a module returns another shape than it is given.
     """
     known = {b.name: b for b in blocks if b.name}
-    gone: dict[str, str] = {}
+    dropped: dict[str, str] = {}
     for name in names:
         block = known.get(name)
         if block is not None and block.pinned is None:
-            gone |= dict(block.gone)
+            dropped |= dict(block.dropped_modules)
             continue
         if name and name in dict(teacher.named_modules()):
             _check_shape(teacher, example, name, block)
-            gone[name] = THROUGH
+            dropped[name] = THROUGH
             continue
         if block is not None:
             raise InputError(f"dropping block {name!r}: {block.pinned}")
         drop_modules(structural_copy(teacher), [(name, THROUGH)])  # says what is wrong with the name
-    return _outermost(gone)
+    return _outermost(dropped)
 
 
-def _outermost(gone: dict[str, str]) -> list[list[str]]:
-    """Without the modules that lie inside others that go."""
-    return [[m, how] for m, how in gone.items() if not any(m.startswith(f"{other}.") for other in gone)]
+def _outermost(dropped: dict[str, str]) -> list[list[str]]:
+    """Without the modules that lie inside others that are dropped."""
+    return [[m, how] for m, how in dropped.items() if not any(m.startswith(f"{other}.") for other in dropped)]
 
 
 def _check_shape(teacher: nn.Module, example: Any, name: str, block: Block | None) -> None:
-    """A dropped module must hand on a tensor of the shape it was given, else what follows would see another."""
+    """Raises: InputError where a module does not return one tensor of the shape of the one that it is given."""
     args, kwargs = as_example(example)
     seen: list[tuple[Any, Any]] = []
 
@@ -132,7 +160,11 @@ def _check_shape(teacher: nn.Module, example: Any, name: str, block: Block | Non
 
 
 def _pairs(traced: Traced) -> list[tuple[Node, Node, frozenset[Node]]]:
-    """(fork, addition, nodes between them), by dominators of the data flow."""
+    """(fork, addition, nodes between them).
+
+    The fork is the immediate dominator of the addition in the data flow: the last node that every path from the input
+    to the addition passes.
+    """
     flow = traced.flow()
     reached = networkx.descendants(flow, "in") | {"in"}
     flow.remove_nodes_from([n for n in list(flow) if n not in reached])
@@ -149,7 +181,7 @@ def _pairs(traced: Traced) -> list[tuple[Node, Node, frozenset[Node]]]:
 
 
 def _between(flow: networkx.DiGraph, fork: Node, add: Node) -> set[Node]:
-    """Nodes on the way from `fork` to `add`, both left out. The fork dominates: going up from `add` must end there."""
+    """The nodes between `fork` and `add`. As the fork dominates, every way up from the addition ends there."""
     found, todo = set(), [add]
     while todo:
         for source in flow.predecessors(todo.pop()):
@@ -165,8 +197,8 @@ def _groups_at(anatomy: Anatomy, node: Node) -> tuple[str, ...]:
 
 
 def _names(traced: Traced, found: list[tuple[Node, Node, frozenset[Node]]]) -> list[str]:
-    """The innermost module around a pair; of several that one module holds, the one around each one's layers; where
-    that is the network itself, the module of the last layer."""
+    """A name for each pair: the innermost module around it; where one module holds several pairs, the one around each
+    pair's layers; where that is the network itself, the module of the last layer."""
     around = [_around(traced, [*nodes, add]) for _, add, nodes in found]
     several, order = Counter(around), {node: place for place, node in enumerate(traced.nodes)}
     for place, (_, _, nodes) in enumerate(found):
@@ -191,8 +223,8 @@ def _around(traced: Traced, nodes: list[Node]) -> str:
 
 
 def _returns(traced: Traced) -> dict[str, str]:
-    """Module -> what a stand-in has to return, as `modules.stand_in` reads it: "" for a tensor, ":2" for a tuple of two
-    that begins with one. Only of modules that take a tensor."""
+    """Module -> what a stand-in has to return, as `stand_ins.stand_in` reads it: "" for a tensor, ":2" for a tuple of
+    two that begins with one. Only modules that take a tensor are listed."""
 
     def run(model: nn.Module, args: tuple, kwargs: dict) -> dict[str, str]:
         found: dict[str, set[str]] = {}
@@ -223,8 +255,8 @@ def _returns(traced: Traced) -> dict[str, str]:
     return run_for_shapes(traced.model, traced.example, run)
 
 
-def _leaving(traced: Traced, block: Block, fork: Node, returns: dict[str, str]) -> Block:
-    """`block` with how it is left out, or why it cannot be."""
+def _with_dropped_modules(traced: Traced, block: Block, fork: Node, returns: dict[str, str]) -> Block:
+    """`block` with the modules by which it is dropped, or why it cannot be."""
     if not block.identity:
         return replace(block, pinned="its shortcut is computed too, so that nothing else carries the stream on")
     add = block.add
@@ -236,29 +268,29 @@ def _leaving(traced: Traced, block: Block, fork: Node, returns: dict[str, str]) 
         return replace(block, pinned="its addition scales what it adds")
     whole = _whole(traced, fork, add, block.nodes, returns)
     if whole is not None:
-        return replace(block, end=end, branch=branch, gone=((whole, THROUGH),))
+        return replace(block, branch_end=end, branch=branch, dropped_modules=((whole, THROUGH),))
     inside = _own_modules(traced, branch, returns)
     loose = [n for n in traced.nodes if n in branch and n not in inside]
     if any(macs(n) is not None for n in loose):
         where = traced.where(next(n for n in loose if macs(n) is not None))
         return replace(block, pinned=f"the code of {where} computes layers itself, beside its modules")
-    gone = dict.fromkeys(inside.values(), THROUGH)
-    for module in (next(iter(gone)), list(gone)[-1]):  # the last one too where what lies between makes some of nothing
-        gone[module] = ZERO
-        if _gives_zeros(traced, branch, end, inside, gone):
-            told = tuple((m, how + returns[m]) for m, how in gone.items())
-            return replace(block, end=end, branch=branch, gone=told)
-    return replace(block, pinned=f"the code of {traced.where(end)} makes something of nothing ({operator(end)})")
+    dropped = dict.fromkeys(inside.values(), THROUGH)
+    for module in (next(iter(dropped)), list(dropped)[-1]):  # the last one too where the code between changes zeros
+        dropped[module] = ZERO
+        if _gives_zeros(traced, branch, end, inside, dropped):
+            modules = tuple((m, how + returns[m]) for m, how in dropped.items())
+            return replace(block, branch_end=end, branch=branch, dropped_modules=modules)
+    return replace(block, pinned=f"the code of {traced.where(end)} makes other values from zeros ({operator(end)})")
 
 
 def _gives_zeros(
-    traced: Traced, branch: frozenset[Node], end: Node, inside: dict[Node, str], gone: dict[str, str]
+    traced: Traced, branch: frozenset[Node], end: Node, inside: dict[Node, str], dropped: dict[str, str]
 ) -> bool:
-    """Is `end` zero, as far as the operators between the modules that are `gone` tell?"""
+    """Whether `end` is zero, as far as the operators between the dropped modules show."""
     zeros: set[Node] = set()
     for node in (n for n in traced.nodes if n in branch):
         if node in inside:
-            zero = gone[inside[node]] == ZERO or any(source in zeros for source in node.all_input_nodes)
+            zero = dropped[inside[node]] == ZERO or any(source in zeros for source in node.all_input_nodes)
         elif operator(node) in _PRODUCTS:
             zero = any(source in zeros for source in node.all_input_nodes)
         else:
@@ -269,7 +301,7 @@ def _gives_zeros(
 
 
 def _only_for(end: Node, add: Node) -> frozenset[Node]:
-    """What is computed for `end` and for nothing else, as long as only `add` takes `end`."""
+    """The operators that are computed for `end` alone; none where not only `add` takes `end`."""
     if set(end.users) != {add}:
         return frozenset()
     found = {end}
@@ -280,16 +312,16 @@ def _only_for(end: Node, add: Node) -> frozenset[Node]:
 
 
 def _whole(traced: Traced, fork: Node, add: Node, nodes: frozenset[Node], returns: dict[str, str]) -> str | None:
-    """The module that does nothing but this block, and returns what it was given when the branch gives nothing."""
+    """The module that computes this block alone, and returns what it was given when the branch adds zeros."""
     name = _around(traced, [*nodes, add])
     if returns.get(name) != "":
         return None
     mine = [n for n in traced.nodes if any(c.module == name for c in traced.calls[n])]
     if len({c for n in mine for c in traced.calls[n] if c.module == name}) != 1:
         return None
-    behind = [n for n in mine if n not in nodes and n is not add]
+    after = [n for n in mine if n not in nodes and n is not add]
     value = add
-    for node in behind:
+    for node in after:
         if operator(node) not in _IDEMPOTENT or node.all_input_nodes != [value] or not _in_range(fork, node):
             return None
         value = node
@@ -301,7 +333,7 @@ def _whole(traced: Traced, fork: Node, add: Node, nodes: frozenset[Node], return
 
 
 def _in_range(fork: Node, activation: Node) -> bool:
-    """Is `fork` the result of the same activation, so that it changes nothing of it?"""
+    """Whether `fork` is the result of the same activation, so that applying it again changes nothing."""
     while operator(fork) in _KEEP_RANGE and isinstance(fork.args[0], Node):
         fork = fork.args[0]
     same = operator(fork) == operator(activation) and fork.args[1:] == activation.args[1:]
@@ -309,7 +341,7 @@ def _in_range(fork: Node, activation: Node) -> bool:
 
 
 def _own_modules(traced: Traced, branch: frozenset[Node], returns: dict[str, str]) -> dict[Node, str]:
-    """Nodes of `branch` -> the outermost module around each of which all that it ever runs is in `branch`."""
+    """Node of `branch` -> the outermost module around it that runs nothing outside the branch."""
     holds: dict[str, set[Node]] = {}
     for node in traced.nodes:
         for call in traced.calls[node]:
@@ -324,8 +356,8 @@ def _own_modules(traced: Traced, branch: frozenset[Node], returns: dict[str, str
 
 
 def _runs(traced: Traced, blocks: Sequence[Block]) -> bool:
-    """Does the network run without these, to outputs of the same shapes?"""
-    top = _outermost({m: how for b in blocks for m, how in b.gone})
+    """Whether the network runs without these blocks, to outputs of the same shapes."""
+    top = _outermost({m: how for b in blocks for m, how in b.dropped_modules})
 
     def run(model: nn.Module, args: tuple, kwargs: dict) -> list[Any]:
         with torch.no_grad():

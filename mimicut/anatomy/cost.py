@@ -31,8 +31,14 @@ _FREE = frozenset(
 
 @dataclass(frozen=True)
 class Cost:
-    """macs: of one image. params: numbers in parameters. uncounted: operator -> how many times it runs. bytes: of all
-    tensors."""
+    """What a network costs.
+
+    Attributes:
+        macs: multiply-accumulates for one image.
+        params: numbers in parameters.
+        uncounted: operator -> how many times it runs in one pass.
+        bytes: of all parameters and buffers.
+    """
 
     macs: int
     params: int
@@ -42,7 +48,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class Term:
-    """MACs of one operator: `fixed` times the length of each axis in `axes` (channels that a cut may shorten)."""
+    """MACs of one operator for one image, as a product.
+
+    Attributes:
+        node: the operator.
+        fixed: the factor that no cut changes.
+        axes: the axes whose lengths are the other factors, as atoms (`channels.Ids`).
+    """
 
     node: Node
     fixed: float
@@ -50,16 +62,32 @@ class Term:
 
     @property
     def macs(self) -> float:
+        """`fixed` times the length of each axis."""
         return self.fixed * math.prod(len(a) for a in self.axes)
 
 
 def count(model: nn.Module, example: Any) -> Cost:
-    """Cost of `model` for one of the images in `example` (a tensor, a tuple of arguments, or (args, kwargs))."""
+    """Count what a network costs.
+
+    Args:
+        model: the network.
+        example: a tensor (N, C, H, W), a tuple of arguments, or (args, kwargs).
+
+    Returns:
+        The cost for one of the images in `example`.
+
+    Raises:
+        UnsupportedModel: torch.export cannot follow the network.
+
+    >>> import torch
+    >>> count(nn.Linear(3, 2), torch.zeros(4, 3)).macs
+    6
+    """
     return count_traced(trace_graph(model, example))
 
 
 def count_traced(traced: Traced) -> Cost:
-    """Cost of a network that is already traced."""
+    """Count what a network that is already traced costs, for one image."""
     total, uncounted = 0, Counter()
     for node in traced.nodes:
         counted = macs(node)
@@ -72,22 +100,29 @@ def count_traced(traced: Traced) -> Cost:
 
 
 def bytes_of(model: nn.Module) -> int:
-    """Of every tensor once."""
+    """Bytes of the parameters and buffers of a network, each counted once."""
     return sum({id(t): t.numel() * t.element_size() for t in named_tensors(model).values()}.values())
 
 
 def macs_in(nodes: Iterable[Node], batch: int) -> float:
-    """MACs of some operators of a trace, of one of its `batch` images."""
+    """MACs of some operators of a trace for one of its `batch` images."""
     return sum(macs(node) or 0 for node in nodes) / batch
 
 
 def count_teacher(teacher: nn.Module, anatomy: Anatomy) -> Cost:
-    """Cost of the uncut teacher, with the blocks that its anatomy leaves out."""
-    return count_traced(anatomy.whole or anatomy.traced)
+    """Count what the uncut teacher costs, with the blocks that its anatomy leaves out."""
+    return count_traced(anatomy.full_trace or anatomy.traced)
 
 
 def terms(anatomy: Anatomy) -> list[Term]:
-    """The counted operators with the axes on which their cost depends."""
+    """Write the MACs of every counted operator as a product of a factor and lengths of axes.
+
+    Args:
+        anatomy: what is known of the network.
+
+    Returns:
+        One term for each operator, two for an attention, one for each weight of a recurrent layer.
+    """
     found = []
     for node in anatomy.traced.nodes:
         for total, axes in _products(anatomy, node):
@@ -98,8 +133,8 @@ def terms(anatomy: Anatomy) -> list[Term]:
 
 
 def _products(anatomy: Anatomy, node: Node) -> list[tuple[int, list[np.ndarray | None]]]:
-    """MACs of `node` and the channels they are a product of; attention is two products, a recurrent layer one of each
-    weight."""
+    """MACs of `node` with the axes that they are a product of: two products for an attention, q k^T and the weights
+    times v; for a recurrent layer one with each weight."""
     total = macs(node)
     if total is None:
         return []
@@ -114,7 +149,23 @@ def _products(anatomy: Anatomy, node: Node) -> list[tuple[int, list[np.ndarray |
 
 
 def macs(node: Node) -> int | None:
-    """MACs of one operator on the traced batch; None where it is not counted."""
+    """Count the MACs of one operator on the traced batch.
+
+    With out the shape of the result, k the kernel, and prod(s) the product of a shape:
+
+        convolution             prod(out) x C_in / groups x prod(k)
+        transposed convolution  prod(in) x C_out / groups x prod(k)
+        linear, matmul          prod(out) x C_in
+        einsum                  product of the sizes of all letters
+        attention               B H T S (D_qk + D_v), for T queries and S keys in each of H heads
+        recurrent layer         steps x numbers in the weights (biases left out)
+
+    Args:
+        node: an operator of a traced graph.
+
+    Returns:
+        The MACs; None where the operator is not counted.
+    """
     name, out = operator(node), shape(node)
     if name in ("conv1d", "conv2d", "conv3d"):
         return math.prod(out) * math.prod(shape(node.args[1])[1:])
@@ -140,13 +191,13 @@ def macs(node: Node) -> int | None:
 
 
 def _weights(node: Node) -> list[tuple[Node, int]]:
-    """The weights of a recurrent layer, and the MACs of each: a product with every step of every sequence."""
+    """The weights of a recurrent layer, each with its MACs: a product with every step of every sequence."""
     steps = math.prod(shape(node.args[0])[:2])
     return [(w, steps * math.prod(shape(w))) for w in node.args[2] if len(shape(w)) == 2]
 
 
 def _letters(node: Node, known: Any) -> dict[str, Any]:
-    """What `known` has of each letter of an einsum, of the operand in which that letter is longest."""
+    """For each letter of an einsum what `known` has for it, from the operand in which that letter is longest."""
     found: dict[str, Any] = {}
     sizes: dict[str, int] = {}
     for term, value in zip(node.args[0].replace(" ", "").partition("->")[0].split(","), node.args[1], strict=True):
@@ -157,13 +208,14 @@ def _letters(node: Node, known: Any) -> dict[str, Any]:
 
 
 def _cut_axes(anatomy: Anatomy, node: Node) -> list[np.ndarray | None]:
+    """The axes whose lengths are factors of the MACs of one product."""
     name = operator(node)
     if name.startswith("conv"):
         x, weight = node.args[0], node.args[1]
         at = len(shape(node)) - (len(shape(weight)) - 1)
         groups = node.args[8] if name == "convolution" else argument(node, 6, "groups", 1)
         if name.startswith("conv_transpose") or (name == "convolution" and node.args[6]):
-            # Of several groups whole ones go: what each input gives stays as it is.
+            # Of several groups whole ones are cut: each input that is left has as many outputs as before.
             return [anatomy.axes[x][at], anatomy.axes[node][at] if groups == 1 else None]
         return [anatomy.axes[node][at], anatomy.axes[weight][1], *anatomy.axes[node][at + 1 :]]
     if name == "linear":

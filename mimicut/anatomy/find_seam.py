@@ -1,4 +1,9 @@
-"""From a network and an example input to its seam and its anatomy."""
+"""From a network and an example input to its seam and its anatomy: `find_seam` and `trace`.
+
+The search works on the data flow, a directed graph from "in" to "out" whose nodes are operators. A *frontier* is the
+set of nodes at which all paths up from "out" first meet a node of some kind, such as "is pooled". Where none of them
+lies above another, together they cut the network in two, and hooks at them capture all that the head is given.
+"""
 
 import dataclasses
 import math
@@ -10,11 +15,12 @@ import torch
 from torch import nn
 from torch.fx import Node
 
-from mimicut.anatomy.blocks import find_blocks, in_streams, resolve_drop
+from mimicut.anatomy.blocks import find_blocks, resolve_drop, with_streams
 from mimicut.anatomy.cost import macs
-from mimicut.anatomy.graph import Anatomy, read_anatomy
+from mimicut.anatomy.graph import Anatomy
 from mimicut.anatomy.operators.rules import argument
-from mimicut.anatomy.probe import settle
+from mimicut.anatomy.probe import try_groups
+from mimicut.anatomy.reader import read_anatomy
 from mimicut.anatomy.tracing import Call, Traced, operator, run_for_shapes, shape, trace_graph
 from mimicut.base.errors import UnsupportedModel
 from mimicut.base.guard import structural_copy
@@ -48,23 +54,36 @@ _UNARY = {
 
 
 def find_seam(teacher: nn.Module, example: Any, *, points: Sequence[SeamPoint | str] | None = None) -> Seam:
-    """Where `teacher`'s body ends: the penultimate features, before the final pooling and after the last activation.
+    """Find where a network's body ends: the features before the final pooling and after the last activation.
 
-    example: a tensor, a tuple of arguments, or (args, kwargs). points: name them instead of having them found; a name
-    at which a module gives or takes several tensors stands for all of them.
+    A seam is the set of points that every path from the input to the prediction passes. The first rule that fits
+    counts:
 
-    The rule, in order; a seam is the set of points that every path from the input to the prediction passes:
     1. What goes into the final pooling (adaptive, over whole axes, or the choice of a token) where layers follow it:
-       layers behind the pooling, one or several, are the head. Of branches that are pooled apart, each has a point.
-    2. Else what goes into the last layers (convolution or linear, nothing with parameters behind them), none of which
-       comes before another. Where the output is a map or tokens, it is what goes into the outermost modules that hold
-       them, as long as half of the MACs stay before those (a segmentation network's classifier).
-    3. Else the network has no head (`Seam.headless`): it returns features, as do all that return maps of several
-       sizes. The seam is what goes into the final pooling, or else all that is returned, and every width inside may go.
-    Of several outputs those count from which no other is made, and among these the one that is a row of scores.
+       layers after the pooling, one or several, are the head. Branches that are pooled apart have one point each.
+    2. What goes into the last layers (convolution or linear, nothing with parameters after them), none of which comes
+       before another. Where the output is a map or tokens, it is what goes into the outermost modules that hold them,
+       as long as half of the MACs stay before those (a segmentation network's classifier).
+    3. Otherwise the network has no head (`Seam.headless`): it returns features, as do all networks that return maps of
+       several sizes. The seam is what goes into the final pooling, or else all that is returned, and every width inside
+       may be cut.
 
-    Raises: UnsupportedModel where no hook can catch these features, or nothing is returned that could be imitated.
-    Source: MiR, arXiv 2201.02620 (features before the pool are worth 0.5 to 2.0 points over features after it).
+    Where a network returns several outputs, those count from which no other is made, and among these the one that is a
+    row of scores.
+
+    Args:
+        teacher: the network. It is not changed.
+        example: a tensor, a tuple of arguments, or (args, kwargs).
+        points: the points, instead of having them found; a name at which a module returns or takes several tensors
+            stands for all of them.
+
+    Returns:
+        The seam.
+
+    Raises:
+        UnsupportedModel: no hook can catch these features, or the network returns nothing that could be imitated.
+
+    Source: MiR, arXiv 2201.02620 (features before the pool gain 0.5 to 2.0 points over features after it).
     """
     return trace(teacher, example, points=points).seam
 
@@ -78,36 +97,46 @@ def trace(
     drop: Sequence[str] = (),
     whole: Anatomy | None = None,
 ) -> Anatomy:
-    """The anatomy of `teacher`: seam, channel groups, blocks, dependent sizes. The teacher is not changed.
+    """Read the anatomy of a network: seam, channel groups, blocks, and numbers that follow a cut.
 
-    seam or points: where the features are taken; found by itself if neither is given: see `find_seam`. drop: modules
-    that are to be left out (replaced by identity), so that the anatomy is of what remains. whole: the anatomy with
-    them, where it is known already.
-    Raises: UnsupportedModel for what torch.export cannot follow or a seam that cannot be found; InputError for a
-    module in `drop` that cannot be left out.
+    Args:
+        teacher: the network. It is not changed.
+        example: a tensor, a tuple of arguments, or (args, kwargs).
+        seam: where the features are taken, if that is known.
+        points: the same, by its points; without either, `find_seam` finds them.
+        drop: blocks or modules that are left out, so that the anatomy describes what remains.
+        whole: the anatomy with them, where it is known already.
+
+    Returns:
+        The anatomy, with every group tried.
+
+    Raises:
+        UnsupportedModel: torch.export cannot follow the network, or its seam cannot be found.
+        InputError: something in `drop` cannot be left out.
     """
     if seam is not None:
         points = seam.points
     wanted = [p if isinstance(p, SeamPoint) else SeamPoint.parse(p) for p in points or ()]
-    model, gone, before, zeroed = teacher, [], None, frozenset()
+    model, dropped_modules, full_trace, zeroed = teacher, [], None, frozenset()
     if drop:
-        before = trace_graph(teacher, example) if whole is None else whole.traced
-        blocks = find_blocks(before) if whole is None else whole.blocks
-        gone = resolve_drop(teacher, example, blocks, drop)
-        zeroed = frozenset(b.end for b in blocks if b.name in drop and b.pinned is None)
-        model = drop_modules(structural_copy(teacher), gone)
+        full_trace = trace_graph(teacher, example) if whole is None else whole.traced
+        blocks = find_blocks(full_trace) if whole is None else whole.blocks
+        dropped_modules = resolve_drop(teacher, example, blocks, drop)
+        zeroed = frozenset(b.branch_end for b in blocks if b.name in drop and b.pinned is None)
+        model = drop_modules(structural_copy(teacher), dropped_modules)
     traced = trace_graph(model, example, wanted)
     found, headless = (traced.marks, seam is not None and seam.headless) if wanted else _search(traced)
     nodes = list(found.values())
     anatomy = read_anatomy(traced, _seam(traced, found, headless), nodes)
-    anatomy.dropped, anatomy.gone, anatomy.whole, anatomy.zeroed = tuple(drop), tuple(map(tuple, gone)), before, zeroed
-    anatomy.blocks = in_streams(anatomy, find_blocks(traced))
-    settle(anatomy)
+    anatomy.dropped, anatomy.dropped_modules = tuple(drop), tuple(map(tuple, dropped_modules))
+    anatomy.full_trace, anatomy.zeroed_nodes = full_trace, zeroed
+    anatomy.blocks = with_streams(anatomy, find_blocks(traced))
+    try_groups(anatomy)
     return anatomy
 
 
 def _search(traced: Traced) -> tuple[dict[SeamPoint, Node], bool]:
-    """Points at which hooks catch the features, with their places in the graph; is the network without a head?"""
+    """The points at which hooks catch the features, with their nodes; and whether the network has no head."""
     returned = {n: part for n, part in traced.outputs.items() if _floating(n) and n not in traced.inputs}
     if not returned:
         raise _refuse("its forward pass returns no floating-point tensor that it has computed")
@@ -119,7 +148,7 @@ def _search(traced: Traced) -> tuple[dict[SeamPoint, Node], bool]:
         node = above[node]
     last = next((v for v in chain if _pooled(v)), None)
     pooled = _frontier(traced, flow, _pooled) if last is None else [last]
-    if pooled and all(_weights_behind(traced, flow, v) for v in pooled):
+    if pooled and all(_has_layers_after(traced, flow, v) for v in pooled):
         return _reachable(traced, {v: _takers(v) for v in pooled}), False
     maps = {shape(n)[2:] for n in returned if len(shape(n)) == 4}
     layers = _last_layers(traced, flow) if len(maps) < 2 else []
@@ -142,7 +171,7 @@ def _floating(node: Node) -> bool:
 
 
 def _predicting(traced: Traced, returned: list[Node]) -> networkx.DiGraph:
-    """The data flow to those outputs that are predictions, not what they were made from or what comes beside them."""
+    """The data flow to the outputs that are predictions, without what they are made from or what else is returned."""
     flow = traced.flow()
     flow.remove_node("out")
     ends = [n for n in returned if not networkx.descendants(flow, n) & set(returned)]
@@ -156,8 +185,10 @@ def _predicting(traced: Traced, returned: list[Node]) -> networkx.DiGraph:
 def _frontier(
     traced: Traced, flow: networkx.DiGraph, stops: Callable[[Node], bool], passes: Callable[[Node], bool] = bool
 ) -> list[Node]:
-    """Where all paths up from the output first meet nodes that stop them; none if a path reaches the input or what it
-    may not pass, or if one of these nodes comes before another."""
+    """The nodes at which all paths up from the output first meet one that `stops` them.
+
+    None where a path reaches the input or a node that does not let it pass, or where one of them lies before another.
+    """
     found, todo, seen = set(), ["out"], set()
     while todo:
         for node in flow.predecessors(todo.pop()):
@@ -178,18 +209,19 @@ def _frontier(
 
 
 def _takers(value: Node) -> list[Node]:
+    """The operators that use a value."""
     return [u for u in value.users if u.op == "call_function" and operator(u) != "getitem"]
 
 
 def _pooled(value: Node) -> bool:
-    """Is it a map or tokens of which only what is pooled goes on?"""
+    """Whether it is a map, or tokens, that are used by poolings alone."""
     if value.op == "placeholder" or (operator(value) in ("select", "slice") and _pools(value)):
-        return False  # the tokens that were chosen belong behind the seam
+        return False  # the tokens that were chosen belong after the seam
     users = _takers(value)
     return bool(users) and all(_pools(u) for u in users)
 
 
-def _weights_behind(traced: Traced, flow: networkx.DiGraph, value: Node) -> bool:
+def _has_layers_after(traced: Traced, flow: networkx.DiGraph, value: Node) -> bool:
     return any(_layer_input(traced, n) is not None for n in networkx.descendants(flow, value))
 
 
@@ -207,14 +239,14 @@ def _layer_input(traced: Traced, node: Node | str) -> Node | None:
 
 
 def _is_parameter(traced: Traced, node: Node) -> bool:
-    """As it is, or turned."""
+    """Whether it is a parameter, as it is or transposed."""
     while operator(node) in ("t", "transpose", "permute", "numpy_T"):
         node = node.args[0]
     return node.name in traced.program.graph_signature.inputs_to_parameters
 
 
 def _last_layers(traced: Traced, flow: networkx.DiGraph) -> list[Node]:
-    """The layers with nothing behind them that holds parameters: what they return is a prediction, not a feature."""
+    """The layers with no parameters after them: what they return is a prediction, not a feature."""
 
     def passes(node: Node) -> bool:
         held = [t for t in node.all_input_nodes if t in traced.tensors and math.prod(shape(t)) > 1]
@@ -226,14 +258,14 @@ def _last_layers(traced: Traced, flow: networkx.DiGraph) -> list[Node]:
 
 
 def _before(traced: Traced, flow: networkx.DiGraph, layers: list[Node]) -> dict[Node, list[Node]]:
-    """What goes into the head that ends in `layers`, and which operators of the head take it: see `find_seam`."""
+    """What goes into the head that ends in `layers`, with the operators of the head that take it (rule 2)."""
     if all(len(shape(n)) > 2 for n in flow.predecessors("out")):
         total = sum(macs(n) or 0 for n in traced.nodes)
         for depth in range(1, 1 + max(len(traced.calls[n]) for n in layers)):
             heads = {traced.calls[n][:depth] for n in layers}
             inside = dict.fromkeys(n for n in traced.nodes if traced.calls[n][:depth] in heads)
-            behind = set().union(*(networkx.descendants(flow, n) for n in inside)) - set(inside)
-            if any(_layer_input(traced, n) is not None for n in behind):
+            after = set().union(*(networkx.descendants(flow, n) for n in inside)) - set(inside)
+            if any(_layer_input(traced, n) is not None for n in after):
                 continue
             taken = {v for n in inside for v in flow.predecessors(n)} - set(inside)
             if not taken or taken & {"in", *traced.inputs}:
@@ -247,7 +279,7 @@ def _before(traced: Traced, flow: networkx.DiGraph, layers: list[Node]) -> dict[
 
 
 def _pools(node: Node) -> bool:
-    """A pooling that ends the map: adaptive, over whole axes, or down to one position; or the choice of one token."""
+    """Whether it is a pooling that ends the map (adaptive, over whole axes, or to one position), or chooses a token."""
     name, before, after = operator(node), shape(node.args[0]) if node.args else None, shape(node)
     if name.startswith("adaptive_") or name == "_adaptive_avg_pool2d":
         return True
@@ -264,9 +296,11 @@ def _pools(node: Node) -> bool:
 
 
 def _points(traced: Traced, value: Node, users: list[Node]) -> list[tuple[SeamPoint, Node]]:
-    """Hooks that could catch `value`, each with the node that it catches: the module that returns it, the module that
-    takes it, or, where neither exists, the nearest module before it with only activations and reshapes between, or the
-    next one."""
+    """The points at which a hook could catch `value`, each with the node that it catches.
+
+    They are the module that returns it and the module that takes it. Where neither exists, it is the nearest module
+    before it with only activations and reshapes between, or else the next module after it.
+    """
     points = _returned(traced, value, users)
     outer = set(traced.calls.get(value, ()))
     for user in users:
@@ -285,12 +319,13 @@ def _points(traced: Traced, value: Node, users: list[Node]) -> list[tuple[SeamPo
 
 
 def _returned(traced: Traced, value: Node, users: list[Node]) -> list[tuple[SeamPoint, Node]]:
+    """The modules that return `value` to code outside them."""
     inside: set[Call] = {c for u in users for c in traced.calls.get(u, ())}
     return [(SeamPoint(c.module, "output", c.index), value) for c in traced.calls.get(value, ()) if c not in inside]
 
 
 def _reachable(traced: Traced, values: dict[Node, list[Node]]) -> dict[SeamPoint, Node]:
-    """For each value, which the listed operators take, the first point at which a hook really catches it."""
+    """For each value, which the listed operators take, the first point at which a hook catches it in a real pass."""
     modules = dict(traced.model.named_modules())
     candidates = {
         value: [(p, n) for p, n in _points(traced, value, users) if p.module in modules]  # not a slice of a Sequential
@@ -312,7 +347,7 @@ def _reachable(traced: Traced, values: dict[Node, list[Node]]) -> dict[SeamPoint
 
 
 def _caught(traced: Traced, points: list[SeamPoint]) -> dict[SeamPoint, dict[str, torch.Tensor]]:
-    """What hooks at `points` catch; their shapes are all that matters."""
+    """The tensors that hooks at `points` catch; only their shapes matter."""
 
     def run(model: nn.Module, args: tuple, kwargs: dict) -> dict[SeamPoint, dict[str, torch.Tensor]]:
         with torch.no_grad(), watching(model, points) as found:
@@ -323,12 +358,12 @@ def _caught(traced: Traced, points: list[SeamPoint]) -> dict[SeamPoint, dict[str
 
 
 def _seam(traced: Traced, found: dict[SeamPoint, Node], headless: bool) -> Seam:
+    """The seam at these points, with the names of the tensors that only act after them."""
     nodes = list(found.values())
     flow = traced.flow()
     body = set(nodes).union(*(networkx.ancestors(flow, n) for n in nodes))
     after = (set(traced.outputs) | networkx.ancestors(flow, "out")) - body
-    behind = {t for n in after if isinstance(n, Node) for t in n.all_input_nodes if t in traced.tensors}
-    names = {traced.tensors[t] for t in behind}
+    names = {traced.tensors[t] for n in after if isinstance(n, Node) for t in n.all_input_nodes if t in traced.tensors}
     # A buffer that no operator reads (num_batches_tracked) belongs where the rest of its module does.
     owners = {n.rpartition(".")[0] for n in names}
     used = {traced.tensors[t] for t in traced.tensors if t.users}

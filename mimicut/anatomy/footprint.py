@@ -1,8 +1,8 @@
-"""What a pass of a network holds in memory, read from its operator graph, in bytes for one image in float32; and
-whether the whole run fits into the memory that there is, before the work begins.
+"""Memory of a pass, read from the operator graph, in bytes for one image in float32; and whether a run fits into what
+there is, checked before the work begins.
 
-An estimate: what one operator needs for itself while it runs is not counted, and what autograd keeps is taken to be all
-that the operators make.
+These are estimates: what an operator needs for itself while it runs is not counted, and autograd is assumed to keep all
+that the operators return.
 """
 
 import math
@@ -15,7 +15,7 @@ from mimicut.base import memory
 from mimicut.base.errors import InputError
 from mimicut.base.guard import named_tensors
 
-# What they return lies in the memory of what they were given.
+# They return memory that they were given.
 _VIEWS = frozenset(
     """alias view reshape flatten permute transpose t slice select narrow unsqueeze squeeze expand expand_as detach
     split chunk unbind getitem movedim unflatten dropout""".split()
@@ -28,24 +28,30 @@ _MARGIN = 1.1  # Source: assumption.
 
 
 def held_bytes(traced: Traced) -> int:
-    """The most that a pass without gradients holds at once: values that are made and still needed."""
+    """The most that a pass without gradients holds at once.
+
+    A value is held from the operator that makes it to the last one that uses it, or uses a view of it.
+
+    Returns:
+        Bytes for one image.
+    """
     order = {node: i for i, node in enumerate(traced.nodes)}
     ends: dict[Node, int] = {}
     for node in reversed([*traced.inputs, *traced.nodes]):
         users = [ends[u] if _shares(u) else order[u] for u in node.users if u in order]
         ends[node] = max(users, default=len(order) if node in traced.outputs else order.get(node, 0))
     alive = most = 0
-    gone: dict[int, int] = {}  # where -> bytes that are free behind it
+    freed: dict[int, int] = {}  # place of an operator -> bytes that are free after it
     for node in [*traced.inputs, *traced.nodes]:
         alive += _bytes(node)
-        gone[ends[node]] = gone.get(ends[node], 0) + _bytes(node)
+        freed[ends[node]] = freed.get(ends[node], 0) + _bytes(node)
         most = max(most, alive)
-        alive -= gone.pop(order.get(node, -1), 0)
+        alive -= freed.pop(order.get(node, -1), 0)
     return most // traced.batch
 
 
 def made_bytes(traced: Traced) -> int:
-    """Of all that the operators make: no less than what autograd keeps."""
+    """All that the operators of a pass return, in bytes for one image: no less than what autograd keeps."""
     return sum(map(_bytes, traced.nodes)) // traced.batch
 
 
@@ -55,19 +61,36 @@ def _bytes(node: Node) -> int:
 
 
 def _shares(node: Node) -> bool:
-    """Does it return memory that it was given: a view, or what it has changed in place?"""
+    """Whether it returns memory that it was given: a view, or what it has changed in place."""
     schema = getattr(node.target, "_schema", None)
     return operator(node) in _VIEWS or (schema is not None and schema.name.endswith("_"))
 
 
 def images_within(anatomy: Anatomy, room: float) -> int:
-    """Images of a pass of two networks that only measures, for it to hold no more than `room` bytes; one at least."""
+    """How many images a pass of teacher and student that only measures may have.
+
+    Args:
+        anatomy: of the teacher.
+        room: bytes that the pass may hold.
+
+    Returns:
+        A number of images from 1 to 64.
+    """
     return max(1, min(_MOST_IMAGES, int(room / (2 * max(1, held_bytes(anatomy.traced))))))
 
 
 def check_memory(anatomy: Anatomy, most: int, *, asked: bool, passes: int = 0) -> None:
-    """Raises: InputError where a run of this network cannot keep below `most` bytes of resident memory. asked: whether
-    the user gave that bound. passes: the least that a stage of passes holds, which has memory.PASSES of the bound."""
+    """Check that a run of a network fits into memory.
+
+    Args:
+        anatomy: of the teacher.
+        most: bytes of resident memory that the run may take.
+        asked: the user gave that bound.
+        passes: bytes that a stage of passes holds at the least; it may take `memory.PASSES` of the bound.
+
+    Raises:
+        InputError: the run needs more.
+    """
     traced = anatomy.traced
     weights = sum(t.nbytes for t in {id(t): t for t in named_tensors(traced.model).values()}.values())
     held, made = held_bytes(traced), made_bytes(traced)

@@ -1,24 +1,38 @@
-"""Finds out by trying whether numbers in a user's code follow a cut, and which ones it must be told.
+"""Tries whether the numbers in a user's code follow a cut, and finds those that must be corrected.
 
 A size in a view or a split may be computed from the tensor at hand, held in an attribute, or written into the code. The
-trace cannot tell. So every group loses some units, and the cut network runs once more, without data: each torch call is
-given either the number that the graph predicts, or, where the code gives another one, is told it; what it returns must
-have the predicted shape. A group without which the code would go on is pinned.
+trace cannot tell which. So every group loses some units, and the cut network runs once more, without data. Let `keep`
+be the units that stay, n the j-th number that a torch call is given, and |S(keep)| how many atoms of an axis S stay.
+The graph predicts, for every call of the pass and in the order of the calls:
+
+    which call    module, function and count are those of the first pass, else the code branches on a width
+    numbers       n_j(keep) = |S(keep)| for each axis S that n_j counts, as `Size` has it
+                  n_j(keep) = n_j           where it counts no channels
+    shapes        shape(result)[d] = |S(keep)| for the atoms S on axis d of what the call returns
+
+Where the code gives another number than predicted, the call is given the predicted one, and (given, predicted) is a
+correction for the plan (`Plan.calls`). The prediction is exact for a number of a torch.nn layer, or one that a call
+holds once; for others the code's own number counts, if it is among those that the axes predict. A group with which the
+code stops, branches or returns other shapes is pinned, with what the code did instead.
+
+Two subsets are tried, see `_subsets`. Groups are tried all at once and halved until the ones that do not fit are alone.
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.fx import Node
 from torch.utils._pytree import tree_map
 
 from mimicut.anatomy.channels import Axes, Ids, Size
 from mimicut.anatomy.graph import Anatomy, Group
-from mimicut.anatomy.selection import needed, selections
-from mimicut.anatomy.torch_calls import TorchCall, listening, shapes_of, torch_calls
+from mimicut.anatomy.selection import required_units, selections
+from mimicut.anatomy.torch_calls import TorchCall, intercepting_calls, record_calls, shapes_of
 from mimicut.anatomy.tracing import RecurrentShapes, shape
 from mimicut.base.errors import MimicutError, PlanError, one_line
 from mimicut.base.guard import caches_kept, full_copy
@@ -27,18 +41,22 @@ from mimicut.surgery.plan import Plan, describe
 from mimicut.surgery.stand_ins import Number, can_correct_calls, map_numbers, numbers_in
 
 Keep = dict[str, list[int]]  # group -> units that stay
-_Told = dict[tuple[str, str, int, int], tuple[Number, Number]]  # module, function, index, place -> given, right
+# (module, function, which call of it, position among its numbers) -> (number that the code gives, right number)
+_Corrections = dict[tuple[str, str, int, int], tuple[Number, Number]]
 
 
 class _Differs(Exception):
     """The code of the cut network does not do what the graph predicts."""
 
 
-def settle(anatomy: Anatomy) -> None:
-    """Try every group; pin those that the code does not let shrink, with what it did instead.
+def try_groups(anatomy: Anatomy) -> None:
+    """Try every group, and pin those that the code does not let shrink, with what it did instead.
 
-    A number may come from several attributes (it is their product): the first of them that has one is changed, or the
-    last, or none, and what then does not fit is told.
+    A number may come from several attributes, as their product. Three ways are tried: the first attribute changes, the
+    last one, or none, and what then does not fit is corrected in the call.
+
+    Args:
+        anatomy: its groups, its sizes and `needs_call_edits` are changed in place.
     """
     trial = _Trial(anatomy)
     certain = tuple(s for s in anatomy.sizes if s.certain)
@@ -58,7 +76,7 @@ def settle(anatomy: Anatomy) -> None:
 
 
 def _unfit(trial: "_Trial", fits: list[Group], groups: list[Group]) -> list[Group]:
-    """Those of `groups` that the code does not follow; the others join `fits`, all of which it follows together."""
+    """Those of `groups` that the code does not follow; the others are added to `fits`, which it follows all at once."""
     if not groups or trial.follows([*fits, *groups]):
         fits += groups
         return []
@@ -69,9 +87,17 @@ def _unfit(trial: "_Trial", fits: list[Group], groups: list[Group]) -> list[Grou
 
 
 def call_edits(anatomy: Anatomy, keep: Keep) -> list[dict[str, Any]]:
-    """What the cut network must be told when groups keep these units: `Plan.calls`.
+    """Find the numbers in the cut network's code that must be corrected.
 
-    Raises: PlanError where its code does not follow.
+    Args:
+        anatomy: what is known of the network.
+        keep: group -> units that it keeps.
+
+    Returns:
+        One entry for each number, as `Plan.calls` has them.
+
+    Raises:
+        PlanError: the code does not follow this cut.
     """
     try:
         found = _Trial(anatomy).run(keep)
@@ -86,38 +112,41 @@ def call_edits(anatomy: Anatomy, keep: Keep) -> list[dict[str, Any]]:
 
 
 class _Trial:
-    """Runs the code of a network of which units were cut."""
+    """Runs the code of a network whose groups were cut, and compares its calls with what the graph predicts."""
 
     def __init__(self, anatomy: Anatomy):
         self._anatomy = anatomy
-        self._description = describe(anatomy.heard.model)
-        calls, place = anatomy.heard.calls, {id(c): i for i, c in enumerate(anatomy.heard.calls)}
-        # Of every call: place among its numbers -> the channels that it counts; whether it stands there for sure.
+        self._description = describe(anatomy.recorded.model)
+        self.calls = calls = anatomy.recorded.calls
+        place = {id(call): i for i, call in enumerate(calls)}
+        # For every call: position among its numbers -> the atoms that it counts, and whether it does for sure.
         self._counts: list[dict[int, list[tuple[Ids, bool]]]] = [{} for _ in calls]
         for size in anatomy.sizes:
-            call = anatomy.heard.of(size.node)
+            call = anatomy.recorded.call_of(size.node)
             if call is not None:
-                found = _where(call, size)
+                found = _positions(call, size)
                 for at in found:
                     known = self._counts[place[id(call)]].setdefault(at, [])
                     known.append((size.axis, size.certain or len(found) == 1))
-        # Of every call: the channels on the axes of what it returns, where the graph has them.
+        # For every call: the atoms on the axes of what it returns, where the graph has them.
         self._returned: list[list[Axes] | None] = [None for _ in calls]
         for node in anatomy.traced.nodes:
-            call = anatomy.heard.of(node)
+            call = anatomy.recorded.call_of(node)
             if call is not None and _shapes(node) == call.shapes:
                 self._returned[place[id(call)]] = _axes(anatomy, node)
 
     def follows(self, groups: list[Group]) -> bool:
+        """Whether the code follows when all of `groups` lose units."""
         try:
             for keep in _subsets(self._anatomy, groups):
                 if self.run(keep):
-                    self._anatomy.tells = True
+                    self._anatomy.needs_call_edits = True
         except _Differs:
             return False
         return True
 
     def why(self, others: list[Group], group: Group) -> str:
+        """What the code does when `group` loses units together with `others`, which it follows without that one."""
         try:
             for keep in _subsets(self._anatomy, [*others, group]):
                 self.run(keep)
@@ -125,67 +154,44 @@ class _Trial:
             return str(error)
         raise AssertionError(f"{group.name} follows after all")
 
-    def run(self, keep: Keep) -> _Told:
-        """What the code must be told. Raises: _Differs."""
-        heard, anatomy = self._anatomy.heard, self._anatomy
+    def run(self, keep: Keep) -> _Corrections:
+        """Run the network cut to `keep`; returns the corrections that it needs. Raises: _Differs."""
+        recorded, anatomy = self._anatomy.recorded, self._anatomy
         try:
             slices, edits = selections(anatomy, keep)
-            student = cut(heard.model, Plan(self._description, anatomy.seam, {}, keep, slices, edits))
+            student = cut(recorded.model, Plan(self._description, anatomy.seam, {}, keep, slices, edits))
         except MimicutError as error:
             raise _Differs(one_line(error)) from error
-        found: _Told = {}
-        seen: _Told = {}  # what need not be told too: of a module that runs several times
-        modules = dict(student.named_modules())
-        calls, last = iter(enumerate(heard.calls)), None
-
-        def at(call: TorchCall, func: Any, args: tuple, kwargs: dict) -> Any:
-            nonlocal last
-            place, known = next(calls, (None, call))
-            last = call
-            if place is None or (known.module, known.function, known.index) != (call.module, call.function, call.index):
-                raise _Differs(f"after a cut the code takes another way {_where_called(call)}")
-            given = numbers_in((args, kwargs))
-            right = self._right(place, given, keep)
-            _note(call, given, right, found, seen)
-            if right != given:
-                if not can_correct_calls(modules[call.module]):
-                    raise _Differs(
-                        f"a number in code that belongs to no class depends on a width {_where_called(call)}"
-                    )
-                new = iter(right)
-                args, kwargs = map_numbers((args, kwargs), lambda _: next(new))
-            result = func(*args, **kwargs)
-            self._require_shapes(place, result, keep)
-            return result
-
+        this_pass = _Pass(self, student, keep)
         try:
-            with torch.no_grad(), caches_kept(student), RecurrentShapes(), listening(student, at):
-                student.eval()(*heard.args, **heard.kwargs)
+            with torch.no_grad(), caches_kept(student), RecurrentShapes(), intercepting_calls(student, this_pass.call):
+                student.eval()(*recorded.args, **recorded.kwargs)
         except _Differs:
             raise
         except Exception as error:  # whatever the user's code raises
-            place = _where_called(last) if last else ""
+            place = _where_called(this_pass.last) if this_pass.last else ""
             raise _Differs(f"after a cut the code stops {place} with {one_line(error)}") from error
-        if next(calls, None) is not None:
+        if this_pass.has_more():
             raise _Differs("after a cut the code takes another way")
-        if found and not self._steady:
+        if this_pass.found and not self._steady:
             raise _Differs("a number depends on a width in code that calls torch anew for every image")
-        return found
+        return this_pass.found
 
     @cached_property
     def _steady(self) -> bool:
-        """Are the torch calls the same for one image more? Else which call of a function is to be told is not known."""
-        heard = self._anatomy.heard
-        args, kwargs = tree_map(partial(_one_more, count=self._anatomy.traced.batch), (heard.args, heard.kwargs))
+        """Whether the torch calls are the same for one image more: else it is not known which of them to correct."""
+        recorded = self._anatomy.recorded
+        args, kwargs = tree_map(partial(_one_more, count=self._anatomy.traced.batch), (recorded.args, recorded.kwargs))
         try:
-            with caches_kept(heard.model), RecurrentShapes():
-                more = torch_calls(full_copy(heard.model), args, kwargs)
+            with caches_kept(recorded.model), RecurrentShapes():
+                more = record_calls(full_copy(recorded.model), args, kwargs)
         except Exception:  # it takes no other number of images
             return True
-        return [(c.module, c.function, c.index) for c in more] == [(c.module, c.function, c.index) for c in heard.calls]
+        return [(c.module, c.function, c.index) for c in more] == [(c.module, c.function, c.index) for c in self.calls]
 
-    def _require_shapes(self, place: int, result: Any, keep: Keep) -> None:
-        axes, call = self._returned[place], self._anatomy.heard.calls[place]
+    def require_shapes(self, place: int, result: Any, keep: Keep) -> None:
+        """Raises: _Differs where what call number `place` returned has another shape than the graph predicts."""
+        axes, call = self._returned[place], self.calls[place]
         if axes is None:
             return
         wanted = tuple(_predicted(self._anatomy, *each, keep) for each in zip(call.shapes, axes, strict=True))
@@ -195,9 +201,9 @@ class _Trial:
                 f"{_where_called(call)}"
             )
 
-    def _right(self, place: int, given: list[Number], keep: Keep) -> list[Number]:
-        """The numbers that call `place` must be given, which the code gives `given`."""
-        call = self._anatomy.heard.calls[place]
+    def right_numbers(self, place: int, given: list[Number], keep: Keep) -> list[Number]:
+        """The numbers that call number `place` must be given, where the code gives it `given`."""
+        call = self.calls[place]
         if len(given) != len(call.numbers):
             raise _Differs(f"after a cut the code gives other numbers {_where_called(call)}")
         right = list(call.numbers)
@@ -210,14 +216,46 @@ class _Trial:
         return [g if g != g and r != r else r for g, r in zip(given, right, strict=True)]  # nan is no other number
 
 
-def _note(call: TorchCall, given: list[Number], right: list[Number], found: _Told, seen: _Told) -> None:
-    """Add to `found` what `call` must be told. Raises: _Differs where it is not the same in all passes of a module."""
-    for place, pair in enumerate(zip(given, right, strict=True)):
-        key = (call.module, call.function, call.index, place)
-        if pair[0] is not pair[1] and pair[0] != pair[1]:  # nan is no other number
-            found[key] = pair
-        if seen.setdefault(key, pair) != pair and key in found:
-            raise _Differs(f"a number would have to be two at a time {_where_called(call)}")
+class _Pass:
+    """One pass of a cut network, compared with the recorded one call by call."""
+
+    def __init__(self, trial: _Trial, student: nn.Module, keep: Keep):
+        self.found: _Corrections = {}
+        self.last: TorchCall | None = None
+        self._trial, self._keep = trial, keep
+        self._modules = dict(student.named_modules())
+        self._expected = iter(enumerate(trial.calls))
+        self._seen: _Corrections = {}  # all numbers, as a module may run several times
+
+    def call(self, call: TorchCall, func: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+        """Call a torch function with the right numbers. Raises: _Differs."""
+        place, known = next(self._expected, (None, call))
+        self.last = call
+        if place is None or (known.module, known.function, known.index) != (call.module, call.function, call.index):
+            raise _Differs(f"after a cut the code takes another way {_where_called(call)}")
+        given = numbers_in((args, kwargs))
+        right = self._trial.right_numbers(place, given, self._keep)
+        self._note_corrections(call, given, right)
+        if right != given:
+            if not can_correct_calls(self._modules[call.module]):
+                raise _Differs(f"a number in code that belongs to no class depends on a width {_where_called(call)}")
+            new = iter(right)
+            args, kwargs = map_numbers((args, kwargs), lambda _: next(new))
+        result = func(*args, **kwargs)
+        self._trial.require_shapes(place, result, self._keep)
+        return result
+
+    def has_more(self) -> bool:
+        """Whether the recorded pass had more calls than were made."""
+        return next(self._expected, None) is not None
+
+    def _note_corrections(self, call: TorchCall, given: list[Number], right: list[Number]) -> None:
+        for position, pair in enumerate(zip(given, right, strict=True)):
+            key = (call.module, call.function, call.index, position)
+            if pair[0] is not pair[1] and pair[0] != pair[1]:  # nan is no other number
+                self.found[key] = pair
+            if self._seen.setdefault(key, pair) != pair and key in self.found:
+                raise _Differs(f"a number would have to be two at a time {_where_called(call)}")
 
 
 def _one_more(value: Any, count: int) -> Any:
@@ -235,8 +273,8 @@ def _shortly(shapes: tuple[tuple[int, ...], ...]) -> str:
     return ", ".join(str(s) for s in shapes[:3])
 
 
-def _where(call: TorchCall, size: Size) -> list[int]:
-    """Among the numbers of `call`, those that are `size`."""
+def _positions(call: TorchCall, size: Size) -> list[int]:
+    """Where among the numbers of `call` the one that `size` means may stand."""
     if not size.certain:
         return call.find(*size.given)
     held = (size.module, size.attribute, size.index)
@@ -259,22 +297,22 @@ def _predicted(anatomy: Anatomy, size: tuple[int, ...], axes: Axes, keep: Keep) 
 
 
 def _subsets(anatomy: Anatomy, groups: list[Group]) -> list[Keep]:
-    """What is tried: without the first unit and the last, and uneven halves at random, so that neither a slice's end, a
-    number that rounding happens to leave right, nor a number that two groups share goes unseen."""
+    """The two cuts that are tried: without the first unit and the last, and uneven halves at random. So no slice's end,
+    no number that rounding leaves right, and no number that two groups share goes unseen."""
     uneven, inner = {}, {}
     for i, g in enumerate(groups):
         random = np.random.default_rng([i, g.width])
         count = (g.width // 2 + i) % max(g.width - 1, 1)  # groups of one width lose different numbers
-        stay = set(needed(anatomy, g, np.arange(g.width)))
+        stay = set(required_units(anatomy, g, np.arange(g.width)))
         # The first stays, so that a slice of the first few is not left with nothing.
         uneven[g.name] = sorted({0, *stay, *(1 + random.permutation(g.width - 1)[:count]).tolist()})
-        stay = set(needed(anatomy, g, abs(np.arange(g.width) - g.width / 2)))  # if it may, another one
+        stay = set(required_units(anatomy, g, abs(np.arange(g.width) - g.width / 2)))  # if it may, another one
         inner[g.name] = sorted({*range(1, max(g.width - 1, 2)), *stay})
     return [inner, uneven]
 
 
 def _choices(anatomy: Anatomy) -> list[list[Size]]:
-    """For each uncertain number, the places that may hold it."""
+    """For each uncertain number, the attributes that may hold it."""
     found: dict[tuple, list[Size]] = {}
     for size in anatomy.sizes:
         if not size.certain:

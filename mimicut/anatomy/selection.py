@@ -1,4 +1,4 @@
-"""What stays of every tensor, and of every number in a module, when groups keep some of their units."""
+"""What is left of every tensor, and of every number in a module, when groups keep some of their units."""
 
 from typing import Any
 
@@ -11,9 +11,17 @@ from mimicut.base.errors import PlanError
 def selections(
     anatomy: Anatomy, keep: dict[str, list[int]]
 ) -> tuple[dict[str, dict[int, list[int]]], list[dict[str, Any]]]:
-    """Slices of every tensor, and edits of every dependent number, when each named group keeps the listed units.
+    """Work out how tensors and numbers are cut.
 
-    Raises: PlanError where one number would have to take two values.
+    Args:
+        anatomy: what is known of the network.
+        keep: group -> units that it keeps; groups that are not named keep all.
+
+    Returns:
+        Slices (tensor -> axis -> positions that stay; only axes that lose some) and edits (`Plan.edits`).
+
+    Raises:
+        PlanError: an axis would be left with nothing, or one number would have to take two values.
     """
     slices: dict[str, dict[int, list[int]]] = {}
     for node, tensor in anatomy.traced.tensors.items():
@@ -37,12 +45,22 @@ def selections(
     return slices, [e for e in edits.values() if e["from"] != e["to"]]
 
 
-def needed(anatomy: Anatomy, group: Group, rank: np.ndarray) -> list[int]:
-    """Units of `group` without which some tensor would be left with nothing: of each the one of lowest rank, one unit
-    for as many as it serves. Queries and values from one layer, or what several layers hand to a concatenation, are one
-    group; no kind may go whole."""
+def required_units(anatomy: Anatomy, group: Group, rank: np.ndarray) -> list[int]:
+    """The fewest units without which some tensor would be left with nothing.
+
+    Queries and values from one layer, or what several layers hand to a concatenation, are one group, but each of these
+    sets of units must keep one. One unit serves for every set that it is in.
+
+    Args:
+        anatomy: what is known of the network.
+        group: the group.
+        rank: (width,) units of low rank are kept first.
+
+    Returns:
+        Units, the one of lowest rank first; at least one.
+    """
     chosen: list[int] = []
-    for units in sorted(anatomy.kinds.get(group.name, ()), key=len):
+    for units in sorted(anatomy.unit_sets.get(group.name, ()), key=len):
         if not units & set(chosen):
             chosen.append(min(units, key=lambda u: rank[u]))
     return sorted(chosen, key=lambda u: rank[u]) or [int(np.argmin(rank))]

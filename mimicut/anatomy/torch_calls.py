@@ -1,8 +1,8 @@
-"""The torch calls of a forward pass, the numbers that the code gives them, and where modules hold these.
+"""The torch calls of a forward pass, the numbers that the code gives them, and the attributes that hold them.
 
-A pass listens to every call, with every whole number that a module holds replaced by one that remembers its place, also
-through arithmetic. Names, counts and tags agree with what `modules` counts when a network runs and what torch.export
-writes on its operators.
+Every call of one pass is intercepted. Before it, each whole number that a module holds is replaced by one that
+remembers its place, through arithmetic too. Names and counts of calls agree with those that `surgery.stand_ins` uses
+when a cut network runs, and tags with what torch.export writes on its operators.
 """
 
 import warnings
@@ -26,7 +26,14 @@ from mimicut.surgery.stand_ins import Number, function_name, numbers_in
 
 @dataclass(frozen=True)
 class Place:
-    """A whole number that a module holds: its attribute, and its position there if that is a list or a tuple."""
+    """Where a module holds a whole number.
+
+    Attributes:
+        module: name of the module.
+        attribute: name of its attribute.
+        index: position in the attribute, if that is a list or a tuple.
+        value: the number.
+    """
 
     module: str
     attribute: str
@@ -38,10 +45,14 @@ class Place:
 class TorchCall:
     """One call of a torch function in a forward pass.
 
-    module: the one whose code calls it ("": the network). function, index: its name, and which call of that name it is
-    in this pass of the module and all that the module calls, from 0. numbers: all that it is given, in order; places:
-    of each, where modules hold it. shapes: of the tensors that it returns. tag: what torch.export writes on what comes
-    of it.
+    Attributes:
+        module: the module whose code calls it; "" for the network itself.
+        function: name of the function.
+        index: which call of that name it is in this pass of the module and all that the module calls, from 0.
+        numbers: all numbers that it is given, in order.
+        places: for each number, where modules hold it.
+        shapes: shapes of the tensors that it returns.
+        tag: what torch.export writes on the operators that it becomes.
     """
 
     module: str
@@ -53,7 +64,15 @@ class TorchCall:
     tag: tuple[str, str]
 
     def find(self, row: Sequence[Any], position: int) -> list[int]:
-        """Where among its numbers the one at `position` of `row` may stand, when the row was given as it is."""
+        """Where among the call's numbers one of a row may stand.
+
+        Args:
+            row: numbers that the operator was given one after the other.
+            position: which number of the row is meant.
+
+        Returns:
+            Every possible position in `numbers`.
+        """
         starts = range(len(self.numbers) - len(row) + 1)
         return [s + position for s in starts if self.numbers[s : s + len(row)] == tuple(row)]
 
@@ -61,7 +80,9 @@ class TorchCall:
 _READING = "__get__"  # of shape, dtype and the like: these calls are given no numbers
 
 
-class _Listening(TorchFunctionMode):
+class _Intercepting(TorchFunctionMode):
+    """Counts the torch calls of every module that is running, and hands each call to a function."""
+
     def __init__(self, at: Callable[..., Any]):
         self._at, self.frames, self._total = at, [], Counter()
 
@@ -79,10 +100,15 @@ class _Listening(TorchFunctionMode):
 
 
 @contextmanager
-def listening(model: nn.Module, at: Callable[[TorchCall, Any, tuple, dict], Any]) -> Iterator[None]:
-    """`at(call, func, args, kwargs)` stands in for every torch call in a pass of `model`; `call` has no numbers and
-    no shapes yet. All hooks are gone on leaving."""
-    mode, handles = _Listening(at), []
+def intercepting_calls(model: nn.Module, at: Callable[[TorchCall, Any, tuple, dict], Any]) -> Iterator[None]:
+    """Let a function stand in for every torch call in the passes of a network, with hooks that are removed on leaving.
+
+    Args:
+        model: the network that runs inside the `with` block.
+        at: called as `at(call, func, args, kwargs)`, where `call` has no numbers and no shapes yet; returns what the
+            torch function would.
+    """
+    mode, handles = _Intercepting(at), []
     for name, module in model.named_modules():
         handles.append(module.register_forward_pre_hook(lambda *_, name=name: mode.frames.append((name, Counter()))))
         handles.append(module.register_forward_hook(lambda *_: _left(mode.frames), always_call=True))
@@ -100,42 +126,54 @@ def _left(frames: list[Any]) -> None:
 
 
 def shapes_of(result: Any) -> tuple[tuple[int, ...], ...]:
+    """The shapes of all tensors in a value, in order.
+
+    >>> shapes_of((torch.ones(2, 3), [torch.ones(1)]))
+    ((2, 3), (1,))
+    """
     return tuple(tuple(v.shape) for v in tree_leaves(result) if isinstance(v, torch.Tensor))
 
 
-class _Held(int):
-    """A whole number that knows its places."""
+class _PlacedInt(int):
+    """A whole number that knows where modules hold it, or the numbers that it was computed from."""
 
     places: frozenset[Place]
 
-    def __new__(cls, value: int, places: frozenset[Place]) -> "_Held":
-        held = super().__new__(cls, value)
-        held.places = places
-        return held
+    def __new__(cls, value: int, places: frozenset[Place]) -> "_PlacedInt":
+        placed = super().__new__(cls, value)
+        placed.places = places
+        return placed
 
-    def __reduce__(self) -> Any:  # a copy is a plain number
+    def __reduce__(self) -> Any:  # copies are plain numbers
         return int, (int(self),)
 
 
-def _remembering(name: str) -> Any:
+def _keeping_places(name: str) -> Any:
     plain = getattr(int, name)
 
-    def operation(self: _Held, *others: Any) -> Any:
+    def operation(self: _PlacedInt, *others: Any) -> Any:
         result = plain(self, *others)
         if type(result) is not int:  # a float, or NotImplemented
             return result
-        return _Held(result, self.places.union(*(o.places for o in others if isinstance(o, _Held))))
+        return _PlacedInt(result, self.places.union(*(o.places for o in others if isinstance(o, _PlacedInt))))
 
     return operation
 
 
 for _operation in ("add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "rfloordiv", "mod", "rmod", "pow"):
-    setattr(_Held, f"__{_operation}__", _remembering(f"__{_operation}__"))
+    setattr(_PlacedInt, f"__{_operation}__", _keeping_places(f"__{_operation}__"))
 
 
 @dataclass(frozen=True)
-class Heard:
-    """The torch calls of one pass of `model`, a copy without data where its code runs without, which has not run."""
+class RecordedPass:
+    """The torch calls of one pass of a network.
+
+    Attributes:
+        model: a copy that has not run; it has no data where its code runs without.
+        args: what it is called with.
+        kwargs: the same, by name.
+        calls: the calls, in order.
+    """
 
     model: nn.Module
     args: tuple
@@ -149,25 +187,34 @@ class Heard:
             found[call.tag] = None if call.tag in found else call
         return found
 
-    def of(self, node: Node) -> TorchCall | None:
-        """The call that `node` of the traced graph comes of; None where that is not known."""
+    def call_of(self, node: Node) -> TorchCall | None:
+        """The call that became `node` of the traced graph; None where that is not known."""
         return self._by_tag.get(node.meta.get("torch_fn"))
 
 
-def hear(traced: Traced) -> Heard:
-    """Listen to one pass of the traced network, which is not changed."""
+def record_pass(traced: Traced) -> RecordedPass:
+    """Record the torch calls of one pass of the traced network, which is not changed."""
 
-    def run(model: nn.Module, args: tuple, kwargs: dict) -> Heard:
-        return Heard(full_copy(model), args, kwargs, torch_calls(model, args, kwargs))
+    def run(model: nn.Module, args: tuple, kwargs: dict) -> RecordedPass:
+        return RecordedPass(full_copy(model), args, kwargs, record_calls(model, args, kwargs))
 
     return run_for_shapes(traced.model, traced.example, run)
 
 
-def torch_calls(model: nn.Module, args: tuple, kwargs: dict) -> list[TorchCall]:
-    """The torch calls of one pass, in order. The whole numbers that `model` holds are replaced: hand in a copy."""
+def record_calls(model: nn.Module, args: tuple, kwargs: dict) -> list[TorchCall]:
+    """Record the torch calls of one pass.
+
+    Args:
+        model: a copy, as the whole numbers that its modules hold are replaced.
+        args: what it is called with.
+        kwargs: the same, by name.
+
+    Returns:
+        The calls, in order.
+    """
     calls: list[TorchCall] = []
 
-    def note(call: TorchCall, func: Any, args: tuple, kwargs: dict) -> Any:
+    def record(call: TorchCall, func: Any, args: tuple, kwargs: dict) -> Any:
         given = numbers_in((args, kwargs))
         result = func(*args, **kwargs)
         places = tuple(getattr(n, "places", frozenset()) for n in given)
@@ -177,15 +224,17 @@ def torch_calls(model: nn.Module, args: tuple, kwargs: dict) -> list[TorchCall]:
 
     for name, module in model.named_modules():
         for key, value in list(vars(module).items()):
-            vars(module)[key] = _holding(value, name, key)
-    with torch.no_grad(), listening(model, note):
+            vars(module)[key] = _with_places(value, name, key)
+    with torch.no_grad(), intercepting_calls(model, record):
         model.eval()(*args, **kwargs)
     return calls
 
 
-def _holding(value: Any, module: str, attribute: str) -> Any:
+def _with_places(value: Any, module: str, attribute: str) -> Any:
     if type(value) is int:
-        return _Held(value, frozenset([Place(module, attribute, None, value)]))
+        return _PlacedInt(value, frozenset([Place(module, attribute, None, value)]))
     if type(value) in (list, tuple) and value and all(type(v) is int for v in value):
-        return type(value)(_Held(v, frozenset([Place(module, attribute, index, v)])) for index, v in enumerate(value))
+        return type(value)(
+            _PlacedInt(v, frozenset([Place(module, attribute, index, v)])) for index, v in enumerate(value)
+        )
     return value

@@ -28,7 +28,12 @@ Example = tuple[tuple[Any, ...], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Call:
-    """One call of one module: its qualified name and which call of that module it is, from 0."""
+    """One call of a module in a forward pass.
+
+    Attributes:
+        module: its qualified name.
+        index: which call of that module it is, from 0.
+    """
 
     module: str
     index: int
@@ -38,10 +43,17 @@ class Call:
 class Traced:
     """A network's operator graph.
 
-    model: a structural copy in eval mode that shares the network's tensors. example: what it was traced with.
-    nodes: operators in the order in which they run. tensors: placeholder -> parameter or buffer name.
-    inputs: placeholders of the example's tensors. outputs: nodes of what it returns, each with its place there ("" for
-    a tensor that stands alone, else as in `SeamPoint.part`). marks: seam points that were asked for, and their nodes.
+    Attributes:
+        model: a structural copy in eval mode that shares the network's tensors.
+        example: what it was traced with.
+        program: the `torch.export.ExportedProgram`.
+        nodes: the operators, in the order in which they run.
+        tensors: placeholder -> name of the parameter or buffer.
+        inputs: placeholders of the example's tensors.
+        outputs: nodes of what the network returns, each with its place there, as in `SeamPoint.part`; "" for a tensor
+            that stands alone.
+        marks: seam points that were asked for, with their nodes.
+        calls: for each operator the module calls around it, outermost first, the network itself left out.
     """
 
     model: nn.Module
@@ -80,20 +92,33 @@ class Traced:
 
 
 def shape(node: Any) -> tuple[int, ...] | None:
-    """Shape of the tensor that `node` returns; None if it is no node or returns no single tensor."""
+    """The shape of the tensor that `node` returns; None if it is no node or does not return one tensor."""
     value = node.meta.get("val") if isinstance(node, Node) else None
     return tuple(int(s) for s in value.shape) if isinstance(value, torch.Tensor) else None
 
 
 def operator(node: Node) -> str:
-    """Name of the operator without namespace, overload and in-place mark: "conv2d", "add", "getitem"."""
+    """The operator's name without namespace, overload and in-place mark: "conv2d", "add", "getitem"."""
     schema = getattr(node.target, "_schema", None)
     name = schema.name.rsplit("::", 1)[-1] if schema is not None else getattr(node.target, "__name__", str(node.target))
     return name if name.startswith("__") else name.rstrip("_")
 
 
 def as_example(example: Any) -> Example:
-    """A tensor, a tuple of arguments, or `(args, kwargs)` as `(args, kwargs)`."""
+    """Bring an example input into one form.
+
+    Args:
+        example: a tensor, a tuple of arguments, or (args, kwargs).
+
+    Returns:
+        (args, kwargs).
+
+    Raises:
+        InputError: it is none of these.
+
+    >>> as_example((1, 2))
+    ((1, 2), {})
+    """
     if isinstance(example, torch.Tensor):
         return (example,), {}
     if (
@@ -112,9 +137,10 @@ def as_example(example: Any) -> Example:
 
 
 def require_data(model: nn.Module) -> None:
-    """Refuse a network on the meta device: it has no values to keep.
+    """Refuse a network on the meta device, which has no values to keep.
 
-    Raises: UnsupportedModel.
+    Raises:
+        UnsupportedModel: a parameter or buffer is there; the first one is named.
     """
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_meta:
@@ -125,15 +151,24 @@ def require_data(model: nn.Module) -> None:
 
 
 def trace_graph(model: nn.Module, example: Any, points: Sequence[SeamPoint] = ()) -> Traced:
-    """Trace `model` in eval mode with `torch.export`. The model is not changed, and nothing is computed.
+    """Trace a network in eval mode with `torch.export`. The network is not changed, and nothing is computed.
 
-    example: a tensor (N, C, H, W), a tuple of arguments or (args, kwargs). points: seam points to find in the graph.
-    Raises: UnsupportedModel naming what torch.export could not follow.
+    Args:
+        model: the network.
+        example: a tensor (N, C, H, W), a tuple of arguments, or (args, kwargs).
+        points: seam points to find in the graph.
+
+    Returns:
+        The operator graph.
+
+    Raises:
+        UnsupportedModel: torch.export cannot follow the network, the size of a tensor depends on values, or a seam
+            point is never reached.
     """
     require_data(model)
     args, kwargs = as_example(example)
     if remembers(model):  # else what it keeps of this pass would be a tensor without values
-        with torch.no_grad(), caches_kept(model), suppress(Exception):  # what is wrong, torch.export tells
+        with torch.no_grad(), caches_kept(model), suppress(Exception):  # torch.export says what is wrong
             full_copy(model).eval()(*_own(args), **_own(kwargs))
     clone, kept = structural_copy(model).eval(), structural_copy(model).eval()
     replace_multihead_attention(clone)
@@ -145,12 +180,21 @@ def trace_graph(model: nn.Module, example: Any, points: Sequence[SeamPoint] = ()
     _flatten(program.graph_module)
     _require_sizes(program, clone)
     # Code that runs may hold on to what it computes, which has no values here: what is kept is a copy that has not run.
-    return _read(kept, (args, kwargs), program, parts, points, marked)
+    return _read_program(kept, (args, kwargs), program, parts, points, marked)
 
 
 def run_for_shapes(model: nn.Module, example: Example, run: Callable[[nn.Module, tuple, dict], Any]) -> Any:
-    """What `run(copy, args, kwargs)` returns for a copy of `model` without data where its code allows that, else for a
-    full copy, as it may write to its buffers."""
+    """Run a copy of a network where only shapes matter.
+
+    Args:
+        model: the network. It is not changed.
+        example: (args, kwargs).
+        run: called with a copy, args and kwargs. The copy has no data where the network's code allows that; otherwise
+            it is a full copy, as the code may write to its buffers.
+
+    Returns:
+        What `run` returns.
+    """
     args, kwargs = example
     if not remembers(model):
         try:
@@ -166,14 +210,14 @@ def run_for_shapes(model: nn.Module, example: Example, run: Callable[[nn.Module,
 
 
 class RecurrentShapes(TorchFunctionMode):
-    """While it is on, LSTM, GRU and RNN without data return tensors of the right shapes at once: torch would go through
-    their steps, some hundred operators for each."""
+    """While it is on, LSTM, GRU and RNN without data return tensors of the right shapes at once. torch would run some
+    hundred operators for each of their steps."""
 
     _FUNCTIONS = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func not in self._FUNCTIONS or not args[0].is_meta or not isinstance(args[2], (list, tuple)):
-            return func(*args, **(kwargs or {}))  # not one of them, or a packed sequence
+            return func(*args, **(kwargs or {}))  # none of them, or a packed sequence
         x, state, directions = args[0], args[1], 2 if args[7] else 1
         states = (state,) if isinstance(state, torch.Tensor) else tuple(state)
         output = x.new_empty(*x.shape[:-1], directions * states[0].shape[-1])
@@ -181,11 +225,12 @@ class RecurrentShapes(TorchFunctionMode):
 
 
 def _own(values: Any) -> Any:
+    """The same values with tensors of their own."""
     return torch.utils._pytree.tree_map(lambda v: v.clone() if isinstance(v, torch.Tensor) else v, values)
 
 
 def _require_sizes(program: Any, model: nn.Module) -> None:
-    """Raises: UnsupportedModel where the size of a tensor depends on values."""
+    """Raises: UnsupportedModel where the size of a tensor depends on the values of another."""
     for node in program.graph.nodes:
         value = node.meta.get("val")
         if isinstance(value, torch.Tensor) and not all(is_concrete_int(s) for s in value.shape):
@@ -198,10 +243,19 @@ def _require_sizes(program: Any, model: nn.Module) -> None:
 
 
 def export_program(model: nn.Module, args: tuple, kwargs: dict, dynamic_shapes: Any = None) -> Any:
-    """The `torch.export.ExportedProgram` of `model` as it is; code that runs may set attributes of it: hand in a copy.
+    """Export a network with `torch.export`.
 
-    dynamic_shapes: as `torch.export.export` takes it. Raises: UnsupportedModel naming what could not be followed and,
-    where it is known, the module.
+    Args:
+        model: a copy, as code that runs may set attributes of it.
+        args: what it is called with.
+        kwargs: the same, by name.
+        dynamic_shapes: as `torch.export.export` takes it.
+
+    Returns:
+        The `torch.export.ExportedProgram`.
+
+    Raises:
+        UnsupportedModel: something could not be followed; the operator and the module are named where they are known.
     """
     try:
         with warnings.catch_warnings(), quiet("torch._subclasses.fake_tensor"), torch.no_grad(), without_stacks():
@@ -213,15 +267,17 @@ def export_program(model: nn.Module, args: tuple, kwargs: dict, dynamic_shapes: 
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
         raise UnsupportedModel(
             f"tracing {type(model).__name__} with inputs {_describe(args, kwargs)}: torch.export stopped"
-            f"{place(error, model)} with {type(error).__name__}: {reason}; expected a forward pass that runs on these "
-            "inputs without branching on tensor values"
+            f"{fault_place(error, model)} with {type(error).__name__}: {reason}; expected a forward pass that runs on "
+            "these inputs without branching on tensor values"
         ) from error
 
 
 @contextmanager
 def without_stacks() -> Iterator[None]:
-    """torch.export writes a stack trace on every operator, which takes up to 40 % of its time (measured), and nothing
-    here reads them. Newer releases of torch have a switch for it."""
+    """Keep torch.export from writing a stack trace on every operator, where torch has a switch for that.
+
+    This takes up to 40 % of its time (measured), and nothing here reads them.
+    """
     config, name = torch.fx.config, "do_not_emit_stack_traces"
     before = getattr(config, name, None)
     try:
@@ -233,8 +289,16 @@ def without_stacks() -> Iterator[None]:
             setattr(config, name, before)
 
 
-def place(error: BaseException | None, model: nn.Module) -> str:
-    """ " at OPERATOR in MODULE", as far as the frames that `error` and its causes went through tell; "" where not."""
+def fault_place(error: BaseException | None, model: nn.Module) -> str:
+    """Where in a network an error was raised, read from the frames that the error and its causes went through.
+
+    Args:
+        error: the error.
+        model: the network that ran.
+
+    Returns:
+        " at OPERATOR in MODULE", or as much of it as is known.
+    """
     names = {id(module): name for name, module in model.named_modules() if name}
     operation = module = ""
     while error is not None:
@@ -253,8 +317,8 @@ def place(error: BaseException | None, model: nn.Module) -> str:
 
 
 def _flatten(module: torch.fx.GraphModule) -> None:
-    """Regions without autocast or gradients become part of the graph, as on a CPU in float32 they change nothing, and
-    assertions go."""
+    """Make regions without autocast or gradients part of the graph, as on a CPU in float32 they change nothing, and
+    remove assertions."""
     graph = module.graph
     for node in list(graph.nodes):
         name = operator(node) if node.op == "call_function" else ""
@@ -276,8 +340,11 @@ def _flatten(module: torch.fx.GraphModule) -> None:
 
 @contextmanager
 def _flat(model: nn.Module) -> Iterator[list[str]]:
-    """`model` returns a list of its tensors inside, whatever holds them, so that torch.export need not know the kind.
-    The list fills while it runs: the place of each."""
+    """Let `model` return a plain list of its tensors, so that torch.export need not know the class that holds them.
+
+    Yields:
+        A list that fills while it runs: where each tensor stands in what the network returns.
+    """
     parts: list[str] = []
 
     def hook(_: nn.Module, __: tuple, output: Any) -> list[torch.Tensor]:
@@ -294,7 +361,7 @@ def _flat(model: nn.Module) -> Iterator[list[str]]:
 
 @contextmanager
 def quiet(*names: str) -> Iterator[None]:
-    """torch logs what it is about to raise, tracebacks included; what is raised is enough."""
+    """Silence loggers of torch, which write what torch is about to raise, tracebacks included."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -306,7 +373,7 @@ def quiet(*names: str) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _read(
+def _read_program(
     model: nn.Module,
     example: Example,
     program: Any,
@@ -331,7 +398,7 @@ def _read(
             elif node.name in users and shape(node) is not None:
                 inputs.append(node)
         elif node.op == "output":
-            returned = node.args[0][len(node.args[0]) - len(parts) :]  # behind the buffers that the pass changes
+            returned = node.args[0][len(node.args[0]) - len(parts) :]  # after the buffers that the pass changes
             for value, part in zip(returned, parts, strict=True):
                 if shape(value) is not None and value not in known:
                     outputs.setdefault(value, part)
@@ -344,7 +411,7 @@ def _read(
     unreached = [str(p) for i, p in enumerate(points) if i not in {marked[k][0] for k in marks}]
     if unreached:
         raise UnsupportedModel(
-            f"finding the seam: {', '.join(unreached)} is never reached in a forward pass, or nothing comes of it"
+            f"finding the seam: {', '.join(unreached)} is never reached in a forward pass, or its result is unused"
         )
     in_order = sorted(marks, key=lambda k: marked[k][0])
     seam = {marked[k][1]: marks[k] for k in in_order}

@@ -12,7 +12,7 @@ from torch import nn
 from mimicut.anatomy.cost import count_teacher
 from mimicut.anatomy.graph import Anatomy, Group
 from mimicut.anatomy.probe import call_edits
-from mimicut.anatomy.selection import needed, selections
+from mimicut.anatomy.selection import required_units, selections
 from mimicut.base.errors import OutOfReach, PlanError
 from mimicut.base.guard import named_tensors
 from mimicut.planning.limits import Limits, TimeLimit, limits_of, macs_of
@@ -77,7 +77,9 @@ def plan_widths(
     """As `make_plan`, whatever else the budget asks for. time_limit: milliseconds of a forward pass, as predicted."""
     score = budget.score or "l1"
     ranks = _ranks(teacher, anatomy, score, budget.seed, evidence)
-    least = {g.name: len(needed(anatomy, g, ranks[g.name])) for g in anatomy.groups.values() if g.pinned is None}
+    least = {
+        g.name: len(required_units(anatomy, g, ranks[g.name])) for g in anatomy.groups.values() if g.pinned is None
+    }
     parts = _Parts(teacher, anatomy, ranks, least, time_limit)
     notes: list[str] = []
     resolved = budget
@@ -132,7 +134,7 @@ def replan(teacher: nn.Module, anatomy: Anatomy, plan: Plan, source: dict[str, A
     Raises: PlanError for another teacher's plan, unknown groups, widths out of range, or edited slices.
     """
     check_teacher(teacher, plan)
-    other = [list(each) for each in anatomy.gone] != plan.dropped_modules
+    other = [list(each) for each in anatomy.dropped_modules] != plan.dropped_modules
     widths = {name: width for name, width in plan.widths.items() if not other or name in anatomy.groups}
     for name, width in widths.items():
         group = anatomy.groups.get(name)
@@ -192,7 +194,7 @@ def resolve(
     """The plan that keeps, of each group in `widths`, that many units of lowest rank."""
     keep = {n: np.flatnonzero(ranks[n] < w).tolist() for n, w in widths.items()}
     slices, edits = selections(anatomy, keep)
-    calls = call_edits(anatomy, keep) if anatomy.tells else []
+    calls = call_edits(anatomy, keep) if anatomy.needs_call_edits else []
     before = count_teacher(teacher, anatomy).macs
     after = macs_of(anatomy, {n: ranks[n] for n in widths}).of(widths)
     return Plan(
@@ -203,7 +205,7 @@ def resolve(
         slices=slices,
         edits=edits,
         drop=list(anatomy.dropped),
-        dropped_modules=[list(each) for each in anatomy.gone],
+        dropped_modules=[list(each) for each in anatomy.dropped_modules],
         budget=budget,
         scheme=scheme,
         score=score,
@@ -222,7 +224,7 @@ def eligible_groups(anatomy: Anatomy, scheme: str = "all", spare_ends: bool = Fa
 
 def reachable_macs(anatomy: Anatomy, groups: Sequence[Group]) -> int:
     """MACs when every one of `groups` keeps as little as it can."""
-    widths = {g.name: len(needed(anatomy, g, np.arange(g.width))) for g in groups}
+    widths = {g.name: len(required_units(anatomy, g, np.arange(g.width))) for g in groups}
     return round(macs_of(anatomy, {g.name: np.arange(g.width) for g in groups}).of(widths))
 
 
@@ -292,7 +294,7 @@ def _ranks(
     teacher: nn.Module, anatomy: Anatomy, score: str, seed: int, evidence: Evidence | None = None
 ) -> dict[str, np.ndarray]:
     """Of each group, the place of every unit when sorted by score, best first (ties: lower index first), but for those
-    that are `needed`: they come before all others."""
+    that are `required_units`: they come before all others."""
     tensors = named_tensors(teacher)
     ranks = {}
     for group in anatomy.groups.values():
@@ -302,7 +304,7 @@ def _ranks(
             scores = found if known else SCORES[score](group, tensors, anatomy, seed)
             order = np.argsort(-scores, kind="stable")
             rank = np.argsort(order, kind="stable")
-            first = needed(anatomy, group, rank)
+            first = required_units(anatomy, group, rank)
             order = np.array([*first, *(u for u in order.tolist() if u not in set(first))])
             ranks[group.name] = np.argsort(order, kind="stable")
         else:

@@ -141,7 +141,7 @@ def survey(
             raise
     else:
         saved = {b.name: macs_in(b.branch, anatomy.traced.batch) for b in blocks}
-    blocks = [b for b in blocks if not any(fixed(module) for module, _ in b.gone)]
+    blocks = [b for b in blocks if not any(fixed(module) for module, _ in b.dropped_modules)]
     order, held = (), None
     if depth != "never" and blocks:
         say(f"asking the images which of {len(blocks)} blocks can be spared")
@@ -196,7 +196,7 @@ def _paced(
         kinds.setdefault(_kind(anatomy, block), []).append(block)
     networks: dict[str, Any] = {"teacher": prepared, "again": prepared}
     for of_kind in kinds.values():
-        networks[of_kind[0].name] = drop_modules(guard.full_copy(teacher), of_kind[0].gone)
+        networks[of_kind[0].name] = drop_modules(guard.full_copy(teacher), of_kind[0].dropped_modules)
     example = anatomy.traced.example
     found = measure(networks, example, setting, seconds=MEASURED_SECONDS * (1 + len(kinds) / 2))
     own = found["teacher"]

@@ -22,7 +22,7 @@ from mimicut.anatomy.cost import Cost
 from mimicut.anatomy.graph import Anatomy
 from mimicut.anatomy.operators.recurrent import RECURRENT
 from mimicut.anatomy.operators.reductions import statistics_axes
-from mimicut.anatomy.tracing import operator, place, shape
+from mimicut.anatomy.tracing import fault_place, operator, shape
 from mimicut.base.errors import LawBroken
 from mimicut.base.guard import caches_kept, evaluating, full_copy, named_tensors, seeded
 from mimicut.surgery.plan import Plan
@@ -100,7 +100,7 @@ def _compare(
             features, output = capture.features_and_output(*args, **kwargs)
     except Exception as error:
         raise LawBroken(
-            f"running the cut {type(teacher).__name__}: it stopped{place(error, student)} with "
+            f"running the cut {type(teacher).__name__}: it stopped{fault_place(error, student)} with "
             f"{type(error).__name__}: {error}. The code there depends on a width in a way that was not seen: let it "
             "take the width from its input, or pin the groups around it with --pin (`mimicut inspect` lists them)"
         ) from error
@@ -111,8 +111,8 @@ def _compare(
     # Of modules that are no blocks, but hand their input on, the whole network's operators know nothing.
     if plan is not None and anatomy.only_blocks:
         bare = _Reference(anatomy, None, teacher).outputs(given)
-        whole = replace(anatomy, traced=anatomy.whole, seam_nodes=(), axes=defaultdict(list))
-        expected = _Reference(whole, None, teacher, anatomy.zeroed).outputs(given)
+        whole = replace(anatomy, traced=anatomy.full_trace, seam_nodes=(), axes=defaultdict(list))
+        expected = _Reference(whole, None, teacher, anatomy.zeroed_nodes).outputs(given)
         error = max(error, _apart(bare[: len(expected)], expected))
     return error
 

@@ -65,7 +65,7 @@ def layers_to_solve(anatomy: Anatomy, plan: Plan, student: nn.Module) -> list[La
     if plan.drop and not anatomy.only_blocks:
         return found
     if plan.drop:
-        after = weights_after(anatomy.whole, min(map(anatomy.whole.nodes.index, anatomy.zeroed)))
+        after = weights_after(anatomy.full_trace, min(map(anatomy.full_trace.nodes.index, anatomy.zeroed_nodes)))
         touched |= {i for i, layer in enumerate(found) if layer.weight in after}
     return found[min(touched, default=len(found)) :]
 

@@ -24,8 +24,8 @@ from mimicut.anatomy.tracing import (
     Example,
     as_example,
     export_program,
+    fault_place,
     operator,
-    place,
     quiet,
     require_data,
     without_stacks,
@@ -202,7 +202,7 @@ def _output_of(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
             return model(*args, **kwargs)
     except Exception as error:  # whatever a model's own code raises
         raise UnsupportedModel(
-            f"running {_named(model)}{place(error, model)} before its export, batch {batch_of((args, kwargs))}, "
+            f"running {_named(model)}{fault_place(error, model)} before its export, batch {batch_of((args, kwargs))}, "
             f"float32, on the CPU: {one_line(error)}; expected outputs to compare with"
         ) from error
 
@@ -214,7 +214,7 @@ def _write_program(program: Any, model: nn.Module, path: Path) -> None:
         raise
     except Exception as error:
         raise UnsupportedModel(
-            f"writing {_named(model)} as {path.name}: torch.export.save stopped{place(error, model)} with "
+            f"writing {_named(model)} as {path.name}: torch.export.save stopped{fault_place(error, model)} with "
             f"{one_line(error)}; expected operators and constants that can be stored"
         ) from error
 
@@ -238,7 +238,7 @@ def write_onnx(program: Any, model: nn.Module, path: Path) -> int:
         while cause.__cause__ is not None:
             cause = cause.__cause__
         raise UnsupportedModel(
-            f"writing {_named(model)} as ONNX: torch.onnx.export stopped{place(error, model)} with "
+            f"writing {_named(model)} as ONNX: torch.onnx.export stopped{fault_place(error, model)} with "
             f"{one_line(cause)}; expected operators that ONNX has"
         ) from error
 

@@ -79,10 +79,12 @@ class Seam:
     headless: bool = False
 
     def to_json(self) -> dict[str, Any]:
+        """The seam as plain data."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Seam":
+        """The seam that `to_json` wrote."""
         return cls(
             tuple(SeamPoint(**p) for p in data["points"]),
             tuple(tuple(s) for s in data["shapes"]),

@@ -14,6 +14,7 @@ from mimicut.anatomy.cost import count, count_traced
 from mimicut.anatomy.find_seam import find_seam, trace
 from mimicut.anatomy.graph import Anatomy
 from mimicut.anatomy.operators import TABLE
+from mimicut.anatomy.operators.rules import unknown_operator
 from mimicut.anatomy.selection import selections
 from mimicut.anatomy.torch_calls import shapes_of
 from mimicut.anatomy.tracing import RecurrentShapes
@@ -70,7 +71,7 @@ def test_blocks_know_stage_place_and_identity():
     ]
 
 
-def test_numbers_that_are_literals_are_told_and_those_in_attributes_follow():
+def test_numbers_that_are_literals_are_corrected_and_those_in_attributes_follow():
     model = randomised(Attributes())
     anatomy = trace(model, model.example())
     held = {(s.attribute, s.value) for s in anatomy.sizes if s.attribute in ("width", "kept")}
@@ -579,7 +580,7 @@ def test_a_size_that_depends_on_values_is_refused_with_operator_and_module():
 
 
 @pytest.mark.parametrize(("net", "extra"), [(_Computed, {"mix": 6}), (_Scaled, {})])
-def test_numbers_that_are_computed_from_a_width_are_told(net, extra):
+def test_numbers_that_are_computed_from_a_width_are_corrected(net, extra):
     model = randomised(net())
     anatomy = trace(model, model.example())
     assert free(anatomy) == net.free | extra
@@ -587,7 +588,7 @@ def test_numbers_that_are_computed_from_a_width_are_told(net, extra):
     assert check_cut(anatomy, plan, model, cut(model, plan))["error"] <= 1e-10
 
 
-def test_a_size_that_comes_from_another_groups_width_is_told():
+def test_a_size_that_comes_from_another_groups_width_is_corrected():
     class Shaped(Chain):
         def __init__(self):
             super().__init__()
@@ -843,6 +844,7 @@ def test_an_lstm_with_projections_is_pinned():
     model.body[3] = nn.Conv2d(3, 12, 3, padding=1, bias=False)
     anatomy = trace(model, model.example())
     assert "aten.lstm.input cannot be read" in anatomy.groups["body.0"].pinned
+    assert anatomy.unread == (("aten.lstm.input", "rnn"),)
     assert free(anatomy) == {"body.3": 12}
 
 
@@ -876,6 +878,16 @@ def test_a_rule_whose_answer_does_not_fit_is_a_fault(monkeypatch, axes):
         (lambda x: x * x.mean((0, 2, 3)).t()[:, None, None], "aten.t.default"),
         (lambda x: x + F.unfold(x[0], 3, padding=1).mean(0).view(8, 8), "aten.im2col.default"),
         (lambda x: x * F.prelu(x, torch.ones(())), "aten.prelu.default"),
+        (lambda x: x + (x.transpose(1, 3) @ torch.ones(8))[:, None], "aten.matmul.default"),
+        (lambda x: torch.einsum("...hw->...wh", x), "aten.einsum.default"),
+        (
+            lambda x: x + F.scaled_dot_product_attention(x.flatten(2), x[0].flatten(1)[:3], x[0].flatten(1)[:3]).sum(),
+            "aten.scaled_dot_product_attention.default",
+        ),
+        (
+            lambda x: x.repeat_interleave(torch.tensor([1] * 8), dim=1, output_size=8),
+            "aten.repeat_interleave.self_Tensor",
+        ),
         (lambda x: x + x[:, :0].flatten(1).sum() + F.prelu(x, torch.ones(())), "aten.flatten.using_ints"),
     ],
 )
@@ -896,3 +908,14 @@ def test_numbers_that_depend_on_values_carry_no_channels():
             return self.fc(self.pool(self.body[3:](x * -x.sum().item())).flatten(1))
 
     assert free(trace(Scaled(), Scaled().example())) == Chain.free
+
+
+def test_results_that_were_not_read_carry_no_channels(monkeypatch):
+    """An operator may return lists of tensors inside a tuple."""
+
+    class Halves(Chain):
+        def forward(self, x):
+            return self.fc(self.pool(self.body[3:](torch.cat(self.body[:3](x).chunk(2, 1), 1))).flatten(1))
+
+    monkeypatch.setitem(TABLE, "chunk", lambda reader, node: unknown_operator(reader, node) and None)
+    assert free(trace(Halves(), Halves().example())) == {"body.3": 12}

@@ -24,7 +24,7 @@ PREPROCESSING = us.Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3)
 
 
 class Gates(Tiny):
-    """Branches that end in functional code: a sigmoid makes something of zeros, an activation is applied in place."""
+    """Branches that end in functional code: a sigmoid changes zeros, an activation is applied in place."""
 
     seam = "last:output"
 
@@ -84,8 +84,8 @@ def test_what_carries_its_stream_alone_cannot_be_dropped():
 
 def test_code_that_makes_something_of_nothing_pins_a_block():
     (first, second) = trace(Gates(), Gates().example()).blocks
-    assert "makes something of nothing (sigmoid)" in first.pinned
-    assert second.gone == (("b", "through"),)
+    assert "makes other values from zeros (sigmoid)" in first.pinned
+    assert second.dropped_modules == (("b", "through"),)
 
 
 def test_layers_in_the_code_of_an_outer_module_pin_a_block():
@@ -111,7 +111,7 @@ def test_dropped_equals_zero_for_every_block_and_all_together(kind):
     assert every
     for drop in [[name] for name in every] + [every]:
         anatomy = trace(model, model.example(), drop=drop)
-        assert anatomy.zeroed
+        assert anatomy.zeroed_nodes
         plan = make_plan(model, anatomy)
         student = cut(model, plan)
         law = laws.check_cut(anatomy, plan, model, student)
@@ -139,14 +139,14 @@ def test_dropped_equals_zero_by_hand():
 def test_the_law_finds_a_block_that_was_left_out_wrongly(monkeypatch):
     """An activation behind the addition that changes the stream: with the whole module gone it would be skipped."""
     model = randomised(Scaled())
-    right = {b.name: b.gone for b in trace(model, model.example()).blocks}
+    right = {b.name: b.dropped_modules for b in trace(model, model.example()).blocks}
     assert right["stage1.1"][0] == ("stage1.1.conv1", "zero")
     from mimicut.anatomy import blocks
 
     monkeypatch.setattr(blocks, "_in_range", lambda *_: True)
     monkeypatch.setattr(blocks, "_IDEMPOTENT", ("relu", "hardswish"))
     anatomy = trace(model, model.example(), drop=["stage1.1"])
-    assert anatomy.gone == (("stage1.1", "through"),)
+    assert anatomy.dropped_modules == (("stage1.1", "through"),)
     plan = make_plan(model, anatomy)
     with pytest.raises(LawBroken, match="removed channels at zero"):
         laws.check_cut(anatomy, plan, model, cut(model, plan))
@@ -185,8 +185,8 @@ def test_plans_of_before_there_were_blocks_drop_modules():
 def test_a_module_that_is_no_block_hands_its_input_on():
     model = randomised(nets.Chain())
     anatomy = trace(model, model.example(), drop=["body.1"])
-    assert anatomy.gone == (("body.1", "through"),)
-    assert not anatomy.zeroed
+    assert anatomy.dropped_modules == (("body.1", "through"),)
+    assert not anatomy.zeroed_nodes
     plan = dataclasses.replace(make_plan(model, anatomy))
     laws.check_cut(anatomy, plan, model, cut(model, plan))
 
@@ -194,7 +194,7 @@ def test_a_module_that_is_no_block_hands_its_input_on():
 def test_a_block_and_a_plain_module_may_go_together():
     model = randomised(Halves())
     anatomy = trace(model, model.example(), drop=["blocks.1.attn", "norm"])
-    assert ("norm", "through") in anatomy.gone
+    assert ("norm", "through") in anatomy.dropped_modules
     plan = make_plan(model, anatomy)
     laws.check_cut(anatomy, plan, model, cut(model, plan))
 
@@ -214,5 +214,5 @@ def test_a_plan_whose_blocks_were_edited_is_made_again():
 def test_a_dropped_module_takes_those_inside_it_with_it():
     model = Halves()
     anatomy = trace(model, model.example(), drop=["blocks.0.attn", "blocks"])
-    assert ("blocks", "through") in anatomy.gone
-    assert not any(name.startswith("blocks.") for name, _ in anatomy.gone)
+    assert ("blocks", "through") in anatomy.dropped_modules
+    assert not any(name.startswith("blocks.") for name, _ in anatomy.dropped_modules)

@@ -398,7 +398,7 @@ def test_practise_probes_with_frozen_norms_for_the_squared_error_at_the_seam(mon
         assert (how["lr"], how["steps"]) == (0.02, 0)
 
     monkeypatch.setattr(practise, "train", train)
-    probe, x = drop_modules(full_copy(given.teacher), block.gone).eval(), given.few.batch()
+    probe, x = drop_modules(full_copy(given.teacher), block.dropped_modules).eval(), given.few.batch()
     with torch.no_grad(), capturing(given.teacher, given.plan.seam) as lead, capturing(probe, given.plan.seam) as own:
         by_hand = float((own.features(x)[0] - lead.features(x)[0]).square().mean())
     assert practise.recoverability(given, block) == pytest.approx(by_hand, rel=1e-5)

@@ -122,7 +122,7 @@ def test_both_halves_of_torchs_encoder_layer_can_be_dropped():
     check_cut(anatomy, plan, model, cut(model, plan))
 
 
-def told(keep_width=0.5, model=None):
+def corrected(keep_width=0.5, model=None):
     model = model or randomised(HandWritten())
     anatomy = trace(model, torch.zeros(2, *HandWritten.size))
     plan = make_plan(model, anatomy, keep_width=keep_width)
@@ -130,8 +130,8 @@ def told(keep_width=0.5, model=None):
     return cut(model, plan), plan
 
 
-def test_a_told_network_is_of_its_class_and_can_be_copied_and_pickled():
-    student, plan = told(0.3)
+def test_a_corrected_network_is_of_its_class_and_can_be_copied_and_pickled():
+    student, plan = corrected(0.3)
     assert {(c["function"], c["from"], c["to"]) for c in plan.calls} == {("reshape", 12, 4)}
     assert isinstance(student, HandWritten)
     assert type(student).__qualname__ == "HandWritten"
@@ -143,16 +143,16 @@ def test_a_told_network_is_of_its_class_and_can_be_copied_and_pickled():
     torch.testing.assert_close(torch.cat([student(image[None]) for image in images]), expected)
 
 
-def test_what_was_told_its_numbers_can_be_cut_again():
-    student, _ = told(0.6)
+def test_what_has_corrected_numbers_can_be_cut_again():
+    student, _ = corrected(0.6)
     assert student.qkv.out_features == 24
-    again, plan = told(0.5, student)
+    again, plan = corrected(0.5, student)
     assert again.qkv.out_features == 12
     assert {(c["from"], c["to"]) for c in plan.calls} >= {(8, 4)}
     assert again(torch.zeros(3, *again.size)).shape == (3, 5)
 
 
-def test_whole_numbers_of_numpy_are_told_too():
+def test_whole_numbers_of_numpy_are_corrected_too():
     class Divides(Chain):
         def forward(self, x):
             x = self.body[:3](x)
@@ -186,7 +186,7 @@ def test_a_number_that_counts_images_too_follows_them():
 
 
 class _EachImage(Chain):
-    """One call for every image: which of them are to be told is not known for more images."""
+    """One call for every image: which of them to correct is not known for more images."""
 
     def forward(self, x):
         x = self.body[:3](x)
@@ -194,7 +194,7 @@ class _EachImage(Chain):
         return self.fc(self.pool(self.body[3:](x)).flatten(1))
 
 
-def test_numbers_of_calls_for_each_image_are_not_told():
+def test_numbers_of_calls_for_each_image_are_not_corrected():
     model = randomised(_EachImage())
     anatomy = trace(model, model.example())
     assert anatomy.groups["body.0"].pinned == (
@@ -208,7 +208,7 @@ def test_code_that_gives_other_numbers_than_the_plan_knows_is_refused():
     correct_calls(module, {("reshape", 1): {1: (9, 4)}})
     with pytest.raises(RuntimeError, match="its code gives reshape the number 8, expected 9"):
         module(torch.zeros(2, *module.size))
-    torch.zeros(2, 8).reshape(2, 8)  # what was told ends with the pass, also when that fails
+    torch.zeros(2, 8).reshape(2, 8)  # corrections end with the pass, also when that fails
 
 
 class _Scales(nn.Module):
@@ -244,7 +244,7 @@ def test_a_number_that_depends_on_more_than_a_width_is_never_replaced_unseen():
         torch.jit.trace(student.eval(), model.example())  # sizes are tensors
 
 
-def test_a_module_that_runs_at_two_widths_cannot_be_told_one_number():
+def test_a_module_that_runs_at_two_widths_cannot_be_given_one_number():
     model = randomised(_Scaled(twice=True))
     anatomy = trace(model, model.example())
     assert anatomy.groups["body.0"].pinned == "a number would have to be two at a time (mul in scale)"
@@ -252,7 +252,7 @@ def test_a_module_that_runs_at_two_widths_cannot_be_told_one_number():
     assert check_cut(anatomy, plan, model, cut(model, plan))["error"] <= 1e-10
 
 
-def test_code_that_no_class_holds_is_not_told():
+def test_code_that_no_class_holds_is_not_corrected():
     written = torch.fx.symbolic_trace(_Scaled())
     set_here = _Scaled()
     set_here.scale.forward = types.MethodType(_Scales.forward, set_here.scale)

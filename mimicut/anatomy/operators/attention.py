@@ -6,13 +6,17 @@ Heads are cut whole: a head is a block of channels that a reshape sets apart and
 from torch.fx import Node
 
 from mimicut.anatomy.channels import Axes
-from mimicut.anatomy.operators.rules import Reader, Rule, argument, why
+from mimicut.anatomy.operators.rules import Reader, Rule, argument, foresee, why
 from mimicut.anatomy.tracing import shape
 
 
 def scaled_dot_product_attention(reader: Reader, node: Node) -> Axes:
-    """Batched over heads. Without a scale of its own it divides by the root of a head's width, which is pinned then."""
+    """softmax(q k^T scale) v for q (..., T, D), k (..., S, D), v (..., S, E), batched over images and heads.
+
+    Without a scale of its own it divides by the root of a head's width D, which is pinned then.
+    """
     query, key, value = (reader.axes(a) for a in node.args[:3])
+    foresee(len(query) == len(key) == len(value), "queries, keys and values of as many axes")
     unread = why(reader, node, "attends with a tensor that could not be followed")
     if node.kwargs.get("scale") is None:
         for ids in (query[-1], key[-1]):

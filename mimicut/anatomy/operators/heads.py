@@ -67,7 +67,7 @@ def _moved(user: Node, value: Node, axis: int) -> Iterator[int]:
 
 
 def _reshaped(before: tuple[int, ...], after: tuple[int, ...], axis: int) -> Iterator[int]:
-    """The axis of `after` that holds `axis` of `before`: a whole number of it, or of it and those behind it."""
+    """The axes of `after` whose positions hold `axis` of `before` as a whole, alone or with the axes inside it."""
     inner = int(np.prod(before[axis + 1 :]))
     for place, size in enumerate(after):
         own = int(np.prod(after[place + 1 :]))

@@ -87,7 +87,8 @@ def unbind(reader: Reader, node: Node) -> list[Axes]:
 def getitem(reader: Reader, node: Node) -> Any:
     """One of the results of an operator that returns several."""
     value = reader.axes(node.args[0])
-    return value[node.args[1]] if value is not None else None
+    foresee(value is not None, "an operator whose results were read")
+    return value[node.args[1]]
 
 
 def slice_axis(reader: Reader, node: Node) -> Axes:

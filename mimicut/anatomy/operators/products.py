@@ -10,7 +10,6 @@ from mimicut.anatomy.operators.rules import (
     foresee,
     overload,
     owner_of,
-    unknown_operator,
     why,
 )
 from mimicut.anatomy.tracing import operator, shape
@@ -52,8 +51,7 @@ def addmm(reader: Reader, node: Node) -> Axes:
 
 
 def _product(reader: Reader, node: Node, a: Node, b: Node) -> Axes:
-    if len(shape(a)) < 2 or len(shape(b)) < 2:
-        return unknown_operator(reader, node)
+    foresee(len(shape(a)) > 1 and len(shape(b)) > 1, "two matrices")
     x, y = reader.axes(a), reader.axes(b)
     if reader.tensor(b.args[0] if operator(b) in _TURNED else b) is not None:  # a linear layer by hand
         reader.produce(node, b, len(y) - 1, y[-1], dense=True)
@@ -78,8 +76,8 @@ def einsum(reader: Reader, node: Node) -> Axes:
     """Axes that share a letter are one axis; a letter that the result lacks is summed over, as in a product."""
     given, _, out = node.args[0].replace(" ", "").partition("->")
     terms = given.split(",")
-    if not out or "." in given or any(len(set(t)) < len(t) for t in terms):
-        return unknown_operator(reader, node)
+    plain = "." not in given and all(len(set(t)) == len(t) for t in terms)
+    foresee(plain and bool(out), "letters, each once in a term, and a result with axes")
     known: dict[str, Ids | None] = {}
     for term, value in zip(terms, node.args[1], strict=True):
         for letter, ids, size in zip(term, reader.axes(value), shape(value), strict=True):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from torch.fx import Node
+from torch.utils._pytree import tree_leaves
 
 from mimicut.anatomy.channels import Axes, Channels, Ids
 from mimicut.anatomy.tracing import operator
@@ -104,10 +105,8 @@ def unknown_operator(reader: Reader, node: Node) -> Any:
     """Read an operator without a rule: all channels that reach it must stay, and what it returns carries none."""
     reason = why(reader, node, f"operator {node.target} cannot be read")
     for value in node.all_input_nodes:
-        axes = reader.axes(value)
-        for each in axes if axes and isinstance(axes[0], list) else [axes]:
-            for ids in each or []:
-                reader.channels.pin(ids, reason)
+        for ids in tree_leaves(reader.axes(value)):
+            reader.channels.pin(ids, reason)
     value = node.meta.get("val")
     if isinstance(value, (tuple, list)):
         return [[None] * v.dim() if hasattr(v, "dim") else None for v in value]

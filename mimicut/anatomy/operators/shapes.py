@@ -7,7 +7,7 @@ from torch.fx import Node
 
 from mimicut.anatomy.channels import Axes, Ids
 from mimicut.anatomy.operators.heads import batched_later
-from mimicut.anatomy.operators.rules import Reader, Rule, argument, foresee, overload, unknown_operator, why
+from mimicut.anatomy.operators.rules import Reader, Rule, argument, foresee, overload, why
 from mimicut.anatomy.tracing import operator, shape
 
 
@@ -158,8 +158,7 @@ def repeat_interleave(reader: Reader, node: Node) -> Axes:
     """Each position of one axis several times in a row."""
     foresee(overload(node) != "Tensor", "something to repeat")
     axes, times, dim = list(reader.axes(node.args[0])), node.args[1], argument(node, 2, "dim")
-    if not isinstance(times, int) or dim is None:
-        return unknown_operator(reader, node)
+    foresee(isinstance(times, int) and dim is not None, "one number of times, along one axis")
     if axes[dim] is not None:
         axes[dim] = np.repeat(axes[dim], times)
     return axes
