@@ -716,7 +716,7 @@ def _device(config: MimicConfig, student: nn.Module) -> torch.device:
     """The device asked for, with its index; the student's own when none was."""
     if config.device is None:
         return next((t.device for t in guard.named_tensors(student).values()), torch.device("cpu"))
-    return guard.device_called(config.device)
+    return guard.resolve_device(config.device)
 
 
 def _fits(model: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:

@@ -13,7 +13,7 @@ from mimicut.anatomy.cost import count
 from mimicut.anatomy.find_seam import find_seam
 from mimicut.base import memory
 from mimicut.base.errors import InputError
-from mimicut.base.guard import device_called, full_copy, on_device
+from mimicut.base.guard import resolve_device, full_copy, on_device
 from mimicut.inputs.image_set import bind_call
 from mimicut.inputs.teacher import Teacher, own_teacher
 from mimicut.proof.certificate import check_threshold
@@ -81,7 +81,7 @@ def recover_pruned(
     check_threshold(min_agreement)
     most = memory.bound(max_memory)
     if config.device is not None:
-        device_called(config.device)
+        resolve_device(config.device)
     say("reading images")
     few, choose, proof, notes = parted_images(teacher, images, held_out, held_out_share, split_seed, config, most)
     check_threshold(min_agreement, len(proof))
