@@ -66,7 +66,9 @@ def layout_for(model: nn.Module, batch: tuple[tuple, dict[str, Any]]) -> str:
     """The layout in which a network of convolutions on a CPU trains faster.
 
     The kind of network decides and not a clock, because one seed must give one student. One image of `batch`, (args,
-    kwargs), is run through the network in its current mode, to find code that cannot use channels last. Source: measured, ResNet-50 and EfficientNet-Lite0 take 0.75 to 0.85 of the time on AVX-512.
+    kwargs), is run through the network in its current mode, to find code that cannot use channels last.
+
+    Source: measured, ResNet-50 and EfficientNet-Lite0 take 0.75 to 0.85 of the time on AVX-512.
     """
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     if not convolutions or convolutions[0].weight.device.type != "cpu" or not learns_channels_last(model):

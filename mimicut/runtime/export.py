@@ -43,11 +43,16 @@ ONE_FILE = 256 * 2**20  # bytes of weights in one .onnx; writing it takes three 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and how far it is from the model.
+    """The files that were written, and how much they differ from the model.
 
-    files: format -> path. errors: format -> largest difference of any output over that output's largest value.
-    opset: of the ONNX files, None without one. static: None where the batch may have any size, else why it may not.
-    numbers, bytes: of all tensors that the files hold in float32.
+    Attributes:
+        files: Format -> path.
+        errors: Format -> largest difference of any output, as a share of that output's largest value.
+        opset: The opset of the ONNX files; None without one.
+        static: None where the batch may have any size, else the reason why it may not.
+        numbers: How many numbers the tensors of the model hold.
+        bytes: How many bytes they take in float32.
+        precision: The precision of all files but the INT8 one.
     """
 
     files: dict[str, Path]
@@ -69,20 +74,33 @@ def export(
     tolerance: float = TOLERANCE,
     force: bool = False,
 ) -> Exported:
-    """Write `model`, in eval mode and float32, to folder/model.pt2 (`torch.export`), model.onnx, model.xml and
-    model.bin (OpenVINO), model.int8.onnx (`int8.quantise`, for ONNX Runtime and OpenVINO).
+    """Write `model`, in eval mode and float32, as files that run without its code, and compare each with it.
 
-    Each file is loaded again (the program by torch, the others by ONNX Runtime and OpenVINO on the CPU, in float32) and
-    compared with the model on `example`: a tensor (N, C, H, W), a tuple of arguments or (args, kwargs). Where N is 2 or
-    more, the batch is made free, and the first image alone is compared too; where that fails it is fixed at N. Outputs
-    that only the model's own code can read (a dataclass, a namedtuple) become a dict of their tensors. Weights
-    of more than 256 MiB lie beside the ONNX file, in model.onnx.data. The model is untouched; on an error nothing is
-    left behind. calibrate: for INT8, batches of real images as the model takes them, each of as many images as the
-    example; how far its file is from the model is told and held to no tolerance.
+    "pt2" is model.pt2 (`torch.export`), "onnx" model.onnx, "openvino" model.xml and model.bin, "int8" model.int8.onnx
+    (`int8.quantise`, for ONNX Runtime and OpenVINO). Each file is loaded again, the program by torch, the others by
+    ONNX Runtime and OpenVINO on the CPU, in float32, and run on `example`. Outputs that only the model's own code can
+    read (a dataclass, a namedtuple) become a dict of their tensors. Weights of more than 256 MiB are written beside the
+    ONNX file, to model.onnx.data. The model is untouched.
 
-    Raises: UnsupportedModel naming operator and module that cannot be written; LawBroken when a file's outputs differ
-    by more than `tolerance` of the largest output; InputError for a format that is unknown or lacks the extra `export`,
-    and for INT8 without images; StoreError when a file exists (without `force`) or cannot be written.
+    Args:
+        model: The network.
+        example: Images (N, C, H, W), a tuple of arguments, or (args, kwargs). Where N is 2 or more, files take batches
+            of any size, which is compared with the first image alone; if that fails, the batch is fixed at N.
+        folder: Where the files are written; it is made if missing.
+        formats: Any of FILES.
+        calibrate: For INT8: batches of real images as the model takes them, each of N images. The difference of the
+            INT8 file is reported and not limited.
+        tolerance: The largest difference that is allowed, as a share of the largest output.
+        force: Whether existing files are replaced.
+
+    Returns:
+        The files and their differences.
+
+    Raises:
+        UnsupportedModel: An operator or module cannot be written; the message names it.
+        LawBroken: A file gives other outputs than the model.
+        InputError: A format is unknown or lacks the extra `export`, or INT8 was requested without images.
+        StoreError: A file exists (without `force`) or cannot be written. After any error nothing is left behind.
     """
     formats = tuple(dict.fromkeys(formats))
     check_formats(formats)
@@ -122,7 +140,11 @@ def export(
 
 
 def check_formats(formats: Sequence[str]) -> None:
-    """Raises: InputError for a format that is unknown, or needs what is not installed."""
+    """Check the names of formats, and that what they need is installed.
+
+    Raises:
+        InputError: A format is unknown, or a package that it needs is missing.
+    """
     strange = [f for f in formats if f not in FILES]
     if strange or not formats:
         raise InputError(f"exporting: found formats {', '.join(strange) or 'none'}, expected of {', '.join(FILES)}")
@@ -146,7 +168,7 @@ def _write(
     tolerance: float,
     static: str | None,
 ) -> Exported:
-    """Every format from one trace, then compared. static: why the batch is fixed; None tries to leave it free."""
+    """Write every format from one trace, and compare it. static: why the batch is fixed; None tries to free it."""
     calls = [call] if static is not None else [call, tree_map(lambda v: v[:1] if batched(v, call) else v, call)]
     expected = [outputs_of(model, *c) for c in calls]
     clone, shapes = structural_copy(model), None
@@ -193,6 +215,11 @@ def _write(
 
 
 def outputs_of(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors in the outputs of a model, without gradients.
+
+    Raises:
+        UnsupportedModel: The model's own code fails.
+    """
     return tensors_in(_output_of(model, args, kwargs))
 
 
@@ -220,7 +247,11 @@ def _write_program(program: Any, model: nn.Module, path: Path) -> None:
 
 
 def write_onnx(program: Any, model: nn.Module, path: Path) -> int:
-    """Returns the opset."""
+    """Write a traced program as ONNX, and return its opset. model: what was traced, for messages.
+
+    Raises:
+        UnsupportedModel: An operator has no ONNX form.
+    """
     try:
         _adapt_attention(program)
         with warnings.catch_warnings(), quiet("torch.onnx", "onnxscript"), without_stacks():
@@ -245,7 +276,7 @@ def write_onnx(program: Any, model: nn.Module, path: Path) -> int:
 
 @contextmanager
 def _onnx_file(program: Any, model: nn.Module, files: dict[str, Path]) -> Iterator[tuple[Path, int | None]]:
-    """The ONNX file that another format is made of, and its opset where it was made for that."""
+    """The ONNX file from which another format is made, and its opset where it was written for that."""
     if "onnx" in files:
         yield files["onnx"], None
         return
@@ -255,7 +286,7 @@ def _onnx_file(program: Any, model: nn.Module, files: dict[str, Path]) -> Iterat
 
 
 def _write_openvino(model: nn.Module, source: Path, target: Path) -> None:
-    """By way of ONNX, as it is measured."""
+    """Write an ONNX file for OpenVINO, the way its latency is measured."""
     import openvino
 
     try:
@@ -278,8 +309,8 @@ def _write_int8(model: nn.Module, source: Path, target: Path, calibrate: Sequenc
 
 
 def _adapt_attention(program: Any) -> None:
-    """Attention as torch's converter wants it: four axes, and a result whose rows are contiguous. How torch lays it out
-    on a CPU may let a later reshape be a view, which it no longer is when the converter computes it by its parts."""
+    """Give attention the form that torch's converter expects: four axes, and a result with contiguous rows. The layout
+    on a CPU may let a later reshape be a view, which it no longer is when the converter computes attention in parts."""
     graph, aten = program.graph, torch.ops.aten
     for node in list(graph.nodes):
         if node.op != "call_function" or operator(node) != "scaled_dot_product_attention":
@@ -317,6 +348,7 @@ def _run_program(path: Path, calls: list[Example]) -> list[list[Tensor]]:
 
 
 def run_onnx(path: Path, calls: list[Example]) -> list[list[Tensor]]:
+    """The output tensors of an ONNX file for each call, by ONNX Runtime on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -349,7 +381,11 @@ _RUN: dict[str, Callable[[Path, list[Example]], list[list[Tensor]]]] = {
 
 
 def difference(found: list[Tensor], expected: list[Tensor]) -> float:
-    """The largest of any output, as a share of that output's largest value; infinite where the shapes differ."""
+    """The largest difference of any output, as a share of that output's largest value; infinite for other shapes.
+
+    >>> difference([torch.tensor([1.0, 2.0])], [torch.tensor([1.0, 4.0])])
+    0.5
+    """
     if [f.shape for f in found] != [e.shape for e in expected]:
         return math.inf
     pairs = [(f.double(), e.double()) for f, e in zip(found, expected, strict=True) if e.numel()]
@@ -358,7 +394,8 @@ def difference(found: list[Tensor], expected: list[Tensor]) -> float:
 
 
 def in_float32(model: nn.Module, example: Any) -> tuple[nn.Module, Example]:
-    """A copy in eval mode, on the CPU, in float32, and the example likewise; tensors are shared where they can be."""
+    """A copy of the model in eval mode, on the CPU, in float32, and the example likewise; they share tensors if
+    possible."""
     held = named_tensors(model).values()
     plain = all(t.device.type == "cpu" and (t.dtype == torch.float32 or not t.is_floating_point()) for t in held)
     ready = structural_copy(model) if plain else full_copy(model).cpu().float()
@@ -370,22 +407,22 @@ def in_float32(model: nn.Module, example: Any) -> tuple[nn.Module, Example]:
 
 
 def _free(program: Any) -> bool:
-    """Is the first axis of an input of any size?"""
+    """Whether the first axis of an input may have any size."""
     users = set(program.graph_signature.user_inputs)
     values = [n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder" and n.name in users]
     return any(isinstance(v, Tensor) and v.dim() > 0 and not is_concrete_int(v.shape[0]) for v in values)
 
 
 def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors anywhere inside tuples, lists, dicts and dataclasses, in order."""
     return [tensor for _, tensor in tensors(value)]
 
 
 class _Readable(nn.Module):
-    """`model`, but that its outputs are a dict of tensors, which every process can read again, under their names
-    (of a tuple, their places).
+    """`model` with outputs that every process can read: a dict of tensors under their names (in a tuple, their places).
 
-    A dataclass, a namedtuple or transformers' ModelOutput can only be read where its class is known, and what is no
-    tensor can be written by no format."""
+    A dataclass, a namedtuple or transformers' ModelOutput can only be read where its class is known, and no
+    format can write what is no tensor."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -406,9 +443,11 @@ def _readable(value: Any) -> bool:
 
 
 def batch_of(call: Example) -> int:
+    """The number of images in a call: the length of its first tensor; 0 without one."""
     first = next(iter(tensors_in(call)), None)
     return first.shape[0] if first is not None and first.dim() else 0
 
 
 def batched(value: Any, call: Example) -> bool:
+    """Whether a value of a call is a tensor with the images of the batch along its first axis."""
     return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch_of(call)
