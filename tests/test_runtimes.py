@@ -13,7 +13,8 @@ from nets import Chain
 from torch import nn
 
 from mimicut.base.errors import InputError, LawBroken, UnsupportedModel
-from mimicut.runtime.latency import RUNTIMES, Latency, Setting, available, machine, measure, prepare
+from mimicut.runtime.latency import RUNTIMES, Latency, Setting, available, measure, prepare
+from mimicut.runtime.machine import machine
 
 room = import_module("mimicut.runtime.latency")
 TORCH = Setting("torch", 1, 2)

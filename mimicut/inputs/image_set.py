@@ -156,7 +156,7 @@ def thumbnail(images: ImageSet, index: int, side: int = 96) -> str | None:
 
 @dataclass(frozen=True)
 class ImagesWithCall:
-    """Images for a network that takes more than images: batches are (args, kwargs), see `preprocessing.model_inputs`."""
+    """Images for a network that takes more than images: batches are (args, kwargs), see `model_inputs`."""
 
     images: ImageSet
     call: Mapping[str, Any]

@@ -4,7 +4,6 @@ import math
 import os
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ShapesCollection
-from torch.fx import Graph, Node, map_arg
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils._pytree import tree_map
 
@@ -24,21 +22,19 @@ from mimicut.anatomy.tracing import (
     Example,
     as_example,
     export_program,
-    operator,
     place,
-    quiet,
     require_data,
-    without_stacks,
 )
 from mimicut.base.errors import InputError, LawBroken, StoreError, UnsupportedModel, one_line
 from mimicut.base.guard import full_copy, named_tensors, structural_copy
 from mimicut.runtime.int8 import quantise
+from mimicut.runtime.onnx_file import write_onnx
+from mimicut.runtime.readable_outputs import ReadableOutputs, is_readable, model_name
 from mimicut.surgery.seam import tensors
 
 FILES = {"pt2": "model.pt2", "onnx": "model.onnx", "openvino": "model.xml", "int8": "model.int8.onnx"}
 FORMATS = ("pt2", "onnx")  # by default
 TOLERANCE = 1e-4  # of the largest output, in float32. Measured: 5e-7 in ONNX Runtime, 0 in the exported program
-ONE_FILE = 256 * 2**20  # bytes of weights in one .onnx; writing it takes three times that. Assumption: above it counts
 
 
 @dataclass(frozen=True)
@@ -114,8 +110,8 @@ def export(
             f"exporting {type(model).__name__}: found no tensors in its output; expected a tensor, or a tuple, list, "
             "dict or dataclass of them"
         )
-    if not _readable(output):
-        ready = _Readable(ready)
+    if not is_readable(output):
+        ready = ReadableOutputs(ready)
     del output
     folder = Path(folder)
     there = [p for f in formats if (p := folder / FILES[f]).exists()]
@@ -202,12 +198,12 @@ def _write(
             found = _RUN[name](path, calls)
         except Exception as error:  # whatever a runtime raises
             raise LawBroken(
-                f"running {path.name} of {_named(model)}: {one_line(error)}; expected the model's outputs"
+                f"running {path.name} of {model_name(model)}: {one_line(error)}; expected the model's outputs"
             ) from error
         errors[name] = max(difference(*pair) for pair in zip(found, expected, strict=True))
         if not errors[name] <= (tolerance if name != "int8" else sys.float_info.max):
             raise LawBroken(
-                f"comparing {path.name} with the {_named(model)} it was made of: they differ by "
+                f"comparing {path.name} with the {model_name(model)} it was made of: they differ by "
                 f"{errors[name]:.1e} of the largest output in float32, expected at most {tolerance:.1e}; do not "
                 "deploy it, and please report the model"
             )
@@ -229,7 +225,7 @@ def _output_of(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
             return model(*args, **kwargs)
     except Exception as error:  # whatever a model's own code raises
         raise UnsupportedModel(
-            f"running {_named(model)}{place(error, model)} before its export, batch {batch_of((args, kwargs))}, "
+            f"running {model_name(model)}{place(error, model)} before its export, batch {batch_of((args, kwargs))}, "
             f"float32, on the CPU: {one_line(error)}; expected outputs to compare with"
         ) from error
 
@@ -241,36 +237,8 @@ def _write_program(program: Any, model: nn.Module, path: Path) -> None:
         raise
     except Exception as error:
         raise UnsupportedModel(
-            f"writing {_named(model)} as {path.name}: torch.export.save stopped{place(error, model)} with "
+            f"writing {model_name(model)} as {path.name}: torch.export.save stopped{place(error, model)} with "
             f"{one_line(error)}; expected operators and constants that can be stored"
-        ) from error
-
-
-def write_onnx(program: Any, model: nn.Module, path: Path) -> int:
-    """Write a traced program as ONNX, and return its opset. model: what was traced, for messages.
-
-    Raises:
-        UnsupportedModel: An operator has no ONNX form.
-    """
-    try:
-        _adapt_attention(program)
-        with warnings.catch_warnings(), quiet("torch.onnx", "onnxscript"), without_stacks():
-            warnings.simplefilter("ignore")  # the converter warns of its own internals; its errors are raised
-            converted = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
-            for node in converted.model.graph.all_nodes():
-                node.metadata_props.clear()  # where in the code it came from: more than the weights of a small network
-            weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
-            converted.save(path, external_data=weights > ONE_FILE)
-            return converted.model.opset_imports[""]
-    except OSError:
-        raise
-    except Exception as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        raise UnsupportedModel(
-            f"writing {_named(model)} as ONNX: torch.onnx.export stopped{place(error, model)} with "
-            f"{one_line(cause)}; expected operators that ONNX has"
         ) from error
 
 
@@ -295,7 +263,7 @@ def _write_openvino(model: nn.Module, source: Path, target: Path) -> None:
         openvino.save_model(core.read_model(source), target, compress_to_fp16=False)
     except Exception as error:  # whatever OpenVINO raises
         raise UnsupportedModel(
-            f"writing {_named(model)} for OpenVINO: {one_line(error)}; expected operators that it has"
+            f"writing {model_name(model)} for OpenVINO: {one_line(error)}; expected operators that it has"
         ) from error
 
 
@@ -304,41 +272,8 @@ def _write_int8(model: nn.Module, source: Path, target: Path, calibrate: Sequenc
         quantise(source, target, [[t.detach().numpy() for t in tensors_in(as_example(b))] for b in calibrate])
     except Exception as error:  # whatever ONNX Runtime raises
         raise UnsupportedModel(
-            f"quantising {_named(model)}: {one_line(error)}; expected operators that ONNX Runtime can quantise"
+            f"quantising {model_name(model)}: {one_line(error)}; expected operators that ONNX Runtime can quantise"
         ) from error
-
-
-def _adapt_attention(program: Any) -> None:
-    """Give attention the form that torch's converter expects: four axes, and a result with contiguous rows. The layout
-    on a CPU may let a later reshape be a view, which it no longer is when the converter computes attention in parts."""
-    graph, aten = program.graph, torch.ops.aten
-    for node in list(graph.nodes):
-        if node.op != "call_function" or operator(node) != "scaled_dot_product_attention":
-            continue
-        value, users = node.meta["val"], list(node.users)
-        three = value.dim() == 3
-        if three:
-            with graph.inserting_before(node):
-                given = {a: _made(graph, aten.unsqueeze.default, a, 0) for a in node.all_input_nodes if _rank(a) == 3}
-            node.args, node.kwargs = map_arg((node.args, node.kwargs), lambda a, given=given: given.get(a, a))
-            node.meta["val"] = value.unsqueeze(0)
-        with graph.inserting_after(node):
-            plain = _made(graph, aten.clone.default, node, memory_format=torch.contiguous_format)
-        if three:
-            with graph.inserting_after(plain):
-                plain = _made(graph, aten.squeeze.dim, plain, 0)
-        for user in users:
-            user.replace_input_with(node, plain)
-
-
-def _rank(node: Node) -> int:
-    return node.meta["val"].dim()
-
-
-def _made(graph: Graph, function: Any, source: Node, *others: Any, **options: Any) -> Node:
-    node = graph.call_function(function, (source, *others), options)
-    node.meta = {**source.meta, "val": function(source.meta["val"], *others, **options)}
-    return node
 
 
 def _run_program(path: Path, calls: list[Example]) -> list[list[Tensor]]:
@@ -416,30 +351,6 @@ def _free(program: Any) -> bool:
 def tensors_in(value: Any) -> list[Tensor]:
     """The tensors anywhere inside tuples, lists, dicts and dataclasses, in order."""
     return [tensor for _, tensor in tensors(value)]
-
-
-class _Readable(nn.Module):
-    """`model` with outputs that every process can read: a dict of tensors under their names (in a tuple, their places).
-
-    A dataclass, a namedtuple or transformers' ModelOutput can only be read where its class is known, and no
-    format can write what is no tensor."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        return dict(tensors(self.model(*args, **kwargs)))
-
-
-def _named(model: nn.Module) -> str:
-    return type(model.model if isinstance(model, _Readable) else model).__name__
-
-
-def _readable(value: Any) -> bool:
-    if type(value) in (dict, tuple, list):
-        return all(map(_readable, value.values() if type(value) is dict else value))
-    return value is None or isinstance(value, Tensor)
 
 
 def batch_of(call: Example) -> int:

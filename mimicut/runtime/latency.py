@@ -12,7 +12,6 @@ mean nothing.
 
 import math
 import os
-import platform
 import shutil
 import sys
 import tempfile
@@ -20,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from types import FunctionType
@@ -32,10 +30,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from mimicut.anatomy.tracing import Example, as_example, export_program, quiet, require_data
-from mimicut.base.environment import platform_kind
 from mimicut.base.errors import InputError, LawBroken, MimicutError, UnsupportedModel, one_line
 from mimicut.base.guard import caches_kept, full_copy, seeded, structural_copy
-from mimicut.runtime.export import batch_of, batched, difference, in_float32, outputs_of, tensors_in, write_onnx
+from mimicut.runtime.export import batch_of, batched, difference, in_float32, outputs_of, tensors_in
+from mimicut.runtime.machine import machine, runtime_version
+from mimicut.runtime.onnx_file import write_onnx
 
 RUNTIMES = ("torch", "compile", "onnxruntime", "openvino", "cuda", "tensorrt")
 TOLERANCE = 1e-3  # of the largest output, in float32. Measured on CPUs: 1e-7 to 2e-6
@@ -77,7 +76,7 @@ class Setting:
 
     def to_json(self) -> dict[str, Any]:
         """With the runtime's version and the processor; two figures compare where these documents are equal."""
-        return {**vars(self), "version": _version(self.runtime), "processor": machine(self.runtime)}
+        return {**vars(self), "version": runtime_version(self.runtime), "processor": machine(self.runtime)}
 
 
 @dataclass(frozen=True)
@@ -440,19 +439,3 @@ def _arrays(call: Example) -> list[np.ndarray]:
 
 _OPEN = {"onnxruntime": _onnxruntime, "openvino": _openvino, "tensorrt": _onnxruntime}
 _LOAD = {"torch": _eager, "compile": _compiled, "cuda": _eager} | dict.fromkeys(_OPEN, _by_onnx)
-
-
-def machine(runtime: str = "torch") -> str:
-    """The name of the processor on which `runtime` runs."""
-    if runtime in ("cuda", "tensorrt") and torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return platform_kind()["processor"] or platform.machine()
-
-
-def _version(runtime: str) -> str | None:
-    packages = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu"), "openvino": ("openvino",)}
-    packages["tensorrt"] = packages["onnxruntime"][::-1]
-    for package in packages.get(runtime, ("torch",)):
-        with suppress(PackageNotFoundError):
-            return version(package)
-    return None

@@ -18,7 +18,7 @@ from mimicut.anatomy.tracing import as_example
 from mimicut.base import memory
 from mimicut.base.environment import platform_kind, versions
 from mimicut.base.errors import InputError, LawBroken, MimicutError, Stopped, StoreError, one_line
-from mimicut.base.guard import resolve_device, evaluating, named_tensors, on_device, same_bits
+from mimicut.base.guard import evaluating, named_tensors, on_device, resolve_device, same_bits
 from mimicut.base.progress import SpokenProgress
 from mimicut.inputs.image_set import ImageSet, again_notes, base_of, bind_call, read_images, split, thumbnail
 from mimicut.inputs.labels import labels_from_folders

@@ -13,7 +13,7 @@ from mimicut.anatomy.cost import count
 from mimicut.anatomy.find_seam import find_seam
 from mimicut.base import memory
 from mimicut.base.errors import InputError
-from mimicut.base.guard import resolve_device, full_copy, on_device
+from mimicut.base.guard import full_copy, on_device, resolve_device
 from mimicut.inputs.image_set import bind_call
 from mimicut.inputs.teacher import Teacher, own_teacher
 from mimicut.proof.certificate import check_threshold
