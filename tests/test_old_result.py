@@ -1,4 +1,4 @@
-"""A result folder that release 0.1 wrote (data/result_of_release_0_1) works; one of a newer release is refused."""
+"""A result folder that release 0.1 wrote still works; one of a newer release is refused."""
 
 import json
 import shutil

@@ -100,7 +100,8 @@ def check_memory(anatomy: Anatomy, most: int, *, asked: bool, passes: int = 0) -
     if need > most:
         said = "max_memory is" if asked else "by default (4 GB, or half of what is free) a run takes"
         raise InputError(
-            f"looking for memory: a run of {type(traced.model).__name__}, whose tensors take {memory.said(weights)}, "
-            f"needs about {memory.said(need)}, and {said} {memory.said(most)}; give it more (--max-memory "
+            f"looking for memory: a run of {type(traced.model).__name__}, whose tensors take "
+            f"{memory.size_text(weights)}, needs about {memory.size_text(need)}, and {said} {memory.size_text(most)}; "
+            "give it more (--max-memory "
             f"{math.ceil(need / 1e8) / 10:g}G), on a machine that has it, or smaller images (--input-size)"
         )

@@ -1,4 +1,4 @@
-"""Which versions and which kind of machine a result was made with."""
+"""The versions of software and the kind of machine that a result was made with."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -20,7 +20,12 @@ def versions() -> dict[str, str]:
 
 
 def platform_kind(threads: int | None = None, device: str = "cpu") -> dict[str, Any]:
-    """The kind of machine: no host name, no path. threads: those the framework uses."""
+    """The kind of machine, without host name or path.
+
+    Args:
+        threads: Number of threads that the framework uses.
+        device: Where networks ran.
+    """
     return {
         "system": platform.system(),
         "machine": platform.machine(),

@@ -1,6 +1,6 @@
-"""One family of exceptions. Each message says what was being done, with which input, what was found
-against what was expected, and what to do next. `exit_code` is what the command line ends with. `one_line` quotes the
-errors of others in such a message."""
+"""The exceptions of mimicut. Each message says what was being done, with which input, what was found against what was
+expected, and what to do next. `exit_code` is the exit code of the command line.
+"""
 
 from typing import Any
 
@@ -16,15 +16,15 @@ class InputError(MimicutError):
 
 
 class Diverged(InputError):
-    """Training whose loss stopped being finite."""
+    """The loss of a training stopped being finite."""
 
 
 class PlanError(InputError):
-    """A plan that does not fit: edited into nonsense, of another teacher, or a budget out of reach."""
+    """A plan that does not fit: edited into nonsense, made for another teacher, or for a budget out of reach."""
 
 
 class OutOfReach(PlanError):
-    """A budget that no student meets; the nearest that can be is named, of latencies measured."""
+    """No student meets the budget; the message names the nearest one, by measurement where latency is the budget."""
 
     exit_code = 1
 
@@ -34,27 +34,29 @@ class StoreError(InputError):
 
 
 class UnsupportedModel(MimicutError):
-    """This model is the reason: no seam, an operator that cannot be traced, a device without data."""
+    """The model is the reason: it has no seam, an operator that cannot be traced, or tensors without data."""
 
     exit_code = 3
 
 
 class LawBroken(MimicutError):
-    """A law of the design does not hold for this model and plan: the result must not be trusted."""
+    """A law of the design does not hold for this model and plan; the result must not be trusted."""
 
     exit_code = 1
 
 
 class BelowThreshold(MimicutError):
-    """The result is sound but poorer than the user demanded."""
+    """The result is sound but below what the user required."""
 
     exit_code = 1
 
 
 class Stopped(KeyboardInterrupt):
-    """Ctrl-C behind a whole step of recovering: what was recovered until then is as good as it got.
+    """Ctrl-C, raised after a whole step of recovery, so that what was recovered until then can be used.
 
-    log: of what was done (`MimicLog`, from `restore` on `Recovery`). checkpoint: to go on from.
+    Attributes:
+        log: What was done: a `MimicLog`; from `recover` on a `Recovery`.
+        checkpoint: The state to go on from.
     """
 
     def __init__(self, log: Any, checkpoint: Any):
@@ -63,5 +65,9 @@ class Stopped(KeyboardInterrupt):
 
 
 def one_line(error: BaseException) -> str:
-    """What someone else's error says, short enough to stand inside a message of ours."""
+    """The first line of an error, short enough for a message of ours.
+
+    >>> one_line(ValueError("no such layer\\nand more"))
+    'ValueError: no such layer'
+    """
     return f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]

@@ -1,4 +1,4 @@
-"""Keeping the user's things as they were: context managers that put them back, and copies to work on."""
+"""Context managers that put networks, random state and caches back as they were, and copies to work on."""
 
 import copy
 import functools
@@ -20,13 +20,13 @@ from mimicut.base.errors import InputError, UnsupportedModel
 
 
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Every parameter and buffer under every name it has; also buffers that a state dict leaves out."""
+    """Every parameter and buffer under every name that it has; also buffers that a state dict leaves out."""
     return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
 
 
 @torch.no_grad()
 def put_back(values: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Into each tensor the value beside it. What already is the same is not written: an expanded tensor cannot be."""
+    """Copy into each tensor the value beside it. Equal ones are not written: an expanded tensor cannot be."""
     for tensor, value in values:
         if not torch.equal(tensor, value):
             tensor.copy_(value)
@@ -57,12 +57,19 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         yield
 
 
-def device_called(name: str) -> torch.device:
-    """With its index. Raises: InputError where it is not here."""
+def resolve_device(name: str) -> torch.device:
+    """The device with this name, with its index.
+
+    Raises:
+        InputError: This machine does not have it, or it holds no data ("meta").
+
+    >>> resolve_device("cpu")
+    device(type='cpu')
+    """
     try:
         device = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"working on {name!r}: {error}; name a device that is here, such as 'cpu'") from error
+        raise InputError(f"working on {name!r}: {error}; name a device that this machine has, such as 'cpu'") from error
     if device.type == "meta":
         raise InputError("working on 'meta': it holds no data; name another device, such as 'cpu'")
     return device
@@ -70,23 +77,23 @@ def device_called(name: str) -> torch.device:
 
 @contextmanager
 def on_device(model: nn.Module, device: torch.device | str | None) -> Iterator[None]:
-    """`model` on `device` inside, and the very same tensors where they were, as they were, afterwards. None: where it
-    is."""
-    home = [] if device is None else [(tensor, tensor.data) for tensor in named_tensors(model).values()]
+    """Put `model` on `device` inside; afterwards the very same tensors are back in place. None: leave it as it is."""
+    originals = [] if device is None else [(tensor, tensor.data) for tensor in named_tensors(model).values()]
     try:
-        for tensor, data in home:
+        for tensor, data in originals:
             tensor.data = data.to(device)
         yield
     finally:
-        for tensor, data in home:
+        for tensor, data in originals:
             tensor.data = data
 
 
 @contextmanager
 def interrupts_held() -> Iterator[Callable[[], None]]:
-    """Inside, Ctrl-C waits until the function that is given is called, which raises it. A second one does not wait.
+    """Hold Ctrl-C back inside, until the function that is yielded is called, which raises it. A second one is raised at
+    once.
 
-    Only where Python's own handler would raise it: in the main thread, without a handler of the caller's.
+    It works only where Python's own handler would raise it: in the main thread, without a handler of the caller's.
     """
     here = threading.current_thread() is threading.main_thread()
     if not here or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
@@ -114,7 +121,7 @@ def interrupts_held() -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Fix the random state of Python, NumPy and torch inside; the caller's state returns afterwards."""
+    """Fix the random state of Python, NumPy and torch inside; the caller's state is back afterwards."""
     python, numpy = random.getstate(), np.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
@@ -129,21 +136,21 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def _spaces(model: nn.Module) -> list[dict[str, Any]]:
-    """The names that the code of `model` has beside it: of its classes, and of the files in which these stand."""
+    """The names that the code of `model` can see: those of its classes, and of the files that define them."""
     kinds = {k for m in model.modules() for k in type(m).__mro__ if not k.__module__.startswith(("torch.", "builtins"))}
     files = dict.fromkeys(k.__module__ for k in kinds if k.__module__ in sys.modules)
     return [dict(vars(k)) for k in kinds] + [dict(vars(sys.modules[name])) for name in files]
 
 
 def remembers(model: nn.Module) -> bool:
-    """Is there a `functools.cache` where the code of `model` stands? It outlives every copy of the network."""
+    """Whether the code of `model` has a `functools.cache`, which outlives every copy of the network."""
     return any(isinstance(v, functools._lru_cache_wrapper) for space in _spaces(model) for v in space.values())
 
 
 @contextmanager
 def caches_kept(model: nn.Module) -> Iterator[None]:
-    """Dictionaries where the code of `model` stands hold afterwards what they held before: code that keeps tables there
-    would find those of a copy, without data or of another precision."""
+    """Give the dictionaries beside the code of `model` their former content back at the end. Code that keeps tables
+    there would otherwise find those of a copy, without data or in another precision."""
     found = {
         id(value): value
         for space in _spaces(model)
@@ -161,17 +168,21 @@ def caches_kept(model: nn.Module) -> Iterator[None]:
 
 
 def structural_copy(model: nn.Module) -> nn.Module:
-    """A copy whose modules and attributes are its own and whose tensors are `model`'s: cheap, for reading only."""
+    """A copy with modules and attributes of its own that shares the tensors of `model`: cheap, for reading only."""
     return _copied(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})
 
 
 def full_copy(model: nn.Module) -> nn.Module:
-    """A copy with tensors of its own. Raises: UnsupportedModel where copy.deepcopy cannot copy the module."""
+    """A copy with tensors of its own.
+
+    Raises:
+        UnsupportedModel: copy.deepcopy cannot copy the module.
+    """
     return _copied(model, {})
 
 
 def empty_copy(model: nn.Module) -> nn.Module:
-    """A copy on the meta device, without data. Tensors that are shared stay shared."""
+    """A copy on the meta device, without data; shared tensors stay shared."""
     held = [v for m in model.modules() for v in tree_leaves(list(vars(m).values())) if isinstance(v, torch.Tensor)]
     memo: dict[int, object] = {id(t): t.detach().to("meta") for t in [*held, *model.buffers()]}
     for p in model.parameters():
@@ -196,7 +207,11 @@ def _copied(model: nn.Module, memo: dict[int, object]) -> nn.Module:
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Same dtype, shape and bits, wherever they lie: -0.0 differs from 0.0, and NaN equals itself."""
+    """Whether two tensors have the same dtype, shape and bits, on any device: -0.0 differs from 0.0, NaN equals itself.
+
+    >>> same_bits(torch.tensor(0.0), torch.tensor(-0.0))
+    False
+    """
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
     flat = [t.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for t in (a, b)]

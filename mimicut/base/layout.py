@@ -1,8 +1,8 @@
-"""The order in which pixels lie in memory: channel after channel ("contiguous"), or all channels of a pixel together.
+"""The order of pixels in memory: channel after channel ("contiguous"), or all channels of a pixel together.
 
-Convolutions on a CPU are mostly quicker on the second, "channels_last"; a convolution that is given images in a layout
-hands it on, so that the images alone decide. Most networks do not notice. Code that looks at its tensors in another
-shape (`x.view(n, -1)`) stops, so it is tried before.
+Convolutions on a CPU are mostly faster with the second, "channels_last". A convolution passes the layout of its input
+on, so that the layout of the images alone decides. Most networks work with both. Code that views its tensors in another
+shape (`x.view(n, -1)`) fails, so the layout is tried first.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 LAST = "channels_last"
 LAYOUTS = {"contiguous": torch.contiguous_format, LAST: torch.channels_last}
-# Results in both layouts may differ by so much of the largest. Source: assumption; rounding is 1e-6 to 1e-5.
+# Results in both layouts may differ by this share of the largest value. Source: assumption; rounding is 1e-6 to 1e-5.
 _MOST_APART = 1e-3
 # torch 2.15 without AVX-512: the backward pass of a strided 1x1 convolution with fewer inputs writes outside its memory
 # when they lie channels last. Source: measured (glibc's MALLOC_CHECK_=3 shows it).
@@ -21,7 +21,7 @@ _FEWEST_INPUTS = 8
 
 
 def laid(value: Any, layout: str) -> Any:
-    """Tensors of four axes of floats in that layout, also in tuples and dicts; anything else as it is."""
+    """`value` with its floating-point tensors of four axes in `layout`, also inside tuples and dicts."""
     if isinstance(value, dict):
         return {key: laid(each, layout) for key, each in value.items()}
     if isinstance(value, tuple):
@@ -32,8 +32,11 @@ def laid(value: Any, layout: str) -> Any:
 
 
 def takes_channels_last(run: Callable[[str], Sequence[Tensor]]) -> bool:
-    """Does a network run on images that lie channels last, and say the same? run(layout): a pass without gradients on
-    the CPU, which returns its tensors."""
+    """Whether a network runs on images with channels last and gives the same outputs.
+
+    Args:
+        run: Runs the network on the CPU on images in the layout that it is given, and returns the output tensors.
+    """
     with torch.no_grad():
         plain = [each.clone() for each in run("contiguous")]
         try:
@@ -49,7 +52,7 @@ def _near(found: Tensor, wanted: Tensor) -> bool:
 
 
 def learns_channels_last(*models: nn.Module) -> bool:
-    """Is it safe to go back through these networks on this processor when their images lie channels last?"""
+    """Whether a backward pass with channels last is safe for these networks on this processor."""
     if torch.backends.cpu.get_cpu_capability() == "AVX512":
         return True
     return not any(
@@ -60,9 +63,12 @@ def learns_channels_last(*models: nn.Module) -> bool:
 
 
 def layout_for(model: nn.Module, batch: tuple[tuple, dict[str, Any]]) -> str:
-    """In which a network of convolutions on a CPU goes forwards and backwards quicker, by its kind and not by a clock:
-    one seed must give one student. One image of `batch`, (args, kwargs), is run through it in the mode that it is in,
-    for code that cannot. Source: measured, ResNet-50 and EfficientNet-Lite0 take 0.75 to 0.85 of the time on AVX-512.
+    """The layout in which a network of convolutions on a CPU trains faster.
+
+    The kind of network decides and not a clock, because one seed must give one student. One image of `batch`, (args,
+    kwargs), is run through the network in its current mode, to find code that cannot use channels last.
+
+    Source: measured, ResNet-50 and EfficientNet-Lite0 take 0.75 to 0.85 of the time on AVX-512.
     """
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     if not convolutions or convolutions[0].weight.device.type != "cpu" or not learns_channels_last(model):

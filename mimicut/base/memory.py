@@ -1,7 +1,7 @@
-"""How much memory a run may take, what it takes now, and handing back what was freed.
+"""How much memory a run may use, how much it uses now, and how freed memory is returned.
 
-One bound for the whole run: the most resident memory of this process while it works. Stages that could take more make
-do with a share of it; the shares are of the bound alone and not of what happens to be free, so that the same bound
+There is one bound for the whole run: the largest resident memory of this process while it works. Stages that could use
+more get a share of it. The shares depend on the bound alone and not on what happens to be free, so that the same bound
 gives the same numbers.
 """
 
@@ -21,12 +21,12 @@ DEFAULT_BYTES = 4_000_000_000  # Where more than twice that is free. Source: ass
 # passes of a stage (evidence, closed form, mimic), and one pass that only measures. Source: measured, with
 # EfficientNet-Lite0 at 224 pixels (benchmarks/compress_memory.py): torch and the networks take the rest.
 TRAINING_IMAGES, OTHER_IMAGES, PASSES, MEASURING = 0.25, 0.05, 0.4, 0.1
-# Freed memory that may lie about before it is worth returning, which costs as much time as it takes to fill it with
-# zeros when it is needed again. Source: measured, two fifths of that are a tenth slower (docs/LOG.md).
+# Freed memory that the process may keep before it is returned; returning it costs the time to fill it with zeros when
+# it is needed again. Source: measured, two fifths of that are a tenth slower (docs/LOG.md).
 SLACK_BYTES = 2**27
 # glibc's options (malloc.h): from which size on the top is handed back, spare room at the top, the size from which a
-# piece is mapped by itself, and how many such pieces there may be. _USUAL: what its own rule comes to once large pieces
-# were freed, which it ends with the first option that is set.
+# piece is mapped by itself, and how many such pieces there may be. _USUAL: the values that its own rule reaches once
+# large pieces were freed; that rule ends with the first option that is set.
 _TRIM, _PAD, _OWN_MAP, _MAPS = -1, -2, -3, -4
 _KEEPING = ((_MAPS, 0), (_TRIM, 2**31 - 1), (_PAD, 2**26))
 _USUAL = ((_MAPS, 65536), (_TRIM, 2**26), (_PAD, 2**17), (_OWN_MAP, 2**25))
@@ -38,9 +38,10 @@ _CGROUPS = (
 
 
 def bound(asked: int | None = None) -> int:
-    """Bytes: what was asked for, or DEFAULT_BYTES or half of what is free, whichever is less.
+    """The bound in bytes: `asked`, or by default DEFAULT_BYTES or half of what is free, whichever is less.
 
-    Raises: InputError where `asked` is no whole number above 0.
+    Raises:
+        InputError: `asked` is no whole number above 0.
     """
     if asked is None:
         free = available()
@@ -51,12 +52,13 @@ def bound(asked: int | None = None) -> int:
 
 
 def parsed(text: str) -> int:
-    """Bytes from "3G", "3000M", "2.5GB" or "3000000000", in powers of 1000.
+    """The bytes that "3G", "3000M", "2.5GB" or "3000000000" stand for, in powers of 1000.
 
     >>> parsed("2.5G")
     2500000000
 
-    Raises: InputError for anything else.
+    Raises:
+        InputError: The text is anything else.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)B?", text.strip().upper())
     size = 0 if found is None else int(float(found[1]) * _UNITS[found[2]])
@@ -66,8 +68,8 @@ def parsed(text: str) -> int:
 
 
 def available() -> int | None:
-    """Bytes that this process could still take: of the machine, or of its container where that has less. None where
-    the system does not say."""
+    """Bytes that this process could still allocate, in the machine or in its container, whichever has less. None where
+    the system does not report it."""
     found = [size for size in (_of_machine(), *_of_containers()) if size is not None]
     return max(0, min(found)) if found else None
 
@@ -92,23 +94,23 @@ def _of_containers() -> list[int]:
 
 
 def resident() -> int | None:
-    """Bytes of this process that are in memory; None where the system does not say."""
+    """Bytes of this process that are in memory; None where the system does not report it."""
     with suppress(OSError, ValueError, IndexError):
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return None
 
 
 def trim() -> None:
-    """Return freed memory to the system, where the C library can (glibc's malloc_trim); elsewhere nothing happens.
+    """Return freed memory to the system, where the C library can (glibc's malloc_trim).
 
-    Freed blocks lie scattered in the arenas of every thread that ever allocated, and are kept there otherwise.
+    Otherwise freed blocks stay scattered in the arenas of every thread that ever allocated.
     """
     gc.collect()
     _return_freed()
 
 
 class Slack:
-    """Returns freed memory whenever SLACK_BYTES more of it than at first are still the process's."""
+    """Returns freed memory whenever the process holds SLACK_BYTES more of it than at first."""
 
     def __init__(self) -> None:
         self._first = _freed()
@@ -122,11 +124,11 @@ class Slack:
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Inside, the C library keeps what is freed for what comes next, instead of handing large pieces back each time and
-    asking for fresh ones, which the system fills with zeros; all of it is handed back at the end.
+    """Make the C library keep freed memory for the next allocation inside, and return all of it at the end. By default
+    it returns large pieces each time and requests new ones, which the system fills with zeros.
 
-    For loops that take and free the same amounts again and again, in the thread that is here. glibc alone; nothing
-    happens elsewhere, nor where the environment tunes its allocator. Source: measured, a step of EfficientNet-Lite0 and
+    For loops that allocate and free the same amounts again and again in this thread. It affects glibc alone, and
+    nothing where the environment tunes its allocator. Source: measured, a step of EfficientNet-Lite0 and
     its student takes 0.82 of the processor time and no more memory (docs/LOG.md).
     """
     tuned = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
@@ -145,8 +147,8 @@ def kept() -> Iterator[None]:
 
 
 def _freed() -> int:
-    """Bytes that the process has and the C library does not count as in use: freed ones, code and stacks; 0 where that
-    cannot be told."""
+    """Bytes of the process that the C library does not count as in use: freed ones, code and stacks; 0 where that is
+    not known."""
     figures, own = _figures(), resident()
     if figures is None or own is None:
         return 0
@@ -177,9 +179,10 @@ def _figures() -> Callable[[], _Mallinfo2] | None:
     return None
 
 
-def said(size: float) -> str:
-    """
-    >>> said(2_500_000_000)
+def size_text(size: float) -> str:
+    """A number of bytes for people.
+
+    >>> size_text(2_500_000_000)
     '2.5 GB'
     """
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(1, round(size / 1e6))} MB"

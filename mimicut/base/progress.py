@@ -1,4 +1,4 @@
-"""Progress in words: of work that counts, a sentence every few seconds, with the time that is left."""
+"""Progress as sentences: how much of some counted work is done, every few seconds, with the time that is left."""
 
 import time
 from collections.abc import Callable
@@ -7,10 +7,11 @@ EVERY = 8.0  # seconds: no stage may be silent for more than ten.
 
 
 class SpokenProgress:
-    """Called with what is done and what there is in all, 0 where that is not known; says so every EVERY seconds, never
-    of what is quick.
+    """A callback (done, total) that reports every EVERY seconds; quick work is not reported. total: 0 if not known.
 
-    say: takes a sentence. what: the unit that is counted, such as "layer".
+    Args:
+        say: Gets each sentence.
+        what: The unit that is counted, such as "layer".
     """
 
     def __init__(self, say: Callable[[str], None], what: str):

@@ -1,6 +1,6 @@
 """Colour crops of the photographs that ship inside scikit-image and scikit-learn, for teachers of ImageNet.
 
-Each photograph is cut in two across its longer side: crops of one half are learnt from ("few"), crops of the other are
+Each photograph is cut in two across its longer side: crops of one half are for learning ("few"), crops of the other are
 held out ("held_out"), so that no pixel is in both. None of them has anything to do with ImageNet.
 """
 
@@ -22,9 +22,19 @@ SMALLEST = 160  # pixels of a crop; a smaller half gives its shorter side
 
 
 def write_crops(folder: Path, part: str, count: int, seed: int) -> list[Path]:
-    """Square crops as PNG files in `folder` (made if missing), photographs in turn; their names tell which photograph.
+    """Write square crops as PNG files, from the photographs in turn; their names say which photograph.
 
-    Raises: InputError for another part, or where the photographs are not installed.
+    Args:
+        folder: Where to; it is made if missing.
+        part: One of PARTS.
+        count: How many.
+        seed: Decides where they are cut out.
+
+    Returns:
+        The files.
+
+    Raises:
+        InputError: There is no such part, or the photographs are not installed.
     """
     if part not in PARTS:
         raise InputError(f"drawing crops: found the part {part!r}, expected one of {', '.join(PARTS)}")

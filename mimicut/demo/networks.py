@@ -166,7 +166,7 @@ class Attention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention and an MLP, each behind a layer norm and around a skip. Source: Dosovitskiy et al. 2021, arXiv
+    """Attention and an MLP, each after a layer norm and with a skip. Source: Dosovitskiy et al. 2021, arXiv
     2010.11929, section 3.1."""
 
     def __init__(self, width: int, heads: int, hidden: int):
@@ -249,7 +249,11 @@ NAMES = tuple(_BUILDERS)
 
 
 def build(name: str) -> nn.Module:
-    """The network with random weights, in train mode. Raises InputError for a name that is not in NAMES."""
+    """The network with random weights, in train mode.
+
+    Raises:
+        InputError: The name is not in NAMES.
+    """
     if name not in _BUILDERS:
         known = ", ".join((*NAMES, *imagenet.NAMES))
         raise InputError(f"building a demo teacher: found the name {name!r}, expected one of {known}")
@@ -257,7 +261,11 @@ def build(name: str) -> nn.Module:
 
 
 def facts(name: str, folder: Path = TEACHERS) -> dict[str, Any]:
-    """What was measured and used when this teacher was trained. Raises InputError when it has not been."""
+    """How this teacher was trained, and its measured figures.
+
+    Raises:
+        InputError: It has not been trained.
+    """
     path = Path(folder, f"{name}.json")
     if not path.is_file():
         raise InputError(
@@ -271,7 +279,9 @@ def load(name: str, folder: Path = TEACHERS) -> tuple[nn.Module, dict[str, Any]]
     """The trained teacher, in eval mode, and its preprocessing: input_size (C, H, W), mean, std, resize, interpolation.
 
     The figures are for pixels scaled to 0..1 of patches that are already standardised, as photographs.py writes them.
-    Raises InputError for an unknown name or missing weights.
+
+    Raises:
+        InputError: The name is unknown, or the weights are missing.
     """
     model = build(name)
     path = Path(folder, f"{name}.safetensors")

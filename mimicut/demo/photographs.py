@@ -3,7 +3,7 @@
 The photographs ship inside scikit-image and scikit-learn. Each is made grey and cut into tiles of 64x64 pixels, and
 every tile belongs to exactly one part: "train" (teaches the teacher), "few" (the unlabelled images) or "test". A patch
 is a 32x32 window inside one tile, turned by quarters, flipped or not, and standardised, so that brightness and contrast
-tell nothing. All of it is integer or exactly rounded arithmetic on decoded pixels: the same on every machine, and
+reveal nothing. All of it is integer or exactly rounded arithmetic on decoded pixels: the same on every machine, and
 `test_hash` notices when a new version of those packages ships or decodes another picture.
 
 Not covered: colour (half of the photographs have none, which would give them away), scales, other angles.
@@ -70,7 +70,7 @@ def photographs() -> list[np.ndarray]:
 
 
 def files() -> list[Path]:
-    """Where the photographs lie, in the order of CLASSES. Raises: as `photographs`."""
+    """The files of the photographs, in the order of CLASSES. Raises InputError as `photographs`."""
     found = []
     for package, (folder, names) in PHOTOGRAPHS.items():
         spec = find_spec(package)

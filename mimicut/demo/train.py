@@ -111,7 +111,7 @@ def _average(kept: nn.Module, model: nn.Module, decay: float) -> None:
 
 @torch.no_grad()
 def correct(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Whether each patch is told right, bool (count,). The model is used as it is; put it in eval mode first."""
+    """Whether each patch is classified correctly, bool (count,). Put the model in eval mode first."""
     return torch.cat([model(part).argmax(1) for part in x.split(500)]) == y
 
 
@@ -151,12 +151,12 @@ def _facts(name: str, model: nn.Module, config: TrainConfig, minutes: float, com
 def _progress(steps: int) -> Callable[[int, float], None]:
     start = time.monotonic()
 
-    def tell(step: int, loss: float) -> None:
+    def report(step: int, loss: float) -> None:
         if step % 50 == 0 or step == steps:
             spent = time.monotonic() - start
             print(f"step {step}/{steps}  loss {loss:.3f}  {spent / step * (steps - step):.0f} s left", file=sys.stderr)
 
-    return tell
+    return report
 
 
 def main(arguments: list[str] | None = None) -> None:

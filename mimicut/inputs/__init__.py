@@ -1,4 +1,4 @@
-"""What a user brings: images from files, arrays and datasets, prepared as a teacher's weights ask; random views of
-them; labels that only measure; and teachers by name, from libraries or the user's own code. Only `builders` imports
-model libraries; nothing here knows of pruning.
+"""What a user brings: images from files, arrays and datasets, prepared as a teacher's weights expect; random views
+of them; labels that only measure; and teachers by name, from libraries or the user's own code. Each model library has
+one file that imports it; nothing here knows of pruning.
 """

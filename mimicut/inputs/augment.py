@@ -1,6 +1,6 @@
 """Label-free views: random variants of an image that its teacher's task treats as the same kind of thing.
 
-A view belongs to the teacher and its task, not to the recipe: random resized crops, right for photographs at 224
+A view depends on the teacher and its task, not on the recipe: random resized crops, right for photographs at 224
 pixels, cost 18 to 24 points on 32-pixel patches (measured, one seed). Views keep the number of channels and the type of
 the pixels: they never normalise and never scale values.
 
@@ -19,7 +19,7 @@ from torch import Tensor
 RESIZED_CROP_SCALE = (0.08, 1.0)  # Source: MiR re-implementations (RandomResizedCrop's defaults), read in their code.
 RESIZED_CROP_RATIO = (3 / 4, 4 / 3)  # Source: as above.
 _WARP_ZOOM, _WARP_NOISE = 0.8, 0.1
-# Of other colours: deviation of the logarithm of a channel's contrast, of its brightness in half ranges of the values,
+# Changed colours: deviation of the logarithm of a channel's contrast, of its brightness in half ranges of the values,
 # and shares of the images with swapped channels, without colour, inverted. Source: measured on EfficientNet-Lite0
 # (docs/LOG.md), as a whole; each by itself is an assumption.
 _CONTRAST, _BRIGHTNESS, _SWAPPED, _GREY, _INVERTED = 0.3, 0.3, 0.3, 0.1, 0.1
@@ -216,8 +216,8 @@ def _each(values: Tensor, images: Tensor) -> Tensor:
     return values.to(images).view(-1, *[1] * (images.ndim - 1))
 
 
-# Of a batch of images (n, ..., h, w), each with another one of the batch. A teacher says what its features of a mixture
-# are, so no labels are needed.
+# Each mixes every image of a batch (n, ..., h, w) with another one of it. The teacher gives the features of a mixture,
+# so no labels are needed.
 MIXES: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     "none": lambda images, generator: images,
     "mixup": _mixup,

@@ -1,7 +1,7 @@
-"""One picture after the other, from a file, a PIL image or an array, into the pixels that are kept and evaluated.
+"""Turns a picture from a file, a PIL image or an array into the pixels that are stored and evaluated.
 
 Decoded pixels are turned upright, brought to 8 bits and to the teacher's channels, resized and cropped as its
-`Preprocessing` says; the contract stands at the head of `images`. Which pictures a source holds, `sources` finds out.
+`Preprocessing` says; the contract is at the head of `image_set`. `sources` finds the pictures of a source.
 """
 
 import hashlib
@@ -30,9 +30,16 @@ _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000
 
 @dataclass(frozen=True)
 class Decoded:
-    """stored: uint8 or float32 (C, h, w), at most about twice the evaluation's resolution; evaluated: (C, H, W), before
-    normalisation; None is what is not held in memory. origin: sha256 of file or array; content: of the stored pixels.
-    again(base): decodes "stored" or "evaluated" anew; None for what is no file, which is held."""
+    """One decoded picture.
+
+    Attributes:
+        name: A file's path below its folder, or "image 7".
+        origin: SHA-256 of the file or array.
+        content: SHA-256 of the stored pixels.
+        stored: uint8 or float32 (C, h, w), at most about twice the evaluation's resolution; None if not in memory.
+        evaluated: The same type, (C, H, W), before normalisation; None if not in memory.
+        again: Decodes "stored" or "evaluated" again; None for what is no file, which stays in memory.
+    """
 
     name: str
     origin: str
@@ -52,12 +59,12 @@ class Decoded:
         return self.again(name) if held is None else held
 
     def holds(self, keep: str) -> bool:
-        """Is nothing decoded again? keep: as in `kept`."""
+        """Whether nothing has to be decoded again. keep: as in `kept`."""
         return self.evaluated is not None and (keep == "evaluated" or self.stored is not None)
 
     def kept(self, keep: str, room: int) -> "Decoded":
-        """The same picture with no more in memory than "stored" (with what is evaluated) or "evaluated" asks for: that
-        where it fits into `room` bytes, else nothing, but of what is no file always."""
+        """The same picture, holding what `keep` names where that fits into `room` bytes, else nothing. What is no file
+        is always held. keep: "stored" (both kinds of pixels) or "evaluated" (these alone)."""
         names = ("stored", "evaluated") if keep == "stored" else ("evaluated",)
         if self.again is not None and _bytes(*(self.stored if n == "stored" else self.evaluated for n in names)) > room:
             return replace(self, stored=None, evaluated=None)
@@ -68,7 +75,7 @@ class Decoded:
 
     @property
     def bytes(self) -> int:
-        """In memory."""
+        """Bytes in memory."""
         return _bytes(self.stored, self.evaluated)
 
 
@@ -81,7 +88,7 @@ class Unreadable(ValueError):
 
 
 class Reader:
-    """Turns one decoded image after the other into a `Decoded`, and remembers what a person should be told."""
+    """Turns one image after the other into a `Decoded`, and counts what a person should know about them."""
 
     def __init__(self, preprocessing: Preprocessing, memory_bytes: int, keep: str = "stored"):
         """keep: what is held of each picture within memory_bytes, as in `Decoded.kept`."""

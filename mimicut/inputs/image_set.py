@@ -1,4 +1,4 @@
-"""Images without labels: what people have, read into what the teacher expects.
+"""Images without labels, read into the form that the teacher expects.
 
 The contract, in one place:
 
@@ -74,15 +74,16 @@ class ImageSet:
         return ImageSet([self._images[i] for i in indices], self.preprocessing, floats=self.floats)
 
     def distinct(self) -> "ImageSet":
-        """Of images with equal pixels the first alone."""
+        """The set without repeats: the first of all images with equal pixels."""
         copies = {name for name, _ in self.duplicates}
         return self if not copies else self.subset([i for i, n in enumerate(self.names) if n not in copies])
 
     def keeping(self, views: str | None, memory_bytes: int) -> "ImageSet":
-        """The same images, of which no more is held in memory than these views need (None: the evaluation view alone)
-        and than fits into `memory_bytes`, the first ones; the rest is decoded again at every use.
+        """The same images, holding in memory what these views need (None: the evaluation view alone) for the first
+        ones, as many as fit into `memory_bytes`; the rest is decoded again at every use.
 
-        Raises: InputError for unknown views; where a file cannot be read again.
+        Raises:
+            InputError: The views are unknown, or a file cannot be read again.
         """
         keep, room, images = base_of(views), memory_bytes, []
         for image in self._images:
@@ -125,9 +126,13 @@ class ImageSet:
 
 
 def base_of(views: str | None) -> str:
-    """What must be held of an image for these views, "stored" or "evaluated"; for None the evaluation view.
+    """The pixels from which these views are made, "stored" or "evaluated"; None stands for the evaluation view.
 
-    Raises: InputError for unknown views.
+    Raises:
+        InputError: The views are unknown.
+
+    >>> base_of("imagenet")
+    'stored'
     """
     if views is not None and views not in VIEWS:
         raise InputError(f"making views: found {views!r}, expected one of {', '.join(VIEWS)}")
@@ -151,7 +156,7 @@ def thumbnail(images: ImageSet, index: int, side: int = 96) -> str | None:
 
 @dataclass(frozen=True)
 class ImagesWithCall:
-    """Images as a network takes them that wants more than images: see `preprocessing.model_inputs`."""
+    """Images for a network that takes more than images: batches are (args, kwargs), see `model_inputs`."""
 
     images: ImageSet
     call: Mapping[str, Any]
@@ -171,14 +176,19 @@ class ImagesWithCall:
 
 
 def bind_call(images: ImageSet, call: Mapping[str, Any] | None) -> ImageSet | ImagesWithCall:
+    """The images in the form that a network with this call takes; themselves where `call` is None."""
     return images if call is None else ImagesWithCall(images, call)
 
 
 @dataclass(frozen=True)
 class Split:
-    """Indices into one ImageSet. fit: train the student. choose: pick among students or steps. held_out: influence
-    nothing, they only certify, so each picture stands there once. Duplicates of a choosing or held-out image are in
-    no part."""
+    """Indices into one ImageSet. Duplicates of a choosing or held-out image are in no part.
+
+    Attributes:
+        fit: Images that train the student.
+        choose: Images to choose among students or steps by.
+        held_out: Images that influence nothing and only certify; each picture is among them once.
+    """
 
     fit: list[int]
     choose: list[int]

@@ -1,7 +1,7 @@
-"""The kinds of sources that images come from: folders, files, arrays, lists and Datasets, in a fixed order.
+"""Reads every picture of a source: folders, files, arrays, lists and Datasets, in a fixed order.
 
-Each `from_*` hands every picture of its source to a `Reader` and returns what was decoded, what was skipped and why,
-and what else a person should see. No labels, no network, nothing unpickled.
+Each `from_*` gives the pictures to a `Reader` and returns the decoded ones, those that were skipped with the reason,
+and notes. No label is read, nothing is downloaded or unpickled.
 """
 
 import hashlib
@@ -37,6 +37,11 @@ def _as_numpy(values: Tensor | np.ndarray) -> np.ndarray:
 
 
 def from_array(values: Tensor | np.ndarray, reader: Reader, what: str) -> Found:
+    """Read an array: (N, C, H, W), or uint8 (N, H, W, C), or grey (N, H, W). what: its name in messages.
+
+    Raises:
+        InputError: It has another shape.
+    """
     values = _as_numpy(values)
     shape, known = values.shape, {1, 3, 4, reader.channels}
     if values.ndim == 3 and not ({shape[0], shape[2]} & known) and reader.channels in (1, 3):
@@ -51,6 +56,11 @@ def from_array(values: Tensor | np.ndarray, reader: Reader, what: str) -> Found:
 
 
 def from_items(source: Any, reader: Reader) -> Found:
+    """Read a sequence or map-style Dataset; items that cannot be read are skipped.
+
+    Raises:
+        InputError: An item is of a kind that is no image, or none can be read.
+    """
     images, skipped = [], []
     for i in range(len(source)):
         name = f"image {i}"
@@ -88,6 +98,11 @@ def _item(item: Any, reader: Reader, name: str) -> Decoded:
 
 
 def from_path(path: Path, reader: Reader) -> Found:
+    """Read a folder, an image file or a file of arrays; pictures that cannot be read are skipped.
+
+    Raises:
+        InputError: Nothing can be read.
+    """
     if path.is_dir():
         return _from_folder(path, reader)
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""A file of weights into a model that is there: tensors only, matched by name and shape, nothing unpickled.
+"""Reads a file of weights into a model: tensors only, matched by name and shape, nothing unpickled.
 
 Names may carry the prefixes that wrappers add. What does not fit is named, and the model stays as it was.
 """
@@ -16,7 +16,17 @@ from mimicut.base.errors import InputError, one_line
 
 
 def load_weights(model: nn.Module, path: Path, spec: str, notes: list[str]) -> None:
-    """Read `path` into `model`; InputError names the first difference and leaves the model as it was."""
+    """Read a file of weights into a model.
+
+    Args:
+        model: Gets the weights; on an error it stays as it was.
+        path: A safetensors file, or a state dict saved by torch.save.
+        spec: The name of the teacher, for messages.
+        notes: Gets a sentence for each adaptation.
+
+    Raises:
+        InputError: The file is no state dict, or differs from the model; the message names the first difference.
+    """
     own, found = model.state_dict(), _stripped(_read_weights(path, notes), model.state_dict(), notes)
     absent = [k for k in own if k not in found and k.endswith("num_batches_tracked")]  # absent before torch 0.4.1
     found.update({k: own[k] for k in absent})

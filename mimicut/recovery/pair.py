@@ -83,7 +83,7 @@ def device_for(name: str | None, student: nn.Module) -> torch.device:
     """The device of that name, with its index; without a name the one where the student is."""
     if name is None:
         return next((t.device for t in guard.named_tensors(student).values()), torch.device("cpu"))
-    return guard.device_called(name)
+    return guard.resolve_device(name)
 
 
 def _is_at(model: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:

@@ -1,3 +1,3 @@
-"""A result as it is kept and shown: the report, the folder, its pages, exported files, pictures, and teachers that are
-results themselves. Nothing is pickled, and no code in a folder is run.
+"""A result: its report, its folder, its pages, exported files and pictures; and results that are themselves teachers.
+Nothing is pickled, and no code in a folder is run.
 """

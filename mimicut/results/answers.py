@@ -1,4 +1,4 @@
-"""What teacher and student answer on held-out images, in words: lines of text, and one picture."""
+"""The answers of teacher and student to some held-out images, as lines of text and as one picture."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,13 @@ _PAPER, _INK, _SOFT, _LINE, _ALIKE, _OTHER = "#ffffff", "#1c2430", "#5a6675", "#
 
 @dataclass(frozen=True)
 class Answer:
-    """image: its name. teacher, student: what each names first, and with which probability."""
+    """Both answers to one image.
+
+    Attributes:
+        image: The name of the image.
+        index: Its place in the image set.
+        teacher, student: The class that each ranks first, and its probability (0 to 1).
+    """
 
     image: str
     index: int
@@ -26,6 +32,7 @@ class Answer:
 
     @property
     def alike(self) -> bool:
+        """Whether both name the same class."""
         return self.teacher[0] == self.student[0]
 
 
@@ -33,46 +40,53 @@ class Answer:
 def answers(
     teacher: nn.Module, student: nn.Module, images: ImageSet, classes: Sequence[str], count: int
 ) -> list[Answer]:
-    """On `count` of the images, evenly spaced, whatever is answered there."""
+    """Both answers to `count` of the images, evenly spaced. classes: the name of each output."""
     chosen = torch.linspace(0, len(images) - 1, min(count, len(images))).round().long().unique().tolist()
     batch, found = images.batch(chosen), []
     for model in (teacher, student):
         with evaluating(model):
             like = next(model.parameters())
             found.append(model(batch.to(like.device)).double().softmax(1).cpu().max(1))
-    told = []
+    collected = []
     for row, index in enumerate(chosen):
         both = [(classes[int(top.indices[row])], float(top.values[row])) for top in found]
-        told.append(Answer(images.names[index], index, *both))
-    return told
+        collected.append(Answer(images.names[index], index, *both))
+    return collected
 
 
-def lines(told: Sequence[Answer]) -> str:
-    """A row of text for each."""
-    name = max(len(a.image.rpartition(".")[0] or a.image) for a in told)
-    word = max(len(f"{a.teacher[0]} {a.teacher[1]:.0%}") for a in told)
+def lines(shown: Sequence[Answer]) -> str:
+    """A heading, and a row of text for each answer."""
+    name = max(len(a.image.rpartition(".")[0] or a.image) for a in shown)
+    word = max(len(f"{a.teacher[0]} {a.teacher[1]:.0%}") for a in shown)
     rows = [f"{'held-out image':<{max(name, 14)}}  {'teacher':<{max(word, 7)}}  student"]
-    for a in told:
+    for a in shown:
         image = a.image.rpartition(".")[0] or a.image
         first, second = (f"{who[0]} {who[1]:.0%}" for who in (a.teacher, a.student))
-        rows.append(f"{image:<{max(name, 14)}}  {first:<{max(word, 7)}}  {second}{'' if a.alike else '  (another)'}")
+        rows.append(f"{image:<{max(name, 14)}}  {first:<{max(word, 7)}}  {second}{'' if a.alike else '  (different)'}")
     return "\n".join(rows)
 
 
-def draw(path: Path, told: Sequence[Answer], images: ImageSet, title: str, below: str) -> None:
-    """A card for each answer: the image as the teacher sees it, and what both say of it. Written to `path`, PNG."""
+def draw(path: Path, shown: Sequence[Answer], images: ImageSet, title: str, below: str) -> None:
+    """Write a PNG with a card for each answer: the image as the teacher sees it, and both answers.
+
+    Args:
+        path: The file.
+        shown: The answers.
+        images: The set that they are about.
+        title, below: Two lines of text above the cards.
+    """
     large, middle, small = (ImageFont.load_default(size) for size in (22, 15, 13))
-    rows = -(-len(told) // _COLUMNS)
+    rows = -(-len(shown) // _COLUMNS)
     card = _SHOWN + 58
     wide = _GAP + _COLUMNS * (_SHOWN + _GAP)
     canvas = Image.new("RGB", (wide, 84 + rows * (card + _GAP)), _PAPER)
     pen = ImageDraw.Draw(canvas)
     pen.text((_GAP, 16), title, _INK, large)
     pen.text((_GAP, 48), below, _SOFT, middle)
-    for number, answer in enumerate(told):
+    for number, answer in enumerate(shown):
         left = _GAP + number % _COLUMNS * (_SHOWN + _GAP)
         top = 84 + number // _COLUMNS * (card + _GAP)
-        canvas.paste(_shown(images, answer.index), (left, top))
+        canvas.paste(_thumbnail(images, answer.index), (left, top))
         pen.rectangle((left - 1, top - 1, left + _SHOWN, top + _SHOWN), outline=_LINE)
         for who, (word, sure), down, colour in (
             ("teacher", answer.teacher, 6, _INK),
@@ -97,7 +111,7 @@ def _fitting(text: str, room: int, font: ImageFont.FreeTypeFont) -> str:
     return f"{words}… {share}"
 
 
-def _shown(images: ImageSet, index: int) -> Image.Image:
+def _thumbnail(images: ImageSet, index: int) -> Image.Image:
     (image,) = images.batch([index])
     pre = images.preprocessing
     mean, std = (torch.tensor(v)[:, None, None] for v in (pre.mean, pre.std))

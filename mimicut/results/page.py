@@ -1,6 +1,6 @@
 """The report as one HTML page that stands alone: no network, no script, light and dark, for screens and for paper.
 
-A function of report and plan, so that a stored result gives the same page again.
+The page depends on report and plan alone, so that a stored result gives the same page again.
 """
 
 import json
@@ -11,7 +11,7 @@ from html import escape
 from typing import Any
 
 from mimicut.proof.certificate import in_words
-from mimicut.results.report import Report, farthest
+from mimicut.results.report import Report, largest_error
 from mimicut.surgery.plan import Plan
 
 _HASHES = 24  # of images that are printed; all of them are in report.json. Source: assumption.
@@ -49,16 +49,21 @@ code, pre { font: .82rem/1.45 ui-monospace, monospace; } pre { white-space: pre-
 
 
 def page(report: Report, plan: Plan) -> str:
-    """The whole page. Figures that are unknown are left out."""
+    """The whole page as HTML. Figures that are unknown are left out.
+
+    Args:
+        report: The figures.
+        plan: How the student was cut, and from which teacher.
+    """
     source = plan.teacher.get("source") or {}
     name = str(source.get("spec") or plan.teacher.get("class") or "the teacher")
     parts = [
         f"<h1>Student of {escape(name)}</h1>",
-        f'<p class="soft">{escape(_asked(plan))}</p>',
+        f'<p class="soft">{escape(_budget(plan))}</p>',
         _certificate(report),
         _section("Teacher and student", _sizes(report)),
         _section("Widths and blocks", _widths(report, plan)),
-        _section("What cheaper ways come to", _alternatives(report)),
+        _section("Cheaper alternatives", _alternatives(report)),
         _section("Float32 and INT8", _int8(report)),
         _section("Agreement against latency", _tradeoff(report)),
         _section("Loss over steps", _losses(report)),
@@ -80,31 +85,32 @@ def _section(title: str, body: str) -> str:
     return f"<section><h2>{escape(title)}</h2>{body}</section>\n" if body else ""
 
 
-def _asked(plan: Plan) -> str:
+def _budget(plan: Plan) -> str:
     if plan.pruned_by is not None:
-        return f"Pruned by another tool ({plan.pruned_by}), recovered here."
+        return f"Pruned by another tool ({plan.pruned_by}), recovered by mimicut."
     named = {"keep": "of the MACs", "keep_width": "of every width", "params": "parameters", "size_mb": "MB"}
     budget = plan.budget
-    asked = [
+    limits = [
         f"{getattr(budget, key):g} {what}" for key, what in named.items() if getattr(budget, key, None) is not None
     ]
     if plan.latency is not None:
         where = plan.latency.setting
-        asked.append(
+        limits.append(
             f"{plan.latency.wanted_share} of the latency on {where.get('runtime')}, threads {where.get('threads')}, "
             f"batch {where.get('batch')}"
         )
-    return f"Asked for: {', '.join(asked)}." if asked else "Made by a plan of one's own."
+    return f"Budget: {', '.join(limits)}." if limits else "Cut by a plan that the user gave."
 
 
 def _certificate(report: Report) -> str:
     if report.top1_agreement is None or report.top1_agreement_low is None:
-        said = "".join(f'<p class="nogo">{escape(text)}.</p>' for text in report.certificate())
+        remarks = "".join(f'<p class="nogo">{escape(text)}.</p>' for text in report.certificate())
         if report.feature_error_relative is None:
-            return f'<div class="card">{said}</div>' if said else ""
+            return f'<div class="card">{remarks}</div>' if remarks else ""
         return (
             f'<div class="card"><p>Feature error {report.feature_error_relative:.4f} (0 is perfect, 1 no better than '
-            f"the mean feature) on {report.images_held_out:,} held-out images. Agreement has no meaning here.</p>{said}"
+            f"the mean feature) on {report.images_held_out:,} held-out images. These outputs are not class scores, so "
+            f"there is no agreement.</p>{remarks}"
             "</div>"
         )
     first, *rest = report.certificate()
@@ -148,8 +154,8 @@ def _sizes(report: Report) -> str:
     if report.feature_cosine is not None:
         more.append(f"feature cosine {report.feature_cosine:.4f}")
     if report.seconds is not None:
-        more.append(f"all of it took {report.seconds:.0f} s, {report.steps or 0:,} steps")
-    table = f"<table><tr><th></th><th>teacher</th><th>student</th><th>of it</th></tr>{body}</table>"
+        more.append(f"the whole run took {report.seconds:.0f} s and {report.steps or 0:,} steps")
+    table = f"<table><tr><th></th><th>teacher</th><th>student</th><th>student / teacher</th></tr>{body}</table>"
     return f'<div class="scroll">{table}</div><p class="soft">{escape("; ".join(more))}</p>' if body else ""
 
 
@@ -160,12 +166,12 @@ def _widths(report: Report, plan: Plan) -> str:
         for name, (kept, whole) in report.widths.items()
         if whole
     )
-    dropped = f"<p>Blocks left out whole: {escape(', '.join(plan.drop))}.</p>" if plan.drop else ""
+    dropped = f"<p>Dropped blocks: {escape(', '.join(plan.drop))}.</p>" if plan.drop else ""
     return dropped + (f'<div class="bars">{rows}</div>' if rows else "")
 
 
 def _alternatives(report: Report) -> str:
-    """Bars of the agreement, with the interval in words."""
+    """A bar for the agreement of each way, with its interval."""
     if not report.alternatives or report.top1_agreement is None:
         return ""
     own = {
@@ -173,17 +179,17 @@ def _alternatives(report: Report) -> str:
         "top1_agreement_low": report.top1_agreement_low, "top1_agreement_high": report.top1_agreement_high,
     }  # fmt: skip
     rows = "".join(
-        f'<span class="name">{escape(way["name"])}{_took(way["seconds"])}</span><span class="bar">'
+        f'<span class="name">{escape(way["name"])}{_time(way["seconds"])}</span><span class="bar">'
         f'<i style="width:{100 * way["top1_agreement"]:.1f}%"></i></span><span class="n">{way["top1_agreement"]:.1%} '
         f"<span class='soft'>{way['top1_agreement_low']:.0%}-{way['top1_agreement_high']:.0%}</span></span>"
         for way in [*report.alternatives, own]
         if way["top1_agreement"] is not None
     )
-    said = "Agreement with the teacher on the held-out images, with its 95 % interval, on the same cut."
-    return f'<p class="soft">{said}</p><div class="bars">{rows}</div>'
+    text = "Agreement with the teacher on the held-out images, with its 95 % interval, for the same cut."
+    return f'<p class="soft">{text}</p><div class="bars">{rows}</div>'
 
 
-def _took(seconds: float | None) -> str:
+def _time(seconds: float | None) -> str:
     return "" if seconds is None else f", {seconds:.1f} s"
 
 
@@ -195,23 +201,23 @@ def _losses(report: Report) -> str:
 
 
 def _int8(report: Report) -> str:
-    told = report.int8
-    if not told:
+    table = report.int8
+    if not table:
         return ""
-    who = "student" if told["without_teacher"] else "teacher"
-    said = (
-        f"On {told['runtime']}, threads {told['threads']}, batch {told['batch']}, timed in turn; quantised by "
-        f"{told['images_quantised_by']:,} images; agreement with the {who} on {told['images']:,} others."
+    reference = "student" if table["without_teacher"] else "teacher"
+    text = (
+        f"On {table['runtime']}, threads {table['threads']}, batch {table['batch']}, timed in turn; quantised by "
+        f"{table['images_quantised_by']:,} images; agreement with the {reference} on {table['images']:,} others."
     )
     body = "".join(
         f"<tr><td>{escape(row['name'])}</td><td>{row['ms']:.3f}</td><td>{row['share']:.1%}</td>"
         f"<td>{row['bytes'] / 1e6:.2f}</td><td>{_share(row)}</td></tr>"
-        for row in told["rows"]
+        for row in table["rows"]
     )
-    head = "<tr><th></th><th>ms</th><th>of the first</th><th>MB</th><th>agreement</th></tr>"
-    if told["without_teacher"]:
-        said += f" Without the teacher: {told['without_teacher']}"
-    return f'<p class="soft">{escape(said)}</p><div class="scroll"><table>{head}{body}</table></div>'
+    head = "<tr><th></th><th>ms</th><th>relative to the first</th><th>MB</th><th>agreement</th></tr>"
+    if table["without_teacher"]:
+        text += f" Without the teacher: {table['without_teacher']}"
+    return f'<p class="soft">{escape(text)}</p><div class="scroll"><table>{head}{body}</table></div>'
 
 
 def _share(row: Mapping[str, Any]) -> str:
@@ -222,7 +228,7 @@ def _share(row: Mapping[str, Any]) -> str:
 
 
 def _tradeoff(report: Report) -> str:
-    """What was measured on one runtime: each network's agreement with the teacher over its share of the latency."""
+    """Each network that was measured on one runtime: its agreement with the teacher over its share of the latency."""
     found: list[dict[str, Any]] = []
     if report.int8 and not report.int8["without_teacher"]:
         found = list(report.int8["rows"])
@@ -234,11 +240,11 @@ def _tradeoff(report: Report) -> str:
     ]
     known = [row for row in found if row["top1_agreement"] is not None]
     points = [(row["name"], 100 * row["share"], 100 * row["top1_agreement"]) for row in known]
-    return _scatter(points, "latency, % of the teacher's", "agreement with it, %") if len(points) > 1 else ""
+    return _scatter(points, "latency, % of the teacher's", "agreement with the teacher, %") if len(points) > 1 else ""
 
 
 def _scatter(points: Sequence[tuple[str, float, float]], x_name: str, y_name: str) -> str:
-    """Points with their names, which move down where they would lie upon each other."""
+    """A chart of points with their names, which are moved down where they would overlap."""
     wide, high, left, bottom, top, right = 480, 300, 50, 48, 24, 150
     x1, y1 = max(x for _, x, _ in points), 100.0
     y0 = y1 - 3 * 5 * max(1, math.ceil((y1 - min(y for *_, y in points)) / 15))  # marks at whole fives
@@ -275,7 +281,7 @@ def _scatter(points: Sequence[tuple[str, float, float]], x_name: str, y_name: st
 
 
 def _line_chart(points: Sequence[tuple[float, float]], x_name: str, y_name: str, *, log: bool) -> str:
-    """A line, its axes with four marks each."""
+    """A chart of one line; each axis has four marks."""
     wide, high, left, bottom, top = 480, 230, 66, 44, 12
     xs = [x for x, _ in points]
     ys = [math.log10(y) if log else y for _, y in points]
@@ -315,12 +321,12 @@ def _disagreements(report: Report) -> str:
         )
     if not cards:
         return ""
-    said = "Held-out images whose answers differ, then those whose probabilities do, the most first."
-    return f'<p class="soft">{said}</p><div class="grid">{"".join(cards)}</div>'
+    text = "Held-out images with different answers, then those with different probabilities, largest difference first."
+    return f'<p class="soft">{text}</p><div class="grid">{"".join(cards)}</div>'
 
 
 def _class(report: Report, number: int | str) -> str:
-    """In words where they are known."""
+    """The name of a class, where it is known."""
     return escape(report.class_names.get(str(number), f"class {number}"))
 
 
@@ -335,8 +341,8 @@ def _classes(report: Report) -> str:
     table = f"<table><tr><th></th><th>student agrees</th><th></th></tr>{body}</table>"
     if len(rows) <= 12:
         return f'<div class="scroll">{table}</div>'
-    told = f"{len(rows)} classes, the least agreement first"
-    return f'<details><summary>{told}</summary><div class="scroll">{table}</div></details>'
+    summary = f"{len(rows)} classes, lowest agreement first"
+    return f'<details><summary>{summary}</summary><div class="scroll">{table}</div></details>'
 
 
 def _exports(report: Report) -> str:
@@ -346,7 +352,7 @@ def _exports(report: Report) -> str:
         real = "random and real images" if e["error_real"] is not None else "random images"
         rows.append(
             f"<tr><td>{escape(e['file'])}</td><td>{e['bytes'] / 1e6:.2f} MB</td><td>{escape(e['precision'])}</td>"
-            f"<td>{escape(e['batch'])}</td><td>{e['opset'] or ''}</td><td>{farthest(e):.0e}{within}</td></tr>"
+            f"<td>{escape(e['batch'])}</td><td>{e['opset'] or ''}</td><td>{largest_error(e):.0e}{within}</td></tr>"
         )
         remarks.append(f"{e['file']}: compared on {real}" + ("; it normalises by itself" if e["normalises"] else ""))
         if e["fixed_because"]:
@@ -361,28 +367,32 @@ def _exports(report: Report) -> str:
 def _manifest(report: Report, plan: Plan) -> str:
     mimic = report.config.get("mimic") or {}
     digest = sha256(json.dumps(plan.to_json(), sort_keys=True).encode()).hexdigest()
-    told = {
+    entries = {
         "plan": f"sha256 {digest}",
         "seeds": f"recipe {mimic.get('seed')}, plan {None if plan.budget is None else plan.budget.seed}",
-        "images": f"{report.images_few or 0:,} few, of them {report.images_choose or 0:,} to choose by; "
-        f"{report.images_held_out or 0:,} held out",
+        "images": f"{report.images_few or 0:,} to learn from, {report.images_choose or 0:,} of them to choose the best "
+        f"step by; {report.images_held_out or 0:,} held out",
         "versions": ", ".join(f"{k} {v}" for k, v in report.versions.items()),
         "machine": ", ".join(f"{k} {v}" for k, v in report.platform.items() if v is not None),
         "not counted as MACs": ", ".join(report.macs_not_counted),
     }
     rows = "".join(
-        f"<tr><td>{escape(k)}</td><td style='white-space:normal'>{escape(v)}</td></tr>" for k, v in told.items() if v
+        f"<tr><td>{escape(k)}</td><td style='white-space:normal'>{escape(v)}</td></tr>" for k, v in entries.items() if v
     )
     shown = "".join(_hashes(use, hashes) for use, hashes in report.image_hashes.items() if hashes)
-    recipe, asked = json.dumps(mimic, indent=1), json.dumps(plan.budget and plan.budget.to_json(), indent=1)
+    recipe, options = json.dumps(mimic, indent=1), json.dumps(plan.budget and plan.budget.to_json(), indent=1)
     return (
         f"<table>{rows}</table>{shown}<details><summary>The recipe</summary><pre>{escape(recipe)}</pre></details>"
-        f"<details><summary>What was asked for</summary><pre>{escape(asked)}</pre></details>"
+        f"<details><summary>Budget and options</summary><pre>{escape(options)}</pre></details>"
     )
 
 
 def _hashes(use: str, hashes: Sequence[str]) -> str:
-    named = {"fit": "Images that were fitted to", "choose": "Images to choose by", "held_out": "Held-out images"}
+    named = {
+        "fit": "Images to learn from",
+        "choose": "Images to choose the best step by",
+        "held_out": "Held-out images",
+    }
     whole = sha256("\n".join(hashes).encode()).hexdigest()
     more = f"\n... and {len(hashes) - _HASHES:,} more, in report.json" if len(hashes) > _HASHES else ""
     return (

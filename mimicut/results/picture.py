@@ -10,7 +10,11 @@ _ENDS = (".png", ".svg", ".pdf")
 
 
 def check_picture(path: Path) -> None:
-    """Call it before long work. Raises: InputError where no picture can be drawn to `path`."""
+    """Check that a picture can be drawn to `path`; call it before long work.
+
+    Raises:
+        InputError: The name or folder does not fit, or matplotlib is not installed.
+    """
     if path.suffix.lower() not in _ENDS:
         raise InputError(f"drawing {path}: expected a name that ends in {', '.join(_ENDS)}")
     if not path.resolve().parent.is_dir():
@@ -20,7 +24,13 @@ def check_picture(path: Path) -> None:
 
 
 def draw_frontier(path: Path, rows: list[dict[str, Any]], title: str) -> None:
-    """The error that is predicted over the latency that was measured, or over the MACs. rows: of `budgets.frontier`."""
+    """Draw the predicted error over the measured latency, or over the MACs where none was measured.
+
+    Args:
+        path: A .png, .svg or .pdf file.
+        rows: As `budgets.frontier` gives them.
+        title: A line above the chart.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -31,9 +41,9 @@ def draw_frontier(path: Path, rows: list[dict[str, Any]], title: str) -> None:
     x = [row["latency_ms"] if measured else 100 * row["macs_share"] for row in rows]
     axes.plot(x, [row["error"] for row in rows], "o-", color="#1f6f8b")
     for where, row in zip(x, rows, strict=True):
-        gone = len(row["drop"])
+        dropped = len(row["drop"])
         text = f"{100 * row['latency_share' if measured else 'macs_share']:.0f} %" + (
-            f", {gone} blocks less" if gone else ""
+            f", {dropped} blocks dropped" if dropped else ""
         )
         axes.annotate(text, (where, row["error"]), textcoords="offset points", xytext=(6, 4), fontsize=8)
     axes.set_xlabel("milliseconds of a forward pass, measured" if measured else "MACs, % of the teacher's")

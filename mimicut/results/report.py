@@ -1,4 +1,4 @@
-"""What a compression came to: plain data, JSON both ways, and a table for people. Knows no model."""
+"""The report of a compression: plain data, to and from JSON, and a table for people. It knows no model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -12,23 +12,39 @@ from mimicut.proof.certificate import images_to_halve, in_words
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """None where unknown.
+    """The figures of one compression. None means unknown.
 
-    params_*: tensors' elements. macs_*: of one image, head included; macs_not_counted: operators that were not counted.
-    top1_agreement: share (0 to 1) of the held-out images on which teacher and student name the same class, with its
-    exact 95 % interval; min_agreement: what the lower end was to reach. feature_error_relative, feature_cosine,
-    agreement_by_class, confidence_*, disagreements: see `verify.Figures`; class_names: class -> what it means, of those
-    named there, where the teacher's library says so. top1_teacher, top1_student: accuracy in
-    percent on labelled images; top1_difference: student minus teacher in points, with its 95 % interval (paired).
-    images_few = images_fit + images_choose. image_hashes: content hashes by use ("fit", "choose", "held_out").
-    images_check: what was found of the images that were learned from, see `image_check.ImageCheck`.
-    widths: group -> [units kept, units of the teacher]. losses: [step, loss] of mimic, at most a few hundred.
-    latency: of both on the runtime that a latency was asked for, as `budgets.compared` has it. exports: format -> file
-    name, bytes, opset, and how far it was from the student when it was run by itself, as `deploy` has it.
-    int8: teacher and student in float32 and in INT8, as `int8_table` has it.
-    alternatives: what cheaper ways came to on the same cut, as `alternatives` has it. crossfit: number of folds, where
-    the figures of agreement and features are `crossfit`'s.
-    steps: of mimic; seconds: wall time of the whole. seam, budget and preprocessing live in the plan.
+    Attributes:
+        params_teacher, params_student: Number of parameters.
+        macs_teacher, macs_student: Multiply-accumulates of one image, head included.
+        macs_not_counted: Operators whose cost is not in those numbers.
+        top1_agreement: Share (0 to 1) of the held-out images for which teacher and student name the same class.
+        top1_agreement_low, top1_agreement_high: Its exact 95 % interval.
+        feature_error_relative, feature_cosine, agreement_by_class, confidence_teacher, confidence_student,
+            disagreements: As in `proof.figures.Figures`.
+        class_names: Class number -> its name, for the classes in these figures, where the teacher's library gives it.
+        widths: Group -> [units that stay, units of the teacher].
+        losses: [step, loss] of the mimic stage, at most a few hundred.
+        min_agreement: What the lower end of the agreement's interval was required to reach.
+        top1_teacher, top1_student: Accuracy on labelled images, in percent.
+        top1_difference: Student minus teacher, in percentage points; top1_difference_low and top1_difference_high are
+            its 95 % interval (paired).
+        images_few: Images that the student learned from, those of images_choose included.
+        images_choose: Images to choose the best step by.
+        images_held_out, images_labelled: Images that only measure.
+        image_hashes: "fit", "choose" and "held_out" -> SHA-256 of each file or array.
+        images_check: What was found in the images to learn from, as `image_check.ImageCheck` has it.
+        latency: Both networks on the runtime for which a latency was requested, as `budgets.compared` has it.
+        exports: Format -> file name, bytes, opset, and its difference from the student in a process of its own, as
+            `export_checks.check_exports` has it.
+        int8: Teacher and student in float32 and in INT8, as `int8_table` has it.
+        alternatives: Cheaper ways to recover the same cut, as `alternatives` has them.
+        crossfit: Number of folds, where the figures of agreement and features are from `crossfit`.
+        steps: Steps of the mimic stage.
+        seconds: Wall time of the whole run.
+        config: The recipe. Seam, budget and preprocessing are in the plan.
+        versions, platform: What the result was made with.
+        notes: Sentences that a person should see.
     """
 
     params_teacher: int | None = None
@@ -78,7 +94,11 @@ class Report:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Report":
-        """Raises: StoreError naming what is not a field of a report."""
+        """The report that `to_json` wrote.
+
+        Raises:
+            StoreError: An entry is no field of a report.
+        """
         unknown = sorted(set(data) - {f.name for f in fields(cls)})
         if unknown:
             raise StoreError(
@@ -91,48 +111,49 @@ class Report:
 
     @property
     def go(self) -> bool | None:
-        """Whether the lower end of the agreement's interval reaches min_agreement; None where nothing was asked for."""
+        """Whether the lower end of the agreement's interval reaches min_agreement; None where that is not set."""
         if self.min_agreement is None:
             return None
         return self.top1_agreement_low is not None and self.top1_agreement_low >= self.min_agreement
 
     def certificate(self) -> list[str]:
-        """What the held-out images prove, in sentences; none where agreement is unknown."""
+        """Sentences on what the held-out images prove; none where agreement is unknown and min_agreement not set."""
         if self.top1_agreement is None or self.top1_agreement_low is None or not self.images_held_out:
             if self.min_agreement is None:
                 return []
-            return [f"NO GO: the agreement is unknown, {self.min_agreement:.1%} was asked for"]
+            return [f"NO GO: the agreement is unknown, {self.min_agreement:.1%} was required"]
         agreeing = round(self.top1_agreement * self.images_held_out)
         more = images_to_halve(agreeing, self.images_held_out)
         words = in_words(self.top1_agreement_low, self.crossfit)
-        said = [f"{words}; {more:,} more held-out images would halve the interval"]
+        sentences = [f"{words}; {more:,} more held-out images would halve the interval"]
         if self.confidence_teacher is not None and self.confidence_student is not None:
-            said.append(
+            sentences.append(
                 f"the teacher gives its answers {self.confidence_teacher:.1%} on average, the student its own "
                 f"{self.confidence_student:.1%}"
             )
         if self.min_agreement is not None:
-            said.append(
+            sentences.append(
                 f"{'GO' if self.go else 'NO GO'}: the lower end of the interval is {self.top1_agreement_low:.1%}, "
-                f"{self.min_agreement:.1%} was asked for"
+                f"{self.min_agreement:.1%} was required"
             )
-        return said
+        return sentences
 
     def _in_int8(self) -> list[str]:
         if not self.int8:
             return []
-        told = self.int8
+        table = self.int8
         lines = [
-            f"float32 and INT8 on {told['runtime']}, threads {told['threads']}, batch {told['batch']}; agreement with "
-            f"the {'student' if told['without_teacher'] else 'teacher'} on {told['images']:,} images:"
+            f"float32 and INT8 on {table['runtime']}, threads {table['threads']}, batch {table['batch']}; agreement "
+            f"with the {'student' if table['without_teacher'] else 'teacher'} on {table['images']:,} images:"
         ]
-        for row in told["rows"]:
+        for row in table["rows"]:
             share = "unknown" if row["top1_agreement"] is None else f"{row['top1_agreement']:.1%}"
             lines.append(f"  {row['name']}: {row['ms']:.3f} ms, {row['bytes'] / 1e6:.2f} MB, agreement {share}")
-        return lines + ([f"note: without the teacher: {told['without_teacher']}"] if told["without_teacher"] else [])
+        return lines + ([f"note: without the teacher: {table['without_teacher']}"] if table["without_teacher"] else [])
 
     def table(self, width: int = 100, before_notes: Sequence[str] = ()) -> str:
-        """Plain text for people, without colours. The notes come last, shortened; all of them are in the report."""
+        """Plain text for people, `width` columns wide, without colours. The notes come last, shortened, after
+        `before_notes`."""
         from rich.console import Console
         from rich.table import Table
 
@@ -156,10 +177,10 @@ class Report:
             ("MACs, one image", _count(self.macs_teacher), _count(self.macs_student) + macs),
         ]  # fmt: skip
         if self.latency:
-            told = self.latency
-            where = f"ms on {told['runtime']}, threads {told['threads']}, batch {told['batch']}"
-            between = f"  ({told['share']:.1%}; quartiles {told['share_low']:.1%} to {told['share_high']:.1%})"
-            rows.append((where, f"{told['teacher_ms']:.3f}", f"{told['student_ms']:.3f}{between}"))
+            latency = self.latency
+            where = f"ms on {latency['runtime']}, threads {latency['threads']}, batch {latency['batch']}"
+            between = f"  ({latency['share']:.1%}; quartiles {latency['share_low']:.1%} to {latency['share_high']:.1%})"
+            rows.append((where, f"{latency['teacher_ms']:.3f}", f"{latency['student_ms']:.3f}{between}"))
         if self.images_labelled:
             rows.append(
                 (
@@ -171,7 +192,7 @@ class Report:
         return rows
 
     def _remarks(self) -> list[str]:
-        """One line each; a figure that is unknown says so."""
+        """Lines under the table; an unknown figure is named as such."""
         agreement = "unknown"
         if self.top1_agreement is not None:
             agreement = f"{self.top1_agreement:.1%}"
@@ -184,8 +205,8 @@ class Report:
             "",
             f"agreement with the teacher, top-1: {agreement}",
             f"feature error, relative: {error}",
-            f"images: {_count(self.images_few)} few, of them {_count(self.images_choose)} to choose by; "
-            f"{_count(self.images_held_out)} held out",
+            f"images: {_count(self.images_few)} to learn from, {_count(self.images_choose)} of them to choose the best "
+            f"step by; {_count(self.images_held_out)} held out",
             *self.certificate(),
         ]
         if self.top1_difference is not None:
@@ -194,14 +215,14 @@ class Report:
                 between = f" (95 % interval {self.top1_difference_low:+.2f} to {self.top1_difference_high:+.2f})"
             lines.append(f"student minus teacher: {self.top1_difference:+.2f} points{between}")
         if self.steps is not None or self.seconds is not None:
-            lines.append(f"mimic: {_count(self.steps)} steps; all of it {_seconds(self.seconds)}")
+            lines.append(f"mimic: {_count(self.steps)} steps; the whole run took {_seconds(self.seconds)}")
         for other in self.alternatives:
             share = "unknown" if other["top1_agreement"] is None else f"{other['top1_agreement']:.1%}"
             lines.append(f"alternative, {other['name']}: agreement {share}, {_seconds(other['seconds'])}")
-        for told in self.exports.values():
+        for export in self.exports.values():
             lines.append(
-                f"{told['file']}: {told['bytes'] / 1e6:.2f} MB, {told['precision']}, batch {told['batch']}; by itself "
-                f"within {farthest(told):.0e} of the student"
+                f"{export['file']}: {export['bytes'] / 1e6:.2f} MB, {export['precision']}, batch {export['batch']}; in "
+                f"a process of its own within {largest_error(export):.0e} of the student"
             )
         lines += self._in_int8()
         if self.macs_not_counted:
@@ -213,14 +234,18 @@ class Report:
 
 
 def shortened(note: str, most: int = 150) -> str:
-    """At most so many characters, cut between words."""
+    """A note cut between words to at most `most` characters.
+
+    >>> shortened("a long sentence about a model", 16)
+    'a long ...'
+    """
     if len(note) <= most:
         return note
     return note[: most - 4].rsplit(" ", 1)[0].rstrip(",;:") + " ..."
 
 
-def farthest(export: Mapping[str, Any]) -> float:
-    """Of an entry of `Report.exports`: the largest difference of any output, on random and on real images."""
+def largest_error(export: Mapping[str, Any]) -> float:
+    """The largest difference in an entry of `Report.exports`: of any output, on random and on real images."""
     return max(error for error in (export["error_random"], export["error_real"]) if error is not None)
 
 

@@ -1,4 +1,4 @@
-"""A run as TensorBoard shows it: the loss while the student mimics, then the figures of its report."""
+"""A run in TensorBoard: the loss while the student mimics, then the figures of its report."""
 
 import atexit
 from importlib.util import find_spec
@@ -17,10 +17,12 @@ _FIGURES = (
 
 
 class TensorBoard:
-    """An `on_step` of `compress` that writes each loss to `directory`, and with `report` what came of it.
+    """An `on_step` of `compress` that writes each loss to `directory`; `report` adds the figures at the end.
 
     `tensorboard --logdir` on the folder above shows all runs that were written there; nothing there is ever replaced.
-    Raises: InputError where tensorboard is not installed, or `directory` is a file.
+
+    Raises:
+        InputError: tensorboard is not installed, or `directory` is a file.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -30,7 +32,7 @@ class TensorBoard:
                 f"logging to {directory}: tensorboard is not installed; pip install 'mimicut[tensorboard]'"
             )
         if any(place.is_file() for place in (self._directory, *self._directory.parents)):
-            raise InputError(f"logging to {directory}: a file stands there; expected a folder, or none yet")
+            raise InputError(f"logging to {directory}: there is a file; expected a folder, or none yet")
 
     @property
     def _writer(self) -> Any:
@@ -46,17 +48,20 @@ class TensorBoard:
         return self._made
 
     def __call__(self, done: int, total: int, loss: float) -> None:
-        self._part, self._last = self._part + (done <= self._last), done  # it began anew: a fold's student
+        self._part, self._last = (
+            self._part + (done <= self._last),
+            done,
+        )  # the count started again: the student of another fold
         self._writer.add_scalar(f"mimic/loss, fold {self._part}" if self._part else "mimic/loss", loss, done)
 
     def report(self, report: "Report") -> None:
-        """The figures at the last step, the loss on the images to choose by, and the table as text; closes the run."""
-        told = report.to_json()
+        """Write the figures at the last step, the loss on the images to choose by, and the table; close the run."""
+        values = report.to_json()
         for step, error in (report.config.get("recovery") or {}).get("choose", ()):
             self._writer.add_scalar("mimic/loss on images to choose by", error, step)
-        figures: dict[str, Any] = {name: told[name] for name in _FIGURES}
+        figures: dict[str, Any] = {name: values[name] for name in _FIGURES}
         figures |= {
-            f"share of {kind}": told[f"{kind}_student"] / told[f"{kind}_teacher"] for kind in ("macs", "params")
+            f"share of {kind}": values[f"{kind}_student"] / values[f"{kind}_teacher"] for kind in ("macs", "params")
         }
         if report.latency:
             figures["share of latency"] = report.latency["share"]

@@ -1,4 +1,4 @@
-"""Which channel widths are worth having on a runtime: found by measuring, and kept in a small table of this machine."""
+"""Which channel widths are fast on a runtime: measured, and kept in a small table of this machine."""
 
 import json
 import math
@@ -23,10 +23,11 @@ _SHORT = (0, 1, 2, 4, 8, 16)  # channels below a multiple of 32: the best widths
 
 @dataclass(frozen=True)
 class DivisorTable:
-    """Which widths are worth having on a runtime, and the times that say so.
+    """The times of one network at several widths on a runtime.
 
-    times: channels by which every width is below a multiple of 32 -> milliseconds of one forward pass. noise: by what
-    share a second copy of the widest differed from the first.
+    Attributes:
+        times: Channels by which every width is below a multiple of 32 -> milliseconds of one forward pass.
+        noise: The difference of a second copy of the widest network, as a share of the first.
     """
 
     times: Mapping[int, float]
@@ -34,14 +35,22 @@ class DivisorTable:
 
     @property
     def divisor(self) -> int:
+        """As `divisor_of`."""
         return divisor_of(self.times, self.noise)
 
 
 def divisor_of(times: Mapping[int, float], noise: float) -> int:
     """The largest of 1, 2, 4, 8, 16, 32 to which rounding widths up costs no time, 2 % and the noise aside.
 
-    times: as in `DivisorTable`. Each doubling is compared with the best width that the divisor before allows: 8 with a
-    width 4 below it. Larger divisors than the first that costs are not asked for.
+    Each doubling is compared with the best width that the divisor before allows: 8 with a width 4 below it. Divisors
+    larger than the first that costs time are not tried.
+
+    Args:
+        times: As in `DivisorTable`.
+        noise: As in `DivisorTable`.
+
+    >>> divisor_of({0: 1.0, 1: 1.0, 2: 1.0, 4: 1.0, 8: 0.7, 16: 0.5}, noise=0.0)
+    8
     """
     divisor = 1
     while divisor < 32 and times[0] <= times[divisor] * (1 + _COSTLY + noise):
@@ -50,17 +59,27 @@ def divisor_of(times: Mapping[int, float], noise: float) -> int:
 
 
 def width_divisor(setting: Setting, *, refresh: bool = False) -> int:
-    """The number of which widths should be multiples, as others are no faster: `divisors(...).divisor`."""
+    """The number of which widths should be multiples, because widths between them are no faster.
+
+    Raises:
+        InputError, UnsupportedModel, LawBroken: As `prepare`.
+    """
     return divisors(setting, refresh=refresh).divisor
 
 
 def divisors(setting: Setting, *, refresh: bool = False) -> DivisorTable:
-    """Measured with one image (10 to 20 s; compile, the first time, a minute), or read from the table of what was
-    measured before, unless `refresh`.
+    """Measure with one image (10 to 20 s; for "compile" the first time a minute), or read an earlier measurement.
 
-    What is measured are convolutions, 1x1 and 3x3 on 28 and 14 pixels, of widths up to 64, 96 and 128; depthwise and
+    The networks are convolutions, 1x1 and 3x3 on 28 and 14 pixels, of widths up to 64, 96 and 128; depthwise and
     grouped ones and the linear layers of transformers may have other steps. The table is divisors.json in the folder
-    MIMICUT_CACHE (~/.cache/mimicut), by runtime, threads, precision, version and processor. Raises: as `prepare`.
+    MIMICUT_CACHE (~/.cache/mimicut), by runtime, threads, precision, version and processor.
+
+    Args:
+        setting: The runtime and its threads; the batch is always 1.
+        refresh: Whether to measure anew.
+
+    Raises:
+        InputError, UnsupportedModel, LawBroken: As `prepare`.
     """
     setting = replace(setting, batch=1)
     path = Path(os.environ.get("MIMICUT_CACHE") or "~/.cache/mimicut").expanduser() / "divisors.json"
@@ -79,7 +98,7 @@ def divisors(setting: Setting, *, refresh: bool = False) -> DivisorTable:
 
 
 def _ladder(short: int) -> nn.Module:
-    """Every width is `short` of a multiple of 32."""
+    """A network of convolutions; every width is `short` channels below a multiple of 32."""
     a, b, c = (width - short for width in (64, 96, 128))
     return nn.Sequential(
         *(nn.Conv2d(32, a, 1), nn.Conv2d(a, a, 3, padding=1), nn.Conv2d(a, b, 1), nn.Conv2d(b, b, 3, padding=1)),
@@ -89,7 +108,7 @@ def _ladder(short: int) -> nn.Module:
 
 
 def _table(entry: Any) -> DivisorTable | None:
-    """None for what is no entry."""
+    """The table in an entry of the file; None where it is damaged."""
     try:
         found = DivisorTable({int(k): float(ms) for k, ms in entry["times"].items()}, float(entry["noise"]))
     except (AttributeError, KeyError, TypeError, ValueError):
@@ -107,7 +126,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, table: Mapping[str, Any]) -> None:
-    """Where the folder cannot be written, the next call measures anew."""
+    """Write the file whole; if the folder cannot be written, the next call measures anew."""
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:

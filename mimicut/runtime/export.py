@@ -4,7 +4,6 @@ import math
 import os
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ShapesCollection
-from torch.fx import Graph, Node, map_arg
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils._pytree import tree_map
 
@@ -25,29 +23,32 @@ from mimicut.anatomy.tracing import (
     as_example,
     export_program,
     fault_place,
-    operator,
-    quiet,
     require_data,
-    without_stacks,
 )
 from mimicut.base.errors import InputError, LawBroken, StoreError, UnsupportedModel, one_line
 from mimicut.base.guard import full_copy, named_tensors, structural_copy
 from mimicut.runtime.int8 import quantise
+from mimicut.runtime.onnx_file import write_onnx
+from mimicut.runtime.readable_outputs import ReadableOutputs, is_readable, model_name
 from mimicut.surgery.seam import tensors
 
 FILES = {"pt2": "model.pt2", "onnx": "model.onnx", "openvino": "model.xml", "int8": "model.int8.onnx"}
 FORMATS = ("pt2", "onnx")  # by default
 TOLERANCE = 1e-4  # of the largest output, in float32. Measured: 5e-7 in ONNX Runtime, 0 in the exported program
-ONE_FILE = 256 * 2**20  # bytes of weights in one .onnx; writing it takes three times that. Assumption: above it counts
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and how far it is from the model.
+    """The files that were written, and how much they differ from the model.
 
-    files: format -> path. errors: format -> largest difference of any output over that output's largest value.
-    opset: of the ONNX files, None without one. static: None where the batch may have any size, else why it may not.
-    numbers, bytes: of all tensors that the files hold in float32.
+    Attributes:
+        files: Format -> path.
+        errors: Format -> largest difference of any output, as a share of that output's largest value.
+        opset: The opset of the ONNX files; None without one.
+        static: None where the batch may have any size, else the reason why it may not.
+        numbers: How many numbers the tensors of the model hold.
+        bytes: How many bytes they take in float32.
+        precision: The precision of all files but the INT8 one.
     """
 
     files: dict[str, Path]
@@ -69,20 +70,33 @@ def export(
     tolerance: float = TOLERANCE,
     force: bool = False,
 ) -> Exported:
-    """Write `model`, in eval mode and float32, to folder/model.pt2 (`torch.export`), model.onnx, model.xml and
-    model.bin (OpenVINO), model.int8.onnx (`int8.quantise`, for ONNX Runtime and OpenVINO).
+    """Write `model`, in eval mode and float32, as files that run without its code, and compare each with it.
 
-    Each file is loaded again (the program by torch, the others by ONNX Runtime and OpenVINO on the CPU, in float32) and
-    compared with the model on `example`: a tensor (N, C, H, W), a tuple of arguments or (args, kwargs). Where N is 2 or
-    more, the batch is made free, and the first image alone is compared too; where that fails it is fixed at N. Outputs
-    that only the model's own code can read (a dataclass, a namedtuple) become a dict of their tensors. Weights
-    of more than 256 MiB lie beside the ONNX file, in model.onnx.data. The model is untouched; on an error nothing is
-    left behind. calibrate: for INT8, batches of real images as the model takes them, each of as many images as the
-    example; how far its file is from the model is told and held to no tolerance.
+    "pt2" is model.pt2 (`torch.export`), "onnx" model.onnx, "openvino" model.xml and model.bin, "int8" model.int8.onnx
+    (`int8.quantise`, for ONNX Runtime and OpenVINO). Each file is loaded again, the program by torch, the others by
+    ONNX Runtime and OpenVINO on the CPU, in float32, and run on `example`. Outputs that only the model's own code can
+    read (a dataclass, a namedtuple) become a dict of their tensors. Weights of more than 256 MiB are written beside the
+    ONNX file, to model.onnx.data. The model is untouched.
 
-    Raises: UnsupportedModel naming operator and module that cannot be written; LawBroken when a file's outputs differ
-    by more than `tolerance` of the largest output; InputError for a format that is unknown or lacks the extra `export`,
-    and for INT8 without images; StoreError when a file exists (without `force`) or cannot be written.
+    Args:
+        model: The network.
+        example: Images (N, C, H, W), a tuple of arguments, or (args, kwargs). Where N is 2 or more, files take batches
+            of any size, which is compared with the first image alone; if that fails, the batch is fixed at N.
+        folder: Where the files are written; it is made if missing.
+        formats: Any of FILES.
+        calibrate: For INT8: batches of real images as the model takes them, each of N images. The difference of the
+            INT8 file is reported and not limited.
+        tolerance: The largest difference that is allowed, as a share of the largest output.
+        force: Whether existing files are replaced.
+
+    Returns:
+        The files and their differences.
+
+    Raises:
+        UnsupportedModel: An operator or module cannot be written; the message names it.
+        LawBroken: A file gives other outputs than the model.
+        InputError: A format is unknown or lacks the extra `export`, or INT8 was requested without images.
+        StoreError: A file exists (without `force`) or cannot be written. After any error nothing is left behind.
     """
     formats = tuple(dict.fromkeys(formats))
     check_formats(formats)
@@ -96,8 +110,8 @@ def export(
             f"exporting {type(model).__name__}: found no tensors in its output; expected a tensor, or a tuple, list, "
             "dict or dataclass of them"
         )
-    if not _readable(output):
-        ready = _Readable(ready)
+    if not is_readable(output):
+        ready = ReadableOutputs(ready)
     del output
     folder = Path(folder)
     there = [p for f in formats if (p := folder / FILES[f]).exists()]
@@ -122,7 +136,11 @@ def export(
 
 
 def check_formats(formats: Sequence[str]) -> None:
-    """Raises: InputError for a format that is unknown, or needs what is not installed."""
+    """Check the names of formats, and that what they need is installed.
+
+    Raises:
+        InputError: A format is unknown, or a package that it needs is missing.
+    """
     strange = [f for f in formats if f not in FILES]
     if strange or not formats:
         raise InputError(f"exporting: found formats {', '.join(strange) or 'none'}, expected of {', '.join(FILES)}")
@@ -146,7 +164,7 @@ def _write(
     tolerance: float,
     static: str | None,
 ) -> Exported:
-    """Every format from one trace, then compared. static: why the batch is fixed; None tries to leave it free."""
+    """Write every format from one trace, and compare it. static: why the batch is fixed; None tries to free it."""
     calls = [call] if static is not None else [call, tree_map(lambda v: v[:1] if batched(v, call) else v, call)]
     expected = [outputs_of(model, *c) for c in calls]
     clone, shapes = structural_copy(model), None
@@ -180,12 +198,12 @@ def _write(
             found = _RUN[name](path, calls)
         except Exception as error:  # whatever a runtime raises
             raise LawBroken(
-                f"running {path.name} of {_named(model)}: {one_line(error)}; expected the model's outputs"
+                f"running {path.name} of {model_name(model)}: {one_line(error)}; expected the model's outputs"
             ) from error
         errors[name] = max(difference(*pair) for pair in zip(found, expected, strict=True))
         if not errors[name] <= (tolerance if name != "int8" else sys.float_info.max):
             raise LawBroken(
-                f"comparing {path.name} with the {_named(model)} it was made of: they differ by "
+                f"comparing {path.name} with the {model_name(model)} it was made of: they differ by "
                 f"{errors[name]:.1e} of the largest output in float32, expected at most {tolerance:.1e}; do not "
                 "deploy it, and please report the model"
             )
@@ -193,6 +211,11 @@ def _write(
 
 
 def outputs_of(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors in the outputs of a model, without gradients.
+
+    Raises:
+        UnsupportedModel: The model's own code fails.
+    """
     return tensors_in(_output_of(model, args, kwargs))
 
 
@@ -202,8 +225,8 @@ def _output_of(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
             return model(*args, **kwargs)
     except Exception as error:  # whatever a model's own code raises
         raise UnsupportedModel(
-            f"running {_named(model)}{fault_place(error, model)} before its export, batch {batch_of((args, kwargs))}, "
-            f"float32, on the CPU: {one_line(error)}; expected outputs to compare with"
+            f"running {model_name(model)}{fault_place(error, model)} before its export, batch "
+            f"{batch_of((args, kwargs))}, float32, on the CPU: {one_line(error)}; expected outputs to compare with"
         ) from error
 
 
@@ -214,38 +237,14 @@ def _write_program(program: Any, model: nn.Module, path: Path) -> None:
         raise
     except Exception as error:
         raise UnsupportedModel(
-            f"writing {_named(model)} as {path.name}: torch.export.save stopped{fault_place(error, model)} with "
+            f"writing {model_name(model)} as {path.name}: torch.export.save stopped{fault_place(error, model)} with "
             f"{one_line(error)}; expected operators and constants that can be stored"
-        ) from error
-
-
-def write_onnx(program: Any, model: nn.Module, path: Path) -> int:
-    """Returns the opset."""
-    try:
-        _adapt_attention(program)
-        with warnings.catch_warnings(), quiet("torch.onnx", "onnxscript"), without_stacks():
-            warnings.simplefilter("ignore")  # the converter warns of its own internals; its errors are raised
-            converted = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
-            for node in converted.model.graph.all_nodes():
-                node.metadata_props.clear()  # where in the code it came from: more than the weights of a small network
-            weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
-            converted.save(path, external_data=weights > ONE_FILE)
-            return converted.model.opset_imports[""]
-    except OSError:
-        raise
-    except Exception as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        raise UnsupportedModel(
-            f"writing {_named(model)} as ONNX: torch.onnx.export stopped{fault_place(error, model)} with "
-            f"{one_line(cause)}; expected operators that ONNX has"
         ) from error
 
 
 @contextmanager
 def _onnx_file(program: Any, model: nn.Module, files: dict[str, Path]) -> Iterator[tuple[Path, int | None]]:
-    """The ONNX file that another format is made of, and its opset where it was made for that."""
+    """The ONNX file from which another format is made, and its opset where it was written for that."""
     if "onnx" in files:
         yield files["onnx"], None
         return
@@ -255,7 +254,7 @@ def _onnx_file(program: Any, model: nn.Module, files: dict[str, Path]) -> Iterat
 
 
 def _write_openvino(model: nn.Module, source: Path, target: Path) -> None:
-    """By way of ONNX, as it is measured."""
+    """Write an ONNX file for OpenVINO, the way its latency is measured."""
     import openvino
 
     try:
@@ -264,7 +263,7 @@ def _write_openvino(model: nn.Module, source: Path, target: Path) -> None:
         openvino.save_model(core.read_model(source), target, compress_to_fp16=False)
     except Exception as error:  # whatever OpenVINO raises
         raise UnsupportedModel(
-            f"writing {_named(model)} for OpenVINO: {one_line(error)}; expected operators that it has"
+            f"writing {model_name(model)} for OpenVINO: {one_line(error)}; expected operators that it has"
         ) from error
 
 
@@ -273,41 +272,8 @@ def _write_int8(model: nn.Module, source: Path, target: Path, calibrate: Sequenc
         quantise(source, target, [[t.detach().numpy() for t in tensors_in(as_example(b))] for b in calibrate])
     except Exception as error:  # whatever ONNX Runtime raises
         raise UnsupportedModel(
-            f"quantising {_named(model)}: {one_line(error)}; expected operators that ONNX Runtime can quantise"
+            f"quantising {model_name(model)}: {one_line(error)}; expected operators that ONNX Runtime can quantise"
         ) from error
-
-
-def _adapt_attention(program: Any) -> None:
-    """Attention as torch's converter wants it: four axes, and a result whose rows are contiguous. How torch lays it out
-    on a CPU may let a later reshape be a view, which it no longer is when the converter computes it by its parts."""
-    graph, aten = program.graph, torch.ops.aten
-    for node in list(graph.nodes):
-        if node.op != "call_function" or operator(node) != "scaled_dot_product_attention":
-            continue
-        value, users = node.meta["val"], list(node.users)
-        three = value.dim() == 3
-        if three:
-            with graph.inserting_before(node):
-                given = {a: _made(graph, aten.unsqueeze.default, a, 0) for a in node.all_input_nodes if _rank(a) == 3}
-            node.args, node.kwargs = map_arg((node.args, node.kwargs), lambda a, given=given: given.get(a, a))
-            node.meta["val"] = value.unsqueeze(0)
-        with graph.inserting_after(node):
-            plain = _made(graph, aten.clone.default, node, memory_format=torch.contiguous_format)
-        if three:
-            with graph.inserting_after(plain):
-                plain = _made(graph, aten.squeeze.dim, plain, 0)
-        for user in users:
-            user.replace_input_with(node, plain)
-
-
-def _rank(node: Node) -> int:
-    return node.meta["val"].dim()
-
-
-def _made(graph: Graph, function: Any, source: Node, *others: Any, **options: Any) -> Node:
-    node = graph.call_function(function, (source, *others), options)
-    node.meta = {**source.meta, "val": function(source.meta["val"], *others, **options)}
-    return node
 
 
 def _run_program(path: Path, calls: list[Example]) -> list[list[Tensor]]:
@@ -317,6 +283,7 @@ def _run_program(path: Path, calls: list[Example]) -> list[list[Tensor]]:
 
 
 def run_onnx(path: Path, calls: list[Example]) -> list[list[Tensor]]:
+    """The output tensors of an ONNX file for each call, by ONNX Runtime on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -349,7 +316,11 @@ _RUN: dict[str, Callable[[Path, list[Example]], list[list[Tensor]]]] = {
 
 
 def difference(found: list[Tensor], expected: list[Tensor]) -> float:
-    """The largest of any output, as a share of that output's largest value; infinite where the shapes differ."""
+    """The largest difference of any output, as a share of that output's largest value; infinite for other shapes.
+
+    >>> difference([torch.tensor([1.0, 2.0])], [torch.tensor([1.0, 4.0])])
+    0.5
+    """
     if [f.shape for f in found] != [e.shape for e in expected]:
         return math.inf
     pairs = [(f.double(), e.double()) for f, e in zip(found, expected, strict=True) if e.numel()]
@@ -358,7 +329,8 @@ def difference(found: list[Tensor], expected: list[Tensor]) -> float:
 
 
 def in_float32(model: nn.Module, example: Any) -> tuple[nn.Module, Example]:
-    """A copy in eval mode, on the CPU, in float32, and the example likewise; tensors are shared where they can be."""
+    """A copy of the model in eval mode, on the CPU, in float32, and the example likewise; they share tensors if
+    possible."""
     held = named_tensors(model).values()
     plain = all(t.device.type == "cpu" and (t.dtype == torch.float32 or not t.is_floating_point()) for t in held)
     ready = structural_copy(model) if plain else full_copy(model).cpu().float()
@@ -370,45 +342,23 @@ def in_float32(model: nn.Module, example: Any) -> tuple[nn.Module, Example]:
 
 
 def _free(program: Any) -> bool:
-    """Is the first axis of an input of any size?"""
+    """Whether the first axis of an input may have any size."""
     users = set(program.graph_signature.user_inputs)
     values = [n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder" and n.name in users]
     return any(isinstance(v, Tensor) and v.dim() > 0 and not is_concrete_int(v.shape[0]) for v in values)
 
 
 def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors anywhere inside tuples, lists, dicts and dataclasses, in order."""
     return [tensor for _, tensor in tensors(value)]
 
 
-class _Readable(nn.Module):
-    """`model`, but that its outputs are a dict of tensors, which every process can read again, under their names
-    (of a tuple, their places).
-
-    A dataclass, a namedtuple or transformers' ModelOutput can only be read where its class is known, and what is no
-    tensor can be written by no format."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        return dict(tensors(self.model(*args, **kwargs)))
-
-
-def _named(model: nn.Module) -> str:
-    return type(model.model if isinstance(model, _Readable) else model).__name__
-
-
-def _readable(value: Any) -> bool:
-    if type(value) in (dict, tuple, list):
-        return all(map(_readable, value.values() if type(value) is dict else value))
-    return value is None or isinstance(value, Tensor)
-
-
 def batch_of(call: Example) -> int:
+    """The number of images in a call: the length of its first tensor; 0 without one."""
     first = next(iter(tensors_in(call)), None)
     return first.shape[0] if first is not None and first.dim() else 0
 
 
 def batched(value: Any, call: Example) -> bool:
+    """Whether a value of a call is a tensor with the images of the batch along its first axis."""
     return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch_of(call)

@@ -1,7 +1,7 @@
-"""INT8 after the cut: post-training quantisation of an ONNX file by ONNX Runtime, ranges from a few images.
+"""INT8: post-training quantisation of an ONNX file by ONNX Runtime, with ranges from a few images.
 
-Weights by channel, activations by tensor, written as pairs of QuantizeLinear and DequantizeLinear (QDQ), which ONNX
-Runtime and OpenVINO both run in INT8.
+Weights are quantised by channel, activations by tensor, and written as pairs of QuantizeLinear and DequantizeLinear
+(QDQ), which ONNX Runtime and OpenVINO both run in INT8.
 """
 
 import tempfile
@@ -21,8 +21,13 @@ _SEVEN_BITS = True
 def quantise(source: Path, target: Path, batches: Sequence[Sequence[np.ndarray]]) -> None:
     """Write the float32 ONNX file `source` in INT8 to `target`.
 
-    batches: what the network is given, array by array in the order of its inputs; the largest and smallest values that
-    they lead to are the ranges. Batch norms are folded into their convolutions first. Raises what ONNX Runtime does.
+    Batch norms are folded into their convolutions first. Errors of ONNX Runtime are raised as they are.
+
+    Args:
+        source: The float32 file.
+        target: The INT8 file.
+        batches: Inputs of the network, arrays in the order of its inputs; the ranges are the smallest and largest
+            values to which they lead.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -41,7 +46,7 @@ def quantise(source: Path, target: Path, batches: Sequence[Sequence[np.ndarray]]
         graph = onnx.load(folded, load_external_data=False).graph
         names, outputs = [each.name for each in graph.input], list(graph.output)
         computed = [each for each in outputs if each.name not in names]
-        if len(computed) < len(outputs):  # ONNX Runtime takes an input that is handed on for a cycle
+        if len(computed) < len(outputs):  # ONNX Runtime takes an output that is an input for a cycle
             _put_outputs(folded, computed)
         quantize_static(
             folded, target, Reader(names), quant_format=QuantFormat.QDQ, per_channel=True,

@@ -1,19 +1,17 @@
-"""Latency, measured: what one forward pass of a network takes on the runtime where it will run.
+"""Measured latency: the time of one forward pass of a network on the runtime where it will run.
 
-Networks that are compared are timed in turn, round by round, so that whatever else the machine does falls on all of
-them; the figure to trust is the ratio of two networks within a round (`MeasuredLatency.over`). What is measured is what
-was asked for: the outputs of what was converted are compared with the model's first. All in float32, said to every
-runtime.
+Networks that are compared are timed in turn, round by round, so that other load on the machine affects all of them
+alike; the figure to trust is the ratio of two networks within a round (`MeasuredLatency.over`). The outputs of each
+converted network are compared with the model's before it is timed. Every runtime is set to float32 explicitly.
 
-Not covered: several passes at once, memory, energy. With more threads than idle cores figures are worth little, those
+Not covered: several passes at once, memory, energy. With more threads than idle cores the figures mean little, those
 of torch least (measured, two threads, one core busy: five times as long as on one thread, now and then 300 times).
-Two copies of one network differ by up to 1 % for as long as they live, rarely by 3 % (measured). What is below that is
-no difference.
+Two copies of one network differ by up to 1 % for as long as they exist, rarely by 3 % (measured). Smaller differences
+mean nothing.
 """
 
 import math
 import os
-import platform
 import shutil
 import sys
 import tempfile
@@ -21,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from types import FunctionType
@@ -33,10 +30,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from mimicut.anatomy.tracing import Example, as_example, export_program, quiet, require_data
-from mimicut.base.environment import platform_kind
 from mimicut.base.errors import InputError, LawBroken, MimicutError, UnsupportedModel, one_line
 from mimicut.base.guard import caches_kept, full_copy, seeded, structural_copy
-from mimicut.runtime.export import batch_of, batched, difference, in_float32, outputs_of, tensors_in, write_onnx
+from mimicut.runtime.export import batch_of, batched, difference, in_float32, outputs_of, tensors_in
+from mimicut.runtime.machine import machine, runtime_version
+from mimicut.runtime.onnx_file import write_onnx
 
 RUNTIMES = ("torch", "compile", "onnxruntime", "openvino", "cuda", "tensorrt")
 TOLERANCE = 1e-3  # of the largest output, in float32. Measured on CPUs: 1e-7 to 2e-6
@@ -48,10 +46,19 @@ _ROUNDS = 10  # at least, whatever they take. Assumption: quartiles of fewer say
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how latency is measured: what has to be the same for two figures to be compared, with the machine.
+    """Where and how latency is measured. Two figures compare only where setting and machine are the same.
 
-    runtime: of RUNTIMES. threads: of one forward pass, on the CPU. batch: images in one pass. precision: "float32".
-    Raises: InputError naming what was expected.
+    Attributes:
+        runtime: One of RUNTIMES.
+        threads: Threads of one forward pass, on the CPU.
+        batch: Images in one pass.
+        precision: "float32".
+
+    Raises:
+        InputError: A field has another value; the message says what was expected.
+
+    >>> Setting("onnxruntime", threads=2).batch
+    1
     """
 
     runtime: str
@@ -69,14 +76,17 @@ class Setting:
 
     def to_json(self) -> dict[str, Any]:
         """With the runtime's version and the processor; two figures compare where these documents are equal."""
-        return {**vars(self), "version": _version(self.runtime), "processor": machine(self.runtime)}
+        return {**vars(self), "version": runtime_version(self.runtime), "processor": machine(self.runtime)}
 
 
 @dataclass(frozen=True)
 class MeasuredLatency:
-    """Of one network on one runtime, in milliseconds of one forward pass: median and quartiles of the rounds.
+    """The latency of one network on one runtime, in milliseconds of one forward pass.
 
-    runs: forward passes that were timed. ms_rounds: the mean of each round's.
+    Attributes:
+        ms_median, ms_low, ms_high: Median, lower and upper quartile of the rounds.
+        runs: Forward passes that were timed.
+        ms_rounds: The mean of each round.
     """
 
     ms_median: float
@@ -88,8 +98,10 @@ class MeasuredLatency:
     def over(self, other: "MeasuredLatency") -> tuple[float, float, float]:
         """This latency as a share of `other`'s, from the ratios within each round: median, lower and upper quartile.
 
-        The quartiles tell how much rounds differ, which does not shrink with their number. Raises: InputError where
-        the two are not of one `measure`.
+        The quartiles show how much rounds differ, which does not shrink with their number.
+
+        Raises:
+            InputError: The two were not measured by one call of `measure`.
         """
         if len(self.ms_rounds) != len(other.ms_rounds):
             raise InputError(
@@ -112,8 +124,8 @@ class Prepared:
             return [v.cpu() if isinstance(v, Tensor) else torch.from_numpy(v.copy()) for v in values]
 
     def milliseconds(self, passes: int) -> float:
-        """Of one forward pass: the mean of `passes`, behind one that is not timed, as what ran before this network has
-        left other data in the caches."""
+        """The mean time of `passes` forward passes. One before them is not timed, because what ran before this network
+        has left other data in the caches."""
         with _set_up(self.setting):
             run = self._run
             run()
@@ -123,7 +135,7 @@ class Prepared:
             return (time.perf_counter_ns() - began) / passes / 1e6
 
     def close(self) -> None:
-        """Let go of the network."""
+        """Release the network."""
         self._run = _closed
 
 
@@ -132,7 +144,11 @@ def _closed() -> None:
 
 
 def available(runtime: str) -> str | None:
-    """Why `runtime` cannot be used here and what to do; None where it can. Raises: InputError for an unknown name."""
+    """Why `runtime` cannot be used on this machine and what to do; None where it can.
+
+    Raises:
+        InputError: There is no runtime with this name.
+    """
     Setting(runtime, 1, 1)
     library = {"onnxruntime": "onnxruntime", "openvino": "openvino", "tensorrt": "onnxruntime"}.get(runtime)
     missing = [name for name in ("onnx", "onnxscript", library) if library and find_spec(name) is None]
@@ -156,12 +172,18 @@ def available(runtime: str) -> str | None:
 
 
 def prepare(model: nn.Module, example: Any, setting: Setting) -> Prepared:
-    """A copy of `model`, in eval mode and float32, converted and loaded for `setting`.
+    """Convert a copy of `model`, in eval mode and float32, and load it for `setting`.
 
-    example: a tensor (N, C, H, W), a tuple of arguments or (args, kwargs); whatever has N as its first axis is repeated
-    or cut to `setting.batch`. The first outputs are compared with the model's, as torch has them on the CPU.
-    Raises: InputError where the runtime is not here; UnsupportedModel where it cannot run the model; LawBroken where
-    outputs differ by more than TOLERANCE of the largest.
+    Args:
+        model: The network; it is untouched.
+        example: Images (N, C, H, W), a tuple of arguments, or (args, kwargs); whatever has N as its first axis is
+            repeated or cut to `setting.batch`.
+        setting: Runtime, threads and batch.
+
+    Raises:
+        InputError: The runtime is not available on this machine.
+        UnsupportedModel: The runtime cannot run the model.
+        LawBroken: Its first outputs differ from the model's on the CPU by more than TOLERANCE of the largest.
     """
     runtime, name = setting.runtime, type(model).__name__
     reason = available(runtime)
@@ -195,10 +217,16 @@ def prepare(model: nn.Module, example: Any, setting: Setting) -> Prepared:
 
 
 def prepare_file(path: Path, example: Any, setting: Setting) -> Prepared:
-    """An ONNX file loaded for `setting` (onnxruntime, openvino or tensorrt), of whatever precision it is, and compared
-    with nothing. example: as in `prepare`.
+    """Load an ONNX file of any precision for `setting`; its outputs are not compared.
 
-    Raises: InputError where the runtime is not here, or reads no files; UnsupportedModel where it cannot run this one.
+    Args:
+        path: The file.
+        example: As in `prepare`.
+        setting: The runtime is onnxruntime, openvino or tensorrt.
+
+    Raises:
+        InputError: The runtime is not available on this machine, or reads no files.
+        UnsupportedModel: The runtime cannot run this file.
     """
     reason = available(setting.runtime) or (None if setting.runtime in _OPEN else "it reads no ONNX files")
     if reason is not None:
@@ -222,12 +250,24 @@ def measure(
     seconds: float = 5.0,
     precision: float | None = None,
 ) -> dict[str, MeasuredLatency]:
-    """Latency of each of `networks`, in turn: every round has a turn of each, in an order that rotates and reverses,
-    until `seconds` have passed and there were at least 10 rounds; with a `precision`, until the standard error of every
-    network's share of the first one is no more than that (0.01: of 1 %), or five times `seconds` have passed.
+    """Measure the latency of networks in turn. Every round has a turn of each, in an order that rotates and reverses.
 
-    A turn is one forward pass that is not timed, then as many as take 2 ms. Networks that are not `Prepared` are, with
-    `example`, and closed again. Raises: as `prepare`; InputError for none, or for one prepared for another setting.
+    A turn is one forward pass that is not timed, then as many as take 2 ms.
+
+    Args:
+        networks: Name -> network. Those that are not `Prepared` are prepared with `example`, and closed at the end.
+        example: As in `prepare`.
+        setting: Runtime, threads and batch.
+        seconds: How long to measure at least; there are always 10 rounds or more.
+        precision: The standard error of every network's share of the first one at which to stop (0.01: 1 %). Then
+            measuring takes up to five times `seconds`. None stops after `seconds`.
+
+    Returns:
+        Name -> latency.
+
+    Raises:
+        InputError: There is no network, or one was prepared for another setting; else as `prepare`.
+        UnsupportedModel, LawBroken: As `prepare`.
     """
     if not networks or not seconds >= 0:
         raise InputError(f"measuring {len(networks)} networks for {seconds} s: expected one or more, and 0 s or more")
@@ -257,7 +297,7 @@ def _in_turn(networks: Sequence[Prepared], seconds: float, precision: float | No
         passed = time.perf_counter() - began
         if len(rounds) < _ROUNDS or passed < seconds:
             return False
-        return precision is None or passed >= _PATIENCE * seconds or _uncertain(rounds) <= precision
+        return precision is None or passed >= _PATIENCE * seconds or _standard_error(rounds) <= precision
 
     while not enough():
         turns = [(len(rounds) + i) % count for i in range(count)]
@@ -269,8 +309,8 @@ def _in_turn(networks: Sequence[Prepared], seconds: float, precision: float | No
     return [MeasuredLatency(*_quartiles(ms), n * len(rounds), ms) for ms, n in zip(columns, passes, strict=True)]
 
 
-def _uncertain(rounds: list[list[float]]) -> float:
-    """The largest standard error of the median share of the first network, as a share of it.
+def _standard_error(rounds: list[list[float]]) -> float:
+    """The largest relative standard error of any network's median share of the first one.
 
     Source: that of a median is 1.253 deviations over the root of n, a deviation 0.741 of the distance of the quartiles.
     """
@@ -287,7 +327,7 @@ def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 @contextmanager
 def _set_up(setting: Setting) -> Iterator[None]:
-    """torch as `setting` says: threads, no gradients, float32 whatever the caller's autocast is; on a GPU not TF32."""
+    """Set torch up for `setting`: threads, no gradients, float32 despite the caller's autocast, no TF32 on a GPU."""
     backends = torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul
     threads, before = torch.get_num_threads(), [(b, b.fp32_precision) for b in backends if setting.runtime == "cuda"]
     try:
@@ -310,7 +350,7 @@ def _of_batch(call: Example, batch: int) -> Example:
 
 
 def _eager(model: nn.Module, call: Example, setting: Setting) -> Callable[[], Any]:
-    """On a GPU the images are there already."""
+    """On a GPU the images are on the device before a pass begins."""
     args, kwargs = call
     if setting.runtime != "cuda":
         return lambda: model(*args, **kwargs)
@@ -326,8 +366,8 @@ def _eager(model: nn.Module, call: Example, setting: Setting) -> Callable[[], An
 
 
 def _compiled(model: nn.Module, call: Example, setting: Setting) -> Callable[[], Any]:
-    """torch keeps what it compiles with the code of the function, up to 8 versions: this code is this network's own,
-    and goes with it."""
+    """torch keeps what it compiles with the code of the function, up to 8 versions: this code belongs to this
+    network and is freed with it."""
     args, kwargs = call
 
     def forward() -> Any:
@@ -335,7 +375,7 @@ def _compiled(model: nn.Module, call: Example, setting: Setting) -> Callable[[],
 
     own = FunctionType(forward.__code__.replace(), forward.__globals__, "forward", None, forward.__closure__)
     compiled = torch.compile(own, dynamic=False)
-    with quiet("torch.utils.cpp_extension"), _set_up(setting):  # it tells that there is no GPU
+    with quiet("torch.utils.cpp_extension"), _set_up(setting):  # it warns that there is no GPU
         compiled()
     return compiled
 
@@ -349,14 +389,14 @@ def _by_onnx(model: nn.Module, call: Example, setting: Setting) -> Callable[[], 
 
 
 def _onnxruntime(path: Path, call: Example, setting: Setting) -> Callable[[], Any]:
-    """On a GPU the images' way there and the outputs' way back are part of a pass."""
+    """On a GPU copying the images there and the outputs back is part of a pass."""
     import onnxruntime
 
     options, wanted = onnxruntime.SessionOptions(), _PROVIDER[setting.runtime]
     options.intra_op_num_threads, options.inter_op_num_threads = setting.threads, 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3  # errors
-    # Threads that spin behind a pass take the cores of the network whose turn is next. Measured with two threads on two
+    # Threads that spin after a pass take the cores of the network whose turn is next. Measured with two threads on two
     # cores, one of them busy: the shares of a network in itself have quartiles of 0.2 and 4.2, without spinning of 0.96
     # and 1.04, and it is three times as fast. With one thread nothing spins.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -366,7 +406,7 @@ def _onnxruntime(path: Path, call: Example, setting: Setting) -> Callable[[], An
         with suppress(ImportError):
             import tensorrt  # noqa: F401  it loads the libraries that ONNX Runtime looks for
     session = onnxruntime.InferenceSession(path, options, providers=providers)
-    if wanted not in session.get_providers():  # ONNX Runtime takes the next one without a word
+    if wanted not in session.get_providers():  # ONNX Runtime silently takes the next one
         raise InputError(
             f"measuring latency on {setting.runtime}: ONNX Runtime cannot load {wanted}; expected the libraries that "
             "it was built for (pip install tensorrt), or measure on cuda"
@@ -382,7 +422,7 @@ def _openvino(path: Path, call: Example, setting: Setting) -> Callable[[], Any]:
     core.set_property({"ENABLE_MMAP": False})  # the file does not last
     options = {
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 where the processor has it, without a word
+        "INFERENCE_PRECISION_HINT": "f32",  # else it silently takes bfloat16 where the processor has it
         "INFERENCE_NUM_THREADS": setting.threads,
         "NUM_STREAMS": 1,
         "ENABLE_CPU_PINNING": False,  # else all the networks are bound to the same cores, busy ones too
@@ -399,19 +439,3 @@ def _arrays(call: Example) -> list[np.ndarray]:
 
 _OPEN = {"onnxruntime": _onnxruntime, "openvino": _openvino, "tensorrt": _onnxruntime}
 _LOAD = {"torch": _eager, "compile": _compiled, "cuda": _eager} | dict.fromkeys(_OPEN, _by_onnx)
-
-
-def machine(runtime: str = "torch") -> str:
-    """Name of the processor that `runtime` runs on."""
-    if runtime in ("cuda", "tensorrt") and torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return platform_kind()["processor"] or platform.machine()
-
-
-def _version(runtime: str) -> str | None:
-    packages = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu"), "openvino": ("openvino",)}
-    packages["tensorrt"] = packages["onnxruntime"][::-1]
-    for package in packages.get(runtime, ("torch",)):
-        with suppress(PackageNotFoundError):
-            return version(package)
-    return None

@@ -1,6 +1,6 @@
 """Run an exported file in a process of its own: python run_exported.py FILE INPUTS.npz OUTPUTS.npz.
 
-It imports nothing of mimicut, so that what it shows is what whoever deploys the file will see.
+It imports nothing of mimicut, so that it shows what everyone who deploys the file will see.
 
 INPUTS: arrays, one for each input of the network in its order; "call", as JSON how torch's program takes them:
 {"keyword": name or null, "options": {}}. OUTPUTS: arrays in the order in which the network gives them. All on the CPU.

@@ -10,7 +10,7 @@ from torch import nn
 
 from mimicut.base import memory
 from mimicut.base.errors import InputError, StoreError
-from mimicut.base.guard import device_called
+from mimicut.base.guard import resolve_device
 from mimicut.inputs.teacher import Teacher, own_teacher
 from mimicut.planning.survey import setting_of
 from mimicut.proof.certificate import check_threshold
@@ -89,7 +89,7 @@ class Request:
                     f"exporting to {', '.join(self.export_to)}: there is no folder; expected one for the result"
                 )
         if self.config.device is not None:
-            device_called(self.config.device)
+            resolve_device(self.config.device)
         if self.budget is not None:
             setting_of(self.budget)
 

@@ -122,7 +122,7 @@ def test_answers_in_words_and_as_a_picture(tmp_path):
     assert told[0].teacher[1] == pytest.approx(torch.tensor([0.0, 4.0, 0.0]).softmax(0).max().item())
     text = answers.lines(told)
     assert "bee 96%" in text
-    assert text.count("(another)") == 3
+    assert text.count("(different)") == 3
     assert answers.answers(first, first, images, ("a", "bee", "c"), 3)[0].alike
     answers.draw(tmp_path / "shown.png", told, images, "title", "below")
     with Image.open(tmp_path / "shown.png") as drawn:

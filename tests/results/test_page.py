@@ -69,7 +69,7 @@ def test_the_page_tells_what_the_report_does(result):
     assert text == page(report, plan)
     said = " ".join(" ".join(Read(text).words).split())
     for words in (
-        "Student of module", "Asked for: 0.5 of the MACs.", f"{report.top1_agreement:.1%} on 20 images",
+        "Student of module", "Budget: 0.5 of the MACs.", f"{report.top1_agreement:.1%} on 20 images",
         f"{report.macs_teacher:,}", f"{report.macs_student:,}", "Loss over steps", "Manifest", "seeds",
         "GO: the lower end of the interval is", report.image_hashes["fit"][0],
         f"torch {report.versions['torch']}",
@@ -144,6 +144,7 @@ def test_the_readme_of_a_named_teacher_needs_no_code():
     plan = us.make_plan(model.model, us.trace(model.model, model.example()), keep=0.9, source=model.to_json())
     text = readme(us.Report(), plan)
     assert 'model = mimicut.load(".")\n' in text
+    assert "`pip install mimicut`" in text
     assert "(1, 1, 32, 32)" in text
 
 

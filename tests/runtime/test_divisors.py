@@ -8,7 +8,8 @@ from timing import TORCH, latency, random_states
 from torch import nn
 
 from mimicut.runtime.divisors import DivisorTable, divisor_of, divisors, width_divisor
-from mimicut.runtime.latency import Setting, _version, machine
+from mimicut.runtime.latency import Setting
+from mimicut.runtime.machine import machine, runtime_version
 
 room = import_module("mimicut.runtime.divisors")
 
@@ -61,7 +62,7 @@ def test_divisors_are_measured_once(measured, tmp_path):
     entries = json.loads(path.read_text())
     assert [p.name for p in path.parent.iterdir()] == ["divisors.json"]
     assert len(entries) == 3
-    assert all(machine() in key and _version("torch") in key for key in entries)
+    assert all(machine() in key and runtime_version("torch") in key for key in entries)
     assert {entry["divisor"] for entry in entries.values()} == {8}
 
 

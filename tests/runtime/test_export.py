@@ -221,7 +221,7 @@ def test_other_precisions_are_written_in_float32(tmp_path):
 
 
 def test_large_weights_lie_beside_the_onnx_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(room, "ONE_FILE", 0)
+    monkeypatch.setattr("mimicut.runtime.onnx_file.ONE_FILE", 0)
     export(Chain(), images(), tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"model.onnx", "model.onnx.data", "model.pt2"}
     export(Chain(), images(), tmp_path, force=True)

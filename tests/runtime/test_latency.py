@@ -14,7 +14,8 @@ from timing import TORCH, latency, random_states
 from torch import nn
 
 from mimicut.base.errors import InputError, LawBroken, UnsupportedModel
-from mimicut.runtime.latency import RUNTIMES, Setting, available, machine, measure, prepare
+from mimicut.runtime.latency import RUNTIMES, Setting, available, measure, prepare
+from mimicut.runtime.machine import machine
 
 room = import_module("mimicut.runtime.latency")
 
