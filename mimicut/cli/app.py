@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 a law or a threshold failed, or no student meets a budget;
 """
 
 import sys
+from collections.abc import Callable
 
 import typer
 
@@ -27,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 # Command -> a line that runs.
-_EXAMPLES = {
+_EXAMPLES: dict[Callable[..., None], str] = {
     inspect: "inspect torchvision:resnet50 --no-pretrained",
     plan: "plan torchvision:resnet34 --no-pretrained --keep 0.5 --out plan.json",
     compress: "compress torchvision:resnet50 photos/ --keep 0.5 --out small/ --labelled val/",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mimicut.cli.config_file import ConfigFile
-from mimicut.cli.loading import formats_in, set_threads, teacher_from
+from mimicut.cli.loading import bytes_in, formats_in, recipe_from, set_threads, teacher_from
 from mimicut.cli.options import (
     FORMATS_HELP,
     Batch,
@@ -129,9 +129,6 @@ def compress(
 ) -> None:
     """Cut a teacher to a budget, let it mimic the teacher on a few images, verify and save it."""
     set_threads(threads)
-    from mimicut.base.memory import parsed
-    from mimicut.recovery.config import preset as recipe
-
     shared: BudgetOptions = {
         "params": params, "size_mb": size_mb, "keep_width": keep_width, "runtime": runtime, "threads": threads,
         "batch": batch, "depth": depth, "scheme": scheme, "spare_ends": spare_ends, "drop": drop, "pin": pin,
@@ -140,11 +137,12 @@ def compress(
     options: RequestOptions = {
         "force": force, "resume": resume, "held_out": held_out, "held_out_share": held_out_share, "labelled": labelled,
         "seam": seam, "max_seconds": max_seconds, "min_agreement": min_agreement, "with_alternatives": alternatives,
-        "export_to": formats_in(to), "max_memory": None if max_memory is None else parsed(max_memory),
+        "export_to": formats_in(to), "max_memory": bytes_in(max_memory),
     }  # fmt: skip
-    budgets = _checked_budgets(shared, {"keep": keep, "latency": latency, "latency_ms": latency_ms}, plan, out, options)
+    lists = {"keep": keep, "latency": latency, "latency_ms": latency_ms}
+    budgets = _checked_budgets(shared, lists, plan, out, options)
     found = teacher_from(teacher, weights, pretrained, num_classes, part, input_size, mean, std, resize, views)
-    options["config"] = recipe(
+    options["config"] = recipe_from(
         preset, effort, steps=steps, seed=seed, device=device, precision=precision, layout=layout, views=found.views
     )
     _Runs(found, images, options, crossfit, tensorboard, len(budgets) > 1).all(budgets, out)

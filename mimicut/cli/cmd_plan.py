@@ -98,16 +98,14 @@ def plan(
         "latency_ms": latency_ms,
     }  # fmt: skip
     others: BudgetOptions = {
-        "depth": depth, "scheme": scheme, "spare_ends": spare_ends, "pin": pin, "exclude": exclude,
+        "runtime": runtime, "threads": threads, "batch": batch, "depth": depth, "scheme": scheme,
+        "spare_ends": spare_ends, "drop": drop, "pin": pin, "exclude": exclude,
         "min_channels": min_channels, "divisor": divisor, "score": importance, "seed": seed,
     }  # fmt: skip
     showing = images is not None and not drop and all(value is None for value in asked.values())
     _check_showing(showing, picture, out, asked)
-    if showing:
-        size: BudgetOptions = {"keep": 1.0} if runtime is None else {"latency": 1.0}
-        budget = Budget.of(**size, runtime=runtime, threads=threads, batch=batch, **others)
-    else:
-        budget = Budget.of(**asked, runtime=runtime, threads=threads, batch=batch, drop=drop, **others)
+    size: BudgetOptions = {"keep": 1.0} if runtime is None else {"latency": 1.0}  # what a frontier begins with
+    budget = Budget.of(**({**others, **(size if showing else asked)}))
     found = teacher_from(teacher, weights, pretrained, num_classes, part, input_size)
     known = _read(found, images, seam, budget, seed or 0, showing)
     if showing:

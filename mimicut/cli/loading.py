@@ -1,9 +1,12 @@
 """From the texts of options to values."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mimicut.cli.printing import say
+
+if TYPE_CHECKING:
+    from mimicut.recovery.config import MimicConfig
 
 
 def teacher_from(
@@ -52,3 +55,16 @@ def set_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(max(1, threads))
+
+
+def bytes_in(size: str | None) -> int | None:
+    """Bytes of a text such as 3G."""
+    from mimicut.base.memory import parsed
+
+    return None if size is None else parsed(size)
+
+
+def recipe_from(preset: str, effort: str | None, **changes: Any) -> "MimicConfig":
+    from mimicut.recovery.config import preset as recipe
+
+    return recipe(preset, effort, **changes)

@@ -119,7 +119,7 @@ def _batch(report: Report, kind: str) -> str:
 def _condition(report: Report, plan: Plan, kind: str) -> str:
     """How to get the file where it does not exist; what to know about it where it does."""
     if kind not in report.exports:
-        pruned = "pruned" in plan.asked
+        pruned = plan.pruned_by is not None
         return f" (only if `--to {kind}` wrote the file)" if pruned else f", after `mimicut export . --to {kind}`"
     remarks = []
     if report.exports[kind].get("normalises"):

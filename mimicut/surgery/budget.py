@@ -338,5 +338,6 @@ def several_budgets(
     for name, values in many.items():
         if len(set(values)) < len(values):
             raise PlanError(f"making plans: {name} is given twice as {values}, expected different values")
-        return {f"{name.replace('_', '-')}-{value:.12g}": {**shared, name: value} for value in values}
+        found: dict[str, Any] = {f"{name.replace('_', '-')}-{value:.12g}": {**shared, name: value} for value in values}
+        return found
     return {"": shared}

@@ -134,8 +134,9 @@ def request_of(teacher: Teacher, **options: Unpack[RequestOptions]) -> Request:
     asked: BudgetOptions = {n: v for n, v in options.items() if n not in _IMAGES | _OWN | {"budget", "config"}}
     plan, budget = options.get("plan"), options.get("budget")
     if plan is not None:
-        refuse_beside_plan(asked if budget is None else {**asked, **budget.to_json()})
-        budget = None
+        refuse_beside_plan(asked)
+        if budget is not None:
+            raise InputError("compressing: a plan and a budget are both given; a plan says itself what stays")
     elif budget is None:
         budget = Budget.of(**asked)
     elif asked:
