@@ -15,6 +15,10 @@ def pytest_runtest_setup(item):
     gc.freeze()
 
 
+def pytest_unconfigure():
+    gc.unfreeze()  # else what is freed at the end of the process is reported as leaked
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     """Tests run side by side, one on each core; more threads would only wait for each other."""

@@ -51,8 +51,13 @@ def _line_of(text: str, key: str) -> int:
 
 def _use(context: typer.Context, path: Path | None) -> Path | None:
     if path is not None:
-        known = {parameter.name for parameter in context.command.params} - {"config"}
-        context.default_map = read_config(path, known)
+        parameters = {parameter.name: parameter for parameter in context.command.params if parameter.name != "config"}
+        options = read_config(path, set(parameters))
+        several = {name for name, parameter in parameters.items() if getattr(parameter, "multiple", False)}
+        context.default_map = {
+            name: [value] if name in several and not isinstance(value, list) else value
+            for name, value in options.items()
+        }
     return path
 
 

@@ -46,6 +46,7 @@ class Teacher:
         result: For a teacher that is itself a result: what builds it again without its folder (`loading.as_teacher`).
         build_teacher: The code that builds such a result's first teacher, where it is the user's own.
         classes: The name of each class, where its library gives them; else empty.
+        given: What the user said about it besides its name; None for a module in hand.
     """
 
     spec: str
@@ -60,6 +61,7 @@ class Teacher:
     result: dict[str, Any] | None = None
     build_teacher: Build = None
     classes: tuple[str, ...] = ()
+    given: "TeacherOptions | None" = None
 
     def example(self) -> Any:
         """Two blank images as the network takes them: a tensor (2, C, H, W), or (args, kwargs)."""

@@ -10,8 +10,9 @@ from mimicut.base.errors import StoreError
 
 PLAN, WEIGHTS, REPORT = FILES = ("plan.json", "weights.safetensors", "report.json")
 PAGES = ("report.html", "README.md")
+RUN = "run.toml"  # the options that make the result again
 # Files that may lie beside those of a result, and are replaced with them.
-BESIDE = (*PAGES, "model.pt2", "model.onnx", "model.onnx.data", "model.xml", "model.bin", "model.int8.onnx",
+BESIDE = (*PAGES, RUN, "model.pt2", "model.onnx", "model.onnx.data", "model.xml", "model.bin", "model.int8.onnx",
           "model.int8.onnx.data", "preprocessing.json")  # fmt: skip
 SCRATCH = ".export"  # begins the name of a folder inside a result that is being filled
 STORED = "stored"  # key of report.json: what belongs to the folder and not to the report

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from mimicut.base.errors import StoreError
-from mimicut.results.files import BESIDE, FILES, PAGES, PLAN, REPORT, SCRATCH, STORED, WEIGHTS, read_json
+from mimicut.results.files import BESIDE, FILES, PAGES, PLAN, REPORT, RUN, SCRATCH, STORED, WEIGHTS, read_json
 
 Returned = TypeVar("Returned")
 _TITLES = ("Student of ", "Understudy of ")  # of the pages; the second one until release 0.1
@@ -148,6 +148,7 @@ def _foreign_files(path: Path) -> list[str]:
     exported = {str(each.get("file")) for each in report.get("exports", {}).values()}
     own = {REPORT, *exported, *(f"{name}.data" for name in exported)}
     own |= {PLAN, WEIGHTS} if "weights_sha256" in report[STORED] else set()
+    own |= {RUN} if report[STORED].get("run") else set()
     own |= {"preprocessing.json"} if exported else set()
     own |= {"model.bin"} if "model.xml" in exported else set()
     own |= {name for name in PAGES if is_own_page(path / name)}

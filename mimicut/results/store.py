@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from mimicut.base.errors import PlanError, StoreError
-from mimicut.results.files import PAGES, PLAN, REPORT, STORED, VERSION, WEIGHTS, read_json, sha256, write_json
+from mimicut.results.files import PAGES, PLAN, REPORT, RUN, STORED, VERSION, WEIGHTS, read_json, sha256, write_json
 from mimicut.results.folder import existing_result, fill_folder, is_own_page
 from mimicut.results.page import page
 from mimicut.results.readme import readme
@@ -28,6 +28,7 @@ def save(
     plan: Plan,
     report: Report,
     extra: dict[str, Any] | None = None,
+    run_file: str | None = None,
     force: bool = False,
 ) -> Path:
     """Save a result and return its folder, which is complete or not there.
@@ -38,6 +39,7 @@ def save(
         plan: What it was cut by.
         report: Its figures.
         extra: Plain data to keep beside the report; `read` returns it.
+        run_file: The text of run.toml: the options that make the result again.
         force: Whether an existing result is replaced.
 
     Raises:
@@ -49,6 +51,9 @@ def save(
         write_weights(fresh / WEIGHTS, model)
         write_json(fresh / PLAN, plan.to_json(), plan.dumps())
         stored = {"version": VERSION, "weights_sha256": sha256(fresh / WEIGHTS), "extra": extra or {}}
+        if run_file is not None:
+            stored["run"] = True
+            (fresh / RUN).write_text(run_file, encoding="utf-8")
         write_json(fresh / REPORT, report.to_json() | {STORED: stored})
         _write_pages(fresh, report, plan)
 

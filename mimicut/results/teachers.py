@@ -133,7 +133,7 @@ def _load(spec: str, given: TeacherOptions) -> Teacher:
     if folder is None:
         if given.build_teacher is not None:
             raise InputError(f"loading {spec}: found build_teacher, which is for a result folder; leave it out")
-        return named_teacher(spec, given)
+        return replace(named_teacher(spec, given), given=given)
     named_itself = folder == spec
     fixed = {
         "weights": str(given.weights) if given.weights is not None and named_itself else None,
@@ -145,7 +145,7 @@ def _load(spec: str, given: TeacherOptions) -> Teacher:
     _refuse_fixed(folder, fixed)
     if given.build_teacher is None and not named_itself:
         given = replace(given, build_teacher=spec)
-    return _load_result(folder, given)
+    return replace(_load_result(folder, given), spec=spec, given=given)
 
 
 def _result_again(

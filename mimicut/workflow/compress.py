@@ -19,6 +19,7 @@ from mimicut.recovery.recover import Recovery, recover
 from mimicut.recovery.ways import emulated
 from mimicut.results import store
 from mimicut.results.exports import export_folder
+from mimicut.results.files import PLAN
 from mimicut.results.loading import load
 from mimicut.results.report import Report
 from mimicut.results.stopped_runs import remove_stopped
@@ -32,6 +33,7 @@ from mimicut.workflow.intake import Intake, known_images, take_in
 from mimicut.workflow.proving import Proof, add_alternatives, measure_latency, measure_student
 from mimicut.workflow.reporting import Costs, class_names, report_of
 from mimicut.workflow.request import Destination, OnStage, OnStep, Request, destination_of, request_of, teacher_of
+from mimicut.workflow.run_file import run_file
 from mimicut.workflow.run_record import CheckpointWriter, check_same, record_of
 
 
@@ -125,6 +127,7 @@ class _Run:
     """What the steps share once the network and the images were read."""
 
     teacher: Teacher
+    images: Any
     request: Request
     destination: Destination
     intake: Intake
@@ -181,7 +184,9 @@ def _read(teacher: Teacher, images: Any, request: Request, say: OnStage, on_step
     looked = look_at_images(network, request, intake)
     notes += [*looked.notes, *emulated(request.config.precision, request.config.device)]
     _say_notes(say, looked.notes)
-    return _Run(teacher, request, destination, intake, network, looked, plan, record, notes, say, on_step, started)
+    return _Run(
+        teacher, images, request, destination, intake, network, looked, plan, record, notes, say, on_step, started
+    )
 
 
 def _say_notes(say: OnStage, notes: Sequence[str]) -> None:
@@ -293,7 +298,7 @@ def _kept(run: _Run, result: Result, stopped: Stopped | None) -> Result:
     free = folder is not None and (not folder.exists() or not any(folder.iterdir()))
     if folder is not None and (stopped is None or replaces or free):
         run.say("saving")
-        saved = _save(folder, result, request.force or replaces, run.teacher)
+        saved = _save(folder, result, run, request.force or replaces)
         result = replace(result, folder=saved)
         if stopped is None:
             remove_stopped(folder)
@@ -312,10 +317,11 @@ def _kept(run: _Run, result: Result, stopped: Stopped | None) -> Result:
     return result
 
 
-def _save(folder: Path, result: Result, force: bool, teacher: Teacher) -> Path:
+def _save(folder: Path, result: Result, run: _Run, force: bool) -> Path:
     """Save, load again by replaying the plan on the teacher's architecture, and compare every tensor."""
-    saved = store.save(folder, model=result.model, plan=result.plan, report=result.report, force=force)
-    again = load(saved, teacher.architecture())
+    text = run_file(run.teacher, run.images, run.request, str(folder / PLAN))
+    saved = store.save(folder, model=result.model, plan=result.plan, report=result.report, run_file=text, force=force)
+    again = load(saved, run.teacher.architecture())
     tensors = named_tensors(again)
     for name, tensor in named_tensors(result.model).items():
         if name not in tensors or not same_bits(tensor, tensors[name]):

@@ -65,7 +65,7 @@ def crossfit(
     searches = request.budget is not None and request.budget.searches
     if searches:
         notes.append("every fold's student has the plan that all images made, the held-out ones of the fold too")
-    result = run_request(teacher, found, replace(request, min_agreement=None), say, on_step)
+    result = run_request(teacher, found, replace(request, min_agreement=None, crossfit=folds), say, on_step)
     again = _fold_request(request, result.plan if searches or request.plan is not None else None)
     reports = []
     for number, (rest, held) in enumerate(parts, 1):

@@ -50,7 +50,8 @@ class Images:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What `compress` is asked for beside the teacher and the images; see there for each field."""
+    """What `compress` is asked for beside the teacher and the images; see there for each field. crossfit: the number of
+    folds, where this is the main run of a crossfit; it is recorded only."""
 
     budget: Budget | None = None
     plan: Plan | None = None
@@ -66,6 +67,7 @@ class Request:
     folder: Path | None = None
     force: bool = False
     resume: bool = False
+    crossfit: int | None = None
 
     @property
     def memory_bytes(self) -> int:

@@ -1,0 +1,147 @@
+"""run.toml: the options that make a result again, for `mimicut compress --config`."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mimicut.inputs.teacher import Teacher
+from mimicut.recovery.config import PRESETS, MimicConfig
+from mimicut.workflow.request import Request
+
+_FROM_PYTHON = "cannot be said on the command line; give it in Python"
+
+
+def run_file(teacher: Teacher, images: Any, request: Request, plan_path: str | None = None) -> str:
+    """The text of the file.
+
+    Args:
+        teacher: As it was loaded.
+        images: As they were given; a path is written, anything else is named in a comment.
+        request: What was asked for.
+        plan_path: Where the plan is, for a request with a plan.
+
+    Returns: TOML; what the command line cannot say is a comment.
+    """
+    options: dict[str, Any] = {}
+    comments: list[str] = []
+    _add_teacher(teacher, options, comments)
+    _add_path("images", images, options, comments)
+    options["out"] = request.folder and str(request.folder)
+    if request.plan is not None:
+        options["plan"] = plan_path
+    _add_budget(request, options)
+    _add_recipe(request.config, options, comments)
+    _add_images(request, options, comments)
+    options |= {
+        "seam": [str(point) for point in request.seam or ()],
+        "max_seconds": request.max_seconds,
+        "max_memory": request.max_memory and str(request.max_memory),
+        "min_agreement": request.min_agreement,
+        "alternatives": request.with_alternatives or None,
+        "to": ",".join(request.export_to),
+        "crossfit": request.crossfit,
+        "threads": torch.get_num_threads(),
+    }
+    if request.example is not None:
+        comments.append(f"example {_FROM_PYTHON}")
+    head = "# What this result was made with. Again: mimicut compress --config run.toml --out ANOTHER_FOLDER"
+    return "\n".join([head, *_lines(options), *(f"# {comment}" for comment in comments)]) + "\n"
+
+
+def _lines(options: Mapping[str, Any]) -> list[str]:
+    return [f"{name} = {_toml(value)}" for name, value in options.items() if value not in (None, "", [], ())]
+
+
+def _toml(value: Any) -> str:
+    """
+    >>> _toml(["a", True, 0.5])
+    '["a", true, 0.5]'
+    """
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_toml, value))}]"
+    return repr(value) if isinstance(value, (int, float)) else json.dumps(str(value))
+
+
+def _add_path(name: str, source: Any, options: dict[str, Any], comments: list[str]) -> None:
+    if isinstance(source, (str, Path)):
+        options[name] = str(source)
+    elif source is not None:
+        comments.append(f"{name} came as a {type(source).__name__}, which {_FROM_PYTHON}")
+
+
+def _add_teacher(teacher: Teacher, options: dict[str, Any], comments: list[str]) -> None:
+    given = teacher.given
+    if given is None:
+        comments.append(f"the teacher came as a module, which {_FROM_PYTHON}")
+        return
+    changes = given.preprocessing
+    options |= {
+        "teacher": teacher.spec,
+        "weights": given.weights,
+        "pretrained": None if given.pretrained else False,
+        "num_classes": given.num_classes,
+        "part": given.part,
+        "input_size": _joined(changes.input_size, "x"),
+        "mean": _joined(changes.mean, ","),
+        "std": _joined(changes.std, ","),
+        "resize": None if changes.resize is None else str(changes.resize),
+    }
+    others = {
+        "in_chans": given.in_chans, "model_kwargs": given.model_kwargs, "build_teacher": given.build_teacher,
+        "interpolation": changes.interpolation,
+    }  # fmt: skip
+    comments += [f"{name} of the teacher {_FROM_PYTHON}" for name, value in others.items() if value]
+
+
+def _joined(values: Sequence[float] | None, between: str) -> str | None:
+    return None if values is None else between.join(map(str, values))
+
+
+def _add_budget(request: Request, options: dict[str, Any]) -> None:
+    budget = request.budget
+    if budget is None:
+        return
+    names = ("params", "size_mb", "keep_width", "depth", "divisor")
+    options |= {name: getattr(budget, name) for name in names}
+    options["keep"] = None if budget.keep is None else [budget.keep]
+    if budget.latency is not None:
+        latency = budget.latency
+        options |= {
+            "latency": None if latency.share is None else [latency.share],
+            "latency_ms": None if latency.ms is None else [latency.ms],
+            "runtime": latency.runtime,
+            "batch": latency.batch,
+        }
+    options |= {
+        "scheme": None if budget.scheme == "auto" else budget.scheme,
+        "spare_ends": budget.spare_ends or None,
+        "drop": list(budget.drop),
+        "pin": list(budget.pin),
+        "exclude": list(budget.exclude),
+        "min_channels": None if budget.min_channels == 1 else budget.min_channels,
+        "importance": budget.score,
+    }
+
+
+def _add_recipe(config: MimicConfig, options: dict[str, Any], comments: list[str]) -> None:
+    changed = ("steps", "seed", "device", "precision", "layout", "views")
+    own = {name: getattr(config, name) for name in changed}
+    name = next((name for name, preset in PRESETS.items() if replace(preset, **own) == config), None)
+    if name is None:
+        comments.append(f"the recipe has options that {_FROM_PYTHON}: see config.mimic in report.json")
+    options |= {"preset": name, **own}
+
+
+def _add_images(request: Request, options: dict[str, Any], comments: list[str]) -> None:
+    sources = request.images
+    _add_path("held_out", sources.held_out, options, comments)
+    options["held_out_share"] = None if sources.held_out is not None else sources.held_out_share
+    _add_path("labelled", sources.labelled, options, comments)
+    if sources.labels is not None or sources.split_seed:
+        comments.append(f"labels and split_seed {_FROM_PYTHON}")

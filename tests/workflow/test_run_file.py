@@ -1,0 +1,74 @@
+"""run.toml says what a result was made with, and makes it again."""
+
+import tomllib
+from dataclasses import replace
+
+import pytest
+import torch
+from nets import Chain
+
+import mimicut as us
+from mimicut.inputs.preprocessing import Preprocessing
+from mimicut.inputs.teacher import own_teacher
+from mimicut.surgery.budget import Budget, Latency
+from mimicut.workflow.request import Images, Request
+from mimicut.workflow.run_file import run_file
+
+CONFIG = us.preset("default", steps=3, views="none")
+
+
+def written(teacher, given, **fields):
+    text = run_file(teacher, given, Request(**({"config": CONFIG, "budget": Budget(keep=0.5)} | fields)))
+    return tomllib.loads(text), text
+
+
+def test_everything_that_was_asked_for_is_in_it():
+    teacher = us.load_teacher("demo:resnet14", part="layer1", views="patches")
+    latency = Latency(share=0.6, runtime="onnxruntime", threads=1, batch=2)
+    found, text = written(
+        teacher, "photos", budget=Budget(latency=latency, params=0.4, drop=("layer1.1",), divisor=8, score="l2"),
+        images=Images(held_out="other", labelled="val"), seam=("layer1:output",), max_seconds=60.0,
+        max_memory=3 * 10**9, min_agreement=0.9, with_alternatives=True, export_to=("onnx", "int8"), crossfit=4,
+    )  # fmt: skip
+    expected = {
+        "teacher": "demo:resnet14", "part": "layer1", "images": "photos", "params": 0.4, "divisor": 8,
+        "latency": [0.6], "runtime": "onnxruntime", "batch": 2, "drop": ["layer1.1"], "importance": "l2",
+        "preset": "default", "steps": 3, "seed": 2021, "precision": "auto", "layout": "auto", "views": "none",
+        "held_out": "other", "labelled": "val", "seam": ["layer1:output"], "max_seconds": 60.0,
+        "max_memory": "3000000000", "min_agreement": 0.9, "alternatives": True, "to": "onnx,int8", "crossfit": 4,
+        "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    assert found == expected
+    assert text.count("#") == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"config": replace(CONFIG, momentum=0.5)}, "the recipe has options"),
+        ({"example": torch.zeros(2, 3, 8, 8)}, "example"),
+        ({"images": Images(split_seed=3)}, "labels and split_seed"),
+    ],
+)
+def test_what_the_command_line_cannot_say_is_a_comment(changes, words):
+    teacher = own_teacher(Chain(), Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3))
+    found, text = written(teacher, torch.zeros(2, 3, 8, 8), **changes)
+    assert "teacher" not in found
+    assert "images" not in found
+    comments = [line for line in text.splitlines() if line.startswith("# ")][1:]
+    assert len(comments) == 3
+    assert any(words in line and "give it in Python" in line for line in comments)
+
+
+def test_it_lies_in_the_folder_and_goes_with_it(tmp_path):
+    teacher = own_teacher(Chain(), Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3))
+    images = torch.randn(12, 3, 8, 8)
+    for keep in (0.5, 0.7):
+        us.compress(teacher, images, keep=keep, config=CONFIG, folder=tmp_path / "small", force=True)
+        found = tomllib.loads((tmp_path / "small" / "run.toml").read_text())
+        assert (found["keep"], found["out"]) == ([keep], str(tmp_path / "small"))
+    plan = us.read_plan(tmp_path / "small" / "plan.json")
+    us.compress(teacher, images, plan=plan, config=CONFIG, folder=tmp_path / "again")
+    found = tomllib.loads((tmp_path / "again" / "run.toml").read_text())
+    assert found["plan"] == str(tmp_path / "again" / "plan.json")
+    assert "keep" not in found
