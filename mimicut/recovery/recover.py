@@ -23,10 +23,11 @@ from mimicut.recovery.closed_form import ClosedFormLog, closed_form
 from mimicut.recovery.config import MimicConfig
 from mimicut.recovery.folds import batches_of
 from mimicut.recovery.judge import Judge
-from mimicut.recovery.mimic import MimicLog, mimic
+from mimicut.recovery.mimic import mimic
 from mimicut.recovery.norms import VIEWS, settle_norms
 from mimicut.recovery.rehearsal import MOST_STEPS, CutStudent, Rehearsal, divide, rehearse, try_rates
 from mimicut.recovery.rehearsal import VIEWS_SHARE as REHEARSED_VIEWS
+from mimicut.recovery.training import MimicLog
 from mimicut.recovery.trials import settle
 from mimicut.recovery.view_budget import expected_seconds, measure_view_seconds, views_within
 from mimicut.recovery.ways import describe_way

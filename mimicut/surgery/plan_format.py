@@ -130,9 +130,8 @@ def _fits(entry: tuple[str, Any]) -> bool:
 
 
 def _is_dropped(each: Any) -> bool:
-    return (
-        isinstance(each, list) and len(each) == 2 and all(isinstance(v, str) for v in each) and _HOW.fullmatch(each[1])
-    )
+    texts = isinstance(each, list) and len(each) == 2 and all(isinstance(v, str) for v in each)
+    return texts and _HOW.fullmatch(each[1]) is not None
 
 
 def _plain(data: dict[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ from mimicut.base.errors import MimicutError, one_line
 from mimicut.base.progress import SpokenProgress
 from mimicut.planning.latency_search import compare_latency, missed_latency
 from mimicut.proof.figures import Accuracy, Figures, accuracy, figures
-from mimicut.recovery.mimic import MimicLog
+from mimicut.recovery.training import MimicLog
 from mimicut.runtime.latency import Setting
 from mimicut.surgery.plan import Plan
 from mimicut.workflow.alternatives import alternatives

@@ -17,8 +17,9 @@ from mimicut.inputs.teacher import Teacher
 from mimicut.proof.figures import accuracy, figures
 from mimicut.proof.image_check import check_images
 from mimicut.recovery.folds import batches_of
-from mimicut.recovery.mimic import MimicLog, mimic
+from mimicut.recovery.mimic import mimic
 from mimicut.recovery.norms import VIEWS, refit_norms
+from mimicut.recovery.training import MimicLog
 from mimicut.recovery.trials import settle
 from mimicut.recovery.ways import describe_way, emulated
 from mimicut.results import store

@@ -12,7 +12,7 @@ from mimicut.base.environment import platform_kind, versions
 from mimicut.inputs.image_set import ImageSet, thumbnail
 from mimicut.proof.figures import Figures
 from mimicut.proof.image_check import ImageCheck
-from mimicut.recovery.mimic import MimicLog
+from mimicut.recovery.training import MimicLog
 from mimicut.results.report import Report
 from mimicut.workflow.intake import Intake
 from mimicut.workflow.proving import Proof
