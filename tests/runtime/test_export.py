@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mimicut.base.errors import InputError, LawBroken, StoreError, UnsupportedModel
-from mimicut.runtime import export
+from mimicut.runtime.export import export
 
 room = import_module("mimicut.runtime.export")
 
