@@ -186,9 +186,9 @@ def test_the_demo_of_a_real_teacher_is_done_in_minutes(lite0, monkeypatch):
 
 
 def test_notes_are_counted_then_and_told_below(capsys):
-    from mimicut.cli.app import _stages
+    from mimicut.cli.progress import stages
 
-    say = _stages()
+    say = stages()
     for text in ("reading", "note: one", "note: two", "cutting", "note: three", "solving"):
         say(text)
     assert capsys.readouterr().err.splitlines() == [
