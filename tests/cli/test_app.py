@@ -231,7 +231,7 @@ def test_an_interrupted_export_leaves_the_result_and_resume_makes_the_files(plac
         patch.setattr(room, "export_folder", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt()))
         code, line, err = call(capsys, *asked)
     assert (code, line) == (130, None)
-    assert "the student is whole, in x; what was to follow" in err
+    assert "the student is complete, in x; what was to follow" in err
     assert not (place / "x" / "model.onnx").exists()
     code, line, err = call(capsys, *asked, "--resume")
     assert (code, line["steps"]) == (0, 2)
