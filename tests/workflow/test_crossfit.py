@@ -131,7 +131,7 @@ def test_an_interrupted_fold_leaves_the_result_and_says_so(place, capsys, monkey
     asked = ("compress", "net.py:build", "photos", "--keep", 0.5, "--steps", 2, "--out", "small")
     code, line, err = call(capsys, *asked, "--crossfit", 2)
     assert (code, line) == (130, None)
-    assert "the student is whole, in small" in err
+    assert "the student is complete, in small" in err
     assert read(place / "small")[1].steps == 2
     code, _, err = call(capsys, *asked, "--crossfit", 2, "--resume")
     assert code == 2
