@@ -301,7 +301,7 @@ def _places(done: list[Line]) -> list[str]:
         device = "" if at["device"] == "cpu" else f", on a GPU ({at['device']})"
         told[
             f"{at['processor']}, {at['cores']} cores, {at['threads']} threads{device}; torch {made['torch']}, timm "
-            f"{made.get('timm')}, Python {made['python']}, mimicut {made.get('mimicut')}"
+            f"{made.get('timm')}, Python {made['python']}, mimicut {made.get('mimicut') or made.get('understudy')}"
         ] += 1
     return [f"{count} cells: {place}" for place, count in told.items()]
 

@@ -20,7 +20,7 @@ from mimicut.inputs.preprocessing import Preprocessing
 from mimicut.inputs.torchvision_models import detector_preprocessing
 
 # Frames of an error's traceback that a user cannot do anything about.
-_OUR_FILES = {str(Path(__file__).with_name(f"{module}.py")) for module in ("own_models", "builders", "teacher")}
+_PACKAGE = str(Path(__file__).parents[1])  # frames of its files are not the user's
 
 
 def call_builder(build: Callable[..., Any], source: str, options: Mapping[str, Any]) -> BuiltModel:
@@ -130,6 +130,6 @@ def _location(error: BaseException) -> str:
     frames = [
         f
         for f in traceback.extract_tb(error.__traceback__)
-        if not f.filename.startswith("<") and f.filename not in _OUR_FILES
+        if not f.filename.startswith("<") and not f.filename.startswith(_PACKAGE)
     ]
     return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""

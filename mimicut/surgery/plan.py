@@ -106,7 +106,7 @@ class Plan:
     @classmethod
     def from_json(cls, data: Any) -> "Plan":
         """Raises: PlanError naming the first field that is missing or of the wrong kind."""
-        if isinstance(data, dict) and data.get("version") == 1:
+        if isinstance(data, dict) and type(data.get("version")) is int and data["version"] == 1:
             data = from_version_1(data)
         check_plan(data)
         fields = {**data, "seam": Seam.from_json(data["seam"])}

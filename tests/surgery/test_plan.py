@@ -87,7 +87,7 @@ _CALL = {"module": "stem", "function": "view", "index": 0, "place": 1, "from": 6
         (lambda d: d.update(score=[1]), r"score is \[1\], expected text or null"),
         (lambda d: d["budget"].update(keep="a"), "keep is 'a', expected a share"),
         (lambda d: d["budget"].update(keap=1), "no option 'keap'; did you mean 'keep'"),
-        (lambda d: d.update(latency={"setting": {}}), "latency lacks student_ms, teacher_ms"),
+        (lambda d: d.update(latency={"setting": {}}), "latency lacks measured_share, spread, student_ms"),
         (lambda d: d["macs"].update(student="a"), r"macs\['student'\]"),
         (lambda d: d["seam"].update(points=[]), "seam has no points"),
         (lambda d: d["widths"].clear(), "widths lacks"),
