@@ -430,7 +430,7 @@ def test_the_command_line(place, capsys):  # noqa: F811
     own = ("net.py:build", "--weights", "one")
     code, line, err = call(capsys, "inspect", *own)
     assert (code, line["model"]) == (0, "Net")
-    assert "note: the teacher is itself a result, made of net.py:build" in err
+    assert "note: the teacher is itself a result, made from net.py:build" in err
     code, line, _ = call(capsys, "plan", *own, "--keep", 0.7, "--images", "photos", "--out", "plan.json")
     assert code == 0
     source = json.loads((place / "plan.json").read_text())["teacher"]["source"]
