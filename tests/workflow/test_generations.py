@@ -144,7 +144,7 @@ def test_preprocessing_and_views_come_along_and_can_be_overridden(one, tmp_path)
     lead = load_teacher(one, build_teacher=Residual)
     assert (lead.preprocessing, lead.views, lead.part, lead.call) == (SAID, "pad_crop", "", None)
     assert same(lead.model, us.load(one, Residual))
-    assert lead.notes == ["the teacher is itself a result, made of module: figures are against it"]
+    assert lead.notes == ["the teacher is itself a result, made from module: figures are against it"]
     said = {"mean": (0.1,) * 3, "std": (0.2,) * 3, "resize": "exact", "input_size": (3, 16, 16), "views": "none"}
     lead = load_teacher(one, build_teacher=Residual, **said)
     assert lead.preprocessing == us.Preprocessing((3, 16, 16), (0.1,) * 3, (0.2,) * 3, None, "bicubic")
@@ -160,7 +160,7 @@ def test_a_folder_without_a_source_is_taken_as_a_module_in_hand(tmp_path):
     us.save(tmp_path / "one", model=model, plan=plan, report=us.Report())
     lead = load_teacher(tmp_path / "one", build_teacher=Chain)
     assert lead.preprocessing == own_teacher(model).preprocessing
-    assert "the folder does not say how its teacher wanted images" in lead.notes[1]
+    assert "the folder does not say how its teacher expects images" in lead.notes[1]
     assert same(lead.model, model)
 
 
@@ -429,7 +429,7 @@ def test_the_command_line(place, capsys):
     own = ("net.py:build", "--weights", "one")
     code, line, err = call(capsys, "inspect", *own)
     assert (code, line["model"]) == (0, "Net")
-    assert "note: the teacher is itself a result, made of net.py:build" in err
+    assert "note: the teacher is itself a result, made from net.py:build" in err
     code, line, _ = call(capsys, "plan", *own, "--keep", 0.7, "--images", "photos", "--out", "plan.json")
     assert code == 0
     source = json.loads((place / "plan.json").read_text())["teacher"]["source"]
