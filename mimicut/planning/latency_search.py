@@ -149,15 +149,14 @@ def measure_student(
 
 def nearest_reachable(context: PlanningContext, target: float, blocks: Sequence[str], budget: Budget) -> str:
     """The message for a target that no student meets: what the smallest one took, with all these blocks dropped."""
-    smallest = replace(budget, keep=None, params=None, size_mb=None, latency=None, depth=None)
-    if smallest.scheme == "auto":
-        smallest = replace(smallest, scheme="all")
+    only_widths = {"params": None, "size_mb": None, "latency": None, "depth": None}
+    only_widths["scheme"] = "all" if budget.scheme == "auto" else budget.scheme
     every = tuple(blocks)
     least = None
     if budget.resolved_depth != "only":
-        least = candidate_for(context, every, None, replace(smallest, keep_width=0.01))
+        least = candidate_for(context, every, None, replace(budget, keep=None, keep_width=0.01, **only_widths))
     if least is None:  # no width may be cut
-        least = candidate_for(context, every, None, replace(smallest, keep=1.0), widths=False)
+        least = candidate_for(context, every, None, replace(budget, keep=1.0, **only_widths), widths=False)
     said = ""
     if least is not None:
         ms, share = measure_student(context, least.plan)

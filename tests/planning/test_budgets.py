@@ -143,7 +143,7 @@ def test_depth_alone_leaves_the_widths(clock):
 def test_budgets_of_macs_may_mix_too():
     model = idle(randomised(Residual()), "stage1.2")
     facts = known(model, setting=None)
-    found = plan_within(facts, Budget.of(keep=0.5))
+    found = plan_within(facts, Budget.of(keep=0.5, depth="auto"))
     assert found.plan.drop[:1] == ["stage1.2"]
     assert found.plan.macs["student"] <= 0.5 * Residual.macs
     never = plan_within(known(model, setting=None, depth="never"), Budget.of(keep=0.5, depth="never"))
@@ -159,7 +159,7 @@ def tied(monkeypatch, error=lambda drop: 1 + 0.2 * len(drop)):
     monkeypatch.setattr(mixtures, "trial_error", lambda known, anatomy, plan: error(plan.drop))
 
 
-@pytest.mark.parametrize("budget", [{"latency": 0.7}, {"keep": 0.6}])
+@pytest.mark.parametrize("budget", [{"latency": 0.7}, {"keep": 0.6, "depth": "auto"}])
 def test_of_mixtures_that_are_about_as_good_a_few_steps_decide(clock, monkeypatch, budget):
     said, setting = [], TORCH if "latency" in budget else None
     facts = known(randomised(Residual()), setting, recipe=RECIPE)
@@ -288,7 +288,7 @@ def test_a_plan_of_another_machine_saves_its_result_all_the_same(clock, monkeypa
     result = us.compress(model, few(), plan=edited, config=CONFIG, folder=tmp_path / "a")
     assert result.folder is not None
     assert any("latency was not measured" in note for note in result.report.notes)
-    with pytest.raises(PlanError, match="latency lacks setting"):
+    with pytest.raises(PlanError, match="latency lacks measured_share, setting"):
         us.Plan.from_json({**data, "latency": {"wanted_share": 1}})
 
 
