@@ -150,6 +150,7 @@ def _exported() -> dict[str, str]:
 
 def _of_plan(plan: Any) -> str:
     data = plan.to_json()
+    data["gone"] = data["dropped_modules"]  # as release 0.1 called it
     seam = {name: data["seam"][name] for name in ("points", "head")}
     return _of_data({name: data[name] for name in _PLAN} | {"seam": seam})
 

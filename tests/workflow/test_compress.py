@@ -66,7 +66,7 @@ def test_the_whole_path(tmp_path):
         assert torch.equal(result.model.state_dict()[name], before[name])
     assert not torch.equal(result.model.stage1[0].conv2.weight, us.cut(lead.model, result.plan).stage1[0].conv2.weight)
     assert sorted(p.name for p in (tmp_path / "small").iterdir()) == [
-        "README.md", "plan.json", "report.html", "report.json", "weights.safetensors",
+        "README.md", "plan.json", "report.html", "report.json", "run.toml", "weights.safetensors",
     ]  # fmt: skip
     json.loads((tmp_path / "small" / "report.json").read_text())
 
@@ -279,7 +279,7 @@ def test_a_stopped_run_is_saved_and_goes_on_to_the_same_result(tmp_path, few, mo
 
     # The closed form and the evidence are not asked for again.
     for name in ("channel_evidence", "recover"):
-        room = import_module("mimicut.workflow.compress" if name == "channel_evidence" else "mimicut.recovery.recover")
+        room = import_module("mimicut.workflow.deciding" if name == "channel_evidence" else "mimicut.recovery.recover")
         what = name if name == "channel_evidence" else "closed_form"
         monkeypatch.setattr(room, what, lambda *_, **__: pytest.fail("done before"))
     again = compress(teacher(), given, keep=0.5, folder=tmp_path / "small", config=config, resume=True)
