@@ -1,8 +1,9 @@
 """How to mimic: the options, each with the source of its default, and the recipes that have a name."""
 
+import difflib
 from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 
@@ -173,7 +174,31 @@ PRESETS = {
 }  # fmt: skip
 
 
-def preset(name: str, effort: str | None = None, **changes: Any) -> MimicConfig:
+class ConfigChanges(TypedDict, total=False):
+    """Fields of a `MimicConfig`; None leaves the recipe's own value."""
+
+    steps: int | None
+    batch_size: int | None
+    optimizer: str | None
+    lr: float | None
+    momentum: float | None
+    weight_decay: float | None
+    schedule: str | None
+    milestones: tuple[float, ...] | None
+    gamma: float | None
+    warmup: float | None
+    mixing: str | None
+    mixing_rise: int | None
+    start: str | None
+    norm_mode: str | None
+    views: str | None
+    seed: int | None
+    device: str | None
+    precision: str | None
+    layout: str | None
+
+
+def preset(name: str, effort: str | None = None, **changes: Unpack[ConfigChanges]) -> MimicConfig:
     """The recipe of that name, with changes.
 
     Args:
@@ -194,6 +219,12 @@ def preset(name: str, effort: str | None = None, **changes: Any) -> MimicConfig:
                 f"{name!r}; expected one of {', '.join(EFFORTS)}, or steps, not both, and the preset default"
             )
         changes["steps"] = EFFORTS[effort]
+    unknown = sorted(set(changes) - set(ConfigChanges.__annotations__))
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], ConfigChanges.__annotations__, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"configuring mimic: there is no option {unknown[0]!r}{hint}")
     if name not in PRESETS:
         raise InputError(f"configuring mimic: there is no preset {name!r}; expected one of {', '.join(PRESETS)}")
-    return replace(PRESETS[name], **{k: v for k, v in changes.items() if v is not None})
+    given: dict[str, Any] = {k: v for k, v in changes.items() if v is not None}
+    return replace(PRESETS[name], **given)

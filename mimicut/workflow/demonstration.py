@@ -20,6 +20,7 @@ from mimicut.results import answers as said
 from mimicut.results.teachers import load_teacher
 from mimicut.surgery.cut import cut
 from mimicut.workflow.compress import Result, compress
+from mimicut.workflow.request import OnStage, OnStep
 
 SIDE = 160  # pixels that the real teachers are given. Source: assumption: two cores are quick enough at it.
 HELD_OUT, HELD_OUT_SEED = 120, 0  # crops that certify a student of a real teacher
@@ -64,7 +65,8 @@ def run(
     seed: int | None = None,
     out: Path | None = None,
     force: bool = False,
-    **progress: Any,
+    on_stage: OnStage | None = None,
+    on_step: OnStep | None = None,
 ) -> Demo:
     """Compress the demo teacher `name`, and draw what both answer: beside the result, or where temporary files go.
 
@@ -86,7 +88,7 @@ def run(
         given = {} if truth is None else {"labelled": held_out, "labels": truth.tolist()}
         result = compress(
             teacher, few, folder=out, force=force, config=config, held_out=held_out, keep=keep, keep_width=keep_width,
-            **given, **progress,
+            on_stage=on_stage, on_step=on_step, **given,
         )  # fmt: skip
         told = said.answers(teacher.model, result.model, held_out, teacher.classes, SHOWN)
         saved = result.folder

@@ -13,7 +13,7 @@ from mimicut.planning.evidence import channel_evidence
 from mimicut.planning.planner import make_plan
 from mimicut.planning.scores import Evidence
 from mimicut.proof.randomised import randomised
-from mimicut.recovery.config import EFFORTS, MimicConfig, preset
+from mimicut.recovery.config import EFFORTS, ConfigChanges, MimicConfig, preset
 from mimicut.recovery.mimic import mimic
 from mimicut.recovery.muon import Muon, orthogonal
 from mimicut.recovery.norms import settle_norms
@@ -204,3 +204,9 @@ def test_effort_is_a_dial_over_steps():
 def test_the_learning_rate_rises_and_falls():
     config = MimicConfig(steps=10, lr=1.0, schedule="linear", warmup=0.4)
     assert [config.lr_at(s) for s in (0, 1, 3, 4, 9)] == pytest.approx([0.25, 0.45, 0.7, 0.6, 0.1])
+
+
+def test_every_field_of_a_recipe_can_be_changed_and_a_misspelt_one_is_named():
+    assert set(ConfigChanges.__annotations__) == set(MimicConfig.__dataclass_fields__)
+    with pytest.raises(InputError, match="no option 'setps'; did you mean 'steps'"):
+        preset("default", setps=3)
