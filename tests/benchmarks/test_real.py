@@ -236,7 +236,7 @@ def test_every_method_runs_and_is_not_run_again(lines, prepared, teacher_file, c
 
 
 def test_cells_of_the_same_images_share_what_the_images_say(prepared, teacher_file, monkeypatch):
-    calls, real = [], run.reconstruction
+    calls, real = [], run.channel_evidence
     monkeypatch.setattr(run, "channel_evidence", lambda *a, **k: calls.append(1) or real(*a, **k))
     where = run.Where(prepared.folder)
     cell = Cell("real 32", teacher_file, {"keep": 0.7, "scheme": "mid"}, 7, 0, 5, run.OWN)
