@@ -145,7 +145,7 @@ def _load(spec: str, given: TeacherOptions) -> Teacher:
     _refuse_fixed(folder, fixed)
     if given.build_teacher is None and not named_itself:
         given = replace(given, build_teacher=spec)
-    return replace(_load_result(folder, given), spec=spec, given=given)
+    return replace(_load_result(folder, given), given=given)
 
 
 def _result_again(

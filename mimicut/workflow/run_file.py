@@ -81,8 +81,9 @@ def _add_teacher(teacher: Teacher, options: dict[str, Any], comments: list[str])
         comments.append(f"the teacher came as a module, which {_FROM_PYTHON}")
         return
     changes = given.preprocessing
+    by_code = isinstance(given.build_teacher, str) and given.weights is not None  # a result, named by its code
     options |= {
-        "teacher": teacher.spec,
+        "teacher": given.build_teacher if by_code else teacher.spec,
         "weights": given.weights,
         "pretrained": None if given.pretrained else False,
         "num_classes": given.num_classes,
@@ -93,7 +94,8 @@ def _add_teacher(teacher: Teacher, options: dict[str, Any], comments: list[str])
         "resize": None if changes.resize is None else str(changes.resize),
     }
     others = {
-        "in_chans": given.in_chans, "model_kwargs": given.model_kwargs, "build_teacher": given.build_teacher,
+        "in_chans": given.in_chans, "model_kwargs": given.model_kwargs,
+        "build_teacher": None if by_code else given.build_teacher,
         "interpolation": changes.interpolation,
     }  # fmt: skip
     comments += [f"{name} of the teacher {_FROM_PYTHON}" for name, value in others.items() if value]

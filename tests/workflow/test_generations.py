@@ -279,7 +279,7 @@ def test_verify_measures_against_the_earlier_result(two, tmp_path):
 
 def test_verify_prepares_images_as_the_second_generation_was_told(two, tmp_path, monkeypatch):
     seen = []
-    room = import_module("mimicut.workflow.compress")
+    room = import_module("mimicut.workflow.intake")
     monkeypatch.setattr(
         room, "read_images", lambda source, said, **options: seen.append(said) or us.read_images(source, said)
     )
