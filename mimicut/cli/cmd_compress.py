@@ -141,10 +141,10 @@ def compress(
     }  # fmt: skip
     lists = {"keep": keep, "latency": latency, "latency_ms": latency_ms}
     budgets = _checked_budgets(shared, lists, plan, out, options)
+    asked = {"steps": steps, "seed": seed, "device": device, "precision": precision, "layout": layout}
+    recipe_from(preset, effort, **asked)  # what cannot be is refused before the teacher is loaded
     found = teacher_from(teacher, weights, pretrained, num_classes, part, input_size, mean, std, resize, views)
-    options["config"] = recipe_from(
-        preset, effort, steps=steps, seed=seed, device=device, precision=precision, layout=layout, views=found.views
-    )
+    options["config"] = recipe_from(preset, effort, views=found.views, **asked)
     _Runs(found, images, options, crossfit, tensorboard, len(budgets) > 1).all(budgets, out)
 
 
@@ -157,6 +157,8 @@ def _checked_budgets(
 ) -> dict[Path, "BudgetOptions"]:
     """Folder -> the options of its budget; the plan, if any, is put into `options`. All that can be refused before the
     teacher is loaded is refused here."""
+    from mimicut.proof.certificate import check_threshold
+    from mimicut.recovery.recover import check_seconds
     from mimicut.results.folder import check_writable
     from mimicut.runtime.export import check_formats
     from mimicut.surgery.budget import Budget, refuse_beside_plan, several_budgets
@@ -168,6 +170,8 @@ def _checked_budgets(
     if plan is not None:
         options["plan"] = read_plan(plan)
     found = {out / name if name else out: budget for name, budget in budgets.items()}
+    check_seconds(options["max_seconds"])
+    check_threshold(options["min_agreement"])
     for place, budget in found.items():
         if plan is not None:
             refuse_beside_plan(budget)

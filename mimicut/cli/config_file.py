@@ -65,8 +65,8 @@ ConfigFile = Annotated[
     Path | None,
     typer.Option(
         "--config",
-        help="TOML file that holds any of these options and arguments; flags override it. Every result folder has one "
-        "that makes it again: run.toml",
+        help="TOML file that holds any of these options and arguments; flags override it. Every folder that compress "
+        "makes has one that makes it again: run.toml",
         is_eager=True,
         callback=_use,
     ),

@@ -48,8 +48,11 @@ def make_plan(
     Raises: PlanError for impossible values, patterns that match nothing, and a latency or depth, which needs images
         (`plan_mixture`); OutOfReach, one of them, for budgets that cannot be met, naming the nearest.
     """
-    if budget is not None and options:
-        raise PlanError(f"making a plan: {', '.join(options)} given beside a Budget, which holds them itself")
+    if budget is not None and not isinstance(budget, Budget):
+        raise PlanError(f"making a plan: budget is {budget!r}, expected a Budget, or its fields such as keep=0.5")
+    beside = [name for name, value in options.items() if value is not None]
+    if budget is not None and beside:
+        raise PlanError(f"making a plan: {', '.join(beside)} given beside a Budget, which holds them itself")
     if budget is None:
         given: BudgetOptions = {**options}
         if anatomy.dropped and not given.get("drop"):
@@ -57,9 +60,10 @@ def make_plan(
         budget = Budget.of(**given)
     if budget.searches:
         raise PlanError("making a plan: a latency or depth needs images and measurements; use plan_mixture or compress")
-    if budget.drop and not anatomy.dropped:
+    there = [name for name in budget.drop if name not in anatomy.dropped]
+    if there:
         raise PlanError(
-            f"making a plan: drop names {budget.drop[0]!r}, but the anatomy was traced with it; trace(..., "
+            f"making a plan: drop names {there[0]!r}, but the anatomy was traced with it; trace(..., "
             "drop=[...]) leaves blocks out"
         )
     return plan_widths(teacher, anatomy, budget, evidence=evidence, source=source)

@@ -93,6 +93,8 @@ def _budget(plan: Plan) -> str:
     limits = [
         f"{getattr(budget, key):g} {what}" for key, what in named.items() if getattr(budget, key, None) is not None
     ]
+    if budget is not None and budget.drop:
+        limits.append(f"without {', '.join(budget.drop)}")
     if plan.latency is not None:
         where = plan.latency.setting
         limits.append(

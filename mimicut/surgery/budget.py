@@ -302,7 +302,11 @@ def refuse_beside_plan(options: BudgetOptions) -> None:
     given = [
         name
         for name, value in options.items()
-        if name in _BESIDE_PLAN and value not in (None, False, (), []) and value not in _DEFAULTS.get(name, ())
+        if name in _BESIDE_PLAN
+        and value is not None
+        and value is not False
+        and value not in ((), [])
+        and value not in _DEFAULTS.get(name, ())
     ]
     if given:
         raise PlanError(

@@ -58,6 +58,14 @@ class Result:
     stopped: bool = False
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """What run.toml says that the run was asked for."""
+
+    images: Any
+    request: Request
+
+
 def compress(
     teacher: Teacher | nn.Module,
     images: Any,
@@ -93,7 +101,8 @@ def compress(
         plan: what to keep, instead of a budget.
         config: how to recover; the default recipe if None.
         folder, force: where to save, and whether an existing result there is replaced.
-        resume: go on with the run that was stopped, if a file beside `folder` is of one, to the same result.
+        resume: go on with the run that was stopped, if a file beside `folder` is of one; with the same images, options
+            and threads the result is the same.
         held_out, held_out_share, split_seed: images that only certify, or the share of `images` that does.
         labelled, labels: images that only measure accuracy: a folder of class folders, or any with class numbers.
         seam: points where the features are taken, instead of the one that is found.
@@ -127,7 +136,7 @@ class _Run:
     """What the steps share once the network and the images were read."""
 
     teacher: Teacher
-    images: Any
+    recorded: Recorded
     request: Request
     destination: Destination
     intake: Intake
@@ -141,9 +150,19 @@ class _Run:
     started: float
 
 
-def run_request(teacher: Teacher, images: Any, request: Request, say: OnStage, on_step: OnStep | None = None) -> Result:
-    """As `compress`, from a request."""
+def run_request(
+    teacher: Teacher,
+    images: Any,
+    request: Request,
+    say: OnStage,
+    on_step: OnStep | None = None,
+    *,
+    recorded: Recorded | None = None,
+) -> Result:
+    """As `compress`, from a request. recorded: what run.toml is to say, where that is not what is given here."""
     run = _read(teacher, images, request, say, on_step)
+    if recorded is not None:
+        run = replace(run, recorded=recorded)
     allowance = Allowance(request.max_seconds)
     if run.destination.stopped is None:
         plan, anatomy = decide(teacher, run.network, run.intake, request, run.plan, allowance, say)
@@ -185,7 +204,19 @@ def _read(teacher: Teacher, images: Any, request: Request, say: OnStage, on_step
     notes += [*looked.notes, *emulated(request.config.precision, request.config.device)]
     _say_notes(say, looked.notes)
     return _Run(
-        teacher, images, request, destination, intake, network, looked, plan, record, notes, say, on_step, started
+        teacher,
+        Recorded(images, request),
+        request,
+        destination,
+        intake,
+        network,
+        looked,
+        plan,
+        record,
+        notes,
+        say,
+        on_step,
+        started,
     )
 
 
@@ -319,7 +350,7 @@ def _kept(run: _Run, result: Result, stopped: Stopped | None) -> Result:
 
 def _save(folder: Path, result: Result, run: _Run, force: bool) -> Path:
     """Save, load again by replaying the plan on the teacher's architecture, and compare every tensor."""
-    text = run_file(run.teacher, run.images, run.request, str(folder / PLAN))
+    text = run_file(run.teacher, run.recorded.images, run.recorded.request, str(folder / PLAN))
     saved = store.save(folder, model=result.model, plan=result.plan, report=result.report, run_file=text, force=force)
     again = load(saved, run.teacher.architecture())
     tensors = named_tensors(again)

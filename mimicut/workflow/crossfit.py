@@ -22,7 +22,7 @@ from mimicut.proof.figures import DISAGREEMENTS
 from mimicut.results import store
 from mimicut.results.report import Report
 from mimicut.surgery.plan import Plan
-from mimicut.workflow.compress import Result, run_request
+from mimicut.workflow.compress import Recorded, Result, run_request
 from mimicut.workflow.intake import known_images
 from mimicut.workflow.request import Images, OnStage, OnStep, Request, RequestOptions, request_of, teacher_of
 
@@ -54,6 +54,8 @@ def crossfit(
     teacher = teacher_of(teacher)
     if options.get("held_out") is not None:
         raise InputError("crossfit: held-out images are given too; expected one of both")
+    if folds < 2:
+        raise InputError(f"crossfit: found {folds} folds, expected at least 2, and no more than different images")
     request = request_of(teacher, **{**options, "held_out_share": 0.0})
     found = images
     if not isinstance(images, ImageSet):
@@ -65,7 +67,8 @@ def crossfit(
     searches = request.budget is not None and request.budget.searches
     if searches:
         notes.append("every fold's student has the plan that all images made, the held-out ones of the fold too")
-    result = run_request(teacher, found, replace(request, min_agreement=None, crossfit=folds), say, on_step)
+    recorded = Recorded(images, replace(request, crossfit=folds))
+    result = run_request(teacher, found, replace(request, min_agreement=None), say, on_step, recorded=recorded)
     again = _fold_request(request, result.plan if searches or request.plan is not None else None)
     reports = []
     for number, (rest, held) in enumerate(parts, 1):

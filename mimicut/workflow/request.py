@@ -1,7 +1,7 @@
 """Everything that one run is asked for, as a value that is checked before any work."""
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -9,7 +9,7 @@ from typing import Any, TypedDict, Unpack
 from torch import nn
 
 from mimicut.base import memory
-from mimicut.base.errors import InputError, StoreError
+from mimicut.base.errors import InputError, PlanError, StoreError
 from mimicut.base.guard import resolve_device
 from mimicut.inputs.teacher import Teacher, own_teacher
 from mimicut.planning.survey import setting_of
@@ -83,6 +83,9 @@ class Request:
         """Raises: InputError, PlanError where it cannot be used, whatever the teacher and the images are."""
         check_seconds(self.max_seconds)
         memory.bound(self.max_memory)
+        share = self.images.held_out_share
+        if not (isinstance(share, (int, float)) and 0 <= share < 1):
+            raise InputError(f"setting images aside: held_out_share is {share!r}, expected a share from 0 to below 1")
         check_threshold(self.min_agreement)
         if self.export_to:
             check_formats(self.export_to)
@@ -133,18 +136,42 @@ def request_of(teacher: Teacher, **options: Unpack[RequestOptions]) -> Request:
 
     Raises: PlanError, InputError as `Budget` and `Request.check`, before any work; misspelt names are among the faults.
     """
-    asked: BudgetOptions = {n: v for n, v in options.items() if n not in _IMAGES | _OWN | {"budget", "config"}}
     plan, budget = options.get("plan"), options.get("budget")
+    if plan is not None and not isinstance(plan, Plan):
+        raise InputError(f"compressing: plan is {plan!r}, expected a Plan (read_plan reads one from a file)")
+    if budget is not None and not isinstance(budget, Budget):
+        raise InputError(f"compressing: budget is {budget!r}, expected a Budget, or its fields such as keep=0.5")
+    faults = unknown_options(options, RequestOptions.__annotations__)
+    asked: BudgetOptions = {n: v for n, v in options.items() if n in BudgetOptions.__annotations__ and v is not None}
     if plan is not None:
-        refuse_beside_plan(asked)
         if budget is not None:
-            raise InputError("compressing: a plan and a budget are both given; a plan says itself what stays")
+            faults.append("a plan and a budget are both given; a plan already fixes what is kept")
+        _collect(faults, lambda: refuse_beside_plan(asked))
     elif budget is None:
-        budget = Budget.of(**asked)
+        budget = _collect(faults, lambda: Budget.of(**asked))
     elif asked:
-        Budget.of(**{"keep": 1.0, **asked})  # names a misspelt option
-        raise InputError(f"compressing: {', '.join(asked)} given beside a Budget, which holds them itself")
+        faults.append(f"{', '.join(asked)} given beside a Budget, which holds them itself")
+    if faults:
+        raise PlanError("compressing: " + "; ".join(faults))
     return _checked(teacher, options, budget)
+
+
+def unknown_options(options: Mapping[str, Any], known: Iterable[str]) -> list[str]:
+    """A sentence for each name that is not known, with the nearest one."""
+    names, found = sorted(known), []
+    for name in options:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            found.append(f"there is no option {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    return found
+
+
+def _collect(faults: list[str], work: Callable[[], Budget | None]) -> Budget | None:
+    try:
+        return work()
+    except PlanError as error:
+        faults.append(str(error))
+        return None
 
 
 def run_request_of(teacher: Teacher, **options: Unpack[RunOptions]) -> Request:
@@ -152,12 +179,9 @@ def run_request_of(teacher: Teacher, **options: Unpack[RunOptions]) -> Request:
 
     Raises: as `request_of`.
     """
-    known = set(RunOptions.__annotations__)
-    strange = next((name for name in options if name not in known), None)
-    if strange is not None:
-        near = difflib.get_close_matches(strange, sorted(known), 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"expected of {', '.join(sorted(known))}"
-        raise InputError(f"recovering: there is no option {strange!r}; {hint}")
+    faults = unknown_options(options, RunOptions.__annotations__)
+    if faults:
+        raise InputError("recovering: " + "; ".join(faults))
     return _checked(teacher, options, None)
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def run_file(teacher: Teacher, images: Any, request: Request, plan_path: str | N
         options["plan"] = plan_path
     _add_budget(request, options)
     _add_recipe(request.config, options, comments)
+    _add_seed(request, options, comments)
     _add_images(request, options, comments)
     options |= {
         "seam": [str(point) for point in request.seam or ()],
@@ -48,7 +50,14 @@ def run_file(teacher: Teacher, images: Any, request: Request, plan_path: str | N
     }
     if request.example is not None:
         comments.append(f"example {_FROM_PYTHON}")
-    head = "# What this result was made with. Again: mimicut compress --config run.toml --out ANOTHER_FOLDER"
+    if request.budget is not None and request.budget.latency is not None:
+        threads = request.budget.latency.threads
+        if threads not in (None, torch.get_num_threads()):
+            comments.append(f"a latency on {threads} threads, and the rest on others, {_FROM_PYTHON}")
+    head = (
+        "# What this result was made with; paths are as they were given. Again:\n"
+        "# mimicut compress --config run.toml --out ANOTHER_FOLDER"
+    )
     return "\n".join([head, *_lines(options), *(f"# {comment}" for comment in comments)]) + "\n"
 
 
@@ -65,7 +74,9 @@ def _toml(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_toml, value))}]"
-    return repr(value) if isinstance(value, (int, float)) else json.dumps(str(value))
+    if isinstance(value, Real):
+        return repr(int(value) if isinstance(value, Integral) else float(value))
+    return json.dumps(str(value), ensure_ascii=False)
 
 
 def _add_path(name: str, source: Any, options: dict[str, Any], comments: list[str]) -> None:
@@ -132,12 +143,21 @@ def _add_budget(request: Request, options: dict[str, Any]) -> None:
 
 
 def _add_recipe(config: MimicConfig, options: dict[str, Any], comments: list[str]) -> None:
-    changed = ("steps", "seed", "device", "precision", "layout", "views")
-    own = {name: getattr(config, name) for name in changed}
-    name = next((name for name, preset in PRESETS.items() if replace(preset, **own) == config), None)
+    own = {name: getattr(config, name) for name in ("steps", "device", "precision", "layout", "views")}
+    name = next((name for name, preset in PRESETS.items() if replace(preset, seed=config.seed, **own) == config), None)
     if name is None:
         comments.append(f"the recipe has options that {_FROM_PYTHON}: see config.mimic in report.json")
     options |= {"preset": name, **own}
+
+
+def _add_seed(request: Request, options: dict[str, Any], comments: list[str]) -> None:
+    """The flag is of the recipe and of the budget; without it they have their own."""
+    of_recipe, of_budget = request.config.seed, None if request.budget is None else request.budget.seed
+    usual = PRESETS["default"].seed
+    if of_budget in (None, of_recipe):
+        options["seed"] = of_recipe
+    elif (of_recipe, of_budget) != (usual, 0):
+        comments.append(f"a seed of the budget ({of_budget}) other than the recipe's ({of_recipe}) {_FROM_PYTHON}")
 
 
 def _add_images(request: Request, options: dict[str, Any], comments: list[str]) -> None:

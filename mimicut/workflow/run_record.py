@@ -35,6 +35,7 @@ def record_of(teacher: Teacher, request: Request, intake: Intake) -> dict[str, A
         "seam": None if request.seam is None else [str(point) for point in request.seam],
         "call": intake.call,
         "budget": request.budget and request.budget.to_json(),
+        "threads": torch.get_num_threads(),
         "versions": versions(),
     }
     return json.loads(json.dumps(record, default=str))

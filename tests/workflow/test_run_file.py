@@ -3,6 +3,7 @@
 import tomllib
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from nets import Chain
@@ -33,13 +34,13 @@ def test_everything_that_was_asked_for_is_in_it():
     expected = {
         "teacher": "demo:resnet14", "part": "layer1", "images": "photos", "params": 0.4, "divisor": 8,
         "latency": [0.6], "runtime": "onnxruntime", "batch": 2, "drop": ["layer1.1"], "importance": "l2",
-        "preset": "default", "steps": 3, "seed": 2021, "precision": "auto", "layout": "auto", "views": "none",
+        "preset": "default", "steps": 3, "precision": "auto", "layout": "auto", "views": "none",
         "held_out": "other", "labelled": "val", "seam": ["layer1:output"], "max_seconds": 60.0,
         "max_memory": "3000000000", "min_agreement": 0.9, "alternatives": True, "to": "onnx,int8", "crossfit": 4,
         "threads": torch.get_num_threads(),
     }  # fmt: skip
     assert found == expected
-    assert text.count("#") == 1
+    assert text.count("#") == 2
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,7 @@ def test_what_the_command_line_cannot_say_is_a_comment(changes, words):
     found, text = written(teacher, torch.zeros(2, 3, 8, 8), **changes)
     assert "teacher" not in found
     assert "images" not in found
-    comments = [line for line in text.splitlines() if line.startswith("# ")][1:]
+    comments = [line for line in text.splitlines() if line.startswith("# ")][2:]
     assert len(comments) == 3
     assert any(words in line and "give it in Python" in line for line in comments)
 
@@ -72,3 +73,35 @@ def test_it_lies_in_the_folder_and_goes_with_it(tmp_path):
     found = tomllib.loads((tmp_path / "again" / "run.toml").read_text())
     assert found["plan"] == str(tmp_path / "again" / "plan.json")
     assert "keep" not in found
+
+
+@pytest.mark.parametrize(
+    ("recipe", "budget", "written_seed", "comments"),
+    [(2021, 0, None, 0), (7, 7, 7, 0), (7, 0, None, 1), (2021, 7, None, 1)],
+)
+def test_a_seed_is_written_where_the_flag_says_the_same(recipe, budget, written_seed, comments):
+    teacher = us.load_teacher("demo:resnet14")
+    fields = {"config": replace(CONFIG, seed=recipe), "budget": Budget(keep=0.5, seed=budget)}
+    found, text = written(teacher, "photos", **fields)
+    assert found.get("seed") == written_seed
+    assert found["preset"] == "default"
+    assert text.count("a seed of the budget") == comments
+
+
+def test_numbers_of_any_kind_and_any_letters_are_toml(tmp_path):
+    teacher = us.load_teacher("demo:resnet14")
+    found, _ = written(teacher, tmp_path / "été 🙂", budget=Budget(keep=np.float64(0.5), min_channels=4))
+    assert found["keep"] == [0.5]
+    assert found["images"] == str(tmp_path / "été 🙂")
+
+
+@pytest.mark.long
+def test_of_a_crossfit_it_says_what_was_given(tmp_path):
+    teacher = own_teacher(Chain(), Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3))
+    np.save(tmp_path / "few.npy", np.random.default_rng(0).random((12, 3, 8, 8), np.float32))
+    us.crossfit(
+        teacher, tmp_path / "few.npy", 2, keep=0.5, config=CONFIG, folder=tmp_path / "small", min_agreement=0.01
+    )
+    found = tomllib.loads((tmp_path / "small" / "run.toml").read_text())
+    assert found["images"] == str(tmp_path / "few.npy")
+    assert (found["crossfit"], found["min_agreement"]) == (2, 0.01)
