@@ -117,7 +117,7 @@ def _check_showing(showing: bool, picture: Path | None, out: Path | None, asked:
     from mimicut.base.errors import InputError
 
     if picture is not None and any(value is not None for value in asked.values()):
-        raise InputError("reading --picture: it draws the frontier, which is of no budget; leave out one of them")
+        raise InputError("reading --picture: --picture works only without a budget: it draws the frontier of all sizes")
     if showing and out is not None:
         raise InputError("reading --out: there is no budget to make a plan for; give one (--keep, --latency, ...)")
 
@@ -148,7 +148,7 @@ def _read(
     anatomy = trace(teacher.model, teacher.example(), points=seam, drop=() if searching else budget.drop)
     if images is None:
         if searching:
-            raise PlanError("making a plan: images say which blocks can be dropped; give a few (--images DIR)")
+            raise PlanError("making a plan: a latency or a depth needs images; add --images DIR")
         return _Known(teacher, anatomy, None, [], None, seed)
     read = read_images(images, teacher.preprocessing)
     few, evidence = bind_call(read, teacher.call), None

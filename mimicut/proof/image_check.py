@@ -154,7 +154,7 @@ def _notes(check: ImageCheck, images: ImageSet, held_out: ImageSet | None, low: 
         pairs = [f"{a} like {b}" for a, b in check.held_out_alike]
         found.append(
             f"{len(pairs)} of {len(held_out or ())} held-out images are near-duplicates of one to learn from, so that "
-            f"of new images they prove less; hold out others (--held-out): {_some(pairs)}"
+            f"they are weaker evidence for new images; hold out others (--held-out): {_some(pairs)}"
         )
     if check.unlike_anything:
         found.append(

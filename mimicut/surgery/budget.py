@@ -310,8 +310,8 @@ def refuse_beside_plan(options: BudgetOptions) -> None:
     ]
     if given:
         raise PlanError(
-            f"reading the plan: {', '.join(given)} given beside it; a plan says itself what stays: leave out one of "
-            "both"
+            f"reading the plan: {', '.join(given)} given beside it, but a plan already fixes what is kept; leave "
+            "these out, or the plan"
         )
 
 

@@ -91,7 +91,7 @@ def known_images(teacher: Teacher, plan: Plan | None, hashes: Sequence[str], min
         )
     found = {"trained the teacher": trained, "helped to make this plan": planned}
     return [
-        f"{len(some)} held-out image(s) {what}: of it they prove less; hold out others"
+        f"{len(some)} held-out image(s) {what}: so they are weaker evidence; hold out other images"
         for what, some in found.items()
         if some
     ]
