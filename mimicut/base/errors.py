@@ -2,6 +2,8 @@
 expected, and what to do next. `exit_code` is the exit code of the command line.
 """
 
+import difflib
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -71,3 +73,15 @@ def one_line(error: BaseException) -> str:
     'ValueError: no such layer'
     """
     return f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
+
+
+def unknown_option(name: str, known: Iterable[str]) -> str:
+    """A sentence for an option that is not known, with the nearest one that is.
+
+    >>> unknown_option("keap", ["keep", "params"])
+    "there is no option 'keap'; did you mean 'keep'?"
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"expected of {', '.join(names)}"
+    return f"there is no option {name!r}; {hint}"

@@ -1,6 +1,5 @@
 """`--config FILE.toml`: the options of a command in a file, which its flags override."""
 
-import difflib
 import re
 import tomllib
 from pathlib import Path
@@ -19,7 +18,7 @@ def read_config(path: Path, known: set[str]) -> dict[str, Any]:
     Raises:
         InputError: The file cannot be read, or holds a key that the command does not know; the line is named.
     """
-    from mimicut.base.errors import InputError
+    from mimicut.base.errors import InputError, unknown_option
 
     try:
         text = path.read_text(encoding="utf-8")
@@ -30,11 +29,8 @@ def read_config(path: Path, known: set[str]) -> dict[str, Any]:
     for key, value in data.items():
         name = key.replace("-", "_")
         if name not in known:
-            near = difflib.get_close_matches(name, sorted(known), 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"expected of {', '.join(sorted(known))}"
-            raise InputError(
-                f"reading the config {path}, line {_line_of(text, key)}: there is no option {key!r}; {hint}"
-            )
+            line = _line_of(text, key)
+            raise InputError(f"reading the config {path}, line {line}: {unknown_option(key, known)}")
         if isinstance(value, dict):
             raise InputError(
                 f"reading the config {path}, line {_line_of(text, key)}: {key} is a table, expected a value"

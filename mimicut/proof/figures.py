@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 DISAGREEMENTS = 12  # images that are told of. Source: assumption: what a person looks at.
 # Images at a time: at 224 x 224 pixels passes of 16 hold a few hundred MB and take no longer for an image than of 64.
 # Source: measured, EfficientNet-Lite0 (docs/LOG.md).
-_BATCH = 16
+BATCH = 16
 _Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
 
@@ -69,7 +69,7 @@ def figures(
     seam: Seam,
     held_out: "ImageSet | Tensor",
     *,
-    batch_size: int = _BATCH,
+    batch_size: int = BATCH,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Figures:
     """How near `model` is to `teacher` on held-out images (an ImageSet, or a float tensor as the teacher takes it).
@@ -182,7 +182,7 @@ def accuracy(
     images: "ImageSet | Tensor",
     labels: list[int],
     *,
-    batch_size: int = _BATCH,
+    batch_size: int = BATCH,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Accuracy:
     """Top-1 accuracy of both on labelled images; `labels` are class numbers, one an image. on_progress(done, images).

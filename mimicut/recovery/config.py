@@ -1,13 +1,12 @@
 """How to mimic: the options, each with the source of its default, and the recipes that have a name."""
 
-import difflib
 from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
 from typing import Any, TypedDict, Unpack
 
 import torch
 
-from mimicut.base.errors import InputError
+from mimicut.base.errors import InputError, unknown_option
 from mimicut.base.layout import LAYOUTS
 from mimicut.inputs.augment import MIXES
 from mimicut.recovery.muon import Muon
@@ -149,9 +148,10 @@ class MimicConfig:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "MimicConfig":
-        unknown = sorted(set(data) - set(cls.__dataclass_fields__))
+        known = cls.__dataclass_fields__
+        unknown = [unknown_option(name, known) for name in data if name not in known]
         if unknown:
-            raise InputError(f"configuring mimic: there is no option {', '.join(unknown)}")
+            raise InputError("configuring mimic: " + "; ".join(unknown))
         return cls(**data)
 
 
@@ -219,11 +219,10 @@ def preset(name: str, effort: str | None = None, **changes: Unpack[ConfigChanges
                 f"{name!r}; expected one of {', '.join(EFFORTS)}, or steps, not both, and the preset default"
             )
         changes["steps"] = EFFORTS[effort]
-    unknown = sorted(set(changes) - set(ConfigChanges.__annotations__))
+    known = ConfigChanges.__annotations__
+    unknown = [unknown_option(option, known) for option in changes if option not in known]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], ConfigChanges.__annotations__, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"configuring mimic: there is no option {unknown[0]!r}{hint}")
+        raise InputError("configuring mimic: " + "; ".join(unknown))
     if name not in PRESETS:
         raise InputError(f"configuring mimic: there is no preset {name!r}; expected one of {', '.join(PRESETS)}")
     given: dict[str, Any] = {k: v for k, v in changes.items() if v is not None}

@@ -35,8 +35,8 @@ from mimicut.base.guard import caches_kept, full_copy, seeded, structural_copy
 from mimicut.runtime.export import batch_of, batched, difference, in_float32, outputs_of, tensors_in
 from mimicut.runtime.machine import machine, runtime_version
 from mimicut.runtime.onnx_file import write_onnx
+from mimicut.surgery.budget import RUNTIMES
 
-RUNTIMES = ("torch", "compile", "onnxruntime", "openvino", "cuda", "tensorrt")
 TOLERANCE = 1e-3  # of the largest output, in float32. Measured on CPUs: 1e-7 to 2e-6
 _PROVIDER = {"onnxruntime": "CPUExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 _BURST = 2.0  # ms that a sample takes at least, in passes one after another. Assumption: Python's own part is below 1 %

@@ -3,13 +3,12 @@
 Every fault is in one message, before any image is read or any network is traced.
 """
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypedDict, Unpack
 
-from mimicut.base.errors import PlanError
+from mimicut.base.errors import PlanError, unknown_option
 
 SCHEMES = ("auto", "mid", "all")
 DEPTHS = ("never", "auto", "only")
@@ -157,7 +156,7 @@ expected one of auto, mid, all
         """
         known = set(BudgetOptions.__annotations__)
         given = {name: value for name, value in options.items() if value is not None}
-        faults = [_unknown(name, known) for name in given if name not in known]
+        faults = [unknown_option(name, known) for name in given if name not in known]
         values: dict[str, Any] = {name: value for name, value in given.items() if name in known}
         latency, more = _latency_of(values)
         faults += more
@@ -195,12 +194,12 @@ expected one of auto, mid, all
     def from_json(cls, data: Mapping[str, Any]) -> "Budget":
         """Raises: PlanError for unknown names and impossible values."""
         known = {f.name for f in fields(cls)}
-        _raise([_unknown(str(name), known) for name in data if name not in known])
+        _raise([unknown_option(str(name), known) for name in data if name not in known])
         latency = data.get("latency")
         if isinstance(latency, Mapping):
             names = {f.name for f in fields(Latency)}
             strange = [name for name in latency if name not in names]
-            _raise([_unknown(f"latency.{name}", {f"latency.{n}" for n in names}) for name in strange])
+            _raise([unknown_option(f"latency.{name}", {f"latency.{n}" for n in names}) for name in strange])
             latency = Latency(**latency)
         return cls(**{**data, "latency": latency})
 
@@ -270,12 +269,6 @@ def _latency_of(values: dict[str, Any]) -> tuple[Latency | None, list[str]]:
         return None, [str(error).removeprefix(_DOING)]
 
 
-def _unknown(name: str, known: set[str]) -> str:
-    near = difflib.get_close_matches(name, sorted(known), 1)
-    hint = f"did you mean {near[0]!r}?" if near else f"expected of {', '.join(sorted(known))}"
-    return f"there is no option {name!r}; {hint}"
-
-
 def _raise(faults: list[str]) -> None:
     if faults:
         raise PlanError(_DOING + "; ".join(faults))
@@ -295,10 +288,7 @@ _DEFAULTS: dict[str, tuple[Any, ...]] = {"scheme": ("auto",), "min_channels": (1
 
 
 def refuse_beside_plan(options: BudgetOptions) -> None:
-    """Raises: PlanError for a budget, or a part of one, beside a plan, which says itself what stays; and for names that
-    are no options."""
-    known = set(BudgetOptions.__annotations__)
-    _raise([_unknown(name, known) for name in options if name not in known])
+    """Raises: PlanError for a budget, or a part of one, beside a plan, which already fixes what is kept."""
     given = [
         name
         for name, value in options.items()

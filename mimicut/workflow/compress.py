@@ -29,7 +29,7 @@ from mimicut.surgery.head import check_head, put_under_head
 from mimicut.surgery.plan import Plan
 from mimicut.surgery.seam import SeamPoint
 from mimicut.workflow.deciding import Allowance, Network, decide, look_at_images, read_network
-from mimicut.workflow.intake import Intake, known_images, take_in
+from mimicut.workflow.intake import Intake, known_images, say_notes, take_in
 from mimicut.workflow.proving import Proof, add_alternatives, measure_latency, measure_student
 from mimicut.workflow.reporting import Costs, class_names, report_of
 from mimicut.workflow.request import Destination, OnStage, OnStep, Request, destination_of, request_of, teacher_of
@@ -196,13 +196,13 @@ def _read(teacher: Teacher, images: Any, request: Request, say: OnStage, on_step
         check_same(destination, record)
         plan = Plan.from_json(destination.stopped.data["plan"])
     notes = [*intake.notes, *known_images(teacher, plan, intake.held_out.hashes, request.min_agreement)]
-    _say_notes(say, notes)
+    say_notes(say, notes)
     say("reading the network")
     network = read_network(teacher, request, intake, plan)
     say("looking at the images")
     looked = look_at_images(network, request, intake)
     notes += [*looked.notes, *emulated(request.config.precision, request.config.device)]
-    _say_notes(say, looked.notes)
+    say_notes(say, looked.notes)
     return _Run(
         teacher,
         Recorded(images, request),
@@ -218,11 +218,6 @@ def _read(teacher: Teacher, images: Any, request: Request, say: OnStage, on_step
         on_step,
         started,
     )
-
-
-def _say_notes(say: OnStage, notes: Sequence[str]) -> None:
-    for note in notes:
-        say(f"note: {note}")
 
 
 def _cut(run: _Run) -> tuple[nn.Module, Any, Costs]:
@@ -261,7 +256,7 @@ def _recover(run: _Run, student: nn.Module, allowance: Allowance) -> _Recovered:
             run.say(run.notes[-1])
         run.say("replacing and verifying")
         result = put_under_head(model, student, run.plan.seam)
-        proof = measure_student(run.network, result, run.plan, run.intake, run.say)
+        proof = measure_student(model, result, run.plan.seam, run.intake, run.say, run.network.batch_size)
         if request.with_alternatives and stopped is None and (run.plan.slices or run.plan.drop):
             add_alternatives(proof, run.network, run.plan, run.intake, request, log, run.say)
     return _Recovered(result.to(original_device), recovery, proof, stopped)

@@ -1,6 +1,6 @@
 """Taking in the images: which fit, which choose, which only certify or measure, and how the network takes them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from mimicut.proof.figures import class_scores
 from mimicut.recovery.config import MimicConfig
 from mimicut.recovery.recover import CHOOSE_FROM, CHOOSE_SHARE
 from mimicut.surgery.plan import Plan
-from mimicut.workflow.request import Images, Request
+from mimicut.workflow.request import Images, OnStage, Request
 
 Call = dict[str, Any]
 
@@ -95,6 +95,11 @@ def known_images(teacher: Teacher, plan: Plan | None, hashes: Sequence[str], min
         for what, some in found.items()
         if some
     ]
+
+
+def say_notes(say: OnStage, notes: Iterable[str]) -> None:
+    for note in notes:
+        say(f"note: {note}")
 
 
 def parted_images(

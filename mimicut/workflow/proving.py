@@ -9,10 +9,11 @@ from torch import nn
 from mimicut.base.errors import MimicutError, one_line
 from mimicut.base.progress import SpokenProgress
 from mimicut.planning.latency_search import compare_latency, missed_latency
-from mimicut.proof.figures import Accuracy, Figures, accuracy, figures
+from mimicut.proof.figures import BATCH, Accuracy, Figures, accuracy, figures
 from mimicut.recovery.training import MimicLog
 from mimicut.runtime.latency import Setting
 from mimicut.surgery.plan import Plan
+from mimicut.surgery.seam import Seam
 from mimicut.workflow.alternatives import alternatives
 from mimicut.workflow.deciding import Network
 from mimicut.workflow.intake import Intake
@@ -31,16 +32,18 @@ class Proof:
     notes: list[str] = field(default_factory=list)
 
 
-def measure_student(network: Network, student: nn.Module, plan: Plan, intake: Intake, say: Say) -> Proof:
-    """student: under the teacher's head."""
+def measure_student(
+    model: nn.Module, student: nn.Module, seam: Seam, intake: Intake, say: Say, batch_size: int = BATCH
+) -> Proof:
+    """Figures of `student`, under the head of `model`, the teacher."""
     held_out = figures(
-        network.model, student, plan.seam, intake.bound(intake.held_out), batch_size=network.batch_size,
+        model, student, seam, intake.bound(intake.held_out), batch_size=batch_size,
         on_progress=SpokenProgress(say, "held-out image"),
     )  # fmt: skip
     if intake.labelled is None:
         return Proof(held_out, None)
     labelled = accuracy(
-        network.model, student, intake.bound(intake.labelled), intake.labels, batch_size=network.batch_size,
+        model, student, intake.bound(intake.labelled), intake.labels, batch_size=batch_size,
         on_progress=SpokenProgress(say, "labelled image"),
     )  # fmt: skip
     return Proof(held_out, labelled)

@@ -14,7 +14,6 @@ from mimicut.anatomy.find_seam import find_seam
 from mimicut.base.errors import InputError
 from mimicut.base.guard import full_copy, on_device
 from mimicut.inputs.teacher import Teacher
-from mimicut.proof.figures import accuracy, figures
 from mimicut.proof.image_check import check_images
 from mimicut.recovery.folds import batches_of
 from mimicut.recovery.mimic import mimic
@@ -30,8 +29,8 @@ from mimicut.runtime.export import check_formats
 from mimicut.surgery.head import put_under_head
 from mimicut.surgery.plan import Plan, describe
 from mimicut.surgery.seam import Seam
-from mimicut.workflow.intake import Intake, known_images, take_in
-from mimicut.workflow.proving import Proof
+from mimicut.workflow.intake import Intake, known_images, say_notes, take_in
+from mimicut.workflow.proving import measure_student
 from mimicut.workflow.reporting import Costs, report_of
 from mimicut.workflow.request import OnStage, OnStep, Request, RunOptions, run_request_of, teacher_of
 
@@ -77,7 +76,7 @@ def recover_pruned(
     say("reading images")
     intake = take_in(teacher, images, request)
     notes = [*intake.notes, *known_images(teacher, None, intake.held_out.hashes, request.min_agreement)]
-    _say_notes(say, notes)
+    say_notes(say, notes)
     model = teacher.model
     seam = find_seam(model, intake.example, points=request.seam)
     student = full_copy(student).cpu().float().eval()
@@ -85,12 +84,12 @@ def recover_pruned(
     put_under_head(model, student, seam)  # before any work: can it be?
     with on_device(model, request.config.device):
         looked = check_images(model, seam, intake.few, intake.call, held_out=intake.held_out, beside=intake.choose)
-        _say_notes(say, looked.notes)
+        say_notes(say, looked.notes)
         notes += [*looked.notes, *emulated(request.config.precision, request.config.device)]
         log = _mimicked(model, student, seam, intake, request, say, on_step)
         say("replacing and verifying")
         result = put_under_head(model, student, seam)
-        proof = _proof(model, result, seam, intake)
+        proof = measure_student(model, result, seam, intake, say)
     result = result.cpu()
     notes = [*teacher.notes, *notes, *proof.figures.notes]
     report = report_of(costs, proof, log, intake, looked, request, started, notes)
@@ -118,11 +117,6 @@ def _checked_formats(teacher: Teacher, export_to: Sequence[str]) -> tuple[str, .
     return formats
 
 
-def _say_notes(say: OnStage, notes: Sequence[str]) -> None:
-    for note in notes:
-        say(f"note: {note}")
-
-
 def _mimicked(
     model: nn.Module,
     student: nn.Module,
@@ -146,10 +140,3 @@ def _mimicked(
     say(f"mimicking {config.steps} steps on {len(intake.few)} images")
     choose = intake.choose and intake.bound(intake.choose)
     return mimic(model, student, seam, few, config, choose=choose, on_step=on_step, max_memory=request.pass_bytes)
-
-
-def _proof(model: nn.Module, student: nn.Module, seam: Seam, intake: Intake) -> Proof:
-    found = figures(model, student, seam, intake.bound(intake.held_out))
-    if intake.labelled is None:
-        return Proof(found, None)
-    return Proof(found, accuracy(model, student, intake.bound(intake.labelled), intake.labels))

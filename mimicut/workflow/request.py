@@ -1,7 +1,6 @@
 """Everything that one run is asked for, as a value that is checked before any work."""
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -9,7 +8,7 @@ from typing import Any, TypedDict, Unpack
 from torch import nn
 
 from mimicut.base import memory
-from mimicut.base.errors import InputError, PlanError, StoreError
+from mimicut.base.errors import InputError, PlanError, StoreError, unknown_option
 from mimicut.base.guard import resolve_device
 from mimicut.inputs.teacher import Teacher, own_teacher
 from mimicut.planning.survey import setting_of
@@ -141,7 +140,8 @@ def request_of(teacher: Teacher, **options: Unpack[RequestOptions]) -> Request:
         raise InputError(f"compressing: plan is {plan!r}, expected a Plan (read_plan reads one from a file)")
     if budget is not None and not isinstance(budget, Budget):
         raise InputError(f"compressing: budget is {budget!r}, expected a Budget, or its fields such as keep=0.5")
-    faults = unknown_options(options, RequestOptions.__annotations__)
+    known = RequestOptions.__annotations__
+    faults = [unknown_option(name, known) for name in options if name not in known]
     asked: BudgetOptions = {n: v for n, v in options.items() if n in BudgetOptions.__annotations__ and v is not None}
     if plan is not None:
         if budget is not None:
@@ -154,16 +154,6 @@ def request_of(teacher: Teacher, **options: Unpack[RequestOptions]) -> Request:
     if faults:
         raise PlanError("compressing: " + "; ".join(faults))
     return _checked(teacher, options, budget)
-
-
-def unknown_options(options: Mapping[str, Any], known: Iterable[str]) -> list[str]:
-    """A sentence for each name that is not known, with the nearest one."""
-    names, found = sorted(known), []
-    for name in options:
-        if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            found.append(f"there is no option {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-    return found
 
 
 def _collect(faults: list[str], work: Callable[[], Budget | None]) -> Budget | None:
@@ -179,7 +169,8 @@ def run_request_of(teacher: Teacher, **options: Unpack[RunOptions]) -> Request:
 
     Raises: as `request_of`.
     """
-    faults = unknown_options(options, RunOptions.__annotations__)
+    known = RunOptions.__annotations__
+    faults = [unknown_option(name, known) for name in options if name not in known]
     if faults:
         raise InputError("recovering: " + "; ".join(faults))
     return _checked(teacher, options, None)

@@ -13,6 +13,7 @@ from mimicut.planning.planner import eligible_groups, make_plan
 from mimicut.planning.scores import SCORES
 from mimicut.proof.laws import check_cut
 from mimicut.proof.randomised import randomised
+from mimicut.surgery.budget import SCORE_NAMES
 from mimicut.surgery.cut import cut
 
 
@@ -242,3 +243,7 @@ def test_no_kind_of_channel_goes_whole():
         plan = make_plan(model, anatomy, scheme="all", **budget)
         assert cut(model, plan).two.weight.shape[0] >= 1
         check_cut(anatomy, plan, model, cut(model, plan))
+
+
+def test_every_score_has_its_name_in_the_request():
+    assert tuple(SCORES) == SCORE_NAMES
