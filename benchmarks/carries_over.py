@@ -33,6 +33,7 @@ from mimicut.planning.evidence import channel_evidence
 from mimicut.planning.planner import make_plan
 from mimicut.proof.figures import figures
 from mimicut.recovery.config import MimicConfig, preset
+from mimicut.recovery.cut_student import CutStudent
 from mimicut.recovery.recover import recover
 from mimicut.results.teachers import load_teacher
 from mimicut.surgery.cut import cut
@@ -86,7 +87,7 @@ def run(case: Case, threads: int) -> dict[str, Any]:
     fit, choose, _, _ = parts(case.teacher, case.images, case.seed)
     config = recipe(teacher, case.seed, case.steps)
     student, begun = cut(teacher.model, plan), time.perf_counter()
-    recovery = recover(teacher.model, student, anatomy, plan, fit, config, choose=choose)
+    recovery = recover(CutStudent(teacher.model, student, anatomy, plan), fit, config, choose=choose)
     log = recovery.mimic
     return {
         "case": asdict(case),
@@ -151,7 +152,7 @@ def solved(name: str, images: int, seed: int) -> dict[str, float]:
     fit, choose, _, _ = parts(name, images, seed)
     plan, _ = planned(name, images, seed)
     student = cut(teacher.model, plan)
-    recover(teacher.model, student, anatomy, plan, fit, recipe(teacher, seed, 0), choose=choose)
+    recover(CutStudent(teacher.model, student, anatomy, plan), fit, recipe(teacher, seed, 0), choose=choose)
     return measured(teacher, plan, student, test)
 
 

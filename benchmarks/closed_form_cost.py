@@ -21,7 +21,8 @@ from mimicut.anatomy.find_seam import trace
 from mimicut.base.environment import versions
 from mimicut.planning.evidence import channel_evidence
 from mimicut.planning.planner import make_plan
-from mimicut.recovery.closed_form import closed_form
+from mimicut.recovery.closed_form import ClosedFormOptions, closed_form
+from mimicut.recovery.cut_student import CutStudent
 from mimicut.recovery.judge import Judge
 from mimicut.results.teachers import load_teacher
 from mimicut.surgery.cut import cut
@@ -51,7 +52,9 @@ def main() -> None:
     evidence, first = _measured(lambda: channel_evidence(teacher.model, anatomy, images, seed=0, **most))
     plan = make_plan(teacher.model, anatomy, keep=options.keep, evidence=evidence)
     student = cut(teacher.model, plan)
-    log, second = _measured(lambda: closed_form(teacher.model, student, anatomy, plan, images, **most))
+    log, second = _measured(
+        lambda: closed_form(CutStudent(teacher.model, student, anatomy, plan), images, ClosedFormOptions(**most))
+    )
     judge = Judge(teacher.model, plan.seam, [((part,), {}) for part in others.split(8)])
     line = {
         "teacher": options.teacher, "size": size[-1], "images": options.images, "keep": options.keep,

@@ -40,6 +40,7 @@ from mimicut.planning.mixtures import plan_within
 from mimicut.planning.planner import make_plan
 from mimicut.planning.survey import Findings, PlanningContext, survey
 from mimicut.recovery.config import preset
+from mimicut.recovery.cut_student import CutStudent
 from mimicut.recovery.mimic import mimic
 from mimicut.recovery.recover import recover
 from mimicut.results.teachers import load_teacher
@@ -123,7 +124,7 @@ def _ours(teacher: Teacher, known: PlanningContext, depth: str) -> tuple[nn.Modu
     found = plan_within(known, Budget.of(latency=SHARE, depth=depth))
     anatomy = known.without(tuple(found.plan.drop))
     student = cut(teacher.model, found.plan)
-    recover(teacher.model, student, anatomy, found.plan, known.few, known.recipe)
+    recover(CutStudent(teacher.model, student, anatomy, found.plan), known.few, known.recipe)
     return student, found.plan
 
 

@@ -111,7 +111,9 @@ def _architecture(spec: str, side: int) -> dict[str, str]:
     plan = mimicut.make_plan(model, anatomy, keep=0.7, evidence=evidence)
     student = mimicut.cut(model, plan)
     cut = _of_tensors(student)
-    mimicut.closed_form(model, student, anatomy, plan, images, count_views=VIEWS)
+    mimicut.closed_form(
+        mimicut.CutStudent(model, student, anatomy, plan), images, mimicut.ClosedFormOptions(count_views=VIEWS)
+    )
     scores = {name: torch.as_tensor(found) for name, found in evidence.scores.items()}
     return {
         "evidence": _of_named(scores), "plan": _of_plan(plan), "cut": cut, "closed_form": _of_tensors(student),

@@ -19,6 +19,7 @@ from benchmarks.lines import add, read
 from mimicut.base.environment import platform_kind, versions
 from mimicut.planning.mixtures import plan_within
 from mimicut.planning.trials import mimicked_error, trial_error
+from mimicut.recovery.cut_student import CutStudent
 from mimicut.recovery.recover import recover
 from mimicut.surgery.budget import Budget
 from mimicut.surgery.cut import cut
@@ -52,7 +53,7 @@ def _pair(name: str, seed: int, out: Path) -> None:
     for drop in ((), (known.order[0].block,)):
         found = plan_within(known, Budget.of(latency=SHARE, depth="never", drop=drop))
         anatomy, student = known.without(drop), cut(teacher.model, found.plan)
-        recover(teacher.model, student, anatomy, found.plan, known.few, known.recipe)
+        recover(CutStudent(teacher.model, student, anatomy, found.plan), known.few, known.recipe)
         lines.append({
             "teacher": name, "seed": seed, "drop": list(drop), "share": round(found.share[0], 4),
             "closed_form": trial_error(known, anatomy, found.plan),

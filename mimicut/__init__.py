@@ -10,6 +10,8 @@ _PLACES = {
     "Anatomy": "anatomy.graph",
     "Latency": "surgery.budget",
     "MeasuredLatency": "runtime.latency",
+    "ClosedFormOptions": "recovery.closed_form",
+    "CutStudent": "recovery.cut_student",
     "Budget": "surgery.budget",
     "MimicConfig": "recovery.config",
     "PRESETS": "recovery.config",

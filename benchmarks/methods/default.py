@@ -13,6 +13,7 @@ from mimicut.inputs.image_set import ImageSet
 from mimicut.planning.evidence import channel_evidence
 from mimicut.planning.planner import make_plan
 from mimicut.recovery.config import preset
+from mimicut.recovery.cut_student import CutStudent
 from mimicut.recovery.recover import CHOOSE_FROM, CHOOSE_SHARE, recover
 from mimicut.surgery.head import put_under_head as replace_body
 
@@ -43,7 +44,7 @@ def recovered(problem: Problem, fit: ImageSet, choose: ImageSet | None) -> nn.Mo
     student, plan = problem.student(), problem.plan
     config = preset("default", views=problem.views, seed=problem.seed, steps=problem.steps)
     config = replace(config, **problem.options)
-    recover(problem.teacher, student, problem.anatomy, plan, fit, config, choose=choose, max_memory=MEMORY)
+    recover(CutStudent(problem.teacher, student, problem.anatomy, plan), fit, config, choose=choose, max_memory=MEMORY)
     return replace_body(problem.teacher, student, plan.seam)
 
 

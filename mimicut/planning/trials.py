@@ -8,6 +8,7 @@ from mimicut.base.errors import InputError, Stopped
 from mimicut.planning.recoverability import FOLDS, ROWS, hold_out, trial_views
 from mimicut.planning.survey import PlanningContext
 from mimicut.recovery.closed_form import ClosedFormOptions, solve
+from mimicut.recovery.cut_student import CutStudent
 from mimicut.recovery.layers import layers_to_solve
 from mimicut.recovery.recover import recover
 from mimicut.surgery.cut import cut
@@ -37,7 +38,7 @@ def mimicked_error(context: PlanningContext, plan: Plan, steps: int = SHORT) -> 
     student = cut(context.teacher, plan)
     config = replace(context.recipe, steps=steps, device=None)
     try:
-        recover(context.teacher, student, context.without(tuple(plan.drop)), plan, context.held.fit, config)
+        recover(CutStudent(context.teacher, student, context.without(tuple(plan.drop)), plan), context.held.fit, config)
     except Stopped:  # of this trial nothing is to be kept
         raise KeyboardInterrupt from None
     except InputError:  # a loss that is no number: where it is the teacher's, the recovery itself will say so

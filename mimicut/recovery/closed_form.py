@@ -24,6 +24,7 @@ from mimicut.base.layout import laid, layout_for
 from mimicut.base.memory import trim
 from mimicut.inputs import augment
 from mimicut.recovery.batches import Batch, Source, count
+from mimicut.recovery.cut_student import CutStudent
 from mimicut.recovery.folds import PlannedBatch, make_batches, plan_batches
 from mimicut.recovery.layers import Layer, layers_to_solve
 from mimicut.recovery.lockstep import lockstep
@@ -39,7 +40,6 @@ from mimicut.recovery.view_budget import (
     views_at_each,
     views_per_batch,
 )
-from mimicut.surgery.plan import Plan
 from mimicut.surgery.stand_ins import replace_multihead_attention
 
 FOLDS = 4
@@ -72,10 +72,20 @@ class ClosedFormLog:
 
 @dataclass(frozen=True, kw_only=True)
 class ClosedFormOptions:
-    """How to solve: the options of `closed_form`, and two more.
+    """How to solve.
 
-    folds: into how many the images are divided to choose the ridge. rows: positions of all views that a layer is
-    solved from.
+    Args:
+        views: A name in `augment.VIEWS`.
+        mixing: A name in `augment.MIXES`; None: the one that goes with the views.
+        seed: Of the views, folds and positions.
+        count_views: How many views of the images; None: `view_budget.VIEWS`, more where that helps, and fewer for a
+            network whose passes would cost more than `view_budget.MACS` or hold more than there is room for.
+        max_seconds: Layers that are not solved by then stay as the cut left them.
+        most_views: A bound on the views where count_views is not given.
+        max_memory: Bytes that may be held besides the networks; None: `view_budget.MEMORY_BYTES`.
+            `view_budget.needed_bytes` gives the least that is of use.
+        folds: Into how many the images are divided to choose the ridge.
+        rows: Positions, of all views, that a layer is solved from.
     """
 
     views: str = "none"
@@ -96,42 +106,22 @@ class ClosedFormOptions:
 
 
 def closed_form(
-    teacher: nn.Module,
-    student: nn.Module,
-    anatomy: Anatomy,
-    plan: Plan,
+    case: CutStudent,
     few: Source | Tensor,
+    options: ClosedFormOptions = ClosedFormOptions(),
     *,
-    views: str = "none",
-    mixing: str | None = None,
-    seed: int = 0,
-    count_views: int | None = None,
     on_layer: Callable[[int, int], None] | None = None,
-    max_seconds: float | None = None,
-    most_views: int | None = None,
-    max_memory: int | None = None,
 ) -> ClosedFormLog:
-    """Solve the layers of `student`, the cut of `teacher` by `plan`, in place.
+    """Solve the layers of the student, in place.
 
     Both networks are used in eval mode and come back as they were, but for weights, biases and batch norms' running
     means of the student; on an error these too are as before.
 
     Args:
-        teacher: The network that was cut.
-        student: Its cut by `plan`, which is changed.
-        anatomy: Of the teacher.
-        plan: What the student keeps.
+        case: The networks; the student is changed.
         few: Images, as for `mimic`. Fewer than two different ones change nothing: none is left to judge.
-        views: A name in `augment.VIEWS`.
-        mixing: A name in `augment.MIXES`; by default the one that goes with the views.
-        seed: Of the views, folds and positions.
-        count_views: How many views of the images; by default `view_budget.VIEWS`, more where that helps, and fewer for
-            a network whose passes would cost more than `view_budget.MACS` or hold more than there is room for.
+        options: How.
         on_layer: Called with (layers done, layers in all).
-        max_seconds: Layers that are not solved by then stay as the cut left them.
-        most_views: A bound on the views where count_views is not given.
-        max_memory: Bytes that may be held besides the networks, by default `view_budget.MEMORY_BYTES`;
-            `view_budget.needed_bytes` gives the least that is of use.
 
     Returns:
         What was done to each layer.
@@ -139,12 +129,8 @@ def closed_form(
     Raises:
         InputError: The images do not fit.
     """
-    options = ClosedFormOptions(
-        views=views, mixing=mixing, seed=seed, count_views=count_views, max_seconds=max_seconds,
-        most_views=most_views, max_memory=max_memory,
-    )  # fmt: skip
-    layers = layers_to_solve(anatomy, plan, student)
-    return solve(teacher, student, anatomy, layers, plan.slices, few, options, on_layer=on_layer)
+    layers = layers_to_solve(case.anatomy, case.plan, case.student)
+    return solve(case.teacher, case.student, case.anatomy, layers, case.plan.slices, few, options, on_layer=on_layer)
 
 
 @torch.no_grad()

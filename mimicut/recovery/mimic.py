@@ -22,11 +22,10 @@ from mimicut.surgery.seam import Seam
 def mimic(
     teacher: nn.Module,
     student: nn.Module,
-    seam: Seam,
+    seam: Seam | tuple[Seam, Seam],
     few: Source | Tensor,
     config: MimicConfig = PRESETS["paper"],
     *,
-    student_seam: Seam | None = None,
     choose: Source | Tensor | None = None,
     on_step: Callable[[int, int, float], None] | None = None,
     checkpoint: Checkpoint | None = None,
@@ -44,11 +43,11 @@ def mimic(
         teacher: The network to imitate.
         student: Any network with the teacher's feature shapes at the seam, however it was made. Its head, whose names
             are in the seam, is not touched.
-        seam: Where the teacher's features are.
+        seam: Where the features are. Where the student's module names differ: (the teacher's, the same points in the
+            student).
         few: Images: an ImageSet, or a float tensor with images on axis 0, as the teacher takes them.
         config: How. Precision and layout that are "auto", and a rate that is None, are decided on here; the log's
             config has what was taken.
-        student_seam: The same points in the student, where its module names differ.
         choose: Images, none of `few`, on which the student is judged before the first step and after every twentieth of
             the steps: it comes back as it was when it was best on them. Without them, as after the last step.
         on_step: Called with (steps done, steps in all, loss) after every step on a CPU, elsewhere after every tenth and
@@ -67,12 +66,10 @@ def mimic(
 
     Source: MiR (Wang et al., CVPR 2022, arXiv 2201.02620): pre-pool mean squared error under a frozen head.
     """
-    pair = Pair(teacher, student, seam, student_seam or seam)
+    pair = Pair.of(teacher, student, seam)
     check_pair(pair)
     count(few)
-    config, ways = settle(
-        teacher, student, seam, few, config, student_seam=student_seam, checkpoint=checkpoint, max_memory=max_memory
-    )
+    config, ways = settle(pair, few, config, checkpoint=checkpoint, max_memory=max_memory)
     return train(
         pair, few, config, choose=choose, on_step=on_step, checkpoint=checkpoint, on_checkpoint=on_checkpoint,
         max_memory=max_memory, ways=ways,

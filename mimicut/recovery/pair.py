@@ -21,6 +21,12 @@ class Pair:
     seam: Seam
     student_seam: Seam
 
+    @classmethod
+    def of(cls, teacher: nn.Module, student: nn.Module, seam: Seam | tuple[Seam, Seam]) -> "Pair":
+        """The pair with one seam for both, or with the teacher's and the student's."""
+        both = seam if isinstance(seam, tuple) else (seam, seam)
+        return cls(teacher, student, *both)
+
     def head_tensors(self) -> set[int]:
         """The ids of the student's tensors that only act after the seam."""
         names = set(self.student_seam.head)
@@ -71,7 +77,7 @@ def check_features(seam: Seam, wanted: Sequence[Tensor], found: Sequence[Tensor]
             raise InputError(
                 f"mimicking at the seam point {point}: the teacher gives {tuple(want.shape)}, the student "
                 f"{tuple(have.shape)}, axis 0 being images; cut nothing at the seam itself, or name a seam where both "
-                "agree (--seam, find_seam(points=...), and student_seam=... where module names differ)"
+                "agree (--seam, find_seam(points=...); where module names differ, in Python, (teacher's, student's))"
             )
         if not want.is_floating_point():
             raise InputError(f"mimicking at the seam point {point}: found {want.dtype}, expected floating point")

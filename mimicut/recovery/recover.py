@@ -13,25 +13,25 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mimicut.anatomy.graph import Anatomy
 from mimicut.base import guard, memory
 from mimicut.base.errors import InputError, Stopped
 from mimicut.base.progress import SpokenProgress
 from mimicut.recovery.batches import Source, count, plain_batches
 from mimicut.recovery.checkpoint import Checkpoint
-from mimicut.recovery.closed_form import ClosedFormLog, closed_form
+from mimicut.recovery.closed_form import ClosedFormLog, ClosedFormOptions, closed_form
 from mimicut.recovery.config import MimicConfig
+from mimicut.recovery.cut_student import CutStudent
 from mimicut.recovery.folds import batches_of
 from mimicut.recovery.judge import Judge
 from mimicut.recovery.mimic import mimic
 from mimicut.recovery.norms import VIEWS, settle_norms
-from mimicut.recovery.rehearsal import MOST_STEPS, CutStudent, Rehearsal, divide, rehearse, try_rates
+from mimicut.recovery.pair import Pair
+from mimicut.recovery.rehearsal import MOST_STEPS, Rehearsal, divide, rehearse, try_rates
 from mimicut.recovery.rehearsal import VIEWS_SHARE as REHEARSED_VIEWS
 from mimicut.recovery.training import MimicLog
 from mimicut.recovery.trials import settle
 from mimicut.recovery.view_budget import expected_seconds, measure_view_seconds, views_within
 from mimicut.recovery.ways import describe_way
-from mimicut.surgery.plan import Plan
 
 # Of fewer images none are set aside to choose by: of 50 every tenth costs 0.7 points, more than the choices gain, and
 # the closed form chooses by cross-validation as it is. Source: measured on the demo's teachers (docs/LOG.md).
@@ -74,10 +74,7 @@ def _log_fields(log: MimicLog) -> dict[str, Any]:
 
 
 def recover(
-    teacher: nn.Module,
-    student: nn.Module,
-    anatomy: Anatomy,
-    plan: Plan,
+    case: CutStudent,
     few: Source | Tensor,
     config: MimicConfig,
     *,
@@ -89,13 +86,10 @@ def recover(
     on_checkpoint: Callable[[Checkpoint], None] | None = None,
     max_memory: int | None = None,
 ) -> Recovery:
-    """Bring `student`, the cut of `teacher` by `plan`, back towards the teacher, in place.
+    """Bring a cut student back towards its teacher, in place.
 
     Args:
-        teacher: The network that was cut.
-        student: Its cut by `plan`.
-        anatomy: Of the teacher.
-        plan: What the student keeps.
+        case: The networks.
         few: Images to fit.
         config: How to mimic; with start "cut" only `mimic` runs, as the paper has it.
         choose: Images, none of `few`, that decide what is kept. Without them the closed form is kept as it is, batch
@@ -117,7 +111,6 @@ def recover(
     """
     check_seconds(max_seconds)
     say = on_stage or (lambda text: None)
-    case = CutStudent(teacher, student, anatomy, plan)
     if checkpoint is not None:
         before = _Before.from_checkpoint(checkpoint)
         config = replace(config, steps=checkpoint.data["steps"])
@@ -127,8 +120,8 @@ def recover(
     on_part = on_checkpoint and (lambda part: on_checkpoint(before.added_to(part)))
     try:
         log = mimic(
-            teacher, student, plan.seam, few, config, choose=choose, on_step=on_step, checkpoint=checkpoint,
-            on_checkpoint=on_part, max_memory=max_memory,
+            case.teacher, case.student, case.plan.seam, few, config, choose=choose, on_step=on_step,
+            checkpoint=checkpoint, on_checkpoint=on_part, max_memory=max_memory,
         )  # fmt: skip
     except Stopped as stopped:
         raise Stopped(before.recovery(stopped.log), before.added_to(stopped.checkpoint)) from stopped
@@ -239,8 +232,13 @@ class _Preparation:
         errors = {} if judge is None else {"cut": judge.error(case.student)}
         start = [(t, t.detach().clone()) for t in guard.named_tensors(case.student).values()]
         closed = closed_form(
-            case.teacher, case.student, case.anatomy, case.plan, self._few, views=config.views, seed=config.seed,
-            max_seconds=most, most_views=most_views, on_layer=SpokenProgress(say, "layer"), max_memory=self._max_memory,
+            case,
+            self._few,
+            ClosedFormOptions(
+                views=config.views, seed=config.seed, max_seconds=most, most_views=most_views,
+                max_memory=self._max_memory,
+            ),
+            on_layer=SpokenProgress(say, "layer"),
         )  # fmt: skip
         memory.trim()
         share = None
@@ -285,7 +283,7 @@ class _Preparation:
 
         case = self._case
         config, ways = settle(
-            case.teacher, case.student, case.plan.seam, self._few, config, max_memory=self._max_memory,
+            Pair.of(case.teacher, case.student, case.plan.seam), self._few, config, max_memory=self._max_memory,
             on_trial_step=on_trial_step,
         )  # fmt: skip
         self._say(describe_way(config.precision, config.layout, ways))

@@ -13,16 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mimicut.anatomy.graph import Anatomy
 from mimicut.base import guard
 from mimicut.base.errors import Diverged, Stopped
 from mimicut.base.progress import SpokenProgress
 from mimicut.recovery.batches import Batch, Source, count, image_keys, make_views, place_batch, subset
-from mimicut.recovery.closed_form import closed_form
+from mimicut.recovery.closed_form import ClosedFormOptions, closed_form
 from mimicut.recovery.config import MimicConfig
+from mimicut.recovery.cut_student import CutStudent
 from mimicut.recovery.judge import Judge
 from mimicut.recovery.mimic import mimic
-from mimicut.surgery.plan import Plan
 
 ASIDE = 0.25  # The share of the few images that judges. Source: assumption.
 FEWEST = 4  # Distinct images from which some can be set aside. Source: assumption.
@@ -33,16 +32,6 @@ VIEWS_EACH = 3  # Random views of each image set aside, beside the plain one. So
 # Shares of the rate that are tried, until one makes the error smaller: not the best one, since few steps flatter small
 # rates. Source: assumption.
 RATES = (1.0, 0.3, 0.1)
-
-
-@dataclass(frozen=True)
-class CutStudent:
-    """A student, the teacher that it was cut from, the teacher's anatomy, and the plan by which it was cut."""
-
-    teacher: nn.Module
-    student: nn.Module
-    anatomy: Anatomy
-    plan: Plan
 
 
 @dataclass(frozen=True)
@@ -125,8 +114,12 @@ def rehearse(
         return None
     rest, aside = (subset(few, indices) for indices in divided)
     closed_form(
-        case.teacher, case.student, case.anatomy, case.plan, rest, views=config.views, seed=config.seed,
-        most_views=max(count(rest), round(VIEWS_SHARE * most_views)), max_memory=max_memory,
+        case,
+        rest,
+        ClosedFormOptions(
+            views=config.views, seed=config.seed, most_views=max(count(rest), round(VIEWS_SHARE * most_views)),
+            max_memory=max_memory,
+        ),
         on_layer=SpokenProgress(say, "layer"),
     )  # fmt: skip
     judge = Judge(case.teacher, case.plan.seam, _views_to_judge(aside, case.student, config))

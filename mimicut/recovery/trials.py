@@ -32,13 +32,10 @@ _RATE, _MOST_CHANGE = 1e-3, 30.0
 
 
 def settle(
-    teacher: nn.Module,
-    student: nn.Module,
-    seam: Seam,
+    pair: Pair,
     few: Source | Tensor,
     config: MimicConfig,
     *,
-    student_seam: Seam | None = None,
     checkpoint: Checkpoint | None = None,
     max_memory: int | None = None,
     on_trial_step: Callable[[], None] | None = None,
@@ -46,7 +43,8 @@ def settle(
     """Decide on the options that are left open: precision and layout that are "auto", and a rate that is None.
 
     Args:
-        teacher, student, seam, few, student_seam, max_memory: As of `mimic`. The student is not changed.
+        pair: The networks; the student is not changed.
+        few, max_memory: As of `mimic`.
         config: What is asked for.
         checkpoint: Of a run that continues: what it has decided on is taken.
         on_trial_step: Called after each step of the trials.
@@ -57,7 +55,7 @@ def settle(
     Raises:
         InputError: The layout asked for is not safe on this processor.
     """
-    if config.layout == "channels_last" and not learns_channels_last(teacher, student):
+    if config.layout == "channels_last" and not learns_channels_last(pair.teacher, pair.student):
         raise InputError(
             "mimicking in the layout channels_last: without AVX-512 torch writes outside its memory in the strided 1x1 "
             "convolutions with few inputs that this network has; expected the layout contiguous, or auto"
@@ -66,13 +64,11 @@ def settle(
         taken = {name: checkpoint.data.get(name, getattr(config, name)) for name in ("precision", "layout", "lr")}
         config = replace(config, **taken)
     on_trial_step = on_trial_step or (lambda: None)
-    pair = Pair(teacher, student, seam, student_seam or seam)
     trials = _Trials(pair, few, max_memory, on_trial_step)
     config, seconds = _settle_way(trials, config, may_try=checkpoint is None)
     if config.lr is None:
-        options = {"student_seam": student_seam, "max_memory": max_memory, "on_trial_step": on_trial_step}
-        rate = measure_rate(teacher, student, seam, few, config, **options) if config.steps else _RATE
-        config = replace(config, lr=rate)
+        measured = config.steps and measure_rate(pair, few, config, max_memory=max_memory, on_trial_step=on_trial_step)
+        config = replace(config, lr=measured or _RATE)
     return config, seconds
 
 
@@ -126,13 +122,10 @@ def _settle_way(trials: _Trials, config: MimicConfig, *, may_try: bool) -> tuple
 
 
 def measure_rate(
-    teacher: nn.Module,
-    student: nn.Module,
-    seam: Seam,
+    pair: Pair,
     few: Source | Tensor,
     config: MimicConfig,
     *,
-    student_seam: Seam | None = None,
     max_memory: int | None = None,
     on_trial_step: Callable[[], None] = lambda: None,
 ) -> float:
@@ -143,16 +136,16 @@ def measure_rate(
     images: one to step by, one to measure on.
 
     Args:
-        teacher, student, seam, few, student_seam, max_memory: As of `mimic`. The student is not changed.
+        pair: The networks; the student is not changed.
+        few, max_memory: As of `mimic`.
         config: With precision and layout decided.
         on_trial_step: Called after each step of the trials.
 
     Returns:
         The rate; 1e-3 where no step moves anything.
     """
-    pair = Pair(teacher, student, seam, student_seam or seam)
     size = min(config.batch_size, _REACH_IMAGES)
-    device, dtype = device_for(config.device, student), PRECISIONS[config.precision]
+    device, dtype = device_for(config.device, pair.student), PRECISIONS[config.precision]
     batch = next(Passes(few, _REACH_IMAGES, config.views, config.mixing, config.seed + 1, device, dtype))
     batch = laid(batch, config.layout)
 
@@ -163,11 +156,11 @@ def measure_rate(
             return [feat.double() for feat in capture.features(*args, **kwargs)]
 
     # One image has no deviation, nor has the same one many times.
-    deviations = [squared_deviation(wanted) for wanted in features(teacher, seam)]
+    deviations = [squared_deviation(wanted) for wanted in features(pair.teacher, pair.seam)]
     units = [max(deviation, LEAST_SPREAD * square, 1e-30) for deviation, square in deviations]
-    before, rate = features(student, pair.student_seam), _RATE
+    before, rate = features(pair.student, pair.student_seam), _RATE
     for _ in range(_REACH_TRIES):
-        trial, one = guard.full_copy(student), replace(config, steps=1, warmup=0.0, lr=rate, batch_size=size)
+        trial, one = guard.full_copy(pair.student), replace(config, steps=1, warmup=0.0, lr=rate, batch_size=size)
         _train_trial(replace(pair, student=trial), few, one, max_memory)
         on_trial_step()
         moved = squared_error(features(trial, pair.student_seam), before, units) / len(units)

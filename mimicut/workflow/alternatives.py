@@ -13,8 +13,9 @@ from mimicut.base import guard
 from mimicut.base.errors import MimicutError, UnsupportedModel
 from mimicut.proof.figures import Figures
 from mimicut.recovery.batches import Source, count
-from mimicut.recovery.closed_form import closed_form
+from mimicut.recovery.closed_form import ClosedFormOptions, closed_form
 from mimicut.recovery.config import PRESETS, MimicConfig
+from mimicut.recovery.cut_student import CutStudent
 from mimicut.recovery.folds import batches_of
 from mimicut.recovery.mimic import mimic
 from mimicut.recovery.norms import VIEWS, refit_norms
@@ -63,13 +64,9 @@ def alternatives(
 
 
 @dataclass(frozen=True)
-class _Case:
+class _Case(CutStudent):
     """What every way starts from. student: the cut, which it changes."""
 
-    teacher: nn.Module
-    student: nn.Module
-    anatomy: Anatomy
-    plan: Plan
     few: Source | Tensor
     config: MimicConfig
     max_memory: int | None
@@ -87,9 +84,10 @@ def _norms(case: _Case) -> bool:
 
 def _solved(case: _Case) -> bool:
     log = closed_form(
-        case.teacher, case.student, case.anatomy, case.plan, case.few, views=case.config.views, seed=case.config.seed,
-        max_memory=case.max_memory,
-    )  # fmt: skip
+        case,
+        case.few,
+        ClosedFormOptions(views=case.config.views, seed=case.config.seed, max_memory=case.max_memory),
+    )
     return bool(log.layers)
 
 

@@ -15,6 +15,7 @@ from mimicut.inputs.teacher import Teacher
 from mimicut.proof import laws
 from mimicut.proof.image_check import ImageCheck
 from mimicut.recovery.config import MimicConfig
+from mimicut.recovery.cut_student import CutStudent
 from mimicut.recovery.recover import Recovery, recover
 from mimicut.recovery.ways import emulated
 from mimicut.results import store
@@ -267,7 +268,9 @@ def _recovered_student(run: _Run, student: nn.Module, allowance: Allowance) -> t
     request, intake, keep = run.request, run.intake, _checkpoints(run)
     try:
         recovery = recover(
-            run.network.model, student, run.network.anatomy, run.plan, intake.bound(intake.few), request.config,
+            CutStudent(run.network.model, student, run.network.anatomy, run.plan),
+            intake.bound(intake.few),
+            request.config,
             choose=intake.choose and intake.bound(intake.choose), max_seconds=allowance.left, on_stage=run.say,
             on_step=run.on_step, checkpoint=run.destination.stopped, on_checkpoint=keep,
             max_memory=request.pass_bytes,

@@ -18,6 +18,7 @@ from mimicut.proof.image_check import check_images
 from mimicut.recovery.folds import batches_of
 from mimicut.recovery.mimic import mimic
 from mimicut.recovery.norms import VIEWS, refit_norms
+from mimicut.recovery.pair import Pair
 from mimicut.recovery.training import MimicLog
 from mimicut.recovery.trials import settle
 from mimicut.recovery.ways import describe_way, emulated
@@ -135,7 +136,7 @@ def _mimicked(
         views = max(len(intake.few), VIEWS)
         batches, _, _ = batches_of(few, student, config.views, "none", config.seed, 1, views)
         refit_norms(student, seam.head, batches)
-    config, tried = settle(model, student, seam, few, config, max_memory=request.pass_bytes)
+    config, tried = settle(Pair.of(model, student, seam), few, config, max_memory=request.pass_bytes)
     say(describe_way(config.precision, config.layout, tried))
     say(f"mimicking {config.steps} steps on {len(intake.few)} images")
     choose = intake.choose and intake.bound(intake.choose)

@@ -18,6 +18,7 @@ from mimicut.inputs.preprocessing import Preprocessing
 from mimicut.inputs.teacher import own_teacher
 from mimicut.planning.planner import make_plan
 from mimicut.recovery.config import MimicConfig
+from mimicut.recovery.cut_student import CutStudent
 from mimicut.recovery.recover import recover
 from mimicut.recovery.view_budget import needed_bytes
 from mimicut.surgery.cut import cut
@@ -138,7 +139,13 @@ def test_no_room_for_a_view_of_every_image_is_said():
         said.append([])
         student = cut(lead.model, plan).eval()
         logs.append(
-            recover(lead.model, student, anatomy, plan, images, config, on_stage=said[-1].append, max_memory=most)
+            recover(
+                CutStudent(lead.model, student, anatomy, plan),
+                images,
+                config,
+                on_stage=said[-1].append,
+                max_memory=most,
+            )
         )
     assert [any("30 images in the first layers" in text for text in texts) for texts in said] == [False, True]
     assert logs[0].closed_form.views_room == logs[0].closed_form.views_useful == logs[0].closed_form.views

@@ -19,7 +19,8 @@ from mimicut.planning.planner import make_plan, resolve
 from mimicut.proof.randomised import randomised
 from mimicut.recovery import layers as layers_room
 from mimicut.recovery import moments, ridge, view_budget
-from mimicut.recovery.closed_form import FOLDS, closed_form
+from mimicut.recovery.closed_form import FOLDS, ClosedFormOptions, closed_form
+from mimicut.recovery.cut_student import CutStudent
 from mimicut.recovery.folds import batches_of, plan_batches
 from mimicut.recovery.gated import ROUNDS
 from mimicut.recovery.layers import affine_of, columns, geometry, layers, layers_to_solve
@@ -57,7 +58,7 @@ def test_features_come_closer_on_other_images(kind):
     student = cut(teacher, plan).eval()
     others = torch.randn(24, *teacher.size, generator=torch.Generator().manual_seed(9))
     before = seam_error(teacher, student, plan, others)
-    log = closed_form(teacher, student, anatomy, plan, images)
+    log = closed_form(CutStudent(teacher, student, anatomy, plan), images)
     assert seam_error(teacher, student, plan, others) < 0.9 * before
     assert log.images == 24
     assert log.layers
@@ -105,7 +106,9 @@ def test_a_layer_is_the_ridge_solution_by_hand(activation, cut_off, monkeypatch)
             for edge, beyond, nearest in cut_off:
                 target = torch.where(beyond(y, edge), nearest(found, torch.tensor(edge)), target)
             expected = torch.linalg.solve(gram + hold, x.T @ target + hold @ teacher.two.weight[:, kept].T).T
-    log = closed_form(teacher, student, anatomy, plan, images, mixing="none", count_views=40)
+    log = closed_form(
+        CutStudent(teacher, student, anatomy, plan), images, ClosedFormOptions(mixing="none", count_views=40)
+    )
     assert log.layers[-1].gated is (cut_off is not None)
     assert torch.allclose(student.two.weight, expected, atol=1e-9 if cut_off is None else 1e-5)
     assert torch.equal(student.one.weight, teacher.one.weight[kept])  # nothing is missing before it
@@ -125,7 +128,7 @@ def test_what_the_activation_cuts_off_need_not_be_met(kind, monkeypatch):
         if not gates:
             monkeypatch.setattr(layers_room, "_gate", lambda node: None)
         student = cut(teacher, plan).eval()
-        log = closed_form(teacher, student, anatomy, plan, images)
+        log = closed_form(CutStudent(teacher, student, anatomy, plan), images)
         assert any(each.gated for each in log.layers) is gates
         errors.append(seam_error(teacher, student, plan, others))
     assert errors[0] < 0.99 * errors[1]
@@ -150,7 +153,7 @@ def test_what_is_no_better_behind_the_activation_is_not_taken(monkeypatch):
     for solved in (lambda self, folds, weights, solve, rounds: weights + 10, lambda self, folds, weights, *_: weights):
         monkeypatch.setattr("mimicut.recovery.gated.Gated.solve", solved)
         student = cut(teacher, plan).eval()
-        log = closed_form(teacher, student, anatomy, plan, images)
+        log = closed_form(CutStudent(teacher, student, anatomy, plan), images)
         assert not any(each.gated for each in log.layers)
         found.append(student.state_dict())
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
@@ -192,7 +195,7 @@ def test_redundant_channels_are_made_good_entirely():
     plan = resolve(teacher, anatomy, {group.name: len(kept)}, {group.name: np.argsort(order)})
     student, images = cut(teacher, plan).eval(), torch.randn(24, *teacher.size)
     before = seam_error(teacher, student, plan, images)
-    closed_form(teacher, student, anatomy, plan, images, mixing="none")
+    closed_form(CutStudent(teacher, student, anatomy, plan), images, ClosedFormOptions(mixing="none"))
     assert before > 0.01
     assert seam_error(teacher, student, plan, images) < 1e-6 * before
 
@@ -201,7 +204,7 @@ def test_a_constant_goes_into_the_norm_that_follows_or_the_bias(monkeypatch):
     monkeypatch.setattr(layers_room, "_gate", lambda node: None)  # means are met where nothing is cut off
     teacher, anatomy, plan, images = setting(nets.Chain)
     student = cut(teacher, plan).eval()
-    closed_form(teacher, student, anatomy, plan, images, mixing="none", count_views=24)
+    closed_form(CutStudent(teacher, student, anatomy, plan), images, ClosedFormOptions(mixing="none", count_views=24))
     kept = plan.slices["body.3.weight"][0]
     with torch.no_grad():
         for until, channels in ((5, kept), (7, range(16))):  # behind the norm of a layer without bias; behind a bias
@@ -218,7 +221,7 @@ def test_the_error_of_the_shortcut_is_made_good(factor, monkeypatch):
         right = moments.shortcut_error
         monkeypatch.setattr(moments, "shortcut_error", lambda *args, by=change, do=right: by * do(*args))
         student = cut(teacher, plan).eval()
-        closed_form(teacher, student, anatomy, plan, images)
+        closed_form(CutStudent(teacher, student, anatomy, plan), images)
         errors.append(seam_error(teacher, student, plan, images))
         monkeypatch.setattr(moments, "shortcut_error", right)
     assert errors[0] < errors[1]
@@ -234,7 +237,7 @@ def test_it_touches_weights_before_the_seam_and_nothing_else(kind):
     was = {n: t.clone() for n, t in named_tensors(student).items()}
     torch.manual_seed(5)
     state, threads = torch.get_rng_state(), threading.active_count()
-    closed_form(teacher, student, anatomy, plan, images)
+    closed_form(CutStudent(teacher, student, anatomy, plan), images)
     assert torch.equal(torch.get_rng_state(), state)
     assert threading.active_count() == threads
     assert teacher.training
@@ -251,7 +254,7 @@ def test_one_seed_gives_one_student():
     teacher, anatomy, plan, images = setting(nets.Residual)
     students = [cut(teacher, plan) for _ in range(3)]
     for student, seed in zip(students, (1, 1, 2), strict=True):
-        closed_form(teacher, student, anatomy, plan, images, seed=seed)
+        closed_form(CutStudent(teacher, student, anatomy, plan), images, ClosedFormOptions(seed=seed))
     first, second, other = ([t for t in named_tensors(s).values()] for s in students)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
@@ -267,7 +270,7 @@ def test_an_error_half_way_leaves_the_student_as_it_was():
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        closed_form(teacher, student, anatomy, plan, images, on_layer=stop)
+        closed_form(CutStudent(teacher, student, anatomy, plan), images, on_layer=stop)
     assert all(torch.equal(t, was[n]) for n, t in named_tensors(student).items())
     assert threading.active_count() == threads
 
@@ -276,7 +279,9 @@ def test_noise_is_not_fitted():
     """Of one image and few positions a solution can be worse than the cut: then the cut's own weights stay."""
     teacher, anatomy, plan, images = setting(nets.Attention, 0.9)
     student = cut(teacher, plan)
-    log = closed_form(teacher, student, anatomy, plan, images[:1], mixing="none", count_views=1)
+    log = closed_form(
+        CutStudent(teacher, student, anatomy, plan), images[:1], ClosedFormOptions(mixing="none", count_views=1)
+    )
     assert all(each.ridge is None for each in log.layers)  # one image has no other to judge on
     assert all(torch.equal(t, dict(student.named_parameters())[n]) for n, t in cut(teacher, plan).named_parameters())
 
@@ -285,7 +290,7 @@ def test_nothing_cut_is_nothing_done():
     teacher, anatomy, _, images = setting(nets.Chain)
     plan = make_plan(teacher, anatomy, keep_width=1.0)
     student = cut(teacher, plan)
-    assert closed_form(teacher, student, anatomy, plan, images).layers == ()
+    assert closed_form(CutStudent(teacher, student, anatomy, plan), images).layers == ()
 
 
 def test_layers_know_their_norm_and_their_shortcut():
@@ -451,7 +456,7 @@ def test_an_error_that_somebody_keeps_leaves_no_thread():
             raise ValueError("of the caller")
 
     with pytest.raises(ValueError, match="of the caller") as kept:
-        closed_form(teacher, cut(teacher, plan).eval(), anatomy, plan, images, on_layer=fail)
+        closed_form(CutStudent(teacher, cut(teacher, plan).eval(), anatomy, plan), images, on_layer=fail)
     assert kept.value.__traceback__ is not None
     assert threading.active_count() == threads
 
@@ -509,7 +514,9 @@ def test_passes_keep_what_they_hold_and_are_given_to_themselves():
     was, errors = images.clone(), []
     for views in (24, 96, 97):
         student = cut(teacher, plan).eval()
-        closed_form(teacher, student, anatomy, plan, images, mixing="none", count_views=views)
+        closed_form(
+            CutStudent(teacher, student, anatomy, plan), images, ClosedFormOptions(mixing="none", count_views=views)
+        )
         errors.append(seam_error(teacher, student, plan, images.clone()))
     assert torch.equal(images, was)
     assert max(errors) < 1.2 * min(errors) < seam_error(teacher, cut(teacher, plan).eval(), plan, images.clone())
@@ -521,7 +528,7 @@ def test_a_dropped_block_is_made_good():
     plan = make_plan(teacher, anatomy, keep_width=1.0)
     student, images = cut(teacher, plan).eval(), torch.randn(48, 3, 8, 8)
     before = seam_error(teacher, student, plan, images)
-    log = closed_form(teacher, student, anatomy, plan, images)
+    log = closed_form(CutStudent(teacher, student, anatomy, plan), images)
     assert any(each.ridge for each in log.layers)
     assert seam_error(teacher, student, plan, images) < 0.9 * before
 
@@ -565,12 +572,12 @@ def test_layers_whose_time_is_up_stay_as_the_cut_left_them():
     teacher, anatomy, plan, images = setting(nets.Chain)
     student, raw = cut(teacher, plan).eval(), cut(teacher, plan).eval()
     every, others = [layer.weight for layer in layers(anatomy)], threading.active_count()
-    log = closed_form(teacher, student, anatomy, plan, images, max_seconds=0.0)
+    log = closed_form(CutStudent(teacher, student, anatomy, plan), images, ClosedFormOptions(max_seconds=0.0))
     assert threading.active_count() == others
     assert [each.layer for each in log.layers] == every[:1]
     own, before = named_tensors(student), named_tensors(raw)
     assert all(torch.equal(own[name], before[name]) for name in every[1:])
-    closed_form(teacher, student, anatomy, plan, images)
+    closed_form(CutStudent(teacher, student, anatomy, plan), images)
     assert not torch.equal(own[every[-1]], before[every[-1]])
 
 
@@ -613,7 +620,7 @@ def test_copies_of_an_image_are_in_one_fold():
     teacher, anatomy, plan, _ = setting(nets.Chain)
     student = cut(teacher, plan).eval()
     one = torch.randn(1, *teacher.size).expand(6, -1, -1, -1)
-    assert not closed_form(teacher, student, anatomy, plan, one).layers
+    assert not closed_form(CutStudent(teacher, student, anatomy, plan), one).layers
 
 
 class Narrow(nets.Tiny):
@@ -669,7 +676,9 @@ def test_both_say_how_far_they_are():
     assert [done for done, _ in said] == sorted(done for done, _ in said)
     assert len({total for _, total in said}) == 1
     said.clear()
-    log = closed_form(teacher, cut(teacher, plan).eval(), anatomy, plan, images, on_layer=lambda *at: said.append(at))
+    log = closed_form(
+        CutStudent(teacher, cut(teacher, plan).eval(), anatomy, plan), images, on_layer=lambda *at: said.append(at)
+    )
     assert said == [(done, len(log.layers)) for done in range(len(log.layers) + 1)]
 
 
@@ -679,7 +688,9 @@ def test_less_memory_is_fewer_views_and_no_other_answer_where_there_is_enough():
     views, students = [], []
     for most in (None, 4 * 2**30, needed, needed // 2):
         student = cut(teacher, plan).eval()
-        views.append(closed_form(teacher, student, anatomy, plan, images, max_memory=most).views)
+        views.append(
+            closed_form(CutStudent(teacher, student, anatomy, plan), images, ClosedFormOptions(max_memory=most)).views
+        )
         students.append(student.state_dict())
     assert views[0] == views[1] == view_budget.VIEWS
     assert FOLDS <= views[3] <= views[2] < views[1]
@@ -737,7 +748,9 @@ def test_later_layers_see_more_views_where_memory_is_short(monkeypatch):
     monkeypatch.setattr(view_budget, "MOST_VIEWS", 800)
     student, whole = cut(teacher, plan).eval(), view_budget.tensor_bytes(named_tensors(teacher).values())
     log = closed_form(
-        teacher, student, anatomy, plan, images, max_memory=view_budget.running_bytes(anatomy) + 2**24 + whole
+        CutStudent(teacher, student, anatomy, plan),
+        images,
+        ClosedFormOptions(max_memory=view_budget.running_bytes(anatomy) + 2**24 + whole),
     )
     assert seen == sorted(seen)
     assert 2 * seen[0] < seen[-1] == log.views <= 800
@@ -807,7 +820,7 @@ def test_a_network_that_cannot_lie_channels_last_is_solved_all_the_same():
     anatomy = trace(teacher, teacher.example())
     images = torch.randn(24, 3, 8, 8)
     plan = make_plan(teacher, anatomy, keep_width=0.5, evidence=channel_evidence(teacher, anatomy, images))
-    log = closed_form(teacher, cut(teacher, plan).eval(), anatomy, plan, images)
+    log = closed_form(CutStudent(teacher, cut(teacher, plan).eval(), anatomy, plan), images)
     assert any(each.ridge is not None for each in log.layers)
 
 
@@ -817,7 +830,7 @@ def test_ridges_judged_by_random_sums_are_as_good(monkeypatch):
     for sketch in (2, 10_000):
         monkeypatch.setattr(ridge, "_SKETCH", sketch)
         teacher, anatomy, plan, images = setting(nets.Residual)
-        log = closed_form(teacher, cut(teacher, plan).eval(), anatomy, plan, images)
+        log = closed_form(CutStudent(teacher, cut(teacher, plan).eval(), anatomy, plan), images)
         found.append(sum(each.error for each in log.layers))
     assert found[0] == pytest.approx(found[1], rel=0.05)
 
@@ -829,7 +842,7 @@ def test_large_layers_are_solved_as_small_ones_are(monkeypatch):
     for block in (moments._BLOCK, 7):
         monkeypatch.setattr(moments, "_BLOCK", block)
         student = cut(teacher, plan).eval()
-        closed_form(teacher, student, anatomy, plan, images)
+        closed_form(CutStudent(teacher, student, anatomy, plan), images)
         students.append(student.state_dict())
     assert all(torch.allclose(students[0][n], students[1][n], atol=1e-4) for n in students[0])
     others = torch.randn(24, *teacher.size, generator=torch.Generator().manual_seed(9))
@@ -837,5 +850,5 @@ def test_large_layers_are_solved_as_small_ones_are(monkeypatch):
     for place in (moments, ridge):
         monkeypatch.setattr(place, "LARGE", 1)
     student = cut(teacher, plan).eval()
-    closed_form(teacher, student, anatomy, plan, images)
+    closed_form(CutStudent(teacher, student, anatomy, plan), images)
     assert seam_error(teacher, student, plan, others) < 0.9 * before

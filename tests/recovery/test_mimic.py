@@ -392,11 +392,11 @@ def test_any_forward_signature():
 def test_student_of_another_class_with_other_names(teacher, images):
     student = randomised(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 6, 3, padding=1)), 5)
     other = Seam((SeamPoint("2"),), ((6, 8, 8),), ())
-    log = mimic(teacher, student, SEAM, images, quick(steps=40), student_seam=other)
+    log = mimic(teacher, student, (SEAM, other), images, quick(steps=40))
     assert log.losses[-1] < log.losses[0]
     two = Seam((SeamPoint("0"), SeamPoint("2")), ((4, 8, 8), (6, 8, 8)), ())
     with pytest.raises(InputError, match=r"has 1 points, the student's 2"):
-        mimic(teacher, student, SEAM, images, quick(), student_seam=two)
+        mimic(teacher, student, (SEAM, two), images, quick())
 
 
 def test_several_points_add_up(teacher, images):

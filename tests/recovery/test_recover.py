@@ -14,6 +14,7 @@ from mimicut.planning.planner import make_plan
 from mimicut.planning.scores import Evidence
 from mimicut.proof.randomised import randomised
 from mimicut.recovery.config import EFFORTS, ConfigChanges, MimicConfig, preset
+from mimicut.recovery.cut_student import CutStudent
 from mimicut.recovery.mimic import mimic
 from mimicut.recovery.muon import Muon, orthogonal
 from mimicut.recovery.norms import settle_norms
@@ -114,7 +115,11 @@ def test_recovering_beats_the_cut_and_keeps_the_head():
     student = cut(teacher, plan)
     said = []
     done = recover(
-        teacher, student, anatomy, plan, images, quick(), choose=torch.randn(6, 3, 8, 8), on_stage=said.append
+        CutStudent(teacher, student, anatomy, plan),
+        images,
+        quick(),
+        choose=torch.randn(6, 3, 8, 8),
+        on_stage=said.append,
     )
     assert done.errors["norms"] <= done.errors["closed_form"] < done.errors["cut"]
     assert done.mimic.errors[0][0] == 0
@@ -127,11 +132,11 @@ def test_recovering_beats_the_cut_and_keeps_the_head():
 def test_no_time_is_no_steps_and_the_paper_is_mimic_alone():
     teacher, anatomy, images = setting(nets.Chain)
     plan = make_plan(teacher, anatomy, keep_width=0.5)
-    done = recover(teacher, cut(teacher, plan), anatomy, plan, images, quick(steps=1000), max_seconds=0.0)
+    done = recover(CutStudent(teacher, cut(teacher, plan), anatomy, plan), images, quick(steps=1000), max_seconds=0.0)
     assert done.mimic.config.steps == 0
     paper, alone = cut(teacher, plan), cut(teacher, plan)
     config = preset("paper", views="none", steps=3)
-    assert recover(teacher, paper, anatomy, plan, images, config).closed_form is None
+    assert recover(CutStudent(teacher, paper, anatomy, plan), images, config).closed_form is None
     mimic(teacher, alone, plan.seam, images, config)
     pairs = zip(named_tensors(paper).values(), named_tensors(alone).values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)

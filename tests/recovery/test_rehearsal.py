@@ -12,7 +12,9 @@ from mimicut.proof.randomised import randomised
 from mimicut.recovery import rehearsal
 from mimicut.recovery.batches import Passes
 from mimicut.recovery.config import preset
+from mimicut.recovery.cut_student import CutStudent
 from mimicut.recovery.mimic import mimic
+from mimicut.recovery.pair import Pair
 from mimicut.recovery.recover import recover
 from mimicut.recovery.trials import REACH, measure_rate
 from mimicut.surgery.cut import cut
@@ -53,7 +55,7 @@ def test_a_step_of_the_measured_rate_moves_the_features_as_far_as_it_should():
     teacher, _, plan, images = setting()
     student = cut(teacher, plan)
     before = bits(student)
-    rate = measure_rate(teacher, student, plan.seam, images, quick(layout="contiguous", precision="float32"))
+    rate = measure_rate(Pair.of(teacher, student, plan.seam), images, quick(layout="contiguous", precision="float32"))
     assert same(student, before)
     stepped = full_copy(student)
     mimic(teacher, stepped, plan.seam, images, quick(steps=1, warmup=0.0, lr=rate))
@@ -73,7 +75,7 @@ def test_layers_whose_output_is_scaled_up_behind_them_get_shorter_steps():
         norm.running_mean.mul_(0.02)
         norm.weight.mul_(50.0)
     rates = [
-        measure_rate(t, cut(t, plan), plan.seam, images, quick(layout="contiguous", precision="float32"))
+        measure_rate(Pair.of(t, cut(t, plan), plan.seam), images, quick(layout="contiguous", precision="float32"))
         for t in (teacher, scaled)
     ]
     assert rates[1] < rates[0] / 3
@@ -85,14 +87,14 @@ def test_the_rate_is_that_of_the_network_whatever_a_batch_holds(images, batch):
     teacher, _anatomy, plan, few = setting(nets.Chain)
     student = cut(teacher, plan).eval()
     config = quick(batch_size=batch, layout="contiguous", precision="float32")
-    assert 1e-3 < measure_rate(teacher, student, plan.seam, few[:images], config) < 1
+    assert 1e-3 < measure_rate(Pair.of(teacher, student, plan.seam), few[:images], config) < 1
 
 
 def test_a_rate_that_diverges_is_made_smaller():
     teacher, anatomy, plan, few = setting()
     student = cut(teacher, plan).eval()
     wild = quick(optimizer="sgd", lr=1e20, steps=20)
-    log = recover(teacher, student, anatomy, plan, few, wild)
+    log = recover(CutStudent(teacher, student, anatomy, plan), few, wild)
     assert log.mimic.config.steps == 0
     assert [error for _, error in log.rehearsal["tried"]] == [None] * 3
     assert log.rehearsal["rate"] == 0
@@ -102,7 +104,7 @@ def test_it_says_why_nothing_is_rehearsed():
     teacher, anatomy, plan, few = setting(nets.Chain)
     said = []
     recover(
-        teacher, cut(teacher, plan).eval(), anatomy, plan, few[:3], quick(), on_stage=said.append
+        CutStudent(teacher, cut(teacher, plan).eval(), anatomy, plan), few[:3], quick(), on_stage=said.append
     )  # fmt: skip
     assert "3 images are too few, or too much alike, to rehearse on some of them" in said
     assert not any(text.startswith("rehearsing") for text in said)
@@ -135,14 +137,14 @@ def test_without_a_step_no_rate_is_needed():
 
 def test_a_rate_that_does_harm_is_made_smaller_and_one_that_always_does_is_not_taken():
     teacher, anatomy, plan, images = setting()
-    fair = recover(teacher, cut(teacher, plan), anatomy, plan, images, quick(steps=20)).rehearsal
+    fair = recover(CutStudent(teacher, cut(teacher, plan), anatomy, plan), images, quick(steps=20)).rehearsal
     assert fair["rate"] > 0
     assert fair["tried"][-1][1] < fair["error"]
 
     alone, student = cut(teacher, plan), cut(teacher, plan)
-    recover(teacher, alone, anatomy, plan, images, quick(steps=0))
+    recover(CutStudent(teacher, alone, anatomy, plan), images, quick(steps=0))
     said = []
-    found = recover(teacher, student, anatomy, plan, images, quick(steps=20, lr=3.0), on_stage=said.append)
+    found = recover(CutStudent(teacher, student, anatomy, plan), images, quick(steps=20, lr=3.0), on_stage=said.append)
     assert found.rehearsal["rate"] == 0
     assert [share for share, _ in found.rehearsal["tried"]] == list(rehearsal.RATES)
     assert found.mimic.losses == ()
@@ -159,7 +161,7 @@ def test_images_aside_take_no_part_and_all_of_them_train_in_the_end(monkeypatch)
         return mimic(*args, **kwargs)
 
     monkeypatch.setattr(rehearsal, "mimic", noted)
-    found = recover(teacher, cut(teacher, plan), anatomy, plan, images, quick())
+    found = recover(CutStudent(teacher, cut(teacher, plan), anatomy, plan), images, quick())
     assert found.rehearsal["images"] == 6
     assert [len(few) for few in seen] == [18] * len(seen)
     assert found.mimic.images == 24
@@ -167,7 +169,7 @@ def test_images_aside_take_no_part_and_all_of_them_train_in_the_end(monkeypatch)
 
 def test_images_to_choose_by_judge_instead():
     teacher, anatomy, plan, images = setting(images=40)
-    found = recover(teacher, cut(teacher, plan), anatomy, plan, images[:30], quick(), choose=images[30:])
+    found = recover(CutStudent(teacher, cut(teacher, plan), anatomy, plan), images[:30], quick(), choose=images[30:])
     assert found.rehearsal["images"] == 10
 
 
@@ -184,7 +186,7 @@ def test_equal_images_stay_together_and_too_few_are_not_parted():
 def test_the_paper_rehearses_nothing():
     teacher, anatomy, plan, images = setting()
     paper = preset("paper", views="none", steps=2)
-    assert recover(teacher, cut(teacher, plan), anatomy, plan, images, paper).rehearsal is None
+    assert recover(CutStudent(teacher, cut(teacher, plan), anatomy, plan), images, paper).rehearsal is None
 
 
 def test_mixing_sets_in_over_the_first_batches():

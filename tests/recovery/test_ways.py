@@ -19,6 +19,7 @@ from mimicut.proof.randomised import randomised
 from mimicut.recovery import trials
 from mimicut.recovery.config import MimicConfig, preset
 from mimicut.recovery.mimic import mimic
+from mimicut.recovery.pair import Pair
 from mimicut.recovery.trials import settle
 from mimicut.recovery.ways import Way, bf16_in_hardware, describe_way, emulated, quickest, ways, worth_trying
 from mimicut.surgery.cut import cut
@@ -81,7 +82,7 @@ def test_what_is_asked_for_is_the_only_way():
 
 def test_the_rule_is_channels_last_for_convolutions_that_run_so():
     teacher, student, seam = pair()
-    config, tried = settle(teacher, student, seam, FEW, MimicConfig(steps=4, views="none"))
+    config, tried = settle(Pair.of(teacher, student, seam), FEW, MimicConfig(steps=4, views="none"))
     assert (config.precision, config.layout, tried) == ("float32", "channels_last", {})
     models = (nn.Linear(3, 4), nn.Linear(3, 4))
     assert ways(models, "float32", "auto", CPU, lambda: True) == [Way("float32", "contiguous")]
@@ -106,7 +107,7 @@ def test_narrow_strided_convolutions_do_not_learn_channels_last_without_avx512(m
     models = (nn.Sequential(wide), nn.Sequential(narrow))
     assert ways(models, "float32", "auto", CPU, lambda: True) == [Way("float32", "contiguous")]
     with pytest.raises(InputError, match="layout contiguous"):
-        settle(*models, None, FEW, MimicConfig(layout="channels_last"))
+        settle(Pair.of(*models, None), FEW, MimicConfig(layout="channels_last"))
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     assert learns_channels_last(nn.Sequential(narrow))
 
@@ -170,7 +171,7 @@ def test_a_trial_changes_nothing_of_the_student_or_the_run(monkeypatch):
     monkeypatch.setattr(trials, "worth_trying", lambda *_: True)
     torch.manual_seed(3)
     random = torch.get_rng_state()
-    taken, tried = settle(teacher, student, seam, FEW, config)
+    taken, tried = settle(Pair.of(teacher, student, seam), FEW, config)
     assert len(tried) >= 2
     assert min(tried.values()) > 0
     assert same(before, bits(student))
