@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.lines import add, machine, read
+from benchmarks.json_lines import add, machine, read
 from mimicut import demo
 from mimicut.anatomy.find_seam import trace
 from mimicut.anatomy.graph import Anatomy

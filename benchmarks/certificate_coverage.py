@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.lines import add, read
+from benchmarks.json_lines import add, read
 from mimicut import demo
 from mimicut.base.environment import versions
 from mimicut.inputs.image_set import read_images

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.json_lines import add, machine, read
 from benchmarks.latency_met import _batch
-from benchmarks.lines import add, machine, read
 from benchmarks.methods import practise
 from benchmarks.methods.problem import Problem
 from mimicut import demo

@@ -19,14 +19,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.lines import add, read
+from benchmarks.json_lines import add, read
 from mimicut import demo
 from mimicut.base.environment import platform_kind, versions
 from mimicut.inputs.image_set import read_images
 from mimicut.proof.image_check import check_images
 from mimicut.proof.int8_table import int8_table
 from mimicut.recovery.config import preset
-from mimicut.results.page import page
+from mimicut.results.html_page import page
 from mimicut.results.readme import readme
 from mimicut.results.teachers import load_teacher
 from mimicut.runtime.export import export

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.lines import add, machine, read
+from benchmarks.json_lines import add, machine, read
 from mimicut import demo
 from mimicut.anatomy.find_seam import trace
 from mimicut.base.environment import platform_kind, versions

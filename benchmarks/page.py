@@ -54,16 +54,16 @@ def write(docs: Path = DOCS, results: Path = RESULTS) -> int:
     if not found:
         print("error: there are no lines of embedded: run `sweep embedded` first", file=sys.stderr)
         return 2
-    from benchmarks import figures
+    from benchmarks import plots
 
     columns, drawn = _in_band(found), []
     if columns:
-        figures.methods_side_by_side(columns, docs / "figures" / "methods.png")
+        plots.methods_side_by_side(columns, docs / "figures" / "methods.png")
         drawn.append("methods")
     for name, axes in (("embedded_steps", ("steps", "seconds")), ("embedded_images", ("images",))):
         points = _curve(PROTOCOLS[name], lines, results)
         for x in axes if points else ():
-            figures.curves(points, x, docs / "figures" / f"{x}.png")
+            plots.curves(points, x, docs / "figures" / f"{x}.png")
             drawn.append(x)
     docs.mkdir(parents=True, exist_ok=True)
     longer, attending = (table(_lines([name], results)) for name in (LONG, TRANSFORMER))

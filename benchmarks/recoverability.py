@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from scipy.stats import spearmanr
 
-from benchmarks.lines import add, machine, read
+from benchmarks.json_lines import add, machine, read
 from benchmarks.methods import practise
 from benchmarks.methods.problem import Problem
 from mimicut import demo
@@ -30,7 +30,7 @@ from mimicut.anatomy.blocks import droppable
 from mimicut.anatomy.find_seam import trace
 from mimicut.base.environment import platform_kind, versions
 from mimicut.base.guard import full_copy
-from mimicut.demo import networks
+from mimicut.demo import teacher_networks
 from mimicut.inputs.image_set import read_images
 from mimicut.planning.planner import make_plan
 from mimicut.planning.recoverability import recoverability
@@ -48,7 +48,7 @@ PROBE, PUBLISHED, MIMIC, JUDGED = 300, 1000, 200, 2000
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", action="append", choices=networks.NAMES)
+    parser.add_argument("--teacher", action="append", choices=teacher_networks.NAMES)
     parser.add_argument("--seed", action="append", type=int)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=OUT)

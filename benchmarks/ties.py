@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.equal_latency import SHARE, learnt, top1
-from benchmarks.lines import add, read
+from benchmarks.json_lines import add, read
 from mimicut.base.environment import platform_kind, versions
 from mimicut.planning.mixtures import plan_within
 from mimicut.planning.trials import mimicked_error, trial_error

@@ -117,12 +117,12 @@ def test_public_names():
     import mimicut
 
     assert mimicut.__all__ == [
-        "Anatomy", "Budget", "Latency", "MeasuredLatency", "MimicConfig", "MimicutError", "PRESETS", "Plan",
-        "Preprocessing", "Report", "Result", "SCORES", "Seam", "SeamPoint", "Setting", "Teacher", "capturing",
-        "channel_evidence", "check_cut", "closed_form", "compress", "count", "crossfit", "cut", "export",
-        "export_folder", "figures", "find_seam", "inspect", "load", "load_teacher", "make_plan", "measure", "mimic",
-        "own_teacher", "preset", "put_under_head", "read_images", "read_plan", "recover", "recover_pruned",
-        "recoverability", "replan", "save", "split", "trace",
+        "Anatomy", "Budget", "ClosedFormOptions", "CutStudent", "Latency", "MeasuredLatency", "MimicConfig",
+        "MimicutError", "PRESETS", "Plan", "Preprocessing", "Report", "Result", "SCORES", "Seam", "SeamPoint",
+        "Setting", "Teacher", "capturing", "channel_evidence", "check_cut", "closed_form", "compress", "count",
+        "crossfit", "cut", "export", "export_folder", "figures", "find_seam", "inspect", "load", "load_teacher",
+        "make_plan", "measure", "mimic", "own_teacher", "preset", "put_under_head", "read_images", "read_plan",
+        "recover", "recover_pruned", "recoverability", "replan", "save", "split", "trace",
     ]  # fmt: skip
     for name in mimicut.__all__:
         assert callable(getattr(mimicut, name)) or isinstance(getattr(mimicut, name), dict)

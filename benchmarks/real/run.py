@@ -22,8 +22,8 @@ from mimicut.base.environment import platform_kind, versions
 from mimicut.base.guard import seeded
 from mimicut.inputs.teacher import Teacher
 from mimicut.planning.evidence import channel_evidence
+from mimicut.planning.importance import Evidence
 from mimicut.planning.planner import make_plan
-from mimicut.planning.scores import Evidence
 from mimicut.surgery.cut import cut
 from mimicut.surgery.plan import Plan
 

@@ -17,7 +17,7 @@ from torch.fx import Node
 
 from mimicut.anatomy.graph import Anatomy
 from mimicut.anatomy.operators.recurrent import RECURRENT
-from mimicut.anatomy.operators.rules import argument
+from mimicut.anatomy.operators.rule_interface import argument
 from mimicut.anatomy.tracing import Traced, operator, shape, trace_graph
 from mimicut.base.guard import named_tensors
 

@@ -18,7 +18,7 @@ from torch.fx import Node
 from mimicut.anatomy.blocks import find_blocks, resolve_drop, with_streams
 from mimicut.anatomy.cost import macs
 from mimicut.anatomy.graph import Anatomy
-from mimicut.anatomy.operators.rules import argument
+from mimicut.anatomy.operators.rule_interface import argument
 from mimicut.anatomy.probe import try_groups
 from mimicut.anatomy.reader import read_anatomy
 from mimicut.anatomy.tracing import Call, Traced, operator, run_for_shapes, shape, trace_graph

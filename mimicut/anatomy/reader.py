@@ -33,7 +33,7 @@ from torch.utils._pytree import tree_leaves
 from mimicut.anatomy.channels import Axes, Channels, Ids, Size
 from mimicut.anatomy.graph import Anatomy, Group, Member, Producer
 from mimicut.anatomy.operators import TABLE
-from mimicut.anatomy.operators.rules import Given, Unforeseen, unknown_operator
+from mimicut.anatomy.operators.rule_interface import Given, Unforeseen, unknown_operator
 from mimicut.anatomy.torch_calls import Place, RecordedPass, record_pass
 from mimicut.anatomy.tracing import Traced, operator, shape
 from mimicut.surgery.seam import Seam

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mimicut.cli.config_file import ConfigFile
-from mimicut.cli.loading import bytes_in, formats_in, recipe_from, set_threads, teacher_from
+from mimicut.cli.option_values import bytes_in, formats_in, recipe_from, set_threads, teacher_from
 from mimicut.cli.options import (
     FORMATS_HELP,
     Batch,
@@ -59,7 +59,7 @@ from mimicut.cli.options import (
     Weights,
 )
 from mimicut.cli.printing import INTERRUPTED, answer, result_line, say
-from mimicut.cli.progress import StepProgress, stages
+from mimicut.cli.terminal_progress import StepProgress, stages
 
 if TYPE_CHECKING:
     from mimicut.results.report import Report
@@ -252,8 +252,8 @@ class _Runs:
     def _is_there(self, place: Path) -> bool:
         """With resume: whether the result is complete already; what is missing of its exported files is made."""
         from mimicut.base.errors import StoreError
-        from mimicut.results.exports import export_folder
-        from mimicut.results.loading import is_result
+        from mimicut.results.export_folder import export_folder
+        from mimicut.results.load_result import is_result
         from mimicut.results.stopped_runs import stopped_path
         from mimicut.results.store import read
 

@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from mimicut.cli.loading import set_threads
+from mimicut.cli.option_values import set_threads
 from mimicut.cli.options import Effort, ForceResult, Keep, KeepWidth, Preset, Seed, Steps, Threads
 from mimicut.cli.printing import answer, result_line, say
-from mimicut.cli.progress import StepProgress, stages
+from mimicut.cli.terminal_progress import StepProgress, stages
 
 
 def demo(

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mimicut.cli.loading import formats_in, set_threads
+from mimicut.cli.option_values import formats_in, set_threads
 from mimicut.cli.options import FORMATS_HELP, Pretrained, Threads, Weights
 from mimicut.cli.printing import answer, say
 
@@ -35,7 +35,7 @@ def export(
 ) -> None:
     """Write a result as files that run without its code; each is run by itself and compared with the student."""
     set_threads(threads)
-    from mimicut.results.exports import export_folder
+    from mimicut.results.export_folder import export_folder
 
     formats = formats_in(to)
     report = export_folder(

@@ -1,6 +1,6 @@
 """mimicut inspect"""
 
-from mimicut.cli.loading import set_threads, teacher_from
+from mimicut.cli.option_values import set_threads, teacher_from
 from mimicut.cli.options import InputSize, NumClasses, Part, Pretrained, Seam, TeacherArg, Threads, Weights
 from mimicut.cli.printing import anatomy_table, answer, say
 

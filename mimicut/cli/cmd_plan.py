@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mimicut.cli.loading import set_threads, teacher_from
+from mimicut.cli.option_values import set_threads, teacher_from
 from mimicut.cli.options import (
     Batch,
     Depth,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mimicut.cli.loading import formats_in, set_threads, teacher_from
+from mimicut.cli.option_values import formats_in, set_threads, teacher_from
 from mimicut.cli.options import (
     Device,
     Effort,
@@ -36,7 +36,7 @@ from mimicut.cli.options import (
     Weights,
 )
 from mimicut.cli.printing import answer, result_line, say
-from mimicut.cli.progress import StepProgress, stages
+from mimicut.cli.terminal_progress import StepProgress, stages
 
 
 def recover(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mimicut.cli.loading import set_threads
+from mimicut.cli.option_values import set_threads
 from mimicut.cli.options import Device, ImagesArg, Labelled, MaxMemory, MinAgreement, Pretrained, Threads, Weights
 from mimicut.cli.printing import answer, result_line, say
 

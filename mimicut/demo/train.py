@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import nn
 from torch.nn import functional as F
 
-from mimicut.demo import networks, photographs
+from mimicut.demo import photographs, teacher_networks
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ CONFIGS = {
 def train(name: str, config: TrainConfig, on_step: Callable[[int, float], None] | None = None) -> nn.Module:
     """The trained network, in eval mode. on_step(step, loss) is called after each step, from 1."""
     torch.manual_seed(config.seed)
-    model = networks.build(name).to(memory_format=torch.channels_last).train()
-    kept = networks.build(name).eval()
+    model = teacher_networks.build(name).to(memory_format=torch.channels_last).train()
+    kept = teacher_networks.build(name).eval()
     kept.load_state_dict(model.state_dict())
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
@@ -161,8 +161,8 @@ def _progress(steps: int) -> Callable[[int, float], None]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m mimicut.demo.train", description=__doc__.splitlines()[0])
-    parser.add_argument("--teacher", choices=networks.NAMES, action="append", help="which one; default: all")
-    parser.add_argument("--out", type=Path, default=networks.TEACHERS, help="folder; default: %(default)s")
+    parser.add_argument("--teacher", choices=teacher_networks.NAMES, action="append", help="which one; default: all")
+    parser.add_argument("--out", type=Path, default=teacher_networks.TEACHERS, help="folder; default: %(default)s")
     parser.add_argument(
         "--steps", type=int, help="default: " + ", ".join(f"{c.steps} for {n}" for n, c in CONFIGS.items())
     )
@@ -170,7 +170,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2, help="processor cores to use; default: %(default)s")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    for name in options.teacher or networks.NAMES:
+    for name in options.teacher or teacher_networks.NAMES:
         config = replace(CONFIGS[name], steps=options.steps or CONFIGS[name].steps, seed=options.seed)
         command = (
             f"python -m mimicut.demo.train --teacher {name} --steps {config.steps} --seed {config.seed} "

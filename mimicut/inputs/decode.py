@@ -1,7 +1,7 @@
 """Turns a picture from a file, a PIL image or an array into the pixels that are stored and evaluated.
 
 Decoded pixels are turned upright, brought to 8 bits and to the teacher's channels, resized and cropped as its
-`Preprocessing` says; the contract is at the head of `image_set`. `sources` finds the pictures of a source.
+`Preprocessing` says; the contract is at the head of `image_set`. `image_sources` finds the pictures of a source.
 """
 
 import hashlib

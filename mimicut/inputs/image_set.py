@@ -8,7 +8,8 @@ The contract, in one place:
   input size. Nothing is resized and nothing normalised, so nothing is ever normalised twice.
 * Nothing here reads a label, reaches the network or unpickles anything.
 
-`sources` finds the pictures, `decode` turns each into pixels; here they become one set, its batches and its split.
+`image_sources` finds the pictures, `decode` turns each into pixels; here they become one set, its batches and its
+split.
 
 Not covered: HEIC, RAW, video; colour profiles (ICC) are ignored; near-duplicates (bursts) are not noticed.
 """
@@ -29,8 +30,8 @@ from mimicut.base import memory
 from mimicut.base.errors import InputError
 from mimicut.inputs.augment import VIEWS
 from mimicut.inputs.decode import Decoded, Reader
+from mimicut.inputs.image_sources import from_array, from_items, from_path
 from mimicut.inputs.preprocessing import Preprocessing, model_inputs
-from mimicut.inputs.sources import from_array, from_items, from_path
 
 FEW = 10  # Below this many images the set says how little they can prove.
 

@@ -16,7 +16,7 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a teacher expects its images; built from the weights' own configuration by `builders`.
+    """How a teacher expects its images; built from the weights' own configuration by `build_by_name`.
 
     Files and uint8 arrays are resized by Pillow with antialiasing (as torchvision's and timm's evaluation do), cropped
     to the centre, scaled to 0..1, and normalised to (x - mean) / std. Floating-point arrays are the caller's work and

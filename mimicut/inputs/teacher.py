@@ -1,7 +1,7 @@
 """A trained network as a teacher: in eval mode, on the CPU, in float32, with the preprocessing its weights expect.
 
-`builders` builds what a name stands for, `weights` reads files of weights, `model_checks` checks the model. Results
-that are to be teachers are loaded by `results.teachers`. Nothing here knows of pruning.
+`build_by_name` builds what a name stands for, `weights` reads files of weights, `model_checks` checks the model.
+Results that are to be teachers are loaded by `results.teachers`. Nothing here knows of pruning.
 """
 
 import difflib
@@ -16,7 +16,7 @@ from torch import nn
 
 from mimicut.base.errors import InputError, UnsupportedModel
 from mimicut.base.guard import full_copy, named_tensors, seeded
-from mimicut.inputs.builders import build_model, parse_spec, require_spec
+from mimicut.inputs.build_by_name import build_model, parse_spec, require_spec
 from mimicut.inputs.built_model import OWN_PREPROCESSING
 from mimicut.inputs.model_checks import checked_model, refuse_damaged
 from mimicut.inputs.own_models import call_builder
@@ -43,7 +43,8 @@ class Teacher:
         part: The name of `model` inside `whole`, where only that part is compressed; else "".
         whole: The whole network, where only a part is compressed; else None.
         call: How the network takes its images, where it takes more than images (`preprocessing.model_inputs`).
-        result: For a teacher that is itself a result: what builds it again without its folder (`loading.as_teacher`).
+        result: For a teacher that is itself a result: what builds it again without its folder
+            (`load_result.as_teacher`).
         build_teacher: The code that builds such a result's first teacher, where it is the user's own.
         classes: The name of each class, where its library gives them; else empty.
         given: What the user said about it besides its name; None for a module in hand.
@@ -122,7 +123,7 @@ def named_teacher(spec: str, given: TeacherOptions) -> Teacher:
     """The teacher that a library or the user's code builds under this name.
 
     Args:
-        spec: A name in one of the forms of `builders.parse_spec`.
+        spec: A name in one of the forms of `build_by_name.parse_spec`.
         given: What the user says about it; build_teacher is not used.
 
     Raises:

@@ -22,7 +22,7 @@ from mimicut.base import guard
 from mimicut.base.layout import laid, layout_for
 from mimicut.base.memory import trim
 from mimicut.planning.elimination import Reader, eliminate
-from mimicut.planning.scores import Evidence
+from mimicut.planning.importance import Evidence
 from mimicut.recovery.batches import Batch, Source, copied
 from mimicut.recovery.closed_form import watchable_copy
 from mimicut.recovery.folds import iterate_batches

@@ -15,12 +15,12 @@ from mimicut.anatomy.probe import call_edits
 from mimicut.anatomy.selection import required_units, selections
 from mimicut.base.errors import OutOfReach, PlanError
 from mimicut.base.guard import named_tensors
+from mimicut.planning.importance import SCORES, Evidence
 from mimicut.planning.limits import Limits, TimeLimit, limits_of, macs_of
-from mimicut.planning.scores import SCORES, Evidence
 from mimicut.planning.widths import rounded, uniform_widths, widths_by_evidence
 from mimicut.surgery.budget import Budget, BudgetOptions
 from mimicut.surgery.plan import Plan, check_teacher, describe
-from mimicut.surgery.plan_format import EVIDENCE
+from mimicut.surgery.plan_check import EVIDENCE
 
 
 def make_plan(

@@ -16,10 +16,10 @@ from mimicut.anatomy.graph import Anatomy, Block
 from mimicut.anatomy.tracing import operator, shape
 from mimicut.base import guard
 from mimicut.base.errors import InputError
+from mimicut.planning.importance import Evidence
 from mimicut.planning.limits import Pace
 from mimicut.planning.planner import matches, plan_widths
 from mimicut.planning.recoverability import Held, Recoverable, hold_out, recoverability
-from mimicut.planning.scores import Evidence
 from mimicut.recovery.batches import Source
 from mimicut.recovery.config import MimicConfig
 from mimicut.runtime.latency import MeasuredLatency, Prepared, Setting, available, measure, prepare

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from mimicut.anatomy.graph import Group
 from mimicut.base.errors import OutOfReach
+from mimicut.planning.importance import Evidence
 from mimicut.planning.limits import Limits, relief
-from mimicut.planning.scores import Evidence
 from mimicut.surgery.budget import Budget
 
 # With evidence: no group is cut to less than this share of the width that all would have alike, so that a choice made

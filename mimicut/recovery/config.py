@@ -47,7 +47,7 @@ class MimicConfig:
         batch_size: Images of a step; all of them where there are fewer.
         optimizer: "sgd", "muon" or "adamw", for which momentum is the first beta (the second is 0.999).
         lr: The learning rate. None: measured on the network at hand, so that a step moves the student's features as far
-            in every network (`trials.measure_rate`).
+            in every network (`settle_options.measure_rate`).
         momentum: Of the optimizer, 0 to below 1.
         weight_decay: On every parameter of the body.
         schedule: Of lr, "milestones", or "linear": straight to zero.
@@ -62,7 +62,7 @@ class MimicConfig:
         seed: Of the batches, the views and whatever else is random.
         device: None: where the student is.
         precision: "float32", "float64", "bf16" (autocast; weights stay float32), or "auto": float32 or bf16, whichever
-            is quicker on this machine (`ways`).
+            is quicker on this machine (`precision_and_layout`).
         layout: Of pixels in memory while it mimics: "contiguous", "channels_last", or "auto": whichever is quicker. The
             last bits of a student depend on precision and layout.
 

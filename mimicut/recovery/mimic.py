@@ -14,8 +14,8 @@ from mimicut.recovery.batches import Source, count
 from mimicut.recovery.checkpoint import Checkpoint
 from mimicut.recovery.config import PRESETS, MimicConfig
 from mimicut.recovery.pair import Pair, check_pair
+from mimicut.recovery.settle_options import settle
 from mimicut.recovery.training import MimicLog, train
-from mimicut.recovery.trials import settle
 from mimicut.surgery.seam import Seam
 
 

@@ -26,12 +26,12 @@ from mimicut.recovery.judge import Judge
 from mimicut.recovery.mimic import mimic
 from mimicut.recovery.norms import VIEWS, settle_norms
 from mimicut.recovery.pair import Pair
+from mimicut.recovery.precision_and_layout import describe_way
 from mimicut.recovery.rehearsal import MOST_STEPS, Rehearsal, divide, rehearse, try_rates
 from mimicut.recovery.rehearsal import VIEWS_SHARE as REHEARSED_VIEWS
+from mimicut.recovery.settle_options import settle
 from mimicut.recovery.training import MimicLog
-from mimicut.recovery.trials import settle
 from mimicut.recovery.view_budget import expected_seconds, measure_view_seconds, views_within
-from mimicut.recovery.ways import describe_way
 
 # Of fewer images none are set aside to choose by: of 50 every tenth costs 0.7 points, more than the choices gain, and
 # the closed form chooses by cross-validation as it is. Source: measured on the demo's teachers (docs/LOG.md).

@@ -13,7 +13,7 @@ from mimicut.base.layout import laid
 from mimicut.recovery.batches import Batch, Passes, copied, count_in, equal_slices, part_of, repeat_image
 from mimicut.recovery.checkpoint import Checkpoint, load_optimiser_state, optimiser_state
 from mimicut.recovery.config import MimicConfig
-from mimicut.recovery.folded import NormOfLayer, find_foldable, folding
+from mimicut.recovery.fused_norm import NormOfLayer, find_foldable, folding
 from mimicut.recovery.judge import BestStudent
 from mimicut.recovery.pair import Pair, check_features
 from mimicut.recovery.seam_error import mean_squared_errors

@@ -1,6 +1,6 @@
 """A result as a folder: plan.json, weights.safetensors, report.json, and for people report.html and README.md.
 
-The folder is complete or not there (`folder`); nothing in it is pickled. `loading` builds the model again.
+The folder is complete or not there (`folder`); nothing in it is pickled. `load_result` builds the model again.
 """
 
 import os
@@ -14,7 +14,7 @@ from torch import nn
 from mimicut.base.errors import PlanError, StoreError
 from mimicut.results.files import PAGES, PLAN, REPORT, RUN, STORED, VERSION, WEIGHTS, read_json, sha256, write_json
 from mimicut.results.folder import existing_result, fill_folder, is_own_page
-from mimicut.results.page import page
+from mimicut.results.html_page import page
 from mimicut.results.readme import readme
 from mimicut.results.report import Report
 from mimicut.results.weights_file import write_weights

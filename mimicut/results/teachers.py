@@ -29,13 +29,13 @@ from typing import Any
 
 from mimicut.base.errors import InputError
 from mimicut.inputs.augment import VIEWS
-from mimicut.inputs.builders import parse_spec
+from mimicut.inputs.build_by_name import parse_spec
 from mimicut.inputs.built_model import OWN_PREPROCESSING
 from mimicut.inputs.model_checks import checked_model
 from mimicut.inputs.preprocessing import Preprocessing, PreprocessingChanges
 from mimicut.inputs.teacher import Build, Teacher, TeacherOptions, make_teacher, named_teacher
 from mimicut.inputs.torchvision_models import detector_preprocessing
-from mimicut.results.loading import as_teacher, is_result
+from mimicut.results.load_result import as_teacher, is_result
 
 
 def load_teacher(

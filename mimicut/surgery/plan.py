@@ -11,7 +11,7 @@ from torch import nn
 from mimicut.base.errors import PlanError
 from mimicut.base.guard import named_tensors
 from mimicut.surgery.budget import Budget
-from mimicut.surgery.plan_format import KINDS, VERSION, check_plan, from_version_1
+from mimicut.surgery.plan_check import KINDS, VERSION, check_plan, from_version_1
 from mimicut.surgery.seam import Seam
 
 

@@ -16,12 +16,12 @@ from mimicut.proof import laws
 from mimicut.proof.image_check import ImageCheck
 from mimicut.recovery.config import MimicConfig
 from mimicut.recovery.cut_student import CutStudent
+from mimicut.recovery.precision_and_layout import emulated
 from mimicut.recovery.recover import Recovery, recover
-from mimicut.recovery.ways import emulated
 from mimicut.results import store
-from mimicut.results.exports import export_folder
+from mimicut.results.export_folder import export_folder
 from mimicut.results.files import PLAN
-from mimicut.results.loading import load
+from mimicut.results.load_result import load
 from mimicut.results.report import Report
 from mimicut.results.stopped_runs import remove_stopped
 from mimicut.surgery.budget import Budget, BudgetOptions
@@ -30,9 +30,9 @@ from mimicut.surgery.head import check_head, put_under_head
 from mimicut.surgery.plan import Plan
 from mimicut.surgery.seam import SeamPoint
 from mimicut.workflow.deciding import Allowance, Network, decide, look_at_images, read_network
+from mimicut.workflow.fill_report import Costs, class_names, report_of
 from mimicut.workflow.intake import Intake, known_images, say_notes, take_in
 from mimicut.workflow.proving import Proof, add_alternatives, measure_latency, measure_student
-from mimicut.workflow.reporting import Costs, class_names, report_of
 from mimicut.workflow.request import Destination, OnStage, OnStep, Request, destination_of, request_of, teacher_of
 from mimicut.workflow.run_file import run_file
 from mimicut.workflow.run_record import CheckpointWriter, check_same, record_of

@@ -14,9 +14,9 @@ from mimicut.base.guard import on_device
 from mimicut.base.progress import SpokenProgress
 from mimicut.inputs.teacher import Teacher
 from mimicut.planning.evidence import channel_evidence, needed_bytes
+from mimicut.planning.importance import Evidence
 from mimicut.planning.mixtures import plan_mixture
 from mimicut.planning.planner import make_plan, replan
-from mimicut.planning.scores import Evidence
 from mimicut.planning.survey import Findings
 from mimicut.proof.image_check import ImageCheck, check_images
 from mimicut.recovery.recover import EVIDENCE_SHARE, about

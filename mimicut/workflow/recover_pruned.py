@@ -19,20 +19,20 @@ from mimicut.recovery.folds import batches_of
 from mimicut.recovery.mimic import mimic
 from mimicut.recovery.norms import VIEWS, refit_norms
 from mimicut.recovery.pair import Pair
+from mimicut.recovery.precision_and_layout import describe_way, emulated
+from mimicut.recovery.settle_options import settle
 from mimicut.recovery.training import MimicLog
-from mimicut.recovery.trials import settle
-from mimicut.recovery.ways import describe_way, emulated
 from mimicut.results import store
-from mimicut.results.exports import export_programs
+from mimicut.results.export_folder import export_programs
 from mimicut.results.folder import check_writable
 from mimicut.results.report import Report
 from mimicut.runtime.export import check_formats
 from mimicut.surgery.head import put_under_head
 from mimicut.surgery.plan import Plan, describe
 from mimicut.surgery.seam import Seam
+from mimicut.workflow.fill_report import Costs, report_of
 from mimicut.workflow.intake import Intake, known_images, say_notes, take_in
 from mimicut.workflow.proving import measure_student
-from mimicut.workflow.reporting import Costs, report_of
 from mimicut.workflow.request import OnStage, OnStep, Request, RunOptions, run_request_of, teacher_of
 
 

@@ -13,14 +13,14 @@ from mimicut.inputs.image_set import ImageSet, bind_call
 from mimicut.proof.certificate import check_threshold
 from mimicut.proof.figures import Accuracy, accuracy, figures
 from mimicut.proof.image_check import held_out_notes
-from mimicut.results.loading import load
+from mimicut.results.load_result import load
 from mimicut.results.report import Report
 from mimicut.results.store import read
 from mimicut.results.teachers import code_of, load_again
 from mimicut.surgery.head import check_head
 from mimicut.surgery.plan import check_teacher
+from mimicut.workflow.fill_report import class_names, report_fields
 from mimicut.workflow.intake import labelled_images, measuring_images
-from mimicut.workflow.reporting import class_names, report_fields
 
 
 def verify_folder(

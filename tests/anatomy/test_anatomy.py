@@ -14,7 +14,7 @@ from mimicut.anatomy.cost import count, count_traced
 from mimicut.anatomy.find_seam import find_seam, trace
 from mimicut.anatomy.graph import Anatomy
 from mimicut.anatomy.operators import TABLE
-from mimicut.anatomy.operators.rules import unknown_operator
+from mimicut.anatomy.operators.rule_interface import unknown_operator
 from mimicut.anatomy.selection import selections
 from mimicut.anatomy.torch_calls import shapes_of
 from mimicut.anatomy.tracing import RecurrentShapes

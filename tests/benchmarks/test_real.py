@@ -21,7 +21,7 @@ pytestmark = pytest.mark.long  # minutes: make test-all
 COUNTS = {"few": 12, "other": 4, "test": 10}
 TEACHER = """
 import torch
-from mimicut.demo.networks import ResNet
+from mimicut.demo.teacher_networks import ResNet
 
 def build():
     torch.manual_seed(0)

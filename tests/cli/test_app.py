@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from command_line import call
 
-from mimicut.cli import progress
+from mimicut.cli import terminal_progress
 from mimicut.cli.app import main
 from mimicut.results.teachers import load_teacher
 from mimicut.surgery.cut import cut
@@ -210,7 +210,7 @@ def test_a_stopped_run_is_saved_says_how_to_go_on_and_does(place, capsys, monkey
 
     asked = ("compress", "net.py:build", "photos", "--keep", 0.5, "--out", "x", "--steps", 4)
     with monkeypatch.context() as patch:
-        patch.setattr(progress.StepProgress, "__call__", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(terminal_progress.StepProgress, "__call__", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         code, line, err = call(capsys, *asked)
     assert code == 130
     assert (line["steps"], line["folder"] is None) == (1, False)

@@ -14,7 +14,7 @@ from mimicut.demo import crops, imagenet, photographs
 from mimicut.inputs.image_set import read_images
 from mimicut.inputs.preprocessing import Preprocessing
 from mimicut.inputs.teacher import build_architecture
-from mimicut.results import answers, loading
+from mimicut.results import answers, load_result
 from mimicut.results import report as report_module
 from mimicut.results.report import Report
 from mimicut.results.teachers import load_teacher
@@ -167,7 +167,7 @@ def test_the_demo_of_a_real_teacher(lite0, monkeypatch, tmp_path):
     places = [table.index(text) for text in ("cut and not recovered: agreement", "\nheld-out image ", "note: ")]
     assert places == sorted(places)
     assert set(shown.to_json()) == {"agreement_cut", "picture"}
-    assert loading.load(tmp_path / "small").classifier.out_features == 1000
+    assert load_result.load(tmp_path / "small").classifier.out_features == 1000
 
 
 def test_the_demo_of_a_real_teacher_is_done_in_minutes(lite0, monkeypatch):
@@ -186,7 +186,7 @@ def test_the_demo_of_a_real_teacher_is_done_in_minutes(lite0, monkeypatch):
 
 
 def test_notes_are_counted_then_and_told_below(capsys):
-    from mimicut.cli.progress import stages
+    from mimicut.cli.terminal_progress import stages
 
     say = stages()
     for text in ("reading", "note: one", "note: two", "cutting", "note: three", "solving"):

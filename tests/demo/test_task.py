@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mimicut.base.errors import InputError
-from mimicut.demo import networks, photographs, train
+from mimicut.demo import photographs, teacher_networks, train
 
 PAIRS = [("train", "few"), ("train", "test"), ("few", "test")]
 
@@ -152,21 +152,21 @@ def test_a_missing_package_or_picture_is_named(monkeypatch):
         photographs.photographs()
 
 
-@pytest.mark.parametrize("name", networks.NAMES)
+@pytest.mark.parametrize("name", teacher_networks.NAMES)
 def test_the_test_set_is_the_one_the_teacher_was_measured_on(name):
-    assert networks.facts(name)["test_sha256"] == photographs.test_hash()
-    assert networks.facts(name)["classes"] == list(photographs.CLASSES)
-    assert networks.facts(name)["test_patches"] == photographs.TEST_COUNT == 10_000
+    assert teacher_networks.facts(name)["test_sha256"] == photographs.test_hash()
+    assert teacher_networks.facts(name)["classes"] == list(photographs.CLASSES)
+    assert teacher_networks.facts(name)["test_patches"] == photographs.TEST_COUNT == 10_000
 
 
-@pytest.mark.parametrize("name", networks.NAMES)
+@pytest.mark.parametrize("name", teacher_networks.NAMES)
 def test_shipped_teacher_is_as_good_as_its_facts_say(name, first_2000):
-    model, preprocessing = networks.load(name)
+    model, preprocessing = teacher_networks.load(name)
     assert not any(m.training for m in model.modules())
     assert preprocessing == photographs.PREPROCESSING
     with torch.no_grad():
         right = int(train.correct(model, *first_2000).sum())
-    facts = networks.facts(name)
+    facts = teacher_networks.facts(name)
     assert facts["top1_test"] >= 83
     assert abs(right - facts["right_of_first_2000"]) <= 4  # other processors round differently
     # Four standard errors of a share of 2,000.
@@ -174,29 +174,29 @@ def test_shipped_teacher_is_as_good_as_its_facts_say(name, first_2000):
     assert abs(right / 2000 - share) < 4 * (share * (1 - share) / 2000) ** 0.5
 
 
-@pytest.mark.parametrize("name", networks.NAMES)
+@pytest.mark.parametrize("name", teacher_networks.NAMES)
 def test_shipped_weights_are_small_and_fit(name):
-    path = networks.TEACHERS / f"{name}.safetensors"
+    path = teacher_networks.TEACHERS / f"{name}.safetensors"
     assert path.stat().st_size <= 2_000_000
-    model = networks.build(name)
+    model = teacher_networks.build(name)
     assert load_file(path).keys() == model.state_dict().keys()
-    assert sum(p.numel() for p in model.parameters()) == networks.facts(name)["parameters"]
+    assert sum(p.numel() for p in model.parameters()) == teacher_networks.facts(name)["parameters"]
 
 
 def test_build_is_random_and_in_train_mode():
     torch.manual_seed(0)
-    one, other = networks.build("resnet20"), networks.build("resnet20")
+    one, other = teacher_networks.build("resnet20"), teacher_networks.build("resnet20")
     assert one.training
     assert not torch.equal(one.conv1.weight, other.conv1.weight)
     with pytest.raises(InputError, match=r"resnet21.*resnet20"):
-        networks.build("resnet21")
+        teacher_networks.build("resnet21")
     with pytest.raises(InputError, match="resnet21"):
-        networks.facts("resnet21")
+        teacher_networks.facts("resnet21")
 
 
 def test_missing_weights_are_named(tmp_path):
     with pytest.raises(InputError, match=r"resnet20\.safetensors is missing.*mimicut\.demo\.train"):
-        networks.load("resnet20", tmp_path)
+        teacher_networks.load("resnet20", tmp_path)
 
 
 def test_training_is_seeded_and_writes_whole_files(tmp_path):
@@ -211,7 +211,7 @@ def test_training_is_seeded_and_writes_whole_files(tmp_path):
     train.write(tmp_path / "new", "resnet20", one, {"a": 1})
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["resnet20.json", "resnet20.safetensors"]
     assert json.loads((tmp_path / "new" / "resnet20.json").read_text()) == {"a": 1}
-    loaded, _ = networks.load("resnet20", tmp_path / "new")
+    loaded, _ = teacher_networks.load("resnet20", tmp_path / "new")
     x = photographs.few_images(4, seed=0)
     with torch.no_grad():
         assert torch.equal(loaded(x), one(x))
@@ -220,7 +220,7 @@ def test_training_is_seeded_and_writes_whole_files(tmp_path):
 def test_a_transformer_is_trained_with_adamw():
     """Its first step: one lr for every weight that has a gradient, whatever the gradient's size."""
     torch.manual_seed(0)
-    before = networks.build("vit_tiny")
+    before = teacher_networks.build("vit_tiny")
     config = train.TrainConfig(steps=2, batch_size=4, optimizer="adamw", lr=1e-3, warmup=0.5, weight_decay=0.0)
     after = train.train("vit_tiny", config)  # the second step is at the end of the fall: its lr is 0
     moved = (after.fc.weight - before.fc.weight).abs() / (1 - 1 / 11 * 1 / 6)  # what is kept is a running average

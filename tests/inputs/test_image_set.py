@@ -10,7 +10,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms._presets import ImageClassification
 
 from mimicut.base.errors import InputError
-from mimicut.inputs import decode, preprocessing, sources
+from mimicut.inputs import decode, image_sources, preprocessing
 from mimicut.inputs import image_set as images_module
 from mimicut.inputs.image_set import ImageSet, Preprocessing, Split, read_images, split
 
@@ -632,7 +632,7 @@ def test_split_is_plain_data():
     assert Split([0], [1], [2]) == Split([0], [1], [2])
 
 
-@pytest.mark.parametrize("room", [images_module, sources, decode, preprocessing], ids=lambda room: room.__name__)
+@pytest.mark.parametrize("room", [images_module, image_sources, decode, preprocessing], ids=lambda room: room.__name__)
 def test_the_rooms_import_no_network_and_no_timm(room):
     source = Path(room.__file__).read_text()
     for word in ("urllib", "requests", "timm", "torchvision.models", "torchvision.datasets", "huggingface"):

@@ -485,11 +485,11 @@ def test_a_folder_cannot_make_the_builder_read_files(kwargs):
 
 
 def test_demo_teachers(monkeypatch):
-    demo = type(sys)("mimicut.demo.networks")
+    demo = type(sys)("mimicut.demo.teacher_networks")
     demo.PREPROCESSING = Preprocessing((1, 32, 32), (0,), (1,)).to_json()
     demo.load = lambda name: (nn.Linear(2, 3), demo.PREPROCESSING)
     demo.build = lambda name: nn.Linear(2, 5)
-    monkeypatch.setitem(sys.modules, "mimicut.demo.networks", demo)
+    monkeypatch.setitem(sys.modules, "mimicut.demo.teacher_networks", demo)
     teacher = load_teacher("demo:any")
     assert teacher.model.out_features == 3
     assert teacher.views == "patches"

@@ -9,8 +9,8 @@ from torch import nn
 from mimicut.anatomy.cost import count
 from mimicut.anatomy.find_seam import trace
 from mimicut.base.errors import PlanError
+from mimicut.planning.importance import SCORES
 from mimicut.planning.planner import eligible_groups, make_plan
-from mimicut.planning.scores import SCORES
 from mimicut.proof.laws import check_cut
 from mimicut.proof.randomised import randomised
 from mimicut.surgery.budget import SCORE_NAMES

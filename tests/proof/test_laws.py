@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mimicut.anatomy.cost import Cost, count
 from mimicut.anatomy.find_seam import trace
 from mimicut.base.errors import LawBroken
-from mimicut.demo import networks
+from mimicut.demo import teacher_networks
 from mimicut.planning.planner import make_plan, resolve
 from mimicut.proof.laws import _InRows, _noise, _random_inputs, check_budget, check_cut
 from mimicut.proof.randomised import randomised
@@ -47,9 +47,9 @@ def test_law_2_cut_equals_zero(net, score, keep_width):
     assert sum(p.numel() for p in student.parameters()) < sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", networks.NAMES)
+@pytest.mark.parametrize("name", teacher_networks.NAMES)
 def test_law_2_on_every_teacher_of_the_demo(name):
-    model = randomised(networks.build(name))
+    model = randomised(teacher_networks.build(name))
     anatomy = trace(model, torch.zeros(2, 1, 32, 32))
     plan = make_plan(model, anatomy, keep_width=0.5)
     assert check_cut(anatomy, plan, model, cut(model, plan))["error"] <= 1e-10

@@ -10,8 +10,8 @@ from mimicut.anatomy.find_seam import trace
 from mimicut.base.errors import InputError
 from mimicut.base.guard import named_tensors
 from mimicut.planning.evidence import channel_evidence
+from mimicut.planning.importance import Evidence
 from mimicut.planning.planner import make_plan
-from mimicut.planning.scores import Evidence
 from mimicut.proof.randomised import randomised
 from mimicut.recovery.config import EFFORTS, ConfigChanges, MimicConfig, preset
 from mimicut.recovery.cut_student import CutStudent

@@ -16,7 +16,7 @@ from mimicut.recovery.cut_student import CutStudent
 from mimicut.recovery.mimic import mimic
 from mimicut.recovery.pair import Pair
 from mimicut.recovery.recover import recover
-from mimicut.recovery.trials import REACH, measure_rate
+from mimicut.recovery.settle_options import REACH, measure_rate
 from mimicut.surgery.cut import cut
 from mimicut.surgery.seam import capturing
 

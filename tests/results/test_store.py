@@ -18,7 +18,7 @@ from mimicut.base.guard import same_bits
 from mimicut.results import store
 from mimicut.results.files import FILES, PAGES, sha256
 from mimicut.results.folder import check_writable, previous_path
-from mimicut.results.loading import load
+from mimicut.results.load_result import load
 from mimicut.results.report import Report
 from mimicut.results.store import read, save
 from mimicut.surgery.cut import cut
@@ -131,7 +131,7 @@ def test_a_fresh_process_gives_the_same_outputs(saved, student, tmp_path):
     images = torch.randn(4, 3, 8, 8)
     code = (
         "import sys, torch; from safetensors.torch import load_file, save_file\n"
-        "from mimicut.results.loading import load\n"
+        "from mimicut.results.load_result import load\n"
         f"torch.set_num_threads({torch.get_num_threads()})\n"
         "x = load_file('in.safetensors')['x']\n"
         "with torch.no_grad(): save_file({'y': load('result', 'mine.py:build')(x)}, 'out.safetensors')\n"

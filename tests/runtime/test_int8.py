@@ -16,7 +16,7 @@ from mimicut.inputs.teacher import own_teacher
 from mimicut.proof.randomised import randomised
 from mimicut.runtime.export import FILES, run_onnx
 
-room = import_module("mimicut.results.exports")
+room = import_module("mimicut.results.export_folder")
 SAID = Preprocessing((3, 8, 8), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
 NAMES = ["teacher", "teacher, INT8", "student", "student, INT8"]
 

@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 
 import mimicut as us
 from mimicut.base.errors import InputError
-from mimicut.cli import progress
+from mimicut.cli import terminal_progress
 from mimicut.inputs.image_set import read_images
 from mimicut.inputs.preprocessing import Preprocessing
 from mimicut.inputs.teacher import own_teacher
@@ -119,7 +119,7 @@ def test_alternatives_have_no_image_to_be_judged_by():
 
 def test_an_interrupted_fold_leaves_the_result_and_says_so(place, capsys, monkeypatch):
 
-    seen, show = [], progress.StepProgress.__call__
+    seen, show = [], terminal_progress.StepProgress.__call__
 
     def once(self, done, total, loss):
         seen.append(done)
@@ -127,7 +127,7 @@ def test_an_interrupted_fold_leaves_the_result_and_says_so(place, capsys, monkey
             raise KeyboardInterrupt
         show(self, done, total, loss)
 
-    monkeypatch.setattr(progress.StepProgress, "__call__", once)
+    monkeypatch.setattr(terminal_progress.StepProgress, "__call__", once)
     asked = ("compress", "net.py:build", "photos", "--keep", 0.5, "--steps", 2, "--out", "small")
     code, line, err = call(capsys, *asked, "--crossfit", 2)
     assert (code, line) == (130, None)

@@ -6,7 +6,7 @@ Heads are cut whole: a head is a block of channels that a reshape sets apart and
 from torch.fx import Node
 
 from mimicut.anatomy.channels import Axes
-from mimicut.anatomy.operators.rules import Reader, Rule, argument, foresee, why
+from mimicut.anatomy.operators.rule_interface import Reader, Rule, argument, foresee, why
 from mimicut.anatomy.tracing import shape
 
 

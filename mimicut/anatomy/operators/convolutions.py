@@ -8,7 +8,7 @@ import numpy as np
 from torch.fx import Node
 
 from mimicut.anatomy.channels import Axes, Ids
-from mimicut.anatomy.operators.rules import Reader, Rule, argument, foresee, owner_of, why
+from mimicut.anatomy.operators.rule_interface import Reader, Rule, argument, foresee, owner_of, why
 from mimicut.anatomy.tracing import shape
 
 # Of more groups than this whole groups are cut, however wide they are; of as many or fewer, which are wide, each loses

@@ -3,7 +3,7 @@
 from torch.fx import Node
 
 from mimicut.anatomy.channels import Axes
-from mimicut.anatomy.operators.rules import Reader, Rule, foresee, owner_of, why
+from mimicut.anatomy.operators.rule_interface import Reader, Rule, foresee, owner_of, why
 from mimicut.anatomy.operators.shapes import expand
 from mimicut.anatomy.tracing import operator, shape
 

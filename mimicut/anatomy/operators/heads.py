@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from torch.fx import Node
 
-from mimicut.anatomy.operators.rules import argument
+from mimicut.anatomy.operators.rule_interface import argument
 from mimicut.anatomy.tracing import operator, shape
 
 _MAX_STEPS = 200  # of a look ahead; an attention is a few dozen operators

@@ -6,7 +6,7 @@ A cut network takes its statistics over the channels that it keeps; the check of
 from torch.fx import Node
 
 from mimicut.anatomy.channels import Axes
-from mimicut.anatomy.operators.rules import Reader, Rule, argument, owner_of, why
+from mimicut.anatomy.operators.rule_interface import Reader, Rule, argument, owner_of, why
 from mimicut.anatomy.tracing import shape
 
 

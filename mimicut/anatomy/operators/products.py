@@ -3,7 +3,7 @@
 from torch.fx import Node
 
 from mimicut.anatomy.channels import Axes, Ids
-from mimicut.anatomy.operators.rules import (
+from mimicut.anatomy.operators.rule_interface import (
     Reader,
     Rule,
     argument,

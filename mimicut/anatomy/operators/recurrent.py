@@ -9,7 +9,7 @@ import numpy as np
 from torch.fx import Node
 
 from mimicut.anatomy.channels import Axes
-from mimicut.anatomy.operators.rules import Reader, Rule, foresee, overload, owner_of, why
+from mimicut.anatomy.operators.rule_interface import Reader, Rule, foresee, overload, owner_of, why
 from mimicut.anatomy.tracing import shape
 
 RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")

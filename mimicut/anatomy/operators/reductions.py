@@ -6,7 +6,7 @@ from torch.fx import Node
 
 from mimicut.anatomy.channels import Axes
 from mimicut.anatomy.operators.elementwise import broadcast
-from mimicut.anatomy.operators.rules import Reader, Rule, argument, foresee, overload, why
+from mimicut.anatomy.operators.rule_interface import Reader, Rule, argument, foresee, overload, why
 from mimicut.anatomy.tracing import operator, shape
 
 _EXTREMES = ("max", "min")

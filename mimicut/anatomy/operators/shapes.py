@@ -7,7 +7,7 @@ from torch.fx import Node
 
 from mimicut.anatomy.channels import Axes, Ids
 from mimicut.anatomy.operators.heads import batched_later
-from mimicut.anatomy.operators.rules import Reader, Rule, argument, foresee, overload, why
+from mimicut.anatomy.operators.rule_interface import Reader, Rule, argument, foresee, overload, why
 from mimicut.anatomy.tracing import operator, shape
 
 

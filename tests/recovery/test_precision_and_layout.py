@@ -16,12 +16,20 @@ from mimicut.base.layout import laid, learns_channels_last, takes_channels_last
 from mimicut.planning.planner import make_plan
 from mimicut.proof.figures import figures
 from mimicut.proof.randomised import randomised
-from mimicut.recovery import trials
+from mimicut.recovery import settle_options
 from mimicut.recovery.config import MimicConfig, preset
 from mimicut.recovery.mimic import mimic
 from mimicut.recovery.pair import Pair
-from mimicut.recovery.trials import settle
-from mimicut.recovery.ways import Way, bf16_in_hardware, describe_way, emulated, quickest, ways, worth_trying
+from mimicut.recovery.precision_and_layout import (
+    Way,
+    bf16_in_hardware,
+    describe_way,
+    emulated,
+    quickest,
+    ways,
+    worth_trying,
+)
+from mimicut.recovery.settle_options import settle
 from mimicut.surgery.cut import cut
 
 CPU = torch.device("cpu")
@@ -149,8 +157,8 @@ def timed(monkeypatch, seconds):
         tried.append((config.precision, config.layout))
         return seconds[config.layout]
 
-    monkeypatch.setattr(trials, "worth_trying", lambda *_: True)
-    monkeypatch.setattr(trials, "_step_seconds", step_seconds)
+    monkeypatch.setattr(settle_options, "worth_trying", lambda *_: True)
+    monkeypatch.setattr(settle_options, "_step_seconds", step_seconds)
     return tried
 
 
@@ -168,7 +176,7 @@ def test_a_trial_changes_nothing_of_the_student_or_the_run(monkeypatch):
     teacher, student, seam = pair()
     before, lead = bits(student), bits(teacher)
     config = preset("default", steps=3, views="none", seed=5)
-    monkeypatch.setattr(trials, "worth_trying", lambda *_: True)
+    monkeypatch.setattr(settle_options, "worth_trying", lambda *_: True)
     torch.manual_seed(3)
     random = torch.get_rng_state()
     taken, tried = settle(Pair.of(teacher, student, seam), FEW, config)

@@ -1,7 +1,7 @@
 """From the name of a teacher to a built model: which library, and which of its options may be used.
 
 Each library has a file of its own (`timm_models`, `torchvision_models`, `hugging_face_models`, `own_models`,
-`demo_models`). No weights file that a user names is read here (`weights` does that); the model is checked by
+`demo_teachers`). No weights file that a user names is read here (`weights` does that); the model is checked by
 `model_checks`.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from mimicut.base.errors import InputError, MimicutError, one_line
 from mimicut.inputs.built_model import BuiltModel
-from mimicut.inputs.demo_models import build_demo
+from mimicut.inputs.demo_teachers import build_demo
 from mimicut.inputs.hugging_face_models import build_hugging_face
 from mimicut.inputs.own_models import call_builder, import_builder
 from mimicut.inputs.timm_models import build_timm

@@ -20,7 +20,7 @@ from mimicut.inputs.teacher import Build, Teacher, own_teacher
 from mimicut.proof.int8_table import int8_table
 from mimicut.results.export_checks import FIXED, check_exports, data_name, files_of
 from mimicut.results.files import PLAN, SCRATCH
-from mimicut.results.loading import load
+from mimicut.results.load_result import load
 from mimicut.results.report import Report
 from mimicut.results.store import put_report, read
 from mimicut.results.teachers import code_of, load_again

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mimicut.proof.randomised import randomised
-from mimicut.recovery.folded import find_foldable, folding
+from mimicut.recovery.fused_norm import find_foldable, folding
 
 X = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -104,7 +104,7 @@ def test_norms_that_take_their_own_statistics_or_stand_elsewhere_are_left_alone(
 def test_a_fold_that_says_something_else_is_not_used(monkeypatch):
     model = randomised(Chain()).eval()
     assert folded(model)
-    monkeypatch.setattr("mimicut.recovery.folded._MOST_APART", -1.0)
+    monkeypatch.setattr("mimicut.recovery.fused_norm._MOST_APART", -1.0)
     assert folded(model) == {}
 
 

@@ -18,7 +18,7 @@ import mimicut as us
 from mimicut.inputs.preprocessing import Preprocessing
 from mimicut.inputs.teacher import own_teacher
 from mimicut.proof.randomised import randomised
-from mimicut.results.page import page
+from mimicut.results.html_page import page
 from mimicut.results.readme import readme
 
 SAID = Preprocessing((3, 8, 8), (0.5,) * 3, (0.25,) * 3)

@@ -17,9 +17,18 @@ from mimicut.recovery.batches import Batch, Passes, Source, copied, count, make_
 from mimicut.recovery.checkpoint import Checkpoint
 from mimicut.recovery.config import PRECISIONS, MimicConfig
 from mimicut.recovery.pair import Pair, device_for, placed_copy
+from mimicut.recovery.precision_and_layout import (
+    AUTO,
+    TRIED_STEPS,
+    Way,
+    flops_of,
+    quickest,
+    trial_images,
+    ways,
+    worth_trying,
+)
 from mimicut.recovery.seam_error import LEAST_SPREAD, squared_deviation, squared_error
 from mimicut.recovery.training import train
-from mimicut.recovery.ways import AUTO, TRIED_STEPS, Way, flops_of, quickest, trial_images, ways, worth_trying
 from mimicut.surgery.seam import Seam, capturing
 
 # How far the first whole step moves the student's features, as a share of the teacher's squared deviation at the seam.
