@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mimicut.cli.config_file import ConfigFile
-from mimicut.cli.option_values import bytes_in, formats_in, recipe_from, set_threads, teacher_from
+from mimicut.cli.option_values import bytes_in, formats_in, set_threads, teacher_from
 from mimicut.cli.options import (
     FORMATS_HELP,
     Batch,
@@ -129,6 +129,8 @@ def compress(
 ) -> None:
     """Cut a teacher to a budget, let it mimic the teacher on a few images, verify and save it."""
     set_threads(threads)
+    from mimicut.recovery.config import preset as recipe
+
     shared: BudgetOptions = {
         "params": params, "size_mb": size_mb, "keep_width": keep_width, "runtime": runtime, "threads": threads,
         "batch": batch, "depth": depth, "scheme": scheme, "spare_ends": spare_ends, "drop": drop, "pin": pin,
@@ -142,9 +144,9 @@ def compress(
     lists = {"keep": keep, "latency": latency, "latency_ms": latency_ms}
     budgets = _checked_budgets(shared, lists, plan, out, options)
     asked = {"steps": steps, "seed": seed, "device": device, "precision": precision, "layout": layout}
-    recipe_from(preset, effort, **asked)  # what cannot be is refused before the teacher is loaded
+    recipe(preset, effort, **asked)  # what cannot be is refused before the teacher is loaded
     found = teacher_from(teacher, weights, pretrained, num_classes, part, input_size, mean, std, resize, views)
-    options["config"] = recipe_from(preset, effort, views=found.views, **asked)
+    options["config"] = recipe(preset, effort, views=found.views, **asked)
     _Runs(found, images, options, crossfit, tensorboard, len(budgets) > 1).all(budgets, out)
 
 

@@ -32,11 +32,11 @@ def demo(
 ) -> None:
     """Compress a trained network with 50 unlabelled images; measure and show it on others that nothing else touched."""
     set_threads(threads)
-    from mimicut.workflow.demonstration import run
+    from mimicut.workflow.demonstration import recipe_for, run
 
     shown = run(
-        teacher, keep=keep, keep_width=keep_width, images=images, recipe=preset, effort=effort, steps=steps, seed=seed,
-        out=out, force=force, on_stage=stages(), on_step=StepProgress(),
+        teacher, config=recipe_for(teacher, preset, effort, steps, seed), keep=keep, keep_width=keep_width,
+        images=images, out=out, force=force, on_stage=stages(), on_step=StepProgress(),
     )  # fmt: skip
     say(shown.table())
     folder = shown.result.folder

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from mimicut.cli.config_file import ConfigFile
 from mimicut.cli.option_values import formats_in, set_threads, teacher_from
 from mimicut.cli.options import (
     Device,
@@ -71,6 +72,7 @@ def recover(
     tensorboard: LogTo = None,
     force: ForceResult = False,
     threads: Threads = None,
+    config: ConfigFile = None,
 ) -> None:
     """Recover a student that another tool pruned: it mimics the teacher, and is stored as exported files."""
     set_threads(threads)
@@ -82,13 +84,13 @@ def recover(
 
     check_writable(out, force=force)
     found = teacher_from(teacher, weights, pretrained, num_classes, "", input_size, mean, std, resize, views)
-    config = recipe(
+    how = recipe(
         preset, effort, steps=steps, seed=seed, device=device, precision=precision, layout=layout, views=found.views
     )
     most = None if max_memory is None else parsed(max_memory)
     progress = StepProgress(tensorboard)
     _, report = recover_pruned(
-        found, load_teacher(student).model, images, folder=out, force=force, named=student, config=config,
+        found, load_teacher(student).model, images, folder=out, force=force, named=student, config=how,
         export_to=formats_in(to), held_out=held_out, held_out_share=held_out_share, labelled=labelled, seam=seam,
         min_agreement=min_agreement, max_memory=most, on_stage=stages(), on_step=progress,
     )  # fmt: skip

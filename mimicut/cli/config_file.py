@@ -1,22 +1,28 @@
 """`--config FILE.toml`: the options of a command in a file, which its flags override."""
 
+import inspect
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import typer
 
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number"}
 
-def read_config(path: Path, known: set[str]) -> dict[str, Any]:
+
+def read_config(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
     """The options in a file, by the names of parameters.
 
     Args:
         path: A TOML file; its keys are the names of flags without the two hyphens, or of arguments.
-        known: The names that the command knows, with underscores.
+        known: The parameters of the command, name -> type, such as `float | None` or `list[str] | None`.
 
     Raises:
-        InputError: The file cannot be read, or holds a key that the command does not know; the line is named.
+        InputError: The file cannot be read, or holds a key that the command does not know or a value of another kind;
+            the line is named.
     """
     from mimicut.base.errors import InputError, unknown_option
 
@@ -25,18 +31,53 @@ def read_config(path: Path, known: set[str]) -> dict[str, Any]:
         data = tomllib.loads(text)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"reading the config {path}: {error}; expected a TOML file of options") from error
-    options = {}
+    options: dict[str, Any] = {}
     for key, value in data.items():
-        name = key.replace("-", "_")
-        if name not in known:
-            line = _line_of(text, key)
-            raise InputError(f"reading the config {path}, line {line}: {unknown_option(key, known)}")
-        if isinstance(value, dict):
-            raise InputError(
-                f"reading the config {path}, line {_line_of(text, key)}: {key} is a table, expected a value"
-            )
-        options[name] = value
+        name, line = key.replace("-", "_"), _line_of(text, key)
+        fault = _fault(key, value, known[name]) if name in known else unknown_option(key, known)
+        if fault is not None:
+            raise InputError(f"reading the config {path}, line {line}: {fault}")
+        if name in options:
+            raise InputError(f"reading the config {path}, line {line}: {name} is given twice, with _ and with -")
+        several = _several(known[name])
+        options[name] = [value] if several is not None and not isinstance(value, list) else value
     return options
+
+
+def _fault(key: str, value: Any, kind: Any) -> str | None:
+    """What is wrong with a value for a parameter of this type; None where nothing is."""
+    several = _several(kind)
+    one = several or _without_none(kind)
+    expected = _WORDS.get(one, "text")
+    if isinstance(value, dict):
+        return f"{key} is a table, expected {expected}"
+    if isinstance(value, list) and several is None:
+        return f"{key} is a list, expected {expected}"
+    for each in value if isinstance(value, list) else [value]:
+        if not _is_a(each, one):
+            shown = str(each).lower() if isinstance(each, bool) else repr(each)
+            return f"{key} is {shown}, expected {expected}"
+    return None
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    if kind is float:
+        return isinstance(value, (int, float))
+    return isinstance(value, int) if kind is int else isinstance(value, (str, int, float))
+
+
+def _without_none(kind: Any) -> Any:
+    if get_origin(kind) not in (Union, UnionType):
+        return kind
+    return next(each for each in get_args(kind) if each is not type(None))
+
+
+def _several(kind: Any) -> Any:
+    """The type of an element where a parameter takes a list, else None."""
+    kind = _without_none(kind)
+    return get_args(kind)[0] if get_origin(kind) is list else None
 
 
 def _line_of(text: str, key: str) -> int:
@@ -47,13 +88,11 @@ def _line_of(text: str, key: str) -> int:
 
 def _use(context: typer.Context, path: Path | None) -> Path | None:
     if path is not None:
-        parameters = {parameter.name: parameter for parameter in context.command.params if parameter.name != "config"}
-        options = read_config(path, set(parameters))
-        several = {name for name, parameter in parameters.items() if getattr(parameter, "multiple", False)}
-        context.default_map = {
-            name: [value] if name in several and not isinstance(value, list) else value
-            for name, value in options.items()
-        }
+        callback = context.command.callback
+        assert callback is not None  # a command has one; only groups may lack it
+        hints = get_type_hints(inspect.unwrap(callback))
+        names = {parameter.name for parameter in context.command.params} - {"config"}
+        context.default_map = read_config(path, {name: kind for name, kind in hints.items() if name in names})
     return path
 
 
@@ -61,8 +100,8 @@ ConfigFile = Annotated[
     Path | None,
     typer.Option(
         "--config",
-        help="TOML file that holds any of these options and arguments; flags override it. Every folder that compress "
-        "makes has one that makes it again: run.toml",
+        help="TOML file that holds any of these options and arguments; flags override it. Every result folder has one "
+        "that makes it again: run.toml",
         is_eager=True,
         callback=_use,
     ),

@@ -1,12 +1,9 @@
 """From the texts of options to values."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mimicut.cli.printing import say
-
-if TYPE_CHECKING:
-    from mimicut.recovery.config import MimicConfig
 
 
 def teacher_from(
@@ -62,9 +59,3 @@ def bytes_in(size: str | None) -> int | None:
     from mimicut.base.memory import parsed
 
     return None if size is None else parsed(size)
-
-
-def recipe_from(preset: str, effort: str | None, **changes: Any) -> "MimicConfig":
-    from mimicut.recovery.config import preset as recipe
-
-    return recipe(preset, effort, **changes)

@@ -4,7 +4,7 @@ them; and the arguments of the teacher's call."""
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -92,7 +92,17 @@ class Preprocessing:
         return images_nchw.to(torch.float32).div_(255).sub_(mean).div_(std)
 
 
-@dataclass(frozen=True, kw_only=True)
+class PreprocessingFields(TypedDict, total=False):
+    """The fields of `PreprocessingChanges`, as keyword arguments."""
+
+    input_size: Sequence[int] | None
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    resize: int | str | None
+    interpolation: str | None
+
+
+@dataclass(frozen=True)
 class PreprocessingChanges:
     """What a user changes in the preprocessing that a teacher's weights expect; None leaves a field as it is.
 

@@ -9,7 +9,7 @@ from mimicut.surgery.plan import Plan
 _NAMED = ("timm:", "torchvision:", "hf:", "demo:")
 
 
-def readme(report: Report, plan: Plan) -> str:
+def readme(report: Report, plan: Plan, *, has_run_file: bool = False) -> str:
     """The text of README.md.
 
     Its Python blocks run as they are, in the folder, once the files that they open exist.
@@ -17,6 +17,7 @@ def readme(report: Report, plan: Plan) -> str:
     Args:
         report: The figures, and the files that were exported.
         plan: How the student was cut, and from which teacher.
+        has_run_file: Whether the folder has a run.toml.
     """
     source = plan.teacher.get("source") or {}
     size = (source.get("preprocessing") or {}).get("input_size") or [3, 224, 224]
@@ -25,10 +26,9 @@ def readme(report: Report, plan: Plan) -> str:
         *_summary(report, str(source.get("spec") or "module")),
         "## Load it", "", f"Images are float32 (N, {_joined(size)}){_preparation(source)}.", "",
         *([] if pruned_by else _as_module(plan, source, size)),
-        *_with_pytorch(report, plan, size),
-        *_with_onnx_runtime(report, plan, size),
-        *_with_openvino(report, plan, size),
+        *_with_runtimes(report, plan, size),
         *_other_files(pruned_by),
+        *(_again(pruned_by) if has_run_file else []),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
@@ -62,32 +62,32 @@ def _as_module(plan: Plan, source: Mapping[str, Any], size: list[int]) -> list[s
     ]  # fmt: skip
 
 
-def _with_pytorch(report: Report, plan: Plan, size: list[int]) -> list[str]:
-    return [
-        f"With PyTorch alone{_condition(report, plan, 'pt2')}:", "",
-        "```python", "import torch", "", 'model = torch.export.load("model.pt2").module()',
-        f"scores = model({_blank_call(plan, report, size)})", "```", "",
-    ]  # fmt: skip
+def _with_runtimes(report: Report, plan: Plan, size: list[int]) -> list[str]:
+    """With each runtime alone, by the file that it reads."""
+    code = {
+        "pt2": (
+            "PyTorch", "import torch", "", 'model = torch.export.load("model.pt2").module()',
+            f"scores = model({_blank_call(plan, report, size)})",
+        ),
+        "onnx": (
+            "ONNX Runtime", "import numpy", "import onnxruntime", "",
+            'session = onnxruntime.InferenceSession("model.onnx")', _blank_array(report, "onnx", size),
+            "scores = session.run(None, {session.get_inputs()[0].name: images})[0]",
+        ),
+        "openvino": (
+            "OpenVINO", "import numpy", "import openvino", "",
+            'model = openvino.Core().compile_model("model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})',
+            _blank_array(report, "openvino", size), "scores = model([images])[0]",
+        ),
+    }  # fmt: skip
+    lines = []
+    for kind, (runtime, *body) in code.items():
+        lines += [f"With {runtime} alone{_condition(report, plan, kind)}:", "", "```python", *body, "```", ""]
+    return lines
 
 
-def _with_onnx_runtime(report: Report, plan: Plan, size: list[int]) -> list[str]:
-    return [
-        f"With ONNX Runtime alone{_condition(report, plan, 'onnx')}:", "",
-        "```python", "import numpy", "import onnxruntime", "",
-        'session = onnxruntime.InferenceSession("model.onnx")',
-        f"images = numpy.zeros(({_batch(report, 'onnx')}, {_joined(size)}), numpy.float32)",
-        "scores = session.run(None, {session.get_inputs()[0].name: images})[0]", "```", "",
-    ]  # fmt: skip
-
-
-def _with_openvino(report: Report, plan: Plan, size: list[int]) -> list[str]:
-    return [
-        f"With OpenVINO alone{_condition(report, plan, 'openvino')}:", "",
-        "```python", "import numpy", "import openvino", "",
-        'model = openvino.Core().compile_model("model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})',
-        f"images = numpy.zeros(({_batch(report, 'openvino')}, {_joined(size)}), numpy.float32)",
-        "scores = model([images])[0]", "```", "",
-    ]  # fmt: skip
+def _blank_array(report: Report, kind: str, size: list[int]) -> str:
+    return f"images = numpy.zeros(({_batch(report, kind)}, {_joined(size)}), numpy.float32)"
 
 
 def _other_files(pruned_by: str | None) -> list[str]:
@@ -97,6 +97,14 @@ def _other_files(pruned_by: str | None) -> list[str]:
         "`mimicut export . --to int8 --images DIR` writes the same network in INT8, as `model.int8.onnx`.", "",
         "`plan.json` says which channels and blocks were kept (edit it and pass it to `mimicut compress --plan`),",
         "`weights.safetensors` holds the tensors, `report.json` all figures.",
+    ]  # fmt: skip
+
+
+def _again(pruned_by: str | None) -> list[str]:
+    command = "recover" if pruned_by else "compress"
+    return [
+        "", f"`run.toml` holds the options that this result was made with: `mimicut {command} --config run.toml --out",
+        "ANOTHER_FOLDER` makes it again.",
     ]  # fmt: skip
 
 

@@ -51,17 +51,27 @@ def save(
         write_weights(fresh / WEIGHTS, model)
         write_json(fresh / PLAN, plan.to_json(), plan.dumps())
         stored = {"version": VERSION, "weights_sha256": sha256(fresh / WEIGHTS), "extra": extra or {}}
-        if run_file is not None:
-            stored["run"] = True
-            (fresh / RUN).write_text(run_file, encoding="utf-8")
+        _write_run_file(fresh, run_file, stored)
         write_json(fresh / REPORT, report.to_json() | {STORED: stored})
         _write_pages(fresh, report, plan)
 
     return fill_folder(folder, fill, force)[0]
 
 
+def _write_run_file(folder: Path, text: str | None, stored: dict[str, Any]) -> None:
+    """Changes `stored`, which says that the file is the result's own."""
+    if text is not None:
+        stored["run"] = True
+        (folder / RUN).write_text(text, encoding="utf-8")
+
+
 def save_programs(
-    folder: str | Path, *, write: Callable[[Path], Report], plan: Plan, force: bool = False
+    folder: str | Path,
+    *,
+    write: Callable[[Path], Report],
+    plan: Plan,
+    run_file: str | None = None,
+    force: bool = False,
 ) -> tuple[Path, Report]:
     """Save a result that is exported files and a report, for a student whose code mimicut cannot build again.
 
@@ -69,6 +79,7 @@ def save_programs(
         folder: Where to; it is complete or not there.
         write: Writes the files into the folder that it is given, and returns the report.
         plan: For the pages; it is not stored.
+        run_file: As in `save`.
         force: Whether an existing result is replaced.
 
     Raises:
@@ -77,7 +88,9 @@ def save_programs(
 
     def fill(fresh: Path) -> Report:
         report = write(fresh)
-        write_json(fresh / REPORT, report.to_json() | {STORED: {"version": VERSION, "extra": {}}})
+        stored: dict[str, Any] = {"version": VERSION, "extra": {}}
+        _write_run_file(fresh, run_file, stored)
+        write_json(fresh / REPORT, report.to_json() | {STORED: stored})
         _write_pages(fresh, report, plan)
         return report
 
@@ -153,5 +166,5 @@ def _write_pages(folder: Path, report: Report, plan: Plan) -> None:
 
 def _pages(folder: Path, report: Report, plan: Plan) -> dict[str, str]:
     """The text of each page by its name, without those names under which the folder has a page of the user's."""
-    made = zip(PAGES, (page, readme), strict=True)
-    return {name: make(report, plan) for name, make in made if is_own_page(folder / name)}
+    texts = (page(report, plan), readme(report, plan, has_run_file=(folder / RUN).is_file()))
+    return {name: text for name, text in zip(PAGES, texts, strict=True) if is_own_page(folder / name)}

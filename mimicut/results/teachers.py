@@ -22,17 +22,17 @@ it was made from. Where that teacher is your own code, name the code, and give t
 "file.py:build" with weights="folder" (in Python also the folder with build_teacher=...).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-from mimicut.base.errors import InputError
+from mimicut.base.errors import InputError, unknown_option
 from mimicut.inputs.augment import VIEWS
 from mimicut.inputs.build_by_name import parse_spec
 from mimicut.inputs.built_model import OWN_PREPROCESSING
 from mimicut.inputs.model_checks import checked_model
-from mimicut.inputs.preprocessing import Preprocessing, PreprocessingChanges
+from mimicut.inputs.preprocessing import Preprocessing, PreprocessingChanges, PreprocessingFields
 from mimicut.inputs.teacher import Build, Teacher, TeacherOptions, make_teacher, named_teacher
 from mimicut.inputs.torchvision_models import detector_preprocessing
 from mimicut.results.load_result import as_teacher, is_result
@@ -45,15 +45,11 @@ def load_teacher(
     pretrained: bool = True,
     num_classes: int | None = None,
     in_chans: int | None = None,
-    input_size: Sequence[int] | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    resize: int | str | None = None,
-    interpolation: str | None = None,
     views: str | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
     part: str = "",
     build_teacher: Build = None,
+    **preprocessing: Unpack[PreprocessingFields],
 ) -> Teacher:
     """Load the teacher that `spec` names. The caller's random state is left as it was.
 
@@ -64,27 +60,26 @@ def load_teacher(
         pretrained: Whether the library's own weights are loaded; False gives random ones, the same every time.
         num_classes: Number of classes that the model is built with.
         in_chans: Number of input channels that the model is built with.
-        input_size: (C, H, W), instead of what the weights' configuration says; so are the next four.
-        mean: Per channel, on the scale 0..1.
-        std: Per channel, on the scale 0..1.
-        resize: Pixels of the shorter side, or "exact": straight to (H, W).
-        interpolation: One of `preprocessing.INTERPOLATIONS`.
         views: A key of `VIEWS`, instead of the one for its task.
         model_kwargs: Further options of the builder; plain data.
         part: The name of the submodule to compress, if not the whole; for a result, what was compressed before.
         build_teacher: For a result, as in `mimicut.load`.
+        preprocessing: Instead of what the weights' configuration says: input_size (C, H, W); mean and std, per channel,
+            on the scale 0..1; resize, pixels of the shorter side, or "exact" for straight to (H, W); interpolation,
+            one of `preprocessing.INTERPOLATIONS`.
 
     Raises:
         InputError: A name, a file or an option cannot be used, or weights cannot be had.
         UnsupportedModel: The model itself is the reason.
         StoreError, PlanError: A result cannot be loaded.
     """
-    changes = PreprocessingChanges(
-        input_size=input_size, mean=mean, std=std, resize=resize, interpolation=interpolation
-    )
+    known = PreprocessingFields.__annotations__
+    unknown = [unknown_option(name, known) for name in preprocessing if name not in known]
+    if unknown:
+        raise InputError(f"loading {spec}: " + "; ".join(unknown))
     options = TeacherOptions(
         weights=weights, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans, model_kwargs=model_kwargs,
-        preprocessing=changes, views=views, part=part, build_teacher=build_teacher,
+        preprocessing=PreprocessingChanges(**preprocessing), views=views, part=part, build_teacher=build_teacher,
     )  # fmt: skip
     return _load(str(spec), options)
 

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from mimicut.demo.crops import write_crops
 from mimicut.demo.imagenet import NAMES as REAL
 from mimicut.inputs.image_set import ImageSet, read_images
 from mimicut.inputs.teacher import Teacher
-from mimicut.recovery.config import preset
+from mimicut.recovery.config import MimicConfig, preset
 from mimicut.results import answers as said
 from mimicut.results.teachers import load_teacher
 from mimicut.surgery.cut import cut
@@ -53,16 +53,31 @@ class Demo:
         return self.result.report.table(before_notes=[*own, f"picture of these answers: {self.picture}"])
 
 
+def recipe_for(
+    name: str, recipe: str = "default", effort: str | None = None, steps: int | None = None, seed: int | None = None
+) -> MimicConfig:
+    """The recipe for the demo teacher `name`: for a real one STEPS, to be done in minutes, where neither steps nor
+    effort are given.
+
+    Args:
+        name: The teacher.
+        recipe, effort, steps, seed: As `preset`.
+
+    Raises:
+        InputError: For impossible options.
+    """
+    if name in REAL and steps is None and effort is None:
+        steps = STEPS
+    return preset(recipe, effort, steps=steps, seed=seed)
+
+
 def run(
     name: str,
     *,
+    config: MimicConfig | None = None,
     keep: float | None = None,
     keep_width: float | None = None,
     images: int = 50,
-    recipe: str = "default",
-    effort: str | None = None,
-    steps: int | None = None,
-    seed: int | None = None,
     out: Path | None = None,
     force: bool = False,
     on_stage: OnStage | None = None,
@@ -72,15 +87,22 @@ def run(
 
     Of the small teachers the patches to learn from, those the teacher was trained on and the 10,000 of the test come
     from disjoint tiles. Of a real teacher (`demo.imagenet`) the images are crops of photographs, the held-out ones of
-    their other halves, without labels; where neither steps nor effort are given it takes STEPS, to be done in minutes.
-    recipe, effort, steps: as `recover.config.preset`. seed: of the images and of all else.
-    Raises: InputError for unknown names and impossible options.
+    their other halves, without labels.
+
+    Args:
+        name: The teacher.
+        config: How to mimic, by default `recipe_for(name)`; its views are the teacher's, its seed is that of the images
+            too.
+        keep, keep_width: The budget; by default KEEP of the MACs of a real teacher, half of the width of another.
+        images: How many to learn from.
+        out, force, on_stage, on_step: As `compress`.
+
+    Raises:
+        InputError: For unknown names and impossible options.
     """
     real = name in REAL
     teacher = load_teacher(f"demo:{name}", **({"input_size": (3, SIDE, SIDE)} if real else {}))
-    if real and steps is None and effort is None:
-        steps = STEPS
-    config = preset(recipe, effort, views=teacher.views, steps=steps, seed=seed)
+    config = replace(config or recipe_for(name), views=teacher.views)
     if keep is None and keep_width is None:
         keep, keep_width = (KEEP, None) if real else (None, 0.5)
     with _real_images(teacher, images, config.seed) if real else _patches(teacher, images, config.seed) as found:

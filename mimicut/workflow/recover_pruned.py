@@ -34,6 +34,7 @@ from mimicut.workflow.fill_report import Costs, report_of
 from mimicut.workflow.intake import Intake, known_images, say_notes, take_in
 from mimicut.workflow.proving import measure_student
 from mimicut.workflow.request import OnStage, OnStep, Request, RunOptions, run_request_of, teacher_of
+from mimicut.workflow.run_file import FROM_A_MODULE, run_file
 
 
 def recover_pruned(
@@ -41,7 +42,7 @@ def recover_pruned(
     student: nn.Module,
     images: Any,
     *,
-    named: str = "module",
+    named: str = FROM_A_MODULE,
     export_to: Sequence[str] = ("pt2",),
     on_stage: OnStage | None = None,
     on_step: OnStep | None = None,
@@ -57,7 +58,8 @@ def recover_pruned(
         student: takes what the teacher takes; at the seam it has the teacher's features and the teacher's names, its
             head the teacher's names and shapes. It is untouched.
         images: as for `compress`.
-        named: what the report calls the student.
+        named: what the report calls the student: the name of the code that builds it (FILE.py:FUNCTION), with which
+            run.toml makes the result again.
         export_to: of "pt2", "onnx", "openvino": how it is stored in the folder, with preprocessing.json, report and
             README.
         on_stage, on_step: as for `compress`.
@@ -105,7 +107,9 @@ def recover_pruned(
         return replace(report, exports=exports)
 
     say("exporting and saving")
-    return result, store.save_programs(request.folder, write=write, plan=plan, force=request.force)[1]
+    text = run_file(teacher, images, replace(request, export_to=formats), student=named)
+    saved = store.save_programs(request.folder, write=write, plan=plan, run_file=text, force=request.force)
+    return result, saved[1]
 
 
 def _checked_formats(teacher: Teacher, export_to: Sequence[str]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""run.toml: the options that make a result again, for `mimicut compress --config`."""
+"""run.toml: the options that make a result again, for `mimicut compress --config` or `mimicut recover --config`."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,13 @@ from mimicut.inputs.teacher import Teacher
 from mimicut.recovery.config import PRESETS, MimicConfig
 from mimicut.workflow.request import Request
 
+FROM_A_MODULE = "module"  # the name of a network that came as one
 _FROM_PYTHON = "cannot be said on the command line; give it in Python"
 
 
-def run_file(teacher: Teacher, images: Any, request: Request, plan_path: str | None = None) -> str:
+def run_file(
+    teacher: Teacher, images: Any, request: Request, plan_path: str | None = None, student: str | None = None
+) -> str:
     """The text of the file.
 
     Args:
@@ -24,12 +27,17 @@ def run_file(teacher: Teacher, images: Any, request: Request, plan_path: str | N
         images: As they were given; a path is written, anything else is named in a comment.
         request: What was asked for.
         plan_path: Where the plan is, for a request with a plan.
+        student: The name of the student that another tool pruned, where it was recovered and not cut.
 
     Returns: TOML; what the command line cannot say is a comment.
     """
     options: dict[str, Any] = {}
     comments: list[str] = []
     _add_teacher(teacher, options, comments)
+    if student == FROM_A_MODULE:
+        comments.append(f"the student came as a module, which {_FROM_PYTHON}")
+    elif student is not None:
+        options["student"] = student
     _add_path("images", images, options, comments)
     options["out"] = request.folder and str(request.folder)
     if request.plan is not None:
@@ -56,7 +64,7 @@ def run_file(teacher: Teacher, images: Any, request: Request, plan_path: str | N
             comments.append(f"a latency on {threads} threads, and the rest on others, {_FROM_PYTHON}")
     head = (
         "# What this result was made with; paths are as they were given. Again:\n"
-        "# mimicut compress --config run.toml --out ANOTHER_FOLDER"
+        f"# mimicut {'compress' if student is None else 'recover'} --config run.toml --out ANOTHER_FOLDER"
     )
     return "\n".join([head, *_lines(options), *(f"# {comment}" for comment in comments)]) + "\n"
 

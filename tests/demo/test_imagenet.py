@@ -151,7 +151,8 @@ def test_the_demo_of_a_real_teacher(lite0, monkeypatch, tmp_path):
     asked, real = [], demo_run.compress
     monkeypatch.setattr(demo_run, "compress", lambda *a, **k: asked.append(k) or real(*a, **k))
     said = []
-    shown = demo_run.run(LITE0, images=4, recipe="paper", steps=1, out=tmp_path / "small", on_stage=said.append)
+    config = demo_run.recipe_for(LITE0, "paper", steps=1)
+    shown = demo_run.run(LITE0, config=config, images=4, out=tmp_path / "small", on_stage=said.append)
     assert asked[0]["keep"] == 0.7
     assert shown.picture == tmp_path / "small.png"
     assert shown.picture.is_file()
@@ -178,7 +179,7 @@ def test_the_demo_of_a_real_teacher_is_done_in_minutes(lite0, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(demo_run, "compress", compress)
-    for given in ({}, {"effort": "quick"}, {"keep_width": 0.5}):
+    for given in ({}, {"config": demo_run.recipe_for(LITE0, effort="quick")}, {"keep_width": 0.5}):
         with pytest.raises(KeyboardInterrupt):
             demo_run.run(LITE0, images=2, **given)
     assert [options["config"].steps for options in asked] == [demo_run.STEPS, 0, demo_run.STEPS]

@@ -241,7 +241,7 @@ def test_the_demo_takes_the_recipe_that_is_asked_for(monkeypatch, options, optim
 
     monkeypatch.setattr(demo_run, "compress", compress)
     with pytest.raises(KeyboardInterrupt):
-        demo_run.run("vgg7", **options)
+        demo_run.run("vgg7", config=demo_run.recipe_for("vgg7", **options))
     assert [(c.optimizer, c.steps, c.views) for c in seen] == [(optimizer, steps, "patches")]
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 
 import numpy as np
 import pytest
@@ -80,6 +81,7 @@ def test_it_stands_by_itself(pair, tmp_path):
     assert torch.equal(model.fc.weight, own.model.fc.weight)
     assert sorted(p.name for p in small.iterdir()) == [
         "README.md", "model.onnx", "model.pt2", "preprocessing.json", "report.html", "report.json",
+        "run.toml",
     ]  # fmt: skip
     x = torch.randn(3, 3, 8, 8)
     with torch.no_grad():
@@ -140,6 +142,16 @@ def test_the_command_line(place, capsys):
     assert code == 0, err
     assert line["steps"] == 2
     assert json.loads((place / "small" / "report.json").read_text())["exports"]["onnx"]["error_real"] < 1e-4
+    found = tomllib.loads((place / "small" / "run.toml").read_text())
+    assert {name: found[name] for name in ("teacher", "student", "images", "steps", "to")} == {
+        "teacher": "net.py:build", "student": "pruned.py:build", "images": "photos", "steps": 2, "to": "onnx",
+    }  # fmt: skip
+    assert "`mimicut recover --config run.toml --out" in (place / "small" / "README.md").read_text()
+    code, again, err = call(capsys, "recover", "--config", "small/run.toml", "--out", "again")
+    assert code == 0, err
+    assert again["feature_error_relative"] == line["feature_error_relative"]
+    models = [(place / name / "model.onnx").read_bytes() for name in ("small", "again")]
+    assert models[0] == models[1]
     code, _, err = call(capsys, "verify", "small", "photos")
     assert code == 2
     assert "another tool pruned" in err
