@@ -174,7 +174,7 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _tune(options: argparse.Namespace) -> int:
-    from benchmarks import tables
+    from benchmarks.pages import tables
 
     try:
         return tables.write_tuned([_file(path) for path in options.files])
@@ -183,13 +183,14 @@ def _tune(options: argparse.Namespace) -> int:
 
 
 def _page(options: argparse.Namespace) -> int:
-    from benchmarks import page
+    from benchmarks.pages import page
 
     return page.write()
 
 
 def _show(options: argparse.Namespace) -> int:
-    from benchmarks import page, sweep, tables
+    from benchmarks import sweep
+    from benchmarks.pages import page, tables
 
     try:
         found = tables.table(sweep.read_lines(_file(options.file)))

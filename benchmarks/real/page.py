@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from benchmarks.methods import METHODS
-from benchmarks.plots import COLOURS, STYLE, save
+from benchmarks.pages.plots import COLOURS, STYLE, save
 from benchmarks.protocol import Cell
 from benchmarks.real.run import NAMED, OWN, cells, size_of
 from benchmarks.real.task import BINS, SURE, unpacked

@@ -19,7 +19,7 @@ from mimicut.base.errors import InputError
 DEFAULT_BYTES = 4_000_000_000  # Where more than twice that is free. Source: assumption: a laptop beside a browser.
 # Of the bound: decoded images that train, decoded images of each other kind (to choose by, to certify, labelled),
 # passes of a stage (evidence, closed form, mimic), and one pass that only measures. Source: measured, with
-# EfficientNet-Lite0 at 224 pixels (benchmarks/compress_memory.py): torch and the networks take the rest.
+# EfficientNet-Lite0 at 224 pixels (benchmarks/studies/compress_memory.py): torch and the networks take the rest.
 TRAINING_IMAGES, OTHER_IMAGES, PASSES, MEASURING = 0.25, 0.05, 0.4, 0.1
 # Freed memory that the process may keep before it is returned; returning it costs the time to fill it with zeros when
 # it is needed again. Source: measured, two fifths of that are a tenth slower (docs/LOG.md).

@@ -30,7 +30,7 @@ VIEWS = 800
 # Of networks with few positions: rows for each input of a layer, and views in all. Source: measured (docs/LOG.md).
 ROWS_PER_INPUT, MOST_VIEWS = 35, 1600
 # What the passes may cost in all, which bounds the views of large networks. Source: measured on ResNet-50 at 224
-# pixels, so that all of it stays under a minute and a half on two cores (benchmarks/closed_form_cost.py).
+# pixels, so that all of it stays under a minute and a half on two cores (benchmarks/studies/closed_form_cost.py).
 MACS = 1e12
 MEMORY_BYTES = 2**31  # What may be held besides the two networks. Source: assumption, for 3 GB in all.
 # Inputs of all rows of a layer, kept where an activation follows it. Source: assumption.

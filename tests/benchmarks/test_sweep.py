@@ -17,10 +17,11 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import page, sweep, tables
+from benchmarks import sweep
 from benchmarks.__main__ import main
 from benchmarks.cell import run_cell
 from benchmarks.methods import METHODS
+from benchmarks.pages import page, tables
 from benchmarks.protocol import PROTOCOLS, SEEDS, TABLED, TUNING_SEEDS, Cell, chosen
 from benchmarks.tasks import Place, draw, open_task
 from mimicut.base.errors import InputError

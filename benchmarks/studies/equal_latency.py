@@ -1,7 +1,7 @@
 """What students of one measured latency lose: depth and width mixed, width alone, depth alone, and PRACTISE.
 
-    python -m benchmarks.equal_latency                  # goes on where it was stopped; on an idle machine
-    python -m benchmarks.equal_latency --summary        # and docs/equal_latency.md from the lines
+    python -m benchmarks.studies.equal_latency                  # goes on where it was stopped; on an idle machine
+    python -m benchmarks.studies.equal_latency --summary        # and docs/equal_latency.md from the lines
 
 The demo's task, 50 images, 400 steps, 0.7 of the teacher's latency on OpenVINO, one thread, the batch raised until the
 teacher takes 5 ms. PRACTISE drops the blocks with the least score of its trained probe (PROBE steps) for the latency
@@ -23,9 +23,9 @@ import torch
 from torch import nn
 
 from benchmarks.json_lines import add, machine, read
-from benchmarks.latency_met import _batch
 from benchmarks.methods import practise
 from benchmarks.methods.problem import Problem
+from benchmarks.studies.latency_met import _batch
 from mimicut import demo
 from mimicut.anatomy.blocks import droppable
 from mimicut.anatomy.find_seam import trace
@@ -48,8 +48,8 @@ from mimicut.runtime.latency import Setting, measure
 from mimicut.surgery.budget import Budget
 from mimicut.surgery.cut import cut, drop_modules
 
-OUT = Path(__file__).parent / "results" / "equal_latency.jsonl"
-PAGE = Path(__file__).parents[1] / "docs" / "equal_latency.md"
+OUT = Path(__file__).parents[1] / "results" / "equal_latency.jsonl"
+PAGE = Path(__file__).parents[2] / "docs" / "equal_latency.md"
 TEACHERS = ("resnet14", "mobilenetv2_tiny", "vgg7", "vit_tiny", "resnet32")
 METHODS = {"mixed": "auto", "width": "never", "depth": "only", "practise": "practise"}
 SEEDS, IMAGES, STEPS, SHARE, RUNTIME, PROBE = (1001, 1002, 1003, 1004, 1005), 50, 400, 0.7, "openvino", 300
@@ -201,7 +201,7 @@ def page(lines: list[dict[str, Any]]) -> str:
             "(least to most), and the share of the latency that was measured behind the planning. Mixed: blocks and",
             "widths as the planner chooses (where it drops nothing that is width alone, and both are the mean of the",
             "runs that there are); PRACTISE: its trained probe, its drops, then MiR's recipe.",
-            f"`python -m benchmarks.equal_latency` on {machine(lines)}.", "",
+            f"`python -m benchmarks.studies.equal_latency` on {machine(lines)}.", "",
             "| teacher | mixed | width alone | depth alone | PRACTISE |", "|---|---|---|---|---|", *rows, "",
         ]
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """Float32 and INT8, teacher and student: agreement with the float32 teacher, latency, size, on the embedded task.
 
-    python -m benchmarks.int8_beside                    # goes on where it was stopped; a minute a line
-    python -m benchmarks.int8_beside --summary
+    python -m benchmarks.studies.int8_beside                    # goes on where it was stopped; a minute a line
+    python -m benchmarks.studies.int8_beside --summary
 
 Half of the MACs, 50 images that train and give INT8 its ranges, 1,000 test patches of which nothing was learned; ONNX
 Runtime, one thread, batch 1 and 16, all four in turn. report_share: the look at the images, page and README, made once
@@ -33,7 +33,7 @@ from mimicut.runtime.export import export
 from mimicut.runtime.latency import Setting
 from mimicut.workflow.compress import compress
 
-OUT = Path(__file__).parent / "results" / "int8_beside.jsonl"
+OUT = Path(__file__).parents[1] / "results" / "int8_beside.jsonl"
 TEACHERS, SEEDS, BATCHES = ("mobilenetv2_tiny", "resnet14", "vgg7", "vit_tiny"), (1001, 1002, 1003), (1, 16)
 IMAGES, PATCHES, KEEP = 50, 1000, 0.5
 

@@ -1,6 +1,6 @@
 """Peak resident memory and seconds of `compress`, stage by stage, on pictures from files: one JSON line.
 
-    python -m benchmarks.compress_memory TEACHER LEARN/ --held-out HELD/ --steps 5 --keep 0.7
+    python -m benchmarks.studies.compress_memory TEACHER LEARN/ --held-out HELD/ --steps 5 --keep 0.7
 
 Resident memory is read every 20 ms; before: what the process held before `compress` began (torch and the teacher).
 seconds: of each stage by the clock, cpu: of its processor time, which other work on the machine changes less. Appended
@@ -25,7 +25,7 @@ from mimicut.recovery.config import preset
 from mimicut.results.teachers import load_teacher
 from mimicut.workflow.compress import compress
 
-OUT = Path(__file__).parent / "results" / "compress_memory.jsonl"
+OUT = Path(__file__).parents[1] / "results" / "compress_memory.jsonl"
 _PAUSE = 0.02  # seconds between two looks at the memory
 
 

@@ -1,8 +1,8 @@
 """What the closed form says of every block before it is dropped, against PRACTISE's trained probe and real mimicking.
 
-    python -m benchmarks.recoverability                 # goes on where it was stopped; about a minute a block
-    python -m benchmarks.recoverability --again         # the closed form's part of all lines anew
-    python -m benchmarks.recoverability --summary       # the table of what there is, and docs/recoverability.md
+    python -m benchmarks.studies.recoverability                 # goes on where it was stopped; about a minute a block
+    python -m benchmarks.studies.recoverability --again         # the closed form's part of all lines anew
+    python -m benchmarks.studies.recoverability --summary       # the table of what there is, and docs/recoverability.md
 
 A line of results/recoverability.jsonl for each block, draw of 50 images and teacher: the error at the seam that is
 left, by the closed form (`mimicut.recoverability`), by the probe (its published recipe, but PROBE steps in place of
@@ -40,8 +40,8 @@ from mimicut.recovery.mimic import mimic
 from mimicut.results.teachers import load_teacher
 from mimicut.surgery.cut import drop_modules
 
-OUT = Path(__file__).parent / "results" / "recoverability.jsonl"
-PAGE = Path(__file__).parents[1] / "docs" / "recoverability.md"
+OUT = Path(__file__).parents[1] / "results" / "recoverability.jsonl"
+PAGE = Path(__file__).parents[2] / "docs" / "recoverability.md"
 TEACHERS, SEEDS, IMAGES = ("resnet32", "vit_deep"), (1001, 1002, 1003), 50
 PROBE, PUBLISHED, MIMIC, JUDGED = 300, 1000, 200, 2000
 
@@ -147,7 +147,7 @@ def page(lines: list[dict[str, Any]]) -> str:
             "well that error is ranked beforehand (Spearman's correlation) by our closed form, by PRACTISE's trained",
             f"probe and by the error of the bare drop. Faster: seconds of the probe over ours, of {PROBE} steps as it",
             f"was run and of the {PUBLISHED:,} that its authors train, in turn in one process.",
-            f"`python -m benchmarks.recoverability` on one of {machine(lines)}.", "",
+            f"`python -m benchmarks.studies.recoverability` on one of {machine(lines)}.", "",
             f"| teacher | seed | blocks | closed form | probe | bare drop | faster than {PROBE} | than {PUBLISHED:,} |",
             "|---|--:|--:|--:|--:|--:|--:|--:|", *rows, "",
         ]

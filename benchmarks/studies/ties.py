@@ -1,7 +1,7 @@
 """Width alone and width with the cheapest block dropped, at one latency: which ends the better, and what knows it when.
 
-    python -m benchmarks.ties                 # goes on where it was stopped; on an idle machine
-    python -m benchmarks.ties --summary       # its lines as rows
+    python -m benchmarks.studies.ties                 # goes on where it was stopped; on an idle machine
+    python -m benchmarks.studies.ties --summary       # its lines as rows
 
 Two students of 0.7 of the teacher's latency, on the demo's task, as in `equal_latency`: the error at the seam that the
 closed form leaves on images that nothing was solved from, the same after a few steps of mimicking, and the points of
@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.equal_latency import SHARE, learnt, top1
 from benchmarks.json_lines import add, read
+from benchmarks.studies.equal_latency import SHARE, learnt, top1
 from mimicut.base.environment import platform_kind, versions
 from mimicut.planning.mixtures import plan_within
 from mimicut.planning.trials import mimicked_error, trial_error
@@ -24,7 +24,7 @@ from mimicut.recovery.recover import recover
 from mimicut.surgery.budget import Budget
 from mimicut.surgery.cut import cut
 
-OUT = Path(__file__).parent / "results" / "ties.jsonl"
+OUT = Path(__file__).parents[1] / "results" / "ties.jsonl"
 CASES = (("vit_tiny", 1001), ("vit_tiny", 1003), ("resnet14", 1001), ("resnet14", 1002), ("resnet14", 1003))
 SHORT = (25, 50, 100)
 

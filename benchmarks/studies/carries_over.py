@@ -1,8 +1,8 @@
 """Does the default recipe carry over? What mimicking makes of the closed form, at any number of steps and images.
 
-    python -m benchmarks.carries_over                                    # goes on where it was stopped
-    python -m benchmarks.carries_over --teacher resnet14 --images 50 --steps 100
-    python -m benchmarks.carries_over --summary                          # docs/carries_over.md from its lines
+    python -m benchmarks.studies.carries_over                                    # goes on where it was stopped
+    python -m benchmarks.studies.carries_over --teacher resnet14 --images 50 --steps 100
+    python -m benchmarks.studies.carries_over --summary                          # docs/carries_over.md from its lines
 
 The default recipe on the demo's teachers, at half of their MACs, and on real networks (`benchmarks.real`), at 0.7 of
 theirs and 160 pixels; widths by the images' say, as `compress` does. Of each: the error at the seam on images that
@@ -42,8 +42,8 @@ from mimicut.surgery.plan import Plan
 from mimicut.workflow.intake import parted_images
 from mimicut.workflow.request import Images
 
-OUT = Path(__file__).parent / "results" / "carries_over.jsonl"
-PAGE = Path(__file__).parents[1] / "docs" / "carries_over.md"
+OUT = Path(__file__).parents[1] / "results" / "carries_over.jsonl"
+PAGE = Path(__file__).parents[2] / "docs" / "carries_over.md"
 DEMO = ("resnet14", "mobilenetv2_tiny", "vgg7", "vit_tiny")
 REAL = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 IMAGES, STEPS, SEEDS = (20, 50, 200, 1000), (20, 100, 400, 2000), (2021,)
@@ -171,7 +171,7 @@ def write_page(lines: list[dict[str, Any]], path: Path) -> None:
     text = [
         "# Does the recipe carry over?", "",
         f"What mimicking makes of the closed form: {len(rows)} cells, one line each, of `python -m "
-        f"benchmarks.carries_over`; this page by `--summary`. Machine: {machine(rows)}.", "",
+        f"benchmarks.studies.carries_over`; this page by `--summary`. Machine: {machine(rows)}.", "",
         "Error: at the seam, on images that influenced nothing, over the teacher's squared deviation from its mean "
         "feature. Agreement: with the teacher's class, percent. Rate: what was measured on the network, times what the "
         "rehearsal said (0: it left mimicking out).", "",

@@ -1,7 +1,7 @@
 """What the evidence and the closed form after it cost, on ResNet-50 at 224 pixels with 200 images by default.
 
-    python -m benchmarks.closed_form_cost            # about a minute on two idle cores
-    python -m benchmarks.closed_form_cost --teacher torchvision:mobilenet_v2 --size 160 --images 50 --keep 0.7
+    python -m benchmarks.studies.closed_form_cost            # about a minute on two idle cores
+    python -m benchmarks.studies.closed_form_cost --teacher torchvision:mobilenet_v2 --size 160 --images 50 --keep 0.7
 
 One JSON line; also written to results/closed_form_cost.json. Random weights (or those that the name brings along) and
 random images: the work does not depend on what they are. seconds: by the clock; cpu_seconds: of all threads;
@@ -27,7 +27,7 @@ from mimicut.recovery.judge import Judge
 from mimicut.results.teachers import load_teacher
 from mimicut.surgery.cut import cut
 
-OUT = Path(__file__).parent / "results" / "closed_form_cost.json"
+OUT = Path(__file__).parents[1] / "results" / "closed_form_cost.json"
 
 
 def main() -> None:

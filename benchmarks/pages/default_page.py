@@ -21,7 +21,7 @@ def write(docs: Path, results: Path = RESULTS) -> bool:
     lines = {name: _lines(name, results) for name in NAMES}
     if not lines[NAMES[0]]:
         return False
-    from benchmarks.plots import against_seconds
+    from benchmarks.pages.plots import against_seconds
 
     if lines["embedded_default_short"]:
         both = lines["embedded_default"] + lines["embedded_default_short"]

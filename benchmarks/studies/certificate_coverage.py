@@ -1,7 +1,7 @@
 """Does the interval of the agreement mean what it says? Simulated users, and how often the truth lies in theirs.
 
-    python -m benchmarks.certificate_coverage             # goes on where it was stopped; 200 users
-    python -m benchmarks.certificate_coverage --summary
+    python -m benchmarks.studies.certificate_coverage             # goes on where it was stopped; 200 users
+    python -m benchmarks.studies.certificate_coverage --summary
 
 A user draws a teacher of the demo, 20 to 100 images of its pool, a cut and a seed; `mimicut.compress` sets a share
 of the images aside and reports the agreement on them with its 95 % interval. The truth is the agreement on the 10,000
@@ -30,7 +30,7 @@ from mimicut.recovery.config import preset
 from mimicut.results.teachers import load_teacher
 from mimicut.workflow.compress import compress
 
-OUT = Path(__file__).parent / "results" / "certificate_coverage.jsonl"
+OUT = Path(__file__).parents[1] / "results" / "certificate_coverage.jsonl"
 TEACHERS, USERS = ("resnet14", "mobilenetv2_tiny", "vgg7", "vit_tiny"), 200
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.methods import METHODS
+from benchmarks.pages.tables import Condition, Entry, Table, floors, paired, table
 from benchmarks.protocol import CURVES, FOR_TRANSFORMERS, OURS, PROTOCOLS, TUNING_SEEDS, Cell, Protocol, said
 from benchmarks.sweep import RESULTS, missing, read_lines
-from benchmarks.tables import Condition, Entry, Table, floors, paired, table
 
-DOCS = Path(__file__).parents[1] / "docs"
-CONCLUSIONS = Path(__file__).parent / "conclusions.md"
+DOCS = Path(__file__).parents[2] / "docs"
+CONCLUSIONS = Path(__file__).parents[1] / "conclusions.md"
 TABLE = ("embedded", "embedded_mild")  # the protocols whose lines make the table
 LONG = "embedded_long"
 TRANSFORMER = "embedded_transformer"
@@ -54,7 +54,7 @@ def write(docs: Path = DOCS, results: Path = RESULTS) -> int:
     if not found:
         print("error: there are no lines of embedded: run `sweep embedded` first", file=sys.stderr)
         return 2
-    from benchmarks import plots
+    from benchmarks.pages import plots
 
     columns, drawn = _in_band(found), []
     if columns:
@@ -68,7 +68,7 @@ def write(docs: Path = DOCS, results: Path = RESULTS) -> int:
     docs.mkdir(parents=True, exist_ok=True)
     longer, attending = (table(_lines([name], results)) for name in (LONG, TRANSFORMER))
     (docs / "results.md").write_text(text(found, longer, attending, lines, drawn, results), encoding="utf-8")
-    from benchmarks import default_page
+    from benchmarks.pages import default_page
 
     pages = ["docs/results.md"] + (["docs/default.md"] if default_page.write(docs, results) else [])
     print(json.dumps({"written": pages, "conditions": len(found)}))

@@ -1,9 +1,9 @@
 """Are latencies met? One JSON line for each teacher, runtime and share, and a table.
 
-    python -m benchmarks.latency_met                       # goes on where it was stopped; on an idle machine
-    python -m benchmarks.latency_met --teacher torchvision:resnet50 --runtime openvino
-    python -m benchmarks.latency_met --missed          # missed cases that can be reached, once more
-    python -m benchmarks.latency_met --summary         # and docs/latency.md from the lines
+    python -m benchmarks.studies.latency_met                       # goes on where it was stopped; on an idle machine
+    python -m benchmarks.studies.latency_met --teacher torchvision:resnet50 --runtime openvino
+    python -m benchmarks.studies.latency_met --missed          # missed cases that can be reached, once more
+    python -m benchmarks.studies.latency_met --summary         # and docs/latency.md from the lines
 
 The demo's teachers with 50 images, one thread and the batch raised until the teacher takes 5 ms; ResNet-50 and
 MobileNetV2 at 224 pixels with random weights, 32 random images, two threads and batch 1. What counts is measured behind
@@ -35,8 +35,8 @@ from mimicut.runtime.latency import Setting, measure
 from mimicut.surgery.budget import Budget
 from mimicut.surgery.cut import cut
 
-OUT = Path(__file__).parent / "results" / "latency_met.jsonl"
-PAGE = Path(__file__).parents[1] / "docs" / "latency.md"
+OUT = Path(__file__).parents[1] / "results" / "latency_met.jsonl"
+PAGE = Path(__file__).parents[2] / "docs" / "latency.md"
 TEACHERS = ("demo:resnet14", "demo:mobilenetv2_tiny", "demo:vgg7", "demo:vit_tiny", "torchvision:resnet50",
             "torchvision:mobilenet_v2")  # fmt: skip
 RUNTIMES, SHARES, SEED, IMAGES, LEAST_MS = ("torch", "onnxruntime", "openvino"), (0.8, 0.6, 0.4), 1001, 50, 5.0
@@ -153,7 +153,7 @@ def page(lines: list[dict[str, Any]]) -> str:
             f"{total['met']} of {total['of']} are met: a share of at most 1.03 of what was asked for, and not below",
             "0.92 of it, measured behind the planning with both networks converted again. Quartiles are of the rounds;",
             "so is the teacher over itself.",
-            f"`python -m benchmarks.latency_met` on {machine(lines)}; seconds are of",
+            f"`python -m benchmarks.studies.latency_met` on {machine(lines)}; seconds are of",
             "planning, without what is learned once for all targets of a teacher and runtime.",
             *([f"Missed, run once more (`--missed`), the second counts: {'; '.join(twice)}."] if twice else []), "",
             "| teacher | runtime | asked | teacher, ms | student's share | teacher over itself | MACs | blocks less "

@@ -1,6 +1,6 @@
 """Seconds of the default recipe against the paper's 2,000 steps, taken in turn in one process: one JSON line.
 
-    python -m benchmarks.recipe_seconds            # about five minutes on an idle machine
+    python -m benchmarks.studies.recipe_seconds            # about five minutes on an idle machine
 
 What they reach in these steps is in docs/default.md; here are the seconds alone, each the least of the rounds. The
 paper's are those of 100 steps, times 20. Also written to results/recipe_seconds.json.
@@ -14,7 +14,7 @@ from benchmarks.cell import run_cell
 from benchmarks.protocol import _OURS_CUT, Cell
 from benchmarks.tasks import Place
 
-OUT = Path(__file__).parent / "results" / "recipe_seconds.json"
+OUT = Path(__file__).parents[1] / "results" / "recipe_seconds.json"
 PAPER, TIMED, FEW = 2000, 100, (50, 100)
 
 

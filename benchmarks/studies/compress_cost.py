@@ -1,6 +1,6 @@
 """What the default recipe costs as a whole, step by step, on networks of the real size: a JSON line for each teacher.
 
-    python -m benchmarks.compress_cost torchvision:resnet50 --device cuda     # a minute on an H200
+    python -m benchmarks.studies.compress_cost torchvision:resnet50 --device cuda     # a minute on an H200
 
 Random weights and images: the work does not depend on what they are. Appended to results/compress_cost.jsonl. seconds:
 by the clock, of everything behind building the teacher; stages: when each began.
@@ -18,7 +18,7 @@ from mimicut.recovery.config import preset
 from mimicut.results.teachers import load_teacher
 from mimicut.workflow.compress import compress
 
-OUT = Path(__file__).parent / "results" / "compress_cost.jsonl"
+OUT = Path(__file__).parents[1] / "results" / "compress_cost.jsonl"
 
 
 def main() -> None:

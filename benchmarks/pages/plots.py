@@ -9,8 +9,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from benchmarks.methods import METHODS
+from benchmarks.pages.tables import Condition, Entry, Table
 from benchmarks.protocol import CURVES
-from benchmarks.tables import Condition, Entry, Table
 
 # Colour-blind safe. Source: Okabe and Ito 2008.
 COLOURS = dict(zip(CURVES, ("#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#0072B2", "#D55E00"), strict=True))

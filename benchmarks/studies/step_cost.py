@@ -1,6 +1,6 @@
 """What one mimic step costs above the passes it cannot do without.
 
-    python -m benchmarks.step_cost
+    python -m benchmarks.studies.step_cost
 
 Bare: teacher forward to the seam without gradients, then student forward and backward from the seam, in plain torch on
 one ready batch. Step: what `mimic` takes from one `on_step` to the next, once with the batch taken from a tensor
