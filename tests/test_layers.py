@@ -144,7 +144,7 @@ FLAGS = {
     "recover": """--out --to --preset --effort --steps --seed --device --precision --layout --max-memory
         --views --held-out --held-out-share --min-agreement --labelled --weights --pretrained --no-pretrained
         --num-classes --input-size --mean --std
-        --resize --seam --tensorboard --force --no-force --threads""",
+        --resize --seam --tensorboard --force --no-force --threads --config""",
     "export": """--to --images --held-out --teacher --weights --pretrained --no-pretrained --normalise --no-normalise
         --force --no-force --threads""",
     "verify": """--teacher --labelled --weights --pretrained --no-pretrained --device --max-memory --min-agreement
