@@ -2,7 +2,6 @@
 
 import inspect
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from types import UnionType
@@ -24,6 +23,8 @@ def read_config(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
         InputError: The file cannot be read, or holds a key that the command does not know or a value of another kind;
             the line is named.
     """
+    import tomllib
+
     from mimicut.base.errors import InputError, unknown_option
 
     try:
