@@ -129,6 +129,7 @@ def compress(
 ) -> None:
     """Cut a teacher to a budget, let it mimic the teacher on a few images, verify and save it."""
     set_threads(threads)
+    from mimicut.recovery.config import ConfigChanges
     from mimicut.recovery.config import preset as recipe
 
     shared: BudgetOptions = {
@@ -143,10 +144,11 @@ def compress(
     }  # fmt: skip
     lists = {"keep": keep, "latency": latency, "latency_ms": latency_ms}
     budgets = _checked_budgets(shared, lists, plan, out, options)
-    asked = {"steps": steps, "seed": seed, "device": device, "precision": precision, "layout": layout}
+    asked: ConfigChanges = {"steps": steps, "seed": seed, "device": device, "precision": precision, "layout": layout}
     recipe(preset, effort, **asked)  # what cannot be is refused before the teacher is loaded
     found = teacher_from(teacher, weights, pretrained, num_classes, part, input_size, mean, std, resize, views)
-    options["config"] = recipe(preset, effort, views=found.views, **asked)
+    asked["views"] = found.views
+    options["config"] = recipe(preset, effort, **asked)
     _Runs(found, images, options, crossfit, tensorboard, len(budgets) > 1).all(budgets, out)
 
 

@@ -105,7 +105,8 @@ def plan(
     showing = images is not None and not drop and all(value is None for value in asked.values())
     _check_showing(showing, picture, out, asked)
     size: BudgetOptions = {"keep": 1.0} if runtime is None else {"latency": 1.0}  # what a frontier begins with
-    budget = Budget.of(**({**others, **(size if showing else asked)}))
+    options: BudgetOptions = {**others, **(size if showing else asked)}
+    budget = Budget.of(**options)
     found = teacher_from(teacher, weights, pretrained, num_classes, part, input_size)
     known = _read(found, images, seam, budget, seed or 0, showing)
     if showing:

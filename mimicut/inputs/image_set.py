@@ -112,7 +112,7 @@ class ImageSet:
         views: a key of `augment.VIEWS`. generator: on the CPU; the caller's global random state is not used.
         Raises InputError for unknown views.
         """
-        base, view, pre = base_of(views), VIEWS.get(views), self.preprocessing
+        base, view, pre = base_of(views), VIEWS[views], self.preprocessing
         made = [
             view.apply(self._images[int(i)].base(base), pre.input_size[1:], pre.interpolation, generator)
             for i in indices
@@ -169,10 +169,10 @@ class ImagesWithCall:
     def hashes(self) -> list[str]:
         return self.images.hashes
 
-    def view(self, indices: list[int], views: str, generator: torch.Generator) -> tuple[tuple, dict]:
+    def view(self, indices: Iterable[int], views: str, generator: torch.Generator) -> tuple[tuple, dict]:
         return model_inputs(self.images.view(indices, views, generator), self.call)
 
-    def batch(self, indices: list[int]) -> tuple[tuple, dict]:
+    def batch(self, indices: Iterable[int]) -> tuple[tuple, dict]:
         return model_inputs(self.images.batch(indices), self.call)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from mimicut.base.errors import InputError
@@ -165,13 +165,14 @@ def _from_folder(folder: Path, reader: Reader) -> Found:
 def _from_files(
     files: list[tuple[Path, str]], reader: Reader, what: str, skipped: Sequence[tuple[str, str]] = ()
 ) -> Found:
-    images, skipped, ignored = [], list(skipped), []
+    images, skipped = [], list(skipped)
+    ignored: list[tuple[str, str]] = []
     for path, name in files:
         try:
             if not path.is_file():
                 raise Unreadable("no regular file, or a link to nothing")
             images.append(reader.file(path, name))
-        except Image.UnidentifiedImageError:
+        except UnidentifiedImageError:
             suffix = path.suffix.lower()
             (skipped if suffix in _SUFFIXES else ignored).append((name, _why_no_image(path)))
         except Exception as error:  # a damaged picture makes Pillow raise nearly anything

@@ -224,10 +224,10 @@ def _outputs(
     for where in _chunks(len(images), batch_size):
         with guard.evaluating(teacher), guard.evaluating(model):
             batch = laid(_batch(images, where), layout)
-            rows = tuple(class_scores(run_placed(net, net, batch), len(where)) for net in (teacher, model))
-        if all(row is not None for row in rows):
-            _check_finite(*rows, "outputs")
-        yield slice(where.start, where.stop), rows
+            theirs, ours = (class_scores(run_placed(net, net, batch), len(where)) for net in (teacher, model))
+        if theirs is not None and ours is not None:
+            _check_finite(theirs, ours, "outputs")
+        yield slice(where.start, where.stop), (theirs, ours)
 
 
 def class_scores(output: Any, images: int) -> Tensor | None:

@@ -36,6 +36,9 @@ PREPROCESSING = "preprocessing.json"
 class NormalisingModel(nn.Module):
     """`model` after the normalisation: it takes images of values 0 to 1, as float32 (N, C, H, W)."""
 
+    image_mean: Tensor
+    image_std: Tensor
+
     def __init__(self, model: nn.Module, preprocessing: Preprocessing, call: Mapping[str, Any] | None):
         super().__init__()
         self.model, self._call = model, call
@@ -82,7 +85,9 @@ class _InputForm:
         return _PlainImages(images) if self.normalises else images
 
     def bound(self, images: ImageSet | None) -> ImageSet | ImagesWithCall | _PlainImages | None:
-        return images and bind_call(self.images(images), self.call)
+        if not images:
+            return images
+        return _PlainImages(images) if self.normalises else bind_call(images, self.call)
 
     def random_batch(self) -> Tensor:
         batch = _random_batch(self.preprocessing)
@@ -161,6 +166,7 @@ def export_folder(
         real, compared = (None if some is None else _read(some, form.preprocessing) for some in (images, held_out))
         comparison = None
         if "int8" in formats:
+            assert real is not None  # refused above
             real, compared = _parts(real, compared, report)
             found = _teacher_model(plan, whole, form.preprocessing, teacher, weights, pretrained)
             comparison = _Int8Comparison(real, compared, *found)
@@ -245,9 +251,11 @@ def _int8_table(
     if comparison.teacher_model is not None:
         reference = form.wrapped(comparison.teacher_model)
         kinds = ("onnx", "int8")
-        options = {"formats": kinds, "tolerance": tolerance, "calibrate": calibrate}
-        networks = {"teacher": export(reference, example, scratch / "teacher", **options), **networks}
-    table = int8_table(networks, reference, form.bound(comparison.compare_on), example, _setting(report))
+        folder = scratch / "teacher"
+        files = export(reference, example, folder, formats=kinds, calibrate=calibrate, tolerance=tolerance)
+        networks = {"teacher": files, **networks}
+    compare_on: Any = form.bound(comparison.compare_on)  # plain images too have its length and batches
+    table = int8_table(networks, reference, compare_on, example, _setting(report))
     return {
         **table, "images_quantised_by": len(comparison.quantise_by), "without_teacher": comparison.without_teacher,
     }  # fmt: skip
