@@ -62,6 +62,7 @@ from mimicut.cli.printing import INTERRUPTED, answer, result_line, say
 from mimicut.cli.terminal_progress import StepProgress, stages
 
 if TYPE_CHECKING:
+    from mimicut.inputs.teacher import Teacher
     from mimicut.results.report import Report
     from mimicut.surgery.budget import BudgetOptions
     from mimicut.workflow.request import RequestOptions
@@ -190,7 +191,7 @@ class _Runs:
 
     def __init__(
         self,
-        teacher: Any,
+        teacher: "Teacher",
         images: Path,
         options: "RequestOptions",
         crossfit: int | None,

@@ -36,6 +36,8 @@ from mimicut.cli.options import (
 from mimicut.cli.printing import answer, frontier_table, say
 
 if TYPE_CHECKING:
+    from mimicut.anatomy.graph import Anatomy
+    from mimicut.inputs.teacher import Teacher
     from mimicut.surgery.budget import Budget
     from mimicut.surgery.plan import Plan
 
@@ -127,8 +129,8 @@ def _check_showing(showing: bool, picture: Path | None, out: Path | None, asked:
 class _Known:
     """The teacher's network, and what the images say; `few` and `evidence` are None without them."""
 
-    teacher: Any
-    anatomy: Any
+    teacher: "Teacher"
+    anatomy: "Anatomy"
     few: Any
     hashes: list[str]
     evidence: Any
@@ -136,7 +138,7 @@ class _Known:
 
 
 def _read(
-    teacher: Any, images: Path | None, seam: list[str] | None, budget: "Budget", seed: int, showing: bool
+    teacher: "Teacher", images: Path | None, seam: list[str] | None, budget: "Budget", seed: int, showing: bool
 ) -> _Known:
     from mimicut.anatomy.find_seam import trace
     from mimicut.base.errors import PlanError

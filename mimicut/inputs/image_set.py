@@ -30,7 +30,7 @@ from mimicut.base import memory
 from mimicut.base.errors import InputError
 from mimicut.inputs.augment import VIEWS
 from mimicut.inputs.decode import Decoded, Reader
-from mimicut.inputs.image_sources import from_array, from_items, from_path
+from mimicut.inputs.image_sources import Items, from_array, from_items, from_path
 from mimicut.inputs.preprocessing import Preprocessing, model_inputs
 
 FEW = 10  # Below this many images the set says how little they can prove.
@@ -241,8 +241,11 @@ def split(images: ImageSet, *, seed: int, held_out_share: float = 0.2, choose_sh
     )
 
 
+ImageSource = str | Path | Tensor | np.ndarray | Image.Image | Items
+
+
 def read_images(
-    source: Any, preprocessing: Preprocessing, *, memory_bytes: int | None = None, keep: str = "stored"
+    source: ImageSource, preprocessing: Preprocessing, *, memory_bytes: int | None = None, keep: str = "stored"
 ) -> ImageSet:
     """All images of `source`, in a fixed order, without labels.
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -55,7 +55,15 @@ def from_array(values: Tensor | np.ndarray, reader: Reader, what: str) -> Found:
     return [replace(image, name=f"image {i}") for i, image in enumerate(images)], [], []
 
 
-def from_items(source: Any, reader: Reader) -> Found:
+class Items(Protocol):
+    """A sequence or map-style Dataset."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+def from_items(source: Items, reader: Reader) -> Found:
     """Read a sequence or map-style Dataset; items that cannot be read are skipped.
 
     Raises:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mimicut.base.errors import InputError, LawBroken, StoreError
-from mimicut.inputs.image_set import ImageSet, ImagesWithCall, bind_call, read_images, split
+from mimicut.inputs.image_set import ImageSet, ImageSource, ImagesWithCall, bind_call, read_images, split
 from mimicut.inputs.preprocessing import Preprocessing, model_inputs
 from mimicut.inputs.teacher import Build, Teacher, own_teacher
 from mimicut.proof.int8_table import int8_table
@@ -112,8 +112,8 @@ def export_folder(
     folder: str | Path,
     formats: Sequence[str] = FORMATS,
     *,
-    images: str | Path | ImageSet | None = None,
-    held_out: str | Path | ImageSet | None = None,
+    images: ImageSource | ImageSet | None = None,
+    held_out: ImageSource | ImageSet | None = None,
     teacher: str | Callable[[], nn.Module] | Teacher | None = None,
     weights: str | Path | None = None,
     pretrained: bool = True,
@@ -311,7 +311,7 @@ def _unnormalised(batch: Tensor, preprocessing: Preprocessing) -> Tensor:
     return batch * std + mean
 
 
-def _read(images: str | Path | ImageSet, preprocessing: Preprocessing) -> ImageSet:
+def _read(images: ImageSource | ImageSet, preprocessing: Preprocessing) -> ImageSet:
     return images if isinstance(images, ImageSet) else read_images(images, preprocessing)
 
 
