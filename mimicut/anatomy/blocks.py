@@ -368,4 +368,4 @@ def _runs(traced: Traced, blocks: Sequence[Block]) -> bool:
         found = run_for_shapes(traced.model, traced.example, run)
     except Exception:  # whatever its code raises
         return False
-    return sorted(found) == sorted(shape(n) for n in traced.outputs)
+    return sorted(found) == sorted(shape(n) or () for n in traced.outputs)

@@ -227,18 +227,21 @@ def _has_layers_after(traced: Traced, flow: networkx.DiGraph, value: Node) -> bo
 
 def _layer_input(traced: Traced, node: Node | str) -> Node | None:
     """What a convolution or a linear layer takes, or a product with a parameter; None for anything else."""
-    name = operator(node) if isinstance(node, Node) else node
+    if not isinstance(node, Node):
+        return None
+    name = operator(node)
+    args: tuple[Any, ...] = node.args
     if name in _WEIGHTED:
-        return node.args[0]
+        return args[0]
     if name == "addmm":
-        return node.args[1]
+        return args[1]
     if name in ("matmul", "mm"):
-        data = [a for a in node.args[:2] if not _is_parameter(traced, a)]
+        data = [a for a in args[:2] if not _is_parameter(traced, a)]
         return data[0] if len(data) == 1 else None
     return None
 
 
-def _is_parameter(traced: Traced, node: Node) -> bool:
+def _is_parameter(traced: Traced, node: Any) -> bool:
     """Whether it is a parameter, as it is or transposed."""
     while operator(node) in ("t", "transpose", "permute", "numpy_T"):
         node = node.args[0]
@@ -272,10 +275,10 @@ def _before(traced: Traced, flow: networkx.DiGraph, layers: list[Node]) -> dict[
                 continue
             if sum(macs(n) or 0 for n in inside) <= (1 - _BODY_SHARE) * total:
                 return {v: [n for n in v.users if n in inside] for v in traced.nodes if v in taken}
-    taken = {}
+    into: dict[Node, list[Node]] = {}
     for layer in layers:
-        taken.setdefault(_layer_input(traced, layer), []).append(layer)
-    return taken
+        into.setdefault(_layer_input(traced, layer), []).append(layer)
+    return into
 
 
 def _pools(node: Node) -> bool:

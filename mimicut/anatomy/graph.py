@@ -5,7 +5,7 @@ must be kept or removed together form a *unit*; units among which a plan is free
 is how many units it has. `reader` explains how they are found.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -200,7 +200,7 @@ class Anatomy:
                 found.setdefault(names.pop(), set()).add(frozenset(u[1] for u in units))
         return found
 
-    def kept(self, ids: Ids, keep: dict[str, Iterable[int]]) -> np.ndarray:
+    def kept(self, ids: Ids, keep: Mapping[str, Iterable[int]]) -> np.ndarray:
         """Which positions of an axis stay.
 
         Args:

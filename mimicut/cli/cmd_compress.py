@@ -62,6 +62,7 @@ from mimicut.cli.printing import INTERRUPTED, answer, result_line, say
 from mimicut.cli.terminal_progress import StepProgress, stages
 
 if TYPE_CHECKING:
+    from mimicut.inputs.teacher import Teacher
     from mimicut.results.report import Report
     from mimicut.surgery.budget import BudgetOptions
     from mimicut.workflow.request import RequestOptions
@@ -129,6 +130,7 @@ def compress(
 ) -> None:
     """Cut a teacher to a budget, let it mimic the teacher on a few images, verify and save it."""
     set_threads(threads)
+    from mimicut.recovery.config import ConfigChanges
     from mimicut.recovery.config import preset as recipe
 
     shared: BudgetOptions = {
@@ -143,10 +145,11 @@ def compress(
     }  # fmt: skip
     lists = {"keep": keep, "latency": latency, "latency_ms": latency_ms}
     budgets = _checked_budgets(shared, lists, plan, out, options)
-    asked = {"steps": steps, "seed": seed, "device": device, "precision": precision, "layout": layout}
+    asked: ConfigChanges = {"steps": steps, "seed": seed, "device": device, "precision": precision, "layout": layout}
     recipe(preset, effort, **asked)  # what cannot be is refused before the teacher is loaded
     found = teacher_from(teacher, weights, pretrained, num_classes, part, input_size, mean, std, resize, views)
-    options["config"] = recipe(preset, effort, views=found.views, **asked)
+    asked["views"] = found.views
+    options["config"] = recipe(preset, effort, **asked)
     _Runs(found, images, options, crossfit, tensorboard, len(budgets) > 1).all(budgets, out)
 
 
@@ -188,7 +191,7 @@ class _Runs:
 
     def __init__(
         self,
-        teacher: Any,
+        teacher: "Teacher",
         images: Path,
         options: "RequestOptions",
         crossfit: int | None,

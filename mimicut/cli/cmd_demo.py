@@ -40,4 +40,4 @@ def demo(
     )  # fmt: skip
     say(shown.table())
     folder = shown.result.folder
-    answer({**result_line(shown.result.report, folder and str(folder)), **shown.to_json()})
+    answer({**result_line(shown.result.report, None if folder is None else str(folder)), **shown.to_json()})

@@ -36,6 +36,8 @@ from mimicut.cli.options import (
 from mimicut.cli.printing import answer, frontier_table, say
 
 if TYPE_CHECKING:
+    from mimicut.anatomy.graph import Anatomy
+    from mimicut.inputs.teacher import Teacher
     from mimicut.surgery.budget import Budget
     from mimicut.surgery.plan import Plan
 
@@ -105,7 +107,8 @@ def plan(
     showing = images is not None and not drop and all(value is None for value in asked.values())
     _check_showing(showing, picture, out, asked)
     size: BudgetOptions = {"keep": 1.0} if runtime is None else {"latency": 1.0}  # what a frontier begins with
-    budget = Budget.of(**({**others, **(size if showing else asked)}))
+    options: BudgetOptions = {**others, **(size if showing else asked)}
+    budget = Budget.of(**options)
     found = teacher_from(teacher, weights, pretrained, num_classes, part, input_size)
     known = _read(found, images, seam, budget, seed or 0, showing)
     if showing:
@@ -126,8 +129,8 @@ def _check_showing(showing: bool, picture: Path | None, out: Path | None, asked:
 class _Known:
     """The teacher's network, and what the images say; `few` and `evidence` are None without them."""
 
-    teacher: Any
-    anatomy: Any
+    teacher: "Teacher"
+    anatomy: "Anatomy"
     few: Any
     hashes: list[str]
     evidence: Any
@@ -135,7 +138,7 @@ class _Known:
 
 
 def _read(
-    teacher: Any, images: Path | None, seam: list[str] | None, budget: "Budget", seed: int, showing: bool
+    teacher: "Teacher", images: Path | None, seam: list[str] | None, budget: "Budget", seed: int, showing: bool
 ) -> _Known:
     from mimicut.anatomy.find_seam import trace
     from mimicut.base.errors import PlanError

@@ -1,9 +1,12 @@
 """From the texts of options to values."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mimicut.cli.printing import say
+
+if TYPE_CHECKING:
+    from mimicut.inputs.teacher import Teacher
 
 
 def teacher_from(
@@ -17,7 +20,7 @@ def teacher_from(
     std: str | None = None,
     resize: str | None = None,
     views: str | None = None,
-) -> Any:
+) -> "Teacher":
     from mimicut.results.teachers import load_teacher
 
     found = load_teacher(

@@ -2,7 +2,10 @@
 
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mimicut.results.report import Report
 
 INTERRUPTED = 130  # exit code
 
@@ -16,7 +19,7 @@ def answer(data: dict[str, Any]) -> None:
     print(json.dumps(data, allow_nan=False), flush=True)
 
 
-def result_line(report: Any, folder: str | None) -> dict[str, Any]:
+def result_line(report: "Report", folder: str | None) -> dict[str, Any]:
     names = """macs_teacher macs_student params_teacher params_student top1_agreement top1_agreement_low
         top1_agreement_high feature_error_relative images_few images_held_out steps seconds top1_teacher top1_student"""
     data = report.to_json()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ PARTS = ("train", "few", "test")
 SHARES = {"few": 0.08, "test": 0.20}
 BLANK = 1.0  # grey levels: a tile with less deviation (the black corners of retina) belongs to no photograph
 
-PREPROCESSING = {
+PREPROCESSING: dict[str, Any] = {
     "input_size": (1, PATCH, PATCH),
     "mean": (CENTRE / 255,),
     "std": (SPREAD / 255,),

@@ -47,6 +47,10 @@ class ResNet(nn.Module):
     stages: (width, blocks, stride of the first block) each.
     """
 
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+
     def __init__(self, stem: int, stages: tuple[tuple[int, int, int], ...], channels: int, classes: int):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, stem, 3, 1, 1, bias=False)

@@ -65,7 +65,7 @@ def train(name: str, config: TrainConfig, on_step: Callable[[int, float], None] 
     plain = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     if config.optimizer == "adamw":
-        optimiser = torch.optim.AdamW(groups, lr=config.lr)
+        optimiser: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=config.lr)
     else:
         optimiser = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=True)
     random = torch.Generator().manual_seed(config.seed)

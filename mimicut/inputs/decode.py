@@ -51,12 +51,14 @@ class Decoded:
     def base(self, name: str) -> Tensor:
         """The pixels that a view is made of, "stored" or "evaluated"; decoded anew where they are not held."""
         held = self.stored if name == "stored" else self.evaluated
-        if held is None and self.again is None:
+        if held is not None:
+            return held
+        if self.again is None:
             raise InputError(
                 f"making views of {self.name}: its stored pixels are not there any more, as these images were read to "
                 "be evaluated alone; read them again with keep='stored'"
             )
-        return self.again(name) if held is None else held
+        return self.again(name)
 
     def holds(self, keep: str) -> bool:
         """Whether nothing has to be decoded again. keep: as in `kept`."""
@@ -143,7 +145,7 @@ class Reader:
             im = im.convert("RGB")
         if im.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in im.info:
             rgba = im.convert("RGBA")
-            if rgba.getextrema()[3][0] < 255:
+            if rgba.getextrema()[3][0] < 255:  # type: ignore[misc]  # a pair for each of the four bands
                 self.facts["with transparency: composited over white"] += 1
                 rgba = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
             im = rgba.convert("RGB") if im.mode not in ("LA", "La") else rgba.convert("L")

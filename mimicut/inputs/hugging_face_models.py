@@ -166,5 +166,6 @@ def _processor_preprocessing(settings: Mapping[str, Any], base: Preprocessing) -
     std = settings.get("image_std") or base.std if normalises else (1.0,) * base.input_size[0]
     mean, std = (tuple(v / scale for v in values) for values in (mean, std))
     # Source: Pillow's numbers of its filters.
-    interpolation = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}.get(settings.get("resample"), "bilinear")
+    filters = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+    interpolation = filters.get(settings.get("resample", 2), "bilinear")
     return Preprocessing((base.input_size[0], height, width), mean, std, edge, interpolation)

@@ -30,7 +30,7 @@ from mimicut.base import memory
 from mimicut.base.errors import InputError
 from mimicut.inputs.augment import VIEWS
 from mimicut.inputs.decode import Decoded, Reader
-from mimicut.inputs.image_sources import from_array, from_items, from_path
+from mimicut.inputs.image_sources import Items, from_array, from_items, from_path
 from mimicut.inputs.preprocessing import Preprocessing, model_inputs
 
 FEW = 10  # Below this many images the set says how little they can prove.
@@ -112,7 +112,7 @@ class ImageSet:
         views: a key of `augment.VIEWS`. generator: on the CPU; the caller's global random state is not used.
         Raises InputError for unknown views.
         """
-        base, view, pre = base_of(views), VIEWS.get(views), self.preprocessing
+        base, view, pre = base_of(views), VIEWS[views], self.preprocessing
         made = [
             view.apply(self._images[int(i)].base(base), pre.input_size[1:], pre.interpolation, generator)
             for i in indices
@@ -169,10 +169,10 @@ class ImagesWithCall:
     def hashes(self) -> list[str]:
         return self.images.hashes
 
-    def view(self, indices: list[int], views: str, generator: torch.Generator) -> tuple[tuple, dict]:
+    def view(self, indices: Iterable[int], views: str, generator: torch.Generator) -> tuple[tuple, dict]:
         return model_inputs(self.images.view(indices, views, generator), self.call)
 
-    def batch(self, indices: list[int]) -> tuple[tuple, dict]:
+    def batch(self, indices: Iterable[int]) -> tuple[tuple, dict]:
         return model_inputs(self.images.batch(indices), self.call)
 
 
@@ -241,8 +241,11 @@ def split(images: ImageSet, *, seed: int, held_out_share: float = 0.2, choose_sh
     )
 
 
+ImageSource = str | Path | Tensor | np.ndarray | Image.Image | Items
+
+
 def read_images(
-    source: Any, preprocessing: Preprocessing, *, memory_bytes: int | None = None, keep: str = "stored"
+    source: ImageSource, preprocessing: Preprocessing, *, memory_bytes: int | None = None, keep: str = "stored"
 ) -> ImageSet:
     """All images of `source`, in a fixed order, without labels.
 

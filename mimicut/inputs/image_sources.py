@@ -9,11 +9,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from mimicut.base.errors import InputError
@@ -55,7 +55,15 @@ def from_array(values: Tensor | np.ndarray, reader: Reader, what: str) -> Found:
     return [replace(image, name=f"image {i}") for i, image in enumerate(images)], [], []
 
 
-def from_items(source: Any, reader: Reader) -> Found:
+class Items(Protocol):
+    """A sequence or map-style Dataset."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+def from_items(source: Items, reader: Reader) -> Found:
     """Read a sequence or map-style Dataset; items that cannot be read are skipped.
 
     Raises:
@@ -165,13 +173,14 @@ def _from_folder(folder: Path, reader: Reader) -> Found:
 def _from_files(
     files: list[tuple[Path, str]], reader: Reader, what: str, skipped: Sequence[tuple[str, str]] = ()
 ) -> Found:
-    images, skipped, ignored = [], list(skipped), []
+    images, skipped = [], list(skipped)
+    ignored: list[tuple[str, str]] = []
     for path, name in files:
         try:
             if not path.is_file():
                 raise Unreadable("no regular file, or a link to nothing")
             images.append(reader.file(path, name))
-        except Image.UnidentifiedImageError:
+        except UnidentifiedImageError:
             suffix = path.suffix.lower()
             (skipped if suffix in _SUFFIXES else ignored).append((name, _why_no_image(path)))
         except Exception as error:  # a damaged picture makes Pillow raise nearly anything

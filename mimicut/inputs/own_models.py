@@ -101,6 +101,8 @@ def _run_file(path: Path) -> ModuleType:
     # The name depends on the file's name only, so that a class has the same name wherever the file lies.
     name = f"mimicut_teacher_{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}"
     found = importlib.util.spec_from_file_location(name, path)
+    assert found is not None  # as for every file whose name ends in .py
+    assert found.loader is not None
     module = importlib.util.module_from_spec(found)
     before = sys.modules.get(name)
     sys.modules[name] = module

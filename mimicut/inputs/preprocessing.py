@@ -131,7 +131,7 @@ class PreprocessingChanges:
         Raises:
             InputError: `in_chans` and `input_size` disagree, or the result is no valid preprocessing.
         """
-        size = (in_chans or base.input_size[0], *base.input_size[1:])
+        size: tuple[int, ...] = (in_chans or base.input_size[0], *base.input_size[1:])
         size = size if self.input_size is None else tuple(self.input_size)
         if in_chans and size and size[0] != in_chans:
             raise InputError(

@@ -26,6 +26,7 @@ def build_timm(name: str, kwargs: Mapping[str, Any], pretrained: bool) -> BuiltM
     overlay = None
     if pretrained:
         config = timm.models.get_pretrained_cfg(name)
+        assert config is not None  # as of every model of timm's own
         refuse_new_head(f"timm:{name}", kwargs.get("num_classes", config.num_classes), config.num_classes)
         overlay = _weights_source(name, config)
     model = timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=overlay, **kwargs)

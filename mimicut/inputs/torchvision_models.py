@@ -40,8 +40,8 @@ def build_torchvision(
     if architecture.startswith("vit_"):  # its position table has the size of its weights' images, 224 by default
         kwargs.setdefault("image_size", weights.meta["min_size"][0])
     if pretrained:
-        classes = len(weights.meta["categories"])
-        refuse_new_head(f"torchvision:{name}", kwargs.get("num_classes", classes), classes)
+        outputs = len(weights.meta["categories"])
+        refuse_new_head(f"torchvision:{name}", kwargs.get("num_classes", outputs), outputs)
         if not in_hub_cache(weights.url):
             check_reachable(f"torchvision:{name}", weights.url)
         kwargs = {k: v for k, v in kwargs.items() if k not in ("aux_logits", "init_weights")}
@@ -92,10 +92,10 @@ def _weights_entry(name: str, kwargs: Mapping[str, Any]) -> Any:
 def _drop_auxiliary_heads(model: nn.Module, pretrained: bool) -> None:
     for head in ("aux1", "aux2", "AuxLogits"):
         if pretrained and hasattr(model, head):
-            model.aux_logits = False
+            model.aux_logits = False  # type: ignore[assignment]  # no module, but a flag
             setattr(model, head, None)
     if hasattr(model, "aux_classifier"):
-        model.aux_classifier = None
+        model.aux_classifier = None  # type: ignore[assignment]  # as where the model is built without
 
 
 def _preprocessing(model: nn.Module, weights: Any) -> Preprocessing:

@@ -39,10 +39,14 @@ def candidate_for(
         anatomy = context.without(drop)
     except UnsupportedModel:  # each of these can be dropped, but not all together
         return None
+    limit = None
+    if target is not None:
+        assert context.pace is not None
+        limit = TimeLimit(context.pace, target)
     try:
         plan = plan_widths(
             context.teacher, anatomy, budget if widths else replace(budget, pin=("*",)), evidence=context.evidence,
-            time_limit=None if target is None else TimeLimit(context.pace, target),
+            time_limit=limit,
         )  # fmt: skip
     except OutOfReach:
         return None

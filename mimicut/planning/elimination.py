@@ -16,6 +16,7 @@ Source: the elimination is that of the Optimal Brain Surgeon (Hassibi and Stork,
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -130,7 +131,7 @@ def eliminate(readers: Sequence[Reader], width: int) -> tuple[np.ndarray, np.nda
     scores, errors, total = np.zeros(width), np.zeros(width + 1), 0.0
     left = width
     while left > 1:
-        costs = sum(reader.costs() for reader in readers)
+        costs: Any = sum(reader.costs() for reader in readers)
         gone = np.argsort(costs, kind="stable")[: min(max(1, left // _AT_ONCE), left - 1)]
         for unit in gone:
             scores[unit] = width - left

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -150,7 +151,7 @@ def _size(weight: Tensor) -> int:
 def _view_bytes(anatomy: Anatomy) -> int:
     """What the gradients of one view need: all that the network computes."""
     traced = anatomy.traced
-    made = sum(math.prod(shape(node)) for node in traced.nodes if shape(node) is not None)
+    made = sum(math.prod(size) for node in traced.nodes if (size := shape(node)) is not None)
     return 4 * made // traced.batch
 
 
@@ -273,7 +274,8 @@ class _Spread:
     def add(self, feats: list[Tensor]) -> None:
         self._views += len(feats[0])
         feats = [f.double() for f in feats]
-        old = zip(self._sums, self._squares, strict=True) if self._sums else [(0.0, 0.0)] * len(feats)
+        none: list[Any] = [(0.0, 0.0)] * len(feats)
+        old = zip(self._sums, self._squares, strict=True) if self._sums else none
         found = [(s + f.sum(0), q + f.square().sum().item()) for f, (s, q) in zip(feats, old, strict=True)]
         self._sums, self._squares = [s for s, _ in found], [q for _, q in found]
 

@@ -70,6 +70,7 @@ def frontier(
         macs_share = found.plan.macs["student"] / found.plan.macs["teacher"]
         row = {"asked": share, "error": round(error, 4), "macs_share": round(macs_share, 4), "drop": found.plan.drop}
         if found.share is not None:
+            assert found.student_ms is not None
             ms = found.student_ms.ms_median
             row |= {"latency_share": round(found.share[0], 4), "latency_ms": round(ms, 4)}
         rows.append(row)

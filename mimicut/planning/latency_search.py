@@ -9,7 +9,7 @@ from torch import nn
 
 from mimicut.planning.candidates import Candidate, candidate_for
 from mimicut.planning.survey import MEASURED_SECONDS, PlanningContext, Say
-from mimicut.runtime.latency import MeasuredLatency, Setting, measure, prepare
+from mimicut.runtime.latency import MeasuredLatency, Prepared, Setting, measure, prepare
 from mimicut.surgery.budget import Budget
 from mimicut.surgery.cut import cut
 from mimicut.surgery.plan import Plan, PlannedLatency
@@ -42,11 +42,18 @@ class MeasuredPlan:
     tries: tuple[tuple[int, int, float], ...] = ()
 
 
+def median_share(measured: MeasuredPlan) -> float:
+    """Its latency over the teacher's."""
+    assert measured.share is not None
+    return measured.share[0]
+
+
 class _Search:
     """Limits that were tried, the students that they gave, and the next limit to try."""
 
     def __init__(self, context: PlanningContext, target: float):
         self._context, self._target = context, target
+        assert context.teacher_ms is not None  # as a latency is asked for
         self.wanted = target / context.teacher_ms.ms_median
         self._low, self._high, self.limit = 0.0, math.inf, target
         self._best: MeasuredPlan | None = None
@@ -68,9 +75,9 @@ class _Search:
             self._seen[key] = share[0] / self.wanted
             self._tries.append((len(made.drop), made.plan.macs["student"], round(share[0], 4)))
             say(f"  measured {student_ms.ms_median:.3f} ms, {share[0]:.3f} of the teacher's; wanted {self.wanted:.3f}")
-            if self._nearest is None or share[0] < self._nearest.share[0]:
+            if self._nearest is None or share[0] < median_share(self._nearest):
                 self._nearest = MeasuredPlan(made.plan, None, share, student_ms)
-            if self._seen[key] <= 1 and (self._best is None or share[0] > self._best.share[0]):
+            if self._seen[key] <= 1 and (self._best is None or share[0] > median_share(self._best)):
                 self._best = MeasuredPlan(made.plan, None, share, student_ms)
         elif self._high - self._low < 0.01 * self._target or self._is_whole(made):
             return False
@@ -96,7 +103,7 @@ class _Search:
 
     def found(self) -> MeasuredPlan | None:
         best = self._best
-        if best is None and self._nearest is not None and self._nearest.share[0] <= OVER * self.wanted:
+        if best is None and self._nearest is not None and median_share(self._nearest) <= OVER * self.wanted:
             best = self._nearest
         return None if best is None else replace(best, tries=tuple(self._tries))
 
@@ -134,6 +141,8 @@ def measure_student(
     """The student's latency, and its share of the teacher's, measured in turn; where that is about `wanted`, what a
     second and longer measurement says."""
     example, setting = context.anatomy.traced.example, context.setting
+    assert setting is not None  # as a latency is asked for
+    assert context.prepared is not None
     student = prepare(cut(context.teacher, plan), example, setting)
     try:
         networks = {"teacher": context.prepared, "student": student}
@@ -149,7 +158,7 @@ def measure_student(
 
 def nearest_reachable(context: PlanningContext, target: float, blocks: Sequence[str], budget: Budget) -> str:
     """The message for a target that no student meets: what the smallest one took, with all these blocks dropped."""
-    only_widths = {"params": None, "size_mb": None, "latency": None, "depth": None}
+    only_widths: dict[str, Any] = {"params": None, "size_mb": None, "latency": None, "depth": None}
     only_widths["scheme"] = "all" if budget.scheme == "auto" else budget.scheme
     every = tuple(blocks)
     least = None
@@ -164,6 +173,8 @@ def nearest_reachable(context: PlanningContext, target: float, blocks: Sequence[
         ways += ["every width at its least"] if least.plan.widths else []
         said = f"; with {' and '.join(ways) or 'nothing cut'} it took {ms.ms_median:.3f} ms"
         said += f" ({share[0]:.2f} of the teacher's)"
+    assert context.setting is not None  # as a latency is asked for
+    assert context.teacher_ms is not None
     own = context.teacher_ms.ms_median
     return (
         f"making a plan: {target:.3f} ms on {context.setting.runtime} is out of reach: the teacher takes {own:.3f} ms"
@@ -173,17 +184,23 @@ def nearest_reachable(context: PlanningContext, target: float, blocks: Sequence[
 
 def with_latency(context: PlanningContext, found: MeasuredPlan, target: float) -> Plan:
     """The plan, with what was measured in it."""
+    teacher, student, share, spread = context.teacher_ms, found.student_ms, found.share, context.spread
+    assert context.setting is not None
+    assert teacher is not None
+    assert student is not None
+    assert share is not None
+    assert spread is not None
     measured = PlannedLatency(
         setting=context.setting.to_json(),
-        wanted_share=round(target / context.teacher_ms.ms_median, 4),
-        teacher_ms=round(context.teacher_ms.ms_median, 4),
-        student_ms=round(found.student_ms.ms_median, 4),
-        measured_share=tuple(round(v, 4) for v in found.share),
-        spread=tuple(round(v, 4) for v in context.spread),
+        wanted_share=round(target / teacher.ms_median, 4),
+        teacher_ms=round(teacher.ms_median, 4),
+        student_ms=round(student.ms_median, 4),
+        measured_share=(round(share[0], 4), round(share[1], 4), round(share[2], 4)),
+        spread=(round(spread[0], 4), round(spread[1], 4), round(spread[2], 4)),
         tries=found.tries,
     )
     notes = list(found.plan.notes)
-    low, high = context.spread[1:]
+    _, low, high = spread
     if max(1 - low, high - 1) > _NOISY:
         notes.append(
             f"this machine is noisy: the teacher measured against itself spreads from {low:.2f} to {high:.2f} "
@@ -194,6 +211,7 @@ def with_latency(context: PlanningContext, found: MeasuredPlan, target: float) -
 
 def missed_latency(plan: Plan, latency: Mapping[str, Any]) -> str | None:
     """A note where the last measurement is above what was asked for; None where it is not."""
+    assert plan.latency is not None
     wanted = plan.latency.wanted_share
     if latency["share"] <= OVER * wanted:
         return None
@@ -209,7 +227,7 @@ def compare_latency(teacher: nn.Module, student: nn.Module, example: Any, settin
     their quartiles over the rounds."""
     prepared = prepare(teacher, example, setting)
     try:
-        networks = {"teacher": prepared, "again": prepared, "student": student}
+        networks: dict[str, nn.Module | Prepared] = {"teacher": prepared, "again": prepared, "student": student}
         found = measure(networks, example, setting, seconds=2 * MEASURED_SECONDS, precision=_PRECISION)
     finally:
         prepared.close()

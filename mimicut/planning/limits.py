@@ -41,7 +41,7 @@ class Costs:
 
     @staticmethod
     def _axis(anatomy: Anatomy, ids: np.ndarray, ranks: Mapping[str, np.ndarray]) -> tuple[int, list]:
-        fixed, found = 0, {}
+        fixed, found = 0, dict[str, list]()
         for unit in anatomy.units(ids):
             if unit is None or unit[0] not in ranks:
                 fixed += 1
@@ -88,10 +88,10 @@ def size_of(anatomy: Anatomy, ranks: Mapping[str, np.ndarray], *, in_bytes: bool
         each = tensor.element_size() if in_bytes else 1
         node = places.get(name)
         axes = [] if node is None else [ids for ids in anatomy.axes[node] if ids is not None]
-        if not axes:
+        if node is None or not axes:
             fixed += each * tensor.numel()
             continue
-        rest = math.prod(s for s, ids in zip(shape(node), anatomy.axes[node], strict=True) if ids is None)
+        rest = math.prod(s for s, ids in zip(shape(node) or (), anatomy.axes[node], strict=True) if ids is None)
         found.append(Term(node, each * rest, tuple(axes)))
     return Costs(anatomy, ranks, found, fixed)
 

@@ -18,7 +18,14 @@ from mimicut.anatomy.cost import count_traced
 from mimicut.anatomy.graph import Anatomy
 from mimicut.base.errors import OutOfReach, PlanError
 from mimicut.planning.candidates import Candidate, NoneMet, candidate_for, candidates_for
-from mimicut.planning.latency_search import UNDER, MeasuredPlan, meet_latency, nearest_reachable, with_latency
+from mimicut.planning.latency_search import (
+    UNDER,
+    MeasuredPlan,
+    median_share,
+    meet_latency,
+    nearest_reachable,
+    with_latency,
+)
 from mimicut.planning.survey import Findings, PlanningContext, Say, surveyed
 from mimicut.planning.trials import SHORT, mimicked_error, trial_error
 from mimicut.recovery.batches import Source, count
@@ -69,24 +76,27 @@ def plan_within(context: PlanningContext, budget: Budget, *, say: Say = lambda t
     """
     target = _target(context, budget)
     if target is not None and budget.divisor is None:
+        assert context.setting is not None
         budget = replace(budget, divisor=width_divisor(context.setting))
     depth = budget.resolved_depth
     order = [r for r in context.order if r.block not in budget.drop] if depth != "never" else []
     try:
         ranked = _ranked(context, candidates_for(context, order, target, budget), say)
         if target is None:
-            found = [MeasuredPlan(candidate.plan, error) for error, candidate in ranked]
-            return _decided(context, [each for each in found if each.error is not None] or found, say)
+            tried = [MeasuredPlan(candidate.plan, error) for error, candidate in ranked]
+            return _decided(context, [each for each in tried if each.error is not None] or tried, say)
         found = _best_met(context, ranked, target, budget, say)
     except NoneMet as none:
+        assert target is not None  # or there would be none to meet
         blocks = (*budget.drop, *(r.block for r in order))
         raise OutOfReach(nearest_reachable(context, target, blocks, budget)) from none
+    assert context.teacher_ms is not None  # as a latency is asked for
     least = 0.0 if budget.sizes else UNDER * target / context.teacher_ms.ms_median
-    while len(found.plan.drop) > len(budget.drop) and found.share[0] < least:
+    while len(found.plan.drop) > len(budget.drop) and median_share(found) < least:
         # Depth alone is coarse: with one block more in the network, widths give the rest.
         fewer = candidate_for(context, tuple(found.plan.drop[:-1]), target, budget, widths=depth != "only")
         again = None if fewer is None else meet_latency(context, fewer, target, budget, say)
-        if again is None or again.share[0] <= found.share[0]:
+        if again is None or median_share(again) <= median_share(found):
             break
         found = again
     return replace(found, plan=with_latency(context, found, target))
@@ -111,13 +121,21 @@ def _best_met(
         if found is None:
             continue
         error = predicted if found.plan.widths == candidate.plan.widths else None
-        rivals = [other for other, _ in ranked[place + 1 :] if other is not None and other < HOPELESS * predicted]
+        rivals = [
+            other for other, _ in ranked[place + 1 :] if other is not None and other < HOPELESS * _known(predicted)
+        ]
         if error is None and (rivals or met):
             error = trial_error(context, context.without(candidate.drop), found.plan)
         met.append(replace(found, error=error))
     if not met:
         raise NoneMet
     return _decided(context, met, say)
+
+
+def _known(error: float | None) -> float:
+    """Where there are several plans, each was tried."""
+    assert error is not None
+    return error
 
 
 def _tie(context: PlanningContext) -> float:
@@ -133,9 +151,10 @@ def _decided(context: PlanningContext, tried: Sequence[MeasuredPlan], say: Say) 
     """The one of the least error, or of those that are near it the one that is best after a few steps."""
     if len(tried) == 1:
         return tried[0]
-    first, tie = min(tried, key=lambda found: found.error), _tie(context)
-    near = [found for found in tried if found.error <= tie * first.error]
-    if tie == 1 or len(near) == 1 or not math.isfinite(first.error):
+    first, tie = min(tried, key=lambda found: _known(found.error)), _tie(context)
+    least = _known(first.error)
+    near = [found for found in tried if _known(found.error) <= tie * least]
+    if tie == 1 or len(near) == 1 or not math.isfinite(least):
         return first
     say(f"mimicking with {len(near)} mixtures that are about as good, {SHORT} steps each")
     errors = []
@@ -172,6 +191,7 @@ def _target(context: PlanningContext, budget: Budget) -> float | None:
         return None
     if context.setting is None:
         raise PlanError("making a plan: a latency is asked for, but no runtime is given to measure it on")
+    assert context.teacher_ms is not None
     own = context.teacher_ms.ms_median
     shares = [] if latency.share is None else [latency.share * own]
     return min([*shares, *([] if latency.ms is None else [latency.ms])])

@@ -305,7 +305,7 @@ def _ranks(
         if group.pinned is None:
             found = evidence.scores.get(group.name) if evidence is not None else None
             known = found is not None and len(found) == group.width
-            scores = found if known else SCORES[score](group, tensors, anatomy, seed)
+            scores: Any = found if known else SCORES[score](group, tensors, anatomy, seed)
             order = np.argsort(-scores, kind="stable")
             rank = np.argsort(order, kind="stable")
             first = required_units(anatomy, group, rank)

@@ -106,6 +106,7 @@ def recoverability(
     held = held or (hold_out(teacher, anatomy, few, views=views, seed=seed) if todo else None)
     found: list[Recoverable] = []
     for block in todo:
+        assert held is not None  # as there is something to do
         student = drop_modules(guard.full_copy(teacher), block.dropped_modules)
         errors = [held.judge.error(student)]
         behind = held.small(gap_layers(anatomy, block, student), student)[:layers]
@@ -127,6 +128,7 @@ def recoverability(
 def gap_layers(anatomy: Anatomy, block: Block, student: nn.Module) -> list[Layer]:
     """The layers of `student`, `anatomy`'s network without `block`, that run behind the gap."""
     own = guard.named_tensors(student)
+    assert block.branch_end is not None  # as it can be dropped
     behind = weights_after(anatomy.traced, anatomy.traced.nodes.index(block.branch_end))
     found = [layer for layer in solvable_layers(anatomy, own) if layer.weight in behind]
     lost = {layer.weight for layer in found if layer.shortcut is not None and layer.shortcut[0] not in own}

@@ -142,10 +142,11 @@ def survey(
     else:
         saved = {b.name: macs_in(b.branch, anatomy.traced.batch) for b in blocks}
     blocks = [b for b in blocks if not any(fixed(module) for module, _ in b.dropped_modules)]
-    order, held = (), None
+    order: tuple[Recoverable, ...] = ()
+    held = None
     if depth != "never" and blocks:
         say(f"asking the images which of {len(blocks)} blocks can be spared")
-        images = {"views": given.views, "seed": given.seed}
+        images: dict[str, Any] = {"views": given.views, "seed": given.seed}
         held = hold_out(teacher, anatomy, few, **images)
         found = recoverability(teacher, anatomy, few, blocks=blocks, held=held, **images)
         order = tuple(sorted(found, key=lambda r: r.error / max(saved[r.block], 1e-12)))

@@ -35,6 +35,8 @@ def trial_error(context: PlanningContext, anatomy: Anatomy, plan: Plan) -> float
 def mimicked_error(context: PlanningContext, plan: Plan, steps: int = SHORT) -> float:
     """Error at the seam after a short recovery by `context.recipe`, on images that it did not learn from (unless there
     are three or fewer); infinite where it diverges."""
+    assert context.recipe is not None
+    assert context.held is not None
     student = cut(context.teacher, plan)
     config = replace(context.recipe, steps=steps, device=None)
     try:

@@ -46,6 +46,7 @@ def uniform_widths(groups: list[Group], floors: dict[str, int], limits: Limits, 
 def _out_of_reach(floors: dict[str, int], limits: Limits, budget: Budget) -> str:
     name, least, limit = limits.tightest(floors)
     if name == "MACs":
+        assert budget.keep is not None
         total = limit / budget.keep
         said = f"keep {budget.keep} of {round(total):,} MACs is out of reach with scheme {budget.scheme}: the nearest "
         said += f"is keep {math.ceil(least / total * 1e4) / 1e4}"

@@ -18,7 +18,7 @@ from mimicut.proof.certificate import binomial_interval
 from mimicut.surgery.seam import Seam, capturing, tensors
 
 if TYPE_CHECKING:
-    from mimicut.inputs.image_set import ImageSet
+    from mimicut.inputs.image_set import ImageSet, ImagesWithCall
 
 DISAGREEMENTS = 12  # images that are told of. Source: assumption: what a person looks at.
 # Images at a time: at 224 x 224 pixels passes of 16 hold a few hundred MB and take no longer for an image than of 64.
@@ -67,7 +67,7 @@ def figures(
     teacher: nn.Module,
     model: nn.Module,
     seam: Seam,
-    held_out: "ImageSet | Tensor",
+    held_out: "ImageSet | ImagesWithCall | Tensor",
     *,
     batch_size: int = BATCH,
     on_progress: Callable[[int, int], None] | None = None,
@@ -179,7 +179,7 @@ class FeatureError:
 def accuracy(
     teacher: nn.Module,
     model: nn.Module,
-    images: "ImageSet | Tensor",
+    images: "ImageSet | ImagesWithCall | Tensor",
     labels: list[int],
     *,
     batch_size: int = BATCH,
@@ -217,17 +217,17 @@ def accuracy(
 
 
 def _outputs(
-    teacher: nn.Module, model: nn.Module, images: "ImageSet | Tensor", batch_size: int
+    teacher: nn.Module, model: nn.Module, images: "ImageSet | ImagesWithCall | Tensor", batch_size: int
 ) -> Iterator[tuple[slice, tuple[Tensor | None, Tensor | None]]]:
     """Class scores (n, K), K at least 2, of both on each chunk; None where the output is something else."""
     layout = quick_layout([teacher, model], _batch(images, range(1))) if len(images) else ""
     for where in _chunks(len(images), batch_size):
         with guard.evaluating(teacher), guard.evaluating(model):
             batch = laid(_batch(images, where), layout)
-            rows = tuple(class_scores(run_placed(net, net, batch), len(where)) for net in (teacher, model))
-        if all(row is not None for row in rows):
-            _check_finite(*rows, "outputs")
-        yield slice(where.start, where.stop), rows
+            theirs, ours = (class_scores(run_placed(net, net, batch), len(where)) for net in (teacher, model))
+        if theirs is not None and ours is not None:
+            _check_finite(theirs, ours, "outputs")
+        yield slice(where.start, where.stop), (theirs, ours)
 
 
 def class_scores(output: Any, images: int) -> Tensor | None:
@@ -272,7 +272,7 @@ def quick_layout(models: list[nn.Module], one: Any) -> str:
     return "channels_last" if all(map(takes, models)) else "contiguous"
 
 
-def _batch(images: "ImageSet | Tensor", where: range) -> Any:
+def _batch(images: "ImageSet | ImagesWithCall | Tensor", where: range) -> Any:
     return images[where.start : where.stop] if isinstance(images, Tensor) else images.batch(list(where))
 
 

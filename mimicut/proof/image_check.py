@@ -101,7 +101,8 @@ def check_images(
     if len(unlike) == len(names):  # these are no class scores, or of a teacher that was never trained
         unlike = []
     untouched = sorted(set(range(classes or 0)) - set(torch.cat(named).tolist())) if named else []
-    pictures, between, near = _pictures(images), [], ()
+    pictures, between = _pictures(images), list[tuple[str, str]]()
+    near: tuple[tuple[str, str], ...] = ()
     if held_out:
         proof = _pictures(held_out)
         near = _alike(held_out.names, proof, set())
@@ -139,7 +140,11 @@ def _notes(check: ImageCheck, images: ImageSet, held_out: ImageSet | None, low: 
             "the images come as floating-point arrays with values 0 to 1, which are taken as normalised: subtract "
             "the mean and divide by the deviation first, or give uint8 arrays or files"
         )
-    if check.shift is not None and (check.shift > SHIFT or not 1 / FACTOR < check.factor < FACTOR):
+    if (
+        check.shift is not None
+        and check.factor is not None
+        and (check.shift > SHIFT or not 1 / FACTOR < check.factor < FACTOR)
+    ):
         found.append(
             f"what reaches the teacher's first batch norm is {check.shift:.1f} standard deviations from what it was "
             f"trained on, its variance {check.factor:.2g} times that: are these the images that it is for, and is the "
@@ -228,7 +233,7 @@ class _FirstNorm:
         self._norms = [
             m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None
         ]
-        self._first: nn.Module | None = None
+        self._first: Any = None  # of them, the one that runs first
         self._sum: Any = 0.0
         self._square: Any = 0.0
         self._seen = 0

@@ -73,8 +73,8 @@ def _batches(proof: ImageSet | ImagesWithCall | None, size: int, fixed: bool) ->
 
 
 def _agreements(files: list[Any], lead: nn.Module, batches: list[Any]) -> list[dict[str, float | None]]:
-    unknown = {"top1_agreement": None, "top1_agreement_low": None, "top1_agreement_high": None}
-    theirs, where = [], None
+    unknown: dict[str, float | None] = {"top1_agreement": None, "top1_agreement_low": None, "top1_agreement_high": None}
+    theirs, where = [], 0
     with evaluating(lead):
         for args, kwargs in batches:
             output, images = lead(*args, **kwargs), batch_of((args, kwargs))
@@ -85,7 +85,7 @@ def _agreements(files: list[Any], lead: nn.Module, batches: list[Any]) -> list[d
             theirs.append(scores.argmax(1))
     if not theirs:
         return [unknown] * len(files)
-    wanted, found = torch.cat(theirs), []
+    wanted, found = torch.cat(theirs), list[dict[str, float | None]]()
     for path in files:
         agree = int((torch.cat([each[where].argmax(1) for each in run_onnx(path, batches)]) == wanted).sum())
         low, high = binomial_interval(agree, len(wanted))

@@ -107,14 +107,15 @@ def _compare(
     found = [*_floats(output), *features]
     if any(not torch.isfinite(a).all() for a in expected):
         raise LawBroken("checking the cut: the teacher's own output is not finite on random inputs")
-    error = _apart(found, expected)
+    apart = _apart(found, expected)
     # Of modules that are no blocks, but hand their input on, the whole network's operators know nothing.
     if plan is not None and anatomy.only_blocks:
+        assert anatomy.full_trace is not None  # as blocks are left out
         bare = _Reference(anatomy, None, teacher).outputs(given)
         whole = replace(anatomy, traced=anatomy.full_trace, seam_nodes=(), axes=defaultdict(list))
         expected = _Reference(whole, None, teacher, anatomy.zeroed_nodes).outputs(given)
-        error = max(error, _apart(bare[: len(expected)], expected))
-    return error
+        apart = max(apart, _apart(bare[: len(expected)], expected))
+    return apart
 
 
 def _apart(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
@@ -232,8 +233,9 @@ class _Reference(Interpreter):
         if node.op != "call_function" or not node.args or not isinstance(node.args[0], Node):
             return {}
         axes = self._anatomy.axes.get(node.args[0]) if shape(node.args[0]) else None
-        found = statistics_axes(node) if axes else []
-        return {a: m for a in found if axes[a] is not None and (m := self._mask(axes[a])) is not None}
+        if not axes:
+            return {}
+        return {a: m for a in statistics_axes(node) if axes[a] is not None and (m := self._mask(axes[a])) is not None}
 
     def _over_kept(self, node: Node, masks: dict[int, torch.Tensor]) -> Any:
         """An operator's result with its statistics taken over the kept channels; zeros where others were."""
@@ -248,10 +250,11 @@ class _Reference(Interpreter):
             kwargs, rest = torch.utils._pytree.tree_map(lambda v: _pick(v, kept, first), (kwargs, rest))
         elif operator(node) == "group_norm":
             kwargs, rest = torch.utils._pytree.tree_map(lambda v: _pick(v, kept, 1), (kwargs, rest))
-        result = node.target(picked, *rest, **kwargs)
-        if isinstance(result, torch.Tensor) and result.dim() == args[0].dim():
+        result = node.target(picked, *rest, **kwargs)  # type: ignore[operator]  # of a call_function a function
+        whole = shape(node)
+        if whole is not None and isinstance(result, torch.Tensor) and result.dim() == args[0].dim():
             for axis, positions in kept.items():
-                if result.shape[axis] == len(positions) and shape(node)[axis] == len(masks[axis]):
+                if result.shape[axis] == len(positions) and whole[axis] == len(masks[axis]):
                     size = [*result.shape[:axis], len(masks[axis]), *result.shape[axis + 1 :]]
                     result = result.new_zeros(size).index_copy(axis, positions, result)
         return result

@@ -66,7 +66,8 @@ def make_views(few: Source | Tensor, indices: list[int], views: str, generator: 
         )
     if views == "none":
         return few[indices]
-    return torch.stack([VIEWS[views].apply(few[i], tuple(few.shape[2:]), "bilinear", generator) for i in indices])
+    size = few.shape[2], few.shape[3]
+    return torch.stack([VIEWS[views].apply(few[i], size, "bilinear", generator) for i in indices])
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def load_optimiser_state(optimiser: torch.optim.Optimizer, state: dict[str, Tens
 
 def _owners(optimiser: torch.optim.Optimizer) -> list[tuple[torch.optim.Optimizer, Tensor]]:
     """Every parameter with the optimiser that moves it, in the order of the outer one."""
-    inner = getattr(optimiser, "vectors", None)
+    inner: Any = getattr(optimiser, "vectors", None)
     inside = set() if inner is None else {id(p) for group in inner.param_groups for p in group["params"]}
     every = [p for group in optimiser.param_groups for p in group["params"]]
     return [(inner if id(p) in inside else optimiser, p) for p in every]

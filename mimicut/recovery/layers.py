@@ -65,6 +65,7 @@ def layers_to_solve(anatomy: Anatomy, plan: Plan, student: nn.Module) -> list[La
     if plan.drop and not anatomy.only_blocks:
         return found
     if plan.drop:
+        assert anatomy.full_trace is not None  # as blocks are left out
         after = weights_after(anatomy.full_trace, min(map(anatomy.full_trace.nodes.index, anatomy.zeroed_nodes)))
         touched |= {i for i, layer in enumerate(found) if layer.weight in after}
     return found[min(touched, default=len(found)) :]
@@ -91,7 +92,8 @@ class _Reader:
             weight = _weight(anatomy, node)
             if weight in self._used_once:
                 self._weights[node] = weight
-                self._seen_at.setdefault((node.args[0], "input"), node)
+                given: Any = node.args[0]
+                self._seen_at.setdefault((given, "input"), node)
                 self._seen_at[node, "output"] = node
 
     def layers(self) -> list[Layer]:
@@ -125,7 +127,7 @@ class _Reader:
         constant, scales, end = bias if self._free(bias) else None, [], node
         while len(end.users) == 1:
             after = next(iter(end.users))
-            step = _step(self._anatomy, end, after, 1 if operator(node) != "linear" else len(shape(node)) - 1)
+            step = _step(self._anatomy, end, after, 1 if operator(node) != "linear" else len(shape(node) or ()) - 1)
             if step is None:
                 break
             if end is node and bias is None and operator(after) == "batch_norm":
@@ -150,8 +152,10 @@ class _Reader:
 
 def _gate(node: Node) -> tuple[float, float] | None:
     """The range of the activation that alone reads `node`; None for anything else."""
-    after = next(iter(node.users)) if len(node.users) == 1 else None
-    kind = None if after is None else operator(after)
+    if len(node.users) != 1:
+        return None
+    after = next(iter(node.users))
+    kind = operator(after) or ""
     if kind == "hardtanh":
         low, high = _argument(after, 1, "min_val"), _argument(after, 2, "max_val")
         return (-1.0 if low is None else float(low), 1.0 if high is None else float(high))
@@ -169,7 +173,7 @@ def _argument(node: Node, position: int, name: str) -> Any:
 def _used_once(traced: Traced) -> frozenset[str]:
     """Names of the tensors that one call uses, under whatever name."""
     tensors = named_tensors(traced.model)
-    uses = Counter()
+    uses: Counter[int] = Counter()
     for node, name in traced.tensors.items():
         uses[id(tensors.get(name))] += len(node.users)
     return frozenset(name for name, tensor in tensors.items() if uses[id(tensor)] == 1)
@@ -197,15 +201,15 @@ def _step(anatomy: Anatomy, before: Node, after: Node, axis: int) -> list[Any] |
     if kind == "mul":
         other = next((n for n in after.all_input_nodes if n is not before), None)
         factor = shape(other) if other is not None else None
-        if factor is None:
+        if other is None or factor is None:
             return None
-        along = axis - (len(shape(after)) - len(factor))  # the channels among the factor's own axes
+        along = axis - (len(shape(after) or ()) - len(factor))  # the channels among the factor's own axes
         if any(size != 1 and at != along for at, size in enumerate(factor)):
             return None
         while isinstance(other, Node) and operator(other) in _VIEWS and other.all_input_nodes:
             other = other.all_input_nodes[0]
         name = anatomy.traced.tensors.get(other)
-        return [name] if name is not None and math.prod(shape(other)) == math.prod(factor) else None
+        return [name] if name is not None and math.prod(shape(other) or ()) == math.prod(factor) else None
     return None
 
 
@@ -253,7 +257,7 @@ def geometry(seen: Seen, weight: Tensor) -> Geometry:
         return Geometry((), (), (), (), 1)
     axes = weight.ndim - 2
     names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-    given = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+    given: dict[str, Any] = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
     given |= dict(zip(names, seen.args, strict=False)) | seen.kwargs
     kernel = tuple(weight.shape[2:])
     stride, dilation = (_each(given[n], axes) for n in ("stride", "dilation"))
@@ -301,7 +305,7 @@ def columns(x: Tensor, how: Geometry, positions: Callable[[int], Tensor], size: 
         rows = channels_last(x, 0)
         return rows[:, positions(rows.shape[1]).to(x.device)][:, :, None]
     left = positions(math.prod(size))
-    places = []
+    places: list[Tensor] = []
     for side in reversed(size):
         places.insert(0, left % side)
         left = left // side

@@ -5,7 +5,7 @@ code that a network consists of, each network computes every image once, and the
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
@@ -31,7 +31,7 @@ class Seen:
     function: Callable[..., Any]
     args: tuple
     kwargs: dict[str, Any]
-    output: Tensor | None
+    output: Any
     held: dict[tuple[str, str], Tensor] = field(default_factory=dict)
 
     @property
@@ -75,8 +75,8 @@ class Watch(TorchFunctionMode):
         seen = Seen(func, args, kwargs, None)
         if name is not None and self._before:
             self._before(name, seen)
-        elsewhere = self._run is not None and getattr(func, "__name__", "") in _WITH_BUFFERS
-        found = self._run(func, args, kwargs) if elsewhere else func(*args, **kwargs)
+        run = self._run if getattr(func, "__name__", "") in _WITH_BUFFERS else None
+        found = func(*args, **kwargs) if run is None else run(func, args, kwargs)
         if name is None:
             return found
         seen.output = found
@@ -189,7 +189,7 @@ def lockstep(
     halts: Sequence[str],
     kept: Mapping[str, set],
     taking_part: Sequence[int] | None = None,
-) -> Iterator[tuple[str, list[list[Seen]]]]:
+) -> Generator[tuple[str, list[list[Seen]]], None, None]:
     """Yield, at each of `halts`, (name, for each network what each batch sees there); continuing advances all passes.
 
     Every halt comes once. Without gradients, in the mode that the networks are in.
@@ -215,14 +215,14 @@ def lockstep(
                 for place, (row, (model, when)) in enumerate(zip(passes, networks, strict=True)):
                     row.append(_Pass(forwards.of(model, when, batch, copies=place < len(networks) - 1)))
                     at[place].append(_advance(row[-1], slack, number + 1))
-                batch = None
+                batch = None  # type: ignore[assignment]  # let go of
             names = {found and found[0] for row in at for found in row}
             if len(names) != 1:
                 raise RuntimeError(f"the passes halt at different places: {', '.join(sorted(map(str, names)))}")
             name = names.pop()
             if name is None:
                 return
-            seen = [[seen for _, seen in row] for row in at]
+            seen = [[found[1] for found in row if found is not None] for row in at]
             del at
             yield name, seen
             del seen
@@ -266,6 +266,7 @@ class _Forwards:
                 if name in self._halting and when == "after":
                     halt(name, seen)
 
+            assert batch is not None  # it runs once
             # What a network keeps on its modules, or writes into its input, is this pass's alone.
             network, (args, kwargs) = structural_copy(model), copied(batch) if copies else batch
             batch = None  # not held any longer than the network itself holds it

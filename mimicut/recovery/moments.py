@@ -11,6 +11,7 @@ no more of the rows than X'X (g, D, D) and X'R (g, D, m) of every part.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -129,13 +130,17 @@ class _Rows:
         each = max(LEAST_POSITIONS, -(-sampling.rows // views))
         if layer.gate is not None:
             each = max(1, min(each, sampling.most_kept // (self.prior[:, 0].numel() * views)))
-        self._positions_each, self._draws, self._chosen = each, sampling.draws, {}
+        self._positions_each, self._draws = each, sampling.draws
+        self._chosen: dict[int, Tensor] = {}
 
     def _read_affine(self, teacher: Mapping[str, Tensor], weight: Tensor) -> None:
         """The factor and offset of each output on its way to the addition or activation that follows."""
         layer = self._layer
         affine = affine_of(layer, dict(teacher)) if layer.shortcut or layer.gate else None
-        self._scale, self._offset, self._inverse, self.gated = None, None, None, None
+        self._scale: Any = None
+        self._offset: Any = None
+        self._inverse: Any = None
+        self.gated: Gated | None = None
         if affine is None:
             return
         self._scale, self._offset = (each.to(weight.device, self._dtype) for each in affine)
@@ -150,7 +155,7 @@ class _Rows:
         size = tuple(theirs.output.shape[2:]) if self._spatial else ()
         x = columns(ours.input, self._geometry, self._positions, size).to(self._dtype)
         y = self._sampled(theirs.output)
-        activated = None if self.gated is None else self._scale * y + self._offset
+        activated: Any = None if self.gated is None else self._scale * y + self._offset
         if self._layer.shortcut is not None and self._scale is not None:
             error = shortcut_error(self._layer, theirs, ours, self._sampled, self._kept)
             if error is not None:
@@ -193,7 +198,7 @@ class _Sums:
         self._gram = rows.prior.new_zeros(self.parts, groups, size, size)
         self._cross = rows.prior.new_zeros(self.parts, groups, size, outputs)
         self._residual, self._target, self._row_counts = (rows.prior.new_zeros(self.parts) for _ in range(3))
-        self._waiting: dict[int, list[tuple[Tensor, Tensor, Tensor | None]]] = {}
+        self._waiting: dict[int, list[tuple[Tensor, Tensor, Any]]] = {}  # arguments of `add`
 
     def add(self, part: int, x: Tensor, y: Tensor, activated: Tensor | None) -> None:
         self._waiting.setdefault(part, []).append((x, y, activated))
@@ -251,6 +256,7 @@ def shortcut_error(
         sampled: Takes the chosen positions of a tensor.
         kept: The channels that the student keeps; None where it keeps all.
     """
+    assert layer.shortcut is not None
     teacher, student = theirs.held.get(layer.shortcut), ours.held.get(layer.shortcut)
     if teacher is None or student is None or teacher.shape != theirs.output.shape:
         return None

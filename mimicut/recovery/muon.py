@@ -37,7 +37,7 @@ class Muon(torch.optim.Optimizer):
         self.vectors = torch.optim.AdamW(vectors, lr=lr, weight_decay=0.0, foreach=True) if vectors else None
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]  # it gives no loss
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is None or _is_vector(weight):

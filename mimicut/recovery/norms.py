@@ -6,6 +6,7 @@ no statistics: there is nothing to choose.
 """
 
 from collections.abc import Callable, Collection
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from mimicut.recovery.batches import Batch
 VIEWS = 256  # Views of the few images from which statistics are measured. Source: assumption.
 # The share a of the few images' statistics in the mixture. Source: assumption; 0 is the cut's own.
 SHARES = (0.0, 0.25, 0.5, 1.0)
+_Norms = list[Any]  # batch norms with statistics, of which torch's types say that there may be none
 
 
 @torch.no_grad()
@@ -69,14 +71,14 @@ def refit_norms(student: nn.Module, head: Collection[str], batches: list[Batch])
     return True
 
 
-def _body_norms(student: nn.Module, head: Collection[str]) -> list[nn.Module]:
+def _body_norms(student: nn.Module, head: Collection[str]) -> _Norms:
     kind = nn.modules.batchnorm._BatchNorm
     fixed = {id(t) for name, t in guard.named_tensors(student).items() if name in head}
     norms = [m for m in student.modules() if isinstance(m, kind) and m.running_var is not None]
     return [m for m in norms if id(m.running_var) not in fixed]
 
 
-def _measure(student: nn.Module, norms: list[nn.Module], batches: list[Batch]) -> tuple[list[tuple], list[tuple]]:
+def _measure(student: nn.Module, norms: _Norms, batches: list[Batch]) -> tuple[list[tuple], list[tuple]]:
     """Mean and variance (channels,) of each norm, as they are and over the batches; the norms come back unchanged."""
     old = [(m.running_mean.clone(), m.running_var.clone(), m.num_batches_tracked.clone()) for m in norms]
     momenta = [m.momentum for m in norms]
@@ -98,11 +100,11 @@ def _measure(student: nn.Module, norms: list[nn.Module], batches: list[Batch]) -
     return old, new
 
 
-def _mix(norms: list[nn.Module], old: list[tuple], new: list[tuple], share: float) -> None:
+def _mix(norms: _Norms, old: list[tuple], new: list[tuple], share: float) -> None:
     for module, (mean, variance, *_), (other, spread) in zip(norms, old, new, strict=True):
         _put(module, mean.lerp(other, share), variance.lerp(spread, share))
 
 
-def _put(module: nn.Module, mean: Tensor, variance: Tensor) -> None:
+def _put(module: Any, mean: Tensor, variance: Tensor) -> None:
     module.running_mean.copy_(mean)
     module.running_var.copy_(variance)

@@ -209,6 +209,7 @@ class _Preparation:
             if rehearsal is not None:
                 before = replace(before, rehearsal=rehearsal.to_json())
                 rate = rehearsal.rate
+                assert config.lr is not None  # it is decided
                 config = replace(config, lr=config.lr * rate) if rate else replace(config, steps=0)
         del cut
         memory.trim()
@@ -263,6 +264,7 @@ class _Preparation:
             return settle_norms(student, self._case.plan.seam.head, batches, lambda: judge.error(student))
 
     def _judge(self) -> Judge:
+        assert self._choose is not None
         like = next(t for t in guard.named_tensors(self._case.student).values() if t.is_floating_point())
         batches = plain_batches(self._choose, _BATCH, like.device, like.dtype)
         return Judge(self._case.teacher, self._case.plan.seam, batches)
@@ -296,7 +298,7 @@ class _Preparation:
         """Seconds of a step, of a copy of the student; one step warms up, and what precedes a first step counts too."""
         case = self._case
         trial, config = guard.full_copy(case.student), replace(config, lr=_NO_RATE)
-        options = {"max_memory": self._max_memory, "on_step": on_step}
+        options: dict[str, Any] = {"max_memory": self._max_memory, "on_step": on_step}
         try:
             mimic(case.teacher, trial, case.plan.seam, self._few, replace(config, steps=1), **options)
             log = mimic(case.teacher, trial, case.plan.seam, self._few, replace(config, steps=_TIMED_STEPS), **options)
@@ -318,6 +320,7 @@ class _Preparation:
             return None
         say(f"rehearsing on images set aside, {about(cost)}")
         if self._choose is None:
+            assert cut is not None
             found = rehearse(
                 replace(case, student=cut), few, config, most_views=closed.views, max_memory=self._max_memory, say=say
             )

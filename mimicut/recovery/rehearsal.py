@@ -144,6 +144,7 @@ def try_rates(
         case: The networks; none is changed.
         few, config, max_memory, say: As of `rehearse`.
     """
+    assert config.lr is not None  # it is decided
     steps = min(config.steps, max(LEAST_STEPS, min(MOST_STEPS, round(STEPS_SHARE * config.steps))))
     before, tried = judge.error(case.student), []
     for share in RATES:

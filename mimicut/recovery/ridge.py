@@ -11,8 +11,9 @@ follows, `gated` solves again for what the activation lets through, and is taken
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,7 +51,7 @@ class Solved:
 
 
 def solve_layer(
-    layer: Layer, moments: Moments, student: dict[str, Tensor], start: int | None = None
+    layer: Layer, moments: Moments, student: Mapping[str, Tensor], start: int | None = None
 ) -> tuple[Solved, int]:
     """Solve a layer, and write its weights into the student.
 
@@ -65,7 +66,8 @@ def solve_layer(
     """
     start = len(RIDGES) // 2 if start is None else start
     split = _Split.of(moments)
-    total = sum(moments.target[parts].sum() for parts in split.judging).clamp_min(1e-300)
+    target: Any = sum(moments.target[parts].sum() for parts in split.judging)
+    total = target.clamp_min(1e-300)
     residual = sum(moments.residual[parts].sum() for parts in split.judging)
     before = float(residual / total)
     if before < _EXACT or not math.isfinite(before):
@@ -170,16 +172,18 @@ def _gate_helps(
     else:
         solver = _solver(moments, fitting, ridge)
         plain = solver(moments.cross_of(fitting))
+    assert moments.gated is not None
     better = moments.gated.solve(fitting, plain, solver, rounds)
     return moments.gated.error(judging, better) < moments.gated.error(judging, plain)
 
 
-def _write(layer: Layer, weights: Tensor, moments: Moments, student: dict[str, Tensor]) -> None:
+def _write(layer: Layer, weights: Tensor, moments: Moments, student: Mapping[str, Tensor]) -> None:
     """Weights (g, m, D) into the layer; their constant into its bias or the batch norm that follows."""
     weight = student[layer.weight]
     weight.copy_(weights[..., : moments.inputs].flatten(0, 1).reshape(weight.shape))
     if not moments.constant:
         return
+    assert layer.constant is not None
     constant = weights[..., -1].flatten()
     into = student[layer.constant]
     into.add_(constant.to(into), alpha=1 if layer.constant == layer.bias else -1)  # a batch norm subtracts its mean

@@ -7,6 +7,7 @@ numbers.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ class RunningDeviation:
     """The squared deviation of a teacher's features at each seam point, over batches of which none is kept."""
 
     def __init__(self) -> None:
-        self._sums: list[Tensor | float] = []
+        self._sums: list[Any] = []  # tensors, once there was a batch
         self._squares: list[float] = []
         self._images = 0
 

@@ -74,9 +74,11 @@ def train(
         ways: For the log.
     """
     device, dtype = device_for(config.device, pair.student), PRECISIONS[config.precision]
-    images, started, loop = count(few), time.perf_counter(), None
+    images, started = count(few), time.perf_counter()
+    loop: TrainingLoop | None = None
 
     def log() -> MimicLog:
+        assert loop is not None
         lrs = tuple(config.lr_at(step) for step in range(len(loop.losses)))
         errors, kept = ((), len(lrs)) if loop.best is None else (tuple(loop.best.errors), loop.best.step)
         seconds, size = time.perf_counter() - started, min(config.batch_size, images)
@@ -151,8 +153,9 @@ def _prepare(pair: Pair, config: MimicConfig) -> torch.optim.Optimizer:
             body.append(parameter)
     if not body:
         raise InputError(f"mimicking: {type(student).__name__} has no parameter before its head that could learn")
-    options = {"momentum": config.momentum} if config.optimizer != "adamw" else {"betas": (config.momentum, 0.999)}
-    options |= {} if config.optimizer == "muon" else {"foreach": True}
+    adam, foreach = config.optimizer == "adamw", config.optimizer != "muon"
+    options: dict[str, Any] = {"betas": (config.momentum, 0.999)} if adam else {"momentum": config.momentum}
+    options |= {"foreach": True} if foreach else {}
     return OPTIMIZERS[config.optimizer](body, lr=config.lr, weight_decay=config.weight_decay, **options)
 
 

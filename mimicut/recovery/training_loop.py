@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from math import isfinite
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -108,12 +109,13 @@ class TrainingLoop:
         batch = next(self._batches)
         if self._folded is None:
             self._prepare(batch)
+        assert self._folded is not None
         images = count_in(batch)
         parts = [(part_of(batch, images, at), at.stop - at.start) for at in equal_slices(images, self.parts)]
         for group in self._optimiser.param_groups:
             group["lr"] = self._config.lr_at(step)
         self._optimiser.zero_grad(set_to_none=True)
-        total: Tensor | float = 0.0
+        total: Any = 0.0
         for number, (part, size) in enumerate(parts):
             with autocast:
                 with torch.no_grad():
@@ -122,7 +124,7 @@ class TrainingLoop:
             if step == 0 and not number:
                 check_features(self._pair.seam, wanted, found)
             errors = zip(mean_squared_errors(found, wanted), self._loss_units, strict=True)
-            loss = sum(error / unit for error, unit in errors)
+            loss: Any = sum(error / unit for error, unit in errors)
             loss = loss if len(parts) == 1 else loss * (size / images)
             loss.backward()
             total = total + loss.detach()
@@ -158,8 +160,8 @@ class TrainingLoop:
             self._folded = teacher, {} if trains_norms else foldable(self._pair.student, self._student_capture)
             if not self.parts:
                 # Batches that are normalised as a whole are not divided.
-                whole = trains_norms or self._max_memory is None
-                self.parts = 1 if whole else self._parts_within(self._max_memory, images, one)
+                most = None if trains_norms else self._max_memory
+                self.parts = 1 if most is None else self._parts_within(most, images, one)
 
     def _parts_within(self, most_bytes: int, images: int, one: Batch) -> int:
         """The fewest parts of a batch of `images` of which each keeps no more than its share of the memory."""
@@ -172,6 +174,7 @@ class TrainingLoop:
         """What a student's pass over `images` copies of one image keeps for its gradients."""
         own = {t.untyped_storage().data_ptr() for t in guard.named_tensors(self._pair.student).values()}
         sizes: dict[int, int] = {}
+        assert self._folded is not None
 
         def note(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()

@@ -51,7 +51,7 @@ def views_per_batch(anatomy: Anatomy) -> int:
 def _largest_map(anatomy: Anatomy) -> int:
     """Numbers in the largest feature map of one image."""
     traced = anatomy.traced
-    sizes = (math.prod(shape(node)) for node in traced.nodes if shape(node) is not None)
+    sizes = (math.prod(size) for node in traced.nodes if (size := shape(node)) is not None)
     return max(sizes, default=1) // traced.batch
 
 
@@ -126,11 +126,12 @@ def bytes_per_view(anatomy: Anatomy, halts: Sequence[str]) -> dict[str, int]:
         for user in node.users:
             end = max(end, order.get(user, len(order) - 1))
             end = max([end, *(last_in[call] for call in traced.calls.get(user, ()) if call not in inside)])
-        size = math.prod(shape(node)) if shape(node) is not None else 0
+        numbers = shape(node)
+        size = 0 if numbers is None else math.prod(numbers)
         change[i] += size
         change[end + 1] -= size
     held = list(accumulate(change))
-    image = sum(math.prod(shape(node)) for node in traced.inputs if shape(node) is not None)
+    image = sum(math.prod(numbers) for node in traced.inputs if (numbers := shape(node)) is not None)
     return {
         name: 4 * (2 * held[order[user]] - math.prod(shape(user) or (0,)) + 2 * image) // traced.batch
         for node, name in traced.tensors.items()

@@ -101,7 +101,7 @@ def draw(path: Path, shown: Sequence[Answer], images: ImageSet, title: str, belo
     canvas.save(path)
 
 
-def _fitting(text: str, room: int, font: ImageFont.FreeTypeFont) -> str:
+def _fitting(text: str, room: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """`text`, its words shortened before the percentage where it is wider than `room`."""
     if font.getlength(text) <= room:
         return text

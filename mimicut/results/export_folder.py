@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mimicut.base.errors import InputError, LawBroken, StoreError
-from mimicut.inputs.image_set import ImageSet, ImagesWithCall, bind_call, read_images, split
+from mimicut.inputs.image_set import ImageSet, ImageSource, ImagesWithCall, bind_call, read_images, split
 from mimicut.inputs.preprocessing import Preprocessing, model_inputs
 from mimicut.inputs.teacher import Build, Teacher, own_teacher
 from mimicut.proof.int8_table import int8_table
@@ -35,6 +35,9 @@ PREPROCESSING = "preprocessing.json"
 
 class NormalisingModel(nn.Module):
     """`model` after the normalisation: it takes images of values 0 to 1, as float32 (N, C, H, W)."""
+
+    image_mean: Tensor
+    image_std: Tensor
 
     def __init__(self, model: nn.Module, preprocessing: Preprocessing, call: Mapping[str, Any] | None):
         super().__init__()
@@ -82,7 +85,9 @@ class _InputForm:
         return _PlainImages(images) if self.normalises else images
 
     def bound(self, images: ImageSet | None) -> ImageSet | ImagesWithCall | _PlainImages | None:
-        return images and bind_call(self.images(images), self.call)
+        if not images:
+            return images
+        return _PlainImages(images) if self.normalises else bind_call(images, self.call)
 
     def random_batch(self) -> Tensor:
         batch = _random_batch(self.preprocessing)
@@ -107,8 +112,8 @@ def export_folder(
     folder: str | Path,
     formats: Sequence[str] = FORMATS,
     *,
-    images: str | Path | ImageSet | None = None,
-    held_out: str | Path | ImageSet | None = None,
+    images: ImageSource | ImageSet | None = None,
+    held_out: ImageSource | ImageSet | None = None,
     teacher: str | Callable[[], nn.Module] | Teacher | None = None,
     weights: str | Path | None = None,
     pretrained: bool = True,
@@ -161,6 +166,7 @@ def export_folder(
         real, compared = (None if some is None else _read(some, form.preprocessing) for some in (images, held_out))
         comparison = None
         if "int8" in formats:
+            assert real is not None  # refused above
             real, compared = _parts(real, compared, report)
             found = _teacher_model(plan, whole, form.preprocessing, teacher, weights, pretrained)
             comparison = _Int8Comparison(real, compared, *found)
@@ -245,9 +251,11 @@ def _int8_table(
     if comparison.teacher_model is not None:
         reference = form.wrapped(comparison.teacher_model)
         kinds = ("onnx", "int8")
-        options = {"formats": kinds, "tolerance": tolerance, "calibrate": calibrate}
-        networks = {"teacher": export(reference, example, scratch / "teacher", **options), **networks}
-    table = int8_table(networks, reference, form.bound(comparison.compare_on), example, _setting(report))
+        folder = scratch / "teacher"
+        files = export(reference, example, folder, formats=kinds, calibrate=calibrate, tolerance=tolerance)
+        networks = {"teacher": files, **networks}
+    compare_on: Any = form.bound(comparison.compare_on)  # plain images too have its length and batches
+    table = int8_table(networks, reference, compare_on, example, _setting(report))
     return {
         **table, "images_quantised_by": len(comparison.quantise_by), "without_teacher": comparison.without_teacher,
     }  # fmt: skip
@@ -303,7 +311,7 @@ def _unnormalised(batch: Tensor, preprocessing: Preprocessing) -> Tensor:
     return batch * std + mean
 
 
-def _read(images: str | Path | ImageSet, preprocessing: Preprocessing) -> ImageSet:
+def _read(images: ImageSource | ImageSet, preprocessing: Preprocessing) -> ImageSet:
     return images if isinstance(images, ImageSet) else read_images(images, preprocessing)
 
 

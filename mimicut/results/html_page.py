@@ -133,7 +133,7 @@ def _certificate(report: Report) -> str:
 
 
 def _sizes(report: Report) -> str:
-    rows = [
+    rows: list[tuple[str, float | None, float | None, str]] = [
         ("parameters", report.params_teacher, report.params_student, "{:,}"),
         ("MACs of one image", report.macs_teacher, report.macs_student, "{:,}"),
     ]

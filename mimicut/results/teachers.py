@@ -108,7 +108,7 @@ def load_again(
         teacher = _result_again(record, named, weights, pretrained)
     else:
         options = dict(record.get("options") or {})
-        built_with = {name: options.get(name) for name in ("num_classes", "in_chans", "model_kwargs")}
+        built_with: dict[str, Any] = {name: options.get(name) for name in ("num_classes", "in_chans", "model_kwargs")}
         given = TeacherOptions(weights=weights, pretrained=pretrained, part=str(record.get("part", "")), **built_with)
         teacher = _load(named or str(record.get("spec")), given)
     if "preprocessing" in record:
@@ -155,6 +155,7 @@ def _result_again(
     other = weights if code != named else None
     _refuse_fixed(folder, {"weights": other and str(other), "pretrained": None if pretrained else False})
     teacher = _load_result(folder, TeacherOptions(build_teacher=code, part=str(record.get("part", ""))))
+    assert teacher.result is not None  # as of every teacher from a result
     if teacher.result["weights_sha256"] != record["result"].get("weights_sha256"):
         raise InputError(
             f"loading the teacher again: the result {folder} is not what it was as the teacher (it has other "

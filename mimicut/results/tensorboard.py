@@ -26,7 +26,8 @@ class TensorBoard:
     """
 
     def __init__(self, directory: str | Path) -> None:
-        self._directory, self._made, self._part, self._last = Path(directory), None, 0, 0
+        self._directory, self._part, self._last = Path(directory), 0, 0
+        self._made: Any = None
         if find_spec("tensorboard") is None:
             raise InputError(
                 f"logging to {directory}: tensorboard is not installed; pip install 'mimicut[tensorboard]'"

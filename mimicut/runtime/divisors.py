@@ -87,11 +87,11 @@ def divisors(setting: Setting, *, refresh: bool = False) -> DivisorTable:
     found = None if refresh else _table(_read(path).get(key))
     if found is None:
         with seeded(0):
-            networks: dict[Any, nn.Module] = {short: _ladder(short) for short in _SHORT}
+            networks = {str(short): _ladder(short) for short in _SHORT}
             networks["twin"], example = _ladder(0), torch.randn(1, 32, 28, 28)
         measured = measure(networks, example, setting, seconds=_LADDER_SECONDS)
-        full = measured[0]
-        times = {short: full.ms_median * measured[short].over(full)[0] for short in _SHORT}
+        full = measured["0"]
+        times = {short: full.ms_median * measured[str(short)].over(full)[0] for short in _SHORT}
         found = DivisorTable(times, abs(measured["twin"].over(full)[0] - 1))
         _write(path, {**_read(path), key: {"divisor": found.divisor, **vars(found)}})
     return found

@@ -33,7 +33,7 @@ def quantise(source: Path, target: Path, batches: Sequence[Sequence[np.ndarray]]
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    class Reader(CalibrationDataReader):
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
         def __init__(self, names: Sequence[str]):
             self._feeds: Iterator[dict] = (dict(zip(names, arrays, strict=True)) for arrays in batches)
 

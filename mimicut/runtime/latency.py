@@ -151,7 +151,8 @@ def available(runtime: str) -> str | None:
     """
     Setting(runtime, 1, 1)
     library = {"onnxruntime": "onnxruntime", "openvino": "openvino", "tensorrt": "onnxruntime"}.get(runtime)
-    missing = [name for name in ("onnx", "onnxscript", library) if library and find_spec(name) is None]
+    needed = ("onnx", "onnxscript", library) if library else ()
+    missing = [name for name in needed if find_spec(name) is None]
     if missing:
         return f"{', '.join(missing)} is not installed; expected the extra `export`: pip install 'mimicut[export]'"
     if runtime == "compile":
@@ -328,7 +329,8 @@ def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 @contextmanager
 def _set_up(setting: Setting) -> Iterator[None]:
     """Set torch up for `setting`: threads, no gradients, float32 despite the caller's autocast, no TF32 on a GPU."""
-    backends = torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn  # torch's types know only some of what is in it
+    backends = cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul
     threads, before = torch.get_num_threads(), [(b, b.fp32_precision) for b in backends if setting.runtime == "cuda"]
     try:
         torch.set_num_threads(setting.threads)

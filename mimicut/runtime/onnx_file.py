@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.fx import Graph, Node, map_arg
+from torch.export import ExportedProgram
+from torch.fx import Graph, Node
 
 from mimicut.anatomy.tracing import fault_place, operator, quiet, without_stacks
 from mimicut.base.errors import UnsupportedModel, one_line
@@ -15,7 +16,7 @@ from mimicut.runtime.readable_outputs import model_name
 ONE_FILE = 256 * 2**20  # bytes of weights in one .onnx; writing it takes three times that. Assumption: above it counts
 
 
-def write_onnx(program: Any, model: nn.Module, path: Path) -> int:
+def write_onnx(program: ExportedProgram, model: nn.Module, path: Path) -> int:
     """Write a traced program as ONNX, and return its opset. model: what was traced, for messages.
 
     Raises:
@@ -26,6 +27,7 @@ def write_onnx(program: Any, model: nn.Module, path: Path) -> int:
         with warnings.catch_warnings(), quiet("torch.onnx", "onnxscript"), without_stacks():
             warnings.simplefilter("ignore")  # the converter warns of its own internals; its errors are raised
             converted = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
+            assert converted is not None  # where no file is named
             for node in converted.model.graph.all_nodes():
                 node.metadata_props.clear()  # where in the code it came from: more than the weights of a small network
             weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
@@ -55,7 +57,8 @@ def _adapt_attention(program: Any) -> None:
         if three:
             with graph.inserting_before(node):
                 given = {a: _made(graph, aten.unsqueeze.default, a, 0) for a in node.all_input_nodes if _rank(a) == 3}
-            node.args, node.kwargs = map_arg((node.args, node.kwargs), lambda a, given=given: given.get(a, a))
+            for old, new in given.items():
+                node.replace_input_with(old, new)
             node.meta["val"] = value.unsqueeze(0)
         with graph.inserting_after(node):
             plain = _made(graph, aten.clone.default, node, memory_format=torch.contiguous_format)

@@ -130,7 +130,7 @@ class Plan:
         return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
-def read_plan(path: Any) -> Plan:
+def read_plan(path: str | Path) -> Plan:
     """The plan in a JSON file. Raises: PlanError naming the file and what is wrong in it."""
     try:
         with open(path, encoding="utf-8") as file:
@@ -143,7 +143,7 @@ def read_plan(path: Any) -> Plan:
         raise PlanError(f"reading the plan {path}: {error}") from error
 
 
-def check_plan_file(path: Any, *, force: bool = False) -> None:
+def check_plan_file(path: str | Path, *, force: bool = False) -> None:
     """Call it before long work. Raises: PlanError when a plan cannot be written to `path`."""
     path = Path(path)
     if path.is_dir() or (path.exists() and not force):

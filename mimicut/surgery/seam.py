@@ -328,7 +328,7 @@ def _with(value: Any, new: dict[str, torch.Tensor], path: str = "") -> Any:
     value = copy.copy(value)
     for key, other in changed.items():
         if isinstance(value, Mapping):
-            value[key] = other
+            value[key] = other  # type: ignore[index]  # a dict of some kind, or it could not be made anew
         else:
             object.__setattr__(value, key, other)  # a dataclass, frozen or not
     return value

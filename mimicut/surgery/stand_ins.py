@@ -66,7 +66,7 @@ class MultiheadAttention(nn.MultiheadAttention):
     def _added_to_scores(
         self, attention: Tensor | None, padding: Tensor | None, like: Tensor, one: bool
     ) -> Tensor | None:
-        mask = _as_float_mask(attention, like)
+        mask = None if attention is None else _as_float_mask(attention, like)
         if mask is not None and mask.dim() == 3:  # one for each image and head
             mask = mask.unflatten(0, (-1, self.num_heads))
         if padding is None:
@@ -83,9 +83,9 @@ class MultiheadAttention(nn.MultiheadAttention):
         return tuple(F.linear(x, w, b) for x, w, b in zip(given, weight.chunk(3), biases, strict=True))
 
 
-def _as_float_mask(mask: Tensor | None, like: Tensor) -> Tensor | None:
+def _as_float_mask(mask: Tensor, like: Tensor) -> Tensor:
     """What is added to the scores: a boolean mask is true where attention is not allowed."""
-    if mask is None or mask.dtype != torch.bool:
+    if mask.dtype != torch.bool:
         return mask
     return like.new_zeros(mask.shape).masked_fill(mask, float("-inf"))
 
@@ -280,14 +280,14 @@ def correct_calls(module: nn.Module, corrections: CallCorrections) -> None:
     """
     before = vars(module).get("_mimicut_corrections", ())
     if not before:
-        module.__class__ = _correcting_class(type(module))
-    module._mimicut_corrections = (*before, corrections)
+        module.__class__ = _correcting_class(type(module))  # type: ignore[arg-type]  # mypy doubts that classes hash
+    vars(module)["_mimicut_corrections"] = (*before, corrections)
 
 
 @functools.cache
 def _correcting_class(base: type[nn.Module]) -> type[nn.Module]:
     @functools.wraps(base.forward)
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         with ExitStack() as stack:
             for corrections in reversed(self._mimicut_corrections):  # the latest get the numbers of the earlier ones
                 stack.enter_context(_Correcting(corrections))
@@ -302,5 +302,5 @@ def _correcting_class(base: type[nn.Module]) -> type[nn.Module]:
 
 def _rebuild(base: type[nn.Module]) -> nn.Module:
     """An empty instance for pickle and copy to fill."""
-    kind = _correcting_class(base)
+    kind = _correcting_class(base)  # type: ignore[arg-type]  # mypy doubts that classes hash
     return kind.__new__(kind)

@@ -11,6 +11,7 @@ from torch import nn
 from mimicut.anatomy.cost import count, count_teacher
 from mimicut.base.errors import LawBroken, Stopped
 from mimicut.base.guard import named_tensors, on_device, same_bits
+from mimicut.inputs.image_set import ImageSet, ImageSource
 from mimicut.inputs.teacher import Teacher
 from mimicut.proof import laws
 from mimicut.proof.image_check import ImageCheck
@@ -63,13 +64,13 @@ class Result:
 class Recorded:
     """What run.toml says that the run was asked for."""
 
-    images: Any
+    images: ImageSource | ImageSet
     request: Request
 
 
 def compress(
     teacher: Teacher | nn.Module,
-    images: Any,
+    images: ImageSource | ImageSet,
     *,
     budget: Budget | None = None,
     plan: Plan | None = None,
@@ -77,9 +78,9 @@ def compress(
     folder: str | Path | None = None,
     force: bool = False,
     resume: bool = False,
-    held_out: Any = None,
+    held_out: ImageSource | ImageSet | None = None,
     held_out_share: float = 0.2,
-    labelled: Any = None,
+    labelled: ImageSource | ImageSet | None = None,
     labels: Sequence[int] | None = None,
     split_seed: int = 0,
     seam: Sequence[SeamPoint | str] | None = None,
@@ -143,17 +144,23 @@ class _Run:
     intake: Intake
     network: Network
     looked: ImageCheck
-    plan: Plan | None
+    given_plan: Plan | None
     record: dict[str, Any]
     notes: list[str]
     say: OnStage
     on_step: OnStep | None
     started: float
 
+    @property
+    def plan(self) -> Plan:
+        """Once it is decided."""
+        assert self.given_plan is not None
+        return self.given_plan
+
 
 def run_request(
     teacher: Teacher,
-    images: Any,
+    images: ImageSource | ImageSet,
     request: Request,
     say: OnStage,
     on_step: OnStep | None = None,
@@ -166,8 +173,8 @@ def run_request(
         run = replace(run, recorded=recorded)
     allowance = Allowance(request.max_seconds)
     if run.destination.stopped is None:
-        plan, anatomy = decide(teacher, run.network, run.intake, request, run.plan, allowance, say)
-        run = replace(run, plan=plan, network=replace(run.network, anatomy=anatomy))
+        plan, anatomy = decide(teacher, run.network, run.intake, request, run.given_plan, allowance, say)
+        run = replace(run, given_plan=plan, network=replace(run.network, anatomy=anatomy))
     if not run.plan.slices and not run.plan.drop:
         run = replace(run, request=replace(request, config=replace(request.config, steps=0, start="cut")))
         run.notes.append("nothing is cut: the model is the teacher, bit for bit, and mimics nothing")
@@ -185,7 +192,9 @@ def run_request(
     return _kept(run, result, recovered.stopped)
 
 
-def _read(teacher: Teacher, images: Any, request: Request, say: OnStage, on_step: OnStep | None) -> _Run:
+def _read(
+    teacher: Teacher, images: ImageSource | ImageSet, request: Request, say: OnStage, on_step: OnStep | None
+) -> _Run:
     """The images and the network, and what is known of both before any work."""
     started = time.perf_counter()
     destination = destination_of(request, teacher)
@@ -338,6 +347,7 @@ def _kept(run: _Run, result: Result, stopped: Stopped | None) -> Result:
         raise Stopped(result, stopped.checkpoint)
     if request.export_to:
         run.say(f"exporting; the result itself is in {result.folder}")
+        assert result.folder is not None  # or the request is refused
         held_out = run.intake.held_out if len(run.intake.held_out) else None
         report = export_folder(
             result.folder, request.export_to, images=run.intake.few, held_out=held_out, teacher=run.teacher

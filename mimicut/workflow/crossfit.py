@@ -15,7 +15,7 @@ from torch import nn
 
 from mimicut.base import memory
 from mimicut.base.errors import InputError, Stopped
-from mimicut.inputs.image_set import ImageSet, read_images
+from mimicut.inputs.image_set import ImageSet, ImageSource, read_images
 from mimicut.inputs.teacher import Teacher
 from mimicut.proof.certificate import binomial_interval, check_threshold
 from mimicut.proof.figures import DISAGREEMENTS
@@ -31,7 +31,7 @@ _WEIGHTED = ("feature_error_relative", "feature_cosine", "confidence_teacher", "
 
 def crossfit(
     teacher: Teacher | nn.Module,
-    images: Any,
+    images: ImageSource | ImageSet,
     folds: int,
     *,
     on_stage: OnStage | None = None,
@@ -56,11 +56,12 @@ def crossfit(
         raise InputError("crossfit: held-out images are given too; expected one of both")
     if folds < 2:
         raise InputError(f"crossfit: found {folds} folds, expected at least 2, and no more than different images")
-    request = request_of(teacher, **{**options, "held_out_share": 0.0})
+    options["held_out_share"] = 0.0
+    request = request_of(teacher, **options)
     found = images
-    if not isinstance(images, ImageSet):
+    if not isinstance(found, ImageSet):
         room = int(memory.TRAINING_IMAGES * request.memory_bytes)
-        found = read_images(images, teacher.preprocessing, memory_bytes=room)
+        found = read_images(found, teacher.preprocessing, memory_bytes=room)
     parts = _folds(found, folds, request.images.split_seed)
     _check(request, sum(len(held) for _, held in parts))
     notes = known_images(teacher, request.plan, found.hashes, request.min_agreement)
@@ -129,8 +130,9 @@ def _pooled(report: Report, folds: Sequence[Report]) -> Report:
     images = [fold.images_held_out or 0 for fold in folds]
     total = sum(images)
     told: dict[str, Any] = {"images_held_out": total, "crossfit": len(folds)}
-    if all(fold.top1_agreement is not None for fold in folds):
-        agreeing = sum(round(fold.top1_agreement * n) for fold, n in zip(folds, images, strict=True))
+    shares = [fold.top1_agreement for fold in folds if fold.top1_agreement is not None]
+    if len(shares) == len(folds):
+        agreeing = sum(round(share * n) for share, n in zip(shares, images, strict=True))
         low, high = binomial_interval(agreeing, total)
         told |= {"top1_agreement": agreeing / total, "top1_agreement_low": low, "top1_agreement_high": high}
     for name in _WEIGHTED:

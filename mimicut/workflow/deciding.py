@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from torch import nn
 
@@ -25,6 +26,7 @@ from mimicut.workflow.intake import Intake
 from mimicut.workflow.request import Request
 
 Say = Callable[[str], None]
+_Found = TypeVar("_Found")
 
 
 class Allowance:
@@ -33,7 +35,7 @@ class Allowance:
     def __init__(self, seconds: float | None):
         self.left = seconds
 
-    def run(self, work: Callable[[], object]) -> object:
+    def run(self, work: Callable[[], _Found]) -> _Found:
         """What `work` returns; the seconds that it took are spent."""
         begun = time.perf_counter()
         found = work()
@@ -53,12 +55,14 @@ class Network:
 
 def asks_images(request: Request, plan: Plan | None) -> bool:
     """Whether the images say which channels matter."""
-    return plan is None and request.budget.score is None and request.config.start == "closed_form"
+    budget = request.budget
+    return plan is None and budget is not None and budget.score is None and request.config.start == "closed_form"
 
 
 def read_network(teacher: Teacher, request: Request, intake: Intake, plan: Plan | None) -> Network:
     """Raises: UnsupportedModel; InputError where the memory does not suffice for it, before the work."""
-    planned = request.budget.drop if plan is None and not request.budget.searches else ()
+    budget = request.budget
+    planned = () if budget is None or budget.searches else budget.drop
     drop = planned if plan is None else tuple(plan.drop)
     seam = plan.seam if plan and not request.seam else None
     anatomy = trace(teacher.model, intake.example, seam, points=request.seam, drop=drop)
@@ -88,6 +92,7 @@ def decide(
     model, anatomy, source = network.model, network.anatomy, teacher.to_json()
     if plan is not None:
         return replace(replan(model, anatomy, plan, source), call=intake.call), anatomy
+    assert request.budget is not None  # as there is no plan
     evidence = None
     if asks_images(request, plan):
         evidence = allowance.run(lambda: _evidence(network, intake, request, allowance.left, say))
@@ -115,6 +120,7 @@ def _evidence(network: Network, intake: Intake, request: Request, seconds: float
 def _mixture(
     network: Network, intake: Intake, request: Request, evidence: Evidence | None, seconds: float | None, say: Say
 ) -> Plan:
+    assert request.budget is not None  # as there is no plan
     config = request.config
     recipe = config if seconds is None else None  # trials would take from the time that is left
     given = Findings(views=config.views, seed=config.seed, evidence=evidence, recipe=recipe)

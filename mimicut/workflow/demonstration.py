@@ -14,6 +14,7 @@ from mimicut import demo
 from mimicut.demo.crops import write_crops
 from mimicut.demo.imagenet import NAMES as REAL
 from mimicut.inputs.image_set import ImageSet, read_images
+from mimicut.inputs.preprocessing import PreprocessingFields
 from mimicut.inputs.teacher import Teacher
 from mimicut.recovery.config import MimicConfig, preset
 from mimicut.results import answers as said
@@ -101,13 +102,14 @@ def run(
         InputError: For unknown names and impossible options.
     """
     real = name in REAL
-    teacher = load_teacher(f"demo:{name}", **({"input_size": (3, SIDE, SIDE)} if real else {}))
+    size: PreprocessingFields = {"input_size": (3, SIDE, SIDE)} if real else {}
+    teacher = load_teacher(f"demo:{name}", **size)
     config = replace(config or recipe_for(name), views=teacher.views)
     if keep is None and keep_width is None:
         keep, keep_width = (KEEP, None) if real else (None, 0.5)
     with _real_images(teacher, images, config.seed) if real else _patches(teacher, images, config.seed) as found:
         few, held_out, truth = found
-        given = {} if truth is None else {"labelled": held_out, "labels": truth.tolist()}
+        given: dict[str, Any] = {} if truth is None else {"labelled": held_out, "labels": truth.tolist()}
         result = compress(
             teacher, few, folder=out, force=force, config=config, held_out=held_out, keep=keep, keep_width=keep_width,
             on_stage=on_stage, on_step=on_step, **given,
@@ -141,8 +143,10 @@ def _real_images(teacher: Teacher, images: int, seed: int) -> Iterator[Images]:
 
 def _draw(path: Path, name: str, result: Result, told: list[said.Answer], images: ImageSet) -> None:
     report = result.report
-    kept = f"{100 * report.macs_student / report.macs_teacher:.0f} % of the MACs"
-    below = f"alike on {100 * report.top1_agreement:.1f} % of {report.images_held_out:,} images that trained nothing"
+    macs = 100 * report.macs_student / report.macs_teacher  # type: ignore[operator]  # `compress` counts both
+    alike = 100 * report.top1_agreement  # type: ignore[operator]  # what a demo's teacher gives are class scores
+    kept = f"{macs:.0f} % of the MACs"
+    below = f"alike on {alike:.1f} % of {report.images_held_out:,} images that trained nothing"
     said.draw(path, told, images, f"{name} and its student with {kept}", below)
 
 

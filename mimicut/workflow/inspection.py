@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -12,11 +13,12 @@ from mimicut.anatomy.find_seam import trace
 from mimicut.anatomy.graph import Anatomy
 from mimicut.base.errors import PlanError
 from mimicut.planning.planner import eligible_groups, make_plan, reachable_macs, uniform_cost
+from mimicut.surgery.seam import SeamPoint
 
 SHARES = (0.75, 0.5, 0.25)
 
 
-def inspect(teacher: nn.Module, example: Any, *, seam: Any = None) -> dict[str, Any]:
+def inspect(teacher: nn.Module, example: Any, *, seam: Sequence[SeamPoint | str] | None = None) -> dict[str, Any]:
     """Facts of `teacher`, as plain data; nothing is changed and nothing is run but one forward pass: see `facts`."""
     return facts(teacher, trace(teacher, example, points=seam))
 

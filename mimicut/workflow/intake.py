@@ -11,7 +11,16 @@ from mimicut.anatomy.tracing import as_example
 from mimicut.base import memory
 from mimicut.base.errors import InputError
 from mimicut.base.guard import evaluating
-from mimicut.inputs.image_set import ImageSet, again_notes, base_of, bind_call, read_images, split
+from mimicut.inputs.image_set import (
+    ImageSet,
+    ImageSource,
+    ImagesWithCall,
+    again_notes,
+    base_of,
+    bind_call,
+    read_images,
+    split,
+)
 from mimicut.inputs.labels import labels_from_folders
 from mimicut.inputs.teacher import Teacher
 from mimicut.proof.certificate import check_threshold
@@ -56,12 +65,12 @@ class Intake:
             "held_out": self.held_out.hashes,
         }
 
-    def bound(self, images: ImageSet) -> Any:
+    def bound(self, images: ImageSet) -> ImageSet | ImagesWithCall:
         """The images as the network takes them."""
         return bind_call(images, self.call)
 
 
-def take_in(teacher: Teacher, images: Any, request: Request) -> Intake:
+def take_in(teacher: Teacher, images: ImageSource | ImageSet, request: Request) -> Intake:
     """Read and split the images.
 
     Raises: InputError for what cannot be read, images that are on both sides, a threshold that so few held-out images
@@ -103,14 +112,15 @@ def say_notes(say: OnStage, notes: Iterable[str]) -> None:
 
 
 def parted_images(
-    teacher: Teacher, images: Any, sources: Images, config: MimicConfig, memory_bytes: int
+    teacher: Teacher, images: ImageSource | ImageSet, sources: Images, config: MimicConfig, memory_bytes: int
 ) -> tuple[ImageSet, ImageSet | None, ImageSet, list[str]]:
     """Images to fit, to choose by, to certify, and notes. Of those that train their views are held in memory, of the
     others the evaluation view alone, as far as shares of the memory allow."""
     keep, other = base_of(config.views), int(memory.OTHER_IMAGES * memory_bytes)
     room = int(memory.TRAINING_IMAGES * memory_bytes)
-    given = isinstance(images, ImageSet)
-    found = images if given else read_images(images, teacher.preprocessing, memory_bytes=room, keep=keep)
+    found = images
+    if not isinstance(found, ImageSet):
+        found = read_images(found, teacher.preprocessing, memory_bytes=room, keep=keep)
     notes = [note for note in found.notes if note not in again_notes(found, keep)]
 
     def parted(fit: ImageSet, choose: list[int], held_out: ImageSet, more: list[str]) -> Any:
@@ -138,7 +148,7 @@ def parted_images(
     return parted(found.subset(parts.fit), parts.choose, held_out, [])
 
 
-def measuring_images(teacher: Teacher, source: Any, memory_bytes: int) -> ImageSet:
+def measuring_images(teacher: Teacher, source: ImageSource | ImageSet, memory_bytes: int) -> ImageSet:
     """Images that only measure: the evaluation view alone is held, in a share of the memory."""
     if isinstance(source, ImageSet):
         return source
@@ -175,7 +185,11 @@ def call_of(example: Any) -> Call | None:
 
 
 def labelled_images(
-    teacher: Teacher, source: Any, labels: Sequence[int] | None, call: Call | None, memory_bytes: int
+    teacher: Teacher,
+    source: ImageSource | ImageSet | None,
+    labels: Sequence[int] | None,
+    call: Call | None,
+    memory_bytes: int,
 ) -> tuple[ImageSet | None, list[int]]:
     if source is None:
         return None, []
@@ -187,7 +201,7 @@ def labelled_images(
     return test, labels_from_folders(test.names, source, _classes(teacher, bind_call(test, call)))
 
 
-def _classes(teacher: Teacher, test: Any) -> int:
+def _classes(teacher: Teacher, test: ImageSet | ImagesWithCall) -> int:
     batch = test.batch([0])
     args, kwargs = ((batch,), {}) if isinstance(batch, torch.Tensor) else batch
     with evaluating(teacher.model):

@@ -53,7 +53,7 @@ def add_alternatives(
     proof: Proof, network: Network, plan: Plan, intake: Intake, request: Request, log: MimicLog, say: Say
 ) -> None:
     """Measure cheaper ways on the same cut, with as many steps; those that were done stay when it is interrupted."""
-    same = {"steps": len(log.losses), "precision": log.config.precision, "layout": log.config.layout}
+    same: dict[str, Any] = {"steps": len(log.losses), "precision": log.config.precision, "layout": log.config.layout}
 
     def judge(student: nn.Module) -> Figures:
         return figures(network.model, student, plan.seam, intake.bound(intake.held_out), batch_size=network.batch_size)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 from torch import nn
 
@@ -13,6 +13,7 @@ from mimicut.anatomy.cost import count
 from mimicut.anatomy.find_seam import find_seam
 from mimicut.base.errors import InputError
 from mimicut.base.guard import full_copy, on_device
+from mimicut.inputs.image_set import ImageSet, ImageSource
 from mimicut.inputs.teacher import Teacher
 from mimicut.proof.image_check import check_images
 from mimicut.recovery.folds import batches_of
@@ -37,10 +38,10 @@ from mimicut.workflow.request import OnStage, OnStep, Request, RunOptions, run_r
 from mimicut.workflow.run_file import FROM_A_MODULE, run_file
 
 
-def recover_pruned(
+def recover_pruned(  # type: ignore[misc]  # of RunOptions it names export_to itself, with another default
     teacher: Teacher | nn.Module,
     student: nn.Module,
-    images: Any,
+    images: ImageSource | ImageSet,
     *,
     named: str = FROM_A_MODULE,
     export_to: Sequence[str] = ("pt2",),

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack, cast
 
 from torch import nn
 
 from mimicut.base import memory
 from mimicut.base.errors import InputError, PlanError, StoreError, unknown_option
 from mimicut.base.guard import resolve_device
+from mimicut.inputs.image_set import ImageSet, ImageSource
 from mimicut.inputs.teacher import Teacher, own_teacher
 from mimicut.planning.survey import setting_of
 from mimicut.proof.certificate import check_threshold
@@ -40,9 +41,9 @@ class Images:
         split_seed: of the split.
     """
 
-    held_out: Any = None
+    held_out: ImageSource | ImageSet | None = None
     held_out_share: float = 0.2
-    labelled: Any = None
+    labelled: ImageSource | ImageSet | None = None
     labels: Sequence[int] | None = None
     split_seed: int = 0
 
@@ -102,9 +103,9 @@ class RunOptions(TypedDict, total=False):
     """The fields of a `Request` that any run has, and of its images, as flat keyword arguments."""
 
     config: MimicConfig | None
-    held_out: Any
+    held_out: ImageSource | ImageSet | None
     held_out_share: float
-    labelled: Any
+    labelled: ImageSource | ImageSet | None
     labels: Sequence[int] | None
     split_seed: int
     seam: Sequence[SeamPoint | str] | None
@@ -142,7 +143,8 @@ def request_of(teacher: Teacher, **options: Unpack[RequestOptions]) -> Request:
         raise InputError(f"compressing: budget is {budget!r}, expected a Budget, or its fields such as keep=0.5")
     known = RequestOptions.__annotations__
     faults = [unknown_option(name, known) for name in options if name not in known]
-    asked: BudgetOptions = {n: v for n, v in options.items() if n in BudgetOptions.__annotations__ and v is not None}
+    given = {n: v for n, v in options.items() if n in BudgetOptions.__annotations__ and v is not None}
+    asked = cast(BudgetOptions, given)
     if plan is not None:
         if budget is not None:
             faults.append("a plan and a budget are both given; a plan already fixes what is kept")

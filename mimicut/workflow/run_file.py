@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from mimicut.inputs.image_set import ImageSet, ImageSource
 from mimicut.inputs.teacher import Teacher
 from mimicut.recovery.config import PRESETS, MimicConfig
 from mimicut.workflow.request import Request
@@ -18,7 +19,11 @@ _FROM_PYTHON = "cannot be said on the command line; give it in Python"
 
 
 def run_file(
-    teacher: Teacher, images: Any, request: Request, plan_path: str | None = None, student: str | None = None
+    teacher: Teacher,
+    images: ImageSource | ImageSet,
+    request: Request,
+    plan_path: str | None = None,
+    student: str | None = None,
 ) -> str:
     """The text of the file.
 

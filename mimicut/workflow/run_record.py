@@ -25,7 +25,7 @@ def record_of(teacher: Teacher, request: Request, intake: Intake) -> dict[str, A
     digest = hashlib.sha256()
     for name, tensor in named_tensors(teacher.model).items():
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     record = {
         "teacher": {**teacher.to_json(), "weights_sha256": digest.hexdigest()},
         "example": _shapes(intake.example),
@@ -48,6 +48,8 @@ def _shapes(example: Any) -> list[Any]:
 
 def check_same(destination: Destination, record: dict[str, Any]) -> None:
     """Raises: InputError where the stopped run was asked for something else."""
+    assert destination.stopped is not None
+    assert destination.folder is not None  # or there would be no stopped run
     before = destination.stopped.data["asked"]
     other = [name for name in record if before.get(name) != record[name]]
     for name in ("teacher", "config", "budget", "images", "versions"):
@@ -75,7 +77,7 @@ class CheckpointWriter:
         folder, stopped = self.destination.folder, self.destination.stopped
         if folder is None:
             return
-        saved = saved or (stopped and stopped.data["saved"])
+        saved = saved or (None if stopped is None else stopped.data["saved"])
         more = {"asked": self.record, "plan": self.plan.to_json(), "saved": saved}
         try:
             write_stopped(folder, replace(checkpoint, data=checkpoint.data | more))

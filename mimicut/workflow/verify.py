@@ -3,13 +3,12 @@
 import time
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from mimicut.base import memory
 from mimicut.base.environment import platform_kind, versions
-from mimicut.inputs.image_set import ImageSet, bind_call
+from mimicut.inputs.image_set import ImageSet, ImageSource, bind_call
 from mimicut.proof.certificate import check_threshold
 from mimicut.proof.figures import Accuracy, accuracy, figures
 from mimicut.proof.image_check import held_out_notes
@@ -25,12 +24,12 @@ from mimicut.workflow.intake import labelled_images, measuring_images
 
 def verify_folder(
     folder: str | Path,
-    images: Any,
+    images: ImageSource | ImageSet,
     *,
     teacher: str | None = None,
     weights: str | Path | None = None,
     pretrained: bool = True,
-    labelled: Any = None,
+    labelled: ImageSource | ImageSet | None = None,
     device: str | None = None,
     min_agreement: float | None = None,
     max_memory: int | None = None,

@@ -66,7 +66,7 @@ def _product(reader: Reader, node: Node, a: Node, b: Node) -> Axes:
         out[axis] = sides[0] if sides else None
         if len(sides) == 2:
             out[axis] = reader.channels.join(
-                *sides, why(reader, node, "batched with a tensor that could not be followed")
+                sides[0], sides[1], why(reader, node, "batched with a tensor that could not be followed")
             )
     out[-2], out[-1] = x[-2], y[-1]
     return out

@@ -67,7 +67,8 @@ def statistics_axes(node: Node) -> list[int]:
         dims = list(range(rank)) if dims is None or dims == [] else [dims] if isinstance(dims, int) else list(dims)
         return [d % rank for d in dims]
     if name in _SOFTMAXES:
-        return [node.args[1] % rank]
+        dim: Any = node.args[1]
+        return [dim % rank]
     if name in ("layer_norm", "rms_norm"):
         return list(range(rank - len(node.args[1]), rank))
     if name == "group_norm":  # of several groups each keeps its channels

@@ -104,8 +104,8 @@ def owner_of(reader: Reader, weight: Any) -> str | None:
 def unknown_operator(reader: Reader, node: Node) -> Any:
     """Read an operator without a rule: all channels that reach it must stay, and what it returns carries none."""
     reason = why(reader, node, f"operator {node.target} cannot be read")
-    for value in node.all_input_nodes:
-        for ids in tree_leaves(reader.axes(value)):
+    for given in node.all_input_nodes:
+        for ids in tree_leaves(reader.axes(given)):
             reader.channels.pin(ids, reason)
     value = node.meta.get("val")
     if isinstance(value, (tuple, list)):

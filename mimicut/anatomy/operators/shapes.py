@@ -100,7 +100,8 @@ def expand(reader: Reader, node: Node) -> Axes:
     """expand, expand_as: an axis of length 1 is repeated, and then carries no channels of its own."""
     axes, before, out = reader.axes(node.args[0]), shape(node.args[0]), shape(node)
     pad = len(out) - len(before)
-    result: Axes = [None] * pad + [ids if before[i] == out[pad + i] else None for i, ids in enumerate(axes)]
+    own: Axes = [ids if before[i] == out[pad + i] else None for i, ids in enumerate(axes)]
+    result: Axes = [*[None] * pad, *own]
     if operator(node) == "expand":
         _record_sizes(reader, node, result)
     elif operator(node) == "expand_as":  # what is the same for all channels of the other is so for those that stay
