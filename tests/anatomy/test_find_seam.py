@@ -318,7 +318,7 @@ def test_a_plan_is_replayed_with_its_seam_and_its_call(tmp_path):
 @pytest.mark.parametrize("example", [(X, X), ((X,), {"mask": X}), ((), {"pixel_values": X, "odd": [1]}), ((), {})])
 def test_a_call_that_takes_more_than_images_is_refused_before_any_work(example):
     lead = own_teacher(randomised(Segmenter()), PREPROCESSING)
-    with pytest.raises(InputError, match=r"reading the example: found .* expected images as the one tensor"):
+    with pytest.raises(InputError, match=r"reading the example: found .* expected images as the only tensor"):
         compress(lead, images(), keep=0.7, example=example)
 
 

@@ -336,7 +336,7 @@ def test_a_stopped_run_is_given_up_by_force_alone_and_replaces_its_own_part_alon
         compress(teacher(), images(), keep=0.5, folder=folder, config=CONFIG, on_step=stopping())
     told = stopped_path(folder).read_bytes()
     shutil.move(folder, tmp_path / "part")
-    with pytest.raises(StoreError, match=r"resume goes on with it, force gives it up"):
+    with pytest.raises(StoreError, match=r"resume continues it, force discards it"):
         compress(teacher(), images(), keep=0.4, folder=folder, config=CONFIG)
     assert stopped_path(folder).read_bytes() == told
     compress(teacher(), images(), keep=0.6, folder=tmp_path / "other", config=CONFIG)
@@ -378,7 +378,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch
         teacher(), images(), keep=0.5, folder=tmp_path / "small", config=CONFIG, on_stage=said.append
     )  # fmt: skip
     assert result.folder == tmp_path / "small"
-    assert any("No space left" in text and "could not go on" in text for text in said)
+    assert any("No space left" in text and "it cannot be resumed" in text for text in said)
     with pytest.raises(Stopped) as stopped:
         compress(teacher(), images(), keep=0.5, folder=tmp_path / "again", config=CONFIG, on_step=stopping())
     assert stopped.value.log.folder == tmp_path / "again"
