@@ -73,16 +73,16 @@ def test_an_export_that_ends_the_process_keeps_the_line(monkeypatch):
 
 
 def test_what_the_teacher_cannot_export_either_is_told_apart(monkeypatch):
-    room = import_module("mimicut.runtime.export")
+    module = import_module("mimicut.runtime.export")
     tried = []
 
     def export(model, few, folder, formats):
         tried.append(sum(p.numel() for p in model.parameters()))
         if len(tried) <= failures:
             raise UnsupportedModel("no such operator")
-        return room.Exported({}, {"pt2": 0.0}, None, None)
+        return module.Exported({}, {"pt2": 0.0}, None, None)
 
-    monkeypatch.setattr(room, "export", export)
+    monkeypatch.setattr(module, "export", export)
     failures = 2
     line = case.run("demo:vgg7")
     assert (line["outcome"], line["export"]) == ("done", None)
