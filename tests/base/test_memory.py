@@ -147,7 +147,7 @@ def test_no_room_for_a_view_of_every_image_is_said():
                 max_memory=most,
             )
         )
-    assert [any("30 images in the first layers" in text for text in texts) for texts in said] == [False, True]
+    assert [any("of 30 images; with more (--max-memory)" in text for text in texts) for texts in said] == [False, True]
     assert logs[0].closed_form.views_room == logs[0].closed_form.views_useful == logs[0].closed_form.views
     assert logs[1].closed_form.views_room < 30
 

@@ -42,7 +42,7 @@ def test_a_threshold_is_held_against_the_interval(place, capsys):
     own = ("compress", "net.py:build", "photos", "--keep", 1, "--steps", 0, "--held-out-share", 0.5)
     code, line, err = call(capsys, *own, "--out", "a", "--min-agreement", 0.4)
     assert (code, line["go"], line["top1_agreement"]) == (0, True, 1)  # all 5 agree: the interval begins at 0.478
-    assert "GO: the lower end of the interval is 47.8%, 40.0% was required" in err
+    assert "GO: the lower end of the interval is 47.8%, at least 40.0% was required" in err
     code, line, err = call(capsys, *own, "--out", "b", "--min-agreement", 0.95)
     assert (code, line) == (2, None)
     assert "the 95 % interval would begin at 0.478; hold out 72 or more" in err

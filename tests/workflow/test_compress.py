@@ -397,8 +397,8 @@ def test_no_time_is_said_and_still_gives_a_result():
     )  # fmt: skip
     assert result.report.steps == 0
     assert result.recovery.closed_form is None
-    assert "no time for the closed form" in said
-    assert "no time to mimic" in said
+    assert "there is no time for the closed form" in said
+    assert "there is no time left to mimic" in said
 
 
 def test_a_device_without_data_is_refused_before_any_work():

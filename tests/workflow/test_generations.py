@@ -382,10 +382,10 @@ def test_a_run_that_was_stopped_is_no_teacher_yet(tmp_path):
     teacher = own_teacher(randomised(Residual()), SAID)
     with pytest.raises(Stopped):
         compress(teacher, images(), keep=0.7, folder=tmp_path / "one", config=CONFIG, on_step=stop)
-    with pytest.raises(StoreError, match=r"was stopped; go on with it first \(--resume\)"):
+    with pytest.raises(StoreError, match=r"was stopped; resume it first \(--resume\)"):
         load_teacher(tmp_path / "one", build_teacher=Residual)
     shutil.move(tmp_path / "one", tmp_path / "part")
-    with pytest.raises(StoreError, match=r"was stopped; go on with it first \(--resume\)"):
+    with pytest.raises(StoreError, match=r"was stopped; resume it first \(--resume\)"):
         load_teacher(tmp_path / "one", build_teacher=Residual)
     # What was moved away, and what another run left beside a whole result, are results.
     load_teacher(tmp_path / "part", build_teacher=Residual)
