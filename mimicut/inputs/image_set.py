@@ -213,8 +213,8 @@ class Split:
             return []
         # Source: Clopper and Pearson (1934); the exact 95 % interval of n successes in n begins at 0.025 ** (1 / n).
         return [
-            f"only {n} held-out image(s): even if the student agrees on all of them, they prove no more than an "
-            f"agreement of {0.025 ** (1 / n):.0%}"
+            f"only {n} held-out image(s): even if the student agrees on all of them, they prove an agreement of "
+            f"no more than {0.025 ** (1 / n):.0%}"
         ]
 
 
@@ -305,7 +305,7 @@ def _image_set(
     if reader.floats and len(reader.floats) < len(images):
         raise InputError(
             f"reading images: found {len(reader.floats)} of {len(images)} in floating point (already preprocessed), "
-            "expected all images of one kind"
+            "expected all of one kind"
         )
     images_set = ImageSet(images, reader.preprocessing, skipped=skipped, floats=bool(reader.floats))
     images_set.notes = [*_notes(images_set), *reader.notes(), *notes, *again_notes(images_set, reader.keep)]

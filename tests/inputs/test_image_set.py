@@ -310,7 +310,7 @@ def test_broken_files_are_named_and_skipped(tmp_path):
     }
     assert reasons.keys() == expected.keys()
     assert all(expected[name] in reason for name, reason in reasons.items())
-    assert any("6 skipped" in n for n in images.notes)
+    assert any("6 image(s) skipped" in n for n in images.notes)
 
 
 def test_none_readable_names_folder_count_and_reasons(tmp_path):
@@ -399,7 +399,7 @@ def test_sixteen_bit_array():
         (torch.zeros(4, 3, 33, 32), ("found floating point of shape (3, 33, 32)", "expected (3, 32, 32)")),
         (torch.zeros(4, 32, 32, 3), ("found floating point of shape (32, 32, 3)",)),
         (torch.zeros(4, 1, 32, 32), ("(1, 32, 32)", "expected (3, 32, 32)")),
-        (noise(4, 3, 40, 3), ("both readings fit",)),
+        (noise(4, 3, 40, 3), ("both fit",)),
         (noise(4, 7, 40, 40), ("found an image of shape (7, 40, 40)",)),
         (noise(3, 40, 40), ("found shape (3, 40, 40)", "array[None]")),
         (noise(0, 3, 40, 40), ("found shape (0, 3, 40, 40)",)),
@@ -609,12 +609,12 @@ def test_duplicates_never_cross_parts_nor_count_twice():
 @pytest.mark.parametrize(
     ("n", "shares", "word"),
     [
-        (2, (0.2, 0.1), "found 2 distinct of 2, expected 3"),
-        (1, (0.2, 0), "expected 2 at least"),
-        (9, (1.0, 0), "shares from 0 to below 1"),
-        (9, (0.6, 0.5), "leave some to fit"),
-        (9, (float("nan"), 0), "shares from 0"),
-        (9, (-0.1, 0), "shares from 0"),
+        (2, (0.2, 0.1), "found 2 distinct of 2, expected at least 3"),
+        (1, (0.2, 0), "expected at least 2"),
+        (9, (1.0, 0), "shares of at least 0"),
+        (9, (0.6, 0.5), "add up to less than 1"),
+        (9, (float("nan"), 0), "shares of at least 0"),
+        (9, (-0.1, 0), "shares of at least 0"),
     ],
 )
 def test_split_refuses(n, shares, word):
