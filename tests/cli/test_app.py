@@ -159,7 +159,7 @@ def test_inspect_tells_several_points_and_a_network_without_a_head(place, capsys
         (["compress", "net.py:build", "nowhere", "--keep", "0.5", "--out", "x"], 2, "nowhere"),
         (["compress", "net.py:build", "photos", "--keep", "0.5", "--out", "photos"], 2, "it exists"),
         (["compress", "net.py:build", "photos", "--keep", "0.5", "--out", "photos", "--force"], 2, "not a result"),
-        (["compress", "net.py:build", "photos", "--keep", "0.5", "--out", "x", "--preset", "mine"], 2, "found the preset"),
+        (["compress", "net.py:build", "photos", "--keep", "0.5", "--out", "x", "--preset", "mine"], 2, "the preset"),
         (["compress", "net.py:build", "photos", "--keep", "0.5", "--out", "x", "--mean", "red"], 2, "--mean"),
         (["compress", "net.py:build", "photos", "--keep", "0.5", "--out", "x", "--steps", "-1"], 2, "steps"),
         (["compress", "net.py:build", "photos", "--keep", "0.5", "--out", "x", "--device", "toaster"], 2, "device"),
