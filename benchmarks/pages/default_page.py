@@ -43,18 +43,18 @@ def _text(lines: dict[str, Lines]) -> str:
     parts = [
         "# The default recipe against the paper's",
         "Made by `python -m benchmarks page` from `benchmarks/results/embedded_default*.jsonl`, `embedded_quick.jsonl` "
-        "and `embedded_ablation.jsonl` (`python -m benchmarks sweep NAME`); do not edit by hand. The demo's task: "
-        "top-1 on 10,000 test patches; points lost to the teacher, mean over the seeds; seconds of the method in one "
-        "thread, the least of the seeds, beside other work.",
+        "and `embedded_ablation.jsonl` (`python -m benchmarks sweep NAME`); do not edit by hand. Task: the demo's, "
+        "top-1 on 10,000 test patches. Lost: points below the teacher, mean over the seeds. Seconds: of the method in "
+        "one thread, the fastest seed, on a machine that also did other work.",
         "\n".join(f"- `{name}`: {_place(found)}" for name, found in lines.items() if found),
         f"*MiR*: the paper's recipe at the table's cut. *{METHODS[OURS[0]].title}*: ours on that same student. "
         f"*{METHODS[OURS[1]].title}*: ours, which also chooses where the same MACs are cut. Difference: ours minus "
-        "MiR, paired by seed, with its 95 % interval (Student's t). The lines are of the recipe as it was until "
-        "2026-11-28 (one rate for every network, batches mixed from the first step on) and are to be made anew.",
-        " ".join(f"**{left} cells of `{name}` are not done.**" for name, left in undone.items() if left),
+        "MiR, paired by seed, with its 95 % interval (Student's t). These figures are for the recipe as it was until "
+        "2026-11-28 (one rate for every network, batches mixed from the first step on) and have yet to be remade.",
+        " ".join(f"**`{name}`: {left} cells not run yet.**" for name, left in undone.items() if left),
         "![accuracy against seconds](figures/default.png)" if lines["embedded_default_short"] else "",
-        "## In how many of the paper's seconds",
-        "The fewest of the steps that were tried after which ours, with its own cut, loses no more than MiR after its "
+        "## How soon it matches the paper's recipe",
+        "The smallest number of steps tried after which ours, with its own cut, loses no more than MiR after its "
         "2,000, over the same seeds.",
         _sooner(full),
         "## At equal steps",

@@ -23,25 +23,25 @@ FLOORS = {"fine_tune": 5, "distill_labels": 2}
 TRANSFORMER_LOSES = 4
 _METHODS = """![every method at 50 images](figures/methods.png)
 
-For each family the cut at which MiR loses least beyond 4 points, 50 images; dots are seeds, bars means, the dashed line
-is the teacher. * uses labels. PRACTISE drops whole blocks: it stands at other MACs (below). These cuts were chosen by
-what MiR loses on these seeds; at the heavier ones (below) it is behind others."""
+For each family the cut with MiR's smallest loss above 4 points, with 50 images; dots are seeds, bars are means,
+the dashed line is the teacher. * uses labels. PRACTISE drops whole blocks, so its MACs differ (below). These cuts were
+chosen by MiR's loss on these seeds; at the heavier cuts (below) it is behind other methods."""
 _CURVES = {
     "steps": """## Accuracy against steps
 
-50 images; bars are one standard deviation of the seeds; dotted: methods without steps. Options tuned at 200 steps; at
-200 the better of them and the published ones.
+50 images; bars are one standard deviation over the seeds; dotted: methods without steps. Options were tuned at 200
+steps; at 200 steps the better of tuned and published options is shown.
 
 ![accuracy against steps](figures/steps.png)""",
     "seconds": """## Accuracy against seconds
 
-The same runs against the seconds of the method on one core.
+The same runs against the seconds that the method took on one core.
 
 ![accuracy against seconds](figures/seconds.png)""",
     "images": """## Accuracy against images
 
-Options tuned at the nearest number of images that was tuned (50 or 200), at 50 the better of them and the published
-ones; 50 images have more seeds than the rest.
+Options were tuned at 50 or 200 images, whichever is nearer; at 50 images the better of tuned and published options is
+shown. 50 images have more seeds than the rest.
 
 ![accuracy against images](figures/images.png)""",
 }
@@ -88,14 +88,14 @@ def text(
     found: Table, longer: Table, attending: Table, lines: list[dict[str, Any]], drawn: list[str], results: Path
 ) -> str:
     parts = [
-        "# Every method of the field, side by side",
+        "# Few-image compression methods, side by side",
         "Made by `python -m benchmarks page` from the lines in `benchmarks/results/`; do not edit by hand. How the "
-        "figures come about: [benchmarks/README.md](../benchmarks/README.md).",
+        "figures are measured: [benchmarks/README.md](../benchmarks/README.md).",
         _setting(lines, results),
         _METHODS if "methods" in drawn else "",
         "## What it shows",
         CONCLUSIONS.read_text(encoding="utf-8").strip() if CONCLUSIONS.exists() else "",
-        "### The floors",
+        "### Required margins",
         _floors_table(found | longer),
         "## What each method needs",
         _needs(found),
@@ -116,7 +116,7 @@ def tables_of(found: Table) -> list[str]:
     """Markdown: what the cells say, then a table for each teacher."""
     return [
         "Top-1 in percent on the test images, mean ± standard deviation over the seeds; below it MiR minus the method, "
-        "paired by seed, with the 95 % interval (Student's t). Of the options that were run the best ones.",
+        "paired by seed, with the 95 % interval (Student's t). Each method has the best of the options that were run.",
         *(_teacher_table(found, teacher) for teacher in dict.fromkeys(c.teacher for c in found)),
     ]
 
@@ -143,15 +143,15 @@ def _setting(lines: list[dict[str, Any]], results: Path) -> str:
     minutes = sum(line.get("seconds_cell", 0) for line in lines) / 60
     own = [p for p in PROTOCOLS.values() if p.task == "photographs" and not set(p.methods) & set(OURS)]
     left = [(p.name, len(missing(p.cells(), results / f"{p.name}.jsonl"))) for p in own]
-    undone = [f"{count} cells of `{name}` are not done" for name, count in left if count]
+    undone = [f"`{name}`: {count} cells not run yet" for name, count in left if count]
     failed = len(lines) - len(good)
     return (
-        f"Task: which photograph does a 32x32 patch come from (`mimicut/demo/photographs.py`). {len(good)} cells of "
-        f"the table, {minutes:.0f} minutes of cells in all; steps {_list(steps)}; seeds {_list(seeds)}; "
-        f"{'; '.join(f'{p}, {n} thread(s) a cell' for p, n in kinds)}; {'; '.join(versions)}. The options of the "
-        "baselines are the better of the published ones and of the best of a grid on seed "
-        f"{_list(TUNING_SEEDS)}, judged by the test patches (with 200 images, where those were not tuned, the best for "
-        "50); MiR's are not tuned. A plain network (vgg7) has no block for PRACTISE to drop. "
+        f"Task: tell which photograph a 32x32 patch comes from (`mimicut/demo/photographs.py`). The table has "
+        f"{len(good)} cells, which took {minutes:.0f} minutes in all; steps {_list(steps)}; seeds {_list(seeds)}; "
+        f"{'; '.join(f'{p}, {n} thread(s) per cell' for p, n in kinds)}; {'; '.join(versions)}. Each "
+        "baseline has the better of its published options and the best of a grid on seed "
+        f"{_list(TUNING_SEEDS)}, judged by the test patches (with 200 images, cuts that were not tuned take the best "
+        "for 50); MiR is not tuned. A plain network (vgg7) has no block for PRACTISE to drop. "
         f"{failed or 'No'} cell{'s' * (failed > 1)} of the table ended in an error. "
         + (f"**{'; '.join(undone)}.**" if undone else "")
     ).strip()
@@ -179,10 +179,10 @@ def _floors_table(found: Table) -> str:
         said = ("yes" if wins else "no") if row["whole"] else "seeds are missing"
         rows.append((where, str(condition.steps), f"{row['lost']:.1f}", *intervals, said))
     head = (
-        "Asked: where MiR at 50 images loses 4 to 8 points to its teacher, it beats the best fine-tuning (BP) by "
-        f"{FLOORS['fine_tune']} points and the best labelled distillation by {FLOORS['distill_labels']}, mean of the "
-        "seeds, on two families at least. Met "
-        + ", ".join(f"after {steps} steps on {len(families)}" for steps, families in met.items())
+        "Requirement: where MiR at 50 images loses 4 to 8 points to its teacher, it beats the best fine-tuning (BP) by "
+        f"{FLOORS['fine_tune']} points and the best labelled distillation by {FLOORS['distill_labels']}, as the mean "
+        "over the seeds, on at least two families. Families that meet it: "
+        + ", ".join(f"{len(families)} after {steps} steps" for steps, families in met.items())
         + "."
     )
     names = (
@@ -208,9 +208,9 @@ def _transformer(found: Table) -> str:
                 )  # fmt: skip
     return (
         "## A vision transformer\n\n"
-        "50 images; half of every block's heads and MLP widths is cut; the `paper` preset (SGD) and the `transformer` "
-        "preset (AdamW), its learning rate from a grid on the tuning seed. Asked: at most "
-        f"{TRANSFORMER_LOSES} points lost to the teacher, mean of the seeds; beside it that of each seed.\n\n"
+        "50 images; half of every block's heads and MLP widths is cut. The `paper` preset (SGD) is compared with the "
+        "`transformer` preset (AdamW), whose learning rate comes from a grid on the tuning seed. Requirement: at most "
+        f"{TRANSFORMER_LOSES} points below the teacher, mean of the seeds; each seed's loss stands beside it.\n\n"
         + _markdown(("", "method", "steps", "loses", "by seed", "seconds", "met"), rows)
     )
 
@@ -228,8 +228,8 @@ def _needs(found: Table) -> str:
                 (method.title, method.source, *needs, seconds, f"{statistics.median(memory):.0f}" if memory else "?")
             )
     head = (
-        "At 50 images: seconds of the method, the least of the seeds, and the rise of memory; both medians over "
-        "teachers and cuts. Several cells may have run at once, so compare seconds within this table only."
+        "At 50 images: seconds of the method (fastest seed) and the rise in memory, both as medians over teachers and "
+        "cuts. Several cells may have run at once, so compare seconds within this table only."
     )
     return head + "\n\n" + _markdown(("method", "source", "labels", "trains", "seconds", "MiB"), rows)
 
@@ -283,8 +283,8 @@ def _options_table(found: Table) -> str:
                 said = ("the same" if e is None else f"{e.mean:.1f} ({_named(e.options)})" for e in (published, tuned))
                 rows.append((method.title, where, *said))
     head = (
-        "50 images: mean top-1 with the published options and with those that were best on the tuning seed (of `grid` "
-        "in each method's file; all of its figures: `benchmarks/results/*_tuning.jsonl`). The table has the better."
+        "50 images: mean top-1 with the published options and with the best on the tuning seed (out of `grid` in each "
+        "method's file; all its figures: `benchmarks/results/*_tuning.jsonl`). The tables above use the better one."
     )
     return head + "\n\n" + _markdown(("method", "where", "published", "tuned"), rows) if rows else ""
 

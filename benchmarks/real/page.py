@@ -91,33 +91,34 @@ def _text(found: list[Line], done: list[Line], table: Table) -> str:
     parts = [
         "# Real networks on real pictures",
         "Made by `python -m benchmarks.real page` from `benchmarks/results/real.jsonl` (`python -m benchmarks.real "
-        "fetch`, then `run`); do not edit by hand. Networks with their ImageNet weights; pictures that no network of "
-        "ImageNet was trained on: crops of wallpapers, cut-out photographs over four of five of them, divided by "
-        f"picture into those to learn from and {first['test_images']:,} to test on, of which the teachers are sure "
-        f"(confidence of {SURE} or more) on about {_about_sure(done)}. "
-        f"The {first['labelled_images']:,} labelled ones are cut-outs whose names are classes of ImageNet "
+        "fetch`, then `run`); do not edit by hand. The networks have their ImageNet weights. The pictures are none "
+        "that ImageNet networks were trained on: crops of wallpapers, four in five with cut-out photographs over them. "
+        f"They are divided by picture into those to learn from and {first['test_images']:,} to test on; the teachers "
+        f"are sure (confidence of {SURE} or more) on about {_about_sure(done)} of the latter. "
+        f"The {first['labelled_images']:,} labelled pictures are cut-outs whose names are classes of ImageNet "
         "([stamps.json](../benchmarks/real/stamps.json)), each over several wallpapers. "
         f"Pictures `{done[0]['pictures']}`.",
         _state(found, done),
         "\n".join(f"- {place}" for place in _places(done)),
-        "*Ours*: the default recipe with its own cut. *Ours, MiR's cut*: the same recipe on the student that others "
-        "start from, which L1 cut at uniform widths inside residual blocks. Where a method was run with several "
-        "options, the one with the best agreement stands. Methods that do not train stand at every number of steps.",
+        "*Ours*: the default recipe with its own cut. *Ours, MiR's cut*: the same recipe on the student from which the "
+        "other methods start, cut by L1 norm at uniform widths inside residual blocks. Where a method was run with "
+        "several options, the tables show those with the best agreement. Methods that do not train appear at every "
+        "number of steps.",
         "![agreement with the teacher, by method](figures/real.png)",
         "## Agreement with the teacher",
-        "Percent of the test pictures, mean over the seeds (how many, where it is not three).",
+        "Percent of the test pictures, mean over the seeds (in brackets: their number, if not three).",
         *_tables(table, _percent("agreement"), "{:.1f}"),
         "## Ours minus another, in points of agreement",
         "Paired by picture: a picture's difference is the mean over the seeds that both have; 95 % intervals by "
-        f"bootstrap over the pictures ({DRAWS:,} draws). Pictures of one wallpaper are alike, so that these intervals "
-        "are a little too narrow. *Sure*: the pictures on which the teacher is. *Gone*: how much of the other method's "
-        "disagreement.",
+        f"bootstrap over the pictures ({DRAWS:,} draws). Pictures of one wallpaper are alike, so these intervals "
+        "are a little too narrow. *Where sure*: on pictures on which the teacher is sure. *Removed*: share of the "
+        "other method's disagreement that ours removes.",
         _differences(table),
         "## Where the teacher is sure",
-        f"Agreement, percent, on pictures to which the teacher gives a confidence of {SURE} or more.",
+        f"Agreement, percent, on pictures on which the teacher's confidence is {SURE} or more.",
         *_tables(table, _percent("agreement_sure"), "{:.1f}"),
         "## Features",
-        "Relative feature error (0 is perfect, 1 no better than the teacher's mean feature) / cosine.",
+        "Relative feature error (0 is perfect, 1 is no better than the teacher's mean feature) / cosine.",
         *_tables(table, lambda f: f["feature_error"], "{:.3f}", lambda f: f["cosine"]),
         "## Labelled cut-outs",
         f"Top-1, percent. {_teachers_top1(done)}",
@@ -129,8 +130,8 @@ def _text(found: list[Line], done: list[Line], table: Table) -> str:
         "Percent of the teacher's.",
         *_tables(table, _percent("macs"), "{:.1f}"),
         "## Seconds and memory",
-        "By the clock, of the method with everything it does, whatever else the machine was doing; the least of the "
-        "seeds. MiB: the most by which memory rose.",
+        "Wall-clock seconds of the whole method, whatever else the machine was doing; the fastest seed. MiB: the "
+        "largest rise in memory.",
         *_costs(table),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -197,7 +198,7 @@ def _unpacked(digits: str, count: int) -> np.ndarray:
 
 def _differences(table: Table) -> str:
     rows = [
-        "| teacher | size | keep | images | steps | seeds | minus | points | where sure | gone |",
+        "| teacher | size | keep | images | steps | seeds | minus | points | where sure | removed |",
         "|---|--:|--:|--:|--:|--:|---|--:|--:|--:|",
     ]
     for where, methods in table.items():
@@ -279,7 +280,7 @@ def _state(found: list[Line], done: list[Line]) -> str:
     have = {Cell(**line["cell"]).key for line in done}
     wanted = cells()
     left = [cell for cell in wanted if cell.key not in have]
-    parts = [f"{len(wanted) - len(left)} of the {len(wanted)} cells at 160 pixels are there"]
+    parts = [f"{len(wanted) - len(left)} of the {len(wanted)} cells at 160 pixels have been run"]
     more = len(have - {cell.key for cell in wanted})
     parts += [f"and {more} others"] if more else []
     text = " ".join(parts) + "."

@@ -170,11 +170,11 @@ def write_page(lines: list[dict[str, Any]], path: Path) -> None:
         said = f"After 400 steps it is {100 * min(at_400):.0f} to {100 * max(at_400):.0f} % smaller."
     text = [
         "# Does the recipe carry over?", "",
-        f"What mimicking makes of the closed form: {len(rows)} cells, one line each, of `python -m "
-        f"benchmarks.studies.carries_over`; this page by `--summary`. Machine: {machine(rows)}.", "",
-        "Error: at the seam, on images that influenced nothing, over the teacher's squared deviation from its mean "
-        "feature. Agreement: with the teacher's class, percent. Rate: what was measured on the network, times what the "
-        "rehearsal said (0: it left mimicking out).", "",
+        f"How much mimicking improves on the closed form: {len(rows)} cells, one line each, by `python -m "
+        f"benchmarks.studies.carries_over`; `--summary` writes this page. Machine: {machine(rows)}.", "",
+        "Error: squared error at the seam, on images that influenced nothing, divided by the teacher's squared "
+        "deviation from its mean feature. Agreement: with the teacher's class, percent. Rate: the learning rate "
+        "measured on the network, times the rehearsal's factor (0: it left mimicking out).", "",
         f"The error rose in {sum(gain < 0 for gain in gains)} of {len(rows)} cells. {said}", "",
         "| teacher | images | steps | seed | error, closed form | mimicked | smaller by | agreement, closed form "
         "| mimicked | rate |",

@@ -195,12 +195,12 @@ def page(lines: list[dict[str, Any]]) -> str:
         rows.append(f"| {teacher} | {' | '.join(cells)} |")
     return "\n".join(
         [
-            "# Students of one latency", "",
-            f"Points of top-1 accuracy that students of {SHARE} of the teacher's measured latency ({RUNTIME}, one",
+            "# Students at equal latency", "",
+            f"Points of top-1 accuracy that students at {SHARE} of the teacher's measured latency ({RUNTIME}, one",
             f"thread) lose on the demo's test patches, with {IMAGES} images and {STEPS} steps: mean of the seeds",
-            "(least to most), and the share of the latency that was measured behind the planning. Mixed: blocks and",
-            "widths as the planner chooses (where it drops nothing that is width alone, and both are the mean of the",
-            "runs that there are); PRACTISE: its trained probe, its drops, then MiR's recipe.",
+            "(least to most), and the share of the latency measured again after planning. Mixed: the planner chooses",
+            "blocks and widths (if it drops no block, the plan is width alone, and both columns are the mean of all",
+            "such runs). PRACTISE: its trained probe and its drops, then MiR's recipe.",
             f"`python -m benchmarks.studies.equal_latency` on {machine(lines)}.", "",
             "| teacher | mixed | width alone | depth alone | PRACTISE |", "|---|---|---|---|---|", *rows, "",
         ]

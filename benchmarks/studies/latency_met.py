@@ -149,13 +149,13 @@ def page(lines: list[dict[str, Any]]) -> str:
     total = summary(lines)
     return "\n".join(
         [
-            "# Latencies that were asked for", "",
-            f"{total['met']} of {total['of']} are met: a share of at most 1.03 of what was asked for, and not below",
-            "0.92 of it, measured behind the planning with both networks converted again. Quartiles are of the rounds;",
-            "so is the teacher over itself.",
-            f"`python -m benchmarks.studies.latency_met` on {machine(lines)}; seconds are of",
-            "planning, without what is learned once for all targets of a teacher and runtime.",
-            *([f"Missed, run once more (`--missed`), the second counts: {'; '.join(twice)}."] if twice else []), "",
+            "# Are requested latencies met?", "",
+            f"{total['met']} of {total['of']} are met: between 0.92 and 1.03 of the requested share, measured after",
+            "planning, with both networks converted again. In brackets: quartiles over the rounds, as for the",
+            "teacher over itself.",
+            f"`python -m benchmarks.studies.latency_met` on {machine(lines)}; seconds are those of",
+            "planning, without what is measured once for all targets of a teacher and runtime.",
+            *([f"Missed, run once more (`--missed`); the second run counts: {'; '.join(twice)}."] if twice else []), "",
             "| teacher | runtime | asked | teacher, ms | student's share | teacher over itself | MACs | blocks less "
             "| measured | s | met |",
             "|---|---|---|---|---|---|---|---|---|---|---|", *rows, "",

@@ -142,11 +142,12 @@ def page(lines: list[dict[str, Any]]) -> str:
     return "\n".join(
         [
             "# Recoverability of blocks", "",
-            f"For every block of two of the demo's teachers and draw of {IMAGES} images: the error at the seam that is",
-            f"left after the block went and MiR's recipe trained {MIMIC} steps, on {JUDGED:,} other patches; and how",
-            "well that error is ranked beforehand (Spearman's correlation) by our closed form, by PRACTISE's trained",
-            f"probe and by the error of the bare drop. Faster: seconds of the probe over ours, of {PROBE} steps as it",
-            f"was run and of the {PUBLISHED:,} that its authors train, in turn in one process.",
+            "Each block of two of the demo's teachers is dropped by itself, and MiR's recipe trains the rest for",
+            f"{MIMIC} steps on a draw of {IMAGES} images; the error left at the seam is measured on {JUDGED:,} other",
+            "patches. The table shows how well that error is ranked beforehand (Spearman's correlation) by our closed",
+            "form, by PRACTISE's trained probe and by the error of the bare drop. Faster: seconds of the probe divided",
+            f"by ours, for the {PROBE} steps that were run and the {PUBLISHED:,} that its authors train, timed in turn",
+            "in one process.",
             f"`python -m benchmarks.studies.recoverability` on one of {machine(lines)}.", "",
             f"| teacher | seed | blocks | closed form | probe | bare drop | faster than {PROBE} | than {PUBLISHED:,} |",
             "|---|--:|--:|--:|--:|--:|--:|--:|", *rows, "",

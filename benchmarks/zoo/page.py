@@ -9,19 +9,20 @@ from typing import Any
 
 from benchmarks.zoo.case import KEEP, STAGES
 
-_HEAD = f"""Made by `python -m benchmarks.zoo page` from `benchmarks/results/zoo.jsonl`; do not edit by hand. Every
-model, with random weights, in a process of its own: {", ".join(STAGES)}; {KEEP:.0%} of the MACs are kept, law 2 (cut =
-zero) is checked, the saved folder is loaded again in a fresh process and compared bit for bit. MACs pinned: share of
-the MACs in operators of which no channel can be cut. Groups pinned: share of the groups that are pinned for another
-reason than the seam, the head, the network's input or output. Export: the largest difference of the exported program
-(pt2), of ONNX Runtime and, where a third figure stands, of OpenVINO (float32, CPU) from the cut model, as a share of
-the largest output; the batch is free but where "fixed batch" stands. Seconds (before export + export) are processor
-time of one thread, the fresh process included: what it takes on an idle machine. In brackets, where it is not known,
-time by the clock beside other work."""
+_HEAD = f"""Made by `python -m benchmarks.zoo page` from `benchmarks/results/zoo.jsonl`; do not edit by hand. Each
+model, with random weights, goes through these stages in a process of its own: {", ".join(STAGES)}. {KEEP:.0%} of the
+MACs are kept, law 2 (cut = zero) is checked, and the saved folder is loaded again in a fresh process and compared bit
+for bit. MACs pinned: share of the MACs in operators of which no channel can be cut. Groups pinned: share of the groups
+that are pinned for a reason other than the seam, the head, or the network's input or output. Export: the largest
+difference of the exported program (pt2), of ONNX Runtime and, if there is a third figure, of OpenVINO (float32, CPU)
+from the cut model, as a share of the largest output; the batch size is free unless "fixed batch" is noted. Seconds
+(before export + export): processor time of one thread, the fresh process included, which is what it takes on an idle
+machine; in brackets, where that is not known, wall-clock time beside other work."""
 PAGE = Path(__file__).parents[2] / "docs" / "zoo.md"
 _ORACLE_HEAD = """`python -m benchmarks.zoo oracle` hands the first and the last unit of every group (all its channels
-in the layer that makes them) to Torch-Pruning's dependency graph and compares what either would cut: tensor, axis and
-position. Where they differ, each cuts one unit: ours is held to law 2, theirs must run and give what ours gives."""
+in the layer that makes them) to Torch-Pruning's dependency graph and compares what each of the two would cut: tensor,
+axis and position. Where they differ, each cuts one unit: ours must hold law 2; theirs must run and give the same output
+as ours."""
 _AT_THE_SEAM = ("the seam's own channels", "the network's output", "the network's input", "the head")
 _SECONDS, _SECONDS_WITH_EXPORT, _MIB = 60, 120, 4096  # of a model of less than 100 M parameters at up to 224 pixels
 
@@ -34,7 +35,7 @@ def text(lines: list[dict[str, Any]], listed: int, oracle: Sequence[dict[str, An
         _HEAD,
         f"{len(lines)} of {listed} models were run: "
         + ", ".join(f"{count} {name}" for name, count in outcomes.most_common())
-        + " (unsupported and unreachable: refusals that say why; failed: a fault of ours).",
+        + " (unsupported and unreachable: refusals with a reason; failed: a fault of mimicut).",
         "\n".join(f"- {fact}" for fact in _facts(lines)),
         "| model | M params | outcome | keep | MACs pinned | groups pinned | export pt2 / onnx / openvino | s | MiB "
         "| why |\n"
@@ -55,10 +56,9 @@ def _oracle_head(lines: Sequence[dict[str, Any]]) -> list[str]:
     return [
         "## Against Torch-Pruning",
         _ORACLE_HEAD,
-        f"Of {len(lines)} models it reads {len(read)}; {_of(agrees, read)} of these agree in every group, and {agree} "
-        f"of the {compared} groups that were compared.",
-        "| model | groups | compared | agree | where they differ, and what became of either's cut |\n"
-        "|---|--:|--:|--:|---|",
+        f"Torch-Pruning reads {len(read)} of {len(lines)} models. {_of(agrees, read)} of these agree in every group; "
+        f"of the {compared} groups that were compared, {agree} agree.",
+        "| model | groups | compared | agree | where they differ, and the outcome of each cut |\n|---|--:|--:|--:|---|",
     ]
 
 
@@ -75,12 +75,12 @@ def _oracle_row(line: dict[str, Any]) -> list[Any]:
 
 def _facts(lines: list[dict[str, Any]]) -> list[str]:
     through = [x for x in lines if x["outcome"] == "done" or x.get("stage") == "export"]
-    facts = [f"{_of(through, lines)} reach keep {KEEP} with every law holding."]
+    facts = [f"{_of(through, lines)} reach keep {KEEP} with every law satisfied."]
     read = [x for x in lines if "macs_share_pinned" in x]
     if read:
         groups, macs = map(_groups_pinned, read), (x["macs_share_pinned"] for x in read)
         facts.append(
-            f"Median over the {len(read)} that were read: {statistics.median(groups):.1%} of the groups and "
+            f"Median over the {len(read)} that could be traced: {statistics.median(groups):.1%} of the groups and "
             f"{statistics.median(macs):.1%} of the MACs are pinned."
         )
     tried = [x for x in through if "export" in x or x.get("stage") == "export"]
@@ -88,15 +88,15 @@ def _facts(lines: list[dict[str, Any]]) -> list[str]:
         done, never = [x for x in tried if x.get("export")], [x for x in tried if "export_why" in x]
         facts.append(
             f"{_of(done, tried)} export to every format tried with equal outputs "
-            f"({sum('openvino' in x['export'] for x in done)} to OpenVINO too), "
-            f"{sum('export_static' in x for x in done)} of them with a fixed batch; of {len(never)} the "
+            f"({sum('openvino' in x['export'] for x in done)} were tried with OpenVINO too), "
+            f"{sum('export_static' in x for x in done)} of them with a fixed batch; for {len(never)}, the "
             "uncut teacher cannot be exported either."
         )
     size = [x for x in through if x["params"] < 1e8 and max(x["input"][1:]) <= 224]
     before = [_seconds(x)["all"] for x in size]
     whole = [_seconds(x)["all"] + _seconds(x).get("export", 0) for x in size]
     facts.append(
-        f"Of the {len(size)} of these under 100 M parameters at up to 224 pixels: {sum(s > _SECONDS for s in before)} "
+        f"Of the {len(size)} with under 100 M parameters at up to 224 pixels: {sum(s > _SECONDS for s in before)} "
         f"took over {_SECONDS} s before the export, {sum(s > _SECONDS_WITH_EXPORT for s in whole)} over "
         f"{_SECONDS_WITH_EXPORT} s with it, {sum(x['peak_memory_mib'] > _MIB for x in size)} over {_MIB} MiB."
     )

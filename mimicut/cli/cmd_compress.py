@@ -71,7 +71,7 @@ if TYPE_CHECKING:
 def compress(
     teacher: TeacherArg,
     images: ImagesArg,
-    out: Annotated[Path, typer.Option(help="Folder for the result; of several budgets, for their folders")],
+    out: Annotated[Path, typer.Option(help="Folder for the result; with several budgets, for their folders")],
     keep: Keeps = None,
     keep_width: KeepWidth = None,
     params: Params = None,
@@ -105,11 +105,11 @@ def compress(
     held_out: HeldOut = None,
     held_out_share: HeldOutShare = 0.2,
     crossfit: Annotated[
-        int | None, typer.Option(help="Folds: all images train, and each certifies once; takes so many times as long")
+        int | None, typer.Option(help="Folds: all images train, and each certifies once; takes this many times longer")
     ] = None,
     min_agreement: MinAgreement = None,
     alternatives: Annotated[
-        bool, typer.Option(help="Report what cheaper ways come to on the same cut: takes as long again")
+        bool, typer.Option(help="Also report what cheaper ways reach on the same cut; takes as long again")
     ] = False,
     to: Annotated[str, typer.Option(help=f"Also write the result, into its folder, as {FORMATS_HELP}")] = "",
     labelled: Labelled = None,
@@ -124,11 +124,11 @@ def compress(
     seam: Seam = None,
     tensorboard: LogTo = None,
     force: ForceResult = False,
-    resume: Annotated[bool, typer.Option(help="Go on with a run into OUT that was stopped, if there is one")] = False,
+    resume: Annotated[bool, typer.Option(help="Continue a stopped run into OUT, if there is one")] = False,
     threads: Threads = None,
     config: ConfigFile = None,
 ) -> None:
-    """Cut a teacher to a budget, let it mimic the teacher on a few images, verify and save it."""
+    """Cut a teacher to a budget, make the student mimic it on a few images, verify and save the student."""
     set_threads(threads)
     from mimicut.recovery.config import ConfigChanges
     from mimicut.recovery.config import preset as recipe
@@ -146,7 +146,7 @@ def compress(
     lists = {"keep": keep, "latency": latency, "latency_ms": latency_ms}
     budgets = _checked_budgets(shared, lists, plan, out, options)
     asked: ConfigChanges = {"steps": steps, "seed": seed, "device": device, "precision": precision, "layout": layout}
-    recipe(preset, effort, **asked)  # what cannot be is refused before the teacher is loaded
+    recipe(preset, effort, **asked)  # refuses impossible options before the teacher is loaded
     found = teacher_from(teacher, weights, pretrained, num_classes, part, input_size, mean, std, resize, views)
     asked["views"] = found.views
     options["config"] = recipe(preset, effort, **asked)
@@ -160,8 +160,8 @@ def _checked_budgets(
     out: Path,
     options: "RequestOptions",
 ) -> dict[Path, "BudgetOptions"]:
-    """Folder -> the options of its budget; the plan, if any, is put into `options`. All that can be refused before the
-    teacher is loaded is refused here."""
+    """For each folder the options of its budget; a plan is put into `options`. Refuses everything that can be refused
+    before the teacher is loaded."""
     from mimicut.proof.certificate import check_threshold
     from mimicut.recovery.recover import check_seconds
     from mimicut.results.folder import check_writable
@@ -182,7 +182,7 @@ def _checked_budgets(
             refuse_beside_plan(budget)
         else:
             Budget.of(**budget)
-        check_writable(place, force=options["force"] or options["resume"])  # with resume compress looks again
+        check_writable(place, force=options["force"] or options["resume"])  # with resume, compress checks again
     return found
 
 
@@ -212,7 +212,7 @@ class _Runs:
         self.end(out)
 
     def one(self, place: Path, budget: "BudgetOptions") -> bool:
-        """Run one budget into `place`; True where the user stopped it."""
+        """Run one budget into `place`; True if the user stopped it."""
         from mimicut.base.errors import MimicutError, Stopped
         from mimicut.results.store import weights_digest
 
@@ -255,7 +255,7 @@ class _Runs:
         self._code = max(self._code, int(report.go is False))
 
     def _is_there(self, place: Path) -> bool:
-        """With resume: whether the result is complete already; what is missing of its exported files is made."""
+        """With resume: whether the result is already complete; its missing exported files are made."""
         from mimicut.base.errors import StoreError
         from mimicut.results.export_folder import export_folder
         from mimicut.results.load_result import is_result
@@ -269,12 +269,12 @@ class _Runs:
         missing = [name for name in options["export_to"] if name not in stored.exports]
         if self._crossfit is not None and stored.crossfit is None:
             raise StoreError(
-                f"going on with {place}: its student is there, but not its folds, which are made in one go; start "
-                "anew with --force, or leave out --crossfit"
+                f"resuming {place}: its student is complete, but its folds, which are made in one go, are missing; "
+                "start again with --force, or leave out --crossfit"
             )
         if not missing and not self._several:
             return False
-        say("is there already" + (f", but not yet as {', '.join(missing)}" if missing else ""))
+        say("already complete" + (f", but not yet exported as {', '.join(missing)}" if missing else ""))
         if missing:
             stored = export_folder(
                 place, missing, images=self._images, held_out=options["held_out"], teacher=self._teacher
@@ -287,26 +287,26 @@ class _Runs:
         """Print the JSON line, and exit with the code of the runs."""
         answer({"results": self._lines} if self._several else self._lines[0])
         if self._stopped is not None:
-            saved = "the student as it is now is saved"
-            where = saved if self._stopped.folder else f"{out} holds another result and is as it was"
-            say(f"mimicut: stopped; {where}; the same command with --resume goes on")
+            saved = "the student is saved as it is now"
+            where = saved if self._stopped.folder else f"{out} holds another result and was not changed"
+            say(f"mimicut: stopped; {where}; the same command with --resume continues")
             sys.exit(INTERRUPTED)
         if self._code:
             sys.exit(self._code)
 
 
 def _end_interrupted(place: Path, changed: bool) -> None:
-    """Say what is left after Ctrl-C. changed: whether a result was saved."""
+    """Say what exists after Ctrl-C. changed: whether a result was saved."""
     from mimicut.results.stopped_runs import stopped_path
 
     kept = stopped_path(place)
     if not kept.exists() and changed:
         say(
-            f"mimicut: interrupted; the student is complete, in {place}; what was to follow (--crossfit, --to) is not "
-            "there: files are made by the same command with --resume"
+            f"mimicut: interrupted; the student in {place} is complete, but what should follow (--crossfit, --to) is "
+            "missing; the same command with --resume makes the files"
         )
         sys.exit(INTERRUPTED)
     if not kept.exists():
         raise KeyboardInterrupt
-    say(f"mimicut: interrupted; {kept} is there to go on from: the same command with --resume")
+    say(f"mimicut: interrupted; the same command with --resume continues from {kept}")
     sys.exit(INTERRUPTED)

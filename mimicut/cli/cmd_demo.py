@@ -21,16 +21,16 @@ def demo(
     ] = "mobilenetv2_tiny",
     keep: Keep = None,
     keep_width: KeepWidth = None,
-    images: Annotated[int, typer.Option(help="How many unlabelled images to learn from")] = 50,
+    images: Annotated[int, typer.Option(help="Number of unlabelled images to learn from")] = 50,
     preset: Preset = "default",
     effort: Effort = None,
     steps: Steps = None,
     seed: Seed = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the result; else nothing is written")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the result; without it no result is saved")] = None,
     force: ForceResult = False,
     threads: Threads = None,
 ) -> None:
-    """Compress a trained network with 50 unlabelled images; measure and show it on others that nothing else touched."""
+    """Compress a trained network with 50 unlabelled images; measure and show it on images that nothing else used."""
     set_threads(threads)
     from mimicut.workflow.demonstration import recipe_for, run
 

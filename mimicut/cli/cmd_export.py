@@ -15,22 +15,22 @@ def export(
     to: Annotated[str, typer.Option(help=FORMATS_HELP[0].upper() + FORMATS_HELP[1:])] = "onnx",
     images: Annotated[
         Path | None,
-        typer.Option(help="Real images on which the files are compared with the student; INT8 takes its ranges there"),
+        typer.Option(help="Real images: files are compared with the student on them, and INT8 takes its ranges there"),
     ] = None,
     held_out: Annotated[
         Path | None,
-        typer.Option(help="Images on which files are compared, INT8 too; else those of --images that trained nothing"),
+        typer.Option(help="Images to compare all files on; default: those of --images that trained nothing"),
     ] = None,
     normalise: Annotated[
-        bool, typer.Option(help="The files subtract mean and divide by deviation themselves; they take values 0 to 1")
+        bool, typer.Option(help="Files subtract the mean and divide by the deviation, and take values 0 to 1")
     ] = False,
     teacher: Annotated[
         str | None,
-        typer.Option(help="FILE.py:FUNCTION that builds the teacher, where it is code of your own"),
+        typer.Option(help="FILE.py:FUNCTION that builds the teacher, if it is your own code"),
     ] = None,
     weights: Weights = None,
     pretrained: Pretrained = True,
-    force: Annotated[bool, typer.Option(help="Replace files that were exported before")] = False,
+    force: Annotated[bool, typer.Option(help="Replace previously exported files")] = False,
     threads: Threads = None,
 ) -> None:
     """Write a result as files that run without its code; each is run by itself and compared with the student."""
@@ -43,5 +43,5 @@ def export(
         normalise=normalise, force=force,
     )  # fmt: skip
     say(report.table())
-    told = {"int8": report.int8} if "int8" in formats else {}
-    answer({"folder": str(folder), "exports": {name: report.exports[name] for name in formats}, **told})
+    table = {"int8": report.int8} if "int8" in formats else {}
+    answer({"folder": str(folder), "exports": {name: report.exports[name] for name in formats}, **table})

@@ -15,7 +15,7 @@ def inspect(
     seam: Seam = None,
     threads: Threads = None,
 ) -> None:
-    """Tell a network's seam, channel groups, what is pinned and why, and what budgets would give."""
+    """Show a network's seam, its channel groups, what is pinned and why, and what budgets would give."""
     set_threads(threads)
     from mimicut.workflow.inspection import inspect as look
 

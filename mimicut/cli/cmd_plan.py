@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 def plan(
     teacher: TeacherArg,
-    out: Annotated[Path | None, typer.Option(help="Where the plan is written, as JSON to read and edit")] = None,
+    out: Annotated[Path | None, typer.Option(help="File for the plan, as JSON to read and edit")] = None,
     keep: Keep = None,
     keep_width: KeepWidth = None,
     params: Params = None,
@@ -59,7 +59,7 @@ def plan(
     batch: Batch = None,
     depth: Depth = None,
     picture: Annotated[
-        Path | None, typer.Option(help="Without a budget: where the frontier is drawn, .png or .svg")
+        Path | None, typer.Option(help="Without a budget: file for a drawing of the frontier, .png or .svg")
     ] = None,
     scheme: Scheme = None,
     spare_ends: SpareEnds = False,
@@ -70,7 +70,7 @@ def plan(
     divisor: Divisor = None,
     importance: Importance = None,
     images: Annotated[
-        Path | None, typer.Option(help="A few images, which say what channels matter", rich_help_panel="Budget")
+        Path | None, typer.Option(help="A few images, which decide what channels matter", rich_help_panel="Budget")
     ] = None,
     seed: Seed = None,
     weights: Weights = None,
@@ -84,7 +84,7 @@ def plan(
 ) -> None:
     """Decide what to keep under a budget, and print or write the plan; nothing is trained.
 
-    With images and without a budget: what students of several sizes would lose, measured on a runtime if one is named.
+    With images and without a budget: estimate what students of several sizes would lose, on a runtime if one is named.
     """
     set_threads(threads)
     from mimicut.results.picture import check_picture
@@ -106,7 +106,7 @@ def plan(
     }  # fmt: skip
     showing = images is not None and not drop and all(value is None for value in asked.values())
     _check_showing(showing, picture, out, asked)
-    size: BudgetOptions = {"keep": 1.0} if runtime is None else {"latency": 1.0}  # what a frontier begins with
+    size: BudgetOptions = {"keep": 1.0} if runtime is None else {"latency": 1.0}  # where a frontier begins
     options: BudgetOptions = {**others, **(size if showing else asked)}
     budget = Budget.of(**options)
     found = teacher_from(teacher, weights, pretrained, num_classes, part, input_size)
@@ -120,14 +120,14 @@ def _check_showing(showing: bool, picture: Path | None, out: Path | None, asked:
     from mimicut.base.errors import InputError
 
     if picture is not None and any(value is not None for value in asked.values()):
-        raise InputError("reading --picture: --picture works only without a budget: it draws the frontier of all sizes")
+        raise InputError("reading --picture: found a budget; expected none, since it draws the frontier of all sizes")
     if showing and out is not None:
-        raise InputError("reading --out: there is no budget to make a plan for; give one (--keep, --latency, ...)")
+        raise InputError("reading --out: found no budget to make a plan for; give one (--keep, --latency, ...)")
 
 
 @dataclass(frozen=True)
 class _Known:
-    """The teacher's network, and what the images say; `few` and `evidence` are None without them."""
+    """The teacher's network, the images and their evidence; `few` and `evidence` are None without images."""
 
     teacher: "Teacher"
     anatomy: "Anatomy"

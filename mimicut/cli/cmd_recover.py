@@ -43,11 +43,11 @@ from mimicut.cli.terminal_progress import StepProgress, stages
 def recover(
     teacher: TeacherArg,
     student: Annotated[
-        str, typer.Argument(help="FILE.py:FUNCTION that returns the pruned network, with the names of the teacher's")
+        str, typer.Argument(help="FILE.py:FUNCTION that returns the pruned network, with the teacher's module names")
     ],
     images: ImagesArg,
     out: Annotated[Path, typer.Option(help="Folder for the exported student and its report")],
-    to: Annotated[str, typer.Option(help="Stored as: pt2, onnx, openvino, with commas between")] = "pt2",
+    to: Annotated[str, typer.Option(help="Formats to store: pt2, onnx, openvino, separated by commas")] = "pt2",
     preset: Preset = "default",
     effort: Effort = None,
     steps: Steps = None,

@@ -15,7 +15,7 @@ def verify(
     folder: Annotated[Path, typer.Argument(help="A result folder")],
     images: ImagesArg,
     teacher: Annotated[
-        str | None, typer.Option(help="The teacher; needed where it is code of your own, or a folder that has moved")
+        str | None, typer.Option(help="The teacher; needed if it is your own code, or a folder that has moved")
     ] = None,
     labelled: Labelled = None,
     weights: Weights = None,

@@ -13,7 +13,7 @@ _WORDS = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
 def read_config(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
-    """The options in a file, by the names of parameters.
+    """Read the options in a file, by the names of parameters.
 
     Args:
         path: A TOML file; its keys are the names of flags without the two hyphens, or of arguments.
@@ -46,7 +46,7 @@ def read_config(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fault(key: str, value: Any, kind: Any) -> str | None:
-    """What is wrong with a value for a parameter of this type; None where nothing is."""
+    """What is wrong with a value for a parameter of this type, or None."""
     several = _several(kind)
     one = several or _without_none(kind)
     expected = _WORDS.get(one, "text")
@@ -76,13 +76,13 @@ def _without_none(kind: Any) -> Any:
 
 
 def _several(kind: Any) -> Any:
-    """The type of an element where a parameter takes a list, else None."""
+    """The type of an element if a parameter takes a list, else None."""
     kind = _without_none(kind)
     return get_args(kind)[0] if get_origin(kind) is list else None
 
 
 def _line_of(text: str, key: str) -> int:
-    """The number of the line on which a key stands, from 1; 0 where it cannot be found."""
+    """The line number of a key, from 1; 0 if not found."""
     pattern = re.compile(rf"""\s*\[*["']?{re.escape(key)}["']?\s*[=.\]]""")
     return next((number for number, line in enumerate(text.splitlines(), 1) if pattern.match(line)), 0)
 

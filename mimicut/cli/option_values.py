@@ -1,4 +1,4 @@
-"""From the texts of options to values."""
+"""Turn the texts of options into values."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -7,12 +7,12 @@ import typer
 
 _TEACHER, _BUDGET, _RECIPE, _IMAGES, _MACHINE = "Teacher", "Budget", "Recipe", "Images", "Machine"
 _RARE = "Rarely needed"
-FORMATS_HELP = "onnx, openvino, pt2, int8, with commas between"
+FORMATS_HELP = "onnx, openvino, pt2, int8, separated by commas"
 
 TeacherArg = Annotated[
     str,
     typer.Argument(
-        help="timm:NAME, torchvision:NAME, hf:FOLDER, hf:ID, FILE.py:FUNCTION, demo:NAME or the folder of a result"
+        help="timm:NAME, torchvision:NAME, hf:FOLDER, hf:ID, FILE.py:FUNCTION, demo:NAME or a result folder"
     ),
 ]
 ImagesArg = Annotated[Path, typer.Argument(help="Folder of images (any nesting), one file, .npy or .npz")]
@@ -20,7 +20,7 @@ ImagesArg = Annotated[Path, typer.Argument(help="Folder of images (any nesting),
 Weights = Annotated[
     Path | None,
     typer.Option(
-        help="Tensors of the teacher: .safetensors, a state dict, or a result that was made from TEACHER",
+        help="Weights of the teacher: .safetensors, a state dict, or a result made from TEACHER",
         rich_help_panel=_TEACHER,
     ),
 ]
@@ -37,7 +37,7 @@ Mean = Annotated[
 ]
 Std = Annotated[str | None, typer.Option(help="Deviation of each channel, 0..1", rich_help_panel=_TEACHER)]
 Resize = Annotated[
-    str | None, typer.Option(help="Pixels of the shorter side before the crop, or exact", rich_help_panel=_TEACHER)
+    str | None, typer.Option(help="Shorter side in pixels before the crop, or exact", rich_help_panel=_TEACHER)
 ]
 Seam = Annotated[
     list[str] | None,
@@ -54,9 +54,9 @@ Keeps = Annotated[
     typer.Option("--keep", help="Share of MACs to keep, 0 to 1; repeat for several results", rich_help_panel=_BUDGET),
 ]
 Params = Annotated[
-    float | None, typer.Option(help="Share of parameters to keep, or above 1 how many", rich_help_panel=_BUDGET)
+    float | None, typer.Option(help="Share of parameters to keep, or, above 1, their number", rich_help_panel=_BUDGET)
 ]
-SizeMb = Annotated[float | None, typer.Option(help="Megabytes (10^6) of all tensors", rich_help_panel=_BUDGET)]
+SizeMb = Annotated[float | None, typer.Option(help="Size of all tensors in MB (10^6 bytes)", rich_help_panel=_BUDGET)]
 Latencies = Annotated[
     list[float] | None,
     typer.Option("--latency", help="Share of the teacher's latency; repeat for several", rich_help_panel=_BUDGET),
@@ -78,7 +78,7 @@ Batch = Annotated[
 Depth = Annotated[
     str | None,
     typer.Option(
-        help="Drop whole blocks: never, auto or only; default auto with a latency, else never", rich_help_panel=_BUDGET
+        help="Drop whole blocks: never, auto or only; default: auto with a latency, else never", rich_help_panel=_BUDGET
     ),
 ]
 KeepWidth = Annotated[
@@ -87,7 +87,7 @@ KeepWidth = Annotated[
 Scheme = Annotated[
     str | None,
     typer.Option(
-        help="mid: cut inside residual blocks; all: cut every width; default auto: mid where that is enough",
+        help="mid: cut inside residual blocks; all: cut every width; default auto: mid if that is enough",
         rich_help_panel=_RARE,
     ),
 ]
@@ -103,18 +103,18 @@ Pin = Annotated[
 Exclude = Annotated[
     list[str] | None, typer.Option(help="Pattern of modules that must not change at all", rich_help_panel=_RARE)
 ]
-MinChannels = Annotated[int | None, typer.Option(help="Fewest channels of any width; default 1", rich_help_panel=_RARE)]
+MinChannels = Annotated[int | None, typer.Option(help="Smallest width in channels; default 1", rich_help_panel=_RARE)]
 Divisor = Annotated[
     int | None,
     typer.Option(
-        help="Widths are multiples of this; default 1, or with a latency what was measured to be worth it",
+        help="Widths are multiples of this; default 1, or with a latency what measurements show to pay off",
         rich_help_panel=_RARE,
     ),
 ]
 Importance = Annotated[
     str | None,
     typer.Option(
-        help="How channels are ranked: l1, l2, bn or random; default: by the images with preset default, else l1",
+        help="How channels are ranked: l1, l2, bn or random; default: by the images (preset default), else l1",
         rich_help_panel=_RARE,
     ),
 ]
@@ -136,7 +136,7 @@ MaxSeconds = Annotated[
     ),
 ]
 Steps = Annotated[
-    int | None, typer.Option(help="Optimiser steps of mimic; default: the preset's", rich_help_panel=_RECIPE)
+    int | None, typer.Option(help="Number of optimiser steps; default: the preset's", rich_help_panel=_RECIPE)
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of batches, views and random scores", rich_help_panel=_RECIPE)]
 Views = Annotated[
@@ -151,7 +151,7 @@ HeldOut = Annotated[
 HeldOutShare = Annotated[float, typer.Option(help="Share of IMAGES that only certifies", rich_help_panel=_IMAGES)]
 Labelled = Annotated[
     Path | None,
-    typer.Option(help="Folder of class folders, which measures accuracy and nothing else", rich_help_panel=_IMAGES),
+    typer.Option(help="Folder of class folders, only to measure accuracy", rich_help_panel=_IMAGES),
 ]
 MinAgreement = Annotated[
     float | None,
@@ -165,27 +165,26 @@ Device = Annotated[str | None, typer.Option(help="Device that trains: cpu, cuda,
 Precision = Annotated[
     str,
     typer.Option(
-        help="Precision of mimic: auto (float32 or bf16, measured), float32, bf16 or float64", rich_help_panel=_MACHINE
+        help="Precision of mimicking: auto (float32 or bf16, measured), float32, bf16 or float64",
+        rich_help_panel=_MACHINE,
     ),
 ]
 Layout = Annotated[
     str,
     typer.Option(
-        help="Memory layout while it mimics: auto (measured), contiguous or channels_last", rich_help_panel=_MACHINE
+        help="Memory layout while mimicking: auto (measured), contiguous or channels_last", rich_help_panel=_MACHINE
     ),
 ]
 MaxMemory = Annotated[
     str | None,
     typer.Option(
-        help="Most memory of the run, such as 3G; default 4G, or half of what is free if that is less",
+        help="Memory limit of the run, such as 3G; default: 4G, or half of what is free if that is less",
         rich_help_panel=_MACHINE,
     ),
 ]
 Threads = Annotated[int | None, typer.Option(help="CPU threads", rich_help_panel=_MACHINE)]
 LogTo = Annotated[
     Path | None,
-    typer.Option(
-        "--tensorboard", help="Folder that TensorBoard's files of the run are written to", rich_help_panel=_MACHINE
-    ),
+    typer.Option("--tensorboard", help="Folder for the run's TensorBoard files", rich_help_panel=_MACHINE),
 ]
 ForceResult = Annotated[bool, typer.Option(help="Replace an existing result folder")]

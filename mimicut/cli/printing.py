@@ -1,4 +1,4 @@
-"""What the commands print: words and tables on stderr, one JSON line on stdout."""
+"""Printing of the commands: words and tables on stderr, one JSON line on stdout."""
 
 import json
 import sys
@@ -41,9 +41,9 @@ def anatomy_table(facts: dict[str, Any]) -> str:
             f"{group['name']:<46}{group['width']:>6}{group['channels']:>9}{group['macs_share']:>8.1%}  {where}"
         )
     for scheme, shares in facts["keep_width"].items():
-        told = ", ".join(f"{width}: {macs:.2f}" for width, macs in shares.items())
+        left = ", ".join(f"{width}: {macs:.2f}" for width, macs in shares.items())
         lines.append(
-            f"scheme {scheme}: MACs left at keep-width {told}; least possible {facts['smallest_keep'][scheme]:.2f}"
+            f"scheme {scheme}: MACs left at keep-width {left}; least possible {facts['smallest_keep'][scheme]:.2f}"
         )
     for keep, student in facts["keep"].items():
         if "unreachable" in student:
@@ -68,13 +68,13 @@ def frontier_table(rows: list[dict[str, Any]]) -> str:
     lines = [f"{'asked':>6}{'latency':>9}{'ms':>9}{'MACs':>7}{'error':>8}  blocks dropped"]
     for row in rows:
         measured = f"{row['latency_share']:>9.2f}{row['latency_ms']:>9.3f}" if "latency_ms" in row else f"{'':18}"
-        gone = ", ".join(row["drop"]) or "none"
-        lines.append(f"{row['asked']:>6g}{measured}{row['macs_share']:>7.0%}{row['error']:>8.3f}  {gone}")
+        dropped = ", ".join(row["drop"]) or "none"
+        lines.append(f"{row['asked']:>6g}{measured}{row['macs_share']:>7.0%}{row['error']:>8.3f}  {dropped}")
     return "\n".join(lines)
 
 
 def _head(facts: dict[str, Any]) -> str:
     if not facts["headless"]:
-        return f"head: {', '.join(facts['head']) or 'nothing that is learned acts behind the seam'}"
+        return f"head: {', '.join(facts['head']) or 'no learned layer follows the seam'}"
     own = all(point.startswith("<model>:output") for point in facts["seam"])
     return "head: none; the network returns features" + (", and the seam is the output itself" if own else "")

@@ -15,8 +15,7 @@ _EVERY = 10.0  # seconds between two lines where stderr is no terminal
 
 
 class StepProgress:
-    """Progress of a loop: a bar on a terminal, else a line every ten seconds. With a folder TensorBoard's files are
-    written there too."""
+    """Progress of a loop: a bar on a terminal, else a line every ten seconds; with a folder, TensorBoard files too."""
 
     def __init__(self, folder: Path | None = None) -> None:
         from mimicut.results.tensorboard import TensorBoard
@@ -25,7 +24,7 @@ class StepProgress:
         self._show: Callable[[int, int, float], None] = _bar() if sys.stderr.isatty() else _Lines()
 
     def end(self, report: "Report") -> None:
-        """Write the report's figures to TensorBoard too."""
+        """Also write the report's figures to TensorBoard."""
         if self._log is not None:
             self._log.report(report)
 
@@ -76,7 +75,7 @@ def _bar() -> Callable[[int, int, float], None]:
 
 
 def stages() -> Callable[[str], None]:
-    """Says the stages. Of notes only their number is said: they stand below the table, and in the report."""
+    """Print the stages. Notes are only counted here, since they follow below the table and in the report."""
     waiting = 0
 
     def stage(text: str) -> None:

@@ -1,6 +1,6 @@
-"""Turns a picture from a file, a PIL image or an array into the pixels that are stored and evaluated.
+"""Turn a picture from a file, a PIL image or an array into the pixels that are stored and evaluated.
 
-Decoded pixels are turned upright, brought to 8 bits and to the teacher's channels, resized and cropped as its
+Decoded pixels are turned upright, converted to 8 bits and to the teacher's channels, resized and cropped as its
 `Preprocessing` says; the contract is at the head of `image_set`. `image_sources` finds the pictures of a source.
 """
 
@@ -38,7 +38,7 @@ class Decoded:
         content: SHA-256 of the stored pixels.
         stored: uint8 or float32 (C, h, w), at most about twice the evaluation's resolution; None if not in memory.
         evaluated: The same type, (C, H, W), before normalisation; None if not in memory.
-        again: Decodes "stored" or "evaluated" again; None for what is no file, which stays in memory.
+        again: Decodes "stored" or "evaluated" again; None if not from a file, and then both stay in memory.
     """
 
     name: str
@@ -49,14 +49,14 @@ class Decoded:
     again: Callable[[str], Tensor] | None = None
 
     def base(self, name: str) -> Tensor:
-        """The pixels that a view is made of, "stored" or "evaluated"; decoded anew where they are not held."""
+        """The pixels "stored" or "evaluated", from which views are made; decoded again if not in memory."""
         held = self.stored if name == "stored" else self.evaluated
         if held is not None:
             return held
         if self.again is None:
             raise InputError(
-                f"making views of {self.name}: its stored pixels are not there any more, as these images were read to "
-                "be evaluated alone; read them again with keep='stored'"
+                f"making views of {self.name}: its stored pixels are gone, since these images were read only to be "
+                "evaluated; read them again with keep='stored'"
             )
         return self.again(name)
 
@@ -65,13 +65,16 @@ class Decoded:
         return self.evaluated is not None and (keep == "evaluated" or self.stored is not None)
 
     def kept(self, keep: str, room: int) -> "Decoded":
-        """The same picture, holding what `keep` names where that fits into `room` bytes, else nothing. What is no file
-        is always held. keep: "stored" (both kinds of pixels) or "evaluated" (these alone)."""
+        """The same picture, holding in memory what `keep` names if that fits into `room` bytes, else nothing.
+
+        A picture that is not from a file is always held. keep: "stored" (both kinds of pixels) or "evaluated" (these
+        alone).
+        """
         names = ("stored", "evaluated") if keep == "stored" else ("evaluated",)
         if self.again is not None and _bytes(*(self.stored if n == "stored" else self.evaluated for n in names)) > room:
             return replace(self, stored=None, evaluated=None)
         made = {name: self.base(name) for name in names}
-        if self.again is not None and _bytes(*made.values()) > room:  # it was not there, so that its size was unknown
+        if self.again is not None and _bytes(*made.values()) > room:  # its size was unknown before it was decoded
             made = {}
         return replace(self, stored=made.get("stored"), evaluated=made.get("evaluated"))
 
@@ -90,10 +93,10 @@ class Unreadable(ValueError):
 
 
 class Reader:
-    """Turns one image after the other into a `Decoded`, and counts what a person should know about them."""
+    """Turns images into `Decoded` one by one, and counts the facts that become notes."""
 
     def __init__(self, preprocessing: Preprocessing, memory_bytes: int, keep: str = "stored"):
-        """keep: what is held of each picture within memory_bytes, as in `Decoded.kept`."""
+        """keep: which pixels of each picture are held within memory_bytes, as in `Decoded.kept`."""
         self.preprocessing, self.keep = preprocessing, keep
         self.channels, self.height, self.width = preprocessing.input_size
         # Twice the evaluation's resolution leaves random crops real detail, and bounds the memory of large photographs.
@@ -104,7 +107,7 @@ class Reader:
         self.floats: list[tuple[float, float]] = []
 
     def file(self, path: Path, name: str) -> Decoded:
-        """Raises PIL.UnidentifiedImageError when this is no image at all; anything else when it is a broken one."""
+        """Read a file. Raises PIL.UnidentifiedImageError if it is no image; other exceptions if it is a broken one."""
         with path.open("rb") as stream:
             planes = self._decoded(stream)
             stream.seek(0)
@@ -122,19 +125,19 @@ class Reader:
                 return self.planes(im)
 
     def _again(self, path: Path, name: str, origin: str, base: str) -> Tensor:
-        """Only what is asked for, which takes half as long as the first time: the same bytes give the same pixels."""
+        """Decode only what `base` names, in half the time of the first decoding; equal bytes give equal pixels."""
         try:
             data = path.read_bytes()
         except OSError as error:
             raise InputError(f"reading {name} again: {error}; leave the images where they are until the end") from error
         if hashlib.sha256(data).hexdigest() != origin:
-            raise InputError(f"reading {name} again: it changed since the first reading; start the run anew")
+            raise InputError(f"reading {name} again: it changed since it was first read; start the run again")
         reader = Reader(self.preprocessing, 0)
         planes = reader._decoded(BytesIO(data))
         return _chw(reader._stored(planes) if base == "stored" else reader._evaluated(planes))
 
     def planes(self, im: Image.Image) -> list[Image.Image]:
-        """[RGB image], [grey image] or one grey image a channel, as the teacher's channel count asks."""
+        """[RGB image], [grey image] or one grey image per channel, as the teacher's channel count requires."""
         frames = getattr(im, "n_frames", 1)
         if self.channels not in (1, 3):
             return self._bands(im, frames)
@@ -150,7 +153,7 @@ class Reader:
                 rgba = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
             im = rgba.convert("RGB") if im.mode not in ("LA", "La") else rgba.convert("L")
         if im.mode in ("L", "1") and self.channels == 3:
-            self.facts["grey: repeated over three channels"] += 1
+            self.facts["in grey: repeated over three channels"] += 1
         return [im.convert("RGB" if self.channels == 3 else "L")]
 
     def _bands(self, im: Image.Image, frames: int) -> list[Image.Image]:
@@ -174,14 +177,14 @@ class Reader:
         low, high = float(values.min()), float(values.max())
         if im.mode != "F" and low >= 0 and high <= 65535:
             self.facts[
-                "with 16 bits: divided by 257" + (" (none uses a tenth of the range)" if high < 6554 else "")
+                "with 16 bits: divided by 257" + (" (all below a tenth of the range)" if high < 6554 else "")
             ] += 1
             values = values / 257
         elif im.mode == "F" and low >= 0 and high <= 1:
             values = values * 255
         elif not (low >= 0 and high <= 255):  # NaN ends here, too
             raise Unreadable(
-                f"found 32-bit pixels from {low:g} to {high:g}, expected 0..65535, or 0..1 or 0..255 in floats"
+                f"found 32-bit pixels from {low:g} to {high:g}, expected 0..65535, or floats in 0..1 or 0..255"
             )
         return Image.fromarray(np.rint(values).astype(np.uint8))
 
@@ -217,7 +220,7 @@ class Reader:
         bad = int((~np.isfinite(values)).sum())
         if bad:
             raise InputError(
-                f"reading {name}: found {bad} NaN or infinite values in float32, expected none; mend or remove it"
+                f"reading {name}: found {bad} NaN or infinite values in float32, expected none; repair or remove it"
             )
         self.floats.append((float(values.min()), float(values.max())))
         pixels = torch.from_numpy(values)
@@ -240,7 +243,7 @@ class Reader:
         image = Decoded(name, origin, content, _chw(stored_hwc), _chw(evaluated_hwc), again).kept(self.keep, self.room)
         self.room -= image.bytes
         if not image.holds(self.keep):
-            self.room = 0  # later ones are not held either, so that it is the first that are
+            self.room = 0  # later images are not held either, so the held ones are the first
         return image
 
     def _evaluated(self, planes: list[Image.Image]) -> np.ndarray:
@@ -262,8 +265,9 @@ class Reader:
         if self.small:
             height, width = min(self.small)
             wanted = f"{self.width}x{self.height}"
-            yield f"{len(self.small)} smaller than the teacher's {wanted}: enlarged; the smallest is {width}x{height}"
-        yield from (f"{count} {fact}" for fact, count in self.facts.items())
+            smallest = f"enlarged; the smallest is {width}x{height}"
+            yield f"{len(self.small)} image(s) smaller than the teacher's {wanted}: {smallest}"
+        yield from (f"{count} image(s) {fact}" for fact, count in self.facts.items())
         if self.floats:
             yield from self._float_range()
 
@@ -276,12 +280,13 @@ class Reader:
         if (low >= 0 and high <= 1 and lowest < -0.5) or low < lowest - scale or high > highest + scale:
             yield (
                 f"the floating-point images range from {low:.3g} to {high:.3g}; the teacher's normalisation would give "
-                f"{lowest:.3g} to {highest:.3g}. Used as they are: were they normalised? (uint8 would be, here)"
+                f"{lowest:.3g} to {highest:.3g}. They are used as they are: check that they are normalised (mimicut "
+                "normalises uint8 arrays itself)"
             )
 
 
 def _stacked(planes: list[Image.Image]) -> np.ndarray:
-    """(h, w, C). NumPy, not torch: many small parallel operations crawl while other work holds the cores."""
+    """(h, w, C). NumPy, not torch: many small parallel operations are slow on busy cores."""
     return np.dstack([np.asarray(p) for p in planes])
 
 
@@ -315,6 +320,6 @@ def _channel_axis(shape: tuple[int, ...], channels: int, name: str) -> int:
     if len(axes) != 1 or 0 in shape:
         raise InputError(
             f"reading {name}: found an image of shape {shape}, expected (C, h, w) or (h, w, C) with C in {known}"
-            + ("; both readings fit: give floating point, or one image by one as PIL images" if len(axes) == 2 else "")
+            + ("; both fit: give floating-point arrays, or a list of PIL images" if len(axes) == 2 else "")
         )
     return axes[0]

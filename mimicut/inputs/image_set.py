@@ -33,15 +33,19 @@ from mimicut.inputs.decode import Decoded, Reader
 from mimicut.inputs.image_sources import Items, from_array, from_items, from_path
 from mimicut.inputs.preprocessing import Preprocessing, model_inputs
 
-FEW = 10  # Below this many images the set says how little they can prove.
+FEW = 10  # With fewer images a note says how little they can prove.
 
 
 class ImageSet:
     """A finite, ordered set of images without labels. Built by `read_images`.
 
-    names: a file's path below its folder, or "image 7". hashes: sha256 (hex) of the file's or array's bytes.
-    skipped: (name, reason) of what could not be read. duplicates: (name, name of the first with equal pixels).
-    notes: sentences a person should see. floats: whether the images came already preprocessed.
+    Attributes:
+        names: A file's path below its folder, or "image 7".
+        hashes: SHA-256 (hex) of the file's or array's bytes.
+        skipped: (name, reason) of images that could not be read.
+        duplicates: (name, name of the first image with equal pixels).
+        notes: Sentences that a person should see.
+        floats: Whether the images were given already preprocessed.
     """
 
     def __init__(
@@ -80,8 +84,10 @@ class ImageSet:
         return self if not copies else self.subset([i for i, n in enumerate(self.names) if n not in copies])
 
     def keeping(self, views: str | None, memory_bytes: int) -> "ImageSet":
-        """The same images, holding in memory what these views need (None: the evaluation view alone) for the first
-        ones, as many as fit into `memory_bytes`; the rest is decoded again at every use.
+        """The same images, of which as many as fit into `memory_bytes` are held in memory, from the first on.
+
+        Held are the pixels that these views need (None: the evaluation view alone). The other images are decoded again
+        at every use.
 
         Raises:
             InputError: The views are unknown, or a file cannot be read again.
@@ -93,7 +99,7 @@ class ImageSet:
         return ImageSet(images, self.preprocessing, floats=self.floats)
 
     def decoded_again(self, keep: str = "evaluated") -> int:
-        """How many images are decoded again at every use. keep: what of them, as in `read_images`."""
+        """How many images are decoded again at every use. keep: the pixels in question, as in `read_images`."""
         return sum(not image.holds(keep) for image in self._images)
 
     def shared_with(self, other: "ImageSet") -> list[tuple[str, str]]:
@@ -109,8 +115,13 @@ class ImageSet:
     def view(self, indices: Iterable[int], views: str, generator: torch.Generator) -> Tensor:
         """Random variants, ready for the teacher: float32 (n, C, H, W). The same generator state gives the same bits.
 
-        views: a key of `augment.VIEWS`. generator: on the CPU; the caller's global random state is not used.
-        Raises InputError for unknown views.
+        Args:
+            indices: The images.
+            views: A key of `augment.VIEWS`.
+            generator: On the CPU; the caller's global random state is not used.
+
+        Raises:
+            InputError: The views are unknown.
         """
         base, view, pre = base_of(views), VIEWS[views], self.preprocessing
         made = [
@@ -141,7 +152,7 @@ def base_of(views: str | None) -> str:
 
 
 def thumbnail(images: ImageSet, index: int, side: int = 96) -> str | None:
-    """The evaluation view of one image as a data URI, at most `side` pixels; None where it has not 1 or 3 channels."""
+    """The evaluation view of one image as a data URI, at most `side` pixels; None unless it has 1 or 3 channels."""
     pre = images.preprocessing
     if pre.input_size[0] not in (1, 3):
         return None
@@ -177,7 +188,7 @@ class ImagesWithCall:
 
 
 def bind_call(images: ImageSet, call: Mapping[str, Any] | None) -> ImageSet | ImagesWithCall:
-    """The images in the form that a network with this call takes; themselves where `call` is None."""
+    """The images in the form that a network with this call takes; unchanged if `call` is None."""
     return images if call is None else ImagesWithCall(images, call)
 
 
@@ -187,7 +198,7 @@ class Split:
 
     Attributes:
         fit: Images that train the student.
-        choose: Images to choose among students or steps by.
+        choose: Images by which students or steps are chosen.
         held_out: Images that influence nothing and only certify; each picture is among them once.
     """
 
@@ -202,22 +213,25 @@ class Split:
             return []
         # Source: Clopper and Pearson (1934); the exact 95 % interval of n successes in n begins at 0.025 ** (1 / n).
         return [
-            f"{n} held-out image(s): even full agreement with the teacher proves no more than {0.025 ** (1 / n):.0%}"
+            f"only {n} held-out image(s): even if the student agrees on all of them, they prove an agreement of "
+            f"no more than {0.025 ** (1 / n):.0%}"
         ]
 
 
 def split(images: ImageSet, *, seed: int, held_out_share: float = 0.2, choose_share: float = 0.1) -> Split:
-    """Fit, choose and held-out images; the same images and seed give the same split, whatever the random state.
+    """Split the images into those to fit, to choose by and to hold out.
 
-    Shares are of the distinct images; a share above 0 gets one image at least, a share of 0 none: 50 images give
-    35 / 5 / 10. With held-out images of another source, pass held_out_share=0 and look at `ImageSet.shared_with`.
+    The same images and seed give the same split, whatever the random state. Shares are of the distinct images; a share
+    above 0 gets at least one image, a share of 0 none: 50 images give 35 / 5 / 10. With held-out images from another
+    source, pass held_out_share=0 and check `ImageSet.shared_with`.
 
-    Raises InputError for shares outside 0..1 or that leave nothing to fit, and for fewer distinct images than parts.
+    Raises:
+        InputError: Shares are outside 0..1 or leave nothing to fit, or there are fewer distinct images than parts.
     """
     shares = {"held_out_share": held_out_share, "choose_share": choose_share}
     if not all(0 <= s < 1 for s in shares.values()) or sum(shares.values()) >= 1:
         raise InputError(
-            f"splitting the images: found {shares}; expected shares from 0 to below 1 that leave some to fit"
+            f"splitting the images: found {shares}; expected shares of at least 0 that add up to less than 1"
         )
     groups: dict[str, list[int]] = {}
     for index, content in enumerate(images.contents):
@@ -225,7 +239,7 @@ def split(images: ImageSet, *, seed: int, held_out_share: float = 0.2, choose_sh
     parts = 1 + sum(s > 0 for s in shares.values())
     if len(groups) < parts:
         raise InputError(
-            f"splitting the images: found {len(groups)} distinct of {len(images)}, expected {parts} at least (to fit"
+            f"splitting the images: found {len(groups)} distinct of {len(images)}, expected at least {parts} (to fit"
             f"{', to choose' if choose_share else ''}{', to hold out' if held_out_share else ''}); "
             "add images, or give the held-out ones separately"
         )
@@ -247,7 +261,7 @@ ImageSource = str | Path | Tensor | np.ndarray | Image.Image | Items
 def read_images(
     source: ImageSource, preprocessing: Preprocessing, *, memory_bytes: int | None = None, keep: str = "stored"
 ) -> ImageSet:
-    """All images of `source`, in a fixed order, without labels.
+    """Read all images of `source`, in a fixed order, without labels.
 
     source: a folder (any nesting, sorted by path, hidden files ignored) or a file (image, .npy, .npz, .safetensors); a
     tensor or array (N, C, H, W), uint8 also (N, H, W, C) or a grey stack (N, H, W); a sequence or map-style Dataset of
@@ -260,12 +274,14 @@ def read_images(
     made from all pixels, except that a JPEG of more than twice the kept size is decoded at 1/2 to 1/8 (noted; on a
     12-megapixel photograph the evaluation view then differs by 0.2 of 255 levels on average, measured).
 
-    memory_bytes: of decoded pixels that are held; files beyond it are decoded again at every use. None: a quarter of
-    `memory.bound()`. keep: "evaluated" holds the evaluation view alone, for images that only measure: no views can be
-    made of those that are no files.
+    memory_bytes: bytes of decoded pixels to hold; files beyond them are decoded again at every use. None: a quarter of
+    `memory.bound()`. keep: "evaluated" holds the evaluation view alone, for images that only measure; views can then
+    be made only from files.
 
     Files and Dataset items that cannot be read are skipped and named in `.skipped`.
-    Raises InputError when nothing can be read, and for arrays that break the contract at the head of this file.
+
+    Raises:
+        InputError: Nothing can be read, or an array breaks the contract at the head of this file.
     """
     if keep not in ("stored", "evaluated"):
         raise InputError(f"reading images: found keep {keep!r}, expected 'stored' or 'evaluated'")
@@ -281,7 +297,7 @@ def read_images(
     if not (hasattr(source, "__getitem__") and hasattr(source, "__len__")) or isinstance(source, (Mapping, bytes)):
         raise InputError(
             f"reading images: found a {type(source).__name__}, expected a path, a tensor, an array, a list or a "
-            "Dataset with __len__ and __getitem__ (of a loader give its dataset, of a stream a list of 50)"
+            "Dataset with __len__ and __getitem__ (of a loader give its dataset, of a stream a list)"
         )
     return _image_set(reader, *from_items(source, reader))
 
@@ -300,18 +316,18 @@ def _image_set(
 
 
 def again_notes(images: ImageSet, keep: str) -> list[str]:
-    """What to know of images that are not held in memory. keep: as in `read_images`."""
+    """Write a note on images that are not held in memory. keep: as in `read_images`."""
     again = images.decoded_again(keep)
-    return [f"{again} decoded again at every use: too many to hold in memory"] if again else []
+    return [f"{again} image(s) decoded again at every use: too many to hold in memory"] if again else []
 
 
 def _notes(images: ImageSet) -> Iterator[str]:
     n = len(images)
     if n < FEW:
-        yield f"{n} image(s) only: enough to run, too few to prove much about the result"
+        yield f"only {n} image(s): enough to run, too few to prove much about the result"
     if images.skipped:
         named = "; ".join(f"{name}: {reason}" for name, reason in images.skipped[:5])
         more = f"; and {len(images.skipped) - 5} more" if len(images.skipped) > 5 else ""
-        yield f"{len(images.skipped)} skipped, which could not be read: {named}{more}"
+        yield f"{len(images.skipped)} image(s) skipped, because they could not be read: {named}{more}"
     if images.duplicates:
-        yield f"{len(images.duplicates)} with the same pixels as another ({' = '.join(images.duplicates[0])}, ...)"
+        yield f"{len(images.duplicates)} image(s) equal in pixels to another ({' = '.join(images.duplicates[0])}, ...)"

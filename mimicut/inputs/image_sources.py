@@ -1,7 +1,7 @@
-"""Reads every picture of a source: folders, files, arrays, lists and Datasets, in a fixed order.
+"""Read every picture of a source: folders, files, arrays, lists and Datasets, in a fixed order.
 
-Each `from_*` gives the pictures to a `Reader` and returns the decoded ones, those that were skipped with the reason,
-and notes. No label is read, nothing is downloaded or unpickled.
+Each `from_*` passes the pictures to a `Reader` and returns the decoded ones, the skipped ones with the reason, and
+notes. No label is read, nothing is downloaded or unpickled.
 """
 
 import hashlib
@@ -67,7 +67,7 @@ def from_items(source: Items, reader: Reader) -> Found:
     """Read a sequence or map-style Dataset; items that cannot be read are skipped.
 
     Raises:
-        InputError: An item is of a kind that is no image, or none can be read.
+        InputError: An item is not an image, or no item can be read.
     """
     images, skipped = [], []
     for i in range(len(source)):
@@ -118,7 +118,7 @@ def from_path(path: Path, reader: Reader) -> Found:
     if path.suffix.lower() in (".npy", ".npz", ".safetensors"):
         return from_array(_array_file(path), reader, path.name)
     if path.suffix.lower() in (".pt", ".pth", ".pkl", ".pickle"):
-        raise InputError(f"reading {path}: files of this kind may run code when read; save as .npy or .safetensors")
+        raise InputError(f"reading {path}: such files may run code when read; save the images as .npy or .safetensors")
     return _from_files([(path, _printable(path.name))], reader, f"the file {_printable(path)}")
 
 
@@ -178,7 +178,7 @@ def _from_files(
     for path, name in files:
         try:
             if not path.is_file():
-                raise Unreadable("no regular file, or a link to nothing")
+                raise Unreadable("no regular file, or a broken link")
             images.append(reader.file(path, name))
         except UnidentifiedImageError:
             suffix = path.suffix.lower()
@@ -200,7 +200,7 @@ def _why_no_image(path: Path) -> str:
     with path.open("rb") as stream:
         if stream.read(4) in (b"II*\0", b"MM\0*"):
             return "a TIFF of a kind that Pillow does not read; save an 8-bit TIFF or an array (.npy)"
-    return "not an image inside, whatever the name says"
+    return "not an image inside, despite its name"
 
 
 def _none(what: str, looked_at: int, kind: str, skipped: Sequence[tuple[str, str]]) -> str:
@@ -211,7 +211,7 @@ def _none(what: str, looked_at: int, kind: str, skipped: Sequence[tuple[str, str
     return (
         f"reading images from {what}: looked at {looked_at} {kind}, found no image that can be used"
         + (f" ({reasons}{'; ...' if len(first) > 3 else ''})" if reasons else "")
-        + f"; {_READABLE}, in any nesting of folders: give images of what the teacher sees, 3 at least"
+        + f"; {_READABLE}, from nested folders too: give at least 3 images of what the teacher will see"
     )
 
 
@@ -220,5 +220,5 @@ def _reason(error: BaseException) -> str:
 
 
 def _printable(path: str | Path) -> str:
-    """Names of bytes that are no UTF-8 would make printing fail."""
+    """Make a path printable, which names that are not UTF-8 are not."""
     return os.fsencode(path).decode("utf-8", "replace")

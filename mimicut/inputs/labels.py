@@ -10,15 +10,16 @@ def labels_from_folders(names: list[str], folder: str | Path, classes: int) -> l
     """Class numbers of images, from the first folder of each name relative to `folder`.
 
     Class folders in sorted order are classes 0, 1, ... (as torchvision's ImageFolder has it), which needs one for each
-    of `classes`; otherwise `folder`/class_index.json says which is which: {"cat": 3} or {"3": ["n02123045", "cat"]}.
+    of `classes`; otherwise `folder`/class_index.json names them: {"cat": 3} or {"3": ["n02123045", "cat"]}.
 
-    Raises: InputError naming what does not fit.
+    Raises:
+        InputError: The folders do not match the classes.
     """
     folder = Path(folder)
     given = [Path(name).relative_to(folder) if Path(name).is_absolute() else Path(name) for name in names]
     loose = next((str(name) for name in given if len(name.parts) < 2), None)
     if loose:
-        raise InputError(f"reading labels: {loose!r} is in no class folder; expected FOLDER/CLASS/IMAGE")
+        raise InputError(f"reading labels: {loose!r} is not in a class folder; expected FOLDER/CLASS/IMAGE")
     found = sorted({name.parts[0] for name in given} | {p.name for p in folder.iterdir() if p.is_dir()})
     index = _class_index(folder / "class_index.json")
     if index is None:
@@ -30,7 +31,7 @@ def labels_from_folders(names: list[str], folder: str | Path, classes: int) -> l
         index = {name: number for number, name in enumerate(found)}
     strange = sorted({name.parts[0] for name in given} - set(index))
     if strange:
-        raise InputError(f"reading labels: class_index.json does not know the folder {strange[0]!r}")
+        raise InputError(f"reading labels: class_index.json does not name the folder {strange[0]!r}; add it")
     return [index[name.parts[0]] for name in given]
 
 

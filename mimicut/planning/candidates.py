@@ -79,7 +79,7 @@ def candidates_for(
     if not found:
         anatomy = context.without(budget.drop + tuple(r.block for r in order))
         plan_widths(context.teacher, anatomy, budget, evidence=context.evidence)  # says what is nearest
-        raise OutOfReach("making a plan: no blocks reach this budget by themselves; let widths be cut too (depth auto)")
+        raise OutOfReach("making a plan: dropping blocks alone does not meet this budget; cut widths too (depth auto)")
     ends = [found[0], found[-1]] if len(found) > 1 else found
     most = CANDIDATES if trial_views(context.anatomy) == VIEWS else CANDIDATES_LARGE
     others = sorted((c for c in found if c not in ends), key=lambda c: c.loss)[: most - len(ends)]

@@ -57,7 +57,7 @@ class Reader:
         return matrix[at[:, :, None], at[:, None, :]]
 
     def costs(self) -> np.ndarray:
-        """(width,) of taking each unit away; infinite for those that are gone."""
+        """(width,) of taking each unit away; infinite for those that are dropped."""
         inverse, acts = self._blocks
         if self._taps == 1:
             costs = (acts / inverse).flatten()
@@ -67,13 +67,13 @@ class Reader:
         found[self._units[self._left]] = costs[self._left]
         return found.cpu().numpy()
 
-    def take(self, gone: np.ndarray) -> None:
-        """Without the units `gone`."""
-        places = self._place[torch.from_numpy(gone).to(self._place.device)]
+    def take(self, dropped: np.ndarray) -> None:
+        """Without the units `dropped`."""
+        places = self._place[torch.from_numpy(dropped).to(self._place.device)]
         at = self._inputs(places)
         if self._pending and self._pending + len(at) > len(self._zed):
             self._catch_up()
-            places = self._place[torch.from_numpy(gone).to(self._place.device)]
+            places = self._place[torch.from_numpy(dropped).to(self._place.device)]
             at = self._inputs(places)
         if len(at) > len(self._zed):
             self._zed, self._pea = self._zed.new_empty(2, len(at), self._zed.shape[1])
@@ -108,7 +108,7 @@ class Reader:
         acts -= both + both.mT
 
     def _catch_up(self) -> None:
-        """Make the products that were put off, and leave out what is gone where that is enough to be worth it."""
+        """Make the products that were put off, and leave out what is dropped where that is enough to be worth it."""
         zed, pea = self._zed[: self._pending], self._pea[: self._pending]
         self._pending = 0
         if int(self._left.sum()) < (1 - _DEAD) * len(self._left):
@@ -132,14 +132,14 @@ def eliminate(readers: Sequence[Reader], width: int) -> tuple[np.ndarray, np.nda
     left = width
     while left > 1:
         costs: Any = sum(reader.costs() for reader in readers)
-        gone = np.argsort(costs, kind="stable")[: min(max(1, left // _AT_ONCE), left - 1)]
-        for unit in gone:
+        dropped = np.argsort(costs, kind="stable")[: min(max(1, left // _AT_ONCE), left - 1)]
+        for unit in dropped:
             scores[unit] = width - left
             total += max(float(costs[unit]), 0.0)
             left -= 1
             errors[left] = total
         for reader in readers:
-            reader.take(gone)
+            reader.take(dropped)
     scores[np.isfinite(sum(reader.costs() for reader in readers))] = width - 1
     errors[0] = np.inf
     return scores, errors

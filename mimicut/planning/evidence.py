@@ -1,4 +1,4 @@
-"""What the few images say of every channel: how much worse the features become without it, after the best repair.
+"""Channel evidence: how much worse the features become without each channel, after the best repair.
 
 Of each layer that reads a group the second moments of its inputs and how strongly its output acts on the seam; then the
 units are taken away one after the other (`elimination`). Unlike `score`, it needs images, and its figures can be
@@ -61,13 +61,20 @@ def channel_evidence(
     on_expected: Callable[[float], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evidence:
-    """What the images say of every group that can be cut.
+    """Measure on the few images how much each channel of every group that can be cut matters.
 
-    few, views, mixing: as for `closed_form`. max_seconds: groups that have not had their turn by then are without
-    evidence. max_memory: bytes that it may hold besides the network, by default MEMORY_BYTES; fewer views run at once
-    for it, but for one, which takes what it takes (`needed_bytes`). on_expected(seconds): told before the work how long
-    it will take, about. on_progress(done, total): batches and groups. The teacher comes back as it was.
-    Raises: InputError for images that do not fit.
+    Args:
+        teacher: The network that was traced; it is left as it was.
+        anatomy: As `trace` reads it.
+        few, views, mixing, seed: As for `closed_form`.
+        max_seconds: Time limit; groups not reached by then get no evidence.
+        max_memory: Bytes to hold besides the network, by default MEMORY_BYTES. To keep to it fewer views run at once;
+            one view is always run, whatever it needs (`needed_bytes`).
+        on_expected: Receives the expected seconds before the work.
+        on_progress: Receives (done, total) of batches and groups.
+
+    Raises:
+        InputError: The images do not fit the network.
     """
     started = time.perf_counter()
 

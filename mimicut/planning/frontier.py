@@ -1,4 +1,4 @@
-"""What students of several sizes would lose."""
+"""The frontier: what students of several sizes would lose."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,7 +26,7 @@ def plan_frontier(
     given: Findings | None = None,
     say: Say = lambda text: None,
 ) -> list[dict[str, Any]]:
-    """The rows of `frontier` for one teacher; arguments as `plan_mixture`, shares as `frontier` takes them."""
+    """The rows of `frontier` for one teacher, with the arguments of `plan_mixture`."""
     if budget.depth is None:
         budget = replace(budget, depth="auto")
     with surveyed(teacher, anatomy, few, budget, given, say) as context:
@@ -40,20 +40,22 @@ def frontier(
     *,
     say: Say = lambda text: None,
 ) -> list[dict[str, Any]]:
-    """What students of several sizes would lose.
+    """Estimate what students of several sizes would lose.
 
     Args:
-        context: from `survey`.
-        budget: everything but the size. With a latency the shares are of the latency, and students are measured;
+        context: From `survey`.
+        budget: Everything but the size. With a latency the shares are of the latency, and students are measured;
             without one they are of the MACs.
-        shares: of the teacher's latency or MACs, falling.
-        say: takes sentences about the progress.
+        shares: Shares of the teacher's latency or MACs, falling.
+        say: Receives sentences about the progress.
 
-    Returns: a row for each share: "asked"; "error", as `MeasuredPlan.error`, predicted for the closed form alone
-        (mimicking lowers it); "macs_share"; "drop"; and where it was measured "latency_share" and "latency_ms". The
-        rows end where no student is small enough.
+    Returns:
+        A row for each share: "asked"; "error", as `MeasuredPlan.error`, for the closed form alone (mimicking lowers
+        it); "macs_share"; "drop"; and, if measured, "latency_share" and "latency_ms". The rows end where no student is
+        small enough.
 
-    Raises: OutOfReach where not even the largest share can be met.
+    Raises:
+        OutOfReach: Not even the largest share can be met.
     """
     rows: list[dict[str, Any]] = []
     for share in shares:

@@ -1,4 +1,4 @@
-"""How much each unit of a group matters: larger is kept. Add a function to SCORES to have another way."""
+"""Scores of the units of a group; larger scores are kept. Add a function to SCORES for another score."""
 
 import math
 import zlib
@@ -14,9 +14,13 @@ from mimicut.anatomy.tracing import shape
 
 @dataclass(frozen=True)
 class Evidence:
-    """What images say of the groups that linear layers read. scores: (width,) of each, larger is kept. errors:
-    (width + 1,) of each: squared error at the seam over the teacher's squared deviation, predicted for so many of its
-    best units kept; infinite for none."""
+    """Evidence from the images for the groups that linear layers read.
+
+    Attributes:
+        scores: Group -> (width,); units with larger scores are kept.
+        errors: Group -> (width + 1,): squared error at the seam over the teacher's squared deviation, predicted for
+            each number of its best units kept; infinite for none.
+    """
 
     scores: dict[str, np.ndarray]
     errors: dict[str, np.ndarray]

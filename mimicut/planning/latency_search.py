@@ -14,24 +14,24 @@ from mimicut.surgery.budget import Budget
 from mimicut.surgery.cut import cut
 from mimicut.surgery.plan import Plan, PlannedLatency
 
-TRIES = 7  # students that are measured at the most. Source: assumption, for time.
-NEAR, AIM = 0.95, 0.975  # of the target: near enough, and what a correction aims at. Source: assumption.
-OVER = 1.03  # of the target: still met where nothing under it is found. Source: the precision of a measurement.
-UNDER = 0.92  # of the target: a student below it gives away what was asked for. Source: assumption.
-_PRECISION = 0.01  # standard error of a share that is about what was asked for. Source: assumption.
-_NOISY = 0.03  # by which the teacher may differ from itself before it is said. Source: assumption.
+TRIES = 7  # most students that are measured. Source: assumption, for time.
+NEAR, AIM = 0.95, 0.975  # shares of the target: close enough, and the aim of a correction. Source: assumption.
+OVER = 1.03  # share of the target that still counts as met if none below is found. Source: precision of measurement.
+UNDER = 0.92  # share of the target below which a student is smaller than it need be. Source: assumption.
+_PRECISION = 0.01  # standard error of a share close to the target. Source: assumption.
+_NOISY = 0.03  # spread of the teacher against itself above which a note says so. Source: assumption.
 
 
 @dataclass(frozen=True)
 class MeasuredPlan:
-    """A plan, and what is known of its student.
+    """A plan, with the measurements of its student.
 
-    Args:
-        plan: the plan.
-        error: squared error at the seam over the teacher's squared deviation, which the closed form left on images that
-            it was not solved from; None where nothing was tried.
-        share: measured latency over the teacher's, in turn: median and quartiles.
-        student_ms: its latency.
+    Attributes:
+        plan: The plan.
+        error: Squared error at the seam after the closed form, over the teacher's squared deviation, on images that it
+            was not solved from; None if it was not tried.
+        share: Latency over the teacher's, measured in turn: median and quartiles.
+        student_ms: The student's latency.
         tries: (blocks dropped, MACs, share) of the students that were measured.
     """
 
@@ -49,7 +49,7 @@ def median_share(measured: MeasuredPlan) -> float:
 
 
 class _Search:
-    """Limits that were tried, the students that they gave, and the next limit to try."""
+    """The limits tried so far, the students they gave, and the next limit to try."""
 
     def __init__(self, context: PlanningContext, target: float):
         self._context, self._target = context, target
@@ -63,18 +63,18 @@ class _Search:
         self._tries: list[tuple[int, int, float]] = []
 
     def loosen(self) -> None:
-        """No plan was within the limit."""
+        """Raise the limit, since no plan was within it."""
         self._low = max(self._low, self.limit)
         self.limit = (self._low + min(self._high, 4 * self._target)) / 2
 
     def measured(self, made: Candidate, say: Say) -> bool:
-        """Measure a candidate, unless one of its widths was; False where the search cannot come nearer."""
+        """Measure a candidate, unless one with its widths was measured; False if the search can get no closer."""
         key = str(sorted(made.plan.widths.items()))
         if key not in self._seen:
             student_ms, share = measure_student(self._context, made.plan, self.wanted)
             self._seen[key] = share[0] / self.wanted
             self._tries.append((len(made.drop), made.plan.macs["student"], round(share[0], 4)))
-            say(f"  measured {student_ms.ms_median:.3f} ms, {share[0]:.3f} of the teacher's; wanted {self.wanted:.3f}")
+            say(f"  measured {student_ms.ms_median:.3f} ms, {share[0]:.3f} of the teacher's; target {self.wanted:.3f}")
             if self._nearest is None or share[0] < median_share(self._nearest):
                 self._nearest = MeasuredPlan(made.plan, None, share, student_ms)
             if self._seen[key] <= 1 and (self._best is None or share[0] > median_share(self._best)):
@@ -87,7 +87,7 @@ class _Search:
         return all(width == self._context.anatomy.groups[name].width for name, width in made.plan.widths.items())
 
     def _adjust(self, value: float) -> bool:
-        """Set the next limit after a student took `value` times the target; False where that is near enough."""
+        """Set the next limit after a student took `value` times the target; False if that is close enough."""
         if NEAR <= value <= 1:
             return False
         if value <= 1:
@@ -111,7 +111,7 @@ class _Search:
 def meet_latency(
     context: PlanningContext, start: Candidate, target: float, budget: Budget, say: Say
 ) -> MeasuredPlan | None:
-    """Measures students, and corrects the prediction, until one takes `target` milliseconds; None where none does."""
+    """Measure students, and correct the prediction, until one takes `target` milliseconds; None if none does."""
     search = _Search(context, target)
     for _ in range(TRIES):
         limit = search.limit
@@ -124,8 +124,11 @@ def meet_latency(
 
 
 def _corrected(points: Sequence[tuple[float, float]]) -> float:
-    """The limit to plan for next, from (limit, measured share of the target): in proportion, or on the line through the
-    last two, as part of the time does not depend on widths; a step on that line is at most three in proportion."""
+    """The next limit to plan for, from pairs (limit, measured share of the target).
+
+    It is found in proportion, or on the line through the last two points, since part of the time does not depend on
+    widths; a step on that line is at most the cube of the proportional step.
+    """
     (limit, value), before = points[-1], points[-2] if len(points) > 1 else None
     step = AIM / value
     found = limit * step
@@ -138,8 +141,8 @@ def _corrected(points: Sequence[tuple[float, float]]) -> float:
 def measure_student(
     context: PlanningContext, plan: Plan, wanted: float = math.inf
 ) -> tuple[MeasuredLatency, tuple[float, float, float]]:
-    """The student's latency, and its share of the teacher's, measured in turn; where that is about `wanted`, what a
-    second and longer measurement says."""
+    """Measure the student's latency, and its share of the teacher's, in turn; if the share is close to `wanted`, for
+    longer."""
     example, setting = context.anatomy.traced.example, context.setting
     assert setting is not None  # as a latency is asked for
     assert context.prepared is not None
@@ -157,7 +160,7 @@ def measure_student(
 
 
 def nearest_reachable(context: PlanningContext, target: float, blocks: Sequence[str], budget: Budget) -> str:
-    """The message for a target that no student meets: what the smallest one took, with all these blocks dropped."""
+    """The message for a target that no student meets, with the latency of the smallest student."""
     only_widths: dict[str, Any] = {"params": None, "size_mb": None, "latency": None, "depth": None}
     only_widths["scheme"] = "all" if budget.scheme == "auto" else budget.scheme
     every = tuple(blocks)
@@ -166,24 +169,24 @@ def nearest_reachable(context: PlanningContext, target: float, blocks: Sequence[
         least = candidate_for(context, every, None, replace(budget, keep=None, keep_width=0.01, **only_widths))
     if least is None:  # no width may be cut
         least = candidate_for(context, every, None, replace(budget, keep=1.0, **only_widths), widths=False)
-    said = ""
+    smallest = ""
     if least is not None:
         ms, share = measure_student(context, least.plan)
-        ways = ["all blocks dropped that can be"] if every else []
+        ways = ["every droppable block dropped"] if every else []
         ways += ["every width at its least"] if least.plan.widths else []
-        said = f"; with {' and '.join(ways) or 'nothing cut'} it took {ms.ms_median:.3f} ms"
-        said += f" ({share[0]:.2f} of the teacher's)"
+        smallest = f"; with {' and '.join(ways) or 'nothing cut'} the student took {ms.ms_median:.3f} ms"
+        smallest += f" ({share[0]:.2f} of the teacher's)"
     assert context.setting is not None  # as a latency is asked for
     assert context.teacher_ms is not None
     own = context.teacher_ms.ms_median
     return (
         f"making a plan: {target:.3f} ms on {context.setting.runtime} is out of reach: the teacher takes {own:.3f} ms"
-        f"{said}; ask for more, or for another runtime"
+        f"{smallest}; allow more time, or name another runtime"
     )
 
 
 def with_latency(context: PlanningContext, found: MeasuredPlan, target: float) -> Plan:
-    """The plan, with what was measured in it."""
+    """The plan, with its measurements added."""
     teacher, student, share, spread = context.teacher_ms, found.student_ms, found.share, context.spread
     assert context.setting is not None
     assert teacher is not None
@@ -210,21 +213,21 @@ def with_latency(context: PlanningContext, found: MeasuredPlan, target: float) -
 
 
 def missed_latency(plan: Plan, latency: Mapping[str, Any]) -> str | None:
-    """A note where the last measurement is above what was asked for; None where it is not."""
+    """A note if the last measurement is above the target, else None."""
     assert plan.latency is not None
     wanted = plan.latency.wanted_share
     if latency["share"] <= OVER * wanted:
         return None
     return (
-        f"measured again at the end, the student took {latency['share']:.2f} of the teacher's latency; {wanted:.2f} "
-        "was asked for, and met when it was planned; the teacher over itself has quartiles of "
-        f"{latency['spread_low']:.2f} and {latency['spread_high']:.2f}: try again on a quieter machine"
+        f"measured again at the end, the student took {latency['share']:.2f} of the teacher's latency; the target of "
+        f"{wanted:.2f} was met during planning. The teacher measured against itself spreads from "
+        f"{latency['spread_low']:.2f} to {latency['spread_high']:.2f} (quartiles); try again on a quieter machine"
     )
 
 
 def compare_latency(teacher: nn.Module, student: nn.Module, example: Any, setting: Setting) -> dict[str, Any]:
-    """Latency of both, measured in turn, and of the teacher over itself: for a report. Milliseconds, and shares with
-    their quartiles over the rounds."""
+    """Measure both latencies in turn, and the teacher against itself, for a report: milliseconds, and shares with their
+    quartiles over the rounds."""
     prepared = prepare(teacher, example, setting)
     try:
         networks: dict[str, nn.Module | Prepared] = {"teacher": prepared, "again": prepared, "student": student}

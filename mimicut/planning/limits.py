@@ -1,4 +1,4 @@
-"""What a plan may cost: MACs, parameters, bytes and predicted time, each as a function of the groups' widths."""
+"""Limits of a plan: MACs, parameters, bytes and predicted time, each as a function of the groups' widths."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,8 @@ from mimicut.surgery.budget import Budget
 
 @dataclass(frozen=True)
 class Pace:
-    """Predicted time: milliseconds for each of the MACs in a module (`ms_a_mac`, by its name; `rest` for others), and
-    `fixed` that no cut takes away."""
+    """Predicted time: milliseconds per MAC of a module (`ms_a_mac`, by its name; `rest` for others), and a `fixed` time
+    that no cut reduces."""
 
     ms_a_mac: Mapping[str, float]
     rest: float
@@ -103,27 +103,27 @@ class Limits:
     parts: list[tuple[str, Costs, float]] = field(default_factory=list)
 
     def load(self, widths: Mapping[str, int]) -> float:
-        """The largest share of any limit that is used: up to 1 it is met."""
+        """The largest used share of any limit; all limits are met up to 1."""
         return max((costs.of(widths) / limit for _, costs, limit in self.parts), default=0.0)
 
     def used(self, widths: Mapping[str, int]) -> list[float]:
-        """The share of each limit."""
+        """The used share of each limit."""
         return [costs.of(widths) / limit for _, costs, limit in self.parts]
 
     def tightest(self, widths: Mapping[str, int]) -> tuple[str, float, float]:
-        """Name, cost and limit of that part whose limit is used most."""
+        """Name, cost and limit of the part closest to its limit, or furthest above it."""
         name, costs, limit = max(self.parts, key=lambda part: part[1].of(widths) / part[2])
         return name, costs.of(widths), limit
 
 
 def relief(before: Sequence[float], after: Sequence[float]) -> float:
-    """How much of the limits that are exceeded `before` a step to `after` gives back."""
+    """How far a step from `before` to `after` reduces the limits that were exceeded."""
     return sum(b - a for b, a in zip(before, after, strict=True) if b > 1)
 
 
 @dataclass(frozen=True)
 class TimeLimit:
-    """Milliseconds that a student may take, as `pace` predicts them."""
+    """The milliseconds that a student may take, as predicted by `pace`."""
 
     pace: Pace
     ms: float
@@ -136,7 +136,7 @@ def limits_of(
     budget: Budget,
     time_limit: TimeLimit | None = None,
 ) -> Limits:
-    """What is allowed, as functions of the widths of the groups in `ranks`; all others are whole."""
+    """The limits as functions of the widths of the groups in `ranks`; all other groups are whole."""
     found = Limits()
     if budget.keep is not None:
         whole = count_teacher(teacher, anatomy).macs

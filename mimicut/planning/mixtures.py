@@ -1,11 +1,11 @@
-"""Plans that mix depth and width to lose least within a budget, and meet a latency that is measured.
+"""Plans that mix depth and width to lose least within a budget, and that meet a measured latency.
 
-Which blocks go, and how much width, is chosen by the few images: blocks in the order of what they cost the seam for
-what they save (`recoverability`), the widths of the rest as `planner` has them. Of the candidates, from width alone to
-depth alone, the one is taken of which the closed form leaves the least error on images that it was not solved from. Of
-small networks those that come near it mimic for a few steps first, as training makes good for one more than for
-another. Time is first predicted by what the blocks were measured to take; then the student itself is measured on its
-runtime beside the teacher, and the prediction corrected, until it fits.
+The few images decide which blocks to drop and how much width to cut: blocks in the order of their error at the seam
+relative to what they save (`recoverability`), the widths of the rest as in `planner`. Among the candidates, from width
+alone to depth alone, the one with the least error after the closed form wins, on images that it was not solved from.
+For small networks, candidates with an error close to the least first mimic for a few steps, since training helps some
+of them more than others. Time is first predicted from the measured times of the blocks; then the student itself is
+measured on its runtime beside the teacher, and the prediction corrected, until it fits.
 """
 
 import math
@@ -33,12 +33,12 @@ from mimicut.runtime.divisors import width_divisor
 from mimicut.surgery.budget import Budget
 from mimicut.surgery.plan import Plan
 
-# A mixture that is predicted to lose so many times what another one was found to lose is not tried: predictions are
-# sums over blocks and widths, each alone, and what a solution makes good for lies below them. Source: assumption.
+# A mixture whose predicted loss is this many times the measured loss of another one is not tried. Predictions add up
+# blocks and widths that were measured one by one, so they overestimate the loss after a solution. Source: assumption.
 HOPELESS = 4.0
-# Candidates whose error is below so many times the least mimic for SHORT steps, and the least error then is taken;
-# where one candidate's steps, teacher and gradients included, are at most so many MACs. Source: measured on four pairs
-# (docs/LOG.md): 50 steps ordered three as 400 did, the closed form two; how near and the MACs: assumption, for time.
+# Candidates whose error is below TIE times the least one mimic for SHORT steps, and the one with the least error then
+# wins; only if one candidate's steps, teacher and gradients included, take at most SHORT_MACS. Source: measured on four
+# pairs (docs/LOG.md): 50 steps ordered three as 400 did, the closed form two; both numbers: assumption, for time.
 TIE, SHORT_MACS = 1.3, 1e12
 
 
@@ -51,27 +51,29 @@ def plan_mixture(
     given: Findings | None = None,
     say: Say = lambda text: None,
 ) -> Plan:
-    """The plan that loses least within one budget that has a latency or a depth.
+    """Make the plan that loses least within a budget that has a latency or a depth.
 
     Args:
-        teacher: the network that was traced.
-        anatomy: of the whole network, traced with all blocks.
-        few: the images that say what can be spared.
-        budget: what is asked for.
-        given: views, seed, evidence, and the recipe by which plans that are about as good mimic for a few steps.
-        say: takes sentences about the progress.
+        teacher: The network that was traced.
+        anatomy: The whole network, traced with all blocks.
+        few: The images that decide what can be spared.
+        budget: The budget.
+        given: Views, seed, evidence, and the recipe by which plans with similar errors mimic for a few steps.
+        say: Receives sentences about the progress.
 
-    Raises: PlanError for patterns that match nothing; OutOfReach for budgets that cannot be met, naming the nearest
-        that was found; InputError where the runtime is not there.
+    Raises:
+        PlanError: A pattern matches nothing.
+        OutOfReach: The budget cannot be met; the message names the nearest that was found.
+        InputError: The runtime is not available.
     """
     with surveyed(teacher, anatomy, few, budget, given, say) as context:
         return plan_within(context, budget, say=say).plan
 
 
 def plan_within(context: PlanningContext, budget: Budget, *, say: Say = lambda text: None) -> MeasuredPlan:
-    """As `plan_mixture`, with what a survey found.
+    """As `plan_mixture`, from the results of a survey.
 
-    Without a divisor in a budget with a latency, widths are multiples of what was measured to be worth it on the
+    If a budget with a latency has no divisor, widths are rounded to the multiples that were measured to pay off on the
     runtime.
     """
     target = _target(context, budget)
@@ -93,7 +95,7 @@ def plan_within(context: PlanningContext, budget: Budget, *, say: Say = lambda t
     assert context.teacher_ms is not None  # as a latency is asked for
     least = 0.0 if budget.sizes else UNDER * target / context.teacher_ms.ms_median
     while len(found.plan.drop) > len(budget.drop) and median_share(found) < least:
-        # Depth alone is coarse: with one block more in the network, widths give the rest.
+        # Depth alone is coarse: keep one more block, and cut widths for the rest.
         fewer = candidate_for(context, tuple(found.plan.drop[:-1]), target, budget, widths=depth != "only")
         again = None if fewer is None else meet_latency(context, fewer, target, budget, say)
         if again is None or median_share(again) <= median_share(found):
@@ -109,8 +111,14 @@ def _best_met(
     budget: Budget,
     say: Say,
 ) -> MeasuredPlan:
-    """The plan that loses least once its latency is met. What meets it may be smaller than was predicted, and lose
-    more: then the next candidate is measured too, as long as it could be better. Raises: NoneMet."""
+    """The plan that loses least among those that meet the latency.
+
+    A student that meets it may be smaller than predicted, and lose more; then the next candidate is measured too, as
+    long as it could be better.
+
+    Raises:
+        NoneMet: No candidate meets the latency.
+    """
     met: list[MeasuredPlan] = []
     tie = _tie(context)
     for place, (predicted, candidate) in enumerate(ranked):
@@ -139,7 +147,7 @@ def _known(error: float | None) -> float:
 
 
 def _tie(context: PlanningContext) -> float:
-    """How many times the least error is still near it: 1 where nothing is to mimic, or it would take too long."""
+    """The factor TIE; 1 if there is no recipe to mimic with, or mimicking would take too long."""
     if context.recipe is None or context.recipe.steps < SHORT:
         return 1.0
     batch = min(context.recipe.batch_size, count(context.few))
@@ -148,7 +156,7 @@ def _tie(context: PlanningContext) -> float:
 
 
 def _decided(context: PlanningContext, tried: Sequence[MeasuredPlan], say: Say) -> MeasuredPlan:
-    """The one of the least error, or of those that are near it the one that is best after a few steps."""
+    """The plan with the least error; among close ones, the best after a few steps of mimicking."""
     if len(tried) == 1:
         return tried[0]
     first, tie = min(tried, key=lambda found: _known(found.error)), _tie(context)
@@ -156,18 +164,18 @@ def _decided(context: PlanningContext, tried: Sequence[MeasuredPlan], say: Say) 
     near = [found for found in tried if _known(found.error) <= tie * least]
     if tie == 1 or len(near) == 1 or not math.isfinite(least):
         return first
-    say(f"mimicking with {len(near)} mixtures that are about as good, {SHORT} steps each")
+    say(f"comparing {len(near)} mixtures with similar errors by {SHORT} steps of mimicking each")
     errors = []
     for found in near:
         errors.append(mimicked_error(context, found.plan))
-        say(f"  {len(found.plan.drop)} blocks less: error {errors[-1]:.3f}")
+        say(f"  {len(found.plan.drop)} blocks dropped: error {errors[-1]:.3f}")
     return near[errors.index(min(errors))]
 
 
 def _ranked(
     context: PlanningContext, candidates: Sequence[Candidate], say: Say
 ) -> list[tuple[float | None, Candidate]]:
-    """Error that the closed form leaves, and the candidate; the least first. Last those that were not tried."""
+    """Each candidate with its error after the closed form, least first; those that were not tried come last."""
     if len(candidates) == 1:
         return [(None, candidates[0])]
     say(f"trying up to {len(candidates)} mixtures of depth and width")
@@ -178,9 +186,9 @@ def _ranked(
             hopeless.append((None, candidate))
             continue
         error = trial_error(context, context.without(candidate.drop), candidate.plan)
-        say(f"  {len(candidate.drop)} blocks less, {candidate.plan.macs['student']:,} MACs: error {error:.3f}")
+        say(f"  {len(candidate.drop)} blocks dropped, {candidate.plan.macs['student']:,} MACs: error {error:.3f}")
         found.append((error, candidate))
-    # Of equals the one with fewer blocks first: what is not there takes no time.
+    # Among equals the one with more dropped blocks comes first: it is the fastest.
     return [*sorted(found, key=lambda pair: (round(pair[0], 4), -len(pair[1].drop))), *hopeless]
 
 
@@ -190,7 +198,7 @@ def _target(context: PlanningContext, budget: Budget) -> float | None:
     if latency is None:
         return None
     if context.setting is None:
-        raise PlanError("making a plan: a latency is asked for, but no runtime is given to measure it on")
+        raise PlanError("making a plan: found a latency but no runtime to measure it on; give one (--runtime)")
     assert context.teacher_ms is not None
     own = context.teacher_ms.ms_median
     shares = [] if latency.share is None else [latency.share * own]

@@ -1,4 +1,4 @@
-"""From an anatomy to a plan under a budget."""
+"""Make a plan for an anatomy under a budget."""
 
 import fnmatch
 import math
@@ -32,27 +32,29 @@ def make_plan(
     source: dict[str, Any] | None = None,
     **options: Unpack[BudgetOptions],
 ) -> Plan:
-    """The plan that keeps most of `teacher` within the budget.
+    """Make the plan that keeps most of `teacher` within the budget.
 
-    The same share of every group's channels is kept, and what the budget then still allows is given back unit by unit;
-    with evidence each group gives up what costs the seam least for what it saves, but no group is cut to less than
-    LEAST_OF_UNIFORM of that same share.
+    The same share of every group's channels is kept, and what the budget then still allows is given back unit by unit.
+    With evidence each group gives up the channels with the least error at the seam relative to what they save, but no
+    group is cut to less than LEAST_OF_UNIFORM of that same share.
 
     Args:
-        teacher: the network that was traced.
-        anatomy: of the teacher, traced without the blocks that are dropped.
-        budget: what is asked for; or its fields as keyword arguments: `make_plan(model, anatomy, keep=0.5)`.
-        evidence: from `channel_evidence`, instead of a score; groups that it knows nothing of are ranked by the score.
-        source: how to build the teacher, for `load`.
+        teacher: The network that was traced.
+        anatomy: The teacher's, traced without the blocks that are dropped.
+        budget: The budget; or its fields as keyword arguments: `make_plan(model, anatomy, keep=0.5)`.
+        evidence: From `channel_evidence`, instead of a score; groups without evidence are ranked by the score.
+        source: How to build the teacher, for `load`.
 
-    Raises: PlanError for impossible values, patterns that match nothing, and a latency or depth, which needs images
-        (`plan_mixture`); OutOfReach, one of them, for budgets that cannot be met, naming the nearest.
+    Raises:
+        PlanError: A value is impossible, a pattern matches nothing, or there is a latency or depth, which needs images
+            (`plan_mixture`).
+        OutOfReach: A PlanError; the budget cannot be met, and the message names the nearest.
     """
     if budget is not None and not isinstance(budget, Budget):
         raise PlanError(f"making a plan: budget is {budget!r}, expected a Budget, or its fields such as keep=0.5")
     beside = [name for name, value in options.items() if value is not None]
     if budget is not None and beside:
-        raise PlanError(f"making a plan: {', '.join(beside)} given beside a Budget, which holds them itself")
+        raise PlanError(f"making a plan: {', '.join(beside)} given beside a Budget; set them in the Budget")
     if budget is None:
         given: BudgetOptions = {**options}
         if anatomy.dropped and not given.get("drop"):
@@ -63,8 +65,8 @@ def make_plan(
     there = [name for name in budget.drop if name not in anatomy.dropped]
     if there:
         raise PlanError(
-            f"making a plan: drop names {there[0]!r}, but the anatomy was traced with it; trace(..., "
-            "drop=[...]) leaves blocks out"
+            f"making a plan: drop names {there[0]!r}, but the anatomy was traced with it; leave it out with trace(..., "
+            "drop=[...])"
         )
     return plan_widths(teacher, anatomy, budget, evidence=evidence, source=source)
 
@@ -78,7 +80,7 @@ def plan_widths(
     source: dict[str, Any] | None = None,
     time_limit: TimeLimit | None = None,
 ) -> Plan:
-    """As `make_plan`, whatever else the budget asks for. time_limit: milliseconds of a forward pass, as predicted."""
+    """As `make_plan`, ignoring latency and depth. time_limit: predicted milliseconds that a forward pass may take."""
     score = budget.score or "l1"
     ranks = _ranks(teacher, anatomy, score, budget.seed, evidence)
     least = {
@@ -99,7 +101,7 @@ def plan_widths(
 
 @dataclass(frozen=True)
 class _Parts:
-    """What the steps of planning share. ranks: group -> place of each unit. least: group -> units that must stay."""
+    """What the steps of planning share. ranks: group -> rank of each unit. least: group -> units that must stay."""
 
     teacher: nn.Module
     anatomy: Anatomy
@@ -134,8 +136,10 @@ def _widths(parts: _Parts, budget: Budget, evidence: Evidence | None) -> dict[st
 def replan(teacher: nn.Module, anatomy: Anatomy, plan: Plan, source: dict[str, Any] | None = None) -> Plan:
     """`plan` resolved again for `teacher`, after its widths or dropped blocks may have been edited by hand.
 
-    Groups whose width was not edited keep the units the plan lists; the others are chosen by the plan's score.
-    Raises: PlanError for another teacher's plan, unknown groups, widths out of range, or edited slices.
+    Groups whose width was not edited keep the units that the plan lists; the others are chosen by the plan's score.
+
+    Raises:
+        PlanError: The plan is for another teacher, names unknown groups, has widths out of range, or edited slices.
     """
     check_teacher(teacher, plan)
     other = [list(each) for each in anatomy.dropped_modules] != plan.dropped_modules
@@ -178,7 +182,7 @@ def replan(teacher: nn.Module, anatomy: Anatomy, plan: Plan, source: dict[str, A
         and (new.slices, new.edits, new.calls) != (plan.slices, plan.edits, plan.calls or new.calls)
     ):
         raise PlanError(
-            "reading the plan: its slices, edits or calls are not those of its widths; edit widths and drop only"
+            "reading the plan: its slices, edits or calls do not match its widths; edit only widths and drop"
         )
     return new
 
@@ -195,7 +199,7 @@ def resolve(
     source: dict[str, Any] | None = None,
     notes: Sequence[str] = (),
 ) -> Plan:
-    """The plan that keeps, of each group in `widths`, that many units of lowest rank."""
+    """The plan that keeps, in each group of `widths`, that many units of lowest rank."""
     keep = {n: np.flatnonzero(ranks[n] < w).tolist() for n, w in widths.items()}
     slices, edits = selections(anatomy, keep)
     calls = call_edits(anatomy, keep) if anatomy.needs_call_edits else []
@@ -274,13 +278,13 @@ def _choose_scheme(parts: _Parts, budget: Budget) -> tuple[str, list[str]]:
     budget = replace(budget, scheme="mid")
     mid = _eligible(parts.anatomy, budget)
     if not mid:
-        return "all", ["no residual blocks with channels of their own: scheme all"]
+        return "all", ["no residual block has inner channels: scheme all is used"]
     floors, limits = parts.floors(mid, budget), parts.limits(mid, budget)
     full = {g.name: g.width for g in mid}
     for (name, _, _), most, floor in zip(limits.parts, limits.used(full), limits.used(floors), strict=True):
-        # Close to its floor a block has next to nothing left: the last tenth of what mid can take is left alone.
+        # Close to its floor a block has almost nothing left, so mid must leave a tenth of its range.
         if floor + 0.1 * (most - floor) > 1:
-            return "all", [f"scheme mid reaches {floor:.2f} times the {name} asked for at the very least: scheme all"]
+            return "all", [f"scheme mid cannot go below {floor:.2f} times the allowed {name}: scheme all is used"]
     return "mid", []
 
 
@@ -297,8 +301,8 @@ def _nothing_to_cut(anatomy: Anatomy, budget: Budget) -> str:
 def _ranks(
     teacher: nn.Module, anatomy: Anatomy, score: str, seed: int, evidence: Evidence | None = None
 ) -> dict[str, np.ndarray]:
-    """Of each group, the place of every unit when sorted by score, best first (ties: lower index first), but for those
-    that are `required_units`: they come before all others."""
+    """For each group, the rank of every unit by score, best first (ties: lower index first), after the
+    `required_units`."""
     tensors = named_tensors(teacher)
     ranks = {}
     for group in anatomy.groups.values():

@@ -1,7 +1,7 @@
-"""How well the few images say that a dropped block can be made good for, without training.
+"""Estimate from the few images, without training, how well the loss of a dropped block can be repaired.
 
-The block is dropped, the next layers behind the gap are solved in closed form for the teacher's outputs, and the error
-at the seam that is left is measured on images that nothing was solved from. Where few layers are left behind the gap,
+The block is dropped, the next layers after the gap are solved in closed form for the teacher's outputs, and the error
+at the seam that is left is measured on images that nothing was solved from. Where few layers are left after the gap,
 an affine map of the seam's channels stands for what those before it can learn. PRACTISE (arXiv 2202.07861) trains
 adaptors around every gap for 1,000 steps and more to learn the same.
 """
@@ -25,7 +25,7 @@ from mimicut.recovery.view_budget import affordable_views
 from mimicut.surgery.cut import drop_modules
 from mimicut.surgery.seam import Seam, capturing
 
-# Layers behind the gap that are solved, and of large networks. Source: measured (docs/LOG.md), the latter for time.
+# Layers after the gap that are solved, and of large networks. Source: measured (docs/LOG.md), the latter for time.
 LAYERS, LAYERS_LARGE = 8, 4
 # How trials solve: from how many views, from how many positions of them, and into how many folds the images are parted
 # to choose a ridge. Source: measured (docs/LOG.md): half of the folds and positions change no error by a tenth.
@@ -41,8 +41,15 @@ _MACS, _FEWEST = 1e11, 16
 
 @dataclass(frozen=True)
 class Recoverable:
-    """A block that can be dropped. error: squared error at the seam over the teacher's squared deviation, after the
-    closed form, on images that it was not solved from; bare: before it. macs: that go with it, of one image."""
+    """A block that can be dropped.
+
+    Attributes:
+        block: Its name.
+        error: Squared error at the seam over the teacher's squared deviation, after the closed form, on images that it
+            was not solved from.
+        bare: The same before the closed form.
+        macs: MACs of one image that dropping it saves.
+    """
 
     block: str
     error: float
@@ -64,7 +71,7 @@ class Held:
 
 
 def trial_views(anatomy: Anatomy) -> int:
-    """How many views a trial may be solved from."""
+    """The number of views from which a trial is solved."""
     macs_each = max(1, count_traced(anatomy.traced).macs)
     return min(VIEWS, affordable_views(anatomy), max(_FEWEST, int(_MACS / (2 * macs_each))))
 
@@ -92,13 +99,24 @@ def recoverability(
     most_views: int | None = None,
     on_block: Callable[[int, int], None] | None = None,
 ) -> list[Recoverable]:
-    """Of every block of `anatomy` that can be dropped (or of `blocks`), in the order in which they run.
+    """Estimate, for every block that can be dropped, the error that is left after the closed form.
 
-    few, views: as for `closed_form`. held: from `hold_out`, where there is one already. layers: how many behind the gap
-    are solved, by default LAYERS, or LAYERS_LARGE of a network of which trials see fewer views; most_views: from how
-    many views, by default VIEWS, or fewer of a large network. on_block(done, total): progress. The teacher comes back
-    as it was.
-    Raises: InputError for images that do not fit.
+    Args:
+        teacher: The network that was traced; it is left as it was.
+        anatomy: The whole network.
+        few, views, seed: As for `closed_form`.
+        blocks: The blocks to consider; by default all that can be dropped.
+        held: From `hold_out`, if already made.
+        layers: Number of layers after the gap to solve; by default LAYERS, or LAYERS_LARGE for a network whose trials
+            see fewer views.
+        most_views: Number of views to solve from; by default VIEWS, or fewer for a large network.
+        on_block: Receives (blocks done, blocks).
+
+    Returns:
+        The blocks in the order in which they run.
+
+    Raises:
+        InputError: The images do not fit the network.
     """
     todo = list(droppable(anatomy) if blocks is None else blocks)
     total = trial_views(anatomy) if most_views is None else most_views
@@ -109,13 +127,13 @@ def recoverability(
         assert held is not None  # as there is something to do
         student = drop_modules(guard.full_copy(teacher), block.dropped_modules)
         errors = [held.judge.error(student)]
-        behind = held.small(gap_layers(anatomy, block, student), student)[:layers]
+        after = held.small(gap_layers(anatomy, block, student), student)[:layers]
         solve(
-            teacher, student, anatomy, behind, {}, held.fit,
+            teacher, student, anatomy, after, {}, held.fit,
             ClosedFormOptions(views=views, seed=seed, most_views=total, folds=FOLDS, rows=ROWS),
         )  # fmt: skip
         errors.append(held.judge.error(student))
-        if len(behind) < layers and held.judge.widest <= _WIDEST:
+        if len(after) < layers and held.judge.widest <= _WIDEST:
             learned, _, _ = batches_of(held.fit, teacher, views, "none", seed, 1, total)
             errors.append(held.judge.error(student, _mapped(teacher, student, anatomy.seam, learned)))
         cost = round(macs_in(block.branch, anatomy.traced.batch))
@@ -126,11 +144,11 @@ def recoverability(
 
 
 def gap_layers(anatomy: Anatomy, block: Block, student: nn.Module) -> list[Layer]:
-    """The layers of `student`, `anatomy`'s network without `block`, that run behind the gap."""
+    """The layers of `student`, `anatomy`'s network without `block`, that run after the gap."""
     own = guard.named_tensors(student)
     assert block.branch_end is not None  # as it can be dropped
-    behind = weights_after(anatomy.traced, anatomy.traced.nodes.index(block.branch_end))
-    found = [layer for layer in solvable_layers(anatomy, own) if layer.weight in behind]
+    after = weights_after(anatomy.traced, anatomy.traced.nodes.index(block.branch_end))
+    found = [layer for layer in solvable_layers(anatomy, own) if layer.weight in after]
     lost = {layer.weight for layer in found if layer.shortcut is not None and layer.shortcut[0] not in own}
     return [replace(layer, shortcut=None) if layer.weight in lost else layer for layer in found]
 

@@ -1,4 +1,4 @@
-"""What is found out once, for any number of budgets: what blocks cost and save, and how fast a runtime is."""
+"""Measurements that serve any number of budgets: what blocks cost and save, and how fast a runtime is."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,24 +26,24 @@ from mimicut.runtime.latency import MeasuredLatency, Prepared, Setting, availabl
 from mimicut.surgery.budget import Budget
 from mimicut.surgery.cut import drop_modules
 
-MEASURED_SECONDS = 2.0  # of a measurement of two networks; each further one takes half of that. Source: assumption.
+MEASURED_SECONDS = 2.0  # to measure two networks; each further one adds half of it. Source: assumption.
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class PlanningContext:
-    """What planning within budgets needs to know of one teacher and its few images.
+    """The context of planning: one teacher, its few images, and what a survey measured.
 
-    Args:
-        teacher, anatomy, few, views, seed, evidence: as `survey` was given them.
-        order: blocks by what they cost the seam for what they save, least first.
-        held: the images that trials are judged on; None where no block may be dropped.
-        recipe: by which mixtures that are about as good mimic for a few steps; None where they do not.
-        setting: where latency is measured; None where it is not, and the four that follow with it.
-        pace: predicted milliseconds of the MACs of each module.
-        prepared: the teacher, loaded on the runtime.
-        teacher_ms: its latency.
-        spread: its latency over itself: median and quartiles.
+    Attributes:
+        teacher, anatomy, few, views, seed, evidence: As given to `survey`.
+        order: Blocks by their error at the seam relative to what they save, least first.
+        held: The images on which trials are judged; None if no block may be dropped.
+        recipe: The recipe by which mixtures with similar errors mimic for a few steps; None if they do not.
+        setting: Where latency is measured; None, like all that follow, if it is not.
+        pace: Predicted milliseconds of the MACs of each module.
+        prepared: The teacher, loaded on the runtime.
+        teacher_ms: The teacher's latency.
+        spread: The teacher's latency over itself: median and quartiles.
     """
 
     teacher: nn.Module
@@ -78,7 +78,7 @@ class PlanningContext:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What a survey is given beside the network and its images. views, seed: of random views. evidence: as for
+    """What a survey takes beside the network and its images. views, seed: of random views. evidence: as for
     `make_plan`. recipe: as in `PlanningContext`."""
 
     views: str = "none"
@@ -88,9 +88,10 @@ class Findings:
 
 
 def setting_of(budget: Budget) -> Setting | None:
-    """Where the budget's latency is measured; None without one.
+    """Where the budget's latency is measured; None if it has no latency.
 
-    Raises: InputError where that runtime is not installed or not there.
+    Raises:
+        InputError: The runtime is not installed or not available.
     """
     latency = budget.latency
     if latency is None:
@@ -114,19 +115,20 @@ def survey(
     fixed: Callable[[str], bool] = lambda name: False,
     say: Say = lambda text: None,
 ) -> PlanningContext:
-    """What planning within budgets needs: what blocks cost and save, and how fast the runtime is.
+    """Measure what planning needs: what blocks cost and save, and how fast the runtime is.
 
     Args:
-        teacher: the network that was traced.
-        anatomy: of the whole network.
-        few: the images that say what blocks are worth.
-        setting: where latency is measured; without one nothing is measured, and blocks save MACs.
-        depth: as in `Budget`; with "never" no block is weighed.
-        given: views, seed, evidence and recipe.
-        fixed: whether the module of that name must not change.
-        say: takes sentences about the progress.
+        teacher: The network that was traced.
+        anatomy: The whole network, traced with all blocks.
+        few: The images that decide which blocks matter.
+        setting: Where latency is measured; None to measure nothing and to count the MACs that blocks save.
+        depth: As in `Budget`; with "never" no block is considered.
+        given: Views, seed, evidence and recipe.
+        fixed: Whether the module of that name must not change.
+        say: Receives sentences about the progress.
 
-    Raises: as `latency.prepare`.
+    Raises:
+        MimicutError: As `latency.prepare`.
     """
     given = given or Findings()
     blocks = [] if depth == "never" and setting is None else droppable(anatomy)
@@ -145,7 +147,7 @@ def survey(
     order: tuple[Recoverable, ...] = ()
     held = None
     if depth != "never" and blocks:
-        say(f"asking the images which of {len(blocks)} blocks can be spared")
+        say(f"measuring on the images which of {len(blocks)} blocks can be spared")
         images: dict[str, Any] = {"views": given.views, "seed": given.seed}
         held = hold_out(teacher, anatomy, few, **images)
         found = recoverability(teacher, anatomy, few, blocks=blocks, held=held, **images)
@@ -165,9 +167,11 @@ def surveyed(
     given: Findings | None = None,
     say: Say = lambda text: None,
 ) -> Iterator[PlanningContext]:
-    """`survey` for a budget, of the blocks that it allows to drop; the teacher is unloaded from its runtime at the end.
+    """`survey` for a budget and the blocks that it allows to drop; unloads the teacher from its runtime at the end.
 
-    Raises: as `survey`; PlanError for patterns that match nothing, before anything is measured.
+    Raises:
+        PlanError: A pattern matches nothing; raised before anything is measured.
+        MimicutError: As `survey`.
     """
     setting = setting_of(budget)
     plan_widths(teacher, anatomy, replace(budget, keep=1.0, params=None, size_mb=None, keep_width=None))
@@ -189,9 +193,11 @@ def surveyed(
 def _paced(
     teacher: nn.Module, anatomy: Anatomy, prepared: Prepared, blocks: Sequence[Block], setting: Setting
 ) -> tuple[Pace, MeasuredLatency, tuple[float, float, float], dict[str, float]]:
-    """How long the MACs of each module take: one block of each kind is left out and the rest measured.
+    """Measure how long the MACs of each module take, by leaving out one block of each kind.
 
-    Returns also the teacher's latency, itself over itself, and the milliseconds that each block saves."""
+    Returns:
+        The pace, the teacher's latency, the teacher over itself, and the milliseconds that each block saves.
+    """
     kinds: dict[Any, list[Block]] = {}
     for block in blocks:
         kinds.setdefault(_kind(anatomy, block), []).append(block)
@@ -206,7 +212,7 @@ def _paced(
         gain = max(0.0, 1 - found[of_kind[0].name].over(own)[0]) * total
         for block in of_kind:
             saved[block.name] = gain
-    scale = min(1.0, 0.95 * total / max(sum(saved.values()), 1e-12))  # noise may not leave the rest with nothing
+    scale = min(1.0, 0.95 * total / max(sum(saved.values()), 1e-12))  # noise must not leave nothing for the rest
     for block in blocks:
         for node in block.branch:
             if macs(node) is not None:

@@ -1,4 +1,4 @@
-"""How good a plan is, tried on copies: what the closed form leaves of it, and what a few steps of mimicking do."""
+"""Try a plan on copies: its error after the closed form, and after a few steps of mimicking."""
 
 import math
 from dataclasses import replace
@@ -18,7 +18,7 @@ SHORT = 50  # steps of a trial that mimics. Source: as TIE in `mixtures`.
 
 
 def trial_error(context: PlanningContext, anatomy: Anatomy, plan: Plan) -> float:
-    """Error at the seam that the closed form leaves of `plan`, on images that it was not solved from."""
+    """Error of `plan` at the seam after the closed form, on images that it was not solved from."""
     held = context.held or hold_out(
         context.teacher, context.anatomy, context.few, views=context.views, seed=context.seed
     )
@@ -34,16 +34,16 @@ def trial_error(context: PlanningContext, anatomy: Anatomy, plan: Plan) -> float
 
 def mimicked_error(context: PlanningContext, plan: Plan, steps: int = SHORT) -> float:
     """Error at the seam after a short recovery by `context.recipe`, on images that it did not learn from (unless there
-    are three or fewer); infinite where it diverges."""
+    are three or fewer); infinite if it diverges."""
     assert context.recipe is not None
     assert context.held is not None
     student = cut(context.teacher, plan)
     config = replace(context.recipe, steps=steps, device=None)
     try:
         recover(CutStudent(context.teacher, student, context.without(tuple(plan.drop)), plan), context.held.fit, config)
-    except Stopped:  # of this trial nothing is to be kept
+    except Stopped:  # a trial leaves nothing to keep
         raise KeyboardInterrupt from None
-    except InputError:  # a loss that is no number: where it is the teacher's, the recovery itself will say so
+    except InputError:  # the loss is not a number; if the teacher is the cause, the recovery itself will say so
         return math.inf
     return _finite(context.held.judge.error(student))
 

@@ -1,3 +1,3 @@
-"""What a student is worth and what must hold: the laws, figures on images that influenced nothing, their intervals, and
-what the images themselves say. A broken law raises; a poor figure is reported. Nothing here trains.
+"""Checks and measurements of a student: the laws, figures on held-out images with their intervals, and a check of the
+images themselves. A broken law raises; a poor figure is reported. Nothing here trains.
 """

@@ -1,4 +1,4 @@
-"""Figures of a student on images that influenced nothing.
+"""Measure a student on images that influenced nothing.
 
 A broken law raises; a poor figure is reported. `accuracy` is the only place that reads labels.
 """
@@ -20,7 +20,7 @@ from mimicut.surgery.seam import Seam, capturing, tensors
 if TYPE_CHECKING:
     from mimicut.inputs.image_set import ImageSet, ImagesWithCall
 
-DISAGREEMENTS = 12  # images that are told of. Source: assumption: what a person looks at.
+DISAGREEMENTS = 12  # images that are listed. Source: assumption: as many as a person looks at.
 # Images at a time: at 224 x 224 pixels passes of 16 hold a few hundred MB and take no longer for an image than of 64.
 # Source: measured, EfficientNet-Lite0 (docs/LOG.md).
 BATCH = 16
@@ -29,14 +29,21 @@ _Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
 @dataclass(frozen=True)
 class Figures:
-    """top1_agreement: share, 0 to 1, with its exact 95 % interval; None where the output is not class scores.
-    feature_error_relative: 0 is perfect, 1 is no better than the teacher's mean feature; None where it has no meaning.
-    feature_cosine: between both networks' features of an image, mean over images and seam points.
-    agreement_by_class: class that the teacher names -> (images on which the student does too, images).
-    confidence_*: mean probability (softmax) that each gives to its own answer.
-    disagreements: images that are answered differently, then others, those first whose probabilities differ most (total
-    variation): the place among the held-out ones, and [class, probability] as both answer. notes: why something is
-    None."""
+    """How close a student is to its teacher.
+
+    Attributes:
+        top1_agreement: Share, 0 to 1; None if the output is not class scores.
+        top1_agreement_low, top1_agreement_high: Its exact 95 % interval.
+        feature_error_relative: 0 is perfect, 1 is no better than the teacher's mean feature; None if undefined.
+        images_held_out: Number of images measured on.
+        notes: Reasons why a figure is None.
+        feature_cosine: Cosine between both networks' features of an image, mean over images and seam points.
+        agreement_by_class: Class that the teacher names -> (images on which the student agrees, images).
+        confidence_teacher, confidence_student: Mean probability (softmax) that each gives to its own answer.
+        disagreements: First the images answered differently, then others; within each, those first whose probabilities
+            differ most (total variation). Each has its index among the held-out images, and [class, probability] of
+            both answers.
+    """
 
     top1_agreement: float | None
     top1_agreement_low: float | None
@@ -53,7 +60,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """top1_*: percent; top1_difference: student minus teacher in points with a paired 95 % interval."""
+    """Top-1 accuracy in percent; top1_difference: student minus teacher in points, with its paired 95 % interval."""
 
     top1_teacher: float
     top1_student: float
@@ -72,13 +79,22 @@ def figures(
     batch_size: int = BATCH,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Figures:
-    """How near `model` is to `teacher` on held-out images (an ImageSet, or a float tensor as the teacher takes it).
+    """Measure how close `model` is to `teacher` on held-out images.
 
-    feature_error_relative: squared error of the model's features at the seam over the teacher's squared deviation from
-    its mean feature (the mean over these images, position by position); with several seam points the mean of theirs.
-    Both networks are untouched. on_progress(images done, images).
+    feature_error_relative is the squared error of the model's features at the seam, divided by the teacher's squared
+    deviation from its mean feature (the mean over these images, position by position); with several seam points it is
+    the mean over the points. Both networks are left as they were.
 
-    Raises: LawBroken when the model's features or outputs are not finite; UnsupportedModel when the teacher's are not.
+    Args:
+        teacher, model: The two networks.
+        seam: Where their features are taken.
+        held_out: An ImageSet, or a float tensor as the teacher takes it.
+        batch_size: Images in one pass.
+        on_progress: Receives (images done, images).
+
+    Raises:
+        LawBroken: The model's features or outputs are not finite.
+        UnsupportedModel: The teacher's features or outputs are not finite.
     """
     images = len(held_out)
     if not images:
@@ -118,16 +134,16 @@ def figures(
         notes.append("the teacher's features do not vary over the held-out images: feature error is unknown")
     cosine = float(torch.cat(cosines).mean())
     if seam.headless:
-        notes.append("the network has no head and returns features: top-1 agreement has no meaning")
+        notes.append("the network has no head and returns features: top-1 agreement is undefined")
         return Figures(None, None, None, relative, images, tuple(notes), cosine)
     if answers is None:
-        notes.append("the output is not one row of class scores an image: top-1 agreement has no meaning")
+        notes.append("the output is not one row of class scores per image: top-1 agreement is undefined")
         return Figures(None, None, None, relative, images, tuple(notes), cosine)
-    return answers.told(Figures(None, None, None, relative, images, tuple(notes), cosine))
+    return answers.completed(Figures(None, None, None, relative, images, tuple(notes), cosine))
 
 
 class _Answers:
-    """What both networks name, image by image."""
+    """Collects the answers of both networks, image by image."""
 
     def __init__(self) -> None:
         self._found: list[Tensor] = []  # rows: class and probability of the teacher, of the student, how far apart
@@ -138,14 +154,15 @@ class _Answers:
         columns = [theirs.argmax(1).double(), a.amax(1), ours.argmax(1).double(), b.amax(1), (a - b).abs().sum(1) / 2]
         self._found.append(torch.stack(columns, 1))
 
-    def told(self, figures: Figures) -> Figures:
+    def completed(self, figures: Figures) -> Figures:
+        """Add everything that follows from the answers to `figures`."""
         found = torch.cat(self._found)
         theirs, ours = found[:, 0].long(), found[:, 2].long()
         agree = theirs == ours
         low, high = binomial_interval(int(agree.sum()), len(agree))
         by_class = {int(c): (int(agree[theirs == c].sum()), int((theirs == c).sum())) for c in theirs.unique()}
         far = (found[:, 4] + (~agree)).argsort(descending=True, stable=True)[:DISAGREEMENTS].tolist()
-        told = tuple(
+        disagreements = tuple(
             {"image": i, "teacher": [int(theirs[i]), float(found[i, 1])], "student": [int(ours[i]), float(found[i, 3])]}
             for i in far
             if found[i, 4] > 0
@@ -153,7 +170,7 @@ class _Answers:
         return replace(
             figures, top1_agreement=int(agree.sum()) / len(agree), top1_agreement_low=low, top1_agreement_high=high,
             agreement_by_class=by_class, confidence_teacher=float(found[:, 1].mean()),
-            confidence_student=float(found[:, 3].mean()), disagreements=told,
+            confidence_student=float(found[:, 3].mean()), disagreements=disagreements,
         )  # fmt: skip
 
 
@@ -185,9 +202,19 @@ def accuracy(
     batch_size: int = BATCH,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Accuracy:
-    """Top-1 accuracy of both on labelled images; `labels` are class numbers, one an image. on_progress(done, images).
+    """Measure the top-1 accuracy of both networks on labelled images.
 
-    Raises: InputError when labels and images or classes do not fit; LawBroken when the model's outputs are not finite.
+    Args:
+        teacher, model: The two networks.
+        images: An ImageSet, or a float tensor as the teacher takes it.
+        labels: Class numbers, one per image.
+        batch_size: Images in one pass.
+        on_progress: Receives (images done, images).
+
+    Raises:
+        InputError: Labels do not match the images or the classes.
+        LawBroken: The model's outputs are not finite.
+
     Source: interval of the paired difference: Bonett and Price, J. Educ. Behav. Stat. 37 (2012), adjusted Wald.
     """
     if not labels or len(labels) != len(images):
@@ -197,11 +224,11 @@ def accuracy(
     for where, rows in _outputs(teacher, model, images, batch_size):
         for who, logits_nk in enumerate(rows):
             if logits_nk is None:
-                raise InputError("measuring accuracy: the output is not one row of class scores an image")
+                raise InputError("measuring accuracy: the output is not one row of class scores per image")
             if int(truth.max()) >= logits_nk.shape[1] or int(truth.min()) < 0:
                 raise InputError(
                     f"measuring accuracy: labels run from {int(truth.min())} to {int(truth.max())}, but the network "
-                    f"has {logits_nk.shape[1]} classes; say which folder is which class in class_index.json"
+                    f"has {logits_nk.shape[1]} classes; give each folder's class in class_index.json"
                 )
             right[who, where] = logits_nk.argmax(1) == truth[where]
         if on_progress:
@@ -219,7 +246,7 @@ def accuracy(
 def _outputs(
     teacher: nn.Module, model: nn.Module, images: "ImageSet | ImagesWithCall | Tensor", batch_size: int
 ) -> Iterator[tuple[slice, tuple[Tensor | None, Tensor | None]]]:
-    """Class scores (n, K), K at least 2, of both on each chunk; None where the output is something else."""
+    """For each chunk, the class scores (n, K >= 2) of both networks; None if an output is anything else."""
     layout = quick_layout([teacher, model], _batch(images, range(1))) if len(images) else ""
     for where in _chunks(len(images), batch_size):
         with guard.evaluating(teacher), guard.evaluating(model):
@@ -231,8 +258,10 @@ def _outputs(
 
 
 def class_scores(output: Any, images: int) -> Tensor | None:
-    """The one tensor of class scores (n, K) that a network returns, maybe among others, which goes by the name of
-    logits or out where there are names; None for none or several."""
+    """Find the tensor of class scores (n, K) in a network's output; None if there is none, or more than one.
+
+    Among named outputs it is the one named logits or out.
+    """
     named = output if isinstance(output, Mapping) else getattr(output, "__dict__", {})
     output = next((named[key] for key in ("logits", "out") if key in named), output)
     found = [value for _, value in tensors(output) if value.ndim == 2 and len(value) == images and value.shape[1] >= 2]
@@ -240,7 +269,7 @@ def class_scores(output: Any, images: int) -> Tensor | None:
 
 
 def run_placed(call: Any, model: nn.Module, batch: Any) -> Any:
-    """`call` on the batch, brought to the model's device and dtype; a list of features comes back on the CPU."""
+    """Run `call` on the batch, moved to the model's device and dtype; a list of features is returned on the CPU."""
     args, kwargs = ((batch,), {}) if isinstance(batch, Tensor) else batch
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
 
@@ -255,8 +284,8 @@ def run_placed(call: Any, model: nn.Module, batch: Any) -> Any:
 
 
 def quick_layout(models: list[nn.Module], one: Any) -> str:
-    """The layout of images in which passes of these networks are quicker, if all run in it: "channels_last" of
-    convolutions on a CPU. one: a batch of one image. The networks come back as they were."""
+    """The image layout in which all these networks run faster: "channels_last" for convolutions on a CPU, else
+    "contiguous". one: a batch of one image. The networks are left as they were."""
     convolve = [any(p.ndim == 4 for p in model.parameters()) for model in models]
     if not all(convolve) or any(t.device.type != "cpu" for m in models for t in guard.named_tensors(m).values()):
         return "contiguous"
@@ -282,6 +311,6 @@ def _chunks(images: int, batch_size: int) -> list[range]:
 
 def _check_finite(theirs: Tensor, ours: Tensor, what: str) -> None:
     if not bool(theirs.isfinite().all()):
-        raise UnsupportedModel(f"verifying: the teacher's own {what} are not finite; look at its weights and precision")
+        raise UnsupportedModel(f"verifying: the teacher's own {what} are not finite; check its weights and precision")
     if not bool(ours.isfinite().all()):
-        raise LawBroken(f"verifying: the model's {what} are not finite; the result must not be trusted: mimic again")
+        raise LawBroken(f"verifying: the model's {what} are not finite; do not use this result: mimic again")

@@ -1,7 +1,8 @@
-"""Are these images any good? What is wrong with them is found before anything is learned from them.
+"""Check the images before anything is learned from them.
 
-Blank ones, near-duplicates, a normalisation that is not the teacher's, images that the teacher finds unlike anything,
-classes that it names for none of them. Nothing is left out or refused: what is found is told.
+The check finds blank images, near-duplicates, a normalisation that is not the teacher's, images on which the teacher is
+undecided, outliers, and classes that the teacher names for none of them. No image is left out or refused; the findings
+become notes.
 """
 
 import math
@@ -19,28 +20,37 @@ from mimicut.proof.figures import class_scores, quick_layout, run_placed
 from mimicut.surgery.seam import Seam, capturing
 
 _BATCH, _ROWS = 16, 512
-_SIDE = 16  # pixels of what near-duplicates are compared by. Source: assumption.
-NEAR = 0.995  # correlation of two such pictures from which on they are near-duplicates. Source: assumption.
-_FLAT = 2 / 255  # range of values up to which an image is blank. Source: assumption.
-# Of the largest entropy that there is: from here on the teacher finds an image unlike anything. Source: assumption.
+_SIDE = 16  # side in pixels of the pictures by which near-duplicates are compared. Source: assumption.
+NEAR = 0.995  # least correlation of two such pictures of near-duplicates. Source: assumption.
+_FLAT = 2 / 255  # largest range of values of a blank image. Source: assumption.
+# The teacher is undecided on an image whose entropy exceeds this share of the maximum. Source: assumption.
 ENTROPY = 0.9
-# An image's features so many median distances from the median one are an outlier. Source: assumption.
+# Features this many median distances from the median feature are an outlier. Source: assumption.
 FAR = 5.0
-# By how many standard deviations the median channel of the first batch norm may be off, by what factor its variance.
+# Largest deviation of the first batch norm's median channel, in standard deviations, and of its variance, as a factor.
 # Source: measured (docs/LOG.md).
 SHIFT, FACTOR = 0.5, 2.5
-_FEWEST = 64  # values of a channel from which its mean and variance say anything. Source: assumption.
-_NAMED = 5  # images or classes that a sentence names
+_FEWEST = 64  # fewest values of a channel for a usable mean and variance. Source: assumption.
+_NAMED = 5  # most images or classes that a sentence names
 
 
 @dataclass(frozen=True)
 class ImageCheck:
-    """Names of images: blank; near_duplicates, with the first that each is like; unlike_anything; outliers.
-    held_out_alike: of the images that only certify, those that are near-duplicates of one to learn from;
-    held_out_near_duplicates: those that are of another one of them.
-    classes, classes_untouched: of the teacher, and those that it names for no image; None where there are none.
-    shift, factor: how far the first batch norm's inputs are from its own statistics, in standard deviations and as a
-    factor of the variance, of the median channel. notes: sentences a person should see."""
+    """Findings about the images.
+
+    Attributes:
+        blank: Names of images of one flat colour.
+        near_duplicates: Names of near-duplicates, each with the first image that it is like.
+        held_out_alike: Held-out images that are near-duplicates of an image to learn from.
+        held_out_near_duplicates: Held-out images that are near-duplicates of another held-out image.
+        unlike_anything: Images on which the teacher is undecided (entropy near its maximum).
+        outliers: Images whose features are far from the median.
+        classes: Number of the teacher's classes; None if it has none.
+        classes_untouched: Classes that the teacher names for no image.
+        shift, factor: Deviation of the first batch norm's inputs from its running statistics, in standard deviations of
+            the mean and as a factor of the variance; median over channels.
+        notes: Sentences that a person should see.
+    """
 
     blank: tuple[str, ...] = ()
     near_duplicates: tuple[tuple[str, str], ...] = ()
@@ -68,9 +78,17 @@ def check_images(
     beside: ImageSet | None = None,
     batch_size: int = _BATCH,
 ) -> ImageCheck:
-    """What `model`, the teacher, and the pixels say of `images`. call: how it takes them. held_out: images that only
-    certify, which should be like none of them, of `beside` (those to choose by), or of each other. The model is
-    untouched."""
+    """Check `images` by their pixels and by the teacher's features and answers.
+
+    Args:
+        model: The teacher; it is not changed.
+        seam: Where its features are taken.
+        images: The images to learn from.
+        call: How the model takes images; None if they are its only input.
+        held_out: Images that only certify; they should resemble neither each other nor the images to learn from.
+        beside: Images to choose the best step by, which count as images to learn from.
+        batch_size: Images in one pass.
+    """
     if not len(images):
         return ImageCheck()
     flat, low, high = [], math.inf, -math.inf
@@ -98,7 +116,7 @@ def check_images(
     names = images.names
     blank = [n for n, range_ in zip(names, torch.cat(flat).tolist(), strict=True) if range_ <= _FLAT]
     unlike = [n for n, e in zip(names, torch.cat(entropies).tolist(), strict=True) if e > ENTROPY] if entropies else []
-    if len(unlike) == len(names):  # these are no class scores, or of a teacher that was never trained
+    if len(unlike) == len(names):  # the outputs are no class scores, or the teacher is untrained
         unlike = []
     untouched = sorted(set(range(classes or 0)) - set(torch.cat(named).tolist())) if named else []
     pictures, between = _pictures(images), list[tuple[str, str]]()
@@ -117,14 +135,14 @@ def check_images(
 
 
 def held_out_notes(images: ImageSet | None, near: tuple[tuple[str, str], ...] | None = None) -> list[str]:
-    """What to know of images that certify. near: those that are like an earlier one, where they are known."""
+    """Write notes on held-out images. near: their near-duplicates, if already found."""
     if near is None and images:
         near = _alike(images.names, _pictures(images), set())
     if not near:
         return []
     return [
-        f"{len(near)} of {len(images or ())} held-out images are near-duplicates of another of them; the interval "
-        f"counts each, so that it is narrower than what they prove: {_some(f'{a} like {b}' for a, b in near)}"
+        f"{len(near)} of {len(images or ())} held-out images are near-duplicates of another held-out image; the "
+        f"interval counts each of them, so it is narrower than it should be: {_some(f'{a} like {b}' for a, b in near)}"
     ]
 
 
@@ -132,13 +150,13 @@ def _notes(check: ImageCheck, images: ImageSet, held_out: ImageSet | None, low: 
     total, found = len(images), []
     if images.floats and low >= 0 and high > 4:
         found.append(
-            f"the images come as floating-point arrays with values up to {high:.4g}: normalised ones lie around 0; "
-            "give uint8 arrays or files, which are normalised here"
+            f"the images are floating-point arrays with values up to {high:.4g}, but normalised values lie around 0; "
+            "give uint8 arrays or files, which mimicut normalises"
         )
     elif images.floats and low >= 0 and high <= 1 and max(images.preprocessing.mean) > 0:
         found.append(
-            "the images come as floating-point arrays with values 0 to 1, which are taken as normalised: subtract "
-            "the mean and divide by the deviation first, or give uint8 arrays or files"
+            "the images are floating-point arrays with values from 0 to 1, and are taken as normalised; subtract the "
+            "mean and divide by the deviation first, or give uint8 arrays or files"
         )
     if (
         check.shift is not None
@@ -146,34 +164,34 @@ def _notes(check: ImageCheck, images: ImageSet, held_out: ImageSet | None, low: 
         and (check.shift > SHIFT or not 1 / FACTOR < check.factor < FACTOR)
     ):
         found.append(
-            f"what reaches the teacher's first batch norm is {check.shift:.1f} standard deviations from what it was "
-            f"trained on, its variance {check.factor:.2g} times that: are these the images that it is for, and is the "
-            "normalisation right (--mean, --std)?"
+            "the inputs of the teacher's first batch norm do not match its training data: their mean is off by "
+            f"{check.shift:.1f} standard deviations, and their variance is {check.factor:.2g} times as large; check "
+            "that these images are of the teacher's kind and that the normalisation is right (--mean, --std)"
         )
     if check.blank:
-        found.append(f"{len(check.blank)} of {total} images are blank: {_some(check.blank)}")
+        found.append(f"{len(check.blank)} of {total} images are blank (one flat colour): {_some(check.blank)}")
     if check.near_duplicates:
         pairs = [f"{a} like {b}" for a, b in check.near_duplicates]
-        found.append(f"{len(pairs)} of {total} images are near-duplicates of another: {_some(pairs)}")
+        found.append(f"{len(pairs)} of {total} images are near-duplicates of another image: {_some(pairs)}")
     if check.held_out_alike:
         pairs = [f"{a} like {b}" for a, b in check.held_out_alike]
         found.append(
-            f"{len(pairs)} of {len(held_out or ())} held-out images are near-duplicates of one to learn from, so that "
-            f"they are weaker evidence for new images; hold out others (--held-out): {_some(pairs)}"
+            f"{len(pairs)} of {len(held_out or ())} held-out images are near-duplicates of images to learn from, "
+            f"so they are weaker evidence for new images; hold out others (--held-out): {_some(pairs)}"
         )
     if check.unlike_anything:
         found.append(
-            f"the teacher finds {len(check.unlike_anything)} of {total} images unlike anything (entropy above "
-            f"{ENTROPY:.0%} of the largest): {_some(check.unlike_anything)}"
+            f"the teacher is undecided on {len(check.unlike_anything)} of {total} images (entropy above {ENTROPY:.0%} "
+            f"of the maximum): {_some(check.unlike_anything)}"
         )
     if check.outliers:
         found.append(f"the features of {len(check.outliers)} of {total} images are outliers: {_some(check.outliers)}")
-    # Of more classes than images some must be left out, which tells nobody anything.
+    # With more classes than images some classes cannot occur, which is no finding.
     if check.classes_untouched and check.classes is not None and check.classes <= total:
-        gone = [str(c) for c in check.classes_untouched]
+        untouched = [str(c) for c in check.classes_untouched]
         found.append(
-            f"of the teacher's {check.classes} classes it names {len(gone)} for none of the images, so that nothing "
-            f"shows how the student answers there: {_some(gone)}"
+            f"the teacher names {len(untouched)} of its {check.classes} classes for none of the images, so nothing "
+            f"shows how the student answers there: {_some(untouched)}"
         )
     return found
 
@@ -184,19 +202,19 @@ def _some(names: Any) -> str:
 
 
 def _small(pixels: Tensor) -> Tensor:
-    """Grey pictures of _SIDE pixels without their mean, of length 1."""
+    """Grey pictures of _SIDE pixels a side, with mean 0 and norm 1, as rows."""
     grey = F.adaptive_avg_pool2d(pixels.mean(1, keepdim=True), _SIDE).flatten(1).double()
     return F.normalize(grey - grey.mean(1, keepdim=True), dim=1)
 
 
 def _pooled(feats: Tensor) -> Tensor:
-    """One vector an image: the mean of maps and tokens."""
+    """One vector per image: the mean over the positions of maps and tokens."""
     feats = feats.double().reshape(len(feats), *(feats.shape[1:] or (1,)))
     return feats if feats.ndim < 3 else feats.flatten(2).mean(2) if feats.ndim > 3 else feats.mean(1)
 
 
 def _alike(names: list[str], pictures: Tensor, blank: set[str]) -> tuple[tuple[str, str], ...]:
-    """Every image that is like an earlier one, with the first of those; those with equal pixels too."""
+    """Every image that is like (or equal to) an earlier one, with the first such image."""
     found = []
     for start in range(0, len(names), _ROWS):  # ten thousand at once would be a gigabyte
         rows = pictures[start : start + _ROWS]
@@ -208,7 +226,7 @@ def _alike(names: list[str], pictures: Tensor, blank: set[str]) -> tuple[tuple[s
 def _alike_between(
     names: list[str], pictures: Tensor, others: list[str], other_pictures: Tensor
 ) -> list[tuple[str, str]]:
-    """Every one of `others` that is like one of `names`, with the first of those."""
+    """Every image of `others` that is like one of `names`, with the first such image."""
     rows = (row for part in other_pictures.split(_ROWS) for row in part @ pictures.T >= NEAR)
     return [(name, names[int(row.nonzero()[0])]) for name, row in zip(others, rows, strict=True) if row.any()]
 
@@ -227,7 +245,7 @@ def _outliers(names: list[str], features: Tensor) -> tuple[str, ...]:
 
 
 class _FirstNorm:
-    """Hears what reaches the first batch norm that runs."""
+    """Records the statistics of the inputs of the first batch norm that runs."""
 
     def __init__(self, model: nn.Module):
         self._norms = [
@@ -239,14 +257,14 @@ class _FirstNorm:
         self._seen = 0
 
     def __enter__(self) -> "_FirstNorm":
-        self._handles = [m.register_forward_pre_hook(self._hear, with_kwargs=True) for m in self._norms]
+        self._handles = [m.register_forward_pre_hook(self._record, with_kwargs=True) for m in self._norms]
         return self
 
     def __exit__(self, *_: Any) -> None:
         for handle in self._handles:
             handle.remove()
 
-    def _hear(self, module: nn.Module, given: tuple, named: dict[str, Any]) -> None:
+    def _record(self, module: nn.Module, given: tuple, named: dict[str, Any]) -> None:
         if self._first is None:
             self._first = module
         if module is self._first:

@@ -1,4 +1,4 @@
-"""Teacher and student, each in float32 and in INT8, side by side: does the cut earn its place beside quantisation?"""
+"""Compare teacher and student, each in float32 and in INT8: does the cut help beside quantisation?"""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,27 +15,31 @@ from mimicut.proof.figures import class_scores
 from mimicut.runtime.export import Exported, batch_of, run_onnx, tensors_in
 from mimicut.runtime.latency import Setting, measure, prepare_file
 
-MOST = 1000  # images that are compared: they are held at once. Source: assumption.
+MOST = 1000  # most images that are compared; all are held in memory at once. Source: assumption.
 _BATCH = 32
-_SECONDS, _PRECISION = 6.0, 0.01  # of the measurement, and the standard error of a share. Source: assumption.
+_SECONDS, _PRECISION = 6.0, 0.01  # length of the measurement, standard error of a share. Source: assumption.
 
 
 def int8_table(
     exported: Mapping[str, Exported],
-    lead: nn.Module,
+    reference: nn.Module,
     proof: ImageSet | ImagesWithCall | None,
     example: Any,
     setting: Setting,
 ) -> dict[str, Any]:
-    """Latency, size and top-1 agreement with `lead` of every network in `exported`, in float32 and in INT8.
+    """Measure latency, size and top-1 agreement of every network in `exported`, in float32 and in INT8.
 
-    exported: name -> its "onnx" and "int8" files. lead: the network whose class counts, in torch. proof: images that
-    trained nothing and were not quantised by; at most MOST are compared. example: as `lead` takes it, images first.
-    setting: where latency is measured, all in turn ("onnxruntime" or "openvino"); a file whose batch is fixed takes
-    as many images as `example`.
+    Args:
+        exported: Name -> its "onnx" and "int8" files.
+        reference: The torch network with whose classes the others are compared.
+        proof: Images that neither trained nor quantised anything; at most MOST are compared.
+        example: As `reference` takes it, images first.
+        setting: Where latency is measured ("onnxruntime" or "openvino"), all networks in turn; a file with a fixed
+            batch takes as many images as `example`.
 
-    Returns plain data: the setting, images, and rows of name, ms, share (of the first one's latency), bytes and
-    agreement with its interval (None where it has no meaning).
+    Returns:
+        Plain data: the setting, the number of images, and rows of name, ms, share (of the first row's latency), bytes
+        and agreement with its interval (None if undefined).
     """
     fixed = any(each.static is not None for each in exported.values())
     size = batch_of(as_example(example))
@@ -53,13 +57,14 @@ def int8_table(
             each.close()
     first = next(iter(files))
     batches = _batches(proof, size if fixed else _BATCH, fixed)
+    agreements = _agreements(list(files.values()), reference, batches)
     rows = [
         {
             "name": name, "ms": latency[name].ms_median, "share": latency[name].over(latency[first])[0],
             "bytes": sum(p.stat().st_size for p in (path, path.with_name(f"{path.name}.data")) if p.exists()),
             **agreement,
         }
-        for (name, path), agreement in zip(files.items(), _agreements(list(files.values()), lead, batches), strict=True)
+        for (name, path), agreement in zip(files.items(), agreements, strict=True)
     ]  # fmt: skip
     return {**setting.to_json(), "images": sum(map(batch_of, batches)), "rows": rows}
 
@@ -72,12 +77,12 @@ def _batches(proof: ImageSet | ImagesWithCall | None, size: int, fixed: bool) ->
     return [as_example(proof.batch(range(i, min(i + size, count)))) for i in starts]
 
 
-def _agreements(files: list[Any], lead: nn.Module, batches: list[Any]) -> list[dict[str, float | None]]:
+def _agreements(files: list[Any], reference: nn.Module, batches: list[Any]) -> list[dict[str, float | None]]:
     unknown: dict[str, float | None] = {"top1_agreement": None, "top1_agreement_low": None, "top1_agreement_high": None}
     theirs, where = [], 0
-    with evaluating(lead):
+    with evaluating(reference):
         for args, kwargs in batches:
-            output, images = lead(*args, **kwargs), batch_of((args, kwargs))
+            output, images = reference(*args, **kwargs), batch_of((args, kwargs))
             scores = class_scores(output, images)
             if scores is None:
                 return [unknown] * len(files)

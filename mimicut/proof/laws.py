@@ -1,4 +1,4 @@
-"""Laws that are checked on the user's own model. A broken one raises LawBroken; none is ever a warning.
+"""The laws, checked on the user's own model. A broken law raises LawBroken; it is never a warning.
 
 Law 2, cut = zero: the cut network equals the uncut teacher in which the removed channels are set to zero wherever
 something reads across channels, and in which a dropped block gives zeros to its addition. The reference runs the
@@ -28,7 +28,7 @@ from mimicut.base.guard import caches_kept, evaluating, full_copy, named_tensors
 from mimicut.surgery.plan import Plan
 from mimicut.surgery.seam import capturing, tensors
 
-MOST_NOISE = 1e-6  # of float64; one channel too many or too few shows far above it. Assumption.
+MOST_NOISE = 1e-6  # largest error of float64 rounding; a wrong channel exceeds it by far. Source: assumption.
 _READS_ACROSS = {
     "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
     "linear", "addmm", "baddbmm", "matmul", "mm", "bmm", "scaled_dot_product_attention", "einsum", *RECURRENT,
@@ -36,13 +36,16 @@ _READS_ACROSS = {
 
 
 def check_cut(anatomy: Anatomy, plan: Plan, teacher: nn.Module, student: nn.Module, *, seed: int = 0) -> dict[str, Any]:
-    """Law 2 for this teacher, plan and student, on random inputs of the traced shape.
+    """Check law 2 for this teacher, plan and student, on random inputs of the traced shape.
 
-    Returns {"dtype", "error", "tolerance"}: the largest difference as a share of the largest output, over the network's
-    outputs and the seam's features. In float64 it must stay below 1e-10, or, where that is more and at most 1e-6, 100
-    times the effect of perturbing the input by one rounding step (or of a precision that is written into the code); a
-    model that cannot run in float64 is compared so in float32.
-    Raises: LawBroken naming the error and the tolerance.
+    Returns:
+        {"dtype", "error", "tolerance"}. error: the largest difference as a share of the largest output, over the
+        network's outputs and the seam's features. tolerance: in float64 1e-10, or, if larger and at most 1e-6, 100
+        times the effect of perturbing the input by one rounding step (or of a precision that is written into the
+        code). A model that cannot run in float64 is compared in float32, with a tolerance found in the same way.
+
+    Raises:
+        LawBroken: The error exceeds the tolerance, or the cut network does not run.
     """
     with seeded(seed), torch.no_grad(), caches_kept(teacher), _InRows():
         given = _random_inputs(anatomy, torch.float64)
@@ -61,16 +64,17 @@ def check_cut(anatomy: Anatomy, plan: Plan, teacher: nn.Module, student: nn.Modu
         raise LawBroken(
             f"checking that the cut {type(teacher).__name__} equals its teacher with removed channels at zero: they "
             f"differ by {error:.1e} of the largest output in {dtype}, expected at most {tolerance:.1e}. The cut is "
-            "wrong for this model: something in its code depends on a width in a way that was not seen. Pin the "
+            "wrong for this model: its code depends on a width in a way that mimicut did not detect. Pin the "
             "groups around it with --pin (`mimicut inspect` lists them), and please report it"
         )
     return {"dtype": dtype, "error": error, "tolerance": tolerance}
 
 
 def check_budget(plan: Plan, teacher: Cost, student: Cost) -> None:
-    """Law 8: the student's counted MACs are those planned, and they are within the budget that was asked for.
+    """Check law 8: the student's counted MACs are those planned, and the student is within the budget.
 
-    Raises: LawBroken.
+    Raises:
+        LawBroken: They are not.
     """
     if student.macs != plan.macs["student"]:
         raise LawBroken(f"counting the student: {student.macs:,} MACs, the plan promised {plan.macs['student']:,}")
@@ -101,14 +105,14 @@ def _compare(
     except Exception as error:
         raise LawBroken(
             f"running the cut {type(teacher).__name__}: it stopped{fault_place(error, student)} with "
-            f"{type(error).__name__}: {error}. The code there depends on a width in a way that was not seen: let it "
-            "take the width from its input, or pin the groups around it with --pin (`mimicut inspect` lists them)"
+            f"{type(error).__name__}: {error}. The code there depends on a width in a way that mimicut did not see: "
+            "take the width from the input there, or pin the groups around it with --pin (`mimicut inspect` lists them)"
         ) from error
     found = [*_floats(output), *features]
     if any(not torch.isfinite(a).all() for a in expected):
         raise LawBroken("checking the cut: the teacher's own output is not finite on random inputs")
     apart = _apart(found, expected)
-    # Of modules that are no blocks, but hand their input on, the whole network's operators know nothing.
+    # Dropped modules that are not blocks but pass their input on do not show in the whole network's operators.
     if plan is not None and anatomy.only_blocks:
         assert anatomy.full_trace is not None  # as blocks are left out
         bare = _Reference(anatomy, None, teacher).outputs(given)
@@ -119,7 +123,7 @@ def _compare(
 
 
 def _apart(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
-    """The largest difference of any, over that one's largest value; infinity where shapes differ."""
+    """The largest difference of any pair, relative to its reference's largest value; infinity if shapes differ."""
     if any(a.shape != b.shape for a, b in zip(found, expected, strict=True)):
         return math.inf
     return max(
@@ -140,8 +144,8 @@ def _runs(anatomy: Anatomy, teacher: nn.Module, given: list[torch.Tensor]) -> bo
 
 
 def _noise(anatomy: Anatomy, plan: Plan, teacher: nn.Module, given: list[torch.Tensor]) -> float:
-    """How far one rounding step in the input moves the reference, as a share of the largest output; or, where that is
-    more, how far the uncut teacher is from it: a precision that the code asks for may be another than was traced."""
+    """How far one rounding step in the input moves the reference, as a share of the largest output; or, if larger, how
+    far the uncut teacher is from the reference, since the code may ask for a precision other than the traced one."""
     plain = _Reference(anatomy, plan, teacher).outputs(given)
     moved = [g * (1 + torch.finfo(g.dtype).eps) if g.is_floating_point() else g for g in given]
     shifted = _Reference(anatomy, plan, teacher).outputs(moved)
@@ -155,12 +159,12 @@ def _noise(anatomy: Anatomy, plan: Plan, teacher: nn.Module, given: list[torch.T
 class _Reference(Interpreter):
     """Runs the teacher's traced operators with removed channels at zero for whatever reads across channels.
 
-    In the inputs' precision: each of the teacher's tensors is copied to it when it is first read and let go after it is
-    last read, so that no second teacher is ever held."""
+    In the inputs' precision: each of the teacher's tensors is copied to it when first read and released when last read,
+    so that no second teacher is ever held."""
 
     def __init__(self, anatomy: Anatomy, plan: Plan | None, teacher: nn.Module, zero: frozenset[Node] = frozenset()):
         super().__init__(anatomy.traced.program.graph_module)
-        self._zero = zero  # what gives nothing
+        self._zero = zero  # nodes whose result is set to zero
         self._anatomy, self._keep = anatomy, plan.keep if plan else {}
         self._tensors = named_tensors(teacher)
         self._wanted: dict[Node, torch.Tensor] = {}
@@ -202,9 +206,9 @@ class _Reference(Interpreter):
     def fetch_args_kwargs_from_env(self, n: Node) -> tuple[tuple, dict]:
         args, kwargs = super().fetch_args_kwargs_from_env(n)
         if n.op == "call_function" and operator(n) in _READS_ACROSS:
-            within = operator(n) in RECURRENT  # from step to step it reads across what it makes itself
+            within = operator(n) in RECURRENT  # from step to step it also reads across its own output
             args = torch.fx.map_arg(n.args, lambda a: self._zeroed(a, self.env[a], within))
-            if within:  # the precision of the first states that torch makes is written into the trace
+            if within:  # torch writes the precision of its initial states into the trace
                 args = torch.utils._pytree.tree_map(lambda v: v.to(args[0]) if torch.is_tensor(v) else v, args)
             if operator(n) == "scaled_dot_product_attention":
                 _require_same_precision(*args, **kwargs)
@@ -229,7 +233,7 @@ class _Reference(Interpreter):
         return value
 
     def _masks_of_statistics(self, node: Node) -> dict[int, torch.Tensor]:
-        """axis -> which of its channels are kept, of the axes over which `node` takes statistics and that are cut."""
+        """For each cut axis over which `node` takes statistics: which of its channels are kept."""
         if node.op != "call_function" or not node.args or not isinstance(node.args[0], Node):
             return {}
         axes = self._anatomy.axes.get(node.args[0]) if shape(node.args[0]) else None
@@ -238,13 +242,13 @@ class _Reference(Interpreter):
         return {a: m for a in statistics_axes(node) if axes[a] is not None and (m := self._mask(axes[a])) is not None}
 
     def _over_kept(self, node: Node, masks: dict[int, torch.Tensor]) -> Any:
-        """An operator's result with its statistics taken over the kept channels; zeros where others were."""
+        """An operator's result with its statistics taken over the kept channels; the others are zero."""
         args, kwargs = self.fetch_args_kwargs_from_env(node)
         kept = {a: m.nonzero().ravel().to(args[0].device) for a, m in masks.items()}
         picked, rest = args[0], list(args[1:])
         for axis, positions in kept.items():
             picked = picked.index_select(axis, positions)
-        if operator(node) in ("layer_norm", "rms_norm"):  # what it is scaled by has the axes of its statistics
+        if operator(node) in ("layer_norm", "rms_norm"):  # its scale and bias have the axes of its statistics
             first = picked.dim() - len(rest[0])
             rest[0] = list(picked.shape[first:])
             kwargs, rest = torch.utils._pytree.tree_map(lambda v: _pick(v, kept, first), (kwargs, rest))
@@ -261,7 +265,7 @@ class _Reference(Interpreter):
 
 
 def _pick(value: Any, kept: dict[int, torch.Tensor], first: int) -> Any:
-    """A tensor that has the axes of another from `first` on, at the kept positions; anything else as it is."""
+    """Select the kept positions of a tensor that has another's axes from `first` on; anything else is unchanged."""
     if isinstance(value, torch.Tensor):
         for axis, positions in kept.items():
             value = value.index_select(axis - first, positions)
@@ -269,7 +273,7 @@ def _pick(value: Any, kept: dict[int, torch.Tensor], first: int) -> Any:
 
 
 def _require_same_precision(query: Any, key: Any, value: Any, attn_mask: Any = None, *_: Any, **__: Any) -> None:
-    """torch reads a mask of another precision than its query's as if it were of that one, and says nothing."""
+    """Refuse a mask whose precision differs from its query's, which torch would silently reinterpret."""
     if attn_mask is not None and attn_mask.is_floating_point() and attn_mask.dtype != query.dtype:
         raise TypeError(f"found a mask of {attn_mask.dtype} for a query of {query.dtype}")
 
@@ -279,7 +283,7 @@ def _double(model: nn.Module) -> nn.Module:
 
 
 def _copied(tensor: torch.Tensor, double: bool) -> torch.Tensor:
-    """As `_double` has it, or as it is; detached."""
+    """A detached copy, in float64 if `double`."""
     wide = double and tensor.is_floating_point()
     return tensor.detach().to(torch.float64 if wide else tensor.dtype, copy=True)
 
@@ -289,8 +293,8 @@ def _in_double(given: list[torch.Tensor]) -> bool:
 
 
 class _InRows(TorchDispatchMode):
-    """Grouped convolutions in float64 get channels that lie in one piece each, for which torch is 12 times as fast as
-    for pixels that do (measured: 192 groups of 7x7, 56x56 pixels, on a CPU). What they return lies as it did."""
+    """Gives grouped convolutions in float64 contiguous tensors, with which torch is 12 times as fast as with
+    channels_last (measured: 192 groups of 7x7, 56x56 pixels, on a CPU). Results keep the layout of the input."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         fast = func is not torch.ops.aten.convolution.default or args[8] == 1 or args[0].is_contiguous()

@@ -1,4 +1,4 @@
-"""Random parameters for checks of the laws: what a fresh network hides, they show."""
+"""Random parameters for checks of the laws, which reveal errors that fresh weights hide."""
 
 import torch
 from torch import nn
@@ -7,13 +7,14 @@ from torch import nn
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
     """Fill `model` with random numbers, in place, so that `check_cut` sees every wrong index.
 
-    Fresh weights hide them: a norm's gamma of 0 or a layer scale of 1e-6 silences a branch whatever was cut in it.
+    Fresh weights hide such errors: a norm's gamma of 0 or a layer scale of 1e-6 silences a branch, whatever was cut in
+    it.
     Tests and benchmarks use it; the package itself never does.
 
     Args:
         model: Any network. Integer tensors stay, since they may be indices; a buffer that is positive throughout
             stays positive, since it may be a variance of which the code takes the root.
-        seed: Of the random numbers; the caller's random state stays as it is.
+        seed: Seed of the random numbers; the caller's random state stays as it is.
 
     Returns:
         `model` itself, in eval mode.

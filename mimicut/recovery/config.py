@@ -1,4 +1,4 @@
-"""How to mimic: the options, each with the source of its default, and the recipes that have a name."""
+"""How to mimic: the options, each with the source of its default, and the named recipes."""
 
 from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
@@ -136,7 +136,7 @@ class MimicConfig:
         """
         if self.lr is None:
             raise ValueError(
-                "the learning rate is measured on the network at hand, which was not done yet: call trials.settle"
+                "the learning rate is measured on the network, which has not been done yet: call settle_options.settle"
             )
         rise = min(1.0, (step + 1) / (self.warmup * self.steps)) if self.warmup else 1.0
         if self.schedule == "linear":
@@ -224,6 +224,6 @@ def preset(name: str, effort: str | None = None, **changes: Unpack[ConfigChanges
     if unknown:
         raise InputError("configuring mimic: " + "; ".join(unknown))
     if name not in PRESETS:
-        raise InputError(f"configuring mimic: there is no preset {name!r}; expected one of {', '.join(PRESETS)}")
+        raise InputError(f"configuring mimic: found the preset {name!r}, expected one of {', '.join(PRESETS)}")
     given: dict[str, Any] = {k: v for k, v in changes.items() if v is not None}
     return replace(PRESETS[name], **given)

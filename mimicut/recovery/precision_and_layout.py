@@ -1,4 +1,4 @@
-"""In which precision and memory layout a step is computed: by a rule where a run is short, else by trying.
+"""The precision and memory layout of a step: chosen by a rule for short runs, else by trying.
 
 Convolutions on a CPU are mostly quicker on pixels whose channels are adjacent in memory ("channels_last"); bf16 is
 quicker for some networks where the processor multiplies it in hardware: EfficientNet-Lite0 takes 5 times as long in it
@@ -131,8 +131,8 @@ def emulated(precision: str, device: torch.device | str | None) -> list[str]:
     if precision != "bf16" or bf16_in_hardware(device):
         return []
     return [
-        f"bf16 was asked for, which this {device.type} only emulates: a step takes longer in it than in float32; "
-        "precision auto takes what is quickest"
+        f"this {device.type} only emulates the requested bf16: a step takes longer than in float32; precision auto "
+        "takes the faster one"
     ]
 
 

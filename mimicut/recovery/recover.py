@@ -50,10 +50,13 @@ _BATCH = 64
 class Recovery:
     """What the recovery did.
 
-    mimic: its log. closed_form: its log, None where it was not asked for. errors: squared error at the seam over the
-    teacher's squared deviation, on the images to choose by, of the student as "cut", in "closed_form" and after
-    "norms"; empty without such images. norms_share: the share of the few images' own statistics in the batch norms.
-    rehearsal: what decided on the rate (`rehearsal.Rehearsal`, as JSON); None where nothing was rehearsed.
+    Attributes:
+        mimic: The log of mimicking.
+        closed_form: The log of the closed form; None if it was not run.
+        errors: Squared error at the seam over the teacher's squared deviation, on the images to choose by: of the
+            student as "cut", after "closed_form" and after "norms"; empty without such images.
+        norms_share: The weight of the few images' own statistics in the batch norms.
+        rehearsal: The rehearsal that decided on the rate (`rehearsal.Rehearsal`, as JSON); None if there was none.
     """
 
     mimic: MimicLog
@@ -129,9 +132,13 @@ def recover(
 
 
 def check_seconds(max_seconds: float | None) -> None:
-    """Raises: InputError where it is not a finite number from 0."""
+    """Check a time limit.
+
+    Raises:
+        InputError: It is not a finite number of at least 0.
+    """
     if max_seconds is not None and not (isfinite(max_seconds) and max_seconds >= 0):
-        raise InputError(f"recovering: max_seconds is {max_seconds}, expected a finite number of 0 or more")
+        raise InputError(f"recovering: max_seconds is {max_seconds}, expected a finite number of at least 0")
 
 
 def about(seconds: float) -> str:
@@ -172,7 +179,7 @@ class _Before:
 
 
 class _Preparation:
-    """What comes before mimicking, within the time there is."""
+    """Everything before mimicking, within the time limit."""
 
     def __init__(
         self,
@@ -190,7 +197,7 @@ class _Preparation:
         return None if self._max_seconds is None else self._max_seconds - (time.perf_counter() - self._begun)
 
     def prepare(self, config: MimicConfig) -> tuple[_Before, MimicConfig]:
-        """Do all that comes before mimicking; return that, and the config with everything decided."""
+        """Do everything before mimicking; return its record, and the config with everything decided."""
         say, solves = self._say, config.start == "closed_form"
         # The rehearsal without images to choose by starts from the cut, as it is now.
         cut = guard.full_copy(self._case.student) if solves and self._choose is None else None
@@ -198,7 +205,7 @@ class _Preparation:
         view_seconds = measure_view_seconds(self._case.teacher, self._few, config.views) if timed else 0.0
         before = self._solve(config, view_seconds) if solves else _Before()
         if config.steps and not self._has_time_to_mimic(config, view_seconds):
-            say("no time to mimic")
+            say("there is no time left to mimic")
             config = replace(config, steps=0)
         if not config.steps:
             return before, config
@@ -220,13 +227,13 @@ class _Preparation:
         return before, config
 
     def _solve(self, config: MimicConfig, view_seconds: float) -> _Before:
-        """The closed form, and norms where there are images to choose by."""
+        """Run the closed form, and settle the norms if there are images to choose by."""
         case, say = self._case, self._say
         expected = expected_seconds(case.anatomy, case.plan, case.student, view_seconds)
         most = None if self._max_seconds is None else CLOSED_SHARE * self._max_seconds
         most_views = None if most is None else views_within(most, view_seconds)
         if most is not None and not most_views:
-            say("no time for the closed form")
+            say("there is no time for the closed form")
             return _Before()
         say(f"solving the layers in closed form, {about(expected if most is None else min(expected, most))}")
         judge = None if self._choose is None else self._judge()
@@ -251,8 +258,8 @@ class _Preparation:
             errors["norms"] = judge.error(case.student)
         if closed.views_room < min(closed.images, closed.views_useful):
             say(
-                f"the memory had room for {closed.views_room} views of {closed.images} images in the first layers "
-                "that were solved; with more memory (--max-memory) they see every image"
+                f"for lack of memory the first layers were solved from only {closed.views_room} views of "
+                f"{closed.images} images; with more (--max-memory) they see every image"
             )
         return _Before(closed, errors, share)
 
@@ -277,7 +284,7 @@ class _Preparation:
     def _settle(self, config: MimicConfig) -> tuple[MimicConfig, dict[str, float], float]:
         """The config with everything decided, seconds of a trial's step in each precision and layout, and seconds of a
         step."""
-        self._say("measuring how long a step is to be, and how long it takes")
+        self._say("measuring the learning rate and the time of a step")
         progress, numbers = SpokenProgress(self._say, "trial step"), count_from(1)
 
         def on_trial_step(*_: float) -> None:
@@ -304,7 +311,7 @@ class _Preparation:
             log = mimic(case.teacher, trial, case.plan.seam, self._few, replace(config, steps=_TIMED_STEPS), **options)
             return max(log.seconds / _TIMED_STEPS, 1e-6)
         except Stopped:
-            raise KeyboardInterrupt from None  # there is nothing to keep of a trial
+            raise KeyboardInterrupt from None  # a trial leaves nothing to keep
 
     def _rehearse(
         self, cut: nn.Module | None, config: MimicConfig, closed: ClosedFormLog, step_seconds: float
@@ -313,10 +320,10 @@ class _Preparation:
         case, few, say = self._case, self._few, self._say
         left, cost = self._seconds_left(), REHEARSED_VIEWS * closed.seconds + MOST_STEPS * step_seconds
         if self._choose is None and divide(few, config.seed) is None:
-            say(f"{count(few)} images are too few, or too much alike, to rehearse on some of them")
+            say(f"not rehearsing: {count(few)} images are too few, or too similar, to set some aside")
             return None
         if left is not None and cost >= REHEARSAL_SHARE * left:
-            say("no time to rehearse")
+            say("there is no time to rehearse")
             return None
         say(f"rehearsing on images set aside, {about(cost)}")
         if self._choose is None:

@@ -1,4 +1,4 @@
-"""REHEARSAL: whether mimicking helps, and with which steps, tried before it begins on images that take no part in it.
+"""Rehearsal: try on images set aside, before mimicking begins, whether it helps and with which step length.
 
 A quarter of the few images is set aside; a closed form and a few steps from the others show what both do for these. All
 of that is thrown away, and every image trains in the end: of fifty images those set aside for good would cost more than
@@ -36,11 +36,14 @@ RATES = (1.0, 0.3, 0.1)
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What a rehearsal found.
+    """The result of a rehearsal.
 
-    images: how many judged. steps: how many were taken each time. error: at the seam on these images, before any step,
-    over the teacher's squared deviation. tried: (share of the rate, error after the steps: infinite, in JSON null,
-    where the loss was not finite).
+    Attributes:
+        images: Number of images that judged.
+        steps: Number of steps in each try.
+        error: Error at the seam on these images before any step, over the teacher's squared deviation.
+        tried: (share of the rate, error after the steps); the error is infinite, in JSON null, if the loss was not
+            finite.
     """
 
     images: int
@@ -59,9 +62,9 @@ class Rehearsal:
         return {**vars(self), "tried": tried, "rate": self.rate}
 
     def __str__(self) -> str:
-        each = ", ".join(f"{error:.3f} with {share:g} of the rate" for share, error in self.tried)
-        found = f"{self.images} images that took no part: error {self.error:.3f}, after {self.steps} steps {each}"
-        return found if self.rate else f"{found}; mimicking does harm here and is left out"
+        each = ", ".join(f"{error:.3f} with {share:g} times the rate" for share, error in self.tried)
+        found = f"{self.images} images set aside: error {self.error:.3f}; after {self.steps} steps {each}"
+        return found if self.rate else f"{found}; mimicking makes the student worse and is left out"
 
 
 def divide(few: Source | Tensor, seed: int) -> tuple[list[int], list[int]] | None:
@@ -153,7 +156,7 @@ def try_rates(
         try:
             mimic(case.teacher, trial, case.plan.seam, few, short, on_step=progress, max_memory=max_memory)
         except Stopped:
-            raise KeyboardInterrupt from None  # there is nothing to keep of a rehearsal
+            raise KeyboardInterrupt from None  # a rehearsal leaves nothing to keep
         except Diverged:
             tried.append((share, inf))
             continue

@@ -1,5 +1,5 @@
-"""What a run of mimicking is decided by before it begins: precision and layout by rule or by trial, the rate by
-measurement. All of it on copies that are thrown away.
+"""Decide, before mimicking begins, on what was left open: precision and layout by rule or by trial, the rate by
+measurement. All trials use copies that are thrown away.
 """
 
 import time
@@ -179,13 +179,13 @@ def measure_rate(
     return rate
 
 
-class _TooSlow(Exception):
-    pass
+class _TrialTooSlow(Exception):
+    """Ends a trial whose step already takes longer than it may."""
 
 
 def _step_seconds(trials: _Trials, config: MimicConfig, most: float) -> float:
-    """Seconds of a trial step of some of the images; the first one warms up. Where the second one takes more than
-    `most` seconds there is no third."""
+    """Seconds of a trial step on some of the images. The first step warms up; if the second takes more than `most`
+    seconds there is no third."""
     batch = trial_images(min(config.batch_size, count(trials.few)))
     config, marks = replace(config, steps=TRIED_STEPS, batch_size=batch), [time.perf_counter()]
 
@@ -193,12 +193,12 @@ def _step_seconds(trials: _Trials, config: MimicConfig, most: float) -> float:
         marks.append(time.perf_counter())
         trials.on_trial_step()
         if done == 2 and marks[2] - marks[1] > most:
-            raise _TooSlow
+            raise _TrialTooSlow
 
     pair = replace(trials.pair, student=guard.full_copy(trials.pair.student))
     try:
         seconds = _train_trial(pair, trials.few, config, trials.max_memory, mark)
-    except _TooSlow:
+    except _TrialTooSlow:
         return marks[2] - marks[1]
     each = [after - before for before, after in pairwise(marks[1:])]
     return min(each) if each else seconds / TRIED_STEPS
@@ -215,4 +215,4 @@ def _train_trial(
     try:
         return train(pair, few, config, on_step=on_step, max_memory=max_memory).seconds
     except Stopped:
-        raise KeyboardInterrupt from None  # there is nothing to keep of a trial
+        raise KeyboardInterrupt from None  # a trial leaves nothing to keep

@@ -154,8 +154,8 @@ def export_folder(
     check_formats(formats)
     if "int8" in formats and images is None:
         raise InputError(
-            f"exporting {folder} to int8: found no images; expected a few (--images DIR), which say how large the "
-            "values become"
+            f"exporting {folder} to int8: found no images; expected a few (--images DIR), from which it takes the "
+            "ranges of the values"
         )
     path = Path(folder).resolve()
     with _locked(path):
@@ -302,7 +302,7 @@ def _refuse_existing(path: Path, formats: Sequence[str], report: Report, force: 
 def _preprocessing_of(path: Path, plan: Plan) -> Preprocessing:
     source = plan.teacher.get("source") or {}
     if "preprocessing" not in source:
-        raise InputError(f"exporting {path}: the folder does not say what images its teacher takes; use mimicut.export")
+        raise InputError(f"exporting {path}: the folder does not say how images are prepared; use mimicut.export")
     return Preprocessing.from_json(source["preprocessing"])
 
 

@@ -20,7 +20,7 @@ VERSION = 1  # of the folder; kept under STORED. Results of release 0.1 have non
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of a result.
+    """Read the object in a JSON file of a result.
 
     Raises:
         StoreError: The file cannot be read, or holds something else.

@@ -81,8 +81,8 @@ def existing_result(folder: str | Path) -> Path:
     missing = [name for name in FILES if not (path / name).is_file()]
     if missing == [PLAN, WEIGHTS]:
         raise StoreError(
-            f"reading {path}: it holds a student that another tool pruned, as exported files, and no plan to build it "
-            "by; its README.md says how to load them"
+            f"reading {path}: it holds a student that another tool pruned, as exported files, and no plan to build "
+            "it from; its README.md says how to load them"
         )
     if missing:
         raise StoreError(f"reading {path}: found no {', '.join(missing)}; expected a folder that mimicut saved")

@@ -101,7 +101,7 @@ def _budget(plan: Plan) -> str:
             f"{plan.latency.wanted_share} of the latency on {where.get('runtime')}, threads {where.get('threads')}, "
             f"batch {where.get('batch')}"
         )
-    return f"Budget: {', '.join(limits)}." if limits else "Cut by a plan that the user gave."
+    return f"Budget: {', '.join(limits)}." if limits else "Cut by a given plan."
 
 
 def _certificate(report: Report) -> str:
@@ -208,7 +208,7 @@ def _int8(report: Report) -> str:
         return ""
     reference = "student" if table["without_teacher"] else "teacher"
     text = (
-        f"On {table['runtime']}, threads {table['threads']}, batch {table['batch']}, timed in turn; quantised by "
+        f"On {table['runtime']}, threads {table['threads']}, batch {table['batch']}, timed in turn; quantised on "
         f"{table['images_quantised_by']:,} images; agreement with the {reference} on {table['images']:,} others."
     )
     body = "".join(

@@ -67,7 +67,7 @@ def is_result(folder: str | Path) -> bool:
 def as_teacher(
     folder: str | Path, build_teacher: str | Callable[[], nn.Module] | None = None
 ) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
-    """Load a result that is to be a teacher.
+    """Load a result to use it as a teacher.
 
     Returns:
         The model as `load` gives it; how its own teacher is built (`Teacher.to_json`); and two fields of a `Teacher`:
@@ -82,7 +82,7 @@ def as_teacher(
     checkpoint = read_stopped(path)
     if checkpoint is not None and (not path.exists() or checkpoint.data["saved"] == weights_digest(path)):
         raise StoreError(
-            f"loading {path} as a teacher: the run that makes it was stopped; go on with it first (--resume), or take "
+            f"loading {path} as a teacher: the run that makes it was stopped; resume it first (--resume), or use "
             f"the result as it is by removing {stopped_path(path).name}"
         )
     plan, report, _ = read(folder)

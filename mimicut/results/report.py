@@ -121,20 +121,20 @@ class Report:
         if self.top1_agreement is None or self.top1_agreement_low is None or not self.images_held_out:
             if self.min_agreement is None:
                 return []
-            return [f"NO GO: the agreement is unknown, {self.min_agreement:.1%} was required"]
+            return [f"NO GO: the agreement is unknown, but at least {self.min_agreement:.1%} was required"]
         agreeing = round(self.top1_agreement * self.images_held_out)
         more = images_to_halve(agreeing, self.images_held_out)
         words = in_words(self.top1_agreement_low, self.crossfit)
         sentences = [f"{words}; {more:,} more held-out images would halve the interval"]
         if self.confidence_teacher is not None and self.confidence_student is not None:
             sentences.append(
-                f"the teacher gives its answers {self.confidence_teacher:.1%} on average, the student its own "
+                f"mean confidence in the own answers: teacher {self.confidence_teacher:.1%}, student "
                 f"{self.confidence_student:.1%}"
             )
         if self.min_agreement is not None:
             sentences.append(
                 f"{'GO' if self.go else 'NO GO'}: the lower end of the interval is {self.top1_agreement_low:.1%}, "
-                f"{self.min_agreement:.1%} was required"
+                f"at least {self.min_agreement:.1%} was required"
             )
         return sentences
 
@@ -221,8 +221,8 @@ class Report:
             lines.append(f"alternative, {other['name']}: agreement {share}, {_seconds(other['seconds'])}")
         for export in self.exports.values():
             lines.append(
-                f"{export['file']}: {export['bytes'] / 1e6:.2f} MB, {export['precision']}, batch {export['batch']}; in "
-                f"a process of its own within {largest_error(export):.0e} of the student"
+                f"{export['file']}: {export['bytes'] / 1e6:.2f} MB, {export['precision']}, batch {export['batch']}; "
+                f"run by itself, it is within {largest_error(export):.0e} of the student"
             )
         lines += self._in_int8()
         if self.macs_not_counted:

@@ -1,4 +1,4 @@
-"""The file beside a result folder that a stopped run leaves, to go on from: its checkpoint, as safetensors."""
+"""The file that a stopped run leaves beside its result folder, to be resumed: its checkpoint, as safetensors."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def write_stopped(folder: str | Path, checkpoint: Checkpoint) -> Path:
 
 
 def read_stopped(folder: str | Path) -> Checkpoint | None:
-    """The checkpoint of the run that was stopped; None where there is none.
+    """Read the checkpoint of the stopped run; None if there is none.
 
     Raises:
         StoreError: The file cannot be read.
@@ -62,7 +62,7 @@ def read_stopped(folder: str | Path) -> Checkpoint | None:
             return Checkpoint({name: file.get_tensor(name) for name in file.keys()}, data)  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise StoreError(
-            f"going on with {path}: {one_line(error)}; it is no file of a stopped run: remove it and start anew"
+            f"resuming {path}: {one_line(error)}; it is not the file of a stopped run: remove it and start again"
         ) from error
 
 

@@ -177,7 +177,7 @@ def _refuse_fixed(folder: str, found: Mapping[str, Any]) -> None:
         if value is not None:
             raise InputError(
                 f"loading the teacher {folder}: found {name} {value!r}; a result has its own weights and its own "
-                "architecture: leave that out, or compress the network that it was made from again"
+                "architecture: leave that out, or compress again the network that it was made from"
             )
 
 
@@ -193,7 +193,7 @@ def _load_result(folder: str, given: TeacherOptions) -> Teacher:
     else:
         base = detector_preprocessing(model) or OWN_PREPROCESSING
         notes.append(
-            "the folder does not say how its teacher expects images: what a module in hand gets by default is assumed"
+            "the folder does not say how its teacher expects images: the defaults for a plain module are assumed"
         )
     preprocessing = given.preprocessing.apply(base, None, notes)
     if preprocessing.input_size[0] != base.input_size[0]:

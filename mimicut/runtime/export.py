@@ -101,7 +101,9 @@ def export(
     formats = tuple(dict.fromkeys(formats))
     check_formats(formats)
     if "int8" in formats and not calibrate:
-        raise InputError("exporting to int8: found no images; expected a few, which say how large the values become")
+        raise InputError(
+            "exporting to int8: found no images; expected a few, from which it takes the ranges of the values"
+        )
     require_data(model)
     ready, call = in_float32(model, example)
     output = _output_of(ready, *call)

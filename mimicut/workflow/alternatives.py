@@ -1,4 +1,4 @@
-"""What cheaper ways would have come to, on the same cut and images, each by itself: it shows what earned its place."""
+"""Cheaper ways to recover the same cut from the same images, each on its own, to compare the result with."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -36,36 +36,45 @@ def alternatives(
     say: Callable[[str], None] = lambda text: None,
     max_memory: int | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Name, agreement with its interval, feature error and seconds of every way: the cut alone; batch norms measured
-    anew; the closed form alone; logits distilled; features mimicked as MiR has it (both `config.steps` steps).
+    """Yield name, agreement with its interval, feature error and seconds of each cheaper way.
 
-    judge: figures of a whole student on the held-out images. max_memory: bytes that passes may hold. Ways that this
-    network has no use for are left out; of one that fails all figures are None and "failed" says why. The teacher comes
-    back as it was.
+    The ways: the cut alone; batch norms re-estimated; the closed form alone; logits distilled; features mimicked as in
+    MiR (the last two for `config.steps` steps). Ways that do not apply to this network are left out. If a way fails,
+    its figures are None and "failed" holds the reason. The teacher is restored to its original state.
+
+    Args:
+        teacher: The network that was cut.
+        anatomy: As `trace` reads it.
+        plan: How it was cut.
+        few: The images to learn from.
+        config: The recipe; steps, views, seed, device, precision and layout are taken from it.
+        judge: Measures a whole student on the held-out images.
+        say: Receives a sentence for each way.
+        max_memory: Bytes that passes may hold.
     """
     for name, run in _WAYS.items():
         say(f"alternative: {name}")
         student, begun = cut(teacher, plan), time.perf_counter()
         student = student.to(next((t.device for t in guard.named_tensors(teacher).values()), None))
-        worth, failed = Figures(None, None, None, None, 0, ()), None
+        measured, failed = Figures(None, None, None, None, 0, ()), None
         try:
             if run(_Case(teacher, student, anatomy, plan, few, config, max_memory)) is False:
                 continue
             seconds = time.perf_counter() - begun
-            worth = judge(put_under_head(teacher, student, plan.seam))
-        except MimicutError as error:  # the result itself is well
+            measured = judge(put_under_head(teacher, student, plan.seam))
+        except MimicutError as error:  # the result itself is not affected
             seconds, failed = time.perf_counter() - begun, str(error)
             say(f"  {error}")
         yield {
-            "name": name, "seconds": round(seconds, 2), "top1_agreement": worth.top1_agreement,
-            "top1_agreement_low": worth.top1_agreement_low, "top1_agreement_high": worth.top1_agreement_high,
-            "feature_error_relative": worth.feature_error_relative, "failed": failed,
+            "name": name, "seconds": round(seconds, 2), "top1_agreement": measured.top1_agreement,
+            "top1_agreement_low": measured.top1_agreement_low, "top1_agreement_high": measured.top1_agreement_high,
+            "feature_error_relative": measured.feature_error_relative, "failed": failed,
         }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _Case(CutStudent):
-    """What every way starts from. student: the cut, which it changes."""
+    """The starting point of every way; each way changes `student`, the cut network."""
 
     few: Source | Tensor
     config: MimicConfig
@@ -98,13 +107,13 @@ def _mimicked(case: _Case) -> bool:
 
 
 def _distilled(case: _Case) -> bool:
-    """The network's own output in the place of the seam; the head stays the teacher's."""
+    """Mimic the network's output instead of its seam features; the head stays the teacher's."""
     if case.plan.seam.headless or not case.config.steps:
         return False
     try:
         output = find_seam(case.teacher, case.anatomy.traced.example, points=[":output"])
         _mimic_at(replace(output, head=case.plan.seam.head), case)
-    except UnsupportedModel:  # it returns more than one tensor can stand for
+    except UnsupportedModel:  # its output is more than one tensor
         return False
     return True
 

@@ -41,15 +41,15 @@ from mimicut.workflow.run_record import CheckpointWriter, check_same, record_of
 
 @dataclass(frozen=True)
 class Result:
-    """What a run made.
+    """The result of a run.
 
-    Args:
-        model: the student under the teacher's head, in eval mode; of a teacher that is compressed in part, the whole.
-        plan: what was kept.
-        report: what was measured.
-        recovery: how the student was recovered.
-        folder: where it was saved, or None.
-        stopped: whether by Ctrl-C, before the last step.
+    Attributes:
+        model: The student under the teacher's head, in eval mode; with a part of a teacher, the whole network.
+        plan: What was kept.
+        report: What was measured.
+        recovery: How the student was recovered.
+        folder: Where it was saved, or None.
+        stopped: Whether Ctrl-C stopped the run before the last step.
     """
 
     model: nn.Module
@@ -62,7 +62,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What run.toml says that the run was asked for."""
+    """The images and the request that run.toml records."""
 
     images: ImageSource | ImageSet
     request: Request
@@ -96,32 +96,39 @@ def compress(
 ) -> Result:
     """Make `teacher` smaller from a few unlabelled images, prove what was done, and save it.
 
+    Nothing is left half-written, and the teacher is not changed.
+
     Args:
-        teacher: from `load_teacher`, or a module (then images are prepared as `own_teacher` says).
-        images: whatever `read_images` reads; nothing but these trains.
-        budget: what is asked for; or its fields as keyword arguments: keep=0.5, latency=0.6, runtime="openvino", ...
-        plan: what to keep, instead of a budget.
-        config: how to recover; the default recipe if None.
-        folder, force: where to save, and whether an existing result there is replaced.
-        resume: go on with the run that was stopped, if a file beside `folder` is of one; with the same images, options
-            and threads the result is the same.
-        held_out, held_out_share, split_seed: images that only certify, or the share of `images` that does.
-        labelled, labels: images that only measure accuracy: a folder of class folders, or any with class numbers.
-        seam: points where the features are taken, instead of the one that is found.
-        example: traced input, images first, or `((), {"pixel_values": images})`; by default two blank images.
-        max_seconds: time limit for evidence, planning and recovery, which then takes as many steps as fit.
-        max_memory: bytes, the most resident memory of this process meanwhile; by default 4 GB, or half of what is free.
-        min_agreement: what the lower end of the agreement's interval must reach (`Report.go` says whether it does).
-        with_alternatives: the report also has what cheaper ways reach on the same cut.
-        export_to: formats that the saved result is also written in, by `export_folder`.
-        on_stage, on_step: take a sentence at each stage, and (steps done, steps, loss) after each step.
+        teacher: From `load_teacher`, or a module (its images are then prepared as in `own_teacher`).
+        images: Anything that `read_images` reads. Only these images train.
+        budget: The budget; or give its fields as keyword arguments: keep=0.5, latency=0.6, runtime="openvino", ...
+        plan: What to keep, instead of a budget.
+        config: How to recover; the default recipe if None.
+        folder, force: Where to save, and whether to replace an existing result there.
+        resume: Continue the stopped run whose file lies beside `folder`, if there is one; with the same images,
+            options and threads the result is the same.
+        held_out, held_out_share, split_seed: Images that only certify, or the share of `images` to set aside for that.
+        labelled, labels: Images that only measure accuracy: a folder of class folders, or any images with class
+            numbers.
+        seam: Points where the features are taken, instead of those found automatically.
+        example: Input to trace with, images first, or `((), {"pixel_values": images})`; by default two blank images.
+        max_seconds: Time limit for evidence, planning and recovery, which then takes as many steps as fit.
+        max_memory: Bound on the resident memory of this process, in bytes; by default 4 GB, or half of what is free.
+        min_agreement: Required lower end of the agreement's interval (`Report.go` says whether it is reached).
+        with_alternatives: Whether to report also how well cheaper ways recover the same cut.
+        export_to: Formats in which `export_folder` also writes the saved result.
+        on_stage, on_step: Receive a sentence at each stage, and (steps done, steps, loss) after each step.
 
-    Returns: the result. Where nothing is cut it is the teacher, bit for bit.
+    Returns:
+        The result. If nothing is cut, its model is the teacher, bit for bit.
 
-    Raises: InputError, PlanError, StoreError before any work for what cannot be used; UnsupportedModel where the model
-        is the reason; LawBroken where a law does not hold. Nothing is left half-written, and the teacher is as it was.
-        Ctrl-C while the student mimics: it is verified and saved as it is, where no other result stands, with the file
-        to `resume` from; then Stopped is raised, a KeyboardInterrupt whose `log` is the Result.
+    Raises:
+        InputError, PlanError, StoreError: An argument cannot be used; raised before any work.
+        UnsupportedModel: This model cannot be compressed.
+        LawBroken: A law does not hold.
+        Stopped: Ctrl-C while the student mimics. The student is first verified and saved as it is, unless another
+            result is in `folder`, with the file to `resume` from. Stopped is a KeyboardInterrupt whose `log` is the
+            Result.
     """
     teacher = teacher_of(teacher)
     request = request_of(
@@ -135,7 +142,7 @@ def compress(
 
 @dataclass(frozen=True)
 class _Run:
-    """What the steps share once the network and the images were read."""
+    """What all later steps share, once the network and the images have been read."""
 
     teacher: Teacher
     recorded: Recorded
@@ -167,7 +174,7 @@ def run_request(
     *,
     recorded: Recorded | None = None,
 ) -> Result:
-    """As `compress`, from a request. recorded: what run.toml is to say, where that is not what is given here."""
+    """Run `compress` from a request. recorded: what run.toml records, if different from the arguments here."""
     run = _read(teacher, images, request, say, on_step)
     if recorded is not None:
         run = replace(run, recorded=recorded)
@@ -177,7 +184,7 @@ def run_request(
         run = replace(run, given_plan=plan, network=replace(run.network, anatomy=anatomy))
     if not run.plan.slices and not run.plan.drop:
         run = replace(run, request=replace(request, config=replace(request.config, steps=0, start="cut")))
-        run.notes.append("nothing is cut: the model is the teacher, bit for bit, and mimics nothing")
+        run.notes.append("nothing is cut: the model is the teacher, bit for bit, and there is nothing to mimic")
     say("cutting")
     student, law, costs = _cut(run)
     recovered = _recover(run, student, allowance)
@@ -195,7 +202,7 @@ def run_request(
 def _read(
     teacher: Teacher, images: ImageSource | ImageSet, request: Request, say: OnStage, on_step: OnStep | None
 ) -> _Run:
-    """The images and the network, and what is known of both before any work."""
+    """Read the images and the network, and check both before any work."""
     started = time.perf_counter()
     destination = destination_of(request, teacher)
     say("reading images")
@@ -209,7 +216,7 @@ def _read(
     say_notes(say, notes)
     say("reading the network")
     network = read_network(teacher, request, intake, plan)
-    say("looking at the images")
+    say("checking the images")
     looked = look_at_images(network, request, intake)
     notes += [*looked.notes, *emulated(request.config.precision, request.config.device)]
     say_notes(say, looked.notes)
@@ -231,9 +238,11 @@ def _read(
 
 
 def _cut(run: _Run) -> tuple[nn.Module, Any, Costs]:
-    """The cut student, what the law of the cut was checked to, and the costs.
+    """Cut the student; return it with the record of the checked law and the costs.
 
-    Raises: LawBroken."""
+    Raises:
+        LawBroken: The cut network does not equal the teacher with zeros, or misses the budget.
+    """
     model, anatomy = run.network.model, run.network.anatomy
     student = cut(model, run.plan)
     law = laws.check_cut(anatomy, run.plan, model, student)
@@ -244,7 +253,7 @@ def _cut(run: _Run) -> tuple[nn.Module, Any, Costs]:
 
 @dataclass(frozen=True)
 class _Recovered:
-    """model: the student under the teacher's head, where the teacher was. stopped: by Ctrl-C."""
+    """model: the student under the teacher's head, on the teacher's original device. stopped: by Ctrl-C, else None."""
 
     model: nn.Module
     recovery: Recovery
@@ -264,7 +273,7 @@ def _recover(run: _Run, student: nn.Module, allowance: Allowance) -> _Recovered:
         if stopped is not None:
             run.notes.append(f"stopped after {len(log.losses)} of {log.config.steps} steps")
             run.say(run.notes[-1])
-        run.say("replacing and verifying")
+        run.say("putting the student under the teacher's head and verifying it")
         result = put_under_head(model, student, run.plan.seam)
         proof = measure_student(model, result, run.plan.seam, run.intake, run.say, run.network.batch_size)
         if request.with_alternatives and stopped is None and (run.plan.slices or run.plan.drop):
@@ -273,7 +282,7 @@ def _recover(run: _Run, student: nn.Module, allowance: Allowance) -> _Recovered:
 
 
 def _recovered_student(run: _Run, student: nn.Module, allowance: Allowance) -> tuple[Recovery, Stopped | None]:
-    """Changes `student`. With Ctrl-C the recovery so far, and what was raised."""
+    """Train `student` in place. After Ctrl-C return the recovery so far, and the exception."""
     request, intake, keep = run.request, run.intake, _checkpoints(run)
     try:
         recovery = recover(
@@ -295,7 +304,11 @@ def _checkpoints(run: _Run) -> CheckpointWriter:
 
 
 def _completed(run: _Run, model: nn.Module) -> nn.Module:
-    """`model` in its place in the whole. Raises: LawBroken where the head is not the teacher's."""
+    """Put `model` in its place in the whole network.
+
+    Raises:
+        LawBroken: The head is not the teacher's.
+    """
     teacher = run.teacher
     whole = teacher.completed(model)
     check_head(run.network.model if teacher.whole is None else teacher.whole, whole, run.plan.seam, teacher.part)
@@ -327,12 +340,14 @@ def _config(recovery: Recovery, request: Request, law: Any) -> dict[str, Any]:
 
 
 def _kept(run: _Run, result: Result, stopped: Stopped | None) -> Result:
-    """The result, saved and exported where it is to be.
+    """Save and export the result, as far as the request says.
 
-    Raises: Stopped where the run was stopped, after that."""
+    Raises:
+        Stopped: The run was stopped; raised after saving.
+    """
     request, folder = run.request, run.request.folder
     replaces = run.destination.replaces
-    # What was stopped takes the place of nothing but an earlier part of itself.
+    # A stopped run replaces nothing but an earlier part of itself.
     free = folder is not None and (not folder.exists() or not any(folder.iterdir()))
     if folder is not None and (stopped is None or replaces or free):
         run.say("saving")
@@ -346,7 +361,7 @@ def _kept(run: _Run, result: Result, stopped: Stopped | None) -> Result:
         result = replace(result, stopped=True)
         raise Stopped(result, stopped.checkpoint)
     if request.export_to:
-        run.say(f"exporting; the result itself is in {result.folder}")
+        run.say(f"exporting; the result itself is already saved in {result.folder}")
         assert result.folder is not None  # or the request is refused
         held_out = run.intake.held_out if len(run.intake.held_out) else None
         report = export_folder(

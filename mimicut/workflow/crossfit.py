@@ -1,9 +1,9 @@
-"""CROSSFIT: every image trains the student, and every image certifies, though never the same student.
+"""Cross-fitting: every image trains and every image certifies, but never for the same student.
 
-The student that is kept is made of all images. For the certificate the images are parted into folds; each fold is held
-out once, from a student that is made of the others in the same way. What is measured is what this way of making
-students comes to with almost as many images. The folds' students share most of their images, so that their agreements
-hang together and the interval is an approximation; the report says so.
+The student that is kept learns from all images. For the certificate the images are divided into folds; each fold is
+held out once, from a student made from the others in the same way. The figures therefore describe this way of making
+students, with slightly fewer images. The folds' students share most of their images, so their agreements are correlated
+and the interval is an approximation; the report says so.
 """
 
 from collections.abc import Sequence
@@ -38,24 +38,29 @@ def crossfit(
     on_step: OnStep | None = None,
     **options: Unpack[RequestOptions],
 ) -> Result:
-    """As `compress`, whose options these are, with nothing held out, and the certificate by `folds` more students.
+    """Compress with nothing held out, and certify with `folds` further students.
 
-    Takes `folds` times as long again. A latency is planned once, of all images, and the folds take that plan. Copies of
-    one image are in one fold.
+    The certificate takes `folds` times as long again. A latency target is planned once, from all images, and the folds
+    use that plan. Copies of one image are in one fold.
 
     Args:
-        teacher, images, on_stage, on_step, options: as for `compress`; without held_out.
-        folds: from 2 to the number of different images.
+        teacher, images, on_stage, on_step, options: As for `compress`; without held_out.
+        folds: From 2 to the number of different images.
 
-    Raises: as `compress`; InputError for fewer than two folds, more than there are different images, held-out images
-        beside them, or an agreement that is asked for beside a latency or depth.
+    Returns:
+        As `compress`, with the folds' figures in the report.
+
+    Raises:
+        InputError: Fewer than two folds, more folds than different images, held-out images given too, or a required
+            agreement together with a latency or depth.
+        MimicutError: As `compress`.
     """
     say = on_stage or (lambda text: None)
     teacher = teacher_of(teacher)
     if options.get("held_out") is not None:
-        raise InputError("crossfit: held-out images are given too; expected one of both")
+        raise InputError("crossfit: found held-out images as well; expected either crossfit or those")
     if folds < 2:
-        raise InputError(f"crossfit: found {folds} folds, expected at least 2, and no more than different images")
+        raise InputError(f"crossfit: found {folds} folds, expected 2 up to the number of different images")
     options["held_out_share"] = 0.0
     request = request_of(teacher, **options)
     found = images
@@ -67,7 +72,7 @@ def crossfit(
     notes = known_images(teacher, request.plan, found.hashes, request.min_agreement)
     searches = request.budget is not None and request.budget.searches
     if searches:
-        notes.append("every fold's student has the plan that all images made, the held-out ones of the fold too")
+        notes.append("every fold's student has the plan made from all images, including those held out in the fold")
     recorded = Recorded(images, replace(request, crossfit=folds))
     result = run_request(teacher, found, replace(request, min_agreement=None), say, on_step, recorded=recorded)
     again = _fold_request(request, result.plan if searches or request.plan is not None else None)
@@ -77,7 +82,7 @@ def crossfit(
         fold = replace(again, images=Images(held_out=found.subset(held)))
         try:
             reports.append(run_request(teacher, found.subset(rest), fold, lambda text: None, on_step).report)
-        except Stopped:  # what is kept is the result, not a fold's student
+        except Stopped:  # a stopped fold has no result of its own
             raise KeyboardInterrupt from None
     report = _pooled(result.report, reports)
     seconds = (report.seconds or 0) + sum(fold.seconds or 0 for fold in reports)
@@ -92,25 +97,26 @@ def _check(request: Request, held_out: int) -> None:
     check_threshold(request.min_agreement, held_out)
     if request.with_alternatives:
         raise InputError(
-            "crossfit: alternatives are asked for too, and no image is held out to judge them by; expected one of both"
+            "crossfit: found alternatives as well, but no image is held out to judge them by; expected either crossfit "
+            "or alternatives"
         )
     if request.min_agreement is not None and request.budget is not None and request.budget.searches:
         raise InputError(
-            f"crossfit: an agreement of {request.min_agreement} is asked for, and a latency or depth, whose plan all "
-            "images make, so that none can show it; expected a budget such as keep, or held-out images instead of "
-            "crossfit"
+            f"crossfit: found a required agreement of {request.min_agreement} together with a latency or depth; that "
+            "plan is made from all images, so none of them can prove the agreement; expected a budget such as keep, or "
+            "held-out images instead of crossfit"
         )
 
 
 def _fold_request(request: Request, plan: Plan | None) -> Request:
-    """What a fold's student is asked for. plan: that of all images, where the folds take it; its latency was measured
-    once."""
+    """The request for a fold's student. plan: the one made from all images, if the folds use it; its latency was
+    already measured."""
     fold = replace(request, folder=None, force=False, resume=False, export_to=(), min_agreement=None)
     return fold if plan is None else replace(fold, budget=None, plan=replace(plan, latency=None))
 
 
 def _folds(images: ImageSet, folds: int, seed: int) -> list[tuple[list[int], list[int]]]:
-    """(images to fit, images held out); of copies one alone is held out."""
+    """(images to fit, images held out) of each fold; only one of several copies is held out."""
     alike: dict[str, list[int]] = {}
     for index, content in enumerate(images.contents):
         alike.setdefault(content, []).append(index)
@@ -120,8 +126,8 @@ def _folds(images: ImageSet, folds: int, seed: int) -> list[tuple[list[int], lis
     groups = [list(alike.values())[i] for i in order]
     parts = []
     for fold in range(folds):
-        held, gone = sorted(g[0] for g in groups[fold::folds]), {i for g in groups[fold::folds] for i in g}
-        parts.append(([i for i in range(len(images)) if i not in gone], held))
+        held, left_out = sorted(g[0] for g in groups[fold::folds]), {i for g in groups[fold::folds] for i in g}
+        parts.append(([i for i in range(len(images)) if i not in left_out], held))
     return parts
 
 
@@ -129,31 +135,31 @@ def _pooled(report: Report, folds: Sequence[Report]) -> Report:
     """`report` with the figures of all folds."""
     images = [fold.images_held_out or 0 for fold in folds]
     total = sum(images)
-    told: dict[str, Any] = {"images_held_out": total, "crossfit": len(folds)}
+    pooled: dict[str, Any] = {"images_held_out": total, "crossfit": len(folds)}
     shares = [fold.top1_agreement for fold in folds if fold.top1_agreement is not None]
     if len(shares) == len(folds):
         agreeing = sum(round(share * n) for share, n in zip(shares, images, strict=True))
         low, high = binomial_interval(agreeing, total)
-        told |= {"top1_agreement": agreeing / total, "top1_agreement_low": low, "top1_agreement_high": high}
+        pooled |= {"top1_agreement": agreeing / total, "top1_agreement_low": low, "top1_agreement_high": high}
     for name in _WEIGHTED:
         values = [getattr(fold, name) for fold in folds]
         if None not in values:
-            told[name] = sum(v * n for v, n in zip(values, images, strict=True)) / total
+            pooled[name] = sum(v * n for v, n in zip(values, images, strict=True)) / total
     by_class: dict[str, list[int]] = {}
     for fold in folds:
         for name, (agree, seen) in fold.agreement_by_class.items():
             so_far = by_class.setdefault(name, [0, 0])
             by_class[name] = [so_far[0] + agree, so_far[1] + seen]
     every = [each for fold in folds for each in fold.disagreements]
-    told |= {
+    pooled |= {
         "agreement_by_class": dict(sorted(by_class.items(), key=lambda item: int(item[0]))),
         "disagreements": tuple(sorted(every, key=lambda e: e["teacher"][0] == e["student"][0])[:DISAGREEMENTS]),
         "image_hashes": {**report.image_hashes, "held_out": report.image_hashes.get("fit", [])},
     }
-    said = (
-        f"crossfit: each of {total} images was held out once, from one of {len(folds)} students made of the others; "
-        "the figures speak of this way of making students, not of the one that was kept, which has seen all images; "
-        "the folds are not independent, so that the interval is an approximation"
+    caveat = (
+        f"crossfit: each of {total} images was held out once, from one of {len(folds)} students made from the others; "
+        "the figures describe this way of making students, not the student that was kept, which has seen all images; "
+        "the folds are not independent, so the interval is an approximation"
     )
     notes = [note for note in report.notes if "no image was held out" not in note]
-    return replace(report, notes=(*notes, said), **told)
+    return replace(report, notes=(*notes, caveat), **pooled)

@@ -1,4 +1,4 @@
-"""Reading the network and its images, and deciding what to keep."""
+"""Read the network, check its images, and decide what to keep."""
 
 import time
 from collections.abc import Callable
@@ -30,13 +30,13 @@ _Found = TypeVar("_Found")
 
 
 class Allowance:
-    """The seconds that deciding and recovering may take; without a limit there is always time."""
+    """The time left for planning and recovery, in seconds; None means no limit."""
 
     def __init__(self, seconds: float | None):
         self.left = seconds
 
     def run(self, work: Callable[[], _Found]) -> _Found:
-        """What `work` returns; the seconds that it took are spent."""
+        """Call `work`, deduct the seconds it took, and return its result."""
         begun = time.perf_counter()
         found = work()
         if self.left is not None:
@@ -46,7 +46,7 @@ class Allowance:
 
 @dataclass(frozen=True)
 class Network:
-    """The teacher's network as it was read. batch_size: images of a pass that only measures."""
+    """The teacher's network and its anatomy. batch_size: number of images in a pass that only measures."""
 
     model: nn.Module
     anatomy: Anatomy
@@ -60,7 +60,12 @@ def asks_images(request: Request, plan: Plan | None) -> bool:
 
 
 def read_network(teacher: Teacher, request: Request, intake: Intake, plan: Plan | None) -> Network:
-    """Raises: UnsupportedModel; InputError where the memory does not suffice for it, before the work."""
+    """Trace the teacher's network, and check that it fits in memory.
+
+    Raises:
+        UnsupportedModel: The network cannot be traced.
+        InputError: There is not enough memory for it.
+    """
     budget = request.budget
     planned = () if budget is None or budget.searches else budget.drop
     drop = planned if plan is None else tuple(plan.drop)
@@ -72,6 +77,7 @@ def read_network(teacher: Teacher, request: Request, intake: Intake, plan: Plan 
 
 
 def look_at_images(network: Network, request: Request, intake: Intake) -> ImageCheck:
+    """Check the images before anything is learned from them."""
     with on_device(network.model, request.config.device):
         return check_images(
             network.model, network.anatomy.seam, intake.few, intake.call, held_out=intake.held_out,
@@ -88,7 +94,17 @@ def decide(
     allowance: Allowance,
     say: Say,
 ) -> tuple[Plan, Anatomy]:
-    """The plan, and the anatomy without the blocks that it drops. plan: the one to use as it is, resolved again."""
+    """Decide what to keep.
+
+    Args:
+        teacher, network, intake, request: What to compress, how it was read, on which images, and to what budget.
+        plan: A given plan, which is resolved again and otherwise kept; None to make one.
+        allowance: The time left; planning deducts its own.
+        say: Receives a sentence for each stage.
+
+    Returns:
+        The plan, and the anatomy without the blocks that it drops.
+    """
     model, anatomy, source = network.model, network.anatomy, teacher.to_json()
     if plan is not None:
         return replace(replan(model, anatomy, plan, source), call=intake.call), anatomy
@@ -110,7 +126,7 @@ def _evidence(network: Network, intake: Intake, request: Request, seconds: float
         evidence = channel_evidence(
             network.model, network.anatomy, intake.bound(intake.few), views=config.views, seed=config.seed,
             max_seconds=None if seconds is None else EVIDENCE_SHARE * seconds,
-            on_expected=lambda seconds: say(f"asking the images which channels matter, {about(seconds)}"),
+            on_expected=lambda seconds: say(f"measuring on the images which channels matter, {about(seconds)}"),
             on_progress=SpokenProgress(say, "batch or group"), max_memory=request.pass_bytes,
         )  # fmt: skip
     memory.trim()
@@ -122,7 +138,7 @@ def _mixture(
 ) -> Plan:
     assert request.budget is not None  # as there is no plan
     config = request.config
-    recipe = config if seconds is None else None  # trials would take from the time that is left
+    recipe = config if seconds is None else None  # trials would use up the remaining time
     given = Findings(views=config.views, seed=config.seed, evidence=evidence, recipe=recipe)
     with on_device(network.model, config.device):
         few = intake.bound(intake.few)

@@ -1,4 +1,4 @@
-"""From figures to a report."""
+"""Turn figures into a report."""
 
 import time
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ _FIGURES = (
 
 @dataclass(frozen=True)
 class Costs:
-    """What teacher and student cost."""
+    """Parameters and MACs of teacher and student."""
 
     teacher: Cost
     student: Cost
@@ -42,7 +42,7 @@ def report_of(
     started: float,
     notes: Sequence[str],
 ) -> Report:
-    """What the report of any student that mimicked holds. started: of the run, by `time.perf_counter`."""
+    """Fill the report of any student that mimicked. started: start of the run, by `time.perf_counter`."""
     return Report(
         params_teacher=costs.teacher.params,
         params_student=costs.student.params,
@@ -67,7 +67,7 @@ def report_of(
 
 
 def report_fields(found: Figures, held_out: ImageSet) -> dict[str, Any]:
-    """The figures as the report has them: images by their names."""
+    """The figures as fields of the report, with images by their names."""
     data = {name: getattr(found, name) for name in _FIGURES}
     data["agreement_by_class"] = {str(c): list(pair) for c, pair in found.agreement_by_class.items()}
     data["disagreements"] = tuple(
@@ -78,13 +78,13 @@ def report_fields(found: Figures, held_out: ImageSet) -> dict[str, Any]:
 
 
 def class_names(found: Figures, classes: Sequence[str]) -> dict[str, str]:
-    """What the classes mean that the figures name, as far as `classes` says it."""
+    """Names of the classes that occur in the figures, as far as `classes` has them."""
     named = {c for each in found.disagreements for c in (each["teacher"][0], each["student"][0])}
     return {str(c): classes[c] for c in sorted(named | set(found.agreement_by_class)) if c < len(classes)}
 
 
 def thinned(losses: Sequence[float], most: int = 200) -> tuple[tuple[int, float], ...]:
-    """(step, mean loss of the steps since the one before), at most so many.
+    """Thin out the losses to at most `most` pairs (step, mean loss since the previous pair).
 
     >>> thinned([3.0, 1.0, 2.0], most=2)
     ((2, 2.0), (3, 2.0))

@@ -1,4 +1,4 @@
-"""What is known of a network before anything is done to it: seam, groups, pins, and what a budget would give."""
+"""Inspect a network without changing it: seam, groups, pins, and what budgets would give."""
 
 import math
 from collections import Counter
@@ -19,20 +19,37 @@ SHARES = (0.75, 0.5, 0.25)
 
 
 def inspect(teacher: nn.Module, example: Any, *, seam: Sequence[SeamPoint | str] | None = None) -> dict[str, Any]:
-    """Facts of `teacher`, as plain data; nothing is changed and nothing is run but one forward pass: see `facts`."""
+    """Describe `teacher` as plain data, from one forward pass.
+
+    Args:
+        teacher: The network; it is not changed.
+        example: Input to trace with.
+        seam: Points of the seam, instead of those found automatically.
+
+    Returns:
+        As `facts`.
+    """
     return facts(teacher, trace(teacher, example, points=seam))
 
 
 def facts(teacher: nn.Module, anatomy: Anatomy) -> dict[str, Any]:
-    """What `anatomy` knows of `teacher`, as plain data.
+    """Describe `teacher` from its `anatomy`, as plain data.
 
-    seam: points, shapes and head. headless: it returns features and predicts nothing. macs, params, macs_not_counted.
-    groups: name, width in units, channels, scheme "mid" or not, share of the MACs that depend on it, and why it is
-    pinned. macs_share_pinned: share of the MACs in operators of which no channel can be cut. blocks: residual branches,
-    their share of the MACs, and why one cannot be dropped. unread: operators that pinned something. unused_parameters.
-    smallest_keep: the least share of MACs that each scheme reaches. keep_width: MACs share left when every group keeps
-    that share of its channels. keep: of a student that keeps that share of the MACs, as `make_plan` plans it: scheme,
-    MACs, parameters, and the megabytes (10**6 bytes) of its parameters in float32; or why there is none.
+    Returns:
+        A dictionary with these entries:
+        seam, seam_shapes, head: points, shapes and head;
+        headless: whether the network returns features and predicts nothing;
+        macs, params, macs_not_counted: the costs;
+        groups: name, width in units, channels, whether in scheme "mid", share of the MACs that depend on the group, and
+        why it is pinned;
+        macs_share_pinned: share of the MACs in operators of which no channel can be cut;
+        blocks: residual branches, their share of the MACs, and why one cannot be dropped;
+        unread: operators that pinned something;
+        unused_parameters: parameters that no operator reads;
+        smallest_keep: the smallest share of MACs that each scheme reaches;
+        keep_width: share of the MACs left when every group keeps that share of its channels;
+        keep: for that share of the MACs, the student that `make_plan` plans: scheme, MACs, parameters, and megabytes
+        (10**6 bytes) of its parameters in float32; or why there is none.
     """
     cost, shares = count_traced(anatomy.traced), _shares(anatomy)
     mid = {g.name for g in eligible_groups(anatomy, "mid")}
@@ -79,7 +96,7 @@ def _blocks(anatomy: Anatomy, total: int) -> list[dict[str, Any]]:
 
 
 def _predicted(teacher: nn.Module, anatomy: Anatomy, keep: float) -> dict[str, Any]:
-    """The student at that share of the MACs. Which channels stay hardly changes its size, so they are not scored."""
+    """Plan the student with that share of the MACs. Scores hardly change its size, so channels are not scored."""
     try:
         plan = make_plan(teacher, anatomy, keep=keep, score="random")
     except PlanError as error:
@@ -94,7 +111,7 @@ def _predicted(teacher: nn.Module, anatomy: Anatomy, keep: float) -> dict[str, A
 
 
 def _shares(anatomy: Anatomy) -> dict[str, float]:
-    """Of each group, the share of all MACs in operators that read or make its channels."""
+    """For each group, the share of all MACs in operators that read or make its channels."""
     found, total = dict.fromkeys(anatomy.groups, 0.0), 0.0
     for term in terms(anatomy):
         total += term.macs

@@ -1,4 +1,4 @@
-"""Taking in the images: which fit, which choose, which only certify or measure, and how the network takes them."""
+"""Read the images and divide them: to fit, to choose by, to certify, to measure accuracy."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -38,13 +38,13 @@ class Intake:
     """The images of a run, and how the network takes them.
 
     Args:
-        few: images to fit.
-        choose: images to choose by; None without any.
-        held_out: images that only certify.
-        labelled, labels: images that only measure accuracy, and their classes.
-        example: two images as the network takes them.
-        call: the same as plain data; None where images are all that it takes.
-        notes: what to know of the images.
+        few: Images to fit.
+        choose: Images to choose the best step by; None if there are none.
+        held_out: Images that only certify.
+        labelled, labels: Images that only measure accuracy, and their classes.
+        example: Two images as the network takes them.
+        call: How the network takes images, as plain data; None if images are its only input.
+        notes: Sentences about the images that the user should see.
     """
 
     few: ImageSet
@@ -58,7 +58,7 @@ class Intake:
 
     @property
     def hashes(self) -> dict[str, list[str]]:
-        """Part -> hashes of its images."""
+        """For each part, the hashes of its images."""
         return {
             "fit": self.few.hashes,
             "choose": self.choose.hashes if self.choose else [],
@@ -66,15 +66,16 @@ class Intake:
         }
 
     def bound(self, images: ImageSet) -> ImageSet | ImagesWithCall:
-        """The images as the network takes them."""
+        """`images` as the network takes them."""
         return bind_call(images, self.call)
 
 
 def take_in(teacher: Teacher, images: ImageSource | ImageSet, request: Request) -> Intake:
     """Read and split the images.
 
-    Raises: InputError for what cannot be read, images that are on both sides, a threshold that so few held-out images
-        cannot show, and networks that take more than images.
+    Raises:
+        InputError: Images cannot be read or are on both sides; so few held-out images cannot prove the threshold; or
+            the network takes more than images.
     """
     memory_bytes = request.memory_bytes
     few, choose, held_out, notes = parted_images(teacher, images, request.images, request.config, memory_bytes)
@@ -87,26 +88,28 @@ def take_in(teacher: Teacher, images: ImageSource | ImageSet, request: Request) 
 
 
 def known_images(teacher: Teacher, plan: Plan | None, hashes: Sequence[str], min_agreement: float | None) -> list[str]:
-    """Notes on held-out images that trained the teacher or helped to make the plan.
+    """Write notes on held-out images that trained the teacher or helped to make the plan.
 
-    Raises: InputError where there are some and an agreement is asked for.
+    Raises:
+        InputError: There are such images, and an agreement is required.
     """
     trained = set((teacher.result or {}).get("images", ())) & set(hashes)
     planned = set(() if plan is None else plan.images) & set(hashes)
     if min_agreement is not None and (trained or planned):
         raise InputError(
-            f"asking for an agreement of {min_agreement}: {len(trained | planned)} of the held-out images trained the "
-            "teacher or helped to make the plan, so that they cannot show it; hold out others (--held-out)"
+            f"requiring an agreement of {min_agreement}: {len(trained | planned)} of the held-out images trained the "
+            "teacher or helped to make the plan, so they cannot prove it; hold out other images (--held-out)"
         )
     found = {"trained the teacher": trained, "helped to make this plan": planned}
     return [
-        f"{len(some)} held-out image(s) {what}: so they are weaker evidence; hold out other images"
+        f"{len(some)} held-out image(s) {what}, so they are weaker evidence; hold out other images (--held-out)"
         for what, some in found.items()
         if some
     ]
 
 
 def say_notes(say: OnStage, notes: Iterable[str]) -> None:
+    """Pass each note to `say`."""
     for note in notes:
         say(f"note: {note}")
 
@@ -114,17 +117,20 @@ def say_notes(say: OnStage, notes: Iterable[str]) -> None:
 def parted_images(
     teacher: Teacher, images: ImageSource | ImageSet, sources: Images, config: MimicConfig, memory_bytes: int
 ) -> tuple[ImageSet, ImageSet | None, ImageSet, list[str]]:
-    """Images to fit, to choose by, to certify, and notes. Of those that train their views are held in memory, of the
-    others the evaluation view alone, as far as shares of the memory allow."""
+    """Divide the images into those to fit, to choose by and to certify, and write notes.
+
+    Training images are held in memory with their views, the others in the evaluation view alone, as far as their shares
+    of the memory allow.
+    """
     keep, other = base_of(config.views), int(memory.OTHER_IMAGES * memory_bytes)
-    room = int(memory.TRAINING_IMAGES * memory_bytes)
+    training_bytes = int(memory.TRAINING_IMAGES * memory_bytes)
     found = images
     if not isinstance(found, ImageSet):
-        found = read_images(found, teacher.preprocessing, memory_bytes=room, keep=keep)
+        found = read_images(found, teacher.preprocessing, memory_bytes=training_bytes, keep=keep)
     notes = [note for note in found.notes if note not in again_notes(found, keep)]
 
     def parted(fit: ImageSet, choose: list[int], held_out: ImageSet, more: list[str]) -> Any:
-        few = fit.keeping(config.views, room)
+        few = fit.keeping(config.views, training_bytes)
         chosen = found.subset(choose).keeping(None, other) if choose else None
         return few, chosen, held_out.keeping(None, other), [*notes, *more, *again_notes(few, keep)]
 
@@ -140,7 +146,7 @@ def parted_images(
     if same:
         raise InputError(
             f"reading the held-out images: {len(same)} of them are among the images to learn from (first: {same[0][0]} "
-            f"is {same[0][1]}); held-out images must influence nothing: remove them from one side"
+            f"is {same[0][1]}); held-out images must influence nothing: remove them from one of the two"
         )
     if not _chooses(len(found), config):
         return parted(found, [], held_out, [])
@@ -149,11 +155,11 @@ def parted_images(
 
 
 def measuring_images(teacher: Teacher, source: ImageSource | ImageSet, memory_bytes: int) -> ImageSet:
-    """Images that only measure: the evaluation view alone is held, in a share of the memory."""
+    """Read images that only measure; the evaluation view alone is held, in a share of the memory."""
     if isinstance(source, ImageSet):
         return source
-    room = int(memory.OTHER_IMAGES * memory_bytes)
-    return read_images(source, teacher.preprocessing, memory_bytes=room, keep="evaluated")
+    other_bytes = int(memory.OTHER_IMAGES * memory_bytes)
+    return read_images(source, teacher.preprocessing, memory_bytes=other_bytes, keep="evaluated")
 
 
 def _chooses(images: float, config: MimicConfig) -> bool:
@@ -161,10 +167,13 @@ def _chooses(images: float, config: MimicConfig) -> bool:
 
 
 def call_of(example: Any) -> Call | None:
-    """How the network takes its images, as plain data for the plan: under which keyword, if any, and with which options
-    beside them. None where they are all that it takes.
+    """Describe how the network takes its images, as plain data for the plan.
 
-    Raises: InputError where there is more to it than that.
+    Returns:
+        The keyword of the images, if any, and the options beside them; None if images are its only input.
+
+    Raises:
+        InputError: The network takes anything else.
     """
     args, kwargs = as_example(example)
     options = {name: value for name, value in kwargs.items() if not isinstance(value, torch.Tensor)}
@@ -176,9 +185,9 @@ def call_of(example: Any) -> Call | None:
     ):
         raise InputError(
             f"reading the example: found {len(args)} arguments and the keywords {', '.join(kwargs) or 'none'}; "
-            "expected images as the one tensor, (images,) or ((), {name: images}), with no options beside them but "
-            "numbers and texts under their names. Wrap the network in a module whose forward takes images and fills in "
-            "the rest, or call trace, make_plan, cut, mimic and replace yourself"
+            "expected images as the only tensor, (images,) or ((), {name: images}), beside them at most named "
+            "options that are numbers or texts. Wrap the network in a module whose forward takes images and fills in "
+            "the rest, or call trace, make_plan, cut, mimic and put_under_head yourself"
         )
     keyword = None if args else images[0]
     return {"keyword": keyword, "options": options} if keyword or options else None
@@ -191,13 +200,16 @@ def labelled_images(
     call: Call | None,
     memory_bytes: int,
 ) -> tuple[ImageSet | None, list[int]]:
+    """Read the labelled images and their classes, if any are given."""
     if source is None:
         return None, []
     test = measuring_images(teacher, source, memory_bytes)
     if labels is not None:
         return test, list(labels)
     if not isinstance(source, (str, Path)):
-        raise InputError("reading labelled images: they come without labels; give labels=[...] or a folder of classes")
+        raise InputError(
+            "reading labelled images: found images without labels; give labels=[...] or a folder of class folders"
+        )
     return test, labels_from_folders(test.names, source, _classes(teacher, bind_call(test, call)))
 
 
@@ -207,5 +219,5 @@ def _classes(teacher: Teacher, test: ImageSet | ImagesWithCall) -> int:
     with evaluating(teacher.model):
         scores = class_scores(teacher.model(*args, **kwargs), 1)
     if scores is None:
-        raise InputError("measuring accuracy: the teacher's output is not one row of class scores an image")
+        raise InputError("measuring accuracy: the teacher's output is not one row of class scores per image")
     return scores.shape[1]

@@ -1,4 +1,4 @@
-"""Measuring a student on images that influenced nothing, beside cheaper ways and on its runtime."""
+"""Measure a student on held-out images, against cheaper ways, and on its runtime."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
@@ -24,7 +24,7 @@ Say = Callable[[str], None]
 
 @dataclass
 class Proof:
-    """Figures on the held-out images, accuracy on the labelled ones, what cheaper ways reach, and notes."""
+    """Figures on the held-out images, accuracy on the labelled ones, cheaper alternatives, and notes."""
 
     figures: Figures
     accuracy: Accuracy | None
@@ -35,7 +35,7 @@ class Proof:
 def measure_student(
     model: nn.Module, student: nn.Module, seam: Seam, intake: Intake, say: Say, batch_size: int = BATCH
 ) -> Proof:
-    """Figures of `student`, under the head of `model`, the teacher."""
+    """Measure `student`, which is under the head of `model`, the teacher."""
     held_out = figures(
         model, student, seam, intake.bound(intake.held_out), batch_size=batch_size,
         on_progress=SpokenProgress(say, "held-out image"),
@@ -52,7 +52,7 @@ def measure_student(
 def add_alternatives(
     proof: Proof, network: Network, plan: Plan, intake: Intake, request: Request, log: MimicLog, say: Say
 ) -> None:
-    """Measure cheaper ways on the same cut, with as many steps; those that were done stay when it is interrupted."""
+    """Measure cheaper ways on the same cut, with as many steps; an interruption keeps those already measured."""
     same: dict[str, Any] = {"steps": len(log.losses), "precision": log.config.precision, "layout": log.config.layout}
 
     def judge(student: nn.Module) -> Figures:
@@ -64,7 +64,7 @@ def add_alternatives(
     )  # fmt: skip
     try:
         proof.alternatives.extend(ways)
-    except KeyboardInterrupt:  # the result itself is well
+    except KeyboardInterrupt:  # the result itself is not affected
         proof.notes.append("the alternatives were interrupted")
         say(proof.notes[-1])
 
@@ -72,15 +72,15 @@ def add_alternatives(
 def measure_latency(
     network: Network, student: nn.Module, plan: Plan, intake: Intake, say: Say
 ) -> tuple[dict[str, Any] | None, list[str]]:
-    """Latency of both where the plan is for one, and notes."""
+    """Measure the latency of both networks if the plan has a latency target; return it with notes."""
     if plan.latency is None:
         return None, []
-    say("measuring the latency of both")
+    say("measuring the latency of teacher and student")
     try:
         setting = plan.latency.setting
         where = Setting(*(setting[f.name] for f in fields(Setting)))
         latency = compare_latency(network.model, student, intake.example, where)
-    except (MimicutError, KeyError, TypeError) as error:  # a plan of another machine, or edited: all else is well
+    except (MimicutError, KeyError, TypeError) as error:  # the plan is of another machine or edited
         return None, [f"the latency was not measured: {one_line(error)}"]
     missed = missed_latency(plan, latency)
     return latency, [] if missed is None else [missed]

@@ -1,5 +1,5 @@
-"""A student that another tool pruned: it mimics the teacher from the few images, goes under its head, and is stored as
-files that run without its code."""
+"""Recover a student that another tool pruned: it mimics the teacher on the few images, is put under the teacher's head,
+and is stored as files that run without its code."""
 
 import time
 from collections.abc import Sequence
@@ -51,25 +51,28 @@ def recover_pruned(  # type: ignore[misc]  # of RunOptions it names export_to it
 ) -> tuple[nn.Module, Report]:
     """Recover a student that another tool cut from `teacher`.
 
-    With config.start "closed_form" (the default recipe) batch norms are first measured anew on the images, as what was
-    cut away has changed what reaches them; without a plan there is no closed form.
+    With config.start "closed_form" (the default recipe) the batch norms are first re-estimated on the images, because
+    pruning has changed their inputs. There is no closed form, which needs a plan.
 
     Args:
-        teacher: the network that was pruned.
-        student: takes what the teacher takes; at the seam it has the teacher's features and the teacher's names, its
-            head the teacher's names and shapes. It is untouched.
-        images: as for `compress`.
-        named: what the report calls the student: the name of the code that builds it (FILE.py:FUNCTION), with which
-            run.toml makes the result again.
-        export_to: of "pt2", "onnx", "openvino": how it is stored in the folder, with preprocessing.json, report and
-            README.
-        on_stage, on_step: as for `compress`.
+        teacher: The network that was pruned.
+        student: Takes the teacher's inputs, has the teacher's features and module names at the seam, and a head with
+            the teacher's names and shapes. It is not changed.
+        images: As for `compress`.
+        named: The student's name in the report: the code that builds it (FILE.py:FUNCTION), from which run.toml makes
+            the result again.
+        export_to: Formats in which the folder stores it, from "pt2", "onnx" and "openvino", with preprocessing.json,
+            report and README.
+        on_stage, on_step: As for `compress`.
         options: folder, force, config, held_out, held_out_share, labelled, labels, seam, example, split_seed,
             min_agreement, max_memory: as for `compress`.
 
-    Returns: the student under the teacher's head, and the report.
+    Returns:
+        The student under the teacher's head, and the report.
 
-    Raises: as `compress`; InputError where features or head are not the teacher's.
+    Raises:
+        InputError: The student's features or head do not match the teacher's.
+        MimicutError: As `compress`.
     """
     started, say = time.perf_counter(), on_stage or (lambda text: None)
     teacher = teacher_of(teacher)
@@ -85,13 +88,13 @@ def recover_pruned(  # type: ignore[misc]  # of RunOptions it names export_to it
     seam = find_seam(model, intake.example, points=request.seam)
     student = full_copy(student).cpu().float().eval()
     costs = Costs(count(model, intake.example), count(student, intake.example))
-    put_under_head(model, student, seam)  # before any work: can it be?
+    put_under_head(model, student, seam)  # fails before any work if the student does not fit
     with on_device(model, request.config.device):
         looked = check_images(model, seam, intake.few, intake.call, held_out=intake.held_out, beside=intake.choose)
         say_notes(say, looked.notes)
         notes += [*looked.notes, *emulated(request.config.precision, request.config.device)]
         log = _mimicked(model, student, seam, intake, request, say, on_step)
-        say("replacing and verifying")
+        say("putting the student under the teacher's head and verifying it")
         result = put_under_head(model, student, seam)
         proof = measure_student(model, result, seam, intake, say)
     result = result.cpu()
@@ -115,11 +118,11 @@ def recover_pruned(  # type: ignore[misc]  # of RunOptions it names export_to it
 
 def _checked_formats(teacher: Teacher, export_to: Sequence[str]) -> tuple[str, ...]:
     if teacher.whole is not None:
-        raise InputError("recovering a student of a part: expected a teacher as a whole (no --part)")
+        raise InputError("recovering a pruned student: found a part of a teacher, expected a whole teacher (no --part)")
     formats = tuple(dict.fromkeys(export_to))
     check_formats(formats)
     if "int8" in formats:
-        raise InputError("exporting a recovered student: found int8, expected of pt2, onnx, openvino")
+        raise InputError("exporting a recovered student: found int8, expected one or more of pt2, onnx, openvino")
     return formats
 
 
@@ -132,12 +135,12 @@ def _mimicked(
     say: OnStage,
     on_step: OnStep | None,
 ) -> MimicLog:
-    """Changes `student`."""
+    """Train `student` in place to mimic the teacher."""
     config, few = request.config, intake.bound(intake.few)
     if config.device is not None:
         student.to(config.device)
     if config.start == "closed_form":
-        say("measuring batch norms")
+        say("re-estimating batch norms")
         views = max(len(intake.few), VIEWS)
         batches, _, _ = batches_of(few, student, config.views, "none", config.seed, 1, views)
         refit_norms(student, seam.head, batches)

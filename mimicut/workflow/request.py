@@ -1,4 +1,4 @@
-"""Everything that one run is asked for, as a value that is checked before any work."""
+"""Everything that one run is asked to do, as a value that is checked before any work."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -31,14 +31,14 @@ OnStep = Callable[[int, int, float], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """Where the images of a run that only measure come from, and how they are set aside.
+    """The images that only measure: where they come from, and how they are set aside.
 
     Args:
-        held_out: images that only certify, as `read_images` takes them; None to set aside some of those given.
-        held_out_share: of the images given, where `held_out` is None.
-        labelled: images that only measure accuracy: a folder of class folders, or anything readable with `labels`.
-        labels: class numbers, one for each of `labelled`.
-        split_seed: of the split.
+        held_out: Images that only certify, as `read_images` takes them; None to set aside some of the given images.
+        held_out_share: Share of the given images to set aside if `held_out` is None.
+        labelled: Images that only measure accuracy: a folder of class folders, or anything readable with `labels`.
+        labels: Class numbers, one for each of `labelled`.
+        split_seed: Seed of the split.
     """
 
     held_out: ImageSource | ImageSet | None = None
@@ -50,8 +50,8 @@ class Images:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What `compress` is asked for beside the teacher and the images; see there for each field. crossfit: the number of
-    folds, where this is the main run of a crossfit; it is recorded only."""
+    """The arguments of `compress` except teacher and images; see there for each field. crossfit: the number of folds,
+    if this is the main run of a crossfit; it is only recorded."""
 
     budget: Budget | None = None
     plan: Plan | None = None
@@ -71,27 +71,31 @@ class Request:
 
     @property
     def memory_bytes(self) -> int:
-        """The bound of the whole run."""
+        """Memory bound of the whole run, in bytes."""
         return memory.bound(self.max_memory)
 
     @property
     def pass_bytes(self) -> int:
-        """What the passes of one stage may hold."""
+        """Memory that the passes of one stage may hold, in bytes."""
         return int(memory.PASSES * self.memory_bytes)
 
     def check(self) -> None:
-        """Raises: InputError, PlanError where it cannot be used, whatever the teacher and the images are."""
+        """Check everything that does not depend on the teacher and the images.
+
+        Raises:
+            InputError, PlanError: A field cannot be used.
+        """
         check_seconds(self.max_seconds)
         memory.bound(self.max_memory)
         share = self.images.held_out_share
         if not (isinstance(share, (int, float)) and 0 <= share < 1):
-            raise InputError(f"setting images aside: held_out_share is {share!r}, expected a share from 0 to below 1")
+            raise InputError(f"setting images aside: held_out_share is {share!r}, expected at least 0 and below 1")
         check_threshold(self.min_agreement)
         if self.export_to:
             check_formats(self.export_to)
             if self.folder is None:
                 raise InputError(
-                    f"exporting to {', '.join(self.export_to)}: there is no folder; expected one for the result"
+                    f"exporting to {', '.join(self.export_to)}: no folder is given; expected one for the result"
                 )
         if self.config.device is not None:
             resolve_device(self.config.device)
@@ -100,7 +104,7 @@ class Request:
 
 
 class RunOptions(TypedDict, total=False):
-    """The fields of a `Request` that any run has, and of its images, as flat keyword arguments."""
+    """The fields that every run's `Request` and its `Images` have, as flat keyword arguments."""
 
     config: MimicConfig | None
     held_out: ImageSource | ImageSet | None
@@ -118,7 +122,7 @@ class RunOptions(TypedDict, total=False):
 
 
 class RequestOptions(RunOptions, BudgetOptions, total=False):
-    """The same of a run that cuts: with a plan or a budget, and the fields of that budget."""
+    """The same for a run that cuts: also a plan, or a budget or its fields."""
 
     budget: Budget | None
     plan: Plan | None
@@ -132,9 +136,10 @@ _OWN = {f.name for f in fields(Request)} - {"images", "budget", "config"}
 
 
 def request_of(teacher: Teacher, **options: Unpack[RequestOptions]) -> Request:
-    """The request of flat options; the default recipe where none is given.
+    """Make a request from flat options, with the default recipe if none is given.
 
-    Raises: PlanError, InputError as `Budget` and `Request.check`, before any work; misspelt names are among the faults.
+    Raises:
+        PlanError, InputError: As `Budget` and `Request.check`, before any work; also for misspelt names.
     """
     plan, budget = options.get("plan"), options.get("budget")
     if plan is not None and not isinstance(plan, Plan):
@@ -147,12 +152,12 @@ def request_of(teacher: Teacher, **options: Unpack[RequestOptions]) -> Request:
     asked = cast(BudgetOptions, given)
     if plan is not None:
         if budget is not None:
-            faults.append("a plan and a budget are both given; a plan already fixes what is kept")
+            faults.append("a plan and a budget are both given; expected one, since a plan already fixes what is kept")
         _collect(faults, lambda: refuse_beside_plan(asked))
     elif budget is None:
         budget = _collect(faults, lambda: Budget.of(**asked))
     elif asked:
-        faults.append(f"{', '.join(asked)} given beside a Budget, which holds them itself")
+        faults.append(f"{', '.join(asked)} given beside a Budget; set them in the Budget")
     if faults:
         raise PlanError("compressing: " + "; ".join(faults))
     return _checked(teacher, options, budget)
@@ -167,9 +172,10 @@ def _collect(faults: list[str], work: Callable[[], Budget | None]) -> Budget | N
 
 
 def run_request_of(teacher: Teacher, **options: Unpack[RunOptions]) -> Request:
-    """The request of a run that cuts nothing.
+    """Make the request of a run that cuts nothing.
 
-    Raises: as `request_of`.
+    Raises:
+        InputError: As `request_of`.
     """
     known = RunOptions.__annotations__
     faults = [unknown_option(name, known) for name in options if name not in known]
@@ -193,14 +199,14 @@ def _checked(teacher: Teacher, options: Mapping[str, Any], budget: Budget | None
 
 
 def teacher_of(model: Teacher | nn.Module) -> Teacher:
-    """A module in hand as a teacher; a teacher as it is."""
+    """Wrap a module as a teacher; return a teacher unchanged."""
     return model if isinstance(model, Teacher) else own_teacher(model)
 
 
 @dataclass(frozen=True)
 class Destination:
-    """Where the result goes. stopped: the checkpoint of the run that is resumed. replaces: whether `folder` holds what
-    that run saved, which is replaced without force."""
+    """Where the result goes. stopped: the checkpoint of the run that is resumed. replaces: whether `folder` holds the
+    result that run saved, which is replaced even without force."""
 
     folder: Path | None
     force: bool
@@ -209,7 +215,11 @@ class Destination:
 
 
 def destination_of(request: Request, teacher: Teacher) -> Destination:
-    """Raises: StoreError where nothing can be written there, or a stopped run stands in the way."""
+    """Check where the result goes, and read the stopped run to resume.
+
+    Raises:
+        StoreError: Nothing can be written there, or the file of a stopped run is in the way.
+    """
     folder = request.folder
     if folder is None:
         return Destination(None, request.force)
@@ -218,10 +228,10 @@ def destination_of(request: Request, teacher: Teacher) -> Destination:
     replaces = saved is not None and saved == weights_digest(folder)
     path = check_writable(folder, force=request.force or replaces)
     if teacher.result is not None and path in (own := Path(teacher.spec).resolve(), *own.parents):
-        raise StoreError(f"saving to {path}: the teacher {teacher.spec} is there; name another folder")
+        raise StoreError(f"saving to {path}: the teacher {teacher.spec} is in it; name another folder")
     if stopped is None and not request.force and stopped_path(folder).exists():
         raise StoreError(
-            f"saving to {folder}: {stopped_path(folder).name} is there, of a run that was stopped; resume goes "
-            "on with it, force gives it up"
+            f"saving to {folder}: found {stopped_path(folder).name}, of a run that was stopped; resume continues it, "
+            "force discards it"
         )
     return Destination(folder, request.force, stopped, replaces)

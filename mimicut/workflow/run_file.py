@@ -1,4 +1,4 @@
-"""run.toml: the options that make a result again, for `mimicut compress --config` or `mimicut recover --config`."""
+"""run.toml: the options that make a result again, with `mimicut compress --config` or `mimicut recover --config`."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,8 +14,8 @@ from mimicut.inputs.teacher import Teacher
 from mimicut.recovery.config import PRESETS, MimicConfig
 from mimicut.workflow.request import Request
 
-FROM_A_MODULE = "module"  # the name of a network that came as one
-_FROM_PYTHON = "cannot be said on the command line; give it in Python"
+FROM_A_MODULE = "module"  # stands for the name of a network that was given as a module
+_FROM_PYTHON = "has no command-line option; give it in Python"
 
 
 def run_file(
@@ -25,16 +25,17 @@ def run_file(
     plan_path: str | None = None,
     student: str | None = None,
 ) -> str:
-    """The text of the file.
+    """Write the text of the file.
 
     Args:
         teacher: As it was loaded.
         images: As they were given; a path is written, anything else is named in a comment.
-        request: What was asked for.
-        plan_path: Where the plan is, for a request with a plan.
-        student: The name of the student that another tool pruned, where it was recovered and not cut.
+        request: The request of the run.
+        plan_path: The file with the plan, for a request with a plan.
+        student: The name of a student that another tool pruned; None if mimicut cut it.
 
-    Returns: TOML; what the command line cannot say is a comment.
+    Returns:
+        TOML, with a comment for each option that the command line cannot express.
     """
     options: dict[str, Any] = {}
     comments: list[str] = []
@@ -66,9 +67,9 @@ def run_file(
     if request.budget is not None and request.budget.latency is not None:
         threads = request.budget.latency.threads
         if threads not in (None, torch.get_num_threads()):
-            comments.append(f"a latency on {threads} threads, and the rest on others, {_FROM_PYTHON}")
+            comments.append(f"a number of threads for the latency alone ({threads}) {_FROM_PYTHON}")
     head = (
-        "# What this result was made with; paths are as they were given. Again:\n"
+        "# The options that this result was made with; paths are as they were given. To make it again:\n"
         f"# mimicut {'compress' if student is None else 'recover'} --config run.toml --out ANOTHER_FOLDER"
     )
     return "\n".join([head, *_lines(options), *(f"# {comment}" for comment in comments)]) + "\n"
@@ -159,12 +160,12 @@ def _add_recipe(config: MimicConfig, options: dict[str, Any], comments: list[str
     own = {name: getattr(config, name) for name in ("steps", "device", "precision", "layout", "views")}
     name = next((name for name, preset in PRESETS.items() if replace(preset, seed=config.seed, **own) == config), None)
     if name is None:
-        comments.append(f"the recipe has options that {_FROM_PYTHON}: see config.mimic in report.json")
+        comments.append(f"a recipe other than the presets {_FROM_PYTHON}; it is config.mimic in report.json")
     options |= {"preset": name, **own}
 
 
 def _add_seed(request: Request, options: dict[str, Any], comments: list[str]) -> None:
-    """The flag is of the recipe and of the budget; without it they have their own."""
+    """The flag sets the seed of both recipe and budget; without it each has its own."""
     of_recipe, of_budget = request.config.seed, None if request.budget is None else request.budget.seed
     usual = PRESETS["default"].seed
     if of_budget in (None, of_recipe):
@@ -179,4 +180,4 @@ def _add_images(request: Request, options: dict[str, Any], comments: list[str]) 
     options["held_out_share"] = None if sources.held_out is not None else sources.held_out_share
     _add_path("labelled", sources.labelled, options, comments)
     if sources.labels is not None or sources.split_seed:
-        comments.append(f"labels and split_seed {_FROM_PYTHON}")
+        comments.append(f"labels or split_seed {_FROM_PYTHON}")

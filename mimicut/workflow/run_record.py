@@ -1,4 +1,4 @@
-"""What decides a run's result, as plain data beside its checkpoints, so that a stopped run goes on to the same one."""
+"""The record of everything that decides a run's result, kept with its checkpoints to resume a stopped run."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from mimicut.workflow.request import Destination, Request
 
 
 def record_of(teacher: Teacher, request: Request, intake: Intake) -> dict[str, Any]:
-    """All that decides the result, as plain data."""
+    """Collect everything that decides the result, as plain data."""
     digest = hashlib.sha256()
     for name, tensor in named_tensors(teacher.model).items():
         digest.update(name.encode())
@@ -47,7 +47,11 @@ def _shapes(example: Any) -> list[Any]:
 
 
 def check_same(destination: Destination, record: dict[str, Any]) -> None:
-    """Raises: InputError where the stopped run was asked for something else."""
+    """Compare a stopped run with this one.
+
+    Raises:
+        InputError: The stopped run had other options.
+    """
     assert destination.stopped is not None
     assert destination.folder is not None  # or there would be no stopped run
     before = destination.stopped.data["asked"]
@@ -58,14 +62,14 @@ def check_same(destination: Destination, record: dict[str, Any]) -> None:
             other[other.index(name)] = f"{name} ({', '.join(keys)})"
     if other:
         raise InputError(
-            f"going on with {stopped_path(destination.folder)}: it was stopped with other {', '.join(other)}; "
-            "give the same ones, or start anew without resume"
+            f"resuming {stopped_path(destination.folder)}: the run was stopped with other {', '.join(other)}; "
+            "give the same ones, or start again without resume"
         )
 
 
 @dataclass(frozen=True)
 class CheckpointWriter:
-    """Writes checkpoints of a run beside its folder; without a folder nothing is written."""
+    """Writes checkpoints of a run beside its folder; without a folder it writes nothing."""
 
     destination: Destination
     record: dict[str, Any]
@@ -73,7 +77,7 @@ class CheckpointWriter:
     say: Callable[[str], None]
 
     def __call__(self, checkpoint: Checkpoint, saved: str | None = None) -> None:
-        """saved: digest of the result that the run saved when it was stopped; else that of the run before it."""
+        """saved: digest of the result that this run saved when stopped; None for that of the run it resumes."""
         folder, stopped = self.destination.folder, self.destination.stopped
         if folder is None:
             return
@@ -81,5 +85,5 @@ class CheckpointWriter:
         more = {"asked": self.record, "plan": self.plan.to_json(), "saved": saved}
         try:
             write_stopped(folder, replace(checkpoint, data=checkpoint.data | more))
-        except StoreError as error:  # the run itself is well
-            self.say(f"{error}; a stopped run could not go on")
+        except StoreError as error:  # the run itself is not affected
+            self.say(f"{error}; if the run stops now, it cannot be resumed")

@@ -1,4 +1,4 @@
-"""Measuring a stored result against its teacher on other images."""
+"""Measure a stored result against its teacher on other images."""
 
 import time
 from dataclasses import fields, replace
@@ -37,20 +37,21 @@ def verify_folder(
     """Measure a stored result against its teacher.
 
     Args:
-        folder: the result.
-        images: as `read_images` takes them.
-        teacher: how to build it, where the folder cannot say (a "file.py:build" is never run from a folder), or where
-            the result is that was the teacher.
-        weights: the teacher's, as in `load_teacher`.
-        pretrained: see there.
-        labelled: images that measure accuracy, as a folder of class folders.
-        device: on which to measure.
-        min_agreement: as in `compress`.
-        max_memory: as in `compress`.
+        folder: The result.
+        images: As `read_images` takes them.
+        teacher: How to build the teacher, if the folder cannot say it ("file.py:build" is never run from a folder), or
+            the result folder that was the teacher.
+        weights, pretrained: Of the teacher, as in `load_teacher`.
+        labelled: Images that measure accuracy, as a folder of class folders.
+        device: Where to measure.
+        min_agreement, max_memory: As in `compress`.
 
-    Returns: the report that it was saved with, with new figures.
+    Returns:
+        The stored report, with new figures.
 
-    Raises: LawBroken when the stored head is not this teacher's; StoreError, PlanError, InputError as `load`.
+    Raises:
+        LawBroken: The stored head is not this teacher's.
+        StoreError, PlanError, InputError: As `load`.
     """
     started = time.perf_counter()
     memory_bytes = memory.bound(max_memory)
@@ -86,18 +87,18 @@ def verify_folder(
         seconds=time.perf_counter() - started,
         versions=versions(),
         platform=platform_kind(torch.get_num_threads(), device or "cpu"),
-        alternatives=(),  # they were judged on other images
+        alternatives=(),  # these were measured on other images
         crossfit=None,
         notes=tuple([*notes, *given.notes, *found.notes]),
     )
 
 
 def _untrained(images: ImageSet, trained: set[str], min_agreement: float | None) -> tuple[ImageSet, list[str]]:
-    """The images, and a note on those that trained the student: with a threshold they are left out."""
+    """Note the images that trained the student; with a threshold, leave them out."""
     seen = sum(h in trained for h in images.hashes)
     if not seen:
         return images, []
     if min_agreement is None:
-        return images, [f"{seen} of these images trained the student: they prove nothing of new ones"]
+        return images, [f"{seen} of these images trained the student, so they prove nothing about new images"]
     left = images.subset([i for i, h in enumerate(images.hashes) if h not in trained])
-    return left, [f"{seen} of these images trained the student and were left out: they prove nothing of new ones"]
+    return left, [f"{seen} of these images trained the student and were left out: they prove nothing about new images"]

@@ -265,14 +265,14 @@ _CASES = [
 
 @pytest.mark.parametrize(("net", "example", "points", "head"), _CASES, ids=lambda v: getattr(v, "__name__", None))
 def test_the_whole_path(net, example, points, head, tmp_path):
-    lead = own_teacher(randomised(net()), PREPROCESSING)
-    result = compress(lead, images(), keep=0.7, folder=tmp_path / "small", config=CONFIG, example=example)
+    teacher = own_teacher(randomised(net()), PREPROCESSING)
+    result = compress(teacher, images(), keep=0.7, folder=tmp_path / "small", config=CONFIG, example=example)
     assert len(result.plan.seam.points) == points
     assert set(head) <= set(result.plan.seam.head)
     assert result.report.config["cut_equals_zero"]["error"] <= 1e-10
     assert result.recovery.mimic.losses[-1] < result.recovery.mimic.losses[0]
     assert result.report.feature_error_relative > 0
-    state = lead.model.state_dict()
+    state = teacher.model.state_dict()
     assert all(torch.equal(result.model.state_dict()[n], state[n]) for n in result.plan.seam.head)
     again = us.load(tmp_path / "small", lambda: net())
     given = example[1] | {"pixel_values": images(3)} if example else {"x": images(3)}
@@ -285,26 +285,26 @@ def test_the_whole_path(net, example, points, head, tmp_path):
     assert result.plan.seam.headless == (net in (Maps, Headless))
     if net is Headless:
         assert any("returns features" in note for note in result.report.notes)
-        assert compress(lead, images(), plan=result.plan, config=CONFIG).report.top1_agreement is None
+        assert compress(teacher, images(), plan=result.plan, config=CONFIG).report.top1_agreement is None
 
 
 def test_a_plan_is_replayed_with_its_seam_and_its_call(tmp_path):
-    lead = own_teacher(randomised(Segmenter()), PREPROCESSING)
+    teacher = own_teacher(randomised(Segmenter()), PREPROCESSING)
     example = (), {"pixel_values": X, "sharp": True}
-    first = compress(lead, images(), keep=0.7, folder=tmp_path / "small", config=CONFIG, example=example)
+    first = compress(teacher, images(), keep=0.7, folder=tmp_path / "small", config=CONFIG, example=example)
     assert first.plan.call == {"keyword": "pixel_values", "options": {"sharp": True}}
     plan = read_plan(tmp_path / "small" / "plan.json")
-    second = compress(lead, images(), plan=plan, config=CONFIG, example=example)
+    second = compress(teacher, images(), plan=plan, config=CONFIG, example=example)
     assert second.plan == first.plan
     assert second.recovery.mimic.losses == first.recovery.mimic.losses
     (tmp_path / "net.py").write_text("import nets\ndef build():\n    return nets.Segmenter()\n")
-    torch.save(lead.model.state_dict(), tmp_path / "w.pt")
+    torch.save(teacher.model.state_dict(), tmp_path / "w.pt")
     np.save(tmp_path / "few.npy", images(4, seed=3).numpy())
     report = verify_folder(
         tmp_path / "small", tmp_path / "few.npy", teacher=f"{tmp_path / 'net.py'}:build", weights=tmp_path / "w.pt"
     )
     given, errors = example[1] | {"pixel_values": images(4, seed=3)}, [FeatureError(), FeatureError()]
-    with torch.no_grad(), capturing(lead.model, plan.seam) as a, capturing(first.model, plan.seam) as b:
+    with torch.no_grad(), capturing(teacher.model, plan.seam) as a, capturing(first.model, plan.seam) as b:
         for error, want, have in zip(errors, a.features(**given), b.features(**given), strict=True):
             error.add(want.double(), have.double())
     assert report.feature_error_relative == pytest.approx(sum(e.squared / e.spread for e in errors) / 2, rel=1e-6)
@@ -317,9 +317,9 @@ def test_a_plan_is_replayed_with_its_seam_and_its_call(tmp_path):
 
 @pytest.mark.parametrize("example", [(X, X), ((X,), {"mask": X}), ((), {"pixel_values": X, "odd": [1]}), ((), {})])
 def test_a_call_that_takes_more_than_images_is_refused_before_any_work(example):
-    lead = own_teacher(randomised(Segmenter()), PREPROCESSING)
-    with pytest.raises(InputError, match=r"reading the example: found .* expected images as the one tensor"):
-        compress(lead, images(), keep=0.7, example=example)
+    teacher = own_teacher(randomised(Segmenter()), PREPROCESSING)
+    with pytest.raises(InputError, match=r"reading the example: found .* expected images as the only tensor"):
+        compress(teacher, images(), keep=0.7, example=example)
 
 
 # --- the loss

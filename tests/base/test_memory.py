@@ -111,14 +111,14 @@ def test_fewer_images_at_once_where_there_is_less_room():
 
 
 def test_too_little_memory_is_told_before_any_work():
-    lead = own_teacher(Chain(), Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3))
+    teacher = own_teacher(Chain(), Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3))
     images, stages = torch.randn(12, 3, 8, 8), []
     with pytest.raises(InputError, match=r"needs about [\d.]+ [GM]B, and max_memory is 1 MB.*--max-memory [\d.]+G"):
-        compress(lead, images, keep=0.5, max_memory=10**6, on_stage=stages.append)
+        compress(teacher, images, keep=0.5, max_memory=10**6, on_stage=stages.append)
     assert "cutting" not in stages
     assert "looking at the images" not in stages
     config = MimicConfig(steps=1, views="none")
-    report = compress(lead, images, keep=0.5, config=config, max_memory=10**11).report
+    report = compress(teacher, images, keep=0.5, config=config, max_memory=10**11).report
     assert report.config["max_memory"] == 10**11
 
 
@@ -130,24 +130,24 @@ def test_a_stage_of_passes_that_needs_more_than_its_share_is_refused():
 
 
 def test_no_room_for_a_view_of_every_image_is_said():
-    lead = own_teacher(Chain(), Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3))
-    anatomy = trace(lead.model, lead.example())
-    plan = make_plan(lead.model, anatomy, keep=0.5, score="l1")
+    teacher = own_teacher(Chain(), Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3))
+    anatomy = trace(teacher.model, teacher.example())
+    plan = make_plan(teacher.model, anatomy, keep=0.5, score="l1")
     images, config = torch.randn(30, 3, 8, 8), MimicConfig(steps=0, views="none", start="closed_form")
     said, logs = [], []
-    for most in (None, needed_bytes(anatomy, plan, cut(lead.model, plan)) // 2):
+    for most in (None, needed_bytes(anatomy, plan, cut(teacher.model, plan)) // 2):
         said.append([])
-        student = cut(lead.model, plan).eval()
+        student = cut(teacher.model, plan).eval()
         logs.append(
             recover(
-                CutStudent(lead.model, student, anatomy, plan),
+                CutStudent(teacher.model, student, anatomy, plan),
                 images,
                 config,
                 on_stage=said[-1].append,
                 max_memory=most,
             )
         )
-    assert [any("30 images in the first layers" in text for text in texts) for texts in said] == [False, True]
+    assert [any("of 30 images; with more (--max-memory)" in text for text in texts) for texts in said] == [False, True]
     assert logs[0].closed_form.views_room == logs[0].closed_form.views_useful == logs[0].closed_form.views
     assert logs[1].closed_form.views_room < 30
 

@@ -261,7 +261,7 @@ def test_the_page(lines, tmp_path, capsys):
     for part in ("Agreement with the teacher", "PRACTISE", "ours, MiR's cut", "Missing", "torch", "Seconds and memory"):
         assert part in text
     assert Image.open(tmp_path / "docs" / "figures" / "real.png").size[0] > 400
-    assert f"0 of the {len(run.cells())} cells at 160 pixels are there and {2 * len(run.NAMED)} others" in text
+    assert f"0 of the {len(run.cells())} cells at 160 pixels have been run and {2 * len(run.NAMED)} others" in text
     assert main(["page", "--lines", str(tmp_path / "none.jsonl"), "--to", str(tmp_path / "x.md")]) == 2
     assert not (tmp_path / "x.md").exists()
 

@@ -42,7 +42,7 @@ def test_a_threshold_is_held_against_the_interval(place, capsys):
     own = ("compress", "net.py:build", "photos", "--keep", 1, "--steps", 0, "--held-out-share", 0.5)
     code, line, err = call(capsys, *own, "--out", "a", "--min-agreement", 0.4)
     assert (code, line["go"], line["top1_agreement"]) == (0, True, 1)  # all 5 agree: the interval begins at 0.478
-    assert "GO: the lower end of the interval is 47.8%, 40.0% was required" in err
+    assert "GO: the lower end of the interval is 47.8%, at least 40.0% was required" in err
     code, line, err = call(capsys, *own, "--out", "b", "--min-agreement", 0.95)
     assert (code, line) == (2, None)
     assert "the 95 % interval would begin at 0.478; hold out 72 or more" in err
@@ -144,7 +144,7 @@ def test_inspect_tells_several_points_and_a_network_without_a_head(place, capsys
     assert "head: none; the network returns features, and the seam is the output itself" in err
     code, line, err = call(capsys, "inspect", "net.py:build", "--seam", "body.2", "--seam", "<model>:output")
     assert (code, line["seam"]) == (0, ["body.2:output", "<model>:output"])
-    assert "head: nothing that is learned acts behind the seam" in err
+    assert "head: no learned layer follows the seam" in err
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_inspect_tells_several_points_and_a_network_without_a_head(place, capsys
         (["compress", "net.py:build", "nowhere", "--keep", "0.5", "--out", "x"], 2, "nowhere"),
         (["compress", "net.py:build", "photos", "--keep", "0.5", "--out", "photos"], 2, "it exists"),
         (["compress", "net.py:build", "photos", "--keep", "0.5", "--out", "photos", "--force"], 2, "not a result"),
-        (["compress", "net.py:build", "photos", "--keep", "0.5", "--out", "x", "--preset", "mine"], 2, "no preset"),
+        (["compress", "net.py:build", "photos", "--keep", "0.5", "--out", "x", "--preset", "mine"], 2, "the preset"),
         (["compress", "net.py:build", "photos", "--keep", "0.5", "--out", "x", "--mean", "red"], 2, "--mean"),
         (["compress", "net.py:build", "photos", "--keep", "0.5", "--out", "x", "--steps", "-1"], 2, "steps"),
         (["compress", "net.py:build", "photos", "--keep", "0.5", "--out", "x", "--device", "toaster"], 2, "device"),
@@ -215,7 +215,7 @@ def test_a_stopped_run_is_saved_says_how_to_go_on_and_does(place, capsys, monkey
     assert code == 130
     assert (line["steps"], line["folder"] is None) == (1, False)
     assert "stopped after 1 of 4 steps" in err
-    assert "--resume goes on" in err
+    assert "--resume continues" in err
     code, line, err = call(capsys, *asked, "--resume")
     assert (code, line["steps"]) == (0, 4)
     assert "continuing after 1 of 4 steps" in err
@@ -225,17 +225,17 @@ def test_a_stopped_run_is_saved_says_how_to_go_on_and_does(place, capsys, monkey
 
 
 def test_an_interrupted_export_leaves_the_result_and_resume_makes_the_files(place, capsys, monkeypatch):
-    room = import_module("mimicut.workflow.compress")
+    module = import_module("mimicut.workflow.compress")
     asked = ("compress", "net.py:build", "photos", "--keep", 0.5, "--out", "x", "--steps", 2, "--to", "onnx")
     with monkeypatch.context() as patch:
-        patch.setattr(room, "export_folder", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(module, "export_folder", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt()))
         code, line, err = call(capsys, *asked)
     assert (code, line) == (130, None)
-    assert "the student is complete, in x; what was to follow" in err
+    assert "the student in x is complete, but what should follow" in err
     assert not (place / "x" / "model.onnx").exists()
     code, line, err = call(capsys, *asked, "--resume")
     assert (code, line["steps"]) == (0, 2)
-    assert "is there already, but not yet as onnx" in err
+    assert "already complete, but not yet exported as onnx" in err
     assert (place / "x" / "model.onnx").exists()
 
 

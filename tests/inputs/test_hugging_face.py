@@ -78,10 +78,10 @@ def refused(match, spec, **kwargs):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_families_are_cut_mimicked_and_loaded_again(name, tmp_path):
     options, more = FAMILIES[name]
-    lead = load_teacher(f"hf:{name}", pretrained=False, model_kwargs=options, input_size=(3, 32, 32), **more)
-    randomised(lead.model)
+    teacher = load_teacher(f"hf:{name}", pretrained=False, model_kwargs=options, input_size=(3, 32, 32), **more)
+    randomised(teacher.model)
     config = us.MimicConfig(steps=1, views="none", lr=1e-4)
-    result = us.compress(lead, images(), keep=0.7, folder=tmp_path / "small", config=config)
+    result = us.compress(teacher, images(), keep=0.7, folder=tmp_path / "small", config=config)
     assert type(result.model).__name__ == name
     assert result.report.macs_student <= 0.7 * result.report.macs_teacher
     assert result.report.config["cut_equals_zero"]["error"] <= 1e-10

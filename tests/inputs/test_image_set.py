@@ -105,7 +105,7 @@ def test_large_images_are_held_small_and_stay_close(tmp_path):
     assert held == [(3, 64, 85), (3, 64, 85)]
     jpg, png = levels(images)
     assert (jpg - png).abs().mean() < 1.5
-    assert any("1 decoded at reduced size" in n for n in images.notes)
+    assert any("1 image(s) decoded at reduced size" in n for n in images.notes)
     assert not torch.equal(jpg, levels(read_images(Image.open(tmp_path / "large.jpg"), PLAIN))[0])  # of all its pixels
 
 
@@ -135,7 +135,7 @@ def test_images_that_only_measure_hold_what_is_evaluated(tmp_path):
     assert torch.equal(*views)  # decoded again, as these are files
     some = read_images(tmp_path, PRE, keep="evaluated", memory_bytes=2 * one)
     assert (some.decoded_again(), some.decoded_again("stored")) == (1, 3)
-    assert "1 decoded again at every use: too many to hold in memory" in some.notes
+    assert "1 image(s) decoded again at every use: too many to hold in memory" in some.notes
     assert torch.equal(whole.batch(), some.batch())
     with pytest.raises(InputError, match="found keep 'all'"):
         read_images(tmp_path, PRE, keep="all")
@@ -228,8 +228,8 @@ def test_modes_become_rgb(tmp_path):
         "opaque.png": [255, 128, 0],
         "palette.png": [255, 128, 0],
     }
-    assert any(n.startswith("2 with transparency") for n in images.notes)
-    assert any(n.startswith("2 grey: repeated") for n in images.notes)
+    assert any(n.startswith("2 image(s) with transparency") for n in images.notes)
+    assert any(n.startswith("2 image(s) in grey: repeated") for n in images.notes)
 
 
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
@@ -248,7 +248,7 @@ def test_first_frame_of_several(tmp_path):
     red.save(tmp_path / "a.tif", save_all=True, append_images=[blue])
     images = read_images(tmp_path, PLAIN)
     assert [i[:, 0, 0].tolist() for i in levels(images)] == [[255, 0, 0]] * 2
-    assert any("2 with several frames" in n for n in images.notes)
+    assert any("2 image(s) with several frames" in n for n in images.notes)
 
 
 def test_colour_becomes_grey_for_one_channel():
@@ -302,7 +302,7 @@ def test_broken_files_are_named_and_skipped(tmp_path):
     reasons = dict(images.skipped)
     expected = {
         "bomb.png": "bomb",
-        "gone.png": "a link to nothing",
+        "gone.png": "a broken link",
         "strip.png": "found 900x2 pixels",
         "text.jpg": "not an image inside",
         "truncated.jpg": "truncated",
@@ -310,7 +310,7 @@ def test_broken_files_are_named_and_skipped(tmp_path):
     }
     assert reasons.keys() == expected.keys()
     assert all(expected[name] in reason for name, reason in reasons.items())
-    assert any("6 skipped" in n for n in images.notes)
+    assert any("6 image(s) skipped" in n for n in images.notes)
 
 
 def test_none_readable_names_folder_count_and_reasons(tmp_path):
@@ -340,9 +340,9 @@ def test_small_flat_and_few_are_said(tmp_path):
     picture(10, 20).save(tmp_path / "small.png")
     Image.new("RGB", (50, 50), "red").save(tmp_path / "flat.png")
     notes = read_images(tmp_path, PRE).notes
-    assert any(n == "1 smaller than the teacher's 32x32: enlarged; the smallest is 20x10" for n in notes)
-    assert any(n == "1 of one flat colour" for n in notes)
-    assert any(n.startswith("2 image(s) only") for n in notes)
+    assert any(n == "1 image(s) smaller than the teacher's 32x32: enlarged; the smallest is 20x10" for n in notes)
+    assert any(n == "1 image(s) of one flat colour" for n in notes)
+    assert any(n.startswith("only 2 image(s)") for n in notes)
 
 
 def test_duplicates_by_pixels_hashes_by_bytes(tmp_path):
@@ -399,7 +399,7 @@ def test_sixteen_bit_array():
         (torch.zeros(4, 3, 33, 32), ("found floating point of shape (3, 33, 32)", "expected (3, 32, 32)")),
         (torch.zeros(4, 32, 32, 3), ("found floating point of shape (32, 32, 3)",)),
         (torch.zeros(4, 1, 32, 32), ("(1, 32, 32)", "expected (3, 32, 32)")),
-        (noise(4, 3, 40, 3), ("both readings fit",)),
+        (noise(4, 3, 40, 3), ("both fit",)),
         (noise(4, 7, 40, 40), ("found an image of shape (7, 40, 40)",)),
         (noise(3, 40, 40), ("found shape (3, 40, 40)", "array[None]")),
         (noise(0, 3, 40, 40), ("found shape (0, 3, 40, 40)",)),
@@ -423,7 +423,7 @@ def test_nan_names_the_image():
 
 def test_floats_that_look_wrong_are_said():
     def warned(array: torch.Tensor, pre: Preprocessing = PRE) -> bool:
-        return any("were they normalised" in n for n in read_images(array, pre).notes)
+        return any("check that they are normalised" in n for n in read_images(array, pre).notes)
 
     torch.manual_seed(0)
     assert warned(torch.rand(3, 3, 32, 32))
@@ -609,12 +609,12 @@ def test_duplicates_never_cross_parts_nor_count_twice():
 @pytest.mark.parametrize(
     ("n", "shares", "word"),
     [
-        (2, (0.2, 0.1), "found 2 distinct of 2, expected 3"),
-        (1, (0.2, 0), "expected 2 at least"),
-        (9, (1.0, 0), "shares from 0 to below 1"),
-        (9, (0.6, 0.5), "leave some to fit"),
-        (9, (float("nan"), 0), "shares from 0"),
-        (9, (-0.1, 0), "shares from 0"),
+        (2, (0.2, 0.1), "found 2 distinct of 2, expected at least 3"),
+        (1, (0.2, 0), "expected at least 2"),
+        (9, (1.0, 0), "shares of at least 0"),
+        (9, (0.6, 0.5), "add up to less than 1"),
+        (9, (float("nan"), 0), "shares of at least 0"),
+        (9, (-0.1, 0), "shares of at least 0"),
     ],
 )
 def test_split_refuses(n, shares, word):
@@ -632,9 +632,11 @@ def test_split_is_plain_data():
     assert Split([0], [1], [2]) == Split([0], [1], [2])
 
 
-@pytest.mark.parametrize("room", [images_module, image_sources, decode, preprocessing], ids=lambda room: room.__name__)
-def test_the_rooms_import_no_network_and_no_timm(room):
-    source = Path(room.__file__).read_text()
+@pytest.mark.parametrize(
+    "module", [images_module, image_sources, decode, preprocessing], ids=lambda module: module.__name__
+)
+def test_the_modules_import_no_network_and_no_timm(module):
+    source = Path(module.__file__).read_text()
     for word in ("urllib", "requests", "timm", "torchvision.models", "torchvision.datasets", "huggingface"):
         assert f"import {word}" not in source
         assert f"from {word}" not in source

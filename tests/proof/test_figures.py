@@ -69,7 +69,7 @@ def test_what_has_no_meaning_is_none_and_says_why():
     maps = nn.Sequential(nn.Linear(3, 3), nn.Unflatten(1, (3, 1, 1)))
     found = figures(maps, maps, SEAM, SCORES_NK)
     assert (found.top1_agreement, found.top1_agreement_low, found.feature_error_relative) == (None, None, 0.0)
-    assert "no meaning" in found.notes[0]
+    assert "is undefined" in found.notes[0]
     single = nn.Sequential(nn.Linear(3, 1))
     assert figures(single, single, SEAM, SCORES_NK).top1_agreement is None
 
@@ -146,10 +146,10 @@ def test_class_index_file(labelled, index):
 def test_folders_that_do_not_fit_are_named(labelled):
     with pytest.raises(InputError, match="2 class folders, but the network has 1000 classes"):
         labels_from_folders(["cat/a.png"], labelled, classes=1000)
-    with pytest.raises(InputError, match=r"'loose.png' is in no class folder"):
+    with pytest.raises(InputError, match=r"'loose.png' is not in a class folder"):
         labels_from_folders(["cat/a.png", "loose.png"], labelled, classes=2)
     (labelled / "class_index.json").write_text('{"cat": 3}')
-    with pytest.raises(InputError, match="does not know the folder 'ant'"):
+    with pytest.raises(InputError, match="does not name the folder 'ant'"):
         labels_from_folders(["ant/c.png"], labelled, classes=1000)
     (labelled / "class_index.json").write_text("[]")
     with pytest.raises(InputError, match=r"class_index.json"):

@@ -44,8 +44,8 @@ def test_good_images_say_nothing_but_the_classes():
     found = looked(photos())
     assert (found.blank, found.near_duplicates, found.outliers, found.shift) == ((), (), (), None)
     assert (found.classes, found.classes_untouched) == (4, (2, 3))
-    assert [note for note in found.notes if "classes" not in note and "unlike anything" not in note] == []
-    assert "it names 2 for none of the images" in found.notes[-1]
+    assert [note for note in found.notes if "classes" not in note and "is undecided" not in note] == []
+    assert "the teacher names 2 of its 4 classes for none of the images" in found.notes[-1]
     fewer = looked(photos()[:3])
     assert fewer.classes_untouched
     assert not any("for none of the images" in note for note in fewer.notes)
@@ -59,7 +59,7 @@ def test_blank_and_near_duplicate_images_are_named():
     found = looked(images)
     assert found.blank == ("image 3", "image 11")
     assert found.near_duplicates == (("image 7", "image 2"),)
-    assert any("2 of 20 images are blank: image 3, image 11" in note for note in found.notes)
+    assert any("2 of 20 images are blank (one flat colour): image 3, image 11" in note for note in found.notes)
     assert any("image 7 like image 2" in note for note in found.notes)
 
 
@@ -68,7 +68,7 @@ def test_a_held_out_image_that_is_nearly_one_to_learn_from_is_named():
     proof[3] = np.clip(few[2].astype(int) + 9, 0, 255)  # as another encoder may give it: no pixel is equal
     found = check_images(Net().eval(), SEAM, read_images(few, SAID), held_out=read_images(proof, SAID))
     assert found.held_out_alike == (("image 3", "image 2"),)
-    assert any("1 of 8 held-out images are near-duplicates of one to learn from" in note for note in found.notes)
+    assert any("1 of 8 held-out images are near-duplicates of images to learn from" in note for note in found.notes)
     own = own_teacher(Chain(), replace(SAID, input_size=(3, 8, 8)))
     report = us.compress(own, few, keep=0.7, held_out=proof, config=us.preset("default", steps=1)).report
     assert report.images_check["held_out_alike"] == (("image 3", "image 2"),)
@@ -80,7 +80,7 @@ def test_held_out_images_that_are_nearly_one_another_are_named():
     own = own_teacher(Chain(), replace(SAID, input_size=(3, 8, 8)))
     report = us.compress(own, few, keep=0.7, held_out=proof, config=us.preset("default", steps=1)).report
     assert report.images_check["held_out_near_duplicates"] == (("image 6", "image 1"),)
-    assert any("1 of 8 held-out images are near-duplicates of another of them" in note for note in report.notes)
+    assert any("1 of 8 held-out images are near-duplicates of another held-out image" in note for note in report.notes)
     near = check_images(
         Net().eval(), SEAM, read_images(few, SAID), held_out=read_images(proof[6:], SAID),
         beside=read_images(proof[1:2], SAID),
@@ -128,7 +128,7 @@ def test_images_that_the_teacher_finds_unlike_anything():
     images[4], images[9] = images[4] // 99 + 127, images[9] // 99 + 127  # grey: all scores are alike
     found = looked(images, net)
     assert {"image 4", "image 9"} <= set(found.unlike_anything)
-    assert any("images unlike anything" in note for note in found.notes)
+    assert any("the teacher is undecided on" in note for note in found.notes)
     net[2].weight.data.zero_()
     assert looked(images, net).unlike_anything == ()  # of a network that tells nothing apart
 
@@ -141,7 +141,7 @@ def test_outliers_of_the_features():
     assert looked(images).outliers == ("image 5",)
 
 
-@pytest.mark.parametrize(("scale", "words"), [(255.0, "values up to 25"), (1.0, "values 0 to 1, which are taken")])
+@pytest.mark.parametrize(("scale", "words"), [(255.0, "values up to 25"), (1.0, "values from 0 to 1, and are taken")])
 def test_floating_point_images_that_nobody_normalised(scale, words):
     arrays = torch.from_numpy(photos()).movedim(3, 1).float() / 255 * scale
     assert any(words in note for note in looked(arrays).notes)
@@ -158,7 +158,7 @@ def test_a_wrong_normalisation_shows_at_the_first_batch_norm():
     pixels = prepared * said.std[0] + said.mean[0]
     for wrong in (pixels, 255 * pixels, (pixels - 0.5) / 0.5):
         bad = check_images(teacher.model, anatomy.seam, read_images(wrong, said))
-        assert any("is the normalisation right" in note for note in bad.notes)
+        assert any("that the normalisation is right" in note for note in bad.notes)
 
 
 def test_compress_tells_before_it_trains_and_in_the_report(tmp_path):
@@ -168,9 +168,9 @@ def test_compress_tells_before_it_trains_and_in_the_report(tmp_path):
         own_teacher(Chain(), replace(SAID, input_size=(3, 8, 8))), images, keep=0.7, held_out=photos(8, 5),
         config=us.preset("default", steps=1), on_stage=said.append,
     )  # fmt: skip
-    told = next(i for i, text in enumerate(said) if "blank: image 3" in text)
+    blank = next(i for i, text in enumerate(said) if "blank (one flat colour): image 3" in text)
     assert next(i for i, text in enumerate(said) if "of one flat colour" in text) < said.index("cutting")
-    assert told < said.index("cutting")
+    assert blank < said.index("cutting")
     assert result.report.images_check["blank"] == ("image 3",)
-    assert any("blank: image 3" in note for note in result.report.notes)
+    assert any("blank (one flat colour): image 3" in note for note in result.report.notes)
     assert us.Report.from_json(result.report.to_json()).images_check["blank"] == ["image 3"]

@@ -17,7 +17,7 @@ from mimicut.base.layout import laid, layout_for
 from mimicut.planning.evidence import channel_evidence
 from mimicut.planning.planner import make_plan, resolve
 from mimicut.proof.randomised import randomised
-from mimicut.recovery import layers as layers_room
+from mimicut.recovery import layers as layers_module
 from mimicut.recovery import moments, ridge, view_budget
 from mimicut.recovery.closed_form import FOLDS, ClosedFormOptions, closed_form
 from mimicut.recovery.cut_student import CutStudent
@@ -28,9 +28,9 @@ from mimicut.recovery.lockstep import Seen, lockstep
 from mimicut.surgery.cut import cut
 from mimicut.surgery.seam import capturing
 
-closed_form_room = import_module("mimicut.recovery.closed_form")
-lockstep_room = import_module("mimicut.recovery.lockstep")
-reconstruction_room = import_module("mimicut.planning.evidence")
+closed_form_module = import_module("mimicut.recovery.closed_form")
+lockstep_module = import_module("mimicut.recovery.lockstep")
+evidence_module = import_module("mimicut.planning.evidence")
 NETS = (
     nets.Chain, nets.Residual, nets.Concat, nets.Depthwise, nets.Grouped, nets.NoNorm, nets.FusedHeads,
     nets.GroupedQuery,
@@ -126,7 +126,7 @@ def test_what_the_activation_cuts_off_need_not_be_met(kind, monkeypatch):
     errors = []
     for gates in (True, False):
         if not gates:
-            monkeypatch.setattr(layers_room, "_gate", lambda node: None)
+            monkeypatch.setattr(layers_module, "_gate", lambda node: None)
         student = cut(teacher, plan).eval()
         log = closed_form(CutStudent(teacher, student, anatomy, plan), images)
         assert any(each.gated for each in log.layers) is gates
@@ -201,7 +201,7 @@ def test_redundant_channels_are_made_good_entirely():
 
 
 def test_a_constant_goes_into_the_norm_that_follows_or_the_bias(monkeypatch):
-    monkeypatch.setattr(layers_room, "_gate", lambda node: None)  # means are met where nothing is cut off
+    monkeypatch.setattr(layers_module, "_gate", lambda node: None)  # means are met where nothing is cut off
     teacher, anatomy, plan, images = setting(nets.Chain)
     student = cut(teacher, plan).eval()
     closed_form(CutStudent(teacher, student, anatomy, plan), images, ClosedFormOptions(mixing="none", count_views=24))
@@ -404,7 +404,7 @@ def test_what_keeps_buffers_for_a_thread_is_called_by_one_thread(monkeypatch):
                 halves.append(torch.matmul(x, x.T).dtype)
             return self.two(self.one(x))
 
-    callers, inner = [], lockstep_room._Pass.call
+    callers, inner = [], lockstep_module._Pass.call
 
     def call(self, func, args, kwargs):
         def noted(*args, **kwargs):
@@ -414,7 +414,7 @@ def test_what_keeps_buffers_for_a_thread_is_called_by_one_thread(monkeypatch):
 
         return inner(self, noted, args, kwargs)
 
-    monkeypatch.setattr(lockstep_room._Pass, "call", call)
+    monkeypatch.setattr(lockstep_module._Pass, "call", call)
     net, batches = Tries(), [((torch.ones(1, 3),), {})] * 2
     halts = [name for name, _ in lockstep([(net, "before")], batches, ["two.weight"], {})]
     assert halts == ["two.weight"]
@@ -590,15 +590,15 @@ def test_the_images_say_what_there_is_time_for(monkeypatch):
     assert not channel_evidence(teacher, anatomy, images, max_seconds=0.0).scores
     # As many groups as there is time for: the clock stands at 5 s once the first group is done.
     clock = iter([0.0] * 400)
-    right = reconstruction_room.eliminate
-    monkeypatch.setattr(reconstruction_room.time, "perf_counter", lambda: next(clock))
+    right = evidence_module.eliminate
+    monkeypatch.setattr(evidence_module.time, "perf_counter", lambda: next(clock))
 
     def slow(*args):
         nonlocal clock
         clock = iter([5.0] * 400)
         return right(*args)
 
-    monkeypatch.setattr(reconstruction_room, "eliminate", slow)
+    monkeypatch.setattr(evidence_module, "eliminate", slow)
     part = channel_evidence(teacher, anatomy, images, max_seconds=1.0)
     assert len(part.scores) == 1 < len(whole.scores)
     name = next(iter(part.scores))
@@ -695,13 +695,13 @@ def test_less_memory_is_fewer_views_and_no_other_answer_where_there_is_enough():
     assert views[0] == views[1] == view_budget.VIEWS
     assert FOLDS <= views[3] <= views[2] < views[1]
     assert all(torch.equal(students[0][name], students[1][name]) for name in students[0])
-    least = reconstruction_room.needed_bytes(anatomy)
+    least = evidence_module.needed_bytes(anatomy)
     sizes = []
     for most in (2**30, least, 0):
         tensors = named_tensors(teacher)
-        names = [n for members in reconstruction_room._readers(anatomy).values() for n, _ in members]
-        sizes.append(reconstruction_room._part_size(anatomy, tensors, names, most))
-    assert sizes == [reconstruction_room._PART, 1, 1]
+        names = [n for members in evidence_module._readers(anatomy).values() for n, _ in members]
+        sizes.append(evidence_module._part_size(anatomy, tensors, names, most))
+    assert sizes == [evidence_module._PART, 1, 1]
     assert channel_evidence(teacher, anatomy, images, max_memory=least).scores.keys() == (
         channel_evidence(teacher, anatomy, images).scores.keys()
     )
@@ -738,13 +738,13 @@ def test_later_layers_see_more_views_where_memory_is_short(monkeypatch):
     assert short == sorted(short)
     assert 1 < 2 * short[0] < short[-1] < 900
     images, seen = torch.randn(12, 3, 32, 32), []
-    inner = closed_form_room.collect_moments
+    inner = closed_form_module.collect_moments
 
     def counted(layer, wanted, found, *rest):
         seen.append(sum(len(each.input) for each in found))
         return inner(layer, wanted, found, *rest)
 
-    monkeypatch.setattr(closed_form_room, "collect_moments", counted)
+    monkeypatch.setattr(closed_form_module, "collect_moments", counted)
     monkeypatch.setattr(view_budget, "MOST_VIEWS", 800)
     student, whole = cut(teacher, plan).eval(), view_budget.tensor_bytes(named_tensors(teacher).values())
     log = closed_form(

@@ -106,7 +106,7 @@ def test_it_says_why_nothing_is_rehearsed():
     recover(
         CutStudent(teacher, cut(teacher, plan).eval(), anatomy, plan), few[:3], quick(), on_stage=said.append
     )  # fmt: skip
-    assert "3 images are too few, or too much alike, to rehearse on some of them" in said
+    assert "not rehearsing: 3 images are too few, or too similar, to set some aside" in said
     assert not any(text.startswith("rehearsing") for text in said)
 
 

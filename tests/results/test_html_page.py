@@ -149,8 +149,8 @@ def test_the_readme_of_a_named_teacher_needs_no_code():
 
 
 def test_the_readme_follows_the_files_and_the_call():
-    lead = us.load_teacher("demo:vgg7")
-    plan = us.make_plan(lead.model, us.trace(lead.model, lead.example()), keep=0.9, source=lead.to_json())
+    teacher = us.load_teacher("demo:vgg7")
+    plan = us.make_plan(teacher.model, us.trace(teacher.model, teacher.example()), keep=0.9, source=teacher.to_json())
     plan = replace(plan, call={"keyword": "pixels", "options": {"scale": True}})
     text = readme(us.Report(exports={"onnx": {"normalises": True}}, top1_agreement=0.0), plan)
     assert text.count("scores = model(pixels=torch.zeros(1, 1, 32, 32), scale=True)") == 2

@@ -11,7 +11,7 @@ from mimicut.runtime.divisors import DivisorTable, divisor_of, divisors, width_d
 from mimicut.runtime.latency import Setting
 from mimicut.runtime.machine import machine, runtime_version
 
-room = import_module("mimicut.runtime.divisors")
+module = import_module("mimicut.runtime.divisors")
 
 
 def steps(divisor):
@@ -41,7 +41,7 @@ def measured(monkeypatch, tmp_path):
         times = {**{str(short): ms for short, ms in steps(8).items()}, "twin": 63.0}
         return {name: latency(times[name], times[name]) for name in networks}
 
-    monkeypatch.setattr(room, "measure", instead)
+    monkeypatch.setattr(module, "measure", instead)
     monkeypatch.setenv("MIMICUT_CACHE", str(tmp_path / "cache"))
     return settings
 
@@ -99,10 +99,10 @@ def test_a_cache_that_cannot_be_written_is_no_error(measured, tmp_path, monkeypa
 
 
 def test_the_networks_that_divisors_are_measured_on(monkeypatch, tmp_path):
-    widths = {m.out_channels for m in room._ladder(3) if isinstance(m, nn.Conv2d)}
+    widths = {m.out_channels for m in module._ladder(3) if isinstance(m, nn.Conv2d)}
     assert widths == {61, 93, 125}
     monkeypatch.setenv("MIMICUT_CACHE", str(tmp_path))
-    monkeypatch.setattr(room, "_LADDER_SECONDS", 0.0)
+    monkeypatch.setattr(module, "_LADDER_SECONDS", 0.0)
     states = random_states()
     table = divisors(Setting("torch", 1, 1))
     assert random_states() == states

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from mimicut.base.errors import InputError, LawBroken, StoreError, UnsupportedModel
 from mimicut.runtime.export import export
 
-room = import_module("mimicut.runtime.export")
+module = import_module("mimicut.runtime.export")
 
 
 def images(n=2, size=(3, 8, 8)):
@@ -149,14 +149,14 @@ def test_a_batch_that_cannot_be_free_is_fixed_and_the_reason_told(tmp_path):
 
 
 def test_where_only_the_free_batch_goes_wrong_the_fixed_one_is_written(tmp_path, monkeypatch):
-    write = room.write_onnx
+    write = module.write_onnx
 
     def only_static(program, model, path):
-        if room._free(program):
+        if module._free(program):
             raise UnsupportedModel("no free sizes")
         return write(program, model, path)
 
-    monkeypatch.setattr(room, "write_onnx", only_static)
+    monkeypatch.setattr(module, "write_onnx", only_static)
     found = export(Chain(), images(), tmp_path)
     assert found.static == "no free sizes"
     assert found.errors["onnx"] < 1e-5
@@ -196,17 +196,17 @@ def test_what_cannot_be_written_is_named(odd, said, tmp_path):
 
 
 def test_a_file_that_differs_is_refused_and_removed(tmp_path, monkeypatch):
-    write = room.write_onnx
+    write = module.write_onnx
     other = torch.export.export(Chain().eval(), (images(),), strict=False)
-    monkeypatch.setattr(room, "write_onnx", lambda program, model, path: write(other, model, path))
+    monkeypatch.setattr(module, "write_onnx", lambda program, model, path: write(other, model, path))
     with pytest.raises(LawBroken, match=r"comparing model.onnx with the Chain .* expected at most 1.0e-04"):
         export(Chain(), images(), tmp_path)
     assert list(tmp_path.iterdir()) == []
     larger = torch.export.export(nn.Sequential(Chain(), nn.Linear(5, 6)).eval(), (images(),), strict=False)
-    monkeypatch.setattr(room, "write_onnx", lambda program, model, path: write(larger, model, path))
+    monkeypatch.setattr(module, "write_onnx", lambda program, model, path: write(larger, model, path))
     with pytest.raises(LawBroken, match="differ by inf"):
         export(Chain(), images(), tmp_path)
-    monkeypatch.setattr(room, "write_onnx", lambda program, model, path: path.write_text("no model"))
+    monkeypatch.setattr(module, "write_onnx", lambda program, model, path: path.write_text("no model"))
     with pytest.raises(LawBroken, match=r"running model.onnx of Chain: "):
         export(Chain(), images(), tmp_path)
 
@@ -235,7 +235,7 @@ def test_bad_input(tmp_path, monkeypatch):
         export(Chain(), images(), tmp_path)
     with pytest.raises(StoreError, match="exporting to"):
         export(Chain(), images(), tmp_path / "model.onnx" / "inside")
-    monkeypatch.setattr(room, "find_spec", lambda name: None if name == "onnxscript" else name)
+    monkeypatch.setattr(module, "find_spec", lambda name: None if name == "onnxscript" else name)
     with pytest.raises(InputError, match=r"onnxscript is not installed; expected the extra `export`: pip install"):
         export(Chain(), images(), tmp_path, force=True)
     assert export(Chain(), images(), tmp_path, formats=["pt2"]).opset is None

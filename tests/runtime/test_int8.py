@@ -16,7 +16,7 @@ from mimicut.inputs.teacher import own_teacher
 from mimicut.proof.randomised import randomised
 from mimicut.runtime.export import FILES, run_onnx
 
-room = import_module("mimicut.results.export_folder")
+module = import_module("mimicut.results.export_folder")
 SAID = Preprocessing((3, 8, 8), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
 NAMES = ["teacher", "teacher, INT8", "student", "student, INT8"]
 
@@ -119,19 +119,21 @@ def test_images_that_it_does_not_know_are_parted(made, quick):
 
 def test_without_the_teacher_the_table_is_of_the_student_alone(made, quick, monkeypatch):
     own, folder = made
-    monkeypatch.setattr(room, "_architecture", lambda teacher: own.architecture())
+    monkeypatch.setattr(module, "_architecture", lambda teacher: own.architecture())
     report = us.export_folder(folder, ["int8"], images=us.read_images(photos(10), SAID), force=True)
     assert [row["name"] for row in report.int8["rows"]] == NAMES[2:]
     assert report.int8["rows"][0]["top1_agreement"] == 1
     assert "module" in report.int8["without_teacher"]
     assert "without the teacher" in report.table()
     assert "Agreement against latency" not in (folder / "report.html").read_text()
-    leads, table = [], room.int8_table
-    monkeypatch.setattr(room, "int8_table", lambda files, lead, *rest: leads.append(lead) or table(files, lead, *rest))
+    references, table = [], module.int8_table
+    monkeypatch.setattr(
+        module, "int8_table", lambda files, model, *rest: references.append(model) or table(files, model, *rest)
+    )
     us.export_folder(folder, ["int8"], images=us.read_images(photos(10), SAID), normalise=True, force=True)
-    assert isinstance(leads[0], room.NormalisingModel)
-    assert not isinstance(leads[0].model, room.NormalisingModel)  # normalised once
-    monkeypatch.setattr(room, "int8_table", table)
+    assert isinstance(references[0], module.NormalisingModel)
+    assert not isinstance(references[0].model, module.NormalisingModel)  # normalised once
+    monkeypatch.setattr(module, "int8_table", table)
     other = own_teacher(randomised(Chain(), seed=5), SAID)
     with pytest.raises(LawBroken, match="bit-identical"):
         us.export_folder(folder, ["int8"], images=us.read_images(photos(10), SAID), teacher=other, force=True)

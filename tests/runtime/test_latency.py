@@ -17,7 +17,7 @@ from mimicut.base.errors import InputError, LawBroken, UnsupportedModel
 from mimicut.runtime.latency import RUNTIMES, Setting, available, measure, prepare
 from mimicut.runtime.machine import machine
 
-room = import_module("mimicut.runtime.latency")
+module = import_module("mimicut.runtime.latency")
 
 
 def images(n=2, size=(3, 8, 8)):
@@ -162,11 +162,11 @@ def test_what_stops_half_way_is_put_back(stop, error):
 
 def test_networks_that_measure_prepared_are_closed_others_not(monkeypatch):
     made = []
-    monkeypatch.setattr(room, "prepare", lambda *a: made.append(prepare(*a)) or made[-1])
+    monkeypatch.setattr(module, "prepare", lambda *a: made.append(prepare(*a)) or made[-1])
     mine = prepare(Chain(), images(), TORCH)
     with pytest.raises(ValueError, match="enough"):
         measure({"mine": mine, "chain": Chain(), "spy": Spy(5)}, images(), TORCH)
-    assert [p._run is room._closed for p in made] == [True, True]
+    assert [p._run is module._closed for p in made] == [True, True]
     mine()
 
 
@@ -184,15 +184,15 @@ def test_images_are_repeated_or_cut(batch):
 
 @pytest.mark.parametrize("wrong", [lambda y: y + 0.01 * y.abs().max(), lambda y: y * math.nan, lambda y: y[:1]])
 def test_what_computes_something_else_is_not_timed(wrong, monkeypatch):
-    monkeypatch.setitem(room._LOAD, "torch", lambda model, call, setting: lambda: wrong(model(*call[0])))
+    monkeypatch.setitem(module._LOAD, "torch", lambda model, call, setting: lambda: wrong(model(*call[0])))
     with pytest.raises(LawBroken, match=r"comparing Chain on torch with the model: .* expected at most 1.0e-03"):
         measure({"teacher": Chain()}, images(), TORCH)
-    monkeypatch.setitem(room._LOAD, "torch", lambda model, call, setting: lambda: model(*call[0]) * 1.0001)
+    monkeypatch.setitem(module._LOAD, "torch", lambda model, call, setting: lambda: model(*call[0]) * 1.0001)
     prepare(Chain(), images(), TORCH)
 
 
 def test_a_runtime_that_is_not_here_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(room, "find_spec", lambda name: None if name in ("openvino", "onnxscript") else name)
+    monkeypatch.setattr(module, "find_spec", lambda name: None if name in ("openvino", "onnxscript") else name)
     reason = "onnxscript, openvino is not installed; expected the extra `export`: pip install 'mimicut[export]'"
     assert available("openvino") == reason
     with pytest.raises(InputError, match=r"measuring latency on onnxruntime: onnxscript is not .*'mimicut\[export\]'"):
@@ -259,20 +259,20 @@ def test_turns_rotate_and_reverse_and_fast_networks_run_more_often():
     def network(name, ms):
         return SimpleNamespace(milliseconds=lambda passes: order.append((name, passes)) or ms)
 
-    found = room._in_turn([network("a", 0.3), network("b", 5.0)], 0, None)
+    found = module._in_turn([network("a", 0.3), network("b", 5.0)], 0, None)
     assert order[:6] == [("a", 1)] * 3 + [("b", 1)] * 3
     assert "".join(name for name, _ in order[6:]) == "abbabaababbabaababba"
     assert {name: passes for name, passes in order[6:]} == {"a": 7, "b": 1}
     assert [(f.runs, f.ms_rounds) for f in found] == [(70, (0.3,) * 10), (10, (5.0,) * 10)]
     order.clear()
-    room._in_turn([network(name, 1.0) for name in "abc"], 0, None)
+    module._in_turn([network(name, 1.0) for name in "abc"], 0, None)
     turns = ["".join(n for n, _ in order[9 + 3 * i : 12 + 3 * i]) for i in range(6)]
     assert turns == ["abc", "bca", "cab", "cba", "acb", "bac"]
 
 
 def test_a_precision_is_waited_for_within_reason(monkeypatch):
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(room.time, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: clock.now)
 
     def network(times):
         def milliseconds(passes):
@@ -284,7 +284,7 @@ def test_a_precision_is_waited_for_within_reason(monkeypatch):
     def rounds(spread, precision, seconds=0.5):
         clock.now = 0.0
         steady, shaky = itertools.repeat(2.0), itertools.cycle([2.0 - spread, 2.0, 2.0 + spread])
-        return len(room._in_turn([network(steady), network(shaky)], seconds, precision)[0].ms_rounds)
+        return len(module._in_turn([network(steady), network(shaky)], seconds, precision)[0].ms_rounds)
 
     usual = rounds(0.2, None)
     assert rounds(0.001, 0.01) == usual

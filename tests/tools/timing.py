@@ -8,7 +8,7 @@ import torch
 
 from mimicut.runtime.latency import MeasuredLatency, Setting
 
-room = import_module("mimicut.runtime.latency")  # whose name in the package is its class
+module = import_module("mimicut.runtime.latency")  # whose name in the package is its class
 TORCH = Setting("torch", 1, 2)
 
 
@@ -17,4 +17,4 @@ def random_states():
 
 
 def latency(*ms):
-    return MeasuredLatency(*room._quartiles(ms), len(ms), ms)
+    return MeasuredLatency(*module._quartiles(ms), len(ms), ms)

@@ -66,7 +66,7 @@ def test_ways_that_a_network_has_no_use_for_are_left_out():
 
 
 def test_a_way_that_fails_or_is_interrupted_costs_the_result_nothing(monkeypatch, tmp_path):
-    room = import_module("mimicut.workflow.alternatives")
+    module = import_module("mimicut.workflow.alternatives")
     said = Preprocessing(Chain.size, (0.5,) * 3, (0.25,) * 3)
     own, config = own_teacher(randomised(Chain()), said), us.preset("default", steps=2, views="none")
     options = {"keep": 0.6, "held_out_share": 0.5, "config": config, "with_alternatives": True}
@@ -77,13 +77,13 @@ def test_a_way_that_fails_or_is_interrupted_costs_the_result_nothing(monkeypatch
 
         return run
 
-    monkeypatch.setitem(room._WAYS, "closed form alone", raising(InputError("the loss is inf")))
+    monkeypatch.setitem(module._WAYS, "closed form alone", raising(InputError("the loss is inf")))
     report = us.compress(own, images(40, Chain.size), **options).report
     told = {way["name"]: way for way in report.alternatives}
     assert told["closed form alone"]["failed"] == "the loss is inf"
     assert told["closed form alone"]["top1_agreement"] is None
     assert "alternative, closed form alone: agreement unknown" in report.table(200)
-    monkeypatch.setitem(room._WAYS, "closed form alone", raising(Stopped(None, None)))
+    monkeypatch.setitem(module._WAYS, "closed form alone", raising(Stopped(None, None)))
     result = us.compress(own, images(40, Chain.size), folder=tmp_path / "small", **options)
     assert [way["name"] for way in result.report.alternatives][-1] != "closed form alone"
     assert "the alternatives were interrupted" in result.report.notes

@@ -33,7 +33,7 @@ def images(count=20, seed=0):
     return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
-def teacher(net=Residual):
+def make_teacher(net=Residual):
     return own_teacher(randomised(net()), PREPROCESSING)
 
 
@@ -42,11 +42,11 @@ def state(model):
 
 
 def test_the_whole_path(tmp_path):
-    lead = teacher()
-    before = state(lead.model)
+    teacher = make_teacher()
+    before = state(teacher.model)
     stages = []
     result = compress(
-        lead, images(), keep=0.5, folder=tmp_path / "small", config=CONFIG, on_stage=stages.append,
+        teacher, images(), keep=0.5, folder=tmp_path / "small", config=CONFIG, on_stage=stages.append,
         labelled=images(30, seed=5), labels=[0] * 30,
     )  # fmt: skip
     report = result.report
@@ -61,10 +61,12 @@ def test_the_whole_path(tmp_path):
     assert set(report.image_hashes["fit"]).isdisjoint(report.image_hashes["held_out"])
     assert report.config["cut_equals_zero"]["error"] <= 1e-10
     assert any("mimicking 4 steps" in s for s in stages)
-    assert all(torch.equal(t, before[n]) for n, t in lead.model.state_dict().items())
+    assert all(torch.equal(t, before[n]) for n, t in teacher.model.state_dict().items())
     for name in ("fc.weight", "fc.bias"):
         assert torch.equal(result.model.state_dict()[name], before[name])
-    assert not torch.equal(result.model.stage1[0].conv2.weight, us.cut(lead.model, result.plan).stage1[0].conv2.weight)
+    assert not torch.equal(
+        result.model.stage1[0].conv2.weight, us.cut(teacher.model, result.plan).stage1[0].conv2.weight
+    )
     assert sorted(p.name for p in (tmp_path / "small").iterdir()) == [
         "README.md", "plan.json", "report.html", "report.json", "run.toml", "weights.safetensors",
     ]  # fmt: skip
@@ -72,7 +74,7 @@ def test_the_whole_path(tmp_path):
 
 
 def test_a_fresh_process_loads_it_bit_equal(tmp_path):
-    result = compress(teacher(), images(), keep_width=0.5, folder=tmp_path / "small", config=CONFIG)
+    result = compress(make_teacher(), images(), keep_width=0.5, folder=tmp_path / "small", config=CONFIG)
     torch.save(result.model(images(3)).detach(), tmp_path / "out.pt")
     code = f"""
 import torch, mimicut
@@ -87,43 +89,43 @@ assert torch.equal(model(x), torch.load({str(tmp_path / "out.pt")!r}))
 
 
 def test_one_seed_gives_one_student_bit_for_bit():
-    one, two = (compress(teacher(), images(), keep=0.5, config=CONFIG).model for _ in range(2))
-    other = compress(teacher(), images(), keep=0.5, config=dataclasses.replace(CONFIG, seed=1)).model
+    one, two = (compress(make_teacher(), images(), keep=0.5, config=CONFIG).model for _ in range(2))
+    other = compress(make_teacher(), images(), keep=0.5, config=dataclasses.replace(CONFIG, seed=1)).model
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
     assert not torch.equal(one.stem.weight, other.stem.weight)
 
 
 def test_keep_1_is_bit_equal_and_says_that_nothing_was_cut():
-    lead = teacher()
-    result = compress(lead, images(), keep=1, config=CONFIG)
+    teacher = make_teacher()
+    result = compress(teacher, images(), keep=1, config=CONFIG)
     assert any("nothing is cut" in n for n in result.report.notes)
-    assert all(torch.equal(t, lead.model.state_dict()[n]) for n, t in result.model.state_dict().items())
+    assert all(torch.equal(t, teacher.model.state_dict()[n]) for n, t in result.model.state_dict().items())
     assert (result.report.top1_agreement, result.report.feature_error_relative) == (1.0, 0.0)
 
 
 def test_mimicking_lowers_the_feature_error():
     worth = [
-        compress(teacher(), images(40), keep_width=0.5, config=dataclasses.replace(CONFIG, steps=n)).report
+        compress(make_teacher(), images(40), keep_width=0.5, config=dataclasses.replace(CONFIG, steps=n)).report
         for n in (0, 200)
     ]
     assert worth[1].feature_error_relative < 0.5 * worth[0].feature_error_relative
 
 
 def test_a_plan_is_replayed_and_an_edited_one_resolved(tmp_path):
-    lead = teacher()
-    first = compress(lead, images(), keep=0.5, folder=tmp_path / "a", config=CONFIG)
+    teacher = make_teacher()
+    first = compress(teacher, images(), keep=0.5, folder=tmp_path / "a", config=CONFIG)
     plan = us.read_plan(tmp_path / "a" / "plan.json")
-    again = compress(lead, images(), plan=plan, config=CONFIG)
+    again = compress(teacher, images(), plan=plan, config=CONFIG)
     assert all(torch.equal(t, first.model.state_dict()[n]) for n, t in again.model.state_dict().items())
     plan.widths["stage1.0.conv1"] = 1
-    edited = compress(lead, images(), plan=plan, folder=tmp_path / "b", config=CONFIG)
+    edited = compress(teacher, images(), plan=plan, folder=tmp_path / "b", config=CONFIG)
     assert edited.model.stage1[0].conv1.out_channels == 1
     assert us.load(tmp_path / "b", Residual).stage1[0].conv1.weight.shape[0] == 1
 
 
 def test_dropped_blocks_and_named_seams(tmp_path):
     result = compress(
-        teacher(),
+        make_teacher(),
         images(),
         keep=0.6,
         drop=["stage1.1"],
@@ -137,26 +139,26 @@ def test_dropped_blocks_and_named_seams(tmp_path):
 
 
 def test_a_student_of_another_tool_is_mimicked_and_replaced():
-    lead = randomised(Residual())
-    seam = us.find_seam(lead, lead.example())
+    teacher = randomised(Residual())
+    seam = us.find_seam(teacher, teacher.example())
     student = randomised(Residual(), seed=1)
     student.stage2[0].conv1 = torch.nn.Conv2d(8, 3, 3, 2, 1, bias=False)
     student.stage2[0].bn1 = torch.nn.BatchNorm2d(3)
     student.stage2[0].conv2 = torch.nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-    log = us.mimic(lead, student, seam, images(), dataclasses.replace(CONFIG, steps=30))
+    log = us.mimic(teacher, student, seam, images(), dataclasses.replace(CONFIG, steps=30))
     assert log.losses[-1] < log.losses[0]
-    assert torch.equal(us.put_under_head(lead, student, seam).fc.weight, lead.fc.weight)
+    assert torch.equal(us.put_under_head(teacher, student, seam).fc.weight, teacher.fc.weight)
 
 
 def test_held_out_from_another_source_must_be_other_images():
     with pytest.raises(InputError, match=r"4 of them are among the images to learn from"):
-        compress(teacher(), images(), keep=0.5, held_out=images()[:4], config=CONFIG)
-    report = compress(teacher(), images(), keep=0.5, held_out=images(7, seed=3), config=CONFIG).report
+        compress(make_teacher(), images(), keep=0.5, held_out=images()[:4], config=CONFIG)
+    report = compress(make_teacher(), images(), keep=0.5, held_out=images(7, seed=3), config=CONFIG).report
     assert (report.images_few, report.images_held_out) == (20, 7)
 
 
 def test_three_images_work_and_say_what_they_prove():
-    report = compress(teacher(), images(3), keep=0.5, config=CONFIG).report
+    report = compress(make_teacher(), images(3), keep=0.5, config=CONFIG).report
     assert (report.images_few, report.images_held_out) == (2, 1)
     assert any("held-out image(s)" in n for n in report.notes)
 
@@ -176,12 +178,12 @@ def test_three_images_work_and_say_what_they_prove():
     ],
 )
 def test_what_is_refused_leaves_nothing_behind(tmp_path, options, error, words):
-    lead = teacher()
-    before = state(lead.model)
+    teacher = make_teacher()
+    before = state(teacher.model)
     with pytest.raises(error, match=words):
-        compress(lead, images(), folder=tmp_path / "small", config=CONFIG, **options)
+        compress(teacher, images(), folder=tmp_path / "small", config=CONFIG, **options)
     assert list(tmp_path.iterdir()) == []
-    assert all(torch.equal(t, before[n]) for n, t in lead.model.state_dict().items())
+    assert all(torch.equal(t, before[n]) for n, t in teacher.model.state_dict().items())
 
 
 def test_an_existing_folder_is_refused_before_any_work(tmp_path):
@@ -190,36 +192,36 @@ def test_an_existing_folder_is_refused_before_any_work(tmp_path):
     stages = []
     for force in (False, True):
         with pytest.raises(StoreError):
-            compress(teacher(), images(), keep=0.5, folder=tmp_path / "mine", force=force, on_stage=stages.append)
+            compress(make_teacher(), images(), keep=0.5, folder=tmp_path / "mine", force=force, on_stage=stages.append)
     assert stages == []
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 
 def test_an_interrupt_leaves_the_old_result_and_the_teacher_whole(tmp_path):
-    lead = teacher()
-    compress(lead, images(), keep=0.5, folder=tmp_path / "small", config=CONFIG)
-    before, files = state(lead.model), {p.name: p.read_bytes() for p in (tmp_path / "small").iterdir()}
+    teacher = make_teacher()
+    compress(teacher, images(), keep=0.5, folder=tmp_path / "small", config=CONFIG)
+    before, files = state(teacher.model), {p.name: p.read_bytes() for p in (tmp_path / "small").iterdir()}
 
     def stop(done, total, loss):
         if done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        compress(lead, images(), keep=0.4, folder=tmp_path / "small", force=True, config=CONFIG, on_step=stop)
+        compress(teacher, images(), keep=0.4, folder=tmp_path / "small", force=True, config=CONFIG, on_step=stop)
     assert {p.name: p.read_bytes() for p in (tmp_path / "small").iterdir()} == files
     assert sorted(p.name for p in tmp_path.iterdir()) == ["small", "small.stopped.safetensors"]
-    assert all(torch.equal(t, before[n]) for n, t in lead.model.state_dict().items())
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in lead.model.modules())
+    assert all(torch.equal(t, before[n]) for n, t in teacher.model.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in teacher.model.modules())
 
 
 def test_verify_folder_measures_again_and_knows_its_teacher(tmp_path):
     path = tmp_path / "weights.safetensors"
     from safetensors.torch import save_file
 
-    lead = us.load_teacher(BUILDER, input_size=(3, 8, 8), views="none")
-    lead.model.load_state_dict(randomised(Residual()).state_dict())
-    save_file(lead.model.state_dict(), path)
-    compress(lead, images(), keep=0.5, folder=tmp_path / "small", config=CONFIG)
+    teacher = us.load_teacher(BUILDER, input_size=(3, 8, 8), views="none")
+    teacher.model.load_state_dict(randomised(Residual()).state_dict())
+    save_file(teacher.model.state_dict(), path)
+    compress(teacher, images(), keep=0.5, folder=tmp_path / "small", config=CONFIG)
     report = verify_folder(tmp_path / "small", _saved(tmp_path, images(9, seed=9)), teacher=BUILDER, weights=path)
     assert report.images_held_out == 9
     assert report.macs_student < Residual.macs
@@ -248,47 +250,49 @@ def test_a_module_is_a_teacher_of_224_pixels_unless_told_otherwise():
 @pytest.mark.parametrize("few", [24, 260], ids=["last step", "best step"])
 def test_a_stopped_run_is_saved_and_goes_on_to_the_same_result(tmp_path, few, monkeypatch):
     config, given = preset("default", steps=6, lr=3e-3, views="none"), images(few)
-    whole = compress(teacher(), given, keep=0.5, folder=tmp_path / "whole", config=config)
+    whole = compress(make_teacher(), given, keep=0.5, folder=tmp_path / "whole", config=config)
 
     def stop(done, total, loss):
         if done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(Stopped) as stopped:
-        compress(teacher(), given, keep=0.5, folder=tmp_path / "small", config=config, on_step=stop)
+        compress(make_teacher(), given, keep=0.5, folder=tmp_path / "small", config=config, on_step=stop)
     part = stopped.value.log
     assert part.stopped
     assert part.report.steps == 2
     assert "stopped after 2 of 6 steps" in part.report.notes
-    assert equal_models(part.model, us.load(tmp_path / "small", lambda **_: teacher().model))
+    assert equal_models(part.model, us.load(tmp_path / "small", lambda **_: make_teacher().model))
     assert not equal_models(part.model, whole.model)
 
     # Other options, other images: it says so, and nothing changes.
     for change in ({"keep": 0.4}, {"config": replace(config, seed=7)}, {"images": images(few, seed=3)}):
         asked = {"images": given, "keep": 0.5, "config": config} | change
         with pytest.raises(InputError, match=r"stopped with other .*(budget \(keep\)|config \(seed\)|images)"):
-            compress(teacher(), folder=tmp_path / "small", resume=True, **asked)
+            compress(make_teacher(), folder=tmp_path / "small", resume=True, **asked)
     with pytest.raises(StoreError, match="exist"):
-        compress(teacher(), given, keep=0.5, folder=tmp_path / "small", config=config)
+        compress(make_teacher(), given, keep=0.5, folder=tmp_path / "small", config=config)
     # Another teacher of the same shape, or prepared otherwise.
     other = own_teacher(randomised(Residual(), seed=5), PREPROCESSING)
     brighter = own_teacher(randomised(Residual()), us.Preprocessing((3, 8, 8), (0.4,) * 3, (0.5,) * 3))
-    for lead in (other, brighter):
+    for teacher in (other, brighter):
         with pytest.raises(InputError, match="stopped with other teacher"):
-            compress(lead, given, keep=0.5, folder=tmp_path / "small", config=config, resume=True)
+            compress(teacher, given, keep=0.5, folder=tmp_path / "small", config=config, resume=True)
 
     # The closed form and the evidence are not asked for again.
     for name in ("channel_evidence", "recover"):
-        room = import_module("mimicut.workflow.deciding" if name == "channel_evidence" else "mimicut.recovery.recover")
+        module = import_module(
+            "mimicut.workflow.deciding" if name == "channel_evidence" else "mimicut.recovery.recover"
+        )
         what = name if name == "channel_evidence" else "closed_form"
-        monkeypatch.setattr(room, what, lambda *_, **__: pytest.fail("done before"))
-    again = compress(teacher(), given, keep=0.5, folder=tmp_path / "small", config=config, resume=True)
+        monkeypatch.setattr(module, what, lambda *_, **__: pytest.fail("done before"))
+    again = compress(make_teacher(), given, keep=0.5, folder=tmp_path / "small", config=config, resume=True)
     assert equal_models(again.model, whole.model)
     assert again.plan.to_json() == whole.plan.to_json()
     assert again.recovery.to_json().keys() == whole.recovery.to_json().keys()
     assert (again.recovery.mimic.losses, again.report.steps) == (whole.recovery.mimic.losses, 6)
     assert not any("stopped" in note for note in again.report.notes)
-    assert equal_models(again.model, us.load(tmp_path / "small", lambda **_: teacher().model))
+    assert equal_models(again.model, us.load(tmp_path / "small", lambda **_: make_teacher().model))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["small", "whole"]
 
 
@@ -296,25 +300,25 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch):
     """Nothing but the file beside the folder is there then; resume without one is a run like any other."""
     monkeypatch.setattr("mimicut.recovery.training_loop._CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr("mimicut.recovery.training_loop._CHECKPOINT_PAUSE", 0.0)
-    whole = compress(teacher(), images(), keep=0.5, folder=tmp_path / "whole", config=CONFIG, resume=True)
+    whole = compress(make_teacher(), images(), keep=0.5, folder=tmp_path / "whole", config=CONFIG, resume=True)
 
     def die(done, total, loss):
         if done == 3:
             raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError):
-        compress(teacher(), images(), keep=0.5, folder=tmp_path / "small", config=CONFIG, on_step=die)
+        compress(make_teacher(), images(), keep=0.5, folder=tmp_path / "small", config=CONFIG, on_step=die)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["small.stopped.safetensors", "whole"]
     steps = []
     again = compress(
-        teacher(), images(), keep=0.5, folder=tmp_path / "small", config=CONFIG, resume=True,
+        make_teacher(), images(), keep=0.5, folder=tmp_path / "small", config=CONFIG, resume=True,
         on_step=lambda done, *_: steps.append(done),
     )  # fmt: skip
     assert steps[0] == 3
     assert equal_models(again.model, whole.model)
     (tmp_path / "small.stopped.safetensors").write_bytes(b"no tensors")
     with pytest.raises(StoreError, match="no file of a stopped run"):
-        compress(teacher(), images(), keep=0.5, folder=tmp_path / "small", config=CONFIG, resume=True)
+        compress(make_teacher(), images(), keep=0.5, folder=tmp_path / "small", config=CONFIG, resume=True)
 
 
 def equal_models(one, other):
@@ -333,19 +337,19 @@ def stopping(at=2):
 def test_a_stopped_run_is_given_up_by_force_alone_and_replaces_its_own_part_alone(tmp_path):
     folder = tmp_path / "small"
     with pytest.raises(Stopped):
-        compress(teacher(), images(), keep=0.5, folder=folder, config=CONFIG, on_step=stopping())
+        compress(make_teacher(), images(), keep=0.5, folder=folder, config=CONFIG, on_step=stopping())
     told = stopped_path(folder).read_bytes()
     shutil.move(folder, tmp_path / "part")
-    with pytest.raises(StoreError, match=r"resume goes on with it, force gives it up"):
-        compress(teacher(), images(), keep=0.4, folder=folder, config=CONFIG)
+    with pytest.raises(StoreError, match=r"resume continues it, force discards it"):
+        compress(make_teacher(), images(), keep=0.4, folder=folder, config=CONFIG)
     assert stopped_path(folder).read_bytes() == told
-    compress(teacher(), images(), keep=0.6, folder=tmp_path / "other", config=CONFIG)
+    compress(make_teacher(), images(), keep=0.6, folder=tmp_path / "other", config=CONFIG)
     shutil.move(tmp_path / "other", folder)
     with pytest.raises(StoreError, match="exists"):
-        compress(teacher(), images(), keep=0.5, folder=folder, config=CONFIG, resume=True)
+        compress(make_teacher(), images(), keep=0.5, folder=folder, config=CONFIG, resume=True)
     shutil.rmtree(folder)
     folder.mkdir()
-    compress(teacher(), images(), keep=0.4, folder=folder, config=CONFIG, force=True)
+    compress(make_teacher(), images(), keep=0.4, folder=folder, config=CONFIG, force=True)
     assert not stopped_path(folder).exists()
 
 
@@ -358,7 +362,7 @@ def test_ctrl_c_in_the_trial_of_the_pace_keeps_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "backward", backward)
     with pytest.raises(KeyboardInterrupt) as error:
-        compress(teacher(), images(), keep=0.5, folder=tmp_path / "small", config=CONFIG)
+        compress(make_teacher(), images(), keep=0.5, folder=tmp_path / "small", config=CONFIG)
     assert type(error.value) is KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
 
@@ -375,12 +379,12 @@ def test_a_checkpoint_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch
 
     monkeypatch.setattr(Path, "replace", full)
     result = compress(
-        teacher(), images(), keep=0.5, folder=tmp_path / "small", config=CONFIG, on_stage=said.append
+        make_teacher(), images(), keep=0.5, folder=tmp_path / "small", config=CONFIG, on_stage=said.append
     )  # fmt: skip
     assert result.folder == tmp_path / "small"
-    assert any("No space left" in text and "could not go on" in text for text in said)
+    assert any("No space left" in text and "it cannot be resumed" in text for text in said)
     with pytest.raises(Stopped) as stopped:
-        compress(teacher(), images(), keep=0.5, folder=tmp_path / "again", config=CONFIG, on_step=stopping())
+        compress(make_teacher(), images(), keep=0.5, folder=tmp_path / "again", config=CONFIG, on_step=stopping())
     assert stopped.value.log.folder == tmp_path / "again"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again", "small"]
 
@@ -388,14 +392,15 @@ def test_a_checkpoint_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch
 def test_no_time_is_said_and_still_gives_a_result():
     said = []
     result = compress(
-        teacher(), images(), keep=0.5, config=preset("default", views="none"), max_seconds=0.0, on_stage=said.append
+        make_teacher(), images(), keep=0.5, config=preset("default", views="none"), max_seconds=0.0,
+        on_stage=said.append,
     )  # fmt: skip
     assert result.report.steps == 0
     assert result.recovery.closed_form is None
-    assert "no time for the closed form" in said
-    assert "no time to mimic" in said
+    assert "there is no time for the closed form" in said
+    assert "there is no time left to mimic" in said
 
 
 def test_a_device_without_data_is_refused_before_any_work():
     with pytest.raises(InputError, match="'meta': it holds no data"):
-        compress(teacher(), images(), keep=0.5, config=replace(CONFIG, device="meta"))
+        compress(make_teacher(), images(), keep=0.5, config=replace(CONFIG, device="meta"))

@@ -61,7 +61,7 @@ def test_the_certificate_is_of_all_folds_and_the_student_of_all_images(tmp_path)
     assert not any("no image was held out" in note for note in report.notes)
     assert 0 < report.feature_error_relative < 2
     assert read(tmp_path / "small")[1].crossfit == 4
-    assert "a student made in this way answers as the teacher does" in report.certificate()[0]
+    assert "a student made in this way gives the teacher's answer" in report.certificate()[0]
     assert "each held out once, in 4 folds" in (tmp_path / "small" / "report.html").read_text()
     alone = us.compress(own, photos(20), keep=0.6, config=CONFIG, held_out_share=0.0)
     mine, theirs = result.model.state_dict(), alone.model.state_dict()
@@ -78,7 +78,7 @@ def test_a_plan_is_the_folds_own_where_it_is_given():
 
 def test_what_cannot_be_is_said_before_any_work(tmp_path):
     own = own_teacher(Chain(), SAID)
-    with pytest.raises(InputError, match="held-out images are given too"):
+    with pytest.raises(InputError, match="found held-out images as well"):
         us.crossfit(own, photos(8), 2, keep=0.6, held_out=photos(3, 1))
     with pytest.raises(InputError, match="hold out 72 or more"):
         us.crossfit(own, photos(8), 2, keep=0.6, min_agreement=0.95, folder=tmp_path / "small")
@@ -113,7 +113,7 @@ def test_a_plan_that_all_images_make_cannot_show_an_agreement():
 
 
 def test_alternatives_have_no_image_to_be_judged_by():
-    with pytest.raises(InputError, match="alternatives are asked for too"):
+    with pytest.raises(InputError, match="found alternatives as well"):
         us.crossfit(own_teacher(Chain(), SAID), photos(20), 4, keep=0.6, config=CONFIG, with_alternatives=True)
 
 

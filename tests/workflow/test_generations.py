@@ -40,14 +40,14 @@ def images(count=12, seed=0, side=8):
 
 def first(folder, net=Residual, **options):
     """A result made of a module in hand."""
-    lead = own_teacher(randomised(net()), SAID, views="pad_crop", part=options.pop("part", ""))
-    return compress(lead, images(), **({"keep": 0.7} | options), folder=folder, config=CONFIG)
+    teacher = own_teacher(randomised(net()), SAID, views="pad_crop", part=options.pop("part", ""))
+    return compress(teacher, images(), **({"keep": 0.7} | options), folder=folder, config=CONFIG)
 
 
 def again(folder, to, net=Residual, **options):
     """What is made of the result in `folder`."""
-    lead = load_teacher(folder, build_teacher=net)
-    return compress(lead, images(), **({"keep": 0.7} | options), folder=to, config=CONFIG)
+    teacher = load_teacher(folder, build_teacher=net)
+    return compress(teacher, images(), **({"keep": 0.7} | options), folder=to, config=CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -65,17 +65,17 @@ def same(one, other):
 
 
 def test_three_generations_each_in_a_fresh_process_without_the_others(tmp_path):
-    lead = load_teacher(TIMM, pretrained=False, num_classes=7, input_size=(3, 32, 32))
-    randomised(lead.model)
+    teacher = load_teacher(TIMM, pretrained=False, num_classes=7, input_size=(3, 32, 32))
+    randomised(teacher.model)
     x, macs = images(3, side=32), []
     for name in ("one", "two", "three"):
-        result = compress(lead, images(side=32), keep=0.8, folder=tmp_path / name, config=CONFIG)
+        result = compress(teacher, images(side=32), keep=0.8, folder=tmp_path / name, config=CONFIG)
         torch.save(result.model(x).detach(), tmp_path / f"{name}.pt")
         macs.append((result.report.macs_teacher, result.report.macs_student))
-        lead = load_teacher(tmp_path / name)
-        assert same(lead.model, result.model)
+        teacher = load_teacher(tmp_path / name)
+        assert same(teacher.model, result.model)
     assert [student for _, student in macs[:2]] == [teacher for teacher, _ in macs[1:]]
-    assert lead.model.fc.out_features == 7
+    assert teacher.model.fc.out_features == 7
     shutil.rmtree(tmp_path / "one")
     for name in ("two", "three"):
         shutil.move(tmp_path / name, tmp_path / f"moved_{name}")
@@ -131,9 +131,9 @@ def test_a_buffer_that_is_made_anew_when_images_come(tmp_path):
 
 
 def test_what_was_saved_is_loaded_through_all_plans_and_not_by_way_of_the_teacher_in_hand(one, tmp_path):
-    lead, asked = load_teacher(one, build_teacher=Residual), []
-    lead.build_teacher = lambda: asked.append("code") or Residual()
-    compress(lead, images(), keep=0.7, folder=tmp_path / "two", config=CONFIG)
+    teacher, asked = load_teacher(one, build_teacher=Residual), []
+    teacher.build_teacher = lambda: asked.append("code") or Residual()
+    compress(teacher, images(), keep=0.7, folder=tmp_path / "two", config=CONFIG)
     assert asked == ["code"]
 
 
@@ -141,40 +141,40 @@ def test_what_was_saved_is_loaded_through_all_plans_and_not_by_way_of_the_teache
 
 
 def test_preprocessing_and_views_come_along_and_can_be_overridden(one, tmp_path):
-    lead = load_teacher(one, build_teacher=Residual)
-    assert (lead.preprocessing, lead.views, lead.part, lead.call) == (SAID, "pad_crop", "", None)
-    assert same(lead.model, us.load(one, Residual))
-    assert lead.notes == ["the teacher is itself a result, made from module: figures are against it"]
+    teacher = load_teacher(one, build_teacher=Residual)
+    assert (teacher.preprocessing, teacher.views, teacher.part, teacher.call) == (SAID, "pad_crop", "", None)
+    assert same(teacher.model, us.load(one, Residual))
+    assert teacher.notes == ["the teacher is itself a result, made from module: figures are against it"]
     said = {"mean": (0.1,) * 3, "std": (0.2,) * 3, "resize": "exact", "input_size": (3, 16, 16), "views": "none"}
-    lead = load_teacher(one, build_teacher=Residual, **said)
-    assert lead.preprocessing == us.Preprocessing((3, 16, 16), (0.1,) * 3, (0.2,) * 3, None, "bicubic")
-    assert lead.views == "none"
-    compress(lead, images(side=16), keep=0.7, folder=tmp_path / "two", config=CONFIG)
+    teacher = load_teacher(one, build_teacher=Residual, **said)
+    assert teacher.preprocessing == us.Preprocessing((3, 16, 16), (0.1,) * 3, (0.2,) * 3, None, "bicubic")
+    assert teacher.views == "none"
+    compress(teacher, images(side=16), keep=0.7, folder=tmp_path / "two", config=CONFIG)
     then = load_teacher(tmp_path / "two", build_teacher=Residual)
-    assert (then.preprocessing, then.views) == (lead.preprocessing, "none")
+    assert (then.preprocessing, then.views) == (teacher.preprocessing, "none")
 
 
 def test_a_folder_without_a_source_is_taken_as_a_module_in_hand(tmp_path):
     model = randomised(Chain())
     plan = us.make_plan(model, us.trace(model, model.example()), keep=1)
     us.save(tmp_path / "one", model=model, plan=plan, report=us.Report())
-    lead = load_teacher(tmp_path / "one", build_teacher=Chain)
-    assert lead.preprocessing == own_teacher(model).preprocessing
-    assert "the folder does not say how its teacher expects images" in lead.notes[1]
-    assert same(lead.model, model)
+    teacher = load_teacher(tmp_path / "one", build_teacher=Chain)
+    assert teacher.preprocessing == own_teacher(model).preprocessing
+    assert "the folder does not say how its teacher expects images" in teacher.notes[1]
+    assert same(teacher.model, model)
 
 
 def test_how_it_takes_its_images_comes_along(tmp_path, capsys):
     example = ((), {"pixel_values": torch.zeros(2, 3, 8, 8), "sharp": True})
     first(tmp_path / "one", Segmenter, example=example)
-    lead = load_teacher(tmp_path / "one", build_teacher=Segmenter)
-    assert lead.call == {"keyword": "pixel_values", "options": {"sharp": True}}
+    teacher = load_teacher(tmp_path / "one", build_teacher=Segmenter)
+    assert teacher.call == {"keyword": "pixel_values", "options": {"sharp": True}}
     np.save(tmp_path / "images.npy", images().numpy())
     own = (BUILDER.replace("Residual", "Segmenter"), "--weights", tmp_path / "one")
     assert call(capsys, "inspect", *own)[0] == 0
     assert call(capsys, "plan", *own, "--keep", 0.7, "--images", tmp_path / "images.npy")[0] == 0
-    then = compress(lead, images(), keep=0.7, folder=tmp_path / "two", config=CONFIG)
-    assert then.plan.call == lead.call
+    then = compress(teacher, images(), keep=0.7, folder=tmp_path / "two", config=CONFIG)
+    assert then.plan.call == teacher.call
     loaded = us.load(tmp_path / "two", Segmenter)
     with torch.no_grad():
         found, wanted = (m(pixel_values=images(2), sharp=True)["out"] for m in (loaded, then.model))
@@ -183,10 +183,10 @@ def test_how_it_takes_its_images_comes_along(tmp_path, capsys):
 
 def test_the_part_comes_along(tmp_path):
     made = first(tmp_path / "one", Boxed, part="body")
-    lead = load_teacher(tmp_path / "one", build_teacher=Boxed)
-    assert (lead.part, type(lead.whole), type(lead.model)) == ("body", Boxed, Residual)
-    assert same(lead.whole, made.model)
-    then = compress(lead, images(), keep=0.7, folder=tmp_path / "two", config=CONFIG)
+    teacher = load_teacher(tmp_path / "one", build_teacher=Boxed)
+    assert (teacher.part, type(teacher.whole), type(teacher.model)) == ("body", Boxed, Residual)
+    assert same(teacher.whole, made.model)
+    then = compress(teacher, images(), keep=0.7, folder=tmp_path / "two", config=CONFIG)
     assert then.report.macs_teacher == made.report.macs_student
     assert isinstance(then.model(images(1)), list)
     verified = verify_folder(tmp_path / "two", images(4, seed=3), weights=tmp_path / "one", teacher=_boxed(tmp_path))
@@ -207,9 +207,9 @@ def _boxed(folder):
 def test_images_that_trained_an_earlier_generation_are_told_of(tmp_path):
     made = first(tmp_path / "one")
     fit = made.report.image_hashes["fit"]
-    lead = load_teacher(tmp_path / "one", build_teacher=Residual)
+    teacher = load_teacher(tmp_path / "one", build_teacher=Residual)
     options = {"keep": 0.7, "held_out": images()[:12], "config": CONFIG}
-    then = compress(lead, images(12, seed=4), folder=tmp_path / "two", **options)
+    then = compress(teacher, images(12, seed=4), folder=tmp_path / "two", **options)
     assert len(fit) == 10
     assert any(note.startswith("10 held-out image(s) trained the teacher") for note in then.report.notes)
     third = load_teacher(tmp_path / "two", build_teacher=Residual)
@@ -217,7 +217,7 @@ def test_images_that_trained_an_earlier_generation_are_told_of(tmp_path):
     assert any(note.startswith("10 held-out image(s) trained the teacher") for note in last.report.notes)
     report = verify_folder(tmp_path / "three", images(), weights=tmp_path / "two", teacher=BUILDER)
     assert report.notes[0].startswith("10 of these images trained the student")
-    clean = compress(lead, images(12, seed=4), keep=0.7, held_out=images(5, seed=6), config=CONFIG)
+    clean = compress(teacher, images(12, seed=4), keep=0.7, held_out=images(5, seed=6), config=CONFIG)
     assert not any("trained the teacher" in note for note in clean.report.notes)
 
 
@@ -235,10 +235,10 @@ def test_ones_own_code_is_named_again_and_never_run_from_a_folder(tmp_path):
     with pytest.raises(InputError, match=r"never run from a folder.*FILE\.py:FUNCTION with --weights FOLDER"):
         load_teacher(tmp_path / "one")
     assert not (tmp_path / "ran").exists()
-    lead = load_teacher(code, weights=tmp_path / "one", pretrained=False)
-    assert same(lead.model, us.load(tmp_path / "one", code))
-    assert lead.spec == str(tmp_path / "one")
-    then = compress(lead, images(), keep=0.7, folder=tmp_path / "two", config=CONFIG)
+    teacher = load_teacher(code, weights=tmp_path / "one", pretrained=False)
+    assert same(teacher.model, us.load(tmp_path / "one", code))
+    assert teacher.spec == str(tmp_path / "one")
+    then = compress(teacher, images(), keep=0.7, folder=tmp_path / "two", config=CONFIG)
     (tmp_path / "ran").unlink()
     for what in (us.load, load_teacher, lambda folder: verify_folder(folder, images(3))):
         with pytest.raises(InputError, match="never run from a folder"):
@@ -257,11 +257,11 @@ def test_ones_own_code_is_named_again_and_never_run_from_a_folder(tmp_path):
 
 @pytest.fixture
 def two(tmp_path):
-    lead = load_teacher(BUILDER, input_size=(3, 8, 8))
-    randomised(lead.model)
-    compress(lead, images(), keep=0.7, folder=tmp_path / "one", config=CONFIG)
-    lead = load_teacher(BUILDER, weights=tmp_path / "one", std=(0.5,) * 3)
-    compress(lead, images(), keep=1, folder=tmp_path / "two", config=CONFIG)
+    teacher = load_teacher(BUILDER, input_size=(3, 8, 8))
+    randomised(teacher.model)
+    compress(teacher, images(), keep=0.7, folder=tmp_path / "one", config=CONFIG)
+    teacher = load_teacher(BUILDER, weights=tmp_path / "one", std=(0.5,) * 3)
+    compress(teacher, images(), keep=1, folder=tmp_path / "two", config=CONFIG)
     return tmp_path / "two"
 
 
@@ -279,26 +279,26 @@ def test_verify_measures_against_the_earlier_result(two, tmp_path):
 
 def test_verify_prepares_images_as_the_second_generation_was_told(two, tmp_path, monkeypatch):
     seen = []
-    room = import_module("mimicut.workflow.intake")
+    module = import_module("mimicut.workflow.intake")
     monkeypatch.setattr(
-        room, "read_images", lambda source, said, **options: seen.append(said) or us.read_images(source, said)
+        module, "read_images", lambda source, said, **options: seen.append(said) or us.read_images(source, said)
     )
     verify_folder(two, images(5, seed=8), teacher=BUILDER)
     assert [said.std for said in seen] == [(0.5,) * 3]
 
 
 def test_verify_knows_the_earlier_result_by_its_weights(two, tmp_path):
-    lead = load_teacher(BUILDER, input_size=(3, 8, 8))
-    randomised(lead.model)
-    compress(lead, images(seed=1), keep=0.7, folder=tmp_path / "one", config=CONFIG, force=True)
+    teacher = load_teacher(BUILDER, input_size=(3, 8, 8))
+    randomised(teacher.model)
+    compress(teacher, images(seed=1), keep=0.7, folder=tmp_path / "one", config=CONFIG, force=True)
     with pytest.raises(InputError, match=r"the result .*one is not what it was as the teacher"):
         verify_folder(two, images(5, seed=8), teacher=BUILDER)
 
 
 def test_verify_takes_the_folder_itself_where_its_code_is_a_librarys(tmp_path):
-    lead = load_teacher(TIMM, pretrained=False, input_size=(3, 32, 32))
-    randomised(lead.model)
-    compress(lead, images(side=32), keep=0.8, folder=tmp_path / "one", config=CONFIG)
+    teacher = load_teacher(TIMM, pretrained=False, input_size=(3, 32, 32))
+    randomised(teacher.model)
+    compress(teacher, images(side=32), keep=0.8, folder=tmp_path / "one", config=CONFIG)
     compress(load_teacher(tmp_path / "one"), images(side=32), keep=1, folder=tmp_path / "two", config=CONFIG)
     assert verify_folder(tmp_path / "two", images(5, seed=8, side=32)).top1_agreement == 1.0
     shutil.move(tmp_path / "one", tmp_path / "moved")
@@ -357,8 +357,8 @@ def test_what_is_no_result(one, tmp_path):
 
 def test_a_save_that_was_killed_is_found(one, tmp_path):
     shutil.copytree(one, previous_path(tmp_path / "one"))
-    lead = load_teacher(tmp_path / "one", build_teacher=Residual)
-    assert lead.result["weights_sha256"] == store.weights_digest(one) is not None
+    teacher = load_teacher(tmp_path / "one", build_teacher=Residual)
+    assert teacher.result["weights_sha256"] == store.weights_digest(one) is not None
 
 
 def test_an_earlier_plan_that_was_edited_into_nonsense_is_named(two):
@@ -379,17 +379,17 @@ def test_a_run_that_was_stopped_is_no_teacher_yet(tmp_path):
     def stop(done, total, loss):
         raise KeyboardInterrupt
 
-    lead = own_teacher(randomised(Residual()), SAID)
+    teacher = own_teacher(randomised(Residual()), SAID)
     with pytest.raises(Stopped):
-        compress(lead, images(), keep=0.7, folder=tmp_path / "one", config=CONFIG, on_step=stop)
-    with pytest.raises(StoreError, match=r"was stopped; go on with it first \(--resume\)"):
+        compress(teacher, images(), keep=0.7, folder=tmp_path / "one", config=CONFIG, on_step=stop)
+    with pytest.raises(StoreError, match=r"was stopped; resume it first \(--resume\)"):
         load_teacher(tmp_path / "one", build_teacher=Residual)
     shutil.move(tmp_path / "one", tmp_path / "part")
-    with pytest.raises(StoreError, match=r"was stopped; go on with it first \(--resume\)"):
+    with pytest.raises(StoreError, match=r"was stopped; resume it first \(--resume\)"):
         load_teacher(tmp_path / "one", build_teacher=Residual)
     # What was moved away, and what another run left beside a whole result, are results.
     load_teacher(tmp_path / "part", build_teacher=Residual)
-    compress(lead, images(), keep=0.6, folder=tmp_path / "whole", config=CONFIG)
+    compress(teacher, images(), keep=0.6, folder=tmp_path / "whole", config=CONFIG)
     shutil.move(tmp_path / "whole", tmp_path / "one")
     load_teacher(tmp_path / "one", build_teacher=Residual)
 
@@ -413,10 +413,10 @@ def test_a_second_generation_that_was_stopped_goes_on(one, tmp_path):
 
 
 def test_a_result_does_not_take_the_place_of_its_teacher(one):
-    lead, before = load_teacher(one, build_teacher=Residual), sorted(one.rglob("*"))
+    teacher, before = load_teacher(one, build_teacher=Residual), sorted(one.rglob("*"))
     for folder in (one, one.parent):
         with pytest.raises(us.MimicutError, match=r"the teacher .* is there|not a result"):
-            compress(lead, images(), keep=0.7, folder=folder, force=True, config=CONFIG)
+            compress(teacher, images(), keep=0.7, folder=folder, force=True, config=CONFIG)
     assert sorted(one.rglob("*")) == before
 
 

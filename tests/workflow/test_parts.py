@@ -31,15 +31,17 @@ def images(count=10, side=8):
 
 
 def test_a_detector_is_compressed_by_its_backbone(tmp_path):
-    lead = load_teacher(SSD, pretrained=False, part="backbone", input_size=(3, 64, 64))
-    assert lead.preprocessing == us.Preprocessing((3, 64, 64), (0.5,) * 3, (0.5,) * 3)  # SSD's own: -1 to 1, squashed
-    randomised(lead.whole)
-    before = {n: t.clone() for n, t in named_tensors(lead.whole).items()}
-    result = us.compress(lead, images(side=64), keep=0.7, folder=tmp_path / "small", config=CONFIG)
+    teacher = load_teacher(SSD, pretrained=False, part="backbone", input_size=(3, 64, 64))
+    assert teacher.preprocessing == us.Preprocessing(
+        (3, 64, 64), (0.5,) * 3, (0.5,) * 3
+    )  # SSD's own: -1 to 1, squashed
+    randomised(teacher.whole)
+    before = {n: t.clone() for n, t in named_tensors(teacher.whole).items()}
+    result = us.compress(teacher, images(side=64), keep=0.7, folder=tmp_path / "small", config=CONFIG)
     report = result.report
-    assert type(result.model) is type(lead.whole) is models.detection.ssd.SSD
+    assert type(result.model) is type(teacher.whole) is models.detection.ssd.SSD
     assert report.macs_student <= 0.7 * report.macs_teacher
-    assert report.params_teacher == sum(p.numel() for p in lead.model.parameters()) > report.params_student
+    assert report.params_teacher == sum(p.numel() for p in teacher.model.parameters()) > report.params_student
     assert (report.top1_agreement, report.top1_agreement_low, report.top1_agreement_high) == (None, None, None)
     assert report.feature_error_relative > 0
     assert any("figures are of the part 'backbone'" in note for note in report.notes)
@@ -47,7 +49,7 @@ def test_a_detector_is_compressed_by_its_backbone(tmp_path):
     outside = [n for n in before if not n.startswith("backbone.")]
     assert outside
     assert all(same_bits(before[n], found[n]) for n in outside)
-    assert all(same_bits(t, before[n]) for n, t in named_tensors(lead.whole).items())
+    assert all(same_bits(t, before[n]) for n, t in named_tensors(teacher.whole).items())
     again = us.load(tmp_path / "small")
     given = [torch.rand(3, 70, 90, generator=torch.Generator().manual_seed(1))]
     with torch.no_grad():
@@ -61,8 +63,8 @@ def test_any_submodule_of_a_users_own_network(tmp_path):
     size = us.Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3)
     with pytest.raises(UnsupportedModel):
         us.compress(own_teacher(whole, size), images(), keep=0.7, config=CONFIG)
-    lead = own_teacher(whole, size, part="body")
-    result = us.compress(lead, images(), keep=0.7, folder=tmp_path / "small", config=CONFIG)
+    teacher = own_teacher(whole, size, part="body")
+    result = us.compress(teacher, images(), keep=0.7, folder=tmp_path / "small", config=CONFIG)
     assert result.report.top1_agreement is not None  # the part itself gives class scores
     assert isinstance(result.model(images(1)), list)
     again = us.load(tmp_path / "small", Boxed)
@@ -73,22 +75,22 @@ def test_any_submodule_of_a_users_own_network(tmp_path):
 def test_verify_knows_the_part_and_looks_at_the_rest(tmp_path, monkeypatch):
     (tmp_path / "own.py").write_text("import torch\nfrom nets import Boxed\ndef build():\n    return Boxed()\n")
     spec = f"{tmp_path / 'own.py'}:build"
-    lead = load_teacher(spec, part="body", input_size=(3, 8, 8))
-    us.compress(lead, images(), keep=0.7, folder=tmp_path / "small", config=CONFIG)
+    teacher = load_teacher(spec, part="body", input_size=(3, 8, 8))
+    us.compress(teacher, images(), keep=0.7, folder=tmp_path / "small", config=CONFIG)
     assert verify_folder(tmp_path / "small", images(), teacher=spec).images_held_out == 10
     head = Seam((SeamPoint("fc", "input"),), ((1,),), ("fc.weight",))
     other = Boxed()
-    check_head(lead.whole, lead.completed(lead.model), head, "body")
-    other.load_state_dict(lead.whole.state_dict())
+    check_head(teacher.whole, teacher.completed(teacher.model), head, "body")
+    other.load_state_dict(teacher.whole.state_dict())
     with torch.no_grad():
         other.scale.weight[0, 0] += 1
     with pytest.raises(LawBroken, match=r"scale\.weight"):
-        check_head(lead.whole, other, head, "body")
+        check_head(teacher.whole, other, head, "body")
     with torch.no_grad():
-        other.scale.weight.copy_(lead.whole.scale.weight)
+        other.scale.weight.copy_(teacher.whole.scale.weight)
         other.body.fc.weight[0, 0] += 1
     with pytest.raises(LawBroken, match=r"body\.fc\.weight"):
-        check_head(lead.whole, other, head, "body")
+        check_head(teacher.whole, other, head, "body")
 
 
 def test_what_is_refused():

@@ -20,9 +20,9 @@ PREPROCESSING = Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3)
         ({"budget": 0.5}, "budget is 0.5, expected a Budget"),
         ({"plan": "plan.json"}, "plan is 'plan.json', expected a Plan"),
         ({"budget": Budget(params=0.5), "keep_width": 0.5}, "keep_width given beside a Budget"),
-        ({"keep": 0.5, "held_out_share": 2}, "held_out_share is 2, expected a share from 0 to below 1"),
+        ({"keep": 0.5, "held_out_share": 2}, "held_out_share is 2, expected at least 0 and below 1"),
         ({"keep": 0.5, "max_seconds": -1}, "max_seconds is -1"),
-        ({"keep": 0.5, "export_to": ["onnx"]}, "there is no folder"),
+        ({"keep": 0.5, "export_to": ["onnx"]}, "no folder is given"),
         ({}, "no budget is given"),
     ],
 )

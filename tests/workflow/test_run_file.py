@@ -46,9 +46,9 @@ def test_everything_that_was_asked_for_is_in_it():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"config": replace(CONFIG, momentum=0.5)}, "the recipe has options"),
+        ({"config": replace(CONFIG, momentum=0.5)}, "a recipe other than the presets"),
         ({"example": torch.zeros(2, 3, 8, 8)}, "example"),
-        ({"images": Images(split_seed=3)}, "labels and split_seed"),
+        ({"images": Images(split_seed=3)}, "labels or split_seed"),
     ],
 )
 def test_what_the_command_line_cannot_say_is_a_comment(changes, words):
