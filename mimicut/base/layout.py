@@ -15,9 +15,10 @@ LAST = "channels_last"
 LAYOUTS = {"contiguous": torch.contiguous_format, LAST: torch.channels_last}
 # Results in both layouts may differ by this share of the largest value. Source: assumption; rounding is 1e-6 to 1e-5.
 _MOST_APART = 1e-3
-# torch 2.15 without AVX-512: the backward pass of a strided 1x1 convolution with fewer inputs writes outside its memory
-# when they lie channels last. Source: measured (glibc's MALLOC_CHECK_=3 shows it).
-_FEWEST_INPUTS = 8
+# The backward pass of torch 2.15 writes outside its memory in a strided 1x1 convolution with fewer inputs than a vector
+# register holds, with channels last. Source: measured (`python -m benchmarks.studies.strided_backward`).
+_FEWEST_INPUTS = {"AVX512": 16}
+_FEWEST_ELSEWHERE = 8
 
 
 def laid(value: Any, layout: str) -> Any:
@@ -53,10 +54,9 @@ def _near(found: Tensor, wanted: Tensor) -> bool:
 
 def learns_channels_last(*models: nn.Module) -> bool:
     """Whether a backward pass with channels last is safe for these networks on this processor."""
-    if torch.backends.cpu.get_cpu_capability() == "AVX512":
-        return True
+    fewest = _FEWEST_INPUTS.get(torch.backends.cpu.get_cpu_capability(), _FEWEST_ELSEWHERE)
     return not any(
-        isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and m.stride != (1, 1) and m.in_channels < _FEWEST_INPUTS
+        isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and m.stride != (1, 1) and m.in_channels < fewest
         for model in models
         for m in model.modules()
     )

@@ -66,8 +66,8 @@ def settle(
     """
     if config.layout == "channels_last" and not learns_channels_last(pair.teacher, pair.student):
         raise InputError(
-            "mimicking in the layout channels_last: without AVX-512 torch writes outside its memory in the strided 1x1 "
-            "convolutions with few inputs that this network has; expected the layout contiguous, or auto"
+            "mimicking in the layout channels_last: torch writes outside its memory in the backward pass of strided "
+            "1x1 convolutions with few inputs, which this network has; expected the layout contiguous, or auto"
         )
     if checkpoint is not None:
         taken = {name: checkpoint.data.get(name, getattr(config, name)) for name in ("precision", "layout", "lr")}
