@@ -166,7 +166,7 @@ def test_of_mixtures_that_are_about_as_good_a_few_steps_decide(clock, monkeypatc
     tied(monkeypatch)
     found = plan_within(facts, Budget.of(**budget), say=said.append)
     assert len(found.plan.drop) == 1  # with two blocks less it is no longer near
-    assert any("mimicking with 2 mixtures" in text for text in said)
+    assert any("comparing 2 mixtures" in text for text in said)
     for other in (None, replace(RECIPE, steps=SHORT - 1)):
         assert plan_within(replace(facts, recipe=other), Budget.of(**budget)).plan.drop == []
     tied(monkeypatch, error=lambda drop: float("inf"))

@@ -41,7 +41,7 @@ def test_auto_is_mid_where_it_reaches_and_says_when_it_does_not():
     assert planned(Residual, keep=0.7).scheme == "mid"
     far = planned(Residual, keep=0.06)
     assert far.scheme == "all"
-    assert "scheme mid reaches" in far.notes[0]
+    assert "scheme mid cannot go below" in far.notes[0]
     assert planned(Chain, keep=0.5).scheme == "all"
 
 

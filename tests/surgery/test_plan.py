@@ -119,7 +119,7 @@ def test_no_plan_at_all(tmp_path, text):
         (lambda d: d["widths"].update(nowhere=3), "no group 'nowhere'"),
         (lambda d: d["widths"].update(stem=9), "stem is 9, expected 1 to 8"),
         (lambda d: d["widths"].update({"stage2.0.conv2": 4}), "cannot be cut to 4 of 16: the seam's own channels"),
-        (lambda d: d["slices"]["stem.weight"].update({"0": [0, 1, 2, 3]}), "edit widths and drop only"),
+        (lambda d: d["slices"]["stem.weight"].update({"0": [0, 1, 2, 3]}), "edit only widths and drop"),
         (lambda d: d["keep"].update(stem=[1, 1, 2, 3]), "repeated or above 7"),
         (lambda d: d["keep"].update(stem=[1, 2, 3, 99]), "repeated or above 7"),
     ],
