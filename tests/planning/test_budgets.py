@@ -171,7 +171,7 @@ def test_of_mixtures_that_are_about_as_good_a_few_steps_decide(clock, monkeypatc
         assert plan_within(replace(facts, recipe=other), Budget.of(**budget)).plan.drop == []
     tied(monkeypatch, error=lambda drop: float("inf"))
     assert plan_within(facts, Budget.of(**budget), say=said.append).error == float("inf")
-    assert sum("mimicking with" in text for text in said) == 1
+    assert sum("of mimicking each" in text for text in said) == 1
     tied(monkeypatch)
     monkeypatch.setattr(mixtures, "SHORT_MACS", 1)
     assert plan_within(facts, Budget.of(**budget)).plan.drop == []

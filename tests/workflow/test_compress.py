@@ -317,7 +317,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch):
     assert steps[0] == 3
     assert equal_models(again.model, whole.model)
     (tmp_path / "small.stopped.safetensors").write_bytes(b"no tensors")
-    with pytest.raises(StoreError, match="no file of a stopped run"):
+    with pytest.raises(StoreError, match="not the file of a stopped run"):
         compress(make_teacher(), images(), keep=0.5, folder=tmp_path / "small", config=CONFIG, resume=True)
 
 

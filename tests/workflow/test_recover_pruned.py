@@ -129,7 +129,7 @@ def test_what_is_refused(pair, tmp_path):
     other = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     with pytest.raises(InputError, match=r"the student has no tensor 'fc\.weight'"):
         us.recover_pruned(own, other, photos(), folder=tmp_path / "small", config=STEPS)
-    with pytest.raises(InputError, match="found int8, expected of pt2"):
+    with pytest.raises(InputError, match="found int8, expected one or more of pt2"):
         us.recover_pruned(own, own.model, photos(), folder=tmp_path / "small", config=STEPS, export_to=["int8"])
     assert list(tmp_path.iterdir()) == []
 
