@@ -42,7 +42,7 @@ _MAX_STEPS = 50  # back from a computed weight to the parameters it is made of
 
 
 class _Reader:
-    """Walks the graph once; rules of the operator table ask it and report to it, see `operators.rules.Reader`."""
+    """Walks the graph once; rules of the operator table ask it and report to it: `operators.rule_interface.Reader`."""
 
     def __init__(self, traced: Traced):
         self.traced = traced

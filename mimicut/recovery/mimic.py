@@ -6,7 +6,7 @@ own variance there.
 Not covered: several devices at once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
@@ -22,7 +22,7 @@ from mimicut.surgery.seam import Seam
 def mimic(
     teacher: nn.Module,
     student: nn.Module,
-    seam: Seam | tuple[Seam, Seam],
+    seam: Seam | Sequence[Seam],
     few: Source | Tensor,
     config: MimicConfig = PRESETS["paper"],
     *,

@@ -22,10 +22,17 @@ class Pair:
     student_seam: Seam
 
     @classmethod
-    def of(cls, teacher: nn.Module, student: nn.Module, seam: Seam | tuple[Seam, Seam]) -> "Pair":
-        """The pair with one seam for both, or with the teacher's and the student's."""
-        both = seam if isinstance(seam, tuple) else (seam, seam)
-        return cls(teacher, student, *both)
+    def of(cls, teacher: nn.Module, student: nn.Module, seam: Seam | Sequence[Seam]) -> "Pair":
+        """The pair with one seam for both, or with the teacher's and the student's.
+
+        Raises:
+            InputError: There are more or fewer than two of them.
+        """
+        if not isinstance(seam, Sequence):
+            return cls(teacher, student, seam, seam)
+        if len(seam) != 2:
+            raise InputError(f"mimicking: found {len(seam)} seams, expected one, or the teacher's and the student's")
+        return cls(teacher, student, *seam)
 
     def head_tensors(self) -> set[int]:
         """The ids of the student's tensors that only act after the seam."""

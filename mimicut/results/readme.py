@@ -104,7 +104,7 @@ def _again(pruned_by: str | None) -> list[str]:
     command = "recover" if pruned_by else "compress"
     return [
         "", f"`run.toml` holds the options that this result was made with: `mimicut {command} --config run.toml --out",
-        "ANOTHER_FOLDER` makes it again.",
+        "ANOTHER_FOLDER` makes it again, with what a comment there names given besides.",
     ]  # fmt: skip
 
 

@@ -128,7 +128,7 @@ class Report:
         sentences = [f"{words}; {more:,} more held-out images would halve the interval"]
         if self.confidence_teacher is not None and self.confidence_student is not None:
             sentences.append(
-                f"mean confidence in the own answers: teacher {self.confidence_teacher:.1%}, student "
+                f"mean confidence in their own answers: teacher {self.confidence_teacher:.1%}, student "
                 f"{self.confidence_student:.1%}"
             )
         if self.min_agreement is not None:

@@ -22,6 +22,7 @@ it was made from. Where that teacher is your own code, name the code, and give t
 "file.py:build" with weights="folder" (in Python also the folder with build_teacher=...).
 """
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -73,8 +74,9 @@ def load_teacher(
         UnsupportedModel: The model itself is the reason.
         StoreError, PlanError: A result cannot be loaded.
     """
-    known = PreprocessingFields.__annotations__
-    unknown = [unknown_option(name, known) for name in preprocessing if name not in known]
+    own = PreprocessingFields.__annotations__
+    known = {*inspect.signature(load_teacher).parameters, *own} - {"spec", "preprocessing"}
+    unknown = [unknown_option(name, known) for name in preprocessing if name not in own]
     if unknown:
         raise InputError(f"loading {spec}: " + "; ".join(unknown))
     options = TeacherOptions(

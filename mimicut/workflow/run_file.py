@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from mimicut.inputs.build_by_name import parse_spec
 from mimicut.inputs.image_set import ImageSet, ImageSource
 from mimicut.inputs.teacher import Teacher
 from mimicut.recovery.config import PRESETS, MimicConfig
@@ -40,8 +41,8 @@ def run_file(
     options: dict[str, Any] = {}
     comments: list[str] = []
     _add_teacher(teacher, options, comments)
-    if student == FROM_A_MODULE:
-        comments.append(f"the student came as a module, which {_FROM_PYTHON}")
+    if student is not None and parse_spec(student) is None:
+        comments.append(f"the student ({student}) came as a module, which {_FROM_PYTHON}")
     elif student is not None:
         options["student"] = student
     _add_path("images", images, options, comments)
@@ -72,6 +73,8 @@ def run_file(
         "# The options that this result was made with; paths are as they were given. To make it again:\n"
         f"# mimicut {'compress' if student is None else 'recover'} --config run.toml --out ANOTHER_FOLDER"
     )
+    if comments:
+        head += "\n# What the comments at the end name has to be given besides."
     return "\n".join([head, *_lines(options), *(f"# {comment}" for comment in comments)]) + "\n"
 
 

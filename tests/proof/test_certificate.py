@@ -75,7 +75,7 @@ def test_a_report_says_go_and_in_words_what_was_proved():
     said = " ".join(report.table(200).split())
     assert "at least 78 times in 100; " in said
     assert "NO GO: the lower end of the interval is 78.2%, at least 80.0% was required" in said
-    assert "mean confidence in the own answers: teacher 80.0%, student 70.0%" in said
+    assert "mean confidence in their own answers: teacher 80.0%, student 70.0%" in said
     assert us.Report(top1_agreement_low=0.8, min_agreement=0.8).go is True
     assert us.Report(top1_agreement_low=0.8).go is None
     assert us.Report(min_agreement=0.8).go is False

@@ -396,7 +396,9 @@ def test_student_of_another_class_with_other_names(teacher, images):
     assert log.losses[-1] < log.losses[0]
     two = Seam((SeamPoint("0"), SeamPoint("2")), ((4, 8, 8), (6, 8, 8)), ())
     with pytest.raises(InputError, match=r"has 1 points, the student's 2"):
-        mimic(teacher, student, (SEAM, two), images, quick())
+        mimic(teacher, student, [SEAM, two], images, quick())
+    with pytest.raises(InputError, match="found 3 seams, expected one"):
+        mimic(teacher, student, (SEAM, two, two), images, quick())
 
 
 def test_several_points_add_up(teacher, images):

@@ -442,3 +442,9 @@ def test_the_command_line(place, capsys):
     shutil.move(place / "one", place / "moved")
     assert call(capsys, "verify", "two", "photos", "--teacher", "net.py:build")[0] == 2
     assert call(capsys, "verify", "two", "photos", "--teacher", "net.py:build", "--weights", "moved")[0] == 0
+
+
+def test_a_misspelt_option_of_a_teacher_gets_the_nearest_one():
+    for name, near in (("inputsize", "input_size"), ("weigths", "weights")):
+        with pytest.raises(InputError, match=f"no option '{name}'; did you mean '{near}'"):
+            load_teacher("demo:resnet14", **{name: None})

@@ -56,7 +56,7 @@ def test_what_the_command_line_cannot_say_is_a_comment(changes, words):
     found, text = written(teacher, torch.zeros(2, 3, 8, 8), **changes)
     assert "teacher" not in found
     assert "images" not in found
-    comments = [line for line in text.splitlines() if line.startswith("# ")][2:]
+    comments = [line for line in text.splitlines() if line.startswith("# ")][3:]
     assert len(comments) == 3
     assert any(words in line and "give it in Python" in line for line in comments)
 
@@ -105,3 +105,13 @@ def test_of_a_crossfit_it_says_what_was_given(tmp_path):
     found = tomllib.loads((tmp_path / "small" / "run.toml").read_text())
     assert found["images"] == str(tmp_path / "few.npy")
     assert (found["crossfit"], found["min_agreement"]) == (2, 0.01)
+
+
+def test_a_student_is_named_where_a_command_can_build_it():
+    teacher = us.load_teacher("demo:resnet14")
+    request = Request(config=CONFIG)
+    found = tomllib.loads(run_file(teacher, "photos", request, student="pruned.py:build"))
+    assert found["student"] == "pruned.py:build"
+    text = run_file(teacher, "photos", request, student="torch-pruning 1.6")
+    assert "student" not in tomllib.loads(text)
+    assert "# the student (torch-pruning 1.6) came as a module" in text
