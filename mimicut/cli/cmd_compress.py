@@ -63,9 +63,18 @@ from mimicut.cli.terminal_progress import StepProgress, stages
 
 if TYPE_CHECKING:
     from mimicut.inputs.teacher import Teacher
+    from mimicut.recovery.config import ConfigChanges
     from mimicut.results.report import Report
     from mimicut.surgery.budget import BudgetOptions
     from mimicut.workflow.request import RequestOptions
+
+
+Crossfit = Annotated[
+    int | None, typer.Option(help="Folds: all images train, and each certifies once; takes this many times longer")
+]
+Alternatives = Annotated[
+    bool, typer.Option(help="Also report what cheaper ways reach on the same cut; takes as long again")
+]
 
 
 def compress(
@@ -104,13 +113,9 @@ def compress(
     views: Views = None,
     held_out: HeldOut = None,
     held_out_share: HeldOutShare = 0.2,
-    crossfit: Annotated[
-        int | None, typer.Option(help="Folds: all images train, and each certifies once; takes this many times longer")
-    ] = None,
+    crossfit: Crossfit = None,
     min_agreement: MinAgreement = None,
-    alternatives: Annotated[
-        bool, typer.Option(help="Also report what cheaper ways reach on the same cut; takes as long again")
-    ] = False,
+    alternatives: Alternatives = False,
     to: Annotated[str, typer.Option(help=f"Also write the result, into its folder, as {FORMATS_HELP}")] = "",
     labelled: Labelled = None,
     weights: Weights = None,
@@ -130,7 +135,6 @@ def compress(
 ) -> None:
     """Cut a teacher to a budget, make the student mimic it on a few images, verify and save the student."""
     set_threads(threads)
-    from mimicut.recovery.config import ConfigChanges
     from mimicut.recovery.config import preset as recipe
 
     shared: BudgetOptions = {
