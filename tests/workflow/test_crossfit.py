@@ -106,7 +106,7 @@ def test_images_that_made_teacher_or_plan_cannot_show_an_agreement(tmp_path):
 
 
 def test_a_plan_that_all_images_make_cannot_show_an_agreement():
-    with pytest.raises(InputError, match="and a latency or depth, whose plan all images make"):
+    with pytest.raises(InputError, match="together with a latency or depth"):
         us.crossfit(
             own_teacher(Chain(), SAID), photos(20), 4, keep=0.6, depth="auto", config=CONFIG, min_agreement=0.01
         )
@@ -131,8 +131,8 @@ def test_an_interrupted_fold_leaves_the_result_and_says_so(place, capsys, monkey
     asked = ("compress", "net.py:build", "photos", "--keep", 0.5, "--steps", 2, "--out", "small")
     code, line, err = call(capsys, *asked, "--crossfit", 2)
     assert (code, line) == (130, None)
-    assert "the student is complete, in small" in err
+    assert "the student in small is complete" in err
     assert read(place / "small")[1].steps == 2
     code, _, err = call(capsys, *asked, "--crossfit", 2, "--resume")
     assert code == 2
-    assert "its student is there, but not its folds" in err
+    assert "its student is complete, but its folds" in err
