@@ -69,7 +69,8 @@ SCORES: dict[str, Score] = {"l1": l1, "l2": l2, "bn": bn, "random": random}
 def _filters(group: Group, tensors: dict[str, torch.Tensor], power: int) -> np.ndarray:
     producers = [p for p in group.producers if p.dense] or list(group.producers)
     sizes = [math.prod(shape(p.node) or ()) for p in producers]
-    producers = [p for p, size in zip(producers, sizes, strict=True) if size == max(sizes)]
+    largest = max(sizes)
+    producers = [p for p, size in zip(producers, sizes, strict=True) if size == largest]
     producers = list({p.tensor: p for p in producers}.values())  # a shared layer counts once
     total = np.zeros(group.width)
     for producer in producers:

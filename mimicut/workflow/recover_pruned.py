@@ -35,7 +35,7 @@ from mimicut.workflow.fill_report import Costs, report_of
 from mimicut.workflow.intake import Intake, known_images, say_notes, take_in
 from mimicut.workflow.proving import measure_student
 from mimicut.workflow.request import OnStage, OnStep, Request, RunOptions, run_request_of, teacher_of
-from mimicut.workflow.run_file import FROM_A_MODULE, run_file
+from mimicut.workflow.run_file import run_file
 
 
 def recover_pruned(  # type: ignore[misc]  # of RunOptions it names export_to itself, with another default
@@ -43,7 +43,7 @@ def recover_pruned(  # type: ignore[misc]  # of RunOptions it names export_to it
     student: nn.Module,
     images: ImageSource | ImageSet,
     *,
-    named: str = FROM_A_MODULE,
+    named: str = "module",
     export_to: Sequence[str] = ("pt2",),
     on_stage: OnStage | None = None,
     on_step: OnStep | None = None,

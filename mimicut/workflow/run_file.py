@@ -15,7 +15,6 @@ from mimicut.inputs.teacher import Teacher
 from mimicut.recovery.config import PRESETS, MimicConfig
 from mimicut.workflow.request import Request
 
-FROM_A_MODULE = "module"  # stands for the name of a network that was given as a module
 _FROM_PYTHON = "has no command-line option; give it in Python"
 
 
