@@ -536,7 +536,7 @@ def test_a_dataset_item_that_fails_is_skipped():
         (iter([1]), "expected a path"),
         ({"a": 1}, "expected a path"),
         (None, "found a NoneType"),
-        (torch.utils.data.DataLoader([1]), "of a loader give its dataset"),
+        (torch.utils.data.DataLoader([1]), "for a loader, give its dataset"),
     ],
 )
 def test_sources_that_are_refused(source, word):
