@@ -19,6 +19,7 @@ from mimicut.cli.options import (
     Drop,
     Effort,
     Exclude,
+    Extra,
     ForceResult,
     HeldOut,
     HeldOutShare,
@@ -117,6 +118,7 @@ def compress(
     min_agreement: MinAgreement = None,
     alternatives: Alternatives = False,
     to: Annotated[str, typer.Option(help=f"Also write the result, into its folder, as {FORMATS_HELP}")] = "",
+    extra: Extra = "generated",
     labelled: Labelled = None,
     weights: Weights = None,
     pretrained: Pretrained = True,
@@ -144,8 +146,8 @@ def compress(
     }  # fmt: skip
     options: RequestOptions = {
         "force": force, "resume": resume, "held_out": held_out, "held_out_share": held_out_share, "labelled": labelled,
-        "seam": seam, "max_seconds": max_seconds, "min_agreement": min_agreement, "with_alternatives": alternatives,
-        "export_to": formats_in(to), "max_memory": bytes_in(max_memory),
+        "extra": extra, "seam": seam, "max_seconds": max_seconds, "min_agreement": min_agreement,
+        "with_alternatives": alternatives, "export_to": formats_in(to), "max_memory": bytes_in(max_memory),
     }  # fmt: skip
     lists = {"keep": keep, "latency": latency, "latency_ms": latency_ms}
     budgets = _checked_budgets(shared, lists, plan, out, options)

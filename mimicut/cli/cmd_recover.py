@@ -11,6 +11,7 @@ from mimicut.cli.option_values import formats_in, set_threads, teacher_from
 from mimicut.cli.options import (
     Device,
     Effort,
+    Extra,
     ForceResult,
     HeldOut,
     HeldOutShare,
@@ -60,6 +61,7 @@ def recover(
     held_out: HeldOut = None,
     held_out_share: HeldOutShare = 0.2,
     min_agreement: MinAgreement = None,
+    extra: Extra = "generated",
     labelled: Labelled = None,
     weights: Weights = None,
     pretrained: Pretrained = True,
@@ -91,8 +93,8 @@ def recover(
     progress = StepProgress(tensorboard)
     _, report = recover_pruned(
         found, load_teacher(student).model, images, folder=out, force=force, named=student, config=how,
-        export_to=formats_in(to), held_out=held_out, held_out_share=held_out_share, labelled=labelled, seam=seam,
-        min_agreement=min_agreement, max_memory=most, on_stage=stages(), on_step=progress,
+        export_to=formats_in(to), held_out=held_out, held_out_share=held_out_share, labelled=labelled, extra=extra,
+        seam=seam, min_agreement=min_agreement, max_memory=most, on_stage=stages(), on_step=progress,
     )  # fmt: skip
     progress.end(report)
     say(report.table())

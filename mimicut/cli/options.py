@@ -149,6 +149,13 @@ HeldOut = Annotated[
     typer.Option(help="Images that only certify; default: a share of IMAGES", rich_help_panel=_IMAGES),
 ]
 HeldOutShare = Annotated[float, typer.Option(help="Share of IMAGES that only certifies", rich_help_panel=_IMAGES)]
+Extra = Annotated[
+    str,
+    typer.Option(
+        help='Pictures of anything (a folder), which help to mimic and do nothing else; "generated" ones, or "none"',
+        rich_help_panel=_IMAGES,
+    ),
+]
 Labelled = Annotated[
     Path | None,
     typer.Option(help="Folder of class folders, only to measure accuracy", rich_help_panel=_IMAGES),

@@ -50,9 +50,9 @@ def _resized_crop(
     draws = torch.rand(4 * _ATTEMPTS + 1, generator=generator).tolist()
     top, left, height, width = _crop_box(image_chw.shape[-2], image_chw.shape[-1], draws)
     crop = image_chw.permute(1, 2, 0).numpy()[top : top + height, left : left + width]
-    resized = _resize(crop, size_hw, Image.Resampling[interpolation.upper()])
-    resized = resized[:, ::-1] if draws[-1] < 0.5 else resized
-    return _tensor(resized.transpose(2, 0, 1))
+    scaled = resized(crop, size_hw, Image.Resampling[interpolation.upper()])
+    scaled = scaled[:, ::-1] if draws[-1] < 0.5 else scaled
+    return _tensor(scaled.transpose(2, 0, 1))
 
 
 def _tensor(image_chw: np.ndarray) -> Tensor:
@@ -60,9 +60,12 @@ def _tensor(image_chw: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(image_chw, order="C"))
 
 
-def _resize(image_hwc: np.ndarray, size_hw: tuple[int, int], resample: Image.Resampling) -> np.ndarray:
-    """By Pillow, as the evaluation view is (antialiased), and in this thread: hundreds of small parallel operations of
-    torch took 20 times as long while other work held the cores (measured)."""
+def resized(image_hwc: np.ndarray, size_hw: tuple[int, int], resample: Image.Resampling) -> np.ndarray:
+    """Resize uint8 or float32 (h, w, C) by Pillow, as the evaluation view is (antialiased).
+
+    In this thread: hundreds of small parallel operations of torch took 20 times as long while other work held the cores
+    (measured).
+    """
     width_height = (size_hw[1], size_hw[0])
     if image_hwc.dtype == np.uint8 and image_hwc.shape[2] == 3:
         return np.asarray(Image.fromarray(np.ascontiguousarray(image_hwc)).resize(width_height, resample))

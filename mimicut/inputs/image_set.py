@@ -112,6 +112,10 @@ class ImageSet:
         chosen = range(len(self)) if indices is None else [int(i) for i in indices]
         return self._ready([self._images[i].base("evaluated") for i in chosen])
 
+    def stored(self, index: int) -> Tensor:
+        """The stored pixels of one image, before normalisation: uint8 or float32 (C, h, w)."""
+        return self._images[index].base("stored")
+
     def view(self, indices: Iterable[int], views: str, generator: torch.Generator) -> Tensor:
         """Random variants, ready for the teacher: float32 (n, C, H, W). The same generator state gives the same bits.
 

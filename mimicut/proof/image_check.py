@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mimicut.base import guard
+from mimicut.base.errors import InputError
 from mimicut.base.layout import laid
 from mimicut.inputs.image_set import ImageSet, bind_call
 from mimicut.proof.figures import class_scores, quick_layout, run_placed
@@ -132,6 +133,24 @@ def check_images(
     )  # fmt: skip
     notes = [*_notes(check, images, held_out, low, high), *held_out_notes(held_out, check.held_out_near_duplicates)]
     return ImageCheck(**{**vars(check), "notes": tuple(notes)})
+
+
+def refuse_shared(extra: ImageSet, held_out: ImageSet) -> None:
+    """Refuse held-out images that are also extra pictures, by their pixels or as near-duplicates.
+
+    Raises:
+        InputError: There are such images; the message names the first of them.
+    """
+    found = held_out.shared_with(extra)
+    if not found and len(held_out):
+        beside = _pictures(extra)
+        found = [(a, b) for a, b in _alike_between(extra.names, beside, held_out.names, _pictures(held_out))]
+    if found:
+        raise InputError(
+            f"reading the extra images: {len(found)} of {len(held_out)} held-out images are among them, or nearly "
+            f"({_some(f'{a} is {b}' for a, b in found)}); held-out images must influence nothing: remove them from one "
+            "of the two"
+        )
 
 
 def held_out_notes(images: ImageSet | None, near: tuple[tuple[str, str], ...] | None = None) -> list[str]:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -21,6 +21,56 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
     def view(self, indices: list[int], views: str, generator: torch.Generator) -> Any: ...
+
+
+@dataclass(frozen=True)
+class WithExtra:
+    """The few images, with extra ones beside them that only help to mimic.
+
+    For everything that asks how many images there are, or which, it is the few images alone. Indices from their number
+    on are those of the extra ones, which only `Passes` draws.
+
+    Args:
+        few: The images of the network's task.
+        extra: Any others.
+    """
+
+    few: Source | Tensor
+    extra: Source | Tensor
+
+    def __len__(self) -> int:
+        return len(self.few)
+
+    @property
+    def hashes(self) -> list[Any]:
+        return image_keys(self.few)
+
+    def view(self, indices: list[int], views: str, generator: torch.Generator) -> Any:
+        """Views of these images, in their order."""
+        own, others = [i for i in indices if i < len(self)], [i - len(self) for i in indices if i >= len(self)]
+        if not others:
+            return make_views(self.few, own, views, generator)
+        if not own:
+            return make_views(self.extra, others, views, generator)
+        places = sorted(range(len(indices)), key=lambda place: indices[place] >= len(self))
+        order = torch.tensor(places).argsort()
+        made = [make_views(*each, views, generator) for each in ((self.few, own), (self.extra, others))]
+        return _joined(made[0], made[1], len(own), order)
+
+
+def _joined(first: Any, second: Any, images: int, order: Tensor) -> Any:
+    """The images of both batches in one, in this order; what else the network takes is that of the first one.
+
+    images: How many the first one has.
+    """
+    if isinstance(first, Tensor):
+        many = first.ndim > 0 and len(first) == images
+        return torch.cat([first, second.to(first)])[order] if many else first
+    if isinstance(first, tuple):
+        return tuple(_joined(*pair, images, order) for pair in zip(first, second, strict=True))
+    if isinstance(first, dict):
+        return {name: _joined(value, second[name], images, order) for name, value in first.items()}
+    return first
 
 
 def count(few: Source | Tensor) -> int:
@@ -88,7 +138,9 @@ class _Subset:
 
 
 def subset(few: Source | Tensor, indices: list[int]) -> Source | Tensor:
-    """The images with these indices."""
+    """The images with these indices; extra ones stay beside them."""
+    if isinstance(few, WithExtra):
+        return replace(few, few=subset(few.few, indices))
     return few[indices] if isinstance(few, Tensor) else _Subset(few, list(indices))
 
 
@@ -176,18 +228,44 @@ def mix_batch(batch: Batch, mixing: str, generator: torch.Generator, share: floa
     return _on_tensors(batch, mix)
 
 
+def images_in_batch(few: Source | Tensor, size: int, extra_share: float) -> tuple[int, int]:
+    """How many of the few images and how many extra ones a batch has.
+
+    Args:
+        few: The images, perhaps with extra ones (`WithExtra`).
+        size: Of a batch: it has fewer only where there are fewer images.
+        extra_share: The share of a batch that extra images take, more where there are few of the others.
+
+    >>> images_in_batch(torch.zeros(50, 3, 8, 8), 64, 0.5)
+    (50, 0)
+    >>> images_in_batch(WithExtra(torch.zeros(50, 3, 8, 8), torch.zeros(900, 3, 8, 8)), 64, 0.5)
+    (32, 32)
+    >>> images_in_batch(WithExtra(torch.zeros(20, 3, 8, 8), torch.zeros(900, 3, 8, 8)), 64, 0.5)
+    (20, 44)
+    """
+    own = min(size, count(few))
+    if not (isinstance(few, WithExtra) and extra_share):
+        return own, 0
+    own = min(own, max(1, size - round(extra_share * size)))
+    return own, min(count(few.extra), size - own)
+
+
 class Passes:
     """Endless passes over the images, each in a new order. Images left at the end that fill no batch are dropped.
 
+    With extra images beside the few (`WithExtra`), a batch has its full size: a share of it comes from passes over
+    them, the rest from passes over the few.
+
     Args:
         few: The images.
-        size: Of a batch; all images where there are fewer.
+        size: Of a batch; all images where there are fewer and none beside them.
         views: A name in `augment.VIEWS`.
         mixing: A name in `augment.MIXES`.
         seed: Of the order, the views and the mixing.
         device: Of the batches.
         dtype: Of their floats.
         rise: Over so many batches the share of each that is mixed rises from none to all; 0: all from the first on.
+        extra_share: Share of a batch for extra images, if there are any.
     """
 
     def __init__(
@@ -200,40 +278,77 @@ class Passes:
         device: torch.device,
         dtype: torch.dtype,
         rise: int = 0,
+        extra_share: float = 0.0,
     ):
-        self._few, self._size, self._views, self._mixing = few, min(size, count(few)), views, mixing
+        self._few, self._views, self._mixing = few, views, mixing
         self._rise, self._made = rise, 0
         self._device, self._dtype = device, dtype
-        self._draws = {name: torch.Generator().manual_seed(seed) for name in ("order", "views", "mixes")}
-        self._begin()
-
-    def _begin(self) -> None:
-        self._order_before = self._draws["order"].get_state()
-        self._order = torch.randperm(count(self._few), generator=self._draws["order"]).tolist()
-        self._at = 0
+        self._draws = {name: torch.Generator().manual_seed(seed) for name in ("views", "mixes")}
+        own, extra = images_in_batch(few, size, extra_share)
+        self._turns = {"order": _Turns(count(few), own, seed)}
+        if isinstance(few, WithExtra) and extra:
+            self._turns["extra"] = _Turns(count(few.extra), extra, seed, first=count(few))
+            self._draws["places"] = torch.Generator().manual_seed(seed)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        if self._at + self._size > len(self._order):
-            self._begin()
-        indices = self._order[self._at : self._at + self._size]
-        self._at += self._size
+        indices = [index for turns in self._turns.values() for index in turns.take(self._made)]
+        if "places" in self._draws:
+            places = torch.randperm(len(indices), generator=self._draws["places"]).tolist()
+            indices = [indices[place] for place in places]
         batch = make_views(self._few, indices, self._views, self._draws["views"])
         batch = place_batch(batch, self._device, self._dtype)
         self._made += 1
         share = min(1.0, self._made / self._rise) if self._rise else 1.0
         return batch if self._mixing == "none" else mix_batch(batch, self._mixing, self._draws["mixes"], share)
 
-    def state(self) -> tuple[dict[str, Tensor], int]:
-        """The states of the generators, that of the order from before this pass, and the place in the pass."""
+    def state(self) -> dict[str, Tensor]:
+        """The states of the generators; those of the orders from before this pass."""
         states = {name: draws.get_state() for name, draws in self._draws.items()}
-        return states | {"order": self._order_before.clone()}, self._at
+        return states | {name: turns.before.clone() for name, turns in self._turns.items()}
 
-    def go_to(self, states: dict[str, Tensor], at: int, made: int) -> None:
+    def go_to(self, states: dict[str, Tensor], made: int) -> None:
         """Continue from what `state` gave after `made` batches."""
         for name, draws in self._draws.items():
             draws.set_state(states[name])
+        for name, turns in self._turns.items():
+            turns.go_to(states[name])
+        self._made = made
+
+
+class _Turns:
+    """Which images are in each batch: `size` at a time of an order that is new in each pass.
+
+    Args:
+        images: How many there are.
+        size: Of a batch, at most as many.
+        seed: Of the orders.
+        first: Index of the first one.
+
+    before: the generator's state from before this pass.
+    """
+
+    def __init__(self, images: int, size: int, seed: int, first: int = 0):
+        self._images, self._size, self._first = images, size, first
+        self._draws = torch.Generator().manual_seed(seed)
+        self._batches = images // size  # in a pass
         self._begin()
-        self._at, self._made = at, made
+
+    def _begin(self) -> None:
+        self.before = self._draws.get_state()
+        order = torch.randperm(self._images, generator=self._draws)
+        self._order = (self._first + order).tolist()
+
+    def take(self, made: int) -> list[int]:
+        """The images of the next batch, after `made`."""
+        if made and made % self._batches == 0:
+            self._begin()
+        at = made % self._batches * self._size
+        return self._order[at : at + self._size]
+
+    def go_to(self, before: Tensor) -> None:
+        """Begin the pass from before which the generator's state is."""
+        self._draws.set_state(before)
+        self._begin()

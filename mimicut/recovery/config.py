@@ -56,6 +56,7 @@ class MimicConfig:
         warmup: Share of `steps` in which lr rises from zero.
         mixing: How the images of a batch are mixed with each other, a name in `augment.MIXES`.
         mixing_rise: Steps in which the share of images that is mixed rises to all.
+        extra_share: Share of a batch for extra images, where there are any (`batches.WithExtra`): 0 to below 1.
         start: What `recover` does first: "closed_form" solves the layers, "cut" nothing (`mimic` ignores it).
         norm_mode: "train" normalises with batch statistics and updates the running ones, "eval" leaves both alone.
         views: A name in `augment.VIEWS`; it belongs to the teacher's task, not to the recipe.
@@ -82,6 +83,7 @@ class MimicConfig:
     warmup: float = _constant(0.0, _MIR)
     mixing: str = _constant("none", _MIR)
     mixing_rise: int = _constant(0, _MIR)
+    extra_share: float = _constant(0.0, _MIR)
     start: str = _constant("cut", _MIR)
     norm_mode: str = _constant("train", _MIR)
     views: str = _constant("imagenet", _MIR + "; for ImageNet teachers")
@@ -119,6 +121,11 @@ class MimicConfig:
             ),
             ("mixing", self.mixing in MIXES, f"mixing must be one of {', '.join(MIXES)}"),
             ("mixing_rise", whole(self.mixing_rise) and self.mixing_rise >= 0, "mixing_rise must be a number from 0"),
+            (
+                "extra_share",
+                number(self.extra_share) and 0 <= self.extra_share < 1,
+                "extra_share must be a share of a batch, 0 to below 1",
+            ),
             ("start", self.start in STARTS, f"start must be one of {', '.join(STARTS)}"),
             ("norm_mode", self.norm_mode in ("train", "eval"), "norm_mode must be 'train' or 'eval'"),
             ("views", isinstance(self.views, str) and bool(self.views), "views must name an entry of augment.VIEWS"),
@@ -167,7 +174,8 @@ EFFORTS = {"quick": 0, "standard": 400, "thorough": 2000}
 PRESETS = {
     "default": MimicConfig(
         steps=EFFORTS["standard"], start="closed_form", optimizer="muon", lr=None, momentum=0.95, weight_decay=0.0,
-        schedule="linear", warmup=0.05, mixing="vivid", mixing_rise=100, norm_mode="eval",
+        schedule="linear", warmup=0.05, mixing="vivid", mixing_rise=100, extra_share=0.5,
+        norm_mode="eval",
     ),
     "paper": MimicConfig(),
     "transformer": MimicConfig(optimizer="adamw", lr=3e-3, weight_decay=0.0, schedule="linear"),
@@ -189,6 +197,7 @@ class ConfigChanges(TypedDict, total=False):
     warmup: float | None
     mixing: str | None
     mixing_rise: int | None
+    extra_share: float | None
     start: str | None
     norm_mode: str | None
     views: str | None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mimicut.base import guard, memory
 from mimicut.base.errors import InputError, Stopped
 from mimicut.base.progress import SpokenProgress
-from mimicut.recovery.batches import Source, count, plain_batches
+from mimicut.recovery.batches import Source, WithExtra, count, images_in_batch, plain_batches
 from mimicut.recovery.checkpoint import Checkpoint
 from mimicut.recovery.closed_form import ClosedFormLog, ClosedFormOptions, closed_form
 from mimicut.recovery.config import MimicConfig
@@ -223,7 +223,9 @@ class _Preparation:
         left = self._seconds_left()
         if left is not None:
             config = replace(config, steps=max(0, min(config.steps, int(left / step_seconds))))
-        say(f"mimicking {config.steps} steps on {count(self._few)} images, {about(config.steps * step_seconds)}")
+        beside = f" and {count(self._few.extra)} extra ones" if isinstance(self._few, WithExtra) else ""
+        seconds = about(config.steps * step_seconds)
+        say(f"mimicking {config.steps} steps on {count(self._few)} images{beside}, {seconds}")
         return before, config
 
     def _solve(self, config: MimicConfig, view_seconds: float) -> _Before:
@@ -278,7 +280,8 @@ class _Preparation:
 
     def _has_time_to_mimic(self, config: MimicConfig, view_seconds: float) -> bool:
         """Whether there is time for more than the steps that are only timed."""
-        step_seconds, left = _PASSES * min(config.batch_size, count(self._few)) * view_seconds, self._seconds_left()
+        images = sum(images_in_batch(self._few, config.batch_size, config.extra_share))
+        step_seconds, left = _PASSES * images * view_seconds, self._seconds_left()
         return left is None or left >= 2 * (1 + _TIMED_STEPS) * step_seconds
 
     def _settle(self, config: MimicConfig) -> tuple[MimicConfig, dict[str, float], float]:

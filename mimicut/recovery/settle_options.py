@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mimicut.base import guard
 from mimicut.base.errors import InputError, Stopped
 from mimicut.base.layout import laid, learns_channels_last, takes_channels_last
-from mimicut.recovery.batches import Batch, Passes, Source, copied, count, make_views, place_batch
+from mimicut.recovery.batches import Batch, Passes, Source, copied, images_in_batch, make_views, place_batch
 from mimicut.recovery.checkpoint import Checkpoint
 from mimicut.recovery.config import PRECISIONS, MimicConfig
 from mimicut.recovery.pair import Pair, device_for, placed_copy
@@ -101,7 +101,10 @@ def _settle_way(trials: _Trials, config: MimicConfig, *, may_try: bool) -> tuple
     if AUTO not in (config.precision, config.layout):
         return config, {}
     pair, trial = trials.pair, replace(config, lr=config.lr or _RATE)
-    device, batch = device_for(config.device, pair.student), min(config.batch_size, count(trials.few))
+    device, batch = (
+        device_for(config.device, pair.student),
+        sum(images_in_batch(trials.few, config.batch_size, config.extra_share)),
+    )
     autocast_off = torch.autocast(device.type, enabled=False)
 
     def takes_last(model: nn.Module, seam: Seam) -> bool:
@@ -155,7 +158,9 @@ def measure_rate(
     """
     size = min(config.batch_size, _REACH_IMAGES)
     device, dtype = device_for(config.device, pair.student), PRECISIONS[config.precision]
-    batch = next(Passes(few, _REACH_IMAGES, config.views, config.mixing, config.seed + 1, device, dtype))
+    share = config.extra_share
+    batches = Passes(few, _REACH_IMAGES, config.views, config.mixing, config.seed + 1, device, dtype, 0, share)
+    batch = next(batches)
     batch = laid(batch, config.layout)
 
     def features(model: nn.Module, at: Seam) -> list[Tensor]:
@@ -186,7 +191,7 @@ class _TrialTooSlow(Exception):
 def _step_seconds(trials: _Trials, config: MimicConfig, most: float) -> float:
     """Seconds of a trial step on some of the images. The first step warms up; if the second takes more than `most`
     seconds there is no third."""
-    batch = trial_images(min(config.batch_size, count(trials.few)))
+    batch = trial_images(sum(images_in_batch(trials.few, config.batch_size, config.extra_share)))
     config, marks = replace(config, steps=TRIED_STEPS, batch_size=batch), [time.perf_counter()]
 
     def mark(done: int, total: int, loss: float) -> None:

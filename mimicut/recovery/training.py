@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from mimicut.base import guard, memory
 from mimicut.base.errors import InputError, Stopped
 from mimicut.base.layout import laid
-from mimicut.recovery.batches import Passes, Source, count, plain_batches
+from mimicut.recovery.batches import Passes, Source, count, images_in_batch, plain_batches
 from mimicut.recovery.checkpoint import Checkpoint
 from mimicut.recovery.config import OPTIMIZERS, PRECISIONS, MimicConfig
 from mimicut.recovery.judge import BestStudent, Judge
@@ -81,7 +81,7 @@ def train(
         assert loop is not None
         lrs = tuple(config.lr_at(step) for step in range(len(loop.losses)))
         errors, kept = ((), len(lrs)) if loop.best is None else (tuple(loop.best.errors), loop.best.step)
-        seconds, size = time.perf_counter() - started, min(config.batch_size, images)
+        seconds, size = time.perf_counter() - started, sum(images_in_batch(few, config.batch_size, config.extra_share))
         parts = max(1, loop.parts)
         return MimicLog(config, images, size, tuple(loop.losses), lrs, seconds, errors, kept, ways or {}, parts)
 
@@ -100,8 +100,9 @@ def train(
         )
         optimiser = _prepare(pair, config)
         batches = Passes(
-            few, config.batch_size, config.views, config.mixing, config.seed, device, dtype, config.mixing_rise
-        )
+            few, config.batch_size, config.views, config.mixing, config.seed, device, dtype, config.mixing_rise,
+            config.extra_share,
+        )  # fmt: skip
         units = _loss_units(pair, captures[0], few, config.batch_size, device, dtype)
         best = None if choose is None else _best_student(pair, choose, units, config, device, dtype)
         loop = TrainingLoop(pair, captures, units, optimiser, batches, config, best, max_memory)

@@ -195,7 +195,7 @@ class TrainingLoop:
     def checkpoint(self) -> Checkpoint:
         """What another loop needs to continue to the same result."""
         self._read_losses()
-        states, at = self._batches.state()
+        states = self._batches.state()
         groups = {
             "student": guard.named_tensors(self._pair.student),
             "optimiser": optimiser_state(self._optimiser),
@@ -205,7 +205,7 @@ class TrainingLoop:
         tensors = {
             f"{group}/{key}": t.detach().cpu().clone() for group, held in groups.items() for key, t in held.items()
         }
-        data = {"losses": list(self.losses), "at": at, "steps": self._config.steps, "parts": self.parts}
+        data = {"losses": list(self.losses), "steps": self._config.steps, "parts": self.parts}
         data |= {name: getattr(self._config, name) for name in ("precision", "layout", "lr")}
         if self.best is not None:
             data |= {"judged": [list(pair) for pair in self.best.errors], "kept": self.best.step}
@@ -234,7 +234,7 @@ class TrainingLoop:
         load_optimiser_state(self._optimiser, checkpoint.under("optimiser"))
         random = checkpoint.under("random")
         torch.set_rng_state(random.pop("torch"))
-        self._batches.go_to(random, data["at"], len(data["losses"]))
+        self._batches.go_to(random, len(data["losses"]))
         self.losses, self.parts = list(data["losses"]), data.get("parts", 0)
         if self.best is not None:
             self.best.errors = [tuple(pair) for pair in data["judged"]]

@@ -374,6 +374,7 @@ def _manifest(report: Report, plan: Plan) -> str:
         "seeds": f"recipe {mimic.get('seed')}, plan {None if plan.budget is None else plan.budget.seed}",
         "images": f"{report.images_few or 0:,} to learn from, {report.images_choose or 0:,} of them to choose the best "
         f"step by; {report.images_held_out or 0:,} held out",
+        "extra images": "; ".join(line.removeprefix("extra images: ") for line in report.extra_lines()),
         "versions": ", ".join(f"{k} {v}" for k, v in report.versions.items()),
         "machine": ", ".join(f"{k} {v}" for k, v in report.platform.items() if v is not None),
         "not counted as MACs": ", ".join(report.macs_not_counted),
@@ -394,6 +395,7 @@ def _hashes(use: str, hashes: Sequence[str]) -> str:
         "fit": "Images to learn from",
         "choose": "Images to choose the best step by",
         "held_out": "Held-out images",
+        "extra": "Extra images",
     }
     whole = sha256("\n".join(hashes).encode()).hexdigest()
     more = f"\n... and {len(hashes) - _HASHES:,} more, in report.json" if len(hashes) > _HASHES else ""

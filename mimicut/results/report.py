@@ -31,8 +31,11 @@ class Report:
             its 95 % interval (paired).
         images_few: Images that the student learned from, those of images_choose included.
         images_choose: Images to choose the best step by.
+        images_extra: Images of anything that only helped to mimic.
+        extra: Where these come from, "generated" or "given"; None if there are none.
         images_held_out, images_labelled: Images that only measure.
-        image_hashes: "fit", "choose" and "held_out" -> SHA-256 of each file or array.
+        image_hashes: "fit", "choose" and "held_out" -> SHA-256 of each file or array, and "extra" where
+            pictures were given.
         images_check: What was found in the images to learn from, as `image_check.ImageCheck` has it.
         latency: Both networks on the runtime for which a latency was requested, as `budgets.compared` has it.
         exports: Format -> file name, bytes, opset, and its difference from the student in a process of its own, as
@@ -72,6 +75,8 @@ class Report:
     top1_difference_high: float | None = None
     images_few: int | None = None
     images_choose: int | None = None
+    images_extra: int | None = None
+    extra: str | None = None
     images_held_out: int | None = None
     images_labelled: int | None = None
     image_hashes: dict[str, list[str]] = field(default_factory=dict)
@@ -115,6 +120,13 @@ class Report:
         if self.min_agreement is None:
             return None
         return self.top1_agreement_low is not None and self.top1_agreement_low >= self.min_agreement
+
+    def extra_lines(self) -> list[str]:
+        """What the extra images were; nothing where there were none."""
+        if not self.images_extra:
+            return []
+        kind = "drawn pictures" if self.extra == "generated" else "of the pictures given for that"
+        return [f"extra images: {_count(self.images_extra)} {kind}, which only helped to mimic"]
 
     def certificate(self) -> list[str]:
         """Sentences on what the held-out images prove; none where agreement is unknown and min_agreement not set."""
@@ -207,6 +219,7 @@ class Report:
             f"feature error, relative: {error}",
             f"images: {_count(self.images_few)} to learn from, {_count(self.images_choose)} of them to choose the best "
             f"step by; {_count(self.images_held_out)} held out",
+            *self.extra_lines(),
             *self.certificate(),
         ]
         if self.top1_difference is not None:

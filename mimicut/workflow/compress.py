@@ -11,6 +11,7 @@ from torch import nn
 from mimicut.anatomy.cost import count, count_teacher
 from mimicut.base.errors import LawBroken, Stopped
 from mimicut.base.guard import named_tensors, on_device, same_bits
+from mimicut.inputs.extra_images import GENERATED
 from mimicut.inputs.image_set import ImageSet, ImageSource
 from mimicut.inputs.teacher import Teacher
 from mimicut.proof import laws
@@ -83,6 +84,7 @@ def compress(
     labelled: ImageSource | ImageSet | None = None,
     labels: Sequence[int] | None = None,
     split_seed: int = 0,
+    extra: ImageSource | ImageSet | str = GENERATED,
     seam: Sequence[SeamPoint | str] | None = None,
     example: Any = None,
     max_seconds: float | None = None,
@@ -100,7 +102,7 @@ def compress(
 
     Args:
         teacher: From `load_teacher`, or a module (its images are then prepared as in `own_teacher`).
-        images: Anything that `read_images` reads. Only these images train.
+        images: Anything that `read_images` reads.
         budget: The budget; or give its fields as keyword arguments: keep=0.5, latency=0.6, runtime="openvino", ...
         plan: What to keep, instead of a budget.
         config: How to recover; the default recipe if None.
@@ -110,6 +112,8 @@ def compress(
         held_out, held_out_share, split_seed: Images that only certify, or the share of `images` to set aside for that.
         labelled, labels: Images that only measure accuracy: a folder of class folders, or any images with class
             numbers.
+        extra: Pictures of anything, which help to mimic beside `images` and are never used for anything else: a source
+            as for `images`, "generated" for drawn ones, or "none".
         seam: Points where the features are taken, instead of those found automatically.
         example: Input to trace with, images first, or `((), {"pixel_values": images})`; by default two blank images.
         max_seconds: Time limit for evidence, planning and recovery, which then takes as many steps as fit.
@@ -133,8 +137,8 @@ def compress(
     teacher = teacher_of(teacher)
     request = request_of(
         teacher, budget=budget, plan=plan, config=config, folder=folder, force=force, resume=resume, held_out=held_out,
-        held_out_share=held_out_share, labelled=labelled, labels=labels, split_seed=split_seed, seam=seam,
-        example=example, max_seconds=max_seconds, max_memory=max_memory, min_agreement=min_agreement,
+        held_out_share=held_out_share, labelled=labelled, labels=labels, split_seed=split_seed, extra=extra,
+        seam=seam, example=example, max_seconds=max_seconds, max_memory=max_memory, min_agreement=min_agreement,
         with_alternatives=with_alternatives, export_to=export_to, **options,
     )  # fmt: skip
     return run_request(teacher, images, request, on_stage or (lambda text: None), on_step)
@@ -287,7 +291,7 @@ def _recovered_student(run: _Run, student: nn.Module, allowance: Allowance) -> t
     try:
         recovery = recover(
             CutStudent(run.network.model, student, run.network.anatomy, run.plan),
-            intake.bound(intake.few),
+            intake.training,
             request.config,
             choose=intake.choose and intake.bound(intake.choose), max_seconds=allowance.left, on_stage=run.say,
             on_step=run.on_step, checkpoint=run.destination.stopped, on_checkpoint=keep,

@@ -55,6 +55,8 @@ def report_of(
         **({} if proof.accuracy is None else vars(proof.accuracy)),
         images_few=len(intake.few),
         images_choose=len(intake.choose or ()),
+        images_extra=None if intake.extra is None else len(intake.extra),
+        extra=None if intake.extra is None else "generated" if intake.extra.pictures is None else "given",
         image_hashes=intake.hashes,
         images_check=looked.to_json(),
         steps=len(log.losses),

@@ -1,7 +1,7 @@
 """Read the images and divide them: to fit, to choose by, to certify, to measure accuracy."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from mimicut.anatomy.tracing import as_example
 from mimicut.base import memory
 from mimicut.base.errors import InputError
 from mimicut.base.guard import evaluating
+from mimicut.inputs.extra_images import ExtraImages, read_extra
 from mimicut.inputs.image_set import (
     ImageSet,
     ImageSource,
@@ -25,6 +26,8 @@ from mimicut.inputs.labels import labels_from_folders
 from mimicut.inputs.teacher import Teacher
 from mimicut.proof.certificate import check_threshold
 from mimicut.proof.figures import class_scores
+from mimicut.proof.image_check import refuse_shared
+from mimicut.recovery.batches import Source, WithExtra
 from mimicut.recovery.config import MimicConfig
 from mimicut.recovery.recover import CHOOSE_FROM, CHOOSE_SHARE
 from mimicut.surgery.plan import Plan
@@ -45,6 +48,7 @@ class Intake:
         example: Two images as the network takes them.
         call: How the network takes images, as plain data; None if images are its only input.
         notes: Sentences about the images that the user should see.
+        extra: Images of anything that help to mimic; None if there are none.
     """
 
     few: ImageSet
@@ -55,6 +59,13 @@ class Intake:
     example: Any
     call: Call | None
     notes: tuple[str, ...]
+    extra: ExtraImages | None = None
+
+    @property
+    def training(self) -> Source:
+        """The images to fit, with the extra ones beside them, as the network takes them."""
+        few = self.bound(self.few)
+        return few if self.extra is None else WithExtra(few, replace(self.extra, call=self.call))
 
     @property
     def hashes(self) -> dict[str, list[str]]:
@@ -63,6 +74,7 @@ class Intake:
             "fit": self.few.hashes,
             "choose": self.choose.hashes if self.choose else [],
             "held_out": self.held_out.hashes,
+            "extra": [] if self.extra is None or self.extra.pictures is None else self.extra.pictures.hashes,
         }
 
     def bound(self, images: ImageSet) -> ImageSet | ImagesWithCall:
@@ -83,8 +95,27 @@ def take_in(teacher: Teacher, images: ImageSource | ImageSet, request: Request) 
     example = teacher.example() if request.example is None else request.example
     call = call_of(example)
     labelled, labels = labelled_images(teacher, request.images.labelled, request.images.labels, call, memory_bytes)
+    extra = None
+    if request.config.steps and request.config.extra_share:
+        extra, found = extra_images(request, few, held_out)
+        notes += found
     memory.trim()
-    return Intake(few, choose, held_out, labelled, labels, example, call, tuple(notes))
+    return Intake(few, choose, held_out, labelled, labels, example, call, tuple(notes), extra)
+
+
+def extra_images(request: Request, few: ImageSet, held_out: ImageSet) -> tuple[ExtraImages | None, list[str]]:
+    """Read or draw the extra images; return them with notes.
+
+    Raises:
+        InputError: They cannot be read, or held-out images are among them.
+    """
+    extra = read_extra(
+        request.extra, few, request.config.views, seed=request.config.seed, memory_bytes=request.memory_bytes
+    )
+    if extra is None or extra.pictures is None:
+        return extra, []
+    refuse_shared(extra.pictures, held_out)
+    return extra, [f"extra images: {note}" for note in extra.pictures.notes]
 
 
 def known_images(teacher: Teacher, plan: Plan | None, hashes: Sequence[str], min_agreement: float | None) -> list[str]:

@@ -64,7 +64,7 @@ def recover_pruned(  # type: ignore[misc]  # of RunOptions it names export_to it
         export_to: Formats in which the folder stores it, from "pt2", "onnx" and "openvino", with preprocessing.json,
             report and README.
         on_stage, on_step: As for `compress`.
-        options: folder, force, config, held_out, held_out_share, labelled, labels, seam, example, split_seed,
+        options: folder, force, config, held_out, held_out_share, labelled, labels, split_seed, extra, seam, example,
             min_agreement, max_memory: as for `compress`.
 
     Returns:
@@ -136,7 +136,7 @@ def _mimicked(
     on_step: OnStep | None,
 ) -> MimicLog:
     """Train `student` in place to mimic the teacher."""
-    config, few = request.config, intake.bound(intake.few)
+    config, few = request.config, intake.training
     if config.device is not None:
         student.to(config.device)
     if config.start == "closed_form":

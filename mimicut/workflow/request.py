@@ -10,6 +10,7 @@ from torch import nn
 from mimicut.base import memory
 from mimicut.base.errors import InputError, PlanError, StoreError, unknown_option
 from mimicut.base.guard import resolve_device
+from mimicut.inputs.extra_images import GENERATED, NONE
 from mimicut.inputs.image_set import ImageSet, ImageSource
 from mimicut.inputs.teacher import Teacher, own_teacher
 from mimicut.planning.survey import setting_of
@@ -57,6 +58,7 @@ class Request:
     plan: Plan | None = None
     config: MimicConfig
     images: Images = Images()
+    extra: ImageSource | ImageSet | str = GENERATED
     seam: tuple[SeamPoint | str, ...] | None = None
     example: Any = None
     max_seconds: float | None = None
@@ -91,6 +93,11 @@ class Request:
         if not (isinstance(share, (int, float)) and 0 <= share < 1):
             raise InputError(f"setting images aside: held_out_share is {share!r}, expected at least 0 and below 1")
         check_threshold(self.min_agreement)
+        if self.config.extra_share == 0 and not (isinstance(self.extra, str) and self.extra in (GENERATED, NONE)):
+            raise InputError(
+                "recovering: extra images are given, and a recipe that uses none (its extra_share is 0, as that of the "
+                "preset paper); expected no extra images, or a recipe such as the preset default"
+            )
         if self.export_to:
             check_formats(self.export_to)
             if self.folder is None:
@@ -112,6 +119,7 @@ class RunOptions(TypedDict, total=False):
     labelled: ImageSource | ImageSet | None
     labels: Sequence[int] | None
     split_seed: int
+    extra: ImageSource | ImageSet | str
     seam: Sequence[SeamPoint | str] | None
     example: Any
     max_memory: int | None

@@ -180,6 +180,7 @@ def _add_images(request: Request, options: dict[str, Any], comments: list[str]) 
     sources = request.images
     _add_path("held_out", sources.held_out, options, comments)
     options["held_out_share"] = None if sources.held_out is not None else sources.held_out_share
+    _add_path("extra", request.extra, options, comments)
     _add_path("labelled", sources.labelled, options, comments)
     if sources.labels is not None or sources.split_seed:
         comments.append(f"labels or split_seed {_FROM_PYTHON}")

@@ -30,6 +30,7 @@ def record_of(teacher: Teacher, request: Request, intake: Intake) -> dict[str, A
         "teacher": {**teacher.to_json(), "weights_sha256": digest.hexdigest()},
         "example": _shapes(intake.example),
         "images": intake.hashes,
+        "extra": None if intake.extra is None else [len(intake.extra), intake.extra.pictures is None],
         "config": request.config.to_json(),
         "plan": request.plan and request.plan.to_json(),
         "seam": None if request.seam is None else [str(point) for point in request.seam],

@@ -1,0 +1,183 @@
+"""Extra images: pictures of anything that help a student to mimic, beside the few of the network's task.
+
+They never choose, and never certify. Their colours are brought to those of the few: each picture takes the mean and the
+deviation of every channel from one of them, so that it looks as bright and as rich in contrast as what the network
+gets. Networks of small inputs get crops of all sizes, from the input's own resolution up to whole pictures.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mimicut.inputs.augment import resized
+from mimicut.inputs.generated_pictures import SIDE, draw_pictures
+from mimicut.inputs.image_set import ImageSet, ImageSource, again_notes, base_of, read_images
+from mimicut.inputs.preprocessing import Preprocessing, model_inputs
+
+GENERATED, NONE = "generated", "none"  # what may stand in place of a source: pictures that are drawn, or none at all
+# Images, and bytes of their pixels, at the most. Source: measured: 450 bring nearly as much (docs/LOG.md).
+MOST, MOST_BYTES = 2000, 2**26
+_CROPS_EACH = 8  # of a drawn picture, for small inputs. Source: assumption.
+_DRAWN_SEED = 0  # every run draws the same pictures
+_LEAST_DEVIATION = 0.05  # of a channel, in units of the network's input: flatter ones are not stretched further
+_FEW = 256  # of the few images, at the most, give their colours
+
+
+@dataclass(frozen=True)
+class ExtraImages:
+    """Extra images, and the colours that they take.
+
+    Args:
+        images: The images.
+        means, deviations: Of the channels of each of the few images, as the network takes them: (n, C, 1, 1).
+        lowest, highest: Of the values that the network takes.
+        pictures: What the images are crops of; the images themselves where they are none. None: they are drawn.
+        call: How the network takes images, as in `model_inputs`; None if they are its only input.
+    """
+
+    images: ImageSet
+    means: Tensor
+    deviations: Tensor
+    lowest: float
+    highest: float
+    pictures: ImageSet | None
+    call: Mapping[str, Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def hashes(self) -> list[str]:
+        return self.images.hashes
+
+    def view(self, indices: Iterable[int], views: str, generator: torch.Generator) -> Any:
+        """As `ImageSet.view` and `ImagesWithCall.view`, in the colours of the few."""
+        made = self.images.view(indices, views, generator)
+        like = torch.randint(len(self.means), (len(made),), generator=generator)
+        mean, deviation = made.mean((2, 3), keepdim=True), made.std((2, 3), keepdim=True, correction=0)
+        scaled = (made - mean) / deviation.clamp_min(_LEAST_DEVIATION)
+        coloured = (scaled * self.deviations[like] + self.means[like]).clamp(self.lowest, self.highest)
+        return coloured if self.call is None else model_inputs(coloured, self.call)
+
+
+def read_extra(
+    source: ImageSource | ImageSet | str, few: ImageSet, views: str, *, seed: int, memory_bytes: int
+) -> ExtraImages | None:
+    """Read extra images, or draw them.
+
+    Args:
+        source: As `read_images` takes it, or GENERATED, or NONE.
+        few: The images of the network's task, whose colours are taken.
+        views: A name in `augment.VIEWS`, of the few.
+        seed: Of what is chosen from a source.
+        memory_bytes: For their pixels.
+
+    Returns:
+        At most MOST images; None where there are to be none.
+
+    Raises:
+        InputError: Nothing can be read.
+    """
+    if isinstance(source, str) and source == NONE:
+        return None
+    preprocessing, bound = few.preprocessing, min(MOST_BYTES, memory_bytes)
+    crops = base_of(views) == "evaluated" and max(preprocessing.input_size[1:]) <= SIDE // 2
+    if isinstance(source, str) and source == GENERATED:
+        images, pictures = _drawn(preprocessing, crops, bound), None
+    else:
+        images, pictures = _read(source, preprocessing, crops, seed, bound)
+    pixels = few.batch(_spread(len(few), _FEW))
+    deviations, means = torch.std_mean(pixels, (2, 3), keepdim=True, correction=0)
+    return ExtraImages(images, means, deviations, float(pixels.min()), float(pixels.max()), pictures)
+
+
+def _drawn(preprocessing: Preprocessing, crops: bool, bound: int) -> ImageSet:
+    channels, height, width = preprocessing.input_size
+    if crops:
+        count = _fitting(bound, preprocessing.input_size)
+        planes = _with_channels(_pictures(-(-count // _CROPS_EACH), SIDE), channels)
+        return read_images(_crops(list(planes), count, preprocessing, _DRAWN_SEED), preprocessing)
+    side = max(height, width, preprocessing.resize or 0)
+    return read_images(
+        _with_channels(_pictures(_fitting(bound, (channels, side, side)), side), channels), preprocessing
+    )
+
+
+@lru_cache(maxsize=1)
+def _pictures(count: int, side: int) -> np.ndarray:
+    return draw_pictures(count, _DRAWN_SEED, side=side)
+
+
+def _fitting(bound: int, size: tuple[int, int, int]) -> int:
+    """How many images of so many pixels fit."""
+    return max(1, min(MOST, bound // math.prod(size)))
+
+
+def _read(
+    source: ImageSource | ImageSet, preprocessing: Preprocessing, crops: bool, seed: int, bound: int
+) -> tuple[ImageSet, ImageSet]:
+    """The images, and the pictures that they are from."""
+    if isinstance(source, ImageSet):
+        return source, source
+    if not crops:
+        images = read_images(source, preprocessing, memory_bytes=bound)
+        return images.subset(_spread(len(images), MOST)), images
+    # The stored pixels are those of a network with larger inputs, since crops need detail; decoded once more, not held.
+    large = replace(preprocessing, input_size=(preprocessing.input_size[0], SIDE // 2, SIDE // 2), resize=None)
+    pictures = read_images(source, large, memory_bytes=0)
+    pictures.notes = [note for note in pictures.notes if note not in again_notes(pictures, "stored")]
+    count = _fitting(bound, preprocessing.input_size)
+    stored = [pictures.stored(index).numpy() for index in _spread(len(pictures), count)]
+    return read_images(_crops(stored, count, preprocessing, seed), preprocessing), pictures
+
+
+def _spread(images: int, most: int) -> list[int]:
+    """Indices of at most so many images, evenly spread.
+
+    >>> _spread(9, 3)
+    [0, 3, 6]
+    """
+    chosen = min(images, most)
+    return [number * images // chosen for number in range(chosen)]
+
+
+def _crops(pictures: list[np.ndarray], count: int, preprocessing: Preprocessing, seed: int) -> np.ndarray:
+    """Square crops, from the input's size to the whole shorter side, as many of every order of magnitude.
+
+    Args:
+        pictures: uint8 (C, h, w) each.
+        count: How many crops, from the pictures in turn.
+        preprocessing: Says to which size crops are resized, and how.
+        seed: Of the places.
+
+    Returns:
+        uint8 (count, C, H, W).
+    """
+    random, (_, height, width) = np.random.RandomState([seed, 2]), preprocessing.input_size
+    made = []
+    for number in range(count):
+        picture = pictures[number % len(pictures)]
+        shorter = min(picture.shape[1:])
+        least = min(shorter, max(height, width))
+        side = round(np.exp(random.uniform(np.log(least), np.log(shorter))))
+        top, left = (random.randint(0, length - side + 1) for length in picture.shape[1:])
+        crop = picture[:, top : top + side, left : left + side].transpose(1, 2, 0)
+        made.append(resized(crop, (height, width), Image.Resampling[preprocessing.interpolation.upper()]))
+    return np.stack(made).transpose(0, 3, 1, 2)
+
+
+def _with_channels(pictures: np.ndarray, channels: int) -> np.ndarray:
+    """uint8 (n, h, w, 3) as (n, channels, h, w): grey, as they are, or each channel a random mixture of theirs."""
+    if channels == 3:
+        return pictures.transpose(0, 3, 1, 2)
+    random = np.random.RandomState(_DRAWN_SEED)
+    weights = np.array([[0.299, 0.587, 0.114]]) if channels == 1 else random.dirichlet(np.ones(3), channels)
+    mixed = [np.tensordot(weights.astype(np.float32), picture, (1, 2)) for picture in pictures]
+    return np.stack([np.rint(planes).astype(np.uint8) for planes in mixed])
