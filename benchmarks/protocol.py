@@ -15,8 +15,12 @@ TUNING_SEEDS = (1001,)  # never in a table
 # Made for networks of another kind than those of the table: run on a transformer, beside the paper's recipe.
 FOR_TRANSFORMERS = "mir_adamw"
 # This project's own recipe, measured against MiR in protocols of its own.
-OURS = ("mimicut_same_cut", "mimicut")
-TABLED = tuple(name for name in METHODS if name not in (FOR_TRANSFORMERS, *OURS))
+SAME_CUT, NO_EXTRA, OWN, WITH_PICTURES = "mimicut_same_cut", "mimicut_no_extra", "mimicut", "mimicut_pictures"
+OURS = (SAME_CUT, NO_EXTRA, OWN, WITH_PICTURES)
+# The others' with the same drawn pictures beside the few images, where they can use them.
+OTHERS_WITH_EXTRA = ("mir_extra", "distill_extra")
+APART = (FOR_TRANSFORMERS, *OTHERS_WITH_EXTRA, SAME_CUT, NO_EXTRA, WITH_PICTURES)
+TABLED = tuple(name for name in METHODS if name not in APART)
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ class Protocol:
         if self.options in ("grid", "ablation"):
             yield from method.grid
             return
-        known = tuned.get(name, {}).get(teacher, {}).get(said(cut), [])
+        known = tuned.get(name.removesuffix("_extra"), {}).get(teacher, {}).get(said(cut), [])
         # For steps and images that were not tuned, what was best for the nearest ones.
         nearest = min(
             known, key=lambda k: (abs(math.log(k["steps"] / steps)), abs(k["images"] - images)), default={"best": None}
@@ -138,6 +142,12 @@ _OURS_CUTS: dict[str, tuple[dict[str, Any], ...]] = {
     "demo:vgg7": ({"keep_width": 0.8}, {"keep_width": 0.75}),
     "demo:vit_tiny": _WIDTHS[:1],
 }
+_HEAVY: dict[str, tuple[dict[str, Any], ...]] = {
+    "demo:resnet14": _WIDTHS[1:],
+    "demo:mobilenetv2_tiny": ({"keep": 0.3},),
+    "demo:vgg7": _WIDTHS,
+    "demo:vit_tiny": _WIDTHS[1:],
+}
 _OURS_CUT = {teacher: cuts[:1] for teacher, cuts in _OURS_CUTS.items()}  # one of each
 CURVES = ("batch_norm", "fskd", "least_squares", "fine_tune", "distill_labels", "mir")
 _PAPER_IMAGES = (50, 100, 500, 1000)  # Source: MiR, arXiv 2201.02620
@@ -175,23 +185,36 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
         Protocol(
             "embedded_default", "this project's recipe against the paper's, 50 images, at equal steps",
-            "photographs", tuple(_OURS_CUTS), (), (50,), (400, 2000), methods=("mir", *OURS), extra_cuts=_OURS_CUTS,
+            "photographs", tuple(_OURS_CUTS), (), (50,), (400,), methods=("mir", "mir_extra", *OURS),
+            extra_cuts=_OURS_CUT,
         ),
         Protocol(
-            "embedded_default_images", "the same with 20 and 200 images",
-            "photographs", tuple(_OURS_CUTS), (), (20, 200), (400,), methods=("mir", *OURS), extra_cuts=_OURS_CUT,
+            "embedded_default_long", "the paper's recipe in its own 2,000 steps",
+            "photographs", tuple(_OURS_CUTS), (), (50,), (2000,), methods=("mir",), extra_cuts=_OURS_CUT,
+        ),
+        Protocol(
+            "embedded_heavy", "this project's recipe and the others' at heavy cuts, 50 images",
+            "photographs", tuple(_HEAVY), (), (50,), (400,),
+            methods=("mir", "distill", *OTHERS_WITH_EXTRA, NO_EXTRA, OWN, WITH_PICTURES), options="best",
+            extra_cuts=_HEAVY,
+        ),
+        Protocol(
+            "embedded_default_images", "the same with 20, 200 and 1,000 images",
+            "photographs", tuple(_OURS_CUTS), (), (20, 200, 1000), (400,), SEEDS[:3], ("mir", NO_EXTRA, OWN),
+            extra_cuts=_OURS_CUT,
         ),
         Protocol(
             "embedded_default_short", "this project's recipe in few steps: 0 is the closed form alone",
-            "photographs", tuple(_OURS_CUTS), (), (50,), (0, 50, 100, 200), methods=OURS[1:], extra_cuts=_OURS_CUT,
+            "photographs", tuple(_OURS_CUTS), (), (50,), (0, 50, 100, 200), SEEDS[:3], (OWN,), extra_cuts=_OURS_CUT,
         ),
         Protocol(
             "embedded_ablation", "this project's recipe without each of its parts",
-            "photographs", tuple(_OURS_CUTS), (), (50,), (400,), SEEDS[:3], OURS[1:], "ablation", extra_cuts=_OURS_CUT,
+            "photographs", tuple(_OURS_CUTS), (), (50,), (400,), SEEDS[:3], (OWN,), "ablation", extra_cuts=_OURS_CUT,
         ),
         Protocol(
             "embedded_quick", "the closed form alone at half the MACs and at half the widths",
-            "photographs", tuple(_OURS_CUTS), ({"keep": 0.5}, {"keep_width": 0.5}), (50,), (0,), methods=OURS,
+            "photographs", tuple(_OURS_CUTS), ({"keep": 0.5}, {"keep_width": 0.5}), (50,), (0,), SEEDS[:3],
+            (SAME_CUT, OWN),
         ),
         Protocol(
             "imagenet_resnet34", "the paper's: ResNet-34, mid channels, first and last block of each stage spared",

@@ -31,8 +31,12 @@ METHODS: dict[str, Method] = {
         practise.METHOD,
         mir.METHOD,
         mir.ADAMW,
+        mir.WITH_EXTRA,
+        distill.WITH_EXTRA,
         default.SAME_CUT,
+        default.NO_EXTRA,
         default.OWN_CUT,
+        default.WITH_PICTURES,
     )
 }
 __all__ = ["METHODS", "Method", "Problem"]

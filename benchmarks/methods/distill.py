@@ -35,6 +35,15 @@ def run(problem: Problem) -> nn.Module:
     return train(student, loss_of, problem, lr=problem.options["lr"])
 
 
+def run_with_extra(problem: Problem) -> nn.Module:
+    """Without labels, and with drawn pictures in half of each batch."""
+    return run(problem.with_extra())
+
+
 _LRS = {"published": {"lr": PAPER.lr}, "grid": tuple({"lr": lr} for lr in (2e-3, 5e-3, PAPER.lr, 5e-2, 1e-1))}
 LABELLED = Method("distill_labels", "distillation (KD)", "Hinton et al. 2015", run, labels=True, **_LRS)
 UNLABELLED = Method("distill", "distillation (KD), no labels", "Hinton et al. 2015", run, **_LRS)
+WITH_EXTRA = Method(
+    "distill_extra", "distillation (KD), no labels, drawn pictures beside", "Hinton et al. 2015; this project",
+    run_with_extra, **_LRS,
+)  # fmt: skip

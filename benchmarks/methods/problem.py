@@ -1,7 +1,7 @@
 """What a method is given, what describes it, and the training loop that the gradient-based baselines share."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from mimicut.anatomy.graph import Anatomy
 from mimicut.base.layout import laid, learns_channels_last
+from mimicut.base.memory import DEFAULT_BYTES
+from mimicut.inputs.extra_images import GENERATED, ExtraImages, read_extra
 from mimicut.inputs.image_set import ImageSet
 from mimicut.proof.figures import quick_layout
 from mimicut.recovery.config import PRESETS, MimicConfig
@@ -29,6 +31,7 @@ class Problem:
 
     labels: int64 (n,), one an image of `few`; None for every method that does not declare that it needs them.
     views: key of `augment.VIEWS`. steps: of the whole method. seed: of batches and views. options: of the method.
+    extra: images of anything, for methods that use some beside the few; they have no labels.
     """
 
     teacher: nn.Module
@@ -40,6 +43,7 @@ class Problem:
     steps: int
     seed: int
     options: dict[str, Any] = field(default_factory=dict)
+    extra: ExtraImages | None = None
 
     @property
     def device(self) -> torch.device:
@@ -60,6 +64,11 @@ class Problem:
             for handle in handles:
                 handle.remove()
         return list(order)
+
+    def with_extra(self) -> "Problem":
+        """The same with drawn pictures beside the few images, half of each batch."""
+        extra = read_extra(GENERATED, self.few, self.views, seed=self.seed, memory_bytes=DEFAULT_BYTES)
+        return replace(self, extra=extra)
 
     def student(self) -> nn.Module:
         """The cut network with the teacher's weights, in eval mode."""
@@ -82,13 +91,19 @@ class Problem:
         The draws are those of `mimicut.mimic`: with one seed every method sees the same pictures in the same order.
         """
         count = len(self.few)
-        size = min(size, count)
+        own = min(size - size // 2 if self.extra is not None else size, count)
         order, views = (torch.Generator().manual_seed(self.seed) for _ in range(2))
         while True:
             shuffled = torch.randperm(count, generator=order)
-            for where in shuffled[: count - count % size].split(size):
-                x = laid(self.few.view(where.tolist(), self.views, views).to(self.device), self.layout)
-                yield x, None if self.labels is None else self.labels[where].to(self.device)
+            for where in shuffled[: count - count % own].split(own):
+                x = self.few.view(where.tolist(), self.views, views)
+                if self.extra is not None:
+                    others = torch.randint(len(self.extra), (size - own,), generator=order).tolist()
+                    x = torch.cat([x, self.extra.view(others, self.views, views)])
+                yield (
+                    laid(x.to(self.device), self.layout),
+                    None if self.labels is None else self.labels[where].to(self.device),
+                )
 
     def views_of_all(self, rounds: int) -> list[Tensor]:
         """`rounds` views of every image (0: the images as they are), in equal batches of at most the paper's size, for

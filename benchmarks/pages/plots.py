@@ -102,7 +102,10 @@ def save(figure: Any, path: Path) -> None:
 
 def against_seconds(panels: dict[str, dict[str, list[tuple[float, float, int]]]], path: Path) -> None:
     """One panel a teacher and cut: mean accuracy against seconds (logarithmic), a point a number of steps."""
-    colours = {"mir": COLOURS["mir"], "mimicut": "#0072B2", "mimicut_same_cut": "#56B4E9"}
+    colours = {
+        "mir": COLOURS["mir"], "mir_extra": "#CC79A7", "mimicut": "#0072B2", "mimicut_same_cut": "#56B4E9",
+        "mimicut_no_extra": "#999999", "mimicut_pictures": "#009E73",
+    }  # fmt: skip
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 3.4), squeeze=False)
         for axis, (title, methods) in zip(axes[0], panels.items(), strict=True):

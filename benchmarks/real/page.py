@@ -21,18 +21,22 @@ from benchmarks.sweep import read_lines
 Condition = tuple[str, int, float, int, int]  # teacher, size, keep, images, steps
 Line = dict[str, Any]
 Table = dict[Condition, dict[str, dict[int, Line]]]  # method, seed
-BASELINES = ("mir", "distill")
+BASELINES = ("mir", "distill", "mimicut_no_extra")
 DRAWS = 2000  # of the bootstrap. Source: assumption: the ends of an interval move by less than a tenth of a point.
 _SHORT = {
     "none": "cut alone", "batch_norm": "batch norms", "least_squares": "least squares", "distill": "distillation",
-    "practise": "PRACTISE", "mir": "MiR", "mimicut_same_cut": "ours, MiR's cut", OWN: "ours",
+    "practise": "PRACTISE", "mir": "MiR", "mimicut_same_cut": "ours, MiR's cut",
+    "mimicut_no_extra": "ours, the few alone", OWN: "ours", "mimicut_pictures": "ours, with pictures",
 }  # fmt: skip
 _COLOURS = {
     "none": "#DDDDDD", "batch_norm": COLOURS["batch_norm"], "least_squares": COLOURS["least_squares"],
     "distill": COLOURS["distill_labels"], "practise": COLOURS["fskd"], "mir": COLOURS["mir"],
-    "mimicut_same_cut": "#777777", OWN: "#222222",
+    "mimicut_same_cut": "#777777", "mimicut_no_extra": "#555555", OWN: "#222222", "mimicut_pictures": "#117733",
 }  # fmt: skip
-_ORDER = ("none", "batch_norm", "least_squares", "distill", "practise", "mir", "mimicut_same_cut", OWN)
+_ORDER = (
+    "none", "batch_norm", "least_squares", "distill", "practise", "mir", "mimicut_same_cut", "mimicut_no_extra", OWN,
+    "mimicut_pictures",
+)  # fmt: skip
 
 
 def write(lines: Path, page: Path) -> bool:

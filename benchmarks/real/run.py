@@ -30,8 +30,20 @@ from mimicut.surgery.plan import Plan
 TEACHERS = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 KEEPS, IMAGES, STEPS, SEEDS, SIZES = (0.7, 0.5), (50, 200), (100, 400), (2021, 2022, 2023), (160,)
 OWN = "mimicut"
+OURS = tuple(default.EXTRA)  # with drawn pictures beside the few, without, with other people's
 # In the order of a condition's cells: what is compared first comes first, PRACTISE, the longest, last.
-NAMED = (OWN, "mir", "distill", "mimicut_same_cut", "none", "batch_norm", "least_squares", "practise")
+NAMED = (
+    OWN,
+    "mir",
+    "distill",
+    "mimicut_no_extra",
+    "mimicut_pictures",
+    "mimicut_same_cut",
+    "none",
+    "batch_norm",
+    "least_squares",
+    "practise",
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +82,7 @@ def cells(
 
 def _options(name: str, grid: bool) -> list[dict[str, Any]]:
     method = METHODS[name]
-    return [method.published, *(method.grid if grid and name not in (OWN, "mimicut_same_cut") else ())]
+    return [method.published, *(method.grid if grid and name not in (*OURS, "mimicut_same_cut") else ())]
 
 
 def _spec(teacher: str) -> str:
@@ -118,12 +130,12 @@ def _measured(cell: Cell, where: Where) -> dict[str, Any]:
         teacher.model, anatomy, plan, few, None, teacher.views, cell.steps, cell.seed, dict(cell.options)
     )  # fmt: skip
     evidence, spent, reached = None, 0.0, 0.0
-    if cell.method == OWN:
+    if cell.method in OURS:
         evidence, spent, reached = _evidence(cell.teacher, size, where, cell.images, cell.seed)
     before = _start_peak(where.device)
     begun = time.perf_counter()
     with seeded(cell.seed):
-        model = method.run(problem) if evidence is None else _own(problem, evidence)
+        model = method.run(problem) if evidence is None else _own(problem, evidence, cell.method)
     _wait(where.device)
     seconds = spent + time.perf_counter() - begun
     peak = _peak(where.device)
@@ -142,10 +154,10 @@ def _measured(cell: Cell, where: Where) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _own(problem: Problem, evidence: Evidence) -> nn.Module:
+def _own(problem: Problem, evidence: Evidence, name: str) -> nn.Module:
     """What `compress` does with keep: the plan by the images' say, then the default recipe."""
     plan = make_plan(problem.teacher, problem.anatomy, keep=problem.plan.budget.keep, evidence=evidence)
-    return default.recovered(replace(problem, plan=plan), *default.parts(problem))
+    return default.recovered(replace(problem, plan=plan), *default.parts(problem), default.EXTRA[name])
 
 
 @lru_cache(maxsize=3)

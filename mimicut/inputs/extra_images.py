@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mimicut.base.errors import InputError
 from mimicut.inputs.augment import resized
 from mimicut.inputs.generated_pictures import SIDE, draw_pictures
 from mimicut.inputs.image_set import ImageSet, ImageSource, again_notes, base_of, read_images
@@ -92,7 +93,10 @@ def read_extra(
     if isinstance(source, str) and source == GENERATED:
         images, pictures = _drawn(preprocessing, crops, bound), None
     else:
-        images, pictures = _read(source, preprocessing, crops, seed, bound)
+        try:
+            images, pictures = _read(source, preprocessing, crops, seed, bound)
+        except InputError as error:
+            raise InputError(f"reading the extra images, which can be of anything: {error}") from error
     pixels = few.batch(_spread(len(few), _FEW))
     deviations, means = torch.std_mean(pixels, (2, 3), keepdim=True, correction=0)
     return ExtraImages(images, means, deviations, float(pixels.min()), float(pixels.max()), pictures)

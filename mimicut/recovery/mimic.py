@@ -45,7 +45,8 @@ def mimic(
             are in the seam, is not touched.
         seam: Where the features are. Where the student's module names differ: (the teacher's, the same points in the
             student).
-        few: Images: an ImageSet, or a float tensor with images on axis 0, as the teacher takes them.
+        few: Images: an ImageSet, or a float tensor with images on axis 0, as the teacher takes them; `WithExtra` puts
+            extra images beside them, which take the share of a batch that the config says.
         config: How. Precision and layout that are "auto", and a rate that is None, are decided on here; the log's
             config has what was taken.
         choose: Images, none of `few`, on which the student is judged before the first step and after every twentieth of

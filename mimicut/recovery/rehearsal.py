@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mimicut.base import guard
 from mimicut.base.errors import Diverged, Stopped
 from mimicut.base.progress import SpokenProgress
-from mimicut.recovery.batches import Batch, Source, count, image_keys, make_views, place_batch, subset
+from mimicut.recovery.batches import Batch, Source, WithExtra, count, image_keys, make_views, place_batch, subset
 from mimicut.recovery.closed_form import ClosedFormOptions, closed_form
 from mimicut.recovery.config import MimicConfig
 from mimicut.recovery.cut_student import CutStudent
@@ -44,12 +44,15 @@ class Rehearsal:
         error: Error at the seam on these images before any step, over the teacher's squared deviation.
         tried: (share of the rate, error after the steps); the error is infinite, in JSON null, if the loss was not
             finite.
+        without_extra: Error after as many steps at the rate that was chosen, without the extra images; None where there
+            are none. Nothing is decided by it: a few steps on few images do not show what extra images are worth.
     """
 
     images: int
     steps: int
     error: float
     tried: tuple[tuple[float, float], ...]
+    without_extra: float | None = None
 
     @property
     def rate(self) -> float:
@@ -59,12 +62,15 @@ class Rehearsal:
 
     def to_json(self) -> dict[str, Any]:
         tried = [[share, error if isfinite(error) else None] for share, error in self.tried]
-        return {**vars(self), "tried": tried, "rate": self.rate}
+        without = self.without_extra if self.without_extra is not None and isfinite(self.without_extra) else None
+        return {**vars(self), "tried": tried, "without_extra": without, "rate": self.rate}
 
     def __str__(self) -> str:
         each = ", ".join(f"{error:.3f} with {share:g} times the rate" for share, error in self.tried)
         found = f"{self.images} images set aside: error {self.error:.3f}; after {self.steps} steps {each}"
-        return found if self.rate else f"{found}; mimicking makes the student worse and is left out"
+        if not self.rate:
+            return f"{found}; mimicking makes the student worse and is left out"
+        return found if self.without_extra is None else f"{found} (without extra images {self.without_extra:.3f})"
 
 
 def divide(few: Source | Tensor, seed: int) -> tuple[list[int], list[int]] | None:
@@ -149,21 +155,28 @@ def try_rates(
     """
     assert config.lr is not None  # it is decided
     steps = min(config.steps, max(LEAST_STEPS, min(MOST_STEPS, round(STEPS_SHARE * config.steps))))
-    before, tried = judge.error(case.student), []
-    for share in RATES:
+    rate, before = config.lr, judge.error(case.student)
+
+    def error_after(images: Source | Tensor, share: float) -> float:
         trial = guard.full_copy(case.student)
-        short, progress = replace(config, steps=steps, lr=config.lr * share), SpokenProgress(say, "step")
+        short, progress = replace(config, steps=steps, lr=rate * share), SpokenProgress(say, "step")
         try:
-            mimic(case.teacher, trial, case.plan.seam, few, short, on_step=progress, max_memory=max_memory)
+            mimic(case.teacher, trial, case.plan.seam, images, short, on_step=progress, max_memory=max_memory)
         except Stopped:
             raise KeyboardInterrupt from None  # a rehearsal leaves nothing to keep
         except Diverged:
-            tried.append((share, inf))
-            continue
-        tried.append((share, judge.error(trial)))
+            return inf
+        return judge.error(trial)
+
+    tried: list[tuple[float, float]] = []
+    for share in RATES:
+        tried.append((share, error_after(few, share)))
         if tried[-1][1] < before:
             break
-    return Rehearsal(images, steps, before, tuple(tried))
+    found = Rehearsal(images, steps, before, tuple(tried))
+    if isinstance(few, WithExtra) and found.rate:
+        found = replace(found, without_extra=error_after(few.few, found.rate))
+    return found
 
 
 def _views_to_judge(few: Source | Tensor, model: nn.Module, config: MimicConfig) -> list[Batch]:

@@ -126,7 +126,15 @@ class Report:
         if not self.images_extra:
             return []
         kind = "drawn pictures" if self.extra == "generated" else "of the pictures given for that"
-        return [f"extra images: {_count(self.images_extra)} {kind}, which only helped to mimic"]
+        rehearsal = (self.config.get("recovery") or {}).get("rehearsal") or {}
+        without, tried = rehearsal.get("without_extra"), rehearsal.get("tried")
+        worth = ""
+        if without is not None and tried:
+            worth = (
+                f"; after {rehearsal['steps']} trial steps the feature error on {rehearsal['images']} images set aside "
+                f"was {tried[-1][1]:.3f} with them and {without:.3f} without"
+            )
+        return [f"extra images: {_count(self.images_extra)} {kind}, which only helped to mimic{worth}"]
 
     def certificate(self) -> list[str]:
         """Sentences on what the held-out images prove; none where agreement is unknown and min_agreement not set."""

@@ -99,6 +99,8 @@ def take_in(teacher: Teacher, images: ImageSource | ImageSet, request: Request) 
     if request.config.steps and request.config.extra_share:
         extra, found = extra_images(request, few, held_out)
         notes += found
+    elif not request.draws_extra:
+        notes.append("the extra images are not used: they only help to mimic, and no step was asked for")
     memory.trim()
     return Intake(few, choose, held_out, labelled, labels, example, call, tuple(notes), extra)
 

@@ -81,6 +81,11 @@ class Request:
         """Memory that the passes of one stage may hold, in bytes."""
         return int(memory.PASSES * self.memory_bytes)
 
+    @property
+    def draws_extra(self) -> bool:
+        """Whether no extra images are given: they are drawn, or there are none."""
+        return isinstance(self.extra, str) and self.extra in (GENERATED, NONE)
+
     def check(self) -> None:
         """Check everything that does not depend on the teacher and the images.
 
@@ -93,7 +98,7 @@ class Request:
         if not (isinstance(share, (int, float)) and 0 <= share < 1):
             raise InputError(f"setting images aside: held_out_share is {share!r}, expected at least 0 and below 1")
         check_threshold(self.min_agreement)
-        if self.config.extra_share == 0 and not (isinstance(self.extra, str) and self.extra in (GENERATED, NONE)):
+        if self.config.extra_share == 0 and not self.draws_extra:
             raise InputError(
                 "recovering: extra images are given, and a recipe that uses none (its extra_share is 0, as that of the "
                 "preset paper); expected no extra images, or a recipe such as the preset default"

@@ -1,0 +1,97 @@
+"""Extra images: drawn ones, given ones, their colours and crops, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mimicut.base.errors import InputError
+from mimicut.inputs.extra_images import GENERATED, MOST_BYTES, NONE, read_extra
+from mimicut.inputs.image_set import read_images
+from mimicut.inputs.preprocessing import Preprocessing
+
+GREY = Preprocessing((1, 16, 16), (0.5,), (0.25,), None, "bilinear")
+COLOUR = Preprocessing((3, 32, 32), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), 36, "bicubic")
+ROOM = 2**30
+
+
+def few_of(preprocessing: Preprocessing, images: int = 6):
+    pixels = np.random.RandomState(0).randint(60, 180, (images, *preprocessing.input_size)).astype(np.uint8)
+    return read_images(pixels, preprocessing)
+
+
+def scenes(folder, count: int = 3):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        y, x = np.mgrid[0:150, 0:200]
+        pixels = np.stack([(x * (number + 1)) % 256, (y * 2) % 256, (x + y) % 256], 2).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+def views_of(extra, views: str, count: int = 40) -> torch.Tensor:
+    return extra.view(range(min(count, len(extra))), views, torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(("preprocessing", "views"), [(GREY, "patches"), (COLOUR, "imagenet"), (COLOUR, "pad_crop")])
+@pytest.mark.parametrize("source", ["drawn", "given"])
+def test_extra_images_take_the_colours_of_the_few(tmp_path, preprocessing, views, source):
+    few = few_of(preprocessing)
+    found = GENERATED if source == "drawn" else scenes(tmp_path / "scenes")
+    extra = read_extra(found, few, views, seed=1, memory_bytes=ROOM)
+    made, own = views_of(extra, views), few.batch()
+    assert made.shape[1:] == preprocessing.input_size
+    assert made.min() >= own.min()
+    assert made.max() <= own.max()
+    wanted = own.std((2, 3), correction=0).median(0).values
+    found = made.std((2, 3), correction=0).median(0).values
+    assert torch.allclose(found, wanted, rtol=0.3)
+    assert torch.allclose(made.mean((2, 3)).median(0).values, own.mean((2, 3)).median(0).values, atol=0.4)
+
+
+def test_small_inputs_get_crops_of_all_sizes(tmp_path):
+    extra = read_extra(scenes(tmp_path / "scenes"), few_of(GREY), "patches", seed=1, memory_bytes=ROOM)
+    assert len(extra) == 2000
+    assert len(extra.pictures) == 3
+    assert len(set(extra.images.contents)) > 1500
+
+
+def test_other_inputs_get_whole_pictures(tmp_path):
+    extra = read_extra(scenes(tmp_path / "scenes"), few_of(COLOUR), "imagenet", seed=1, memory_bytes=ROOM)
+    assert len(extra) == len(extra.pictures) == 3
+
+
+def test_a_network_of_other_channels_gets_as_many():
+    five = Preprocessing((5, 16, 16), (0.5,) * 5, (0.25,) * 5, None, "bilinear")
+    made = views_of(read_extra(GENERATED, few_of(five), "none", seed=1, memory_bytes=ROOM), "none")
+    assert made.shape[1:] == (5, 16, 16)
+
+
+def test_the_memory_bounds_how_many():
+    large = Preprocessing((3, 64, 64), (0.5,) * 3, (0.25,) * 3, None, "bilinear")
+    extra = read_extra(GENERATED, few_of(large, 2), "pad_crop", seed=1, memory_bytes=100 * 3 * 64 * 64)
+    assert len(extra) == 100
+    assert MOST_BYTES // (3 * 224 * 224) > 400  # at the sizes of ImageNet there is room for some hundreds
+
+
+def test_images_that_came_as_floats_have_extra_ones_in_their_own_units():
+    values = 3 + 0.1 * torch.randn(5, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    extra = read_extra(GENERATED, read_images(values, GREY), "none", seed=1, memory_bytes=ROOM)
+    made = views_of(extra, "none")
+    assert made.min() >= values.min()
+    assert made.max() <= values.max()
+
+
+def test_none_means_none():
+    assert read_extra(NONE, few_of(GREY), "patches", seed=1, memory_bytes=ROOM) is None
+
+
+def test_a_folder_without_pictures_is_refused(tmp_path):
+    with pytest.raises(InputError, match="extra images, which can be of anything"):
+        read_extra(tmp_path, few_of(GREY), "patches", seed=1, memory_bytes=ROOM)
+
+
+def test_flat_pictures_are_not_stretched(tmp_path):
+    Image.new("RGB", (100, 100), (10, 200, 30)).save(tmp_path / "flat.png")
+    extra = read_extra(tmp_path, few_of(COLOUR), "imagenet", seed=1, memory_bytes=ROOM)
+    assert views_of(extra, "imagenet").std((2, 3)).max() < 1e-4
