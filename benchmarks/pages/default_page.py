@@ -52,8 +52,8 @@ def _text(lines: dict[str, Lines]) -> str:
         f"*MiR*: the paper's recipe at the table's cut. *{METHODS[SAME_CUT].title}*: ours on that same student. "
         f"*{METHODS[OWN].title}*: ours, which also chooses where the same MACs are cut; in half of each batch it sees "
         "pictures that it has drawn. *The few images alone*: without these. *Other people's pictures beside*: with "
-        "crops of wallpapers in their place (`python -m benchmarks.real fetch`). Difference: ours minus MiR, paired by seed, "
-        "with its 95 % interval (Student's t).",
+        "crops of wallpapers in their place (`python -m benchmarks.real fetch`). Difference: ours minus MiR, paired by "
+        "seed, with its 95 % interval (Student's t).",
         " ".join(f"**`{name}`: {left} cells not run yet.**" for name, left in undone.items() if left),
         "![accuracy against seconds](figures/default.png)" if lines["embedded_default_short"] else "",
         "## How soon it matches the paper's recipe",

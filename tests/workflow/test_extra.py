@@ -1,0 +1,159 @@
+"""Extra images in whole runs: they change what is mimicked and nothing else; held-out ones among them are refused."""
+
+import json
+
+import nets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mimicut.base.errors import InputError, Stopped
+from mimicut.inputs.preprocessing import Preprocessing
+from mimicut.inputs.teacher import own_teacher
+from mimicut.proof.randomised import randomised
+from mimicut.recovery.config import PRESETS, preset
+from mimicut.workflow.compress import compress
+from mimicut.workflow.recover_pruned import recover_pruned
+
+PREPROCESSING = Preprocessing((3, 16, 16), (0.5,) * 3, (0.25,) * 3, None, "bilinear")
+CONFIG = preset("default", steps=3, views="pad_crop", batch_size=8)
+
+
+def pictures(folder, count, seed, side=40):
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.RandomState(seed)
+    for number in range(count):
+        small = Image.fromarray(random.randint(0, 256, (5, 5, 3)).astype(np.uint8))
+        small.resize((side, side), Image.Resampling.BICUBIC).save(folder / f"{seed}_{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    return pictures(tmp_path_factory.mktemp("few"), 12, 1)
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return own_teacher(randomised(nets.Residual()), PREPROCESSING)
+
+
+def weights(result):
+    return {name: tensor.clone() for name, tensor in result.model.state_dict().items()}
+
+
+def test_by_default_pictures_are_drawn_and_the_report_says_so(teacher, few, tmp_path):
+    result = compress(teacher, few, keep=0.5, config=CONFIG, folder=tmp_path / "small")
+    report = result.report
+    assert report.extra == "generated"
+    assert report.images_extra == 2000
+    assert report.image_hashes["extra"] == []
+    rehearsal = report.config["recovery"]["rehearsal"]
+    assert "2,000 drawn pictures" in report.table()
+    if rehearsal["rate"]:
+        assert f"{rehearsal['without_extra']:.3f} without" in report.table()
+    assert "2,000 drawn pictures" in (tmp_path / "small" / "report.html").read_text()
+    assert 'extra = "generated"' in (tmp_path / "small" / "run.toml").read_text()
+
+
+def test_given_pictures_help_to_mimic_and_to_nothing_else(teacher, few, tmp_path):
+    others = pictures(tmp_path / "others", 5, 7)
+    runs = {
+        name: compress(teacher, few, keep=0.5, config=CONFIG, extra=extra)
+        for name, extra in (("none", "none"), ("given", others), ("drawn", "generated"))
+    }
+    assert runs["given"].plan.to_json() == runs["none"].plan.to_json() == runs["drawn"].plan.to_json()
+    logs = [run.recovery.closed_form.to_json() | {"seconds": 0} for run in runs.values()]
+    assert logs[0] == logs[1] == logs[2]
+    assert [run.report.images_held_out for run in runs.values()] == [2, 2, 2]
+    assert len(runs["given"].report.image_hashes["extra"]) == 5
+    assert runs["none"].report.extra is None
+    assert "extra images" not in runs["none"].report.table()
+    assert any(not torch.equal(t, weights(runs["none"])[name]) for name, t in weights(runs["given"]).items())
+    assert any(not torch.equal(t, weights(runs["drawn"])[name]) for name, t in weights(runs["given"]).items())
+
+
+def test_the_same_run_gives_the_same_bits(teacher, few):
+    first, second = (compress(teacher, few, keep=0.5, config=CONFIG) for _ in range(2))
+    assert all(torch.equal(t, weights(second)[name]) for name, t in weights(first).items())
+
+
+def test_a_stopped_run_with_extra_images_continues_to_the_same_bits(teacher, few, tmp_path):
+    options = {"keep": 0.5, "config": preset("default", steps=9, views="pad_crop", batch_size=8)}
+    whole = compress(teacher, few, **options)
+
+    def stop(done, total, loss):
+        if done == 4 and total == 9:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Stopped):
+        compress(teacher, few, folder=tmp_path / "small", on_step=stop, **options)
+    again = compress(teacher, few, folder=tmp_path / "small", resume=True, **options)
+    assert len(again.recovery.mimic.losses) == 9
+    assert all(torch.equal(t, weights(again)[name]) for name, t in weights(whole).items())
+    with pytest.raises(Stopped):
+        compress(teacher, few, folder=tmp_path / "other", on_step=stop, **options)
+    with pytest.raises(InputError, match="stopped with other extra"):
+        compress(teacher, few, folder=tmp_path / "other", resume=True, extra="none", **options)
+
+
+def test_held_out_images_among_the_extra_ones_are_refused_by_name(teacher, few, tmp_path):
+    held_out = pictures(tmp_path / "held_out", 3, 3)
+    others = pictures(tmp_path / "others", 4, 4)
+    compress(teacher, few, keep=0.5, config=CONFIG, held_out=held_out, extra=others)
+    (others / "again.png").write_bytes((held_out / "3_1.png").read_bytes())
+    with pytest.raises(InputError, match=r"1 of 3 held-out images .*3_1\.png is again\.png"):
+        compress(teacher, few, keep=0.5, config=CONFIG, held_out=held_out, extra=others)
+    with Image.open(held_out / "3_2.png") as image:  # saved again: other bytes, nearly the same pixels
+        image.resize((55, 55), Image.Resampling.BICUBIC).save(others / "again.png", "JPEG", quality=80)
+    with pytest.raises(InputError, match=r"3_2\.png is again\.png"):
+        compress(teacher, few, keep=0.5, config=CONFIG, held_out=held_out, extra=others)
+
+
+def test_the_images_set_aside_of_the_same_folder_are_refused(teacher, few):
+    with pytest.raises(InputError, match="held-out images are among them"):
+        compress(teacher, few, keep=0.5, config=CONFIG, extra=few)
+
+
+def test_the_papers_recipe_uses_none_and_refuses_given_ones(teacher, few, tmp_path):
+    paper = preset("paper", steps=2, views="pad_crop", batch_size=8)
+    assert compress(teacher, few, keep=0.5, config=paper).report.extra is None
+    with pytest.raises(InputError, match="recipe that uses none"):
+        compress(teacher, few, keep=0.5, config=paper, extra=pictures(tmp_path / "others", 3, 2))
+
+
+def test_without_steps_they_are_not_used_and_that_is_said(teacher, few, tmp_path):
+    quick = preset("default", steps=0, views="pad_crop")
+    report = compress(teacher, few, keep=0.5, config=quick, extra=pictures(tmp_path / "others", 3, 2)).report
+    assert report.extra is None
+    assert any("extra images are not used" in note for note in report.notes)
+    assert not any("extra" in note for note in compress(teacher, few, keep=0.5, config=quick).report.notes)
+
+
+def test_grey_pictures_help_a_network_of_colours(teacher, few, tmp_path):
+    for number in range(3):
+        pixels = np.random.RandomState(number).randint(0, 256, (30, 50)).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    assert compress(teacher, few, keep=0.5, config=CONFIG, extra=tmp_path).report.extra == "given"
+
+
+def test_a_student_that_another_tool_pruned_learns_from_them_too(teacher, few, tmp_path):
+    from mimicut.surgery.cut import cut
+
+    plan = compress(teacher, few, keep=0.5, config=preset("default", steps=0, views="pad_crop")).plan
+    students = [
+        recover_pruned(teacher, cut(teacher.model, plan), few, config=CONFIG, extra=extra)
+        for extra in ("none", "generated")
+    ]
+    (alone, _), (beside, report) = students
+    assert report.images_extra == 2000
+    assert any(not torch.equal(t, beside.state_dict()[name]) for name, t in alone.state_dict().items())
+
+
+def test_the_share_of_extra_images_is_checked():
+    assert PRESETS["paper"].extra_share == 0
+    for wrong in (1.0, -0.1, float("nan"), "half"):
+        with pytest.raises(InputError, match="extra_share must be a share"):
+            preset("default", extra_share=wrong)
+    assert json.loads(json.dumps(preset("default").to_json()))["extra_share"] == 0.5
