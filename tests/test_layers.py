@@ -119,9 +119,9 @@ def test_public_names():
     assert mimicut.__all__ == [
         "Anatomy", "Budget", "ClosedFormOptions", "CutStudent", "Latency", "MeasuredLatency", "MimicConfig",
         "MimicutError", "PRESETS", "Plan", "Preprocessing", "Report", "Result", "SCORES", "Seam", "SeamPoint",
-        "Setting", "Teacher", "capturing", "channel_evidence", "check_cut", "closed_form", "compress", "count",
-        "crossfit", "cut", "export", "export_folder", "figures", "find_seam", "inspect", "load", "load_teacher",
-        "make_plan", "measure", "mimic", "own_teacher", "preset", "put_under_head", "read_images", "read_plan",
+        "Setting", "Teacher", "WithExtra", "capturing", "channel_evidence", "check_cut", "closed_form", "compress", "count",
+        "crossfit", "cut", "draw_pictures", "export", "export_folder", "figures", "find_seam", "inspect", "load", "load_teacher",
+        "make_plan", "measure", "mimic", "own_teacher", "preset", "put_under_head", "read_extra", "read_images", "read_plan",
         "recover", "recover_pruned", "recoverability", "replan", "save", "split", "trace",
     ]  # fmt: skip
     for name in mimicut.__all__:
@@ -138,11 +138,11 @@ FLAGS = {
     "inspect": TEACHER,
     "plan": f"{BUDGET} {TEACHER} --images --out --picture --seed --force --no-force",
     "compress": f"""{BUDGET} {TEACHER} --out --plan --preset --effort --steps --max-seconds --seed --device --precision
-        --layout --max-memory --views --held-out --held-out-share --crossfit --min-agreement --alternatives
+        --layout --max-memory --views --held-out --held-out-share --extra --crossfit --min-agreement --alternatives
         --no-alternatives --to --labelled --mean --std --resize --tensorboard --force --no-force --resume
         --no-resume --config""",
     "recover": """--out --to --preset --effort --steps --seed --device --precision --layout --max-memory
-        --views --held-out --held-out-share --min-agreement --labelled --weights --pretrained --no-pretrained
+        --views --held-out --held-out-share --extra --min-agreement --labelled --weights --pretrained --no-pretrained
         --num-classes --input-size --mean --std
         --resize --seam --tensorboard --force --no-force --threads --config""",
     "export": """--to --images --held-out --teacher --weights --pretrained --no-pretrained --normalise --no-normalise

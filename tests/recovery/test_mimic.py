@@ -130,7 +130,8 @@ def test_every_fault_is_in_one_message():
         MimicConfig(
             steps=-1, batch_size=0, optimizer="lion", lr=float("nan"), momentum=1.0, weight_decay=-1.0,
             schedule="cosine", milestones=(0.8, 0.4), gamma=0.0, norm_mode="off", views="", seed=-1, device="abacus",
-            precision="float8", layout="round", warmup=1.0, mixing="paint", mixing_rise=-1, start="again",
+            precision="float8", layout="round", warmup=1.0, mixing="paint", mixing_rise=-1, extra_share=2,
+            start="again",
         )  # fmt: skip
     for field in dataclasses.fields(MimicConfig):
         assert field.name in str(caught.value)

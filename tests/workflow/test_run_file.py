@@ -29,13 +29,14 @@ def test_everything_that_was_asked_for_is_in_it():
     found, text = written(
         teacher, "photos", budget=Budget(latency=latency, params=0.4, drop=("layer1.1",), divisor=8, score="l2"),
         images=Images(held_out="other", labelled="val"), seam=("layer1:output",), max_seconds=60.0,
-        max_memory=3 * 10**9, min_agreement=0.9, with_alternatives=True, export_to=("onnx", "int8"), crossfit=4,
+        max_memory=3 * 10**9, extra="walls", min_agreement=0.9, with_alternatives=True, export_to=("onnx", "int8"),
+        crossfit=4,
     )  # fmt: skip
     expected = {
         "teacher": "demo:resnet14", "part": "layer1", "images": "photos", "params": 0.4, "divisor": 8,
         "latency": [0.6], "runtime": "onnxruntime", "batch": 2, "drop": ["layer1.1"], "importance": "l2",
         "preset": "default", "steps": 3, "precision": "auto", "layout": "auto", "views": "none",
-        "held_out": "other", "labelled": "val", "seam": ["layer1:output"], "max_seconds": 60.0,
+        "held_out": "other", "labelled": "val", "extra": "walls", "seam": ["layer1:output"], "max_seconds": 60.0,
         "max_memory": "3000000000", "min_agreement": 0.9, "alternatives": True, "to": "onnx,int8", "crossfit": 4,
         "threads": torch.get_num_threads(),
     }  # fmt: skip
