@@ -40,11 +40,9 @@ def run_own_cut(problem: Problem, extra: str | Path = GENERATED) -> nn.Module:
     evidence = channel_evidence(
         problem.teacher, problem.anatomy, fit, views=problem.views, seed=problem.seed, max_memory=MEMORY
     )
-    macs, planned = problem.plan.macs, problem.plan
-    plan = make_plan(
-        problem.teacher, problem.anatomy, keep=(macs["student"] + 0.5) / macs["teacher"], scheme=planned.scheme,
-        spare_ends=planned.budget.spare_ends, evidence=evidence,
-    )  # fmt: skip
+    macs = problem.plan.macs
+    keep = (macs["student"] + 0.5) / macs["teacher"]
+    plan = make_plan(problem.teacher, problem.anatomy, keep=keep, evidence=evidence)
     return recovered(replace(problem, plan=plan), fit, choose, extra)
 
 

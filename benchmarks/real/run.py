@@ -135,7 +135,7 @@ def _measured(cell: Cell, where: Where) -> dict[str, Any]:
     before = _start_peak(where.device)
     begun = time.perf_counter()
     with seeded(cell.seed):
-        model = method.run(problem) if evidence is None else _own(problem, evidence, cell.method)
+        model = method.run(problem) if evidence is None else _own(problem, evidence, cell.method, where)
     _wait(where.device)
     seconds = spent + time.perf_counter() - begun
     peak = _peak(where.device)
@@ -154,10 +154,11 @@ def _measured(cell: Cell, where: Where) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _own(problem: Problem, evidence: Evidence, name: str) -> nn.Module:
+def _own(problem: Problem, evidence: Evidence, name: str, where: Where) -> nn.Module:
     """What `compress` does with keep: the plan by the images' say, then the default recipe."""
     plan = make_plan(problem.teacher, problem.anatomy, keep=problem.plan.budget.keep, evidence=evidence)
-    return default.recovered(replace(problem, plan=plan), *default.parts(problem), default.EXTRA[name])
+    extra = where.folder / "other" if name == default.WITH_PICTURES.name else default.EXTRA[name]
+    return default.recovered(replace(problem, plan=plan), *default.parts(problem), extra)
 
 
 @lru_cache(maxsize=3)
