@@ -96,7 +96,8 @@ class Budget:
         depth: whether whole blocks may be dropped: "never", "auto", or "only" (no widths then); None for "auto" with a
             latency and "never" without one. Anything but "never" needs images.
         scheme: "mid" cuts channels inside residual blocks and leaves residual widths alone (MiR's); "all" cuts every
-            group that does not reach the seam; "auto" is "mid" where that reaches the budget, else "all".
+            group that does not reach the seam; "auto" is "mid" where that reaches the budget and
+            the images do not say that "all" loses clearly less, else "all".
         spare_ends: with "mid", leave the first and last block of each stage whole.
         drop: blocks to drop whatever they cost.
         pin: patterns of modules whose outputs keep all channels.

@@ -9,7 +9,7 @@ from torch import nn
 from mimicut.anatomy.cost import count
 from mimicut.anatomy.find_seam import trace
 from mimicut.base.errors import PlanError
-from mimicut.planning.importance import SCORES
+from mimicut.planning.importance import SCORES, Evidence
 from mimicut.planning.planner import eligible_groups, make_plan
 from mimicut.proof.laws import check_cut
 from mimicut.proof.randomised import randomised
@@ -43,6 +43,33 @@ def test_auto_is_mid_where_it_reaches_and_says_when_it_does_not():
     assert far.scheme == "all"
     assert "scheme mid cannot go below" in far.notes[0]
     assert planned(Chain, keep=0.5).scheme == "all"
+
+
+def saying(anatomy, stream: float) -> Evidence:
+    """Evidence by which a unit of a residual stream costs `stream`, and every other one costs 1."""
+    streams = {name for block in anatomy.blocks for name in block.streams}
+    errors = {
+        g.name: (stream if g.name in streams else 1.0) * np.arange(g.width, -1, -1.0)
+        for g in anatomy.groups.values()
+        if g.pinned is None
+    }
+    return Evidence({name: np.arange(len(cost) - 1.0) for name, cost in errors.items()}, errors)
+
+
+def test_auto_cuts_every_width_where_the_images_say_that_it_loses_clearly_less():
+    model = randomised(Residual())
+    anatomy = trace(model, torch.zeros(2, 3, 8, 8))
+    cheap, dear = saying(anatomy, 0.01), saying(anatomy, 100.0)
+    assert make_plan(model, anatomy, keep=0.6, evidence=dear).scheme == "mid"
+    plan = make_plan(model, anatomy, keep=0.6, evidence=cheap)
+    assert plan.scheme == "all"
+    assert any("scheme all" in note for note in plan.notes)
+    assert set(plan.widths) > set(make_plan(model, anatomy, keep=0.6, evidence=dear).widths)
+    assert make_plan(model, anatomy, keep=0.6, evidence=cheap, scheme="mid").scheme == "mid"
+    assert make_plan(model, anatomy, keep=0.95, evidence=cheap).scheme == "all"
+    assert make_plan(model, anatomy, keep=0.95, evidence=cheap, spare_ends=True).scheme == "mid"
+    assert make_plan(model, anatomy, keep_width=0.6, evidence=cheap).scheme == "mid"
+    assert make_plan(model, anatomy, keep=0.6).scheme == "mid"
 
 
 def test_the_largest_norms_are_kept():
