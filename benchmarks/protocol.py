@@ -244,7 +244,7 @@ PROTOCOLS: dict[str, Protocol] = {
 
 def tuning(protocol: Protocol) -> Protocol:
     """The whole grid of every method that has one, on a seed that the protocol's table does not use."""
-    tunable = tuple(name for name in protocol.methods if METHODS[name].grid)
+    tunable = tuple(name for name in protocol.methods if METHODS[name].grid and name not in OURS)
     return replace(
         protocol, name=f"{protocol.name}_tuning", about=f"grids of {protocol.name}", seeds=TUNING_SEEDS,
         methods=tunable, options="grid",

@@ -46,6 +46,11 @@ def run_own_cut(problem: Problem, extra: str | Path = GENERATED) -> nn.Module:
     return recovered(replace(problem, plan=plan), fit, choose, extra)
 
 
+def run_with_pictures(problem: Problem) -> nn.Module:
+    """As `run_own_cut`, with other people's pictures beside the few images."""
+    return run_own_cut(problem, PICTURES)
+
+
 def recovered(problem: Problem, fit: ImageSet, choose: ImageSet | None, extra: str | Path = GENERATED) -> nn.Module:
     """The student of the problem's plan, recovered and under the teacher's head. Options are those of MimicConfig."""
     student, plan = problem.student(), problem.plan
@@ -76,11 +81,10 @@ WITHOUT = (
 )  # fmt: skip
 SAME_CUT = Method("mimicut_same_cut", "mimicut, the table's cut", "this project", run)
 OWN_CUT = Method("mimicut", "mimicut, its own cut", "this project", run_own_cut, blocks=True, grid=WITHOUT)
-EXTRA = {"mimicut": GENERATED, "mimicut_no_extra": NONE, "mimicut_pictures": PICTURES}
 NO_EXTRA = Method(
     "mimicut_no_extra", "mimicut, the few images alone", "this project", partial(run_own_cut, extra=NONE), blocks=True
 )
 WITH_PICTURES = Method(
     "mimicut_pictures", "mimicut, other people's pictures beside", "this project",
-    partial(run_own_cut, extra=PICTURES), blocks=True,
+    run_with_pictures, blocks=True,
 )  # fmt: skip

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.methods import METHODS
+from benchmarks.pages import default_page
 from benchmarks.pages.tables import Condition, Entry, Table, floors, paired, table
-from benchmarks.protocol import CURVES, FOR_TRANSFORMERS, OURS, PROTOCOLS, TUNING_SEEDS, Cell, Protocol, said
+from benchmarks.protocol import CURVES, FOR_TRANSFORMERS, PROTOCOLS, TUNING_SEEDS, Cell, Protocol, said
 from benchmarks.sweep import RESULTS, missing, read_lines
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -21,6 +22,7 @@ TRANSFORMER = "embedded_transformer"
 FLOORS = {"fine_tune": 5, "distill_labels": 2}
 # And how near a transformer is asked to come to its teacher, with half of its heads and MLP widths. Set likewise.
 TRANSFORMER_LOSES = 4
+ON_ANOTHER_PAGE = default_page.NAMES
 _METHODS = """![every method at 50 images](figures/methods.png)
 
 For each family the cut with MiR's smallest loss above 4 points, with 50 images; dots are seeds, bars are means,
@@ -68,8 +70,6 @@ def write(docs: Path = DOCS, results: Path = RESULTS) -> int:
     docs.mkdir(parents=True, exist_ok=True)
     longer, attending = (table(_lines([name], results)) for name in (LONG, TRANSFORMER))
     (docs / "results.md").write_text(text(found, longer, attending, lines, drawn, results), encoding="utf-8")
-    from benchmarks.pages import default_page
-
     pages = ["docs/results.md"] + (["docs/default.md"] if default_page.write(docs, results) else [])
     print(json.dumps({"written": pages, "conditions": len(found)}))
     return 0
@@ -141,7 +141,7 @@ def _setting(lines: list[dict[str, Any]], results: Path) -> str:
     versions = sorted({f"torch {line['versions']['torch']}, Python {line['versions']['python']}" for line in good})
     seeds, steps = (sorted({line["cell"][key] for line in good}) for key in ("seed", "steps"))
     minutes = sum(line.get("seconds_cell", 0) for line in lines) / 60
-    own = [p for p in PROTOCOLS.values() if p.task == "photographs" and not set(p.methods) & set(OURS)]
+    own = [p for p in PROTOCOLS.values() if p.task == "photographs" and p.name not in ON_ANOTHER_PAGE]
     left = [(p.name, len(missing(p.cells(), results / f"{p.name}.jsonl"))) for p in own]
     undone = [f"`{name}`: {count} cells not run yet" for name, count in left if count]
     failed = len(lines) - len(good)

@@ -20,6 +20,7 @@ from mimicut.anatomy.find_seam import trace
 from mimicut.anatomy.graph import Anatomy
 from mimicut.base.environment import platform_kind, versions
 from mimicut.base.guard import seeded
+from mimicut.inputs.extra_images import GENERATED, NONE
 from mimicut.inputs.teacher import Teacher
 from mimicut.planning.evidence import channel_evidence
 from mimicut.planning.importance import Evidence
@@ -30,7 +31,7 @@ from mimicut.surgery.plan import Plan
 TEACHERS = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 KEEPS, IMAGES, STEPS, SEEDS, SIZES = (0.7, 0.5), (50, 200), (100, 400), (2021, 2022, 2023), (160,)
 OWN = "mimicut"
-OURS = tuple(default.EXTRA)  # with drawn pictures beside the few, without, with other people's
+OURS = (OWN, "mimicut_no_extra", "mimicut_pictures")  # with drawn pictures beside the few, without, with other people's
 # In the order of a condition's cells: what is compared first comes first, PRACTISE, the longest, last.
 NAMED = (
     OWN,
@@ -157,7 +158,7 @@ def _measured(cell: Cell, where: Where) -> dict[str, Any]:
 def _own(problem: Problem, evidence: Evidence, name: str, where: Where) -> nn.Module:
     """What `compress` does with keep: the plan by the images' say, then the default recipe."""
     plan = make_plan(problem.teacher, problem.anatomy, keep=problem.plan.budget.keep, evidence=evidence)
-    extra = where.folder / "other" if name == default.WITH_PICTURES.name else default.EXTRA[name]
+    extra = {OWN: GENERATED, "mimicut_no_extra": NONE}.get(name, where.folder / "other")
     return default.recovered(replace(problem, plan=plan), *default.parts(problem), extra)
 
 

@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 from nets import Chain, Depthwise, Residual
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.methods import METHODS, fitnet, mir, practise
+from benchmarks.methods import METHODS, default, fitnet, mir, practise
 from benchmarks.methods.distill import soft_loss
 from benchmarks.methods.layers import layers, wide_student
 from benchmarks.methods.problem import Problem, head_layer
@@ -431,7 +432,10 @@ def test_practise_drops_the_block_that_does_nothing():
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_runs_keeps_the_teacher_and_is_repeatable(name):
+def test_every_method_runs_keeps_the_teacher_and_is_repeatable(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(default, "PICTURES", tmp_path)
+    for number in range(3):
+        Image.effect_noise((40 + number, 40), 60).convert("RGB").save(tmp_path / f"{number}.png")
     given = problem(Residual, steps=2, labels=METHODS[name].labels, views="patches")
     state = {k: v.clone() for k, v in given.teacher.state_dict().items()}
     first, second = (run(name, given).state_dict() for _ in range(2))
