@@ -5,9 +5,9 @@
     python -m benchmarks.studies.carries_over --summary                          # docs/carries_over.md from its lines
 
 The default recipe on the demo's teachers, at half of their MACs, and on real networks (`benchmarks.real`), at 0.7 of
-theirs and 160 pixels; widths by the images' say, as `compress` does. Of each: the error at the seam on images that
-influenced nothing, over the teacher's squared deviation, and the agreement with the teacher, after the closed form and
-after mimicking, and what the rehearsal decided. A line of results/carries_over.jsonl for each.
+theirs and 160 pixels; widths by the images' say, drawn pictures beside them, as `compress` does. Of each: the error at
+the seam on images that influenced nothing, over the teacher's squared deviation, and the agreement with the teacher,
+after the closed form and after mimicking, and what the rehearsal decided. A line of results/carries_over.jsonl for each.
 """
 
 import argparse
@@ -27,11 +27,13 @@ from mimicut.anatomy.find_seam import trace
 from mimicut.anatomy.graph import Anatomy
 from mimicut.base.environment import platform_kind, versions
 from mimicut.base.memory import bound
+from mimicut.inputs.extra_images import GENERATED, read_extra
 from mimicut.inputs.image_set import ImageSet, read_images
 from mimicut.inputs.teacher import Teacher
 from mimicut.planning.evidence import channel_evidence
 from mimicut.planning.planner import make_plan
 from mimicut.proof.figures import figures
+from mimicut.recovery.batches import WithExtra
 from mimicut.recovery.config import MimicConfig, preset
 from mimicut.recovery.cut_student import CutStudent
 from mimicut.recovery.recover import recover
@@ -46,7 +48,7 @@ OUT = Path(__file__).parents[1] / "results" / "carries_over.jsonl"
 PAGE = Path(__file__).parents[2] / "docs" / "carries_over.md"
 DEMO = ("resnet14", "mobilenetv2_tiny", "vgg7", "vit_tiny")
 REAL = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
-IMAGES, STEPS, SEEDS = (20, 50, 200, 1000), (20, 100, 400, 2000), (2021,)
+IMAGES, STEPS, SEEDS = (20, 50, 200), (20, 400), (2021,)
 KEEP = {**dict.fromkeys(DEMO, 0.5), **dict.fromkeys(REAL, 0.7)}
 SIZE, TESTED = 160, {**dict.fromkeys(DEMO, 4000), **dict.fromkeys(REAL, 600)}
 
@@ -87,7 +89,9 @@ def run(case: Case, threads: int) -> dict[str, Any]:
     fit, choose, _, _ = parts(case.teacher, case.images, case.seed)
     config = recipe(teacher, case.seed, case.steps)
     student, begun = cut(teacher.model, plan), time.perf_counter()
-    recovery = recover(CutStudent(teacher.model, student, anatomy, plan), fit, config, choose=choose)
+    extra = read_extra(GENERATED, fit, teacher.views, seed=case.seed, memory_bytes=bound(None))
+    few = fit if extra is None else WithExtra(fit, extra)
+    recovery = recover(CutStudent(teacher.model, student, anatomy, plan), few, config, choose=choose)
     log = recovery.mimic
     return {
         "case": asdict(case),
@@ -171,7 +175,8 @@ def write_page(lines: list[dict[str, Any]], path: Path) -> None:
     text = [
         "# Does the recipe carry over?", "",
         f"How much mimicking improves on the closed form: {len(rows)} cells, one line each, by `python -m "
-        f"benchmarks.studies.carries_over`; `--summary` writes this page. Machine: {machine(rows)}.", "",
+        f"benchmarks.studies.carries_over`; `--summary` writes this page. Machine: {machine(rows)}. Half of each "
+        "batch, and more where there are 20 images, are drawn pictures.", "",
         "Error: squared error at the seam, on images that influenced nothing, divided by the teacher's squared "
         "deviation from its mean feature. Agreement: with the teacher's class, percent. Rate: the learning rate "
         "measured on the network, times the rehearsal's factor (0: it left mimicking out).", "",
