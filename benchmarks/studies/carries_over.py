@@ -7,7 +7,7 @@
 The default recipe on the demo's teachers, at half of their MACs, and on real networks (`benchmarks.real`), at 0.7 of
 theirs and 160 pixels; widths by the images' say, drawn pictures beside them, as `compress` does. Of each: the error at
 the seam on images that influenced nothing, over the teacher's squared deviation, and the agreement with the teacher,
-after the closed form and after mimicking, and what the rehearsal decided. A line of results/carries_over.jsonl for each.
+after the closed form and after mimicking, and what the rehearsal decided. A line of results/carries_over.jsonl each.
 """
 
 import argparse
