@@ -14,7 +14,7 @@ SEEDS = (2021, 2022, 2023, 2024, 2025)  # Source: MiR, arXiv 2201.02620
 TUNING_SEEDS = (1001,)  # never in a table
 # Made for networks of another kind than those of the table: run on a transformer, beside the paper's recipe.
 FOR_TRANSFORMERS = "mir_adamw"
-# This project's own recipe, measured against MiR in protocols of its own.
+# This project's own recipe; the table has the default alone.
 SAME_CUT, NO_EXTRA, OWN, WITH_PICTURES = "mimicut_same_cut", "mimicut_no_extra", "mimicut", "mimicut_pictures"
 OURS = (SAME_CUT, NO_EXTRA, OWN, WITH_PICTURES)
 # The others' with the same drawn pictures beside the few images, where they can use them.

@@ -87,7 +87,7 @@ KeepWidth = Annotated[
 Scheme = Annotated[
     str | None,
     typer.Option(
-        help="mid: cut inside residual blocks; all: cut every width; default auto: mid if that is enough",
+        help="mid: cut inside residual blocks; all: cut every width; default auto: mid where it is enough, and as good",
         rich_help_panel=_RARE,
     ),
 ]

@@ -6,9 +6,10 @@ gets. Networks of small inputs get crops of all sizes, from the input's own reso
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from torch import Tensor
 from mimicut.base.errors import InputError
 from mimicut.inputs.augment import resized
 from mimicut.inputs.generated_pictures import SIDE, draw_pictures
-from mimicut.inputs.image_set import ImageSet, ImageSource, again_notes, base_of, read_images
+from mimicut.inputs.image_set import ImageSet, ImageSource, base_of, read_images
+from mimicut.inputs.image_sources import files_in
 from mimicut.inputs.preprocessing import Preprocessing, model_inputs
 
 GENERATED, NONE = "generated", "none"  # what may stand in place of a source: pictures that are drawn, or none at all
@@ -29,6 +31,8 @@ _CROPS_EACH = 8  # of a drawn picture, for small inputs. Source: assumption.
 _DRAWN_SEED = 0  # every run draws the same pictures
 _LEAST_DEVIATION = 0.05  # of a channel, in units of the network's input: flatter ones are not stretched further
 _FEW = 256  # of the few images, at the most, give their colours
+_AT_ONCE = 32  # images whose pixels are held while they are looked at
+_LARGE_BYTES = 2**28  # for these
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ class ExtraImages:
         images: The images.
         means, deviations: Of the channels of each of the few images, as the network takes them: (n, C, 1, 1).
         lowest, highest: Of the values that the network takes.
-        pictures: What the images are crops of; the images themselves where they are none. None: they are drawn.
+        pictures: The pictures that the images are crops of, as they are evaluated; the images themselves where they are
+            none. None: they are drawn.
         call: How the network takes images, as in `model_inputs`; None if they are its only input.
     """
 
@@ -77,29 +82,44 @@ def read_extra(
         source: As `read_images` takes it, or GENERATED, or NONE.
         few: The images of the network's task, whose colours are taken.
         views: A name in `augment.VIEWS`, of the few.
-        seed: Of what is chosen from a source.
+        seed: Of where crops are cut out.
         memory_bytes: For their pixels.
 
     Returns:
         At most MOST images; None where there are to be none.
 
     Raises:
-        InputError: Nothing can be read.
+        InputError: Nothing can be read, or a set of images was read for another network.
     """
     if isinstance(source, str) and source == NONE:
         return None
     preprocessing, bound = few.preprocessing, min(MOST_BYTES, memory_bytes)
     crops = base_of(views) == "evaluated" and max(preprocessing.input_size[1:]) <= SIDE // 2
+    pictures = None
     if isinstance(source, str) and source == GENERATED:
-        images, pictures = _drawn(preprocessing, crops, bound), None
+        images = _drawn(preprocessing, crops, bound)
     else:
         try:
             images, pictures = _read(source, preprocessing, crops, seed, bound)
         except InputError as error:
-            raise InputError(f"reading the extra images, which can be of anything: {error}") from error
-    pixels = few.batch(_spread(len(few), _FEW))
-    deviations, means = torch.std_mean(pixels, (2, 3), keepdim=True, correction=0)
-    return ExtraImages(images, means, deviations, float(pixels.min()), float(pixels.max()), pictures)
+            raise InputError(
+                f"reading the extra images, which can be of anything ({GENERATED!r} draws some, {NONE!r} leaves them "
+                f"out): {error}"
+            ) from error
+    return ExtraImages(images, *_colours(few), pictures)
+
+
+def _colours(few: ImageSet) -> tuple[Tensor, Tensor, float, float]:
+    """Means and deviations of the channels of the few images, and the least and the largest of their values."""
+    deviations, means, ends = [], [], []
+    chosen = _spread(len(few), _FEW)
+    for start in range(0, len(chosen), _AT_ONCE):
+        pixels = few.batch(chosen[start : start + _AT_ONCE])
+        deviation, mean = torch.std_mean(pixels, (2, 3), keepdim=True, correction=0)
+        deviations.append(deviation)
+        means.append(mean)
+        ends += [float(pixels.min()), float(pixels.max())]
+    return torch.cat(means), torch.cat(deviations), min(ends), max(ends)
 
 
 def _drawn(preprocessing: Preprocessing, crops: bool, bound: int) -> ImageSet:
@@ -107,11 +127,10 @@ def _drawn(preprocessing: Preprocessing, crops: bool, bound: int) -> ImageSet:
     if crops:
         count = _fitting(bound, preprocessing.input_size)
         planes = _with_channels(_pictures(-(-count // _CROPS_EACH), SIDE), channels)
-        return read_images(_crops(list(planes), count, preprocessing, _DRAWN_SEED), preprocessing)
+        return read_images(_crops(planes, len(planes), count, preprocessing, _DRAWN_SEED), preprocessing)
     side = max(height, width, preprocessing.resize or 0)
-    return read_images(
-        _with_channels(_pictures(_fitting(bound, (channels, side, side)), side), channels), preprocessing
-    )
+    pictures = _pictures(_fitting(bound, (channels, side, side)), side)
+    return read_images(_with_channels(pictures, channels), preprocessing)
 
 
 @lru_cache(maxsize=1)
@@ -129,17 +148,48 @@ def _read(
 ) -> tuple[ImageSet, ImageSet]:
     """The images, and the pictures that they are from."""
     if isinstance(source, ImageSet):
-        return source, source
-    if not crops:
-        images = read_images(source, preprocessing, memory_bytes=bound)
-        return images.subset(_spread(len(images), MOST)), images
-    # The stored pixels are those of a network with larger inputs, since crops need detail; decoded once more, not held.
-    large = replace(preprocessing, input_size=(preprocessing.input_size[0], SIDE // 2, SIDE // 2), resize=None)
-    pictures = read_images(source, large, memory_bytes=0)
-    pictures.notes = [note for note in pictures.notes if note not in again_notes(pictures, "stored")]
+        if source.preprocessing != preprocessing:
+            raise InputError(
+                f"found a set read for inputs of {source.preprocessing.input_size}, expected one read with the "
+                f"teacher's preprocessing ({preprocessing.input_size}); read_images(..., teacher.preprocessing)"
+            )
+        images = source.subset(_spread(len(source), MOST))
+        return images, images
+    if isinstance(source, (str, Path)) and not str(source).strip():
+        raise InputError("found an empty name, expected a folder or file of pictures")
+    if isinstance(source, (str, Path)) and Path(source).is_dir():
+        files = files_in(Path(source))
+        source = [str(files[index]) for index in _spread(len(files), MOST)] if files else source
+    pictures = read_images(source, preprocessing, memory_bytes=bound, keep="evaluated" if crops else "stored")
+    if not crops or pictures.floats:
+        images = pictures.subset(_spread(len(pictures), MOST))
+        return images, _without_notes(images, pictures)
     count = _fitting(bound, preprocessing.input_size)
-    stored = [pictures.stored(index).numpy() for index in _spread(len(pictures), count)]
-    return read_images(_crops(stored, count, preprocessing, seed), preprocessing), pictures
+    made = _crops(_large(source, preprocessing), len(pictures), count, preprocessing, seed)
+    return read_images(made, preprocessing), _without_notes(pictures, pictures)
+
+
+def _without_notes(images: ImageSet, read: ImageSet) -> ImageSet:
+    """`images`, with those of the notes on `read` that matter where images prove nothing."""
+    images.notes = [note for note in read.notes if note.startswith(f"{len(read.skipped)} image(s) skipped")]
+    return images
+
+
+def _large(source: ImageSource, preprocessing: Preprocessing) -> Iterator[np.ndarray]:
+    """The pixels of each picture, as a network with larger inputs would store them, since crops need detail.
+
+    Of files some are decoded at a time, and none is held after that.
+    """
+    large = replace(preprocessing, input_size=(preprocessing.input_size[0], SIDE // 2, SIDE // 2), resize=None)
+    listed = isinstance(source, list)
+    parts = [source[start : start + _AT_ONCE] for start in range(0, len(source), _AT_ONCE)] if listed else [source]  # type: ignore[index, arg-type]
+    for part in parts:
+        try:
+            images = read_images(part, large, memory_bytes=_LARGE_BYTES)
+        except InputError:  # none of this part can be read, which was said when all of them were read
+            continue
+        for index in range(len(images)):
+            yield images.stored(index).numpy()
 
 
 def _spread(images: int, most: int) -> list[int]:
@@ -152,29 +202,33 @@ def _spread(images: int, most: int) -> list[int]:
     return [number * images // chosen for number in range(chosen)]
 
 
-def _crops(pictures: list[np.ndarray], count: int, preprocessing: Preprocessing, seed: int) -> np.ndarray:
+def _crops(
+    pictures: Iterable[np.ndarray], known: int, count: int, preprocessing: Preprocessing, seed: int
+) -> np.ndarray:
     """Square crops, from the input's size to the whole shorter side, as many of every order of magnitude.
 
     Args:
         pictures: uint8 (C, h, w) each.
-        count: How many crops, from the pictures in turn.
+        known: How many these are.
+        count: How many crops, as many of each picture as of any other.
         preprocessing: Says to which size crops are resized, and how.
         seed: Of the places.
 
     Returns:
         uint8 (count, C, H, W).
     """
-    random, (_, height, width) = np.random.RandomState([seed, 2]), preprocessing.input_size
+    random = np.random.RandomState([seed % 2**32, seed >> 32, 2])
+    (_, height, width), each = preprocessing.input_size, -(-count // max(1, known))
     made = []
-    for number in range(count):
-        picture = pictures[number % len(pictures)]
+    for picture in pictures:
         shorter = min(picture.shape[1:])
         least = min(shorter, max(height, width))
-        side = round(np.exp(random.uniform(np.log(least), np.log(shorter))))
-        top, left = (random.randint(0, length - side + 1) for length in picture.shape[1:])
-        crop = picture[:, top : top + side, left : left + side].transpose(1, 2, 0)
-        made.append(resized(crop, (height, width), Image.Resampling[preprocessing.interpolation.upper()]))
-    return np.stack(made).transpose(0, 3, 1, 2)
+        for _ in range(each):
+            side = round(np.exp(random.uniform(np.log(least), np.log(shorter))))
+            top, left = (random.randint(0, length - side + 1) for length in picture.shape[1:])
+            crop = picture[:, top : top + side, left : left + side].transpose(1, 2, 0)
+            made.append(resized(crop, (height, width), Image.Resampling[preprocessing.interpolation.upper()]))
+    return np.stack(made[:count]).transpose(0, 3, 1, 2)
 
 
 def _with_channels(pictures: np.ndarray, channels: int) -> np.ndarray:

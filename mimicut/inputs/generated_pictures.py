@@ -16,6 +16,8 @@ import numpy as np
 from numpy.random import RandomState
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
+from mimicut.base.errors import InputError
+
 SIDE = 256  # of a picture, in pixels
 _TEXTURES, _BANK_SIDE = 40, 256  # that all pictures of one call share, and their side. Source: assumption.
 _MATERIALS = 7  # of one picture, at most: textures in other colours, which its shapes share. Source: assumption.
@@ -35,7 +37,12 @@ def draw_pictures(count: int, seed: int, *, side: int = SIDE) -> np.ndarray:
 
     Returns:
         uint8 (count, side, side, 3).
+
+    Raises:
+        InputError: The seed is not from 0 to 2**32 - 1.
     """
+    if not 0 <= seed < 2**32:
+        raise InputError(f"drawing pictures: found the seed {seed}, expected a whole number from 0 to 2**32 - 1")
     bank = _texture_bank(RandomState([seed, 0]))
     pictures = np.empty((count, side, side, 3), np.uint8)
     for number in range(count):

@@ -146,7 +146,18 @@ def _array_file(path: Path) -> Tensor | np.ndarray:
     return named[0]
 
 
+def files_in(folder: Path) -> list[Path]:
+    """Every file below a folder that looks like a picture, in a fixed order; hidden ones are ignored."""
+    return [path for path, _ in _listed(folder)[0] if path.suffix.lower() in _SUFFIXES]
+
+
 def _from_folder(folder: Path, reader: Reader) -> Found:
+    files, unreadable = _listed(folder)
+    return _from_files(files, reader, f"the folder {_printable(folder)}", unreadable)
+
+
+def _listed(folder: Path) -> tuple[list[tuple[Path, str]], list[tuple[str, str]]]:
+    """The files below a folder with their names, and (name, reason) of folders that cannot be read."""
     found: list[tuple[str, Path]] = []
     unreadable: list[tuple[str, str]] = []
     seen: set[str] = set()
@@ -165,9 +176,7 @@ def _from_folder(folder: Path, reader: Reader) -> Found:
             if not name.startswith("."):
                 path = Path(here, name)
                 found.append((_printable(path.relative_to(folder).as_posix()), path))
-    return _from_files(
-        [(path, name) for name, path in sorted(found)], reader, f"the folder {_printable(folder)}", unreadable
-    )
+    return [(path, name) for name, path in sorted(found)], unreadable
 
 
 def _from_files(

@@ -148,6 +148,8 @@ def _widths_of_all(parts: _Parts, budget: Budget, mid: dict[str, int], evidence:
     if budget.keep_width is not None or budget.spare_ends:
         return None
     every = _widths(parts, replace(budget, scheme="all"), evidence)
+    if any(w < parts.anatomy.groups[n].width and n not in evidence.errors for n, w in {**mid, **every}.items()):
+        return None  # evidence that time or size left out would count as no loss
     lost = [_lost(evidence, widths) for widths in (every, mid)]
     return every if lost[0] < ALL_BELOW * lost[1] else None
 

@@ -6,6 +6,7 @@ become notes.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ from mimicut.proof.figures import class_scores, quick_layout, run_placed
 from mimicut.surgery.seam import Seam, capturing
 
 _BATCH, _ROWS = 16, 512
+LABELLED = "labelled"
 _SIDE = 16  # side in pixels of the pictures by which near-duplicates are compared. Source: assumption.
 NEAR = 0.995  # least correlation of two such pictures of near-duplicates. Source: assumption.
 _FLAT = 2 / 255  # largest range of values of a blank image. Source: assumption.
@@ -135,22 +137,34 @@ def check_images(
     return ImageCheck(**{**vars(check), "notes": tuple(notes)})
 
 
-def refuse_shared(extra: ImageSet, held_out: ImageSet) -> None:
-    """Refuse held-out images that are also extra pictures, by their pixels or as near-duplicates.
+def refuse_shared(extra: ImageSet, measuring: Mapping[str, ImageSet | None]) -> None:
+    """Refuse images that measure and are also extra pictures, by their file, their pixels, or as near-duplicates.
+
+    Args:
+        extra: The extra pictures.
+        measuring: What each set of images is called -> the set. Of labelled images, which may be many, near-duplicates
+            are not looked for.
 
     Raises:
-        InputError: There are such images; the message names the first of them.
+        InputError: There are such images; the message names the first ones.
     """
-    found = held_out.shared_with(extra)
-    if not found and len(held_out):
-        beside = _pictures(extra)
-        found = [(a, b) for a, b in _alike_between(extra.names, beside, held_out.names, _pictures(held_out))]
-    if found:
-        raise InputError(
-            f"reading the extra images: {len(found)} of {len(held_out)} held-out images are among them, or nearly "
-            f"({_some(f'{a} is {b}' for a, b in found)}); held-out images must influence nothing: remove them from one "
-            "of the two"
-        )
+    by_file = dict(zip(reversed(extra.hashes), reversed(extra.names), strict=True))
+    squashed: Tensor | None = None
+    for what, images in measuring.items():
+        if not images:
+            continue
+        found = {n: by_file[h] for n, h in zip(images.names, images.hashes, strict=True) if h in by_file}
+        found |= {name: other for name, other in images.shared_with(extra) if name not in found}
+        if what != LABELLED:
+            squashed = _pictures(extra) if squashed is None else squashed
+            near = _alike_between(extra.names, squashed, images.names, _pictures(images))
+            found |= {name: other for name, other in near if name not in found}
+        if found:
+            raise InputError(
+                f"reading the extra images: {len(found)} of {len(images)} {what} images are among them, or nearly "
+                f"({_some(f'{a} is {b}' for a, b in found.items())}); these images must not train: remove them from "
+                "one of the two"
+            )
 
 
 def held_out_notes(images: ImageSet | None, near: tuple[tuple[str, str], ...] | None = None) -> list[str]:

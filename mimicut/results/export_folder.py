@@ -325,13 +325,14 @@ def _parts(real: ImageSet, held_out: ImageSet | None, report: Report) -> tuple[I
     """Images to quantise by, and images to compare on, which the student did not learn from; None without any."""
     learned = {h for use in ("fit", "choose") for h in report.image_hashes.get(use, [])}
     known = [i for i, h in enumerate(real.hashes) if h in learned]
-    if held_out is None and not known and len(real.distinct()) > 1:
+    trained = set(report.learned_hashes)
+    if held_out is None and not trained & set(real.hashes) and len(real.distinct()) > 1:
         parts = split(real, seed=0, held_out_share=0.2, choose_share=0.0)
         return real.subset(parts.fit), real.subset(parts.held_out)
     few = real.subset(known) if known else real
     rest = (real if held_out is None else held_out).distinct()
     own = set(few.contents)
-    new = [i for i, h in enumerate(rest.hashes) if h not in learned and rest.contents[i] not in own]
+    new = [i for i, h in enumerate(rest.hashes) if h not in trained and rest.contents[i] not in own]
     return few, rest.subset(new) if new else None
 
 

@@ -87,11 +87,11 @@ def as_teacher(
         )
     plan, report, _ = read(folder)
     source = plan.teacher.get("source") or {}
-    hashes = [source.get("result", {}).get("images", []), *(report.image_hashes.get(p, []) for p in ("fit", "choose"))]
+    hashes = [*source.get("result", {}).get("images", []), *report.learned_hashes]
     result = {
         "plan": plan.to_json(),
         "weights_sha256": weights_digest(existing_result(folder)),
-        "images": list(dict.fromkeys(one for some in hashes for one in some)),
+        "images": list(dict.fromkeys(hashes)),
     }
     return load(folder, build_teacher), source, {"call": plan.call, "result": result}
 

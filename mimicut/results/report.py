@@ -32,6 +32,7 @@ class Report:
         images_few: Images that the student learned from, those of images_choose included.
         images_choose: Images to choose the best step by.
         images_extra: Images of anything that only helped to mimic.
+        pictures_extra: The pictures that these are crops of, or are; None if they are drawn.
         extra: Where these come from, "generated" or "given"; None if there are none.
         images_held_out, images_labelled: Images that only measure.
         image_hashes: "fit", "choose" and "held_out" -> SHA-256 of each file or array, and "extra" where
@@ -76,6 +77,7 @@ class Report:
     images_few: int | None = None
     images_choose: int | None = None
     images_extra: int | None = None
+    pictures_extra: int | None = None
     extra: str | None = None
     images_held_out: int | None = None
     images_labelled: int | None = None
@@ -121,11 +123,20 @@ class Report:
             return None
         return self.top1_agreement_low is not None and self.top1_agreement_low >= self.min_agreement
 
+    @property
+    def learned_hashes(self) -> list[str]:
+        """Hashes of all images that the student learned from, extra ones included: none of them can certify it."""
+        return [one for part in ("fit", "choose", "extra") for one in self.image_hashes.get(part, [])]
+
     def extra_lines(self) -> list[str]:
         """What the extra images were; nothing where there were none."""
         if not self.images_extra:
             return []
-        kind = "drawn pictures" if self.extra == "generated" else "of the pictures given for that"
+        said = f"{_count(self.images_extra)} drawn pictures"
+        if self.extra == "given":
+            said = f"{_count(self.pictures_extra)} given pictures"
+            if self.images_extra != self.pictures_extra:
+                said += f" ({_count(self.images_extra)} crops of them)"
         rehearsal = (self.config.get("recovery") or {}).get("rehearsal") or {}
         without, tried = rehearsal.get("without_extra"), rehearsal.get("tried")
         worth = ""
@@ -134,7 +145,7 @@ class Report:
                 f"; after {rehearsal['steps']} trial steps the feature error on {rehearsal['images']} images set aside "
                 f"was {tried[-1][1]:.3f} with them and {without:.3f} without"
             )
-        return [f"extra images: {_count(self.images_extra)} {kind}, which only helped to mimic{worth}"]
+        return [f"extra images: {said}, which only helped to mimic{worth}"]
 
     def certificate(self) -> list[str]:
         """Sentences on what the held-out images prove; none where agreement is unknown and min_agreement not set."""

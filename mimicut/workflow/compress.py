@@ -84,7 +84,7 @@ def compress(
     labelled: ImageSource | ImageSet | None = None,
     labels: Sequence[int] | None = None,
     split_seed: int = 0,
-    extra: ImageSource | ImageSet | str = GENERATED,
+    extra: ImageSource | ImageSet | str | None = GENERATED,
     seam: Sequence[SeamPoint | str] | None = None,
     example: Any = None,
     max_seconds: float | None = None,
@@ -113,7 +113,7 @@ def compress(
         labelled, labels: Images that only measure accuracy: a folder of class folders, or any images with class
             numbers.
         extra: Pictures of anything, which help to mimic beside `images` and are never used for anything else: a source
-            as for `images`, "generated" for drawn ones, or "none".
+            as for `images`, "generated" for drawn ones, "none" (or None) for none.
         seam: Points where the features are taken, instead of those found automatically.
         example: Input to trace with, images first, or `((), {"pixel_values": images})`; by default two blank images.
         max_seconds: Time limit for evidence, planning and recovery, which then takes as many steps as fit.

@@ -23,7 +23,7 @@ from mimicut.results import store
 from mimicut.results.report import Report
 from mimicut.surgery.plan import Plan
 from mimicut.workflow.compress import Recorded, Result, run_request
-from mimicut.workflow.intake import known_images
+from mimicut.workflow.intake import extra_images, known_images
 from mimicut.workflow.request import Images, OnStage, OnStep, Request, RequestOptions, request_of, teacher_of
 
 _WEIGHTED = ("feature_error_relative", "feature_cosine", "confidence_teacher", "confidence_student")
@@ -69,6 +69,8 @@ def crossfit(
         found = read_images(found, teacher.preprocessing, memory_bytes=room)
     parts = _folds(found, folds, request.images.split_seed)
     _check(request, sum(len(held) for _, held in parts))
+    if not request.draws_extra and request.config.steps:
+        extra_images(request, found, {"given": found})  # each of them certifies once
     notes = known_images(teacher, request.plan, found.hashes, request.min_agreement)
     searches = request.budget is not None and request.budget.searches
     if searches:

@@ -55,8 +55,7 @@ def report_of(
         **({} if proof.accuracy is None else vars(proof.accuracy)),
         images_few=len(intake.few),
         images_choose=len(intake.choose or ()),
-        images_extra=None if intake.extra is None else len(intake.extra),
-        extra=None if intake.extra is None else "generated" if intake.extra.pictures is None else "given",
+        **_extra_fields(intake, log),
         image_hashes=intake.hashes,
         images_check=looked.to_json(),
         steps=len(log.losses),
@@ -66,6 +65,14 @@ def report_of(
         platform=platform_kind(torch.get_num_threads(), request.config.device or "cpu"),
         notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def _extra_fields(intake: Intake, log: MimicLog) -> dict[str, Any]:
+    if intake.extra is None or not log.losses:
+        return {}
+    pictures = intake.extra.pictures
+    fields = {"images_extra": len(intake.extra), "extra": "generated" if pictures is None else "given"}
+    return fields if pictures is None else fields | {"pictures_extra": len(pictures)}
 
 
 def report_fields(found: Figures, held_out: ImageSet) -> dict[str, Any]:

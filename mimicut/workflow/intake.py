@@ -1,6 +1,6 @@
 """Read the images and divide them: to fit, to choose by, to certify, to measure accuracy."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from mimicut.inputs.labels import labels_from_folders
 from mimicut.inputs.teacher import Teacher
 from mimicut.proof.certificate import check_threshold
 from mimicut.proof.figures import class_scores
-from mimicut.proof.image_check import refuse_shared
+from mimicut.proof.image_check import LABELLED, refuse_shared
 from mimicut.recovery.batches import Source, WithExtra
 from mimicut.recovery.config import MimicConfig
 from mimicut.recovery.recover import CHOOSE_FROM, CHOOSE_SHARE
@@ -97,7 +97,8 @@ def take_in(teacher: Teacher, images: ImageSource | ImageSet, request: Request) 
     labelled, labels = labelled_images(teacher, request.images.labelled, request.images.labels, call, memory_bytes)
     extra = None
     if request.config.steps and request.config.extra_share:
-        extra, found = extra_images(request, few, held_out)
+        measuring = {"held-out": held_out, "choosing": choose, LABELLED: labelled}
+        extra, found = extra_images(request, few, measuring)
         notes += found
     elif not request.draws_extra:
         notes.append("the extra images are not used: they only help to mimic, and no step was asked for")
@@ -105,18 +106,25 @@ def take_in(teacher: Teacher, images: ImageSource | ImageSet, request: Request) 
     return Intake(few, choose, held_out, labelled, labels, example, call, tuple(notes), extra)
 
 
-def extra_images(request: Request, few: ImageSet, held_out: ImageSet) -> tuple[ExtraImages | None, list[str]]:
+def extra_images(
+    request: Request, few: ImageSet, measuring: Mapping[str, ImageSet | None]
+) -> tuple[ExtraImages | None, list[str]]:
     """Read or draw the extra images; return them with notes.
 
+    Args:
+        request: Says where they come from.
+        few: The images to fit.
+        measuring: As of `refuse_shared`.
+
     Raises:
-        InputError: They cannot be read, or held-out images are among them.
+        InputError: They cannot be read, or images that measure are among them.
     """
     extra = read_extra(
         request.extra, few, request.config.views, seed=request.config.seed, memory_bytes=request.memory_bytes
     )
     if extra is None or extra.pictures is None:
         return extra, []
-    refuse_shared(extra.pictures, held_out)
+    refuse_shared(extra.pictures, measuring)
     return extra, [f"extra images: {note}" for note in extra.pictures.notes]
 
 

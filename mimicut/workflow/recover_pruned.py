@@ -146,6 +146,7 @@ def _mimicked(
         refit_norms(student, seam.head, batches)
     config, tried = settle(Pair.of(model, student, seam), few, config, max_memory=request.pass_bytes)
     say(describe_way(config.precision, config.layout, tried))
-    say(f"mimicking {config.steps} steps on {len(intake.few)} images")
+    beside = "" if intake.extra is None else f" and {len(intake.extra)} extra ones"
+    say(f"mimicking {config.steps} steps on {len(intake.few)} images{beside}")
     choose = intake.choose and intake.bound(intake.choose)
     return mimic(model, student, seam, few, config, choose=choose, on_step=on_step, max_memory=request.pass_bytes)

@@ -124,7 +124,7 @@ class RunOptions(TypedDict, total=False):
     labelled: ImageSource | ImageSet | None
     labels: Sequence[int] | None
     split_seed: int
-    extra: ImageSource | ImageSet | str
+    extra: ImageSource | ImageSet | str | None
     seam: Sequence[SeamPoint | str] | None
     example: Any
     max_memory: int | None
@@ -206,6 +206,8 @@ def _checked(teacher: Teacher, options: Mapping[str, Any], budget: Budget | None
         own["folder"] = Path(own["folder"])
     config = options.get("config") or replace(PRESETS["default"], views=teacher.views)
     images = Images(**{name: value for name, value in options.items() if name in _IMAGES})
+    if own.get("extra", GENERATED) is None:
+        own["extra"] = NONE
     request = Request(**{**own, "budget": budget, "config": config, "images": images})
     request.check()
     return request

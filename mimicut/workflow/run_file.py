@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from mimicut.inputs.build_by_name import parse_spec
+from mimicut.inputs.extra_images import GENERATED, NONE
 from mimicut.inputs.image_set import ImageSet, ImageSource
 from mimicut.inputs.teacher import Teacher
 from mimicut.recovery.config import PRESETS, MimicConfig
@@ -180,7 +181,10 @@ def _add_images(request: Request, options: dict[str, Any], comments: list[str]) 
     sources = request.images
     _add_path("held_out", sources.held_out, options, comments)
     options["held_out_share"] = None if sources.held_out is not None else sources.held_out_share
-    _add_path("extra", request.extra, options, comments)
+    extra = request.extra
+    if isinstance(extra, Path) and str(extra) in (GENERATED, NONE):
+        extra = f"./{extra}"  # a folder of that name, not the word
+    _add_path("extra", extra, options, comments)
     _add_path("labelled", sources.labelled, options, comments)
     if sources.labels is not None or sources.split_seed:
         comments.append(f"labels or split_seed {_FROM_PYTHON}")

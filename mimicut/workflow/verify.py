@@ -64,8 +64,7 @@ def verify_folder(
     check_head(original.model if original.whole is None else original.whole, model, plan.seam, original.part)
     model = model.get_submodule(original.part)
     given = measuring_images(original, images, memory_bytes)
-    trained = {h for part in ("fit", "choose") for h in stored.image_hashes.get(part, [])}
-    trained |= set(source.get("result", {}).get("images", []))
+    trained = set(stored.learned_hashes) | set(source.get("result", {}).get("images", []))
     held_out, notes = _untrained(given.distinct(), trained, min_agreement)
     check_threshold(min_agreement, len(held_out))
     notes += held_out_notes(held_out)

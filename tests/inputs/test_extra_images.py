@@ -82,6 +82,46 @@ def test_images_that_came_as_floats_have_extra_ones_in_their_own_units():
     assert made.max() <= values.max()
 
 
+def test_floats_of_the_networks_size_are_taken_as_they_are_and_others_refused():
+    values = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert len(read_extra(values, few_of(GREY), "patches", seed=1, memory_bytes=ROOM)) == 4
+    with pytest.raises(InputError, match=r"expected \(1, 16, 16\)"):
+        read_extra(torch.randn(4, 1, 24, 24), few_of(GREY), "patches", seed=1, memory_bytes=ROOM)
+
+
+def test_a_set_that_was_read_for_another_network_is_refused(tmp_path):
+    other = read_images(scenes(tmp_path / "scenes"), COLOUR)
+    with pytest.raises(InputError, match="teacher's preprocessing"):
+        read_extra(other, few_of(GREY), "patches", seed=1, memory_bytes=ROOM)
+    assert len(read_extra(other, few_of(COLOUR), "imagenet", seed=1, memory_bytes=ROOM)) == 3
+
+
+@pytest.mark.parametrize("seed", [0, 2**32, 2**63 - 1])
+def test_any_seed_of_a_recipe_will_do(tmp_path, seed):
+    for source in (scenes(tmp_path / "scenes"), GENERATED):
+        assert len(read_extra(source, few_of(GREY), "patches", seed=seed, memory_bytes=ROOM)) == 2000
+
+
+def test_an_empty_name_is_not_the_folder_here():
+    with pytest.raises(InputError, match="empty name"):
+        read_extra("", few_of(GREY), "patches", seed=1, memory_bytes=ROOM)
+
+
+def test_of_a_large_folder_as_many_are_read_as_are_used(tmp_path, monkeypatch):
+    monkeypatch.setattr("mimicut.inputs.extra_images.MOST", 4)
+    extra = read_extra(scenes(tmp_path / "scenes", 9), few_of(GREY), "patches", seed=1, memory_bytes=ROOM)
+    assert len(extra) == len(extra.pictures) == 4
+    assert [name.rsplit("/", 1)[1] for name in extra.pictures.names] == ["0.png", "2.png", "4.png", "6.png"]
+
+
+def test_pictures_that_cannot_be_read_are_noted_and_the_number_of_others_is_not(tmp_path):
+    scenes(tmp_path)
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    notes = read_extra(tmp_path, few_of(GREY), "patches", seed=1, memory_bytes=ROOM).pictures.notes
+    assert len(notes) == 1
+    assert "broken.png" in notes[0]
+
+
 def test_none_means_none():
     assert read_extra(NONE, few_of(GREY), "patches", seed=1, memory_bytes=ROOM) is None
 

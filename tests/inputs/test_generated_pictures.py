@@ -1,7 +1,9 @@
 """Drawn pictures: the same every time, each unlike the others, with edges and textures of all sizes."""
 
 import numpy as np
+import pytest
 
+from mimicut.base.errors import InputError
 from mimicut.inputs.generated_pictures import draw_pictures
 
 
@@ -11,6 +13,12 @@ def test_the_seed_decides_every_pixel_and_the_count_none():
     assert first.shape == (3, 48, 48, 3)
     assert np.array_equal(first, more[:3])
     assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_cannot_be_is_refused(seed):
+    with pytest.raises(InputError, match="drawing pictures"):
+        draw_pictures(1, seed)
 
 
 def test_pictures_differ_and_are_not_flat():

@@ -70,6 +70,9 @@ def test_auto_cuts_every_width_where_the_images_say_that_it_loses_clearly_less()
     assert make_plan(model, anatomy, keep=0.95, evidence=cheap, spare_ends=True).scheme == "mid"
     assert make_plan(model, anatomy, keep_width=0.6, evidence=cheap).scheme == "mid"
     assert make_plan(model, anatomy, keep=0.6).scheme == "mid"
+    streams = {name for block in anatomy.blocks for name in block.streams}
+    partly = Evidence(dear.scores, {name: cost for name, cost in dear.errors.items() if name not in streams})
+    assert make_plan(model, anatomy, keep=0.6, evidence=partly).scheme == "mid"  # what is not known is no gain
 
 
 def test_the_largest_norms_are_kept():
