@@ -123,19 +123,21 @@ def _colours(few: ImageSet) -> tuple[Tensor, Tensor, float, float]:
 
 
 def _drawn(preprocessing: Preprocessing, crops: bool, bound: int) -> ImageSet:
-    channels, height, width = preprocessing.input_size
     if crops:
-        count = _fitting(bound, preprocessing.input_size)
-        planes = _with_channels(_pictures(-(-count // _CROPS_EACH), SIDE), channels)
-        return read_images(_crops(planes, len(planes), count, preprocessing, _DRAWN_SEED), preprocessing)
-    side = max(height, width, preprocessing.resize or 0)
-    pictures = _pictures(_fitting(bound, (channels, side, side)), side)
-    return read_images(_with_channels(pictures, channels), preprocessing)
+        return _drawn_crops(preprocessing, _fitting(bound, preprocessing.input_size))
+    channels, height, width = preprocessing.input_size
+    side = max(height, width)
+    pictures = draw_pictures(_fitting(bound, (channels, side, side)), _DRAWN_SEED, side=side)
+    # Of the size of the input: what is stored is what is evaluated, and held once.
+    return read_images(_with_channels(pictures, channels), replace(preprocessing, resize=None))
 
 
-@lru_cache(maxsize=1)
-def _pictures(count: int, side: int) -> np.ndarray:
-    return draw_pictures(count, _DRAWN_SEED, side=side)
+@lru_cache(maxsize=2)
+def _drawn_crops(preprocessing: Preprocessing, count: int) -> ImageSet:
+    """Kept, as they are small and drawing takes seconds."""
+    pictures = draw_pictures(-(-count // _CROPS_EACH), _DRAWN_SEED, side=SIDE)
+    planes = _with_channels(pictures, preprocessing.input_size[0])
+    return read_images(_crops(planes, len(planes), count, preprocessing, _DRAWN_SEED), preprocessing)
 
 
 def _fitting(bound: int, size: tuple[int, int, int]) -> int:
