@@ -104,12 +104,12 @@ def _text(found: list[Line], done: list[Line], table: Table) -> str:
         f"Pictures `{done[0]['pictures']}`.",
         _state(found, done),
         "\n".join(f"- {place}" for place in _places(done)),
-        "*Ours*: the default recipe with its own cut and drawn pictures beside the few. *Ours, the few alone*: without "
-        "these, and cut inside blocks, as it was before the scheme asked the images. *Ours, with pictures*: with other "
-        "wallpapers beside the few in place of drawn pictures. *Ours, MiR's cut*: the same recipe on the student from "
-        "which the other methods start, cut by L1 norm at uniform widths inside residual blocks. Where a method was run "
-        "with several options, the tables show those with the best agreement. Methods that do not train appear at every "
-        "number of steps.",
+        "*Ours*: the default recipe with its own cut and drawn pictures beside the few. *Ours, the few alone*: "
+        "without these, and cut inside blocks, as it was before the scheme asked the images. *Ours, with pictures*: "
+        "with other wallpapers beside the few in place of drawn pictures. *Ours, MiR's cut*: the same recipe on the "
+        "student from which the other methods start, cut by L1 norm at uniform widths inside residual blocks. Where "
+        "a method was run with several options, the tables show those with the best agreement. Methods that do not "
+        "train appear at every number of steps.",
         "![agreement with the teacher, by method](figures/real.png)",
         "## Agreement with the teacher",
         "Percent of the test pictures, mean over the seeds (in brackets: their number, if not three).",
