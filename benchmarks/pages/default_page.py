@@ -41,6 +41,7 @@ def _lines(name: str, results: Path) -> Lines:
 def _text(lines: dict[str, Lines]) -> str:
     undone = {name: len(PROTOCOLS[name].cells()) - len(found) for name, found in lines.items()}
     full = lines["embedded_default"] + lines["embedded_default_long"] + lines["embedded_default_short"]
+    sooner = _sooner(full)
     parts = [
         "# The default recipe against the paper's",
         "Made by `python -m benchmarks page` from `benchmarks/results/embedded_default*.jsonl`, "
@@ -56,10 +57,11 @@ def _text(lines: dict[str, Lines]) -> str:
         "seed, with its 95 % interval (Student's t).",
         " ".join(f"**`{name}`: {left} cells not run yet.**" for name, left in undone.items() if left),
         "![accuracy against seconds](figures/default.png)" if lines["embedded_default_short"] else "",
-        "## How soon it matches the paper's recipe",
-        "The smallest number of steps tried after which ours, with its own cut, loses no more than MiR after its "
+        sooner and "## How soon it matches the paper's recipe",
+        sooner
+        and "The smallest number of steps tried after which ours, with its own cut, loses no more than MiR after its "
         "2,000, over the same seeds.",
-        _sooner(full),
+        sooner,
         "## At equal steps",
         _equal_steps(lines["embedded_default"] + lines["embedded_default_images"]),
     ]
@@ -110,7 +112,7 @@ def _sooner(lines: Lines) -> str:
                     f"{_lost(ours):.2f} | {few} | {_seconds(ours):.0f} | {share:.1%} |"
                 )
                 break
-    return "\n".join(rows)
+    return "\n".join(rows) if len(rows) > 2 else ""
 
 
 def _ablation(lines: Lines) -> str:
