@@ -89,6 +89,7 @@ class Problem:
         """Endless passes over the images, a new order and new views each: (images, labels or None).
 
         The draws are those of `mimicut.mimic`: with one seed every method sees the same pictures in the same order.
+        Extra ones, where there are some, are drawn at random and stand last in the batch; they have no labels.
         """
         count = len(self.few)
         own = min(size - size // 2 if self.extra is not None else size, count)
@@ -100,10 +101,8 @@ class Problem:
                 if self.extra is not None:
                     others = torch.randint(len(self.extra), (size - own,), generator=order).tolist()
                     x = torch.cat([x, self.extra.view(others, self.views, views)])
-                yield (
-                    laid(x.to(self.device), self.layout),
-                    None if self.labels is None else self.labels[where].to(self.device),
-                )
+                labels = None if self.labels is None else self.labels[where].to(self.device)
+                yield laid(x.to(self.device), self.layout), labels
 
     def views_of_all(self, rounds: int) -> list[Tensor]:
         """`rounds` views of every image (0: the images as they are), in equal batches of at most the paper's size, for

@@ -25,7 +25,7 @@ from mimicut.inputs.image_sources import files_in
 from mimicut.inputs.preprocessing import Preprocessing, model_inputs
 
 GENERATED, NONE = "generated", "none"  # what may stand in place of a source: pictures that are drawn, or none at all
-# Images, and bytes of their pixels, at the most. Source: measured: 450 bring nearly as much (docs/LOG.md).
+# Images, and bytes of their pixels, at the most. Source: assumption.
 MOST, MOST_BYTES = 2000, 2**26
 _CROPS_EACH = 8  # of a drawn picture, for small inputs. Source: assumption.
 _DRAWN_SEED = 0  # every run draws the same pictures

@@ -101,10 +101,8 @@ def _settle_way(trials: _Trials, config: MimicConfig, *, may_try: bool) -> tuple
     if AUTO not in (config.precision, config.layout):
         return config, {}
     pair, trial = trials.pair, replace(config, lr=config.lr or _RATE)
-    device, batch = (
-        device_for(config.device, pair.student),
-        sum(images_in_batch(trials.few, config.batch_size, config.extra_share)),
-    )
+    device = device_for(config.device, pair.student)
+    batch = sum(images_in_batch(trials.few, config.batch_size, config.extra_share))
     autocast_off = torch.autocast(device.type, enabled=False)
 
     def takes_last(model: nn.Module, seam: Seam) -> bool:
