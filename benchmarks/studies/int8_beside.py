@@ -71,7 +71,9 @@ def one(name: str, seed: int) -> dict[str, Any]:
             for who, model in (("teacher", teacher.model), ("student", made.model))
         }
         tables = {
-            batch: int8_table(networks, teacher.model, proof, example, Setting("onnxruntime", 1, batch))["rows"]
+            batch: int8_table(
+                networks, teacher.model, proof, example, Setting("onnxruntime", 1, batch), made.plan.seam
+            )["rows"]
             for batch in BATCHES
         }
     begun = time.perf_counter()

@@ -20,6 +20,7 @@ from mimicut.anatomy.tracing import Traced, as_example, operator, run_for_shapes
 from mimicut.base.errors import InputError
 from mimicut.base.guard import evaluating, structural_copy
 from mimicut.surgery.cut import drop_modules
+from mimicut.surgery.seam import tensors
 from mimicut.surgery.stand_ins import THROUGH, ZERO
 
 # After the addition: applied twice they do what they do once.
@@ -82,15 +83,16 @@ def with_streams(anatomy: Anatomy, blocks: Iterable[Block]) -> tuple[Block, ...]
 
 def droppable(anatomy: Anatomy) -> list[Block]:
     """The blocks that can be dropped: without any of them the network's code was seen to run."""
-    return _running(anatomy.traced, [b for b in anatomy.blocks if b.pinned is None])
+    blocks = [b for b in anatomy.blocks if b.pinned is None]
+    return _running(anatomy.traced, blocks, _output_shapes(anatomy.traced, [])) if blocks else []
 
 
-def _running(traced: Traced, blocks: list[Block]) -> list[Block]:
-    """Those of `blocks` that the network runs without; the search halves them until it does."""
-    if not blocks or _runs(traced, blocks):
+def _running(traced: Traced, blocks: list[Block], shapes: dict[str, tuple[int, ...]] | None) -> list[Block]:
+    """Those of `blocks` without which the network returns these shapes; the search halves them until it does."""
+    if not blocks or _output_shapes(traced, blocks) == shapes:
         return blocks
     middle = len(blocks) // 2
-    return _running(traced, blocks[:middle]) + _running(traced, blocks[middle:]) if middle else []
+    return _running(traced, blocks[:middle], shapes) + _running(traced, blocks[middle:], shapes) if middle else []
 
 
 def resolve_drop(teacher: nn.Module, example: Any, blocks: Iterable[Block], names: Sequence[str]) -> list[list[str]]:
@@ -355,17 +357,16 @@ def _own_modules(traced: Traced, branch: frozenset[Node], returns: dict[str, str
     return found
 
 
-def _runs(traced: Traced, blocks: Sequence[Block]) -> bool:
-    """Whether the network runs without these blocks, to outputs of the same shapes."""
+def _output_shapes(traced: Traced, blocks: Sequence[Block]) -> dict[str, tuple[int, ...]] | None:
+    """The shapes that the network returns without these blocks, part by part; None where it does not run."""
     top = _outermost({m: how for b in blocks for m, how in b.dropped_modules})
 
-    def run(model: nn.Module, args: tuple, kwargs: dict) -> list[Any]:
+    def run(model: nn.Module, args: tuple, kwargs: dict) -> dict[str, tuple[int, ...]]:
         with torch.no_grad():
             output = drop_modules(model, top)(*args, **kwargs)
-        return [tuple(t.shape) for t in torch.utils._pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]
+        return {part: tuple(tensor.shape) for part, tensor in tensors(output)}
 
     try:
-        found = run_for_shapes(traced.model, traced.example, run)
+        return run_for_shapes(traced.model, traced.example, run)
     except Exception:  # whatever its code raises
-        return False
-    return sorted(found) == sorted(shape(n) or () for n in traced.outputs)
+        return None

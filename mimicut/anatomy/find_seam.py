@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import networkx
+import numpy as np
 import torch
 from torch import nn
 from torch.fx import Node
@@ -19,6 +20,7 @@ from mimicut.anatomy.blocks import find_blocks, resolve_drop, with_streams
 from mimicut.anatomy.cost import macs
 from mimicut.anatomy.graph import Anatomy
 from mimicut.anatomy.operators.rule_interface import argument
+from mimicut.anatomy.outputs import batch_axes, describe_outputs, imitated, returned
 from mimicut.anatomy.probe import try_groups
 from mimicut.anatomy.reader import read_anatomy
 from mimicut.anatomy.tracing import Call, Traced, operator, run_for_shapes, shape, trace_graph
@@ -68,8 +70,10 @@ def find_seam(teacher: nn.Module, example: Any, *, points: Sequence[SeamPoint | 
        several sizes. The seam is what goes into the final pooling, or else all that is returned, and every width inside
        may be cut.
 
-    Where a network returns several outputs, those count from which no other is made, and among these the one that is a
-    row of scores.
+    Where a network returns several outputs, the rules are followed for those from which no other is made, and among
+    these for the one that is a row of scores. Then every other output to which some path leads past the points found so
+    far gets points of its own by the same rules, or is one itself (`Output.imitated`). Outputs that do not depend on
+    the input, or have no axis of images, are left out.
 
     Args:
         teacher: the network. It is not changed.
@@ -125,9 +129,14 @@ def trace(
         zeroed = frozenset(b.branch_end for b in blocks if b.name in drop and b.pinned is None)
         model = drop_modules(structural_copy(teacher), dropped_modules)
     traced = trace_graph(model, example, wanted)
-    found, headless = (traced.marks, seam is not None and seam.headless) if wanted else _search(traced)
+    if not wanted:
+        found, headless = _search(traced)
+    elif seam is not None:
+        found, headless = traced.marks, seam.headless
+    else:
+        found, headless = traced.marks, set(returned(traced)) <= set(traced.marks.values())
     nodes = list(found.values())
-    anatomy = read_anatomy(traced, _seam(traced, found, headless), nodes)
+    anatomy = read_anatomy(traced, _seam(traced, found, headless, seam), nodes)
     anatomy.dropped, anatomy.dropped_modules = tuple(drop), tuple(map(tuple, dropped_modules))
     anatomy.full_trace, anatomy.zeroed_nodes = full_trace, zeroed
     anatomy.blocks = with_streams(anatomy, find_blocks(traced))
@@ -137,26 +146,53 @@ def trace(
 
 def _search(traced: Traced) -> tuple[dict[SeamPoint, Node], bool]:
     """The points at which hooks catch the features, with their nodes; and whether the network has no head."""
-    returned = {n: part for n, part in traced.outputs.items() if _floating(n) and n not in traced.inputs}
-    if not returned:
-        raise _refuse("its forward pass returns no floating-point tensor that it has computed")
-    flow = _predicting(traced, list(returned))
+    parts = {n: part for n, (part, _) in returned(traced).items() if n not in traced.inputs}
+    if not parts:
+        raise _refuse(
+            "its forward pass returns no floating-point tensor that it has computed from the images, with one row for "
+            "each of them"
+        )
+    several = len({shape(n)[2:] for n in parts if len(shape(n)) == 4}) > 1
+    values, headless = _values(traced, _predictions(traced, list(parts)), several)
+    found = _reachable(traced, values) if values else {}
+    if not values:
+        return {SeamPoint("", "output", 0, part): n for n, part in parts.items()}, True
+    flow = traced.flow()
+    for node in reversed(parts):  # the last first, as points for it may serve those before it
+        if imitated(flow, set(found.values()), node):
+            continue
+        more, _ = ({}, True) if networkx.descendants(flow, node) & set(found.values()) else _values(traced, [node])
+        points = _reachable(traced, more) if more else {}
+        if not imitated(flow, {*found.values(), *points.values()}, node):
+            points = {SeamPoint("", "output", 0, parts[node]): node}
+        found |= {p: n for p, n in points.items() if n not in found.values()}
+    return found, headless
+
+
+def _values(traced: Traced, ends: list[Node], several: bool = False) -> tuple[dict[Node, list[Node]], bool]:
+    """The features of which `ends` are made, each with the operators that take it, and whether no head makes them.
+    Without any the outputs are the features. several: the network returns maps of several sizes, which are features."""
+    flow = traced.flow()
+    flow.remove_node("out")
+    flow.add_edges_from((n, "out") for n in ends)
     above = networkx.immediate_dominators(flow, "in")
     chain, node = [], above.get("out")
     while isinstance(node, Node):
         chain.append(node)
         node = above[node]
-    last = next((v for v in chain if _pooled(v)), None)
-    pooled = _frontier(traced, flow, _pooled) if last is None else [last]
+    towards = networkx.ancestors(flow, "out")
+
+    def is_pooled(value: Node) -> bool:
+        return _pooled(value, towards)
+
+    last = next((v for v in chain if is_pooled(v)), None)
+    pooled = _frontier(traced, flow, is_pooled) if last is None else [last]
     if pooled and all(_has_layers_after(traced, flow, v) for v in pooled):
-        return _reachable(traced, {v: _takers(v) for v in pooled}), False
-    maps = {shape(n)[2:] for n in returned if len(shape(n)) == 4}
-    layers = _last_layers(traced, flow) if len(maps) < 2 else []
+        return {v: _takers(v) for v in pooled}, False
+    layers = [] if several else _last_layers(traced, flow)
     if layers:
-        return _reachable(traced, _before(traced, flow, layers)), False
-    if pooled:
-        return _reachable(traced, {v: _takers(v) for v in pooled}), True
-    return {SeamPoint("", "output", 0, part): n for n, part in returned.items()}, True
+        return _before(traced, flow, layers), False
+    return {v: _takers(v) for v in pooled}, True
 
 
 def _refuse(found: str) -> UnsupportedModel:
@@ -166,20 +202,12 @@ def _refuse(found: str) -> UnsupportedModel:
     )
 
 
-def _floating(node: Node) -> bool:
-    return node.meta["val"].is_floating_point()
-
-
-def _predicting(traced: Traced, returned: list[Node]) -> networkx.DiGraph:
-    """The data flow to the outputs that are predictions, without what they are made from or what else is returned."""
+def _predictions(traced: Traced, returned: list[Node]) -> list[Node]:
+    """The outputs from which no other is made; the one that is a row of scores, if only one is."""
     flow = traced.flow()
-    flow.remove_node("out")
     ends = [n for n in returned if not networkx.descendants(flow, n) & set(returned)]
     scores = [n for n in ends if len(shape(n)) == 2]
-    if len(scores) == 1:
-        ends = scores
-    flow.add_edges_from((n, "out") for n in ends)
-    return flow
+    return scores if len(scores) == 1 else ends
 
 
 def _frontier(
@@ -213,11 +241,11 @@ def _takers(value: Node) -> list[Node]:
     return [u for u in value.users if u.op == "call_function" and operator(u) != "getitem"]
 
 
-def _pooled(value: Node) -> bool:
-    """Whether it is a map, or tokens, that are used by poolings alone."""
+def _pooled(value: Node, towards: set[Node]) -> bool:
+    """Whether it is a map, or tokens, of which poolings alone are used on the way to the output (`towards`)."""
     if value.op == "placeholder" or (operator(value) in ("select", "slice") and _pools(value)):
         return False  # the tokens that were chosen belong after the seam
-    users = _takers(value)
+    users = [u for u in _takers(value) if u in towards or towards.intersection(u.users)]
     return bool(users) and all(_pools(u) for u in users)
 
 
@@ -236,16 +264,21 @@ def _layer_input(traced: Traced, node: Node | str) -> Node | None:
     if name == "addmm":
         return args[1]
     if name in ("matmul", "mm"):
-        data = [a for a in args[:2] if not _is_parameter(traced, a)]
+        data = [a for a in args[:2] if not _is_weight(traced, a)]
         return data[0] if len(data) == 1 else None
     return None
 
 
-def _is_parameter(traced: Traced, node: Any) -> bool:
-    """Whether it is a parameter, as it is or transposed."""
-    while operator(node) in ("t", "transpose", "permute", "numpy_T"):
-        node = node.args[0]
-    return node.name in traced.program.graph_signature.inputs_to_parameters
+def _is_weight(traced: Traced, node: Node) -> bool:
+    """Whether it is a parameter, or is computed from parameters and buffers alone (the rows of a cosine head)."""
+    found, todo = False, [node]
+    while todo:
+        source = todo.pop()
+        if source in traced.inputs:
+            return False
+        found |= source.name in traced.program.graph_signature.inputs_to_parameters
+        todo += source.all_input_nodes
+    return found
 
 
 def _last_layers(traced: Traced, flow: networkx.DiGraph) -> list[Node]:
@@ -308,17 +341,34 @@ def _points(traced: Traced, value: Node, users: list[Node]) -> list[tuple[SeamPo
     outer = set(traced.calls.get(value, ()))
     for user in users:
         points += [(SeamPoint(c.module, "input", c.index), value) for c in traced.calls[user] if c not in outer]
-    node = value
-    while (
-        not points and operator(node) in _UNARY and isinstance(node.args[0], Node) and node.args[0].op != "placeholder"
-    ):
-        node = node.args[0]
+    node: Node | None = value
+    while not points and (node := _without_parameters(traced, node)) is not None:
         points += _returned(traced, node, list(node.users))
+        points += [
+            (SeamPoint(c.module, "input", c.index), node)
+            for u in node.users
+            for c in traced.calls.get(u, ())
+            if c not in traced.calls.get(node, ()) and value in networkx.descendants(traced.flow(), u)
+        ]
     before, user = value, users[0]
     while not points and user.op == "call_function":  # functional all the way: what the next module takes
         points += [(SeamPoint(c.module, "input", c.index), before) for c in traced.calls[user]][:1]
         before, user = user, next(iter(user.users))
     return points
+
+
+def _without_parameters(traced: Traced, value: Node) -> Node | None:
+    """The value from which `value` is made by operators without parameters, pooling and layers left out: an activation,
+    a reshape, or a normalisation (a quotient of it and its own length). None where there is no such value."""
+    flow = traced.flow()
+    flow.remove_node("out")
+    source = networkx.immediate_dominators(flow, "in").get(value)
+    if not isinstance(source, Node) or source.op == "placeholder":
+        return None
+    between = (networkx.ancestors(flow, value) & networkx.descendants(flow, source)) | {value}
+    if any(t in traced.tensors for n in between for t in n.all_input_nodes) or any(map(_pools, between - {source})):
+        return None
+    return source if len(between) > 1 or operator(value) in _UNARY else None
 
 
 def _returned(traced: Traced, value: Node, users: list[Node]) -> list[tuple[SeamPoint, Node]]:
@@ -360,9 +410,14 @@ def _caught(traced: Traced, points: list[SeamPoint]) -> dict[SeamPoint, dict[str
     return run_for_shapes(traced.model, traced.example, run)
 
 
-def _seam(traced: Traced, found: dict[SeamPoint, Node], headless: bool) -> Seam:
-    """The seam at these points, with the names of the tensors that only act after them."""
+def _seam(traced: Traced, found: dict[SeamPoint, Node], headless: bool, known: Seam | None) -> Seam:
+    """The seam at these points, with the names of the tensors that only act after them. known: the seam of an earlier
+    trace, whose kinds of outputs hold."""
     nodes = list(found.values())
+    axes = batch_axes(traced, found)
+    if None in axes:
+        point = next(point for point, axis in zip(found, axes, strict=True) if axis is None)
+        raise _refuse(f"{point} is the same tensor for any number of images, or has no axis of images")
     flow = traced.flow()
     body = set(nodes).union(*(networkx.ancestors(flow, n) for n in nodes))
     after = (set(traced.outputs) | networkx.ancestors(flow, "out")) - body
@@ -372,4 +427,6 @@ def _seam(traced: Traced, found: dict[SeamPoint, Node], headless: bool) -> Seam:
     used = {traced.tensors[t] for t in traced.tensors if t.users}
     idle = {n for n, _ in traced.model.named_buffers() if n not in used and n.rpartition(".")[0] in owners}
     order = [n for n in traced.model.state_dict() if n in names | idle]
-    return Seam(tuple(found), tuple(shape(n)[1:] for n in nodes), tuple(order), headless)
+    shapes = tuple(tuple(np.delete(shape(n), axis).tolist()) for n, axis in zip(nodes, axes, strict=True))
+    outputs = known.outputs if known is not None and known.outputs else describe_outputs(traced, nodes, headless)
+    return Seam(tuple(found), shapes, tuple(order), headless, outputs, axes if any(axes) else ())

@@ -33,12 +33,14 @@ from mimicut.cli.options import (
     LatenciesMs,
     Layout,
     LogTo,
+    MaxError,
     MaxMemory,
     MaxSeconds,
     Mean,
     MinAgreement,
     MinChannels,
     NumClasses,
+    OutputKind,
     Params,
     Part,
     Pin,
@@ -116,6 +118,8 @@ def compress(
     held_out_share: HeldOutShare = 0.2,
     crossfit: Crossfit = None,
     min_agreement: MinAgreement = None,
+    max_error: MaxError = None,
+    output: OutputKind = None,
     alternatives: Alternatives = False,
     to: Annotated[str, typer.Option(help=f"Also write the result, into its folder, as {FORMATS_HELP}")] = "",
     extra: Extra = "generated",
@@ -147,7 +151,8 @@ def compress(
     options: RequestOptions = {
         "force": force, "resume": resume, "held_out": held_out, "held_out_share": held_out_share, "labelled": labelled,
         "extra": extra, "seam": seam, "max_seconds": max_seconds, "min_agreement": min_agreement,
-        "with_alternatives": alternatives, "export_to": formats_in(to), "max_memory": bytes_in(max_memory),
+        "max_error": max_error, "output": output, "with_alternatives": alternatives, "export_to": formats_in(to),
+        "max_memory": bytes_in(max_memory),
     }  # fmt: skip
     lists = {"keep": keep, "latency": latency, "latency_ms": latency_ms}
     budgets = _checked_budgets(shared, lists, plan, out, options)
@@ -168,7 +173,8 @@ def _checked_budgets(
 ) -> dict[Path, "BudgetOptions"]:
     """For each folder the options of its budget; a plan is put into `options`. Refuses everything that can be refused
     before the teacher is loaded."""
-    from mimicut.proof.certificate import check_threshold
+    from mimicut.proof.certificate import check_max_error, check_threshold
+    from mimicut.proof.output_figures import check_kinds
     from mimicut.recovery.recover import check_seconds
     from mimicut.results.folder import check_writable
     from mimicut.runtime.export import check_formats
@@ -183,6 +189,8 @@ def _checked_budgets(
     found = {out / name if name else out: budget for name, budget in budgets.items()}
     check_seconds(options["max_seconds"])
     check_threshold(options["min_agreement"])
+    check_max_error(options["max_error"])
+    check_kinds(options["output"])
     for place, budget in found.items():
         if plan is not None:
             refuse_beside_plan(budget)
@@ -271,7 +279,7 @@ class _Runs:
         options = self._options
         if not (options["resume"] and is_result(place) and not stopped_path(place).exists()):
             return False
-        stored = replace(read(place)[1], min_agreement=options["min_agreement"])
+        stored = replace(read(place)[1], min_agreement=options["min_agreement"], max_error=options["max_error"])
         missing = [name for name in options["export_to"] if name not in stored.exports]
         if self._crossfit is not None and stored.crossfit is None:
             raise StoreError(
@@ -285,7 +293,7 @@ class _Runs:
             stored = export_folder(
                 place, missing, images=self._images, held_out=options["held_out"], teacher=self._teacher
             )
-            stored = replace(stored, min_agreement=options["min_agreement"])
+            stored = replace(stored, min_agreement=options["min_agreement"], max_error=options["max_error"])
         self._add(stored, str(place))
         return True
 

@@ -20,10 +20,12 @@ from mimicut.cli.options import (
     Labelled,
     Layout,
     LogTo,
+    MaxError,
     MaxMemory,
     Mean,
     MinAgreement,
     NumClasses,
+    OutputKind,
     Precision,
     Preset,
     Pretrained,
@@ -61,6 +63,8 @@ def recover(
     held_out: HeldOut = None,
     held_out_share: HeldOutShare = 0.2,
     min_agreement: MinAgreement = None,
+    max_error: MaxError = None,
+    output: OutputKind = None,
     extra: Extra = "generated",
     labelled: Labelled = None,
     weights: Weights = None,
@@ -94,7 +98,8 @@ def recover(
     _, report = recover_pruned(
         found, load_teacher(student).model, images, folder=out, force=force, named=student, config=how,
         export_to=formats_in(to), held_out=held_out, held_out_share=held_out_share, labelled=labelled, extra=extra,
-        seam=seam, min_agreement=min_agreement, max_memory=most, on_stage=stages(), on_step=progress,
+        seam=seam, min_agreement=min_agreement, max_error=max_error, output=output,
+        max_memory=most, on_stage=stages(), on_step=progress,
     )  # fmt: skip
     progress.end(report)
     say(report.table())

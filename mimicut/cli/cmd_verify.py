@@ -7,7 +7,17 @@ from typing import Annotated
 import typer
 
 from mimicut.cli.option_values import set_threads
-from mimicut.cli.options import Device, ImagesArg, Labelled, MaxMemory, MinAgreement, Pretrained, Threads, Weights
+from mimicut.cli.options import (
+    Device,
+    ImagesArg,
+    Labelled,
+    MaxError,
+    MaxMemory,
+    MinAgreement,
+    Pretrained,
+    Threads,
+    Weights,
+)
 from mimicut.cli.printing import answer, result_line, say
 
 
@@ -23,6 +33,7 @@ def verify(
     device: Device = None,
     max_memory: MaxMemory = None,
     min_agreement: MinAgreement = None,
+    max_error: MaxError = None,
     threads: Threads = None,
 ) -> None:
     """Measure a stored result against its teacher on other images, and check the laws that can be checked."""
@@ -40,6 +51,7 @@ def verify(
         device=device,
         max_memory=None if max_memory is None else parsed(max_memory),
         min_agreement=min_agreement,
+        max_error=max_error,
     )
     say(report.table())
     answer(result_line(report, str(folder)))

@@ -167,6 +167,23 @@ MinAgreement = Annotated[
         rich_help_panel=_IMAGES,
     ),
 ]
+MaxError = Annotated[
+    float | None,
+    typer.Option(
+        help="Exit 1 unless the upper end of the relative error's 95 % interval is at most this; for outputs that are "
+        "no classes",
+        rich_help_panel=_IMAGES,
+    ),
+]
+OutputKind = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--output",
+        help="What the output's numbers are, where this cannot be seen: scores, multilabel, embedding, values or map; "
+        "PART=KIND for one of several outputs; repeat",
+        rich_help_panel=_IMAGES,
+    ),
+]
 
 Device = Annotated[str | None, typer.Option(help="Device that trains: cpu, cuda, ...", rich_help_panel=_MACHINE)]
 Precision = Annotated[

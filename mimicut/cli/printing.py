@@ -32,6 +32,7 @@ def anatomy_table(facts: dict[str, Any]) -> str:
         f"{facts['model']}: {facts['macs']:,} MACs, {facts['params']:,} parameters",
         *(f"seam: {point} {shape}" for point, shape in zip(facts["seam"], facts["seam_shapes"], strict=True)),
         _head(facts),
+        *(_output(each) for each in facts["outputs"]),
         "",
         f"{'group':<46}{'units':>6}{'channels':>9}{'MACs':>8}  scheme",
     ]
@@ -71,6 +72,12 @@ def frontier_table(rows: list[dict[str, Any]]) -> str:
         dropped = ", ".join(row["drop"]) or "none"
         lines.append(f"{row['asked']:>6g}{measured}{row['macs_share']:>7.0%}{row['error']:>8.3f}  {dropped}")
     return "\n".join(lines)
+
+
+def _output(output: dict[str, Any]) -> str:
+    kind = output["kind"] + (f" ({output['activation']})" if output["activation"] else "")
+    apart = "" if output["imitated"] else "; not imitated: a path leads to it past the seam"
+    return f"{'output ' + output['part'] if output['part'] else 'output'}: {kind}{apart}"
 
 
 def _head(facts: dict[str, Any]) -> str:

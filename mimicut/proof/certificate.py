@@ -1,7 +1,7 @@
 """What held-out images prove: an exact interval, the number of images that a threshold needs, and plain words."""
 
 from collections.abc import Callable
-from math import floor
+from math import floor, inf
 
 from mimicut.base.errors import InputError
 
@@ -59,6 +59,16 @@ def in_words(low: float, crossfit: int | None = None) -> str:
         f"on images like these, we are 95 % confident that {who} gives the teacher's answer at least "
         f"{floor(100 * low + 1e-9)} times in 100"
     )
+
+
+def check_max_error(bound: float | None) -> None:
+    """Check an allowed error.
+
+    Raises:
+        InputError: It is not a number above 0.
+    """
+    if bound is not None and not 0 < bound < inf:
+        raise InputError(f"reading max_error: found {bound}, expected a relative error above 0 (1: as bad as the mean)")
 
 
 def check_threshold(threshold: float | None, held_out: int | None = None) -> None:

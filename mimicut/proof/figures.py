@@ -15,6 +15,7 @@ from mimicut.base import guard
 from mimicut.base.errors import InputError, LawBroken, UnsupportedModel
 from mimicut.base.layout import laid, takes_channels_last
 from mimicut.proof.certificate import binomial_interval
+from mimicut.proof.output_figures import OutputFigures, OutputMeter
 from mimicut.surgery.seam import Seam, capturing, tensors
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Figures:
         disagreements: First the images answered differently, then others; within each, those first whose probabilities
             differ most (total variation). Each has its index among the held-out images, and [class, probability] of
             both answers.
+        outputs: Each tensor that the network returns, measured by its kind.
     """
 
     top1_agreement: float | None
@@ -56,6 +58,7 @@ class Figures:
     confidence_teacher: float | None = None
     confidence_student: float | None = None
     disagreements: tuple[dict[str, Any], ...] = ()
+    outputs: tuple[OutputFigures, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,8 @@ def figures(
     notes: list[str] = []
     errors = [FeatureError() for _ in seam.points]
     cosines: list[Tensor] = []
-    answers: _Answers | None = _Answers()
+    meters = [OutputMeter(output) for output in seam.outputs]
+    answers: _Answers | None = _Answers("" if seam.scores is None else seam.scores.activation)
     layout = quick_layout([teacher, model], _batch(held_out, range(1)))
     with guard.evaluating(teacher), guard.evaluating(model), capturing(teacher, seam) as a, capturing(model, seam) as b:
         for where in _chunks(images, batch_size):
@@ -119,7 +123,12 @@ def figures(
                     )
                 error.add(want.double(), have.double())
                 cosines.append(torch.cosine_similarity(*(f.double().reshape(len(f), -1) for f in (want, have))))
-            theirs, ours = class_scores(theirs, len(where)), class_scores(ours, len(where))
+            returned = [dict(tensors(output)) for output in (theirs, ours)]
+            for meter in meters:
+                want, have = (parts[meter.output.part].cpu() for parts in returned)
+                _check_finite(want, have, f"output {meter.output}")
+                meter.add(want, have)
+            theirs, ours = (answers_of(seam, output, len(where)) for output in (theirs, ours))
             if theirs is None or ours is None or theirs.shape != ours.shape:
                 answers = None
             elif answers is not None:
@@ -133,23 +142,30 @@ def figures(
     else:
         notes.append("the teacher's features do not vary over the held-out images: feature error is unknown")
     cosine = float(torch.cat(cosines).mean())
-    if seam.headless:
+    outputs = tuple(meter.figures() for meter in meters)
+    apart = [str(output) for output in seam.outputs if not output.imitated]
+    if apart:
+        notes.append(
+            f"{', '.join(apart)}: not imitated, as a path leads to it past the seam; its figures show what became of "
+            "it. Without --seam mimicut looks for points that cover every output"
+        )
+    if answers is None and seam.headless:
         notes.append("the network has no head and returns features: top-1 agreement is undefined")
-        return Figures(None, None, None, relative, images, tuple(notes), cosine)
-    if answers is None:
+    elif answers is None:
         notes.append("the output is not one row of class scores per image: top-1 agreement is undefined")
-        return Figures(None, None, None, relative, images, tuple(notes), cosine)
-    return answers.completed(Figures(None, None, None, relative, images, tuple(notes), cosine))
+    found = Figures(None, None, None, relative, images, tuple(notes), cosine, outputs=outputs)
+    return found if answers is None else answers.completed(found)
 
 
 class _Answers:
-    """Collects the answers of both networks, image by image."""
+    """Collects the answers of both networks, image by image. activation: of the outputs, as in `Output`."""
 
-    def __init__(self) -> None:
+    def __init__(self, activation: str) -> None:
         self._found: list[Tensor] = []  # rows: class and probability of the teacher, of the student, how far apart
+        self._activation = activation
 
     def add(self, theirs: Tensor, ours: Tensor) -> None:
-        a, b = theirs.double().softmax(1), ours.double().softmax(1)
+        a, b = (probabilities(scores, self._activation) for scores in (theirs, ours))
         # Classes by the scores themselves: where several probabilities are 1, they are all alike.
         columns = [theirs.argmax(1).double(), a.amax(1), ours.argmax(1).double(), b.amax(1), (a - b).abs().sum(1) / 2]
         self._found.append(torch.stack(columns, 1))
@@ -255,6 +271,24 @@ def _outputs(
         if theirs is not None and ours is not None:
             _check_finite(theirs, ours, "outputs")
         yield slice(where.start, where.stop), (theirs, ours)
+
+
+def answers_of(seam: Seam, output: Any, images: int) -> Tensor | None:
+    """The class scores (n, K) in a network's output; None if it has none. By the seam where this knows the outputs,
+    else as `class_scores`."""
+    if not seam.outputs:
+        return None if seam.headless else class_scores(output, images)
+    if seam.scores is None:
+        return None
+    found = dict(tensors(output))[seam.scores.part]
+    return found.cpu() if found.ndim == 2 and len(found) == images and found.shape[1] >= 2 else None
+
+
+def probabilities(scores: Tensor, activation: str) -> Tensor:
+    """The probabilities (n, K) of classes in float64. activation: what made the scores, as in `Output`."""
+    if activation == "softmax":
+        return scores.double()
+    return scores.double().exp() if activation == "log_softmax" else scores.double().softmax(1)
 
 
 def class_scores(output: Any, images: int) -> Tensor | None:

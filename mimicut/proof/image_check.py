@@ -18,7 +18,7 @@ from mimicut.base import guard
 from mimicut.base.errors import InputError
 from mimicut.base.layout import laid
 from mimicut.inputs.image_set import ImageSet, bind_call
-from mimicut.proof.figures import class_scores, quick_layout, run_placed
+from mimicut.proof.figures import answers_of, probabilities, quick_layout, run_placed
 from mimicut.surgery.seam import Seam, capturing
 
 _BATCH, _ROWS = 16, 512
@@ -111,10 +111,11 @@ def check_images(
             low, high = min(low, float(pixels.min())), max(high, float(pixels.max()))
             found, output = run_placed(capture.features_and_output, model, laid(given.batch(chosen), layout))
             features.append(torch.cat([_pooled(f) for f in found], 1))
-            scores = class_scores(output, len(chosen))
-            if scores is not None and not seam.headless:
-                classes, odds = scores.shape[1], scores.double().log_softmax(1)
-                entropies.append(-(odds.exp() * odds).sum(1) / math.log(classes))
+            scores = answers_of(seam, output, len(chosen))
+            if scores is not None:
+                classes = scores.shape[1]
+                odds = probabilities(scores, "" if seam.scores is None else seam.scores.activation)
+                entropies.append(-torch.special.xlogy(odds, odds).sum(1) / math.log(classes))
                 named.append(scores.argmax(1))
     names = images.names
     blank = [n for n, range_ in zip(names, torch.cat(flat).tolist(), strict=True) if range_ <= _FLAT]

@@ -11,9 +11,10 @@ from mimicut.anatomy.tracing import as_example
 from mimicut.base.guard import evaluating
 from mimicut.inputs.image_set import ImageSet, ImagesWithCall
 from mimicut.proof.certificate import binomial_interval
-from mimicut.proof.figures import class_scores
+from mimicut.proof.figures import answers_of
 from mimicut.runtime.export import Exported, batch_of, run_onnx, tensors_in
 from mimicut.runtime.latency import Setting, measure, prepare_file
+from mimicut.surgery.seam import Seam
 
 MOST = 1000  # most images that are compared; all are held in memory at once. Source: assumption.
 _BATCH = 32
@@ -26,6 +27,7 @@ def int8_table(
     proof: ImageSet | ImagesWithCall | None,
     example: Any,
     setting: Setting,
+    seam: Seam,
 ) -> dict[str, Any]:
     """Measure latency, size and top-1 agreement of every network in `exported`, in float32 and in INT8.
 
@@ -36,6 +38,7 @@ def int8_table(
         example: As `reference` takes it, images first.
         setting: Where latency is measured ("onnxruntime" or "openvino"), all networks in turn; a file with a fixed
             batch takes as many images as `example`.
+        seam: Of `reference`; it knows which output is class scores.
 
     Returns:
         Plain data: the setting, the number of images, and rows of name, ms, share (of the first row's latency), bytes
@@ -57,7 +60,7 @@ def int8_table(
             each.close()
     first = next(iter(files))
     batches = _batches(proof, size if fixed else _BATCH, fixed)
-    agreements = _agreements(list(files.values()), reference, batches)
+    agreements = _agreements(list(files.values()), reference, batches, seam)
     rows = [
         {
             "name": name, "ms": latency[name].ms_median, "share": latency[name].over(latency[first])[0],
@@ -77,13 +80,15 @@ def _batches(proof: ImageSet | ImagesWithCall | None, size: int, fixed: bool) ->
     return [as_example(proof.batch(range(i, min(i + size, count)))) for i in starts]
 
 
-def _agreements(files: list[Any], reference: nn.Module, batches: list[Any]) -> list[dict[str, float | None]]:
+def _agreements(
+    files: list[Any], reference: nn.Module, batches: list[Any], seam: Seam
+) -> list[dict[str, float | None]]:
     unknown: dict[str, float | None] = {"top1_agreement": None, "top1_agreement_low": None, "top1_agreement_high": None}
     theirs, where = [], 0
     with evaluating(reference):
         for args, kwargs in batches:
             output, images = reference(*args, **kwargs), batch_of((args, kwargs))
-            scores = class_scores(output, images)
+            scores = answers_of(seam, output, images)
             if scores is None:
                 return [unknown] * len(files)
             where = next(i for i, t in enumerate(tensors_in(output)) if _same(t, scores))

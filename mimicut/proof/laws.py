@@ -190,7 +190,8 @@ class _Reference(Interpreter):
                 value = next(users)
                 order.append(inputs[node].clone() if node in inputs else value)
         result = super().run(*order)
-        return [*_floats(result), *(self._wanted[n] for n in self._seams)]
+        features = [self._wanted[n] for n in self._seams]
+        return [*_floats(result), *(self._anatomy.seam.batch_first(features) if features else [])]
 
     def run_node(self, n: Node) -> Any:
         for source in self._unread.intersection(n.all_input_nodes):

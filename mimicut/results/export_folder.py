@@ -28,6 +28,7 @@ from mimicut.runtime.export import FILES, FORMATS, TOLERANCE, Exported, check_fo
 from mimicut.runtime.latency import Setting
 from mimicut.surgery.head import check_head
 from mimicut.surgery.plan import Plan, check_teacher
+from mimicut.surgery.seam import Seam
 
 REAL, RANDOM = 8, 4  # images that are compared: of those given, and random ones. Source: assumption.
 PREPROCESSING = "preprocessing.json"
@@ -99,9 +100,10 @@ class _InputForm:
 
 @dataclass(frozen=True)
 class _Int8Comparison:
-    """What the table of float32 and INT8 needs: the images by which values are quantised, those on which networks are
-    compared, if any, and the teacher, or why there is none."""
+    """What the table of float32 and INT8 needs: the seam, which knows the outputs; the images by which values are
+    quantised, those on which networks are compared, if any, and the teacher, or why there is none."""
 
+    seam: Seam
     quantise_by: ImageSet
     compare_on: ImageSet | None
     teacher_model: nn.Module | None
@@ -169,7 +171,7 @@ def export_folder(
             assert real is not None  # refused above
             real, compared = _parts(real, compared, report)
             found = _teacher_model(plan, whole, form.preprocessing, teacher, weights, pretrained)
-            comparison = _Int8Comparison(real, compared, *found)
+            comparison = _Int8Comparison(plan.seam, real, compared, *found)
         model = form.wrapped(whole.get_submodule(str((plan.teacher.get("source") or {}).get("part", ""))))
         batches = _batches(form, real if compared is None or len(compared) < FIXED else compared)
         with _scratch(path) as scratch:
@@ -255,7 +257,7 @@ def _int8_table(
         files = export(reference, example, folder, formats=kinds, calibrate=calibrate, tolerance=tolerance)
         networks = {"teacher": files, **networks}
     compare_on: Any = form.bound(comparison.compare_on)  # plain images too have its length and batches
-    table = int8_table(networks, reference, compare_on, example, _setting(report))
+    table = int8_table(networks, reference, compare_on, example, _setting(report), comparison.seam)
     return {
         **table, "images_quantised_by": len(comparison.quantise_by), "without_teacher": comparison.without_teacher,
     }  # fmt: skip

@@ -111,8 +111,8 @@ def _certificate(report: Report) -> str:
             return f'<div class="card">{remarks}</div>' if remarks else ""
         return (
             f'<div class="card"><p>Feature error {report.feature_error_relative:.4f} (0 is perfect, 1 no better than '
-            f"the mean feature) on {report.images_held_out:,} held-out images. These outputs are not class scores, so "
-            f"there is no agreement.</p>{remarks}"
+            f"the mean feature) on {report.images_held_out:,} held-out images. The outputs are not one row of class "
+            f"scores, so there is no top-1 agreement.</p>{_outputs(report)}{remarks}"
             "</div>"
         )
     first, *rest = report.certificate()
@@ -129,7 +129,13 @@ def _certificate(report: Report) -> str:
     for text in rest:
         kind = ' class="nogo"' if text.startswith("NO GO") else ' class="go"' if text.startswith("GO") else ""
         lines.append(f"<p{kind}>{escape(text[0].upper() + text[1:])}.</p>")
-    return f'<div class="card">{"".join(lines)}</div>\n'
+    return f'<div class="card">{"".join(lines)}{_outputs(report)}</div>\n'
+
+
+def _outputs(report: Report) -> str:
+    """A line for each output."""
+    items = "".join(f"<li>{escape(line)}</li>" for line in report.output_lines())
+    return f"<ul>{items}</ul>" if items else ""
 
 
 def _sizes(report: Report) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from mimicut.base.errors import StoreError
 from mimicut.proof.certificate import images_to_halve, in_words
+from mimicut.surgery.seam import AGREEING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +23,12 @@ class Report:
         top1_agreement_low, top1_agreement_high: Its exact 95 % interval.
         feature_error_relative, feature_cosine, agreement_by_class, confidence_teacher, confidence_student,
             disagreements: As in `proof.figures.Figures`.
+        outputs: Each tensor that the network returns, as `proof.output_figures.OutputFigures` has it.
         class_names: Class number -> its name, for the classes in these figures, where the teacher's library gives it.
         widths: Group -> [units that stay, units of the teacher].
         losses: [step, loss] of the mimic stage, at most a few hundred.
-        min_agreement: What the lower end of the agreement's interval was required to reach.
+        min_agreement: What the lower end of the agreement's interval was required to reach, for every output with one.
+        max_error: What the upper end of the error's interval was allowed to reach, for every output that is no classes.
         top1_teacher, top1_student: Accuracy on labelled images, in percent.
         top1_difference: Student minus teacher, in percentage points; top1_difference_low and top1_difference_high are
             its 95 % interval (paired).
@@ -65,10 +68,12 @@ class Report:
     confidence_teacher: float | None = None
     confidence_student: float | None = None
     disagreements: tuple[dict[str, Any], ...] = ()
+    outputs: tuple[dict[str, Any], ...] = ()
     class_names: dict[str, str] = field(default_factory=dict)
     widths: dict[str, Any] = field(default_factory=dict)
     losses: tuple[Any, ...] = ()
     min_agreement: float | None = None
+    max_error: float | None = None
     top1_teacher: float | None = None
     top1_student: float | None = None
     top1_difference: float | None = None
@@ -112,16 +117,44 @@ class Report:
                 f"reading a report: unknown entries {', '.join(unknown)}; it was edited, or made by a newer release: "
                 "then update mimicut (pip install --upgrade mimicut)"
             )
-        tuples = ("macs_not_counted", "notes", "disagreements", "losses", "alternatives")
+        tuples = ("macs_not_counted", "notes", "disagreements", "losses", "alternatives", "outputs")
         lists = {key: tuple(data[key]) for key in tuples if key in data}
         return cls(**{**data, **lists})
 
     @property
     def go(self) -> bool | None:
-        """Whether the lower end of the agreement's interval reaches min_agreement; None where that is not set."""
-        if self.min_agreement is None:
+        """Whether every output reaches min_agreement or max_error; None where neither is set."""
+        if self.min_agreement is None and self.max_error is None:
             return None
-        return self.top1_agreement_low is not None and self.top1_agreement_low >= self.min_agreement
+        return all(reached for _, reached in self._verdicts())
+
+    def _verdicts(self) -> list[tuple[str, bool]]:
+        """For each threshold and output a sentence, and whether it is reached."""
+        found = []
+        if self.min_agreement is not None:
+            lows = {_name(o): o["agreement_low"] for o in self.outputs if o["kind"] in AGREEING}
+            for name, low in (lows or {"": self.top1_agreement_low}).items():
+                if low is None:
+                    found.append(
+                        (f"the agreement is unknown, but at least {self.min_agreement:.1%} was required", False)
+                    )
+                    continue
+                whose = f"of the agreement at {name}" if len(lows) > 1 else "of the interval"
+                words = f"the lower end {whose} is {low:.1%}, at least {self.min_agreement:.1%} was required"
+                found.append((words, low >= self.min_agreement))
+        if self.max_error is not None:
+            highs = {_name(o): o["error_high"] for o in self.outputs if o["kind"] not in AGREEING}
+            for name, high in (highs or {"": None}).items():
+                if high is None:
+                    found.append((f"the error is unknown, but at most {self.max_error:g} was allowed", False))
+                    continue
+                whose = f" at {name}" if len(highs) > 1 else ""
+                words = f"the upper end of the error{whose} is {high:.4f}, at most {self.max_error:g} was allowed"
+                found.append((words, high <= self.max_error))
+        return found
+
+    def _verdict_lines(self) -> list[str]:
+        return [f"{'GO' if reached else 'NO GO'}: {words}" for words, reached in self._verdicts()]
 
     @property
     def learned_hashes(self) -> list[str]:
@@ -148,11 +181,9 @@ class Report:
         return [f"extra images: {said}, which only helped to mimic{worth}"]
 
     def certificate(self) -> list[str]:
-        """Sentences on what the held-out images prove; none where agreement is unknown and min_agreement not set."""
+        """Sentences on what the held-out images prove; none where agreement is unknown and no threshold is set."""
         if self.top1_agreement is None or self.top1_agreement_low is None or not self.images_held_out:
-            if self.min_agreement is None:
-                return []
-            return [f"NO GO: the agreement is unknown, but at least {self.min_agreement:.1%} was required"]
+            return self._verdict_lines()
         agreeing = round(self.top1_agreement * self.images_held_out)
         more = images_to_halve(agreeing, self.images_held_out)
         words = in_words(self.top1_agreement_low, self.crossfit)
@@ -162,12 +193,13 @@ class Report:
                 f"mean confidence in their own answers: teacher {self.confidence_teacher:.1%}, student "
                 f"{self.confidence_student:.1%}"
             )
-        if self.min_agreement is not None:
-            sentences.append(
-                f"{'GO' if self.go else 'NO GO'}: the lower end of the interval is {self.top1_agreement_low:.1%}, "
-                f"at least {self.min_agreement:.1%} was required"
-            )
-        return sentences
+        return sentences + self._verdict_lines()
+
+    def output_lines(self) -> list[str]:
+        """A sentence for each output but a single row of class scores, of which the agreement says all."""
+        if len(self.outputs) == 1 and self.outputs[0]["kind"] == "scores":
+            return []
+        return [_output_line(output) for output in self.outputs]
 
     def _in_int8(self) -> list[str]:
         if not self.int8:
@@ -234,7 +266,12 @@ class Report:
             error += f"; cosine {self.feature_cosine:.4f}"
         lines = [
             "",
-            f"agreement with the teacher, top-1: {agreement}",
+            *(
+                [f"agreement with the teacher, top-1: {agreement}"]
+                if agreement != "unknown" or not self.outputs
+                else []
+            ),
+            *self.output_lines(),
             f"feature error, relative: {error}",
             f"images: {_count(self.images_few)} to learn from, {_count(self.images_choose)} of them to choose the best "
             f"step by; {_count(self.images_held_out)} held out",
@@ -263,6 +300,41 @@ class Report:
 
     def _notes(self) -> list[str]:
         return ["", *(f"note: {shortened(note)}" for note in self.notes)] if self.notes else []
+
+
+def _name(output: Mapping[str, Any]) -> str:
+    return f"output {output['part']}" if output["part"] else "the output"
+
+
+_AGREE = {"scores": "names the same class for {}", "multilabel": "agrees on {} of the labels",
+          "map": "names the same class at {} of the positions"}  # fmt: skip
+
+
+def _output_line(output: Mapping[str, Any]) -> str:
+    """What became of an output, in one sentence."""
+
+    def between(name: str, form: str) -> str:
+        low, high = output[f"{name}_low"], output[f"{name}_high"]
+        return "" if low is None else f" ({format(low, form)} to {format(high, form)})"
+
+    parts = []
+    if output["agreement"] is not None:
+        share = f"{output['agreement']:.1%}" + between("agreement", ".1%")
+        parts.append(_AGREE[output["kind"]].format(share))
+        if output["overlap"] is not None:
+            parts.append(f"intersection over union {output['overlap']:.3f}")
+    if output["cosine"] is not None:
+        parts.append(f"cosine {output['cosine']:.4f}" + between("cosine", ".4f"))
+    if output["neighbours"] is not None:
+        parts.append(f"{output['neighbours']:.1%} of the nearest images kept" + between("neighbours", ".1%"))
+    error = "unknown" if output["error"] is None else f"{output['error']:.4f}" + between("error", ".4f")
+    parts.append(f"relative error {error}")
+    if output["correlation"] is not None:
+        parts.append(f"correlation {output['correlation']:.4f}")
+    if output["psnr"] is not None:
+        parts.append(f"PSNR {output['psnr']:.1f} dB")
+    kind = "" if output["imitated"] else ", not imitated"
+    return f"{_name(output)} ({output['kind']}{kind}): {'; '.join(parts)}"
 
 
 def shortened(note: str, most: int = 150) -> str:

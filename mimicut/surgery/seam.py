@@ -62,6 +62,37 @@ class SeamPoint:
         return cls("" if module == "<model>" else module, side, int(call or 0), part)
 
 
+# What the numbers of an output are; each kind is measured by figures of its own (`proof.output_figures`).
+OUTPUT_KINDS = ("scores", "multilabel", "embedding", "values", "map")
+AGREEING = ("scores", "multilabel", "map")  # kinds of which an agreement can be required; of the others an error
+
+
+@dataclass(frozen=True)
+class Output:
+    """One tensor that a network returns.
+
+    Attributes:
+        part: where it stands in what is returned, as `SeamPoint.part`; "" for a tensor that stands alone.
+        kind: "scores" of classes that exclude one another, "multilabel" (one yes or no for each label), "embedding",
+            "values" (numbers that are no classes), or "map" (classes at every position).
+        activation: "softmax", "log_softmax" or "sigmoid" where the network ends in one, else "".
+        imitated: every path to it leads through the seam, so that a student with the teacher's features returns the
+            teacher's output.
+        image: a map of as many channels as the network's input: a picture.
+        batch_axis: the axis of the images.
+    """
+
+    part: str
+    kind: str
+    activation: str = ""
+    imitated: bool = True
+    image: bool = False
+    batch_axis: int = 0
+
+    def __str__(self) -> str:
+        return f"<model>:output.{self.part}" if self.part else "<model>:output"
+
+
 @dataclass(frozen=True)
 class Seam:
     """Where the body of a network ends.
@@ -71,12 +102,30 @@ class Seam:
         shapes: for each point the shape of one image's features, batch axis left out, such as (512, 7, 7).
         head: names of the parameters and buffers that act only after the points; they are never changed.
         headless: the network predicts nothing: it returns features, which are no class scores.
+        outputs: the floating-point tensors that the network returns, that depend on the images and have an axis of
+            images; empty in results of release 0.1 and in seams made by hand.
+        batch_axes: for each point the axis of the images, where that is not 0 for all of them.
     """
 
     points: tuple[SeamPoint, ...]
     shapes: tuple[tuple[int, ...], ...]
     head: tuple[str, ...]
     headless: bool = False
+    outputs: tuple[Output, ...] = ()
+    batch_axes: tuple[int, ...] = ()
+
+    @property
+    def scores(self) -> Output | None:
+        """The output whose classes are compared: the only row of class scores, or among several the one that is named
+        logits or out; None if there is none."""
+        found = [output for output in self.outputs if output.kind == "scores"]
+        named = [output for output in found if output.part in ("logits", "out")]
+        return (named or found)[0] if len(named or found) == 1 else None
+
+    def batch_first(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The features of a pass with images on axis 0."""
+        axes = self.batch_axes or (0,) * len(features)
+        return [f.movedim(axis, 0) if axis else f for f, axis in zip(features, axes, strict=True)]
 
     def to_json(self) -> dict[str, Any]:
         """The seam as plain data."""
@@ -90,6 +139,8 @@ class Seam:
             tuple(tuple(s) for s in data["shapes"]),
             tuple(data["head"]),
             bool(data.get("headless", False)),
+            tuple(Output(**each) for each in data.get("outputs", ())),
+            tuple(data.get("batch_axes", ())),
         )
 
 
@@ -102,6 +153,7 @@ class Capture:
 
     def __init__(self, model: nn.Module, seam: Seam):
         self._model = model
+        self._seam = seam
         self._points = seam.points
         self._calls: dict[tuple[str, str], int] = {}
         self._found: dict[SeamPoint, torch.Tensor] = {}
@@ -157,7 +209,7 @@ class Capture:
         finally:
             found, self._found, self._stop = self._found, {}, None
         if all(p in found for p in self._points):
-            return [found[p] for p in self._points], output
+            return self._seam.batch_first([found[p] for p in self._points]), output
         raise UnsupportedModel(
             f"capturing features: the forward pass of {type(self._model).__name__} ended without reaching "
             f"{', '.join(map(str, self._points))}; name points that every pass runs through with --seam"

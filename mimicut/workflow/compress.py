@@ -16,6 +16,7 @@ from mimicut.inputs.image_set import ImageSet, ImageSource
 from mimicut.inputs.teacher import Teacher
 from mimicut.proof import laws
 from mimicut.proof.image_check import ImageCheck
+from mimicut.proof.output_figures import OutputKinds
 from mimicut.recovery.config import MimicConfig
 from mimicut.recovery.cut_student import CutStudent
 from mimicut.recovery.precision_and_layout import emulated
@@ -90,6 +91,8 @@ def compress(
     max_seconds: float | None = None,
     max_memory: int | None = None,
     min_agreement: float | None = None,
+    max_error: float | None = None,
+    output: OutputKinds = None,
     with_alternatives: bool = False,
     export_to: Sequence[str] = (),
     on_stage: OnStage | None = None,
@@ -118,7 +121,10 @@ def compress(
         example: Input to trace with, images first, or `((), {"pixel_values": images})`; by default two blank images.
         max_seconds: Time limit for evidence, planning and recovery, which then takes as many steps as fit.
         max_memory: Bound on the resident memory of this process, in bytes; by default 4 GB, or half of what is free.
-        min_agreement: Required lower end of the agreement's interval (`Report.go` says whether it is reached).
+        min_agreement: Required lower end of the agreement's interval (`Report.go` says whether it is reached), for
+            every output that is classes.
+        max_error: Allowed upper end of the relative error's interval, for every output that is no classes.
+        output: What the outputs are, where mimicut cannot see it: one of OUTPUT_KINDS, or {part: kind}.
         with_alternatives: Whether to report also how well cheaper ways recover the same cut.
         export_to: Formats in which `export_folder` also writes the saved result.
         on_stage, on_step: Receive a sentence at each stage, and (steps done, steps, loss) after each step.
@@ -139,6 +145,7 @@ def compress(
         teacher, budget=budget, plan=plan, config=config, folder=folder, force=force, resume=resume, held_out=held_out,
         held_out_share=held_out_share, labelled=labelled, labels=labels, split_seed=split_seed, extra=extra,
         seam=seam, example=example, max_seconds=max_seconds, max_memory=max_memory, min_agreement=min_agreement,
+        max_error=max_error, output=output,
         with_alternatives=with_alternatives, export_to=export_to, **options,
     )  # fmt: skip
     return run_request(teacher, images, request, on_stage or (lambda text: None), on_step)

@@ -7,7 +7,7 @@ and the interval is an approximation; the report says so.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, Unpack
 
 import torch
@@ -19,6 +19,7 @@ from mimicut.inputs.image_set import ImageSet, ImageSource, read_images
 from mimicut.inputs.teacher import Teacher
 from mimicut.proof.certificate import binomial_interval, check_threshold
 from mimicut.proof.figures import DISAGREEMENTS
+from mimicut.proof.output_figures import OutputFigures
 from mimicut.results import store
 from mimicut.results.report import Report
 from mimicut.surgery.plan import Plan
@@ -76,7 +77,9 @@ def crossfit(
     if searches:
         notes.append("every fold's student has the plan made from all images, including those held out in the fold")
     recorded = Recorded(images, replace(request, crossfit=folds))
-    result = run_request(teacher, found, replace(request, min_agreement=None), say, on_step, recorded=recorded)
+    result = run_request(
+        teacher, found, replace(request, min_agreement=None, max_error=None), say, on_step, recorded=recorded
+    )
     again = _fold_request(request, result.plan if searches or request.plan is not None else None)
     reports = []
     for number, (rest, held) in enumerate(parts, 1):
@@ -97,6 +100,11 @@ def crossfit(
 
 def _check(request: Request, held_out: int) -> None:
     check_threshold(request.min_agreement, held_out)
+    if request.max_error is not None:
+        raise InputError(
+            f"crossfit: found an allowed error of {request.max_error} as well, whose interval the folds cannot give; "
+            "expected held-out images instead of crossfit"
+        )
     if request.with_alternatives:
         raise InputError(
             "crossfit: found alternatives as well, but no image is held out to judge them by; expected either crossfit "
@@ -133,6 +141,21 @@ def _folds(images: ImageSet, folds: int, seed: int) -> list[tuple[list[int], lis
     return parts
 
 
+def _pooled_outputs(folds: Sequence[Sequence[dict[str, Any]]], images: Sequence[int]) -> tuple[dict[str, Any], ...]:
+    """The figures of each output, weighted by images; of the intervals only that of the agreement."""
+    pooled = []
+    for same in zip(*folds, strict=True):
+        one = dict(same[0])
+        for name in (f.name for f in fields(OutputFigures) if f.type == "float | None"):
+            values = [output[name] for output in same]
+            known = None not in values and not name.endswith(("_low", "_high"))
+            one[name] = sum(v * n for v, n in zip(values, images, strict=True)) / sum(images) if known else None
+        if one["agreement"] is not None:
+            one["agreement_low"], one["agreement_high"] = binomial_interval(one["agreement"] * sum(images), sum(images))
+        pooled.append(one)
+    return tuple(pooled)
+
+
 def _pooled(report: Report, folds: Sequence[Report]) -> Report:
     """`report` with the figures of all folds."""
     images = [fold.images_held_out or 0 for fold in folds]
@@ -147,6 +170,7 @@ def _pooled(report: Report, folds: Sequence[Report]) -> Report:
         values = [getattr(fold, name) for fold in folds]
         if None not in values:
             pooled[name] = sum(v * n for v, n in zip(values, images, strict=True)) / total
+    pooled["outputs"] = _pooled_outputs([fold.outputs for fold in folds], images)
     by_class: dict[str, list[int]] = {}
     for fold in folds:
         for name, (agree, seen) in fold.agreement_by_class.items():

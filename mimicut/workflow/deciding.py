@@ -20,6 +20,7 @@ from mimicut.planning.mixtures import plan_mixture
 from mimicut.planning.planner import make_plan, replan
 from mimicut.planning.survey import Findings
 from mimicut.proof.image_check import ImageCheck, check_images
+from mimicut.proof.output_figures import check_fit, with_kinds
 from mimicut.recovery.recover import EVIDENCE_SHARE, about
 from mimicut.surgery.plan import Plan
 from mimicut.workflow.intake import Intake
@@ -64,13 +65,15 @@ def read_network(teacher: Teacher, request: Request, intake: Intake, plan: Plan 
 
     Raises:
         UnsupportedModel: The network cannot be traced.
-        InputError: There is not enough memory for it.
+        InputError: There is not enough memory for it, or a kind of output or a threshold does not fit it.
     """
     budget = request.budget
     planned = () if budget is None or budget.searches else budget.drop
     drop = planned if plan is None else tuple(plan.drop)
     seam = plan.seam if plan and not request.seam else None
     anatomy = trace(teacher.model, intake.example, seam, points=request.seam, drop=drop)
+    anatomy.seam = with_kinds(anatomy.seam, request.output)
+    check_fit(anatomy.seam, request.min_agreement, request.max_error)
     passes = needed_bytes(anatomy) if asks_images(request, plan) else 0
     check_memory(anatomy, request.memory_bytes, asked=request.max_memory is not None, passes=passes)
     return Network(teacher.model, anatomy, images_within(anatomy, memory.MEASURING * request.memory_bytes))

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -51,6 +51,7 @@ def report_of(
         macs_not_counted=tuple(f"{name} x{times}" for name, times in costs.student.uncounted.items()),
         **report_fields(proof.figures, intake.held_out),
         min_agreement=request.min_agreement,
+        max_error=request.max_error,
         losses=thinned(log.losses),
         **({} if proof.accuracy is None else vars(proof.accuracy)),
         images_few=len(intake.few),
@@ -78,6 +79,7 @@ def _extra_fields(intake: Intake, log: MimicLog) -> dict[str, Any]:
 def report_fields(found: Figures, held_out: ImageSet) -> dict[str, Any]:
     """The figures as fields of the report, with images by their names."""
     data = {name: getattr(found, name) for name in _FIGURES}
+    data["outputs"] = tuple(asdict(each) for each in found.outputs)
     data["agreement_by_class"] = {str(c): list(pair) for c, pair in found.agreement_by_class.items()}
     data["disagreements"] = tuple(
         {**each, "image": held_out.names[each["image"]], "thumbnail": thumbnail(held_out, each["image"])}

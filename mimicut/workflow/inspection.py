@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from torch import nn
@@ -39,6 +40,7 @@ def facts(teacher: nn.Module, anatomy: Anatomy) -> dict[str, Any]:
         A dictionary with these entries:
         seam, seam_shapes, head: points, shapes and head;
         headless: whether the network returns features and predicts nothing;
+        outputs: each tensor that it returns: part, kind, final activation, whether it is imitated;
         macs, params, macs_not_counted: the costs;
         groups: name, width in units, channels, whether in scheme "mid", share of the MACs that depend on the group, and
         why it is pinned;
@@ -60,6 +62,7 @@ def facts(teacher: nn.Module, anatomy: Anatomy) -> dict[str, Any]:
         "seam_shapes": [list(s) for s in anatomy.seam.shapes],
         "head": list(anatomy.seam.head),
         "headless": anatomy.seam.headless,
+        "outputs": [asdict(output) for output in anatomy.seam.outputs],
         "macs": cost.macs,
         "params": cost.params,
         "macs_not_counted": cost.uncounted,

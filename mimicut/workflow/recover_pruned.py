@@ -16,6 +16,7 @@ from mimicut.base.guard import full_copy, on_device
 from mimicut.inputs.image_set import ImageSet, ImageSource
 from mimicut.inputs.teacher import Teacher
 from mimicut.proof.image_check import check_images
+from mimicut.proof.output_figures import check_fit, with_kinds
 from mimicut.recovery.folds import batches_of
 from mimicut.recovery.mimic import mimic
 from mimicut.recovery.norms import VIEWS, refit_norms
@@ -65,7 +66,7 @@ def recover_pruned(  # type: ignore[misc]  # of RunOptions it names export_to it
             report and README.
         on_stage, on_step: As for `compress`.
         options: folder, force, config, held_out, held_out_share, labelled, labels, split_seed, extra, seam, example,
-            min_agreement, max_memory: as for `compress`.
+            min_agreement, max_error, output, max_memory: as for `compress`.
 
     Returns:
         The student under the teacher's head, and the report.
@@ -85,7 +86,8 @@ def recover_pruned(  # type: ignore[misc]  # of RunOptions it names export_to it
     notes = [*intake.notes, *known_images(teacher, None, intake.held_out.hashes, request.min_agreement)]
     say_notes(say, notes)
     model = teacher.model
-    seam = find_seam(model, intake.example, points=request.seam)
+    seam = with_kinds(find_seam(model, intake.example, points=request.seam), request.output)
+    check_fit(seam, request.min_agreement, request.max_error)
     student = full_copy(student).cpu().float().eval()
     costs = Costs(count(model, intake.example), count(student, intake.example))
     put_under_head(model, student, seam)  # fails before any work if the student does not fit

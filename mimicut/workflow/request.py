@@ -14,7 +14,8 @@ from mimicut.inputs.extra_images import GENERATED, NONE
 from mimicut.inputs.image_set import ImageSet, ImageSource
 from mimicut.inputs.teacher import Teacher, own_teacher
 from mimicut.planning.survey import setting_of
-from mimicut.proof.certificate import check_threshold
+from mimicut.proof.certificate import check_max_error, check_threshold
+from mimicut.proof.output_figures import OutputKinds, check_kinds
 from mimicut.recovery.checkpoint import Checkpoint
 from mimicut.recovery.config import PRESETS, MimicConfig
 from mimicut.recovery.recover import check_seconds
@@ -64,6 +65,8 @@ class Request:
     max_seconds: float | None = None
     max_memory: int | None = None
     min_agreement: float | None = None
+    max_error: float | None = None
+    output: OutputKinds = None
     with_alternatives: bool = False
     export_to: tuple[str, ...] = ()
     folder: Path | None = None
@@ -98,6 +101,8 @@ class Request:
         if not (isinstance(share, (int, float)) and 0 <= share < 1):
             raise InputError(f"setting images aside: held_out_share is {share!r}, expected at least 0 and below 1")
         check_threshold(self.min_agreement)
+        check_max_error(self.max_error)
+        check_kinds(self.output)
         if self.config.extra_share == 0 and not self.draws_extra:
             raise InputError(
                 "recovering: extra images are given, and a recipe that uses none (its extra_share is 0, as that of the "
@@ -129,6 +134,8 @@ class RunOptions(TypedDict, total=False):
     example: Any
     max_memory: int | None
     min_agreement: float | None
+    max_error: float | None
+    output: OutputKinds
     export_to: Sequence[str]
     folder: str | Path | None
     force: bool

@@ -13,6 +13,7 @@ from mimicut.inputs.build_by_name import parse_spec
 from mimicut.inputs.extra_images import GENERATED, NONE
 from mimicut.inputs.image_set import ImageSet, ImageSource
 from mimicut.inputs.teacher import Teacher
+from mimicut.proof.output_figures import check_kinds
 from mimicut.recovery.config import PRESETS, MimicConfig
 from mimicut.workflow.request import Request
 
@@ -58,6 +59,8 @@ def run_file(
         "max_seconds": request.max_seconds,
         "max_memory": request.max_memory and str(request.max_memory),
         "min_agreement": request.min_agreement,
+        "max_error": request.max_error,
+        "output": [kind if part is None else f"{part}={kind}" for part, kind in check_kinds(request.output)],
         "alternatives": request.with_alternatives or None,
         "to": ",".join(request.export_to),
         "crossfit": request.crossfit,

@@ -13,6 +13,7 @@ from mimicut.base.environment import versions
 from mimicut.base.errors import InputError, StoreError
 from mimicut.base.guard import named_tensors
 from mimicut.inputs.teacher import Teacher
+from mimicut.proof.output_figures import check_kinds
 from mimicut.recovery.checkpoint import Checkpoint
 from mimicut.results.stopped_runs import stopped_path, write_stopped
 from mimicut.surgery.plan import Plan
@@ -34,6 +35,7 @@ def record_of(teacher: Teacher, request: Request, intake: Intake) -> dict[str, A
         "config": request.config.to_json(),
         "plan": request.plan and request.plan.to_json(),
         "seam": None if request.seam is None else [str(point) for point in request.seam],
+        "output": check_kinds(request.output),
         "call": intake.call,
         "budget": request.budget and request.budget.to_json(),
         "threads": torch.get_num_threads(),

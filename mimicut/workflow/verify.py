@@ -9,9 +9,10 @@ import torch
 from mimicut.base import memory
 from mimicut.base.environment import platform_kind, versions
 from mimicut.inputs.image_set import ImageSet, ImageSource, bind_call
-from mimicut.proof.certificate import check_threshold
+from mimicut.proof.certificate import check_max_error, check_threshold
 from mimicut.proof.figures import Accuracy, accuracy, figures
 from mimicut.proof.image_check import held_out_notes
+from mimicut.proof.output_figures import check_fit
 from mimicut.results.load_result import load
 from mimicut.results.report import Report
 from mimicut.results.store import read
@@ -32,6 +33,7 @@ def verify_folder(
     labelled: ImageSource | ImageSet | None = None,
     device: str | None = None,
     min_agreement: float | None = None,
+    max_error: float | None = None,
     max_memory: int | None = None,
 ) -> Report:
     """Measure a stored result against its teacher.
@@ -44,7 +46,7 @@ def verify_folder(
         weights, pretrained: Of the teacher, as in `load_teacher`.
         labelled: Images that measure accuracy, as a folder of class folders.
         device: Where to measure.
-        min_agreement, max_memory: As in `compress`.
+        min_agreement, max_error, max_memory: As in `compress`.
 
     Returns:
         The stored report, with new figures.
@@ -56,7 +58,9 @@ def verify_folder(
     started = time.perf_counter()
     memory_bytes = memory.bound(max_memory)
     check_threshold(min_agreement)
+    check_max_error(max_error)
     plan, stored, _ = read(folder)
+    check_fit(plan.seam, min_agreement, max_error)
     source = plan.teacher.get("source") or {}
     model = load(folder, code_of(teacher))
     original = load_again(source, teacher, weights=weights, pretrained=pretrained)
@@ -81,6 +85,7 @@ def verify_folder(
         **report_fields(found, held_out),
         class_names=class_names(found, original.classes),
         min_agreement=min_agreement,
+        max_error=max_error,
         **({f.name: None for f in fields(Accuracy)} if measured is None else vars(measured)),
         image_hashes={**stored.image_hashes, "held_out": held_out.hashes},
         seconds=time.perf_counter() - started,

@@ -1,0 +1,152 @@
+"""What a network returns: which axis the images are on, what kind each output is, and whether the seam fixes it."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import networkx
+import torch
+from torch.fx import Node
+
+from mimicut.anatomy.tracing import Traced, operator, run_for_shapes, shape
+from mimicut.surgery.seam import Output, SeamPoint, watching
+
+# They change neither which class is first nor whether a number is a probability.
+_RESHAPES = {
+    "flatten", "view", "reshape", "transpose", "permute", "unsqueeze", "squeeze", "contiguous", "clone", "_to_copy",
+    "to", "select", "slice", "getitem", "upsample_bilinear2d", "upsample_nearest2d", "interpolate", "dropout",
+    "seam_mark",
+}  # fmt: skip
+_ACTIVATIONS = {"softmax": "softmax", "_softmax": "softmax", "log_softmax": "log_softmax", "sigmoid": "sigmoid"}
+_LENGTHS = {"norm", "linalg_vector_norm", "linalg_norm"}
+_KEEP_LENGTHS = {"clamp_min", "clamp", "expand", "expand_as", "add", *_RESHAPES}
+
+
+def imitated(flow: networkx.DiGraph, seam: set[Node], output: Node) -> bool:
+    """Whether every path to `output` leads through the seam, and from there through nothing that may be cut or trained.
+
+    Args:
+        flow: As `Traced.flow`.
+        seam: The seam's nodes.
+        output: What the network returns.
+    """
+    if output in seam:
+        return True
+    body = set(seam).union(*(networkx.ancestors(flow, n) for n in seam))
+    todo, seen = [output], {output}
+    while todo:
+        node = todo.pop()
+        if node in body:
+            return False
+        for source in flow.predecessors(node):
+            if source == "in":
+                return False
+            if source not in seam and source not in seen:
+                seen.add(source)
+                todo.append(source)
+    return True
+
+
+def batch_axes(traced: Traced, points: Mapping[SeamPoint, Node]) -> tuple[int | None, ...]:
+    """For each point the axis of its tensor that has one place, or several, for each image; None without one.
+
+    A tensor whose first axis alone is as long as the batch has it there. For any other the network runs with one more
+    image, and the axis that grows is the one.
+    """
+    sizes = [shape(node) or () for node in points.values()]
+    axes: list[int | None] = [0 if s[:1] == (traced.batch,) and s.count(traced.batch) == 1 else None for s in sizes]
+    if None not in axes:
+        return tuple(axes)
+    grown = _with_one_more(traced, points)
+    for i, (before, after) in enumerate(zip(sizes, grown, strict=True)):
+        if after is None:  # it does not run with another number of images
+            axes[i] = 0 if before[:1] == (traced.batch,) else None
+        else:
+            changed = [a for a, (old, new) in enumerate(zip(before, after, strict=True)) if old != new]
+            axes[i] = changed[0] if len(changed) == 1 and len(before) == len(after) else None
+    return tuple(axes)
+
+
+def _with_one_more(traced: Traced, points: Mapping[SeamPoint, Node]) -> list[tuple[int, ...] | None]:
+    """The shapes at `points` with one more image; None where they are not known."""
+    batch = traced.batch
+
+    def longer(value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and value.shape[:1] == (batch,):
+            return torch.cat([value, value[:1]])
+        return value
+
+    def run(model: Any, args: tuple, kwargs: dict) -> list[tuple[int, ...] | None]:
+        with torch.no_grad(), watching(model, list(points)) as found:
+            model(*args, **kwargs)
+        tensors = [found.get(SeamPoint(p.module, p.side, p.call), {}).get(p.part) for p in points]
+        return [None if t is None else tuple(t.shape) for t in tensors]
+
+    try:
+        return run_for_shapes(traced.model, torch.utils._pytree.tree_map(longer, traced.example), run)
+    except Exception:  # whatever its code raises with another number of images
+        return [None] * len(points)
+
+
+def describe_outputs(traced: Traced, seam: Iterable[Node], headless: bool) -> tuple[Output, ...]:
+    """What a network returns: its floating-point tensors that depend on the images.
+
+    Args:
+        traced: The network.
+        seam: The seam's nodes.
+        headless: The network returns features.
+
+    Returns:
+        One entry for each. Kinds that no graph shows (coordinates look like class scores) are set with
+        `with_kinds`.
+    """
+    flow, points = traced.flow(), set(seam)
+    channels = [s[1] for n in traced.inputs if (s := shape(n)) and len(s) >= 4]
+    found = []
+    for node, (part, axis) in returned(traced).items():
+        kind, activation = _kind(node, headless, channels)
+        is_imitated, is_image = imitated(flow, points, node), _is_image(node, channels)
+        found.append(Output(part, kind, activation, is_imitated, is_image, axis))
+    return tuple(found)
+
+
+def returned(traced: Traced) -> dict[Node, tuple[str, int]]:
+    """The outputs that can be compared, with their part and the axis of the images: floats that depend on the input
+    and have such an axis."""
+    computed = networkx.descendants(traced.flow(), "in")
+    floats = {n: p for n, p in traced.outputs.items() if n in computed and n.meta["val"].is_floating_point()}
+    axes = batch_axes(traced, {SeamPoint("", "output", 0, part): n for n, part in floats.items()})
+    return {n: (p, axis) for (n, p), axis in zip(floats.items(), axes, strict=True) if axis is not None}
+
+
+def _kind(node: Node, headless: bool, channels: list[int]) -> tuple[str, str]:
+    """Kind and final activation of an output."""
+    size = shape(node) or ()
+    activation, before = "", node
+    while operator(before) in _RESHAPES and before.args and isinstance(before.args[0], Node):
+        before = before.args[0]
+    if before.op == "call_function":
+        activation = _ACTIVATIONS.get(operator(before), "")
+    if _has_unit_length(before):
+        return "embedding" if len(size) == 2 else "values", ""
+    if activation and len(size) == 2:
+        return ("multilabel" if activation == "sigmoid" else "scores"), activation
+    if len(size) == 2 and size[1] > 1:
+        return ("embedding" if headless else "scores"), ""
+    if len(size) >= 4 and not headless and not _is_image(node, channels) and (size[1] > 1 or activation):
+        return "map", activation
+    return "values", ""
+
+
+def _is_image(node: Node, channels: list[int]) -> bool:
+    size = shape(node) or ()
+    return len(size) == 4 and size[1] in channels
+
+
+def _has_unit_length(node: Node) -> bool:
+    """Whether it is divided by its own length."""
+    if operator(node) != "div" or not isinstance(node.args[1], Node):
+        return False
+    length: Any = node.args[1]
+    while isinstance(length, Node) and operator(length) in _KEEP_LENGTHS:
+        length = length.args[0]
+    return isinstance(length, Node) and operator(length) in _LENGTHS and length.args[0] is node.args[0]
