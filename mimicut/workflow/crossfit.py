@@ -7,7 +7,7 @@ and the interval is an approximation; the report says so.
 """
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, Unpack
 
 import torch
@@ -19,7 +19,6 @@ from mimicut.inputs.image_set import ImageSet, ImageSource, read_images
 from mimicut.inputs.teacher import Teacher
 from mimicut.proof.certificate import binomial_interval, check_threshold
 from mimicut.proof.figures import DISAGREEMENTS
-from mimicut.proof.output_figures import OutputFigures
 from mimicut.results import store
 from mimicut.results.report import Report
 from mimicut.surgery.plan import Plan
@@ -146,7 +145,7 @@ def _pooled_outputs(folds: Sequence[Sequence[dict[str, Any]]], images: Sequence[
     pooled = []
     for same in zip(*folds, strict=True):
         one = dict(same[0])
-        for name in (f.name for f in fields(OutputFigures) if f.type == "float | None"):
+        for name in [name for name, value in one.items() if value is None or isinstance(value, float)]:
             values = [output[name] for output in same]
             known = None not in values and not name.endswith(("_low", "_high"))
             one[name] = sum(v * n for v, n in zip(values, images, strict=True)) / sum(images) if known else None
