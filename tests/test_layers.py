@@ -139,9 +139,9 @@ FLAGS = {
     "inspect": TEACHER,
     "plan": f"{BUDGET} {TEACHER} --images --out --picture --seed --force --no-force",
     "compress": f"""{BUDGET} {TEACHER} --out --plan --preset --effort --steps --max-seconds --seed --device --precision
-        --layout --max-memory --views --held-out --held-out-share --extra --crossfit --max-error --min-agreement --output
-        --alternatives --no-alternatives --to --labelled --mean --std --resize --tensorboard --force --no-force --resume
-        --no-resume --config""",
+        --layout --max-memory --views --held-out --held-out-share --extra --crossfit --max-error --min-agreement
+        --output --alternatives --no-alternatives --to --labelled --mean --std --resize --tensorboard --force --no-force
+        --resume --no-resume --config""",
     "recover": """--out --to --preset --effort --steps --seed --device --precision --layout --max-memory
         --views --held-out --held-out-share --extra --max-error --min-agreement --output --labelled --weights
         --pretrained --no-pretrained --num-classes --input-size --mean --std
@@ -149,8 +149,7 @@ FLAGS = {
     "export": """--to --images --held-out --teacher --weights --pretrained --no-pretrained --normalise --no-normalise
         --force --no-force --threads""",
     "verify": """--teacher --labelled --weights --pretrained --no-pretrained --device --max-memory --max-error
-        --min-agreement
-        --threads""",
+        --min-agreement --threads""",
     "demo": """--teacher --keep --keep-width --images --preset --effort --steps --seed --out --force --no-force
         --threads""",
 }
