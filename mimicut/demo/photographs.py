@@ -98,7 +98,7 @@ def _read_grey(path: Path) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def _all_tiles() -> dict[str, tuple[list[Tile], np.ndarray]]:
+def all_tiles() -> dict[str, tuple[list[Tile], np.ndarray]]:
     """Per part: its tiles, ordered by photograph, and their pixels, uint8 (tiles, 64, 64)."""
     found: dict[str, tuple[list[Tile], list[np.ndarray]]] = {part: ([], []) for part in PARTS}
     for index, picture in enumerate(photographs()):
@@ -122,7 +122,7 @@ def _shuffled(tile: Tile) -> bytes:
 
 def tiles(part: str) -> list[Tile]:
     """The tiles of one part, ordered by photograph. No tile, hence no pixel, is in two parts."""
-    return list(_all_tiles()[_known(part)][0])
+    return list(all_tiles()[_known(part)][0])
 
 
 def pixels(part: str, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -137,7 +137,7 @@ def pixels(part: str, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
             f"drawing {part} patches: found count {count} and seed {seed}; expected a count of 1 or more, "
             "a seed from 0 to 2**32-1"
         )
-    owners, stack = _all_tiles()[_known(part)]
+    owners, stack = all_tiles()[_known(part)]
     # RandomState: NumPy promises that its streams never change; those of the newer Generator may.
     random = np.random.RandomState([PARTS.index(part), seed])
     labels = random.randint(0, len(CLASSES), size=count)

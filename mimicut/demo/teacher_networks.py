@@ -3,6 +3,7 @@
 Plain modules with the names that their big relatives have in torchvision. More families fit in as one more builder.
 """
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -250,16 +251,25 @@ _BUILDERS = {
     "vit_deep": vit_deep,
 }
 NAMES = tuple(_BUILDERS)
+# For other tasks than naming a picture: their classes in `scene_networks`.
+OTHER_TASKS = {
+    "segmenter_tiny": "Segmenter",
+    "detector_tiny": "Detector",
+    "embedder_tiny": "Embedder",
+    "denoiser_tiny": "Denoiser",
+}
 
 
 def build(name: str) -> nn.Module:
     """The network with random weights, in train mode.
 
     Raises:
-        InputError: The name is not in NAMES.
+        InputError: The name is in neither NAMES nor OTHER_TASKS.
     """
+    if name in OTHER_TASKS:
+        return getattr(importlib.import_module("mimicut.demo.scene_networks"), OTHER_TASKS[name])()
     if name not in _BUILDERS:
-        known = ", ".join((*NAMES, *imagenet.NAMES))
+        known = ", ".join((*NAMES, *OTHER_TASKS, *imagenet.NAMES))
         raise InputError(f"building a demo teacher: found the name {name!r}, expected one of {known}")
     return _BUILDERS[name]()
 
@@ -274,7 +284,7 @@ def facts(name: str, folder: Path = TEACHERS) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(
             f"reading the facts of the demo teacher {name!r}: {path} is missing; "
-            f"expected one of {', '.join(NAMES)}, trained by python -m mimicut.demo.train --teacher {name}"
+            f"expected one of {', '.join((*NAMES, *OTHER_TASKS))}, trained by {_trained_by(name)}"
         )
     return json.loads(path.read_text())
 
@@ -290,9 +300,17 @@ def load(name: str, folder: Path = TEACHERS) -> tuple[nn.Module, dict[str, Any]]
     model = build(name)
     path = Path(folder, f"{name}.safetensors")
     if not path.is_file():
-        raise InputError(
-            f"loading the demo teacher {name!r}: {path} is missing; make it with "
-            f"python -m mimicut.demo.train --teacher {name}"
-        )
+        raise InputError(f"loading the demo teacher {name!r}: {path} is missing; make it with {_trained_by(name)}")
     model.load_state_dict(load_file(path))
-    return model.eval(), dict(PREPROCESSING)
+    return model.eval(), preprocessing(name)
+
+
+def preprocessing(name: str) -> dict[str, Any]:
+    """How a teacher takes its images; see `load`."""
+    if name in ("segmenter_tiny", "detector_tiny"):
+        return dict(importlib.import_module("mimicut.demo.scenes").PREPROCESSING)
+    return dict(PREPROCESSING)
+
+
+def _trained_by(name: str) -> str:
+    return f"python -m mimicut.demo.train{'_scenes' if name in OTHER_TASKS else ''} --teacher {name}"

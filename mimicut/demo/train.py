@@ -81,7 +81,7 @@ def train(name: str, config: TrainConfig, on_step: Callable[[int, float], None] 
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        _average(kept, model, min(config.average, step / (step + 10)))
+        average_weights(kept, model, min(config.average, step / (step + 10)))
         if on_step is not None:
             on_step(step, loss.item())
     return kept
@@ -101,7 +101,8 @@ def _mixed(x: torch.Tensor, chance: float, random: torch.Generator) -> tuple[tor
 
 
 @torch.no_grad()
-def _average(kept: nn.Module, model: nn.Module, decay: float) -> None:
+def average_weights(kept: nn.Module, model: nn.Module, decay: float) -> None:
+    """Move `kept` towards `model`, in place."""
     for old, new in zip(kept.state_dict().values(), model.state_dict().values(), strict=True):
         if old.is_floating_point():
             old.lerp_(new, 1 - decay)
@@ -141,14 +142,18 @@ def _facts(name: str, model: nn.Module, config: TrainConfig, minutes: float, com
         "threads": torch.get_num_threads(),
         "command": command,
         "config": asdict(config),
-        "versions": {
-            "python": platform.python_version(),
-            **{p: version(p) for p in ("torch", "numpy", "pillow", "scikit-image", "scikit-learn", "safetensors")},
-        },
+        "versions": training_versions(),
     }
 
 
-def _progress(steps: int) -> Callable[[int, float], None]:
+def training_versions() -> dict[str, str]:
+    """What the training depends on."""
+    packages = ("torch", "numpy", "pillow", "scikit-image", "scikit-learn", "safetensors")
+    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
+
+
+def progress(steps: int) -> Callable[[int, float], None]:
+    """Receives (step, loss) and prints every 50th."""
     start = time.monotonic()
 
     def report(step: int, loss: float) -> None:
@@ -177,7 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
             f"--threads {options.threads}"
         )
         start = time.monotonic()
-        model = train(name, config, _progress(config.steps))
+        model = train(name, config, progress(config.steps))
         facts = _facts(name, model, config, (time.monotonic() - start) / 60, command)
         write(options.out, name, model, facts)
         print(json.dumps({"teacher": name, "top1_test": facts["top1_test"], "minutes": facts["minutes"]}))

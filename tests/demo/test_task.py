@@ -51,7 +51,7 @@ def test_tiles_share_no_pixel_and_lie_inside_their_photograph():
 @pytest.mark.parametrize(("one", "other"), PAIRS)
 def test_parts_share_no_picture_content(one, other):
     """Compares pixels, in every turn: a tile copied from one place of a photograph to another would be found."""
-    pixels = {part: photographs._all_tiles()[part][1] for part in (one, other)}
+    pixels = {part: photographs.all_tiles()[part][1] for part in (one, other)}
     turned = {t.tobytes() for tile in pixels[one] for k in range(4) for t in (np.rot90(tile, k), np.rot90(tile, k).T)}
     assert pixels[one][0].tobytes() in turned
     assert not turned & {tile.tobytes() for tile in pixels[other]}
@@ -64,7 +64,7 @@ def test_patches_come_from_the_tiles_of_their_part_and_photograph(monkeypatch):
         owners = photographs.tiles(part)
         stack = np.arange(len(owners)).reshape(-1, 1, 1) * np.ones((1, 64, 64), int)
         numbered[part] = (owners, stack)
-    monkeypatch.setattr(photographs, "_all_tiles", lambda: numbered)
+    monkeypatch.setattr(photographs, "all_tiles", lambda: numbered)
     monkeypatch.setattr(photographs, "_standardise", lambda windows: windows)
     for part in photographs.PARTS:
         found, labels = photographs.pixels(part, 3000, seed=5)
@@ -78,7 +78,7 @@ def test_patches_come_from_the_tiles_of_their_part_and_photograph(monkeypatch):
 def test_windows_stay_inside_and_are_turned_eight_ways(monkeypatch):
     ramp = np.arange(64 * 64).reshape(1, 64, 64)
     one = {"few": ([photographs.Tile(c, 0, 0) for c in range(20)], np.repeat(ramp, 20, axis=0))}
-    monkeypatch.setattr(photographs, "_all_tiles", lambda: one)
+    monkeypatch.setattr(photographs, "all_tiles", lambda: one)
     monkeypatch.setattr(photographs, "_standardise", lambda windows: windows)
     found, _ = photographs.pixels("few", 4000, seed=1)
     steps = set()
