@@ -10,7 +10,6 @@ results/other_tasks.jsonl for each run.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -54,10 +53,6 @@ def main() -> None:
             for method in METHODS:
                 if (name, method, seed) not in done:
                     add(RESULTS, one(name, method, seed))
-                        json.dumps(
-                            {key: line[key] for key in ("teacher", "method", "seed", "teacher_at", "student_at")}
-                        )
-                    )
 
 
 def few_and_held_out(name: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
