@@ -8,7 +8,7 @@ import sys
 import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -196,14 +196,44 @@ def _copied(model: nn.Module, memo: dict[int, object]) -> nn.Module:
         memo.update({id(value): value.detach() for value in left})
     try:
         copied = copy.deepcopy(model, memo)
+        _complete(model, copied, memo, set())
     except Exception as error:
         raise UnsupportedModel(
             f"copying {type(model).__name__}: {type(error).__name__}: {error}; "
             "expected a module that copy.deepcopy can copy"
         ) from error
-    for mine, its in zip(model.modules(), copied.modules(), strict=True):
-        its.training = mine.training  # torchvision's feature extractors forget it
     return copied
+
+
+def _complete(mine: nn.Module, its: nn.Module, memo: dict[int, object], done: set[int]) -> None:
+    """Give `its`, a copy of `mine`, what a `__deepcopy__` or `__getstate__` of the module's own class left out of it.
+
+    Such code may build the copy anew from some attributes: then tensors in `memo` are not shared, numbers that a cut
+    changed are as before it, and attributes or whole submodules are missing.
+    """
+    memo[id(mine)] = its
+    done.add(id(mine))
+    for kind in ("_parameters", "_buffers"):
+        held, copies = vars(mine)[kind], vars(its)[kind]
+        for name, tensor in held.items():
+            if tensor is None or name not in copies or copies[name] is not memo.get(id(tensor)):
+                copies[name] = copy.deepcopy(tensor, memo)
+    for name, child in mine._modules.items():
+        made = its._modules.get(name)
+        if child is None or made is None or id(child) in done:
+            made = its._modules[name] = copy.deepcopy(child, memo)
+        if child is not None and made is not None and id(child) not in done:
+            _complete(child, made, memo, done)
+    for name, value in vars(mine).items():
+        if name not in vars(its) or (_plain(value) and vars(its)[name] != value):  # torchvision's forget `training`
+            with suppress(Exception):  # a lock or an open file, left out for a reason
+                vars(its)[name] = copy.deepcopy(value, memo)
+
+
+def _plain(value: Any) -> bool:
+    """Whether a value is a number, a text or None, or a list or tuple of these."""
+    held = value if type(value) in (list, tuple) else (value,)
+    return all(isinstance(v, (bool, int, float, str, type(None))) for v in held)
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -29,6 +29,38 @@ Found = tuple[list[Decoded], list[tuple[str, str]], list[str]]
 """Images, (name, reason) of what was skipped, notes."""
 
 
+def floating_size(source: Any) -> tuple[int, int, int] | None:
+    """(C, H, W) of the images of a source, where they are floating-point: already in their network's own size.
+
+    Args:
+        source: As `image_set.read_images` takes it. Of a sequence or Dataset the first item is read, of a file of
+            arrays the shape.
+
+    Returns:
+        None where they are anything else, or of a shape that is not theirs for sure.
+    """
+    try:
+        if isinstance(source, (str, Path)):
+            path = Path(source)
+            source = _array_file(path) if path.suffix.lower() in (".npy", ".npz", ".safetensors") else None
+        one = source
+        if isinstance(source, (Tensor, np.ndarray)):
+            one = source[0] if source.ndim == 4 else source[:1] if source.ndim == 3 else None
+        elif source is not None and len(source):
+            one = source[0]
+        while isinstance(one, (tuple, list, Mapping)):
+            one = one[_image_key(one)]
+        one = _as_numpy(one) if isinstance(one, (Tensor, np.ndarray)) else None
+    except Exception:  # reading the images says what is wrong with them
+        return None
+    return tuple(one.shape) if one is not None and one.ndim == 3 and one.dtype.kind == "f" else None
+
+
+def _image_key(item: Mapping | Sequence) -> Any:
+    """Where an item of a Dataset holds its image; None for a dict that has none."""
+    return next((k for k in ("image", "pixel_values", "img") if k in item), None) if isinstance(item, Mapping) else 0
+
+
 def _as_numpy(values: Tensor | np.ndarray) -> np.ndarray:
     if isinstance(values, Tensor):
         values = values.detach().cpu()
@@ -87,7 +119,7 @@ def _item(item: Any, reader: Reader, name: str) -> Decoded:
     if isinstance(item, (tuple, list)) and item:
         return _item(item[0], reader, name)
     if isinstance(item, Mapping):
-        key = next((k for k in ("image", "pixel_values", "img") if k in item), None)
+        key = _image_key(item)
         if key is None:
             raise InputError(
                 f"reading {name}: found a dict of {sorted(map(str, item))}, expected 'image' or 'pixel_values'"

@@ -74,7 +74,7 @@ def import_builder(spec: str) -> Callable[..., Any]:
         raise InputError(f"loading the teacher {spec}: there is no file {place}; check the path")
     folder = path.parent if place.endswith(".py") else Path()
     try:
-        with _importable(folder):
+        with _importable(folder, place):
             module = _run_file(path) if place.endswith(".py") else importlib.import_module(place)
     except (Exception, SystemExit) as error:
         raise InputError(
@@ -91,7 +91,7 @@ def import_builder(spec: str) -> Callable[..., Any]:
         )
 
     def build_there(**kwargs: Any) -> Any:
-        with _importable(folder):  # for imports inside the function
+        with _importable(folder, place):  # for imports inside the function
             return build(**kwargs)
 
     return build_there
@@ -116,14 +116,24 @@ def _run_file(path: Path) -> ModuleType:
     return module
 
 
+# Folder and place of a builder -> what its code put before the search path and after it. It is kept, as a module that
+# is imported again does not run again.
+_ADDED: dict[tuple[str, str], tuple[list[str], list[str]]] = {}
+
+
 @contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Modules beside a user's file can be imported inside; the search path is as before afterwards."""
-    before = list(sys.path)
-    sys.path.insert(0, str(folder.resolve()))
+def _importable(folder: Path, place: str) -> Iterator[None]:
+    """Modules beside a user's file, and those where its code has added to the search path, can be imported inside; the
+    search path is as before afterwards."""
+    before, beside = list(sys.path), str(folder.resolve())
+    first, last = _ADDED.setdefault((beside, place), ([], []))
+    known = sys.path[:] = [*first, beside, *before, *last]
     try:
         yield
     finally:
+        at = next((i for i, path in enumerate(sys.path) if path in known), len(sys.path))
+        first[:0] = sys.path[:at]
+        last += [path for path in sys.path[at:] if path not in known]
         sys.path[:] = before
 
 

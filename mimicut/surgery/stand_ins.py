@@ -236,7 +236,7 @@ class _Correcting(TorchFunctionMode):
                         f"{max(right) + 1}; {_OTHER_CODE}"
                     )
                 positions = iter(range(count))
-                args, kwargs = map_numbers((args, kwargs), lambda n: _corrected(n, right.get(next(positions)), name))
+                args, kwargs = map_numbers((args, kwargs), lambda n: _right_number(n, right.get(next(positions)), name))
         return func(*args, **(kwargs or {}))
 
 
@@ -246,7 +246,7 @@ _OTHER_CODE = (
 )
 
 
-def _corrected(given: Any, correction: tuple[Number, Number] | None, function: str) -> Any:
+def _right_number(given: Any, correction: tuple[Number, Number] | None, function: str) -> Any:
     """The right number for the one that the code gives: where that counts images or positions too, it is a multiple of
     the plan's."""
     if correction is None:
@@ -270,37 +270,70 @@ def can_correct_calls(module: nn.Module) -> bool:
     return "forward" not in vars(module) and not isinstance(module, torch.fx.GraphModule)
 
 
+_Frozen = tuple[tuple[tuple[tuple[str, int], tuple[tuple[int, tuple[Number, Number]], ...]], ...], ...]
+
+
 def correct_calls(module: nn.Module, corrections: CallCorrections) -> None:
     """From now on give the torch functions that the code of `module` calls the right numbers, in place.
 
     Args:
-        module: it becomes an instance of a subclass of its class, by the same name.
+        module: it becomes an instance of a subclass of its class, by the same name. The subclass holds the corrections,
+            as a module's own `__getstate__` or `__deepcopy__` would leave out what stands on the module.
         corrections: (function, which call of it) -> position among its numbers -> (number in the code, right number).
             Corrections that the module has already come first.
     """
-    before = vars(module).get("_mimicut_corrections", ())
-    if not before:
-        module.__class__ = _correcting_class(type(module))  # type: ignore[arg-type]  # mypy doubts that classes hash
-    vars(module)["_mimicut_corrections"] = (*before, corrections)
+    base, before = _uncorrected(type(module))
+    frozen = tuple((call, tuple(right.items())) for call, right in corrections.items())
+    module.__class__ = _correcting_class(base, (*before, frozen))  # type: ignore[arg-type]  # mypy: do classes hash?
+
+
+def _uncorrected(kind: type[nn.Module]) -> tuple[type[nn.Module], _Frozen]:
+    """The class as the user wrote it, and the corrections that `kind` adds to it."""
+    frozen = vars(kind).get("_mimicut_corrections")
+    return (kind, ()) if frozen is None else (kind.__bases__[0], frozen)
 
 
 @functools.cache
-def _correcting_class(base: type[nn.Module]) -> type[nn.Module]:
+def _correcting_class(base: type[nn.Module], frozen: _Frozen) -> type[nn.Module]:
+    """A subclass of `base` that makes these corrections, whose copies and pickles are instances of it too."""
+    latest_first: list[CallCorrections] = [{call: dict(right) for call, right in each} for each in reversed(frozen)]
+
     @functools.wraps(base.forward)
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         with ExitStack() as stack:
-            for corrections in reversed(self._mimicut_corrections):  # the latest get the numbers of the earlier ones
+            for corrections in latest_first:  # the latest get the numbers of the earlier ones
                 stack.enter_context(_Correcting(corrections))
             return base.forward(self, *args, **kwargs)
 
     def reduce(self: nn.Module, protocol: Any) -> Any:  # such a class cannot be found by its name
-        return _rebuild, (base,), vars(self)
+        found: Any = base.__reduce_ex__(self, protocol)
+        make, args, *rest = found
+        return _rebuild, (frozen, make, tuple(base if a is type(self) else a for a in args)), *rest
 
+    methods: dict[str, Any] = {"forward": forward, "__reduce_ex__": reduce, "_mimicut_corrections": frozen}
+    for name in ("__copy__", "__deepcopy__"):
+        if hasattr(base, name):
+            methods[name] = _copying(getattr(base, name), frozen)
     names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
-    return type(base.__name__, (base,), {"forward": forward, "__reduce_ex__": reduce, **names})
+    return type(base.__name__, (base,), {**methods, **names})
 
 
-def _rebuild(base: type[nn.Module]) -> nn.Module:
-    """An empty instance for pickle and copy to fill."""
-    kind = _correcting_class(base)  # type: ignore[arg-type]  # mypy doubts that classes hash
-    return kind.__new__(kind)
+def _copying(copies: Callable[..., nn.Module], frozen: _Frozen) -> Callable[..., nn.Module]:
+    """A `__copy__` or `__deepcopy__` that gives the copy the corrections, whichever class it is made of."""
+
+    @functools.wraps(copies)
+    def copying(self: nn.Module, *memo: Any) -> nn.Module:
+        return _corrected(copies(self, *memo), frozen)
+
+    return copying
+
+
+def _corrected(made: nn.Module, frozen: _Frozen) -> nn.Module:
+    if _uncorrected(type(made))[1] != frozen:
+        made.__class__ = _correcting_class(_uncorrected(type(made))[0], frozen)  # type: ignore[arg-type]  # as above
+    return made
+
+
+def _rebuild(frozen: _Frozen, make: Callable[..., nn.Module], args: tuple) -> nn.Module:
+    """An instance for pickle and copy to fill."""
+    return _corrected(make(*args), frozen)

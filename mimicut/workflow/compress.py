@@ -104,7 +104,8 @@ def compress(
     Nothing is left half-written, and the teacher is not changed.
 
     Args:
-        teacher: From `load_teacher`, or a module (its images are then prepared as in `own_teacher`).
+        teacher: From `load_teacher`, or a module: its images then have the size of `example` or of floating-point
+            `images`, and are else prepared as in `own_teacher`.
         images: Anything that `read_images` reads.
         budget: The budget; or give its fields as keyword arguments: keep=0.5, latency=0.6, runtime="openvino", ...
         plan: What to keep, instead of a budget.
@@ -140,7 +141,7 @@ def compress(
             result is in `folder`, with the file to `resume` from. Stopped is a KeyboardInterrupt whose `log` is the
             Result.
     """
-    teacher = teacher_of(teacher)
+    teacher = teacher_of(teacher, images, example)
     request = request_of(
         teacher, budget=budget, plan=plan, config=config, folder=folder, force=force, resume=resume, held_out=held_out,
         held_out_share=held_out_share, labelled=labelled, labels=labels, split_seed=split_seed, extra=extra,

@@ -56,7 +56,7 @@ def crossfit(
         MimicutError: As `compress`.
     """
     say = on_stage or (lambda text: None)
-    teacher = teacher_of(teacher)
+    teacher = teacher_of(teacher, images, options.get("example"))
     if options.get("held_out") is not None:
         raise InputError("crossfit: found held-out images as well; expected either crossfit or those")
     if folds < 2:

@@ -76,7 +76,7 @@ def recover_pruned(  # type: ignore[misc]  # of RunOptions it names export_to it
         MimicutError: As `compress`.
     """
     started, say = time.perf_counter(), on_stage or (lambda text: None)
-    teacher = teacher_of(teacher)
+    teacher = teacher_of(teacher, images, options.get("example"))
     formats = _checked_formats(teacher, export_to)
     request = run_request_of(teacher, **options)
     if request.folder is not None:

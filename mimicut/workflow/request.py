@@ -5,13 +5,18 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, cast
 
+import torch
 from torch import nn
 
+from mimicut.anatomy.tracing import as_example
 from mimicut.base import memory
 from mimicut.base.errors import InputError, PlanError, StoreError, unknown_option
 from mimicut.base.guard import resolve_device
+from mimicut.inputs.built_model import OWN_PREPROCESSING
 from mimicut.inputs.extra_images import GENERATED, NONE
 from mimicut.inputs.image_set import ImageSet, ImageSource
+from mimicut.inputs.image_sources import floating_size
+from mimicut.inputs.preprocessing import PreprocessingChanges
 from mimicut.inputs.teacher import Teacher, own_teacher
 from mimicut.planning.survey import setting_of
 from mimicut.proof.certificate import check_max_error, check_threshold
@@ -220,9 +225,38 @@ def _checked(teacher: Teacher, options: Mapping[str, Any], budget: Budget | None
     return request
 
 
-def teacher_of(model: Teacher | nn.Module) -> Teacher:
-    """Wrap a module as a teacher; return a teacher unchanged."""
-    return model if isinstance(model, Teacher) else own_teacher(model)
+def teacher_of(model: Teacher | nn.Module, images: ImageSource | ImageSet, example: Any = None) -> Teacher:
+    """Wrap a module as a teacher; return a teacher unchanged.
+
+    Its images have the size of `example`, if that is given, or else of `images`, if these are floating-point; files and
+    uint8 arrays are resized to the size in `own_teacher`, and a note says so.
+    """
+    if isinstance(model, Teacher):
+        return model
+    if isinstance(images, ImageSet):
+        return own_teacher(model, images.preprocessing)
+    size = _example_size(example) or floating_size(images)
+    if size is not None:
+        notes: list[str] = []
+        preprocessing = PreprocessingChanges(input_size=size).apply(OWN_PREPROCESSING, None, notes)
+        made = own_teacher(model, preprocessing)
+        return replace(made, notes=[*made.notes, *notes])
+    made = own_teacher(model)
+    size = made.preprocessing.input_size
+    made.notes.append(
+        f"nothing says for which size the network is: images are resized to {'x'.join(map(str, size))}; give example=, "
+        "a batch as it takes them, or the teacher own_teacher(module, Preprocessing(...))"
+    )
+    return made
+
+
+def _example_size(example: Any) -> tuple[int, ...] | None:
+    """(C, H, W) of the images in an example."""
+    if example is None:
+        return None
+    args, kwargs = as_example(example)
+    images = next((v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor) and v.ndim == 4), None)
+    return None if images is None else tuple(images.shape[1:])
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Whatever happens inside, things are put back."""
 
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -85,6 +86,63 @@ def test_copies_own_modules_and_full_ones_own_tensors():
     assert full[0].weight is not net[0].weight
     assert torch.equal(full[0].weight, net[0].weight)
     assert state(full) == state(net)
+
+
+class _Anew(nn.Module):
+    """Its copy is built anew with the default width, and lacks what was set later. shares: with the same tensors."""
+
+    def __init__(self, shares=False):
+        super().__init__()
+        self.shares, self.width, self.sizes = shares, 6, [3, 3]
+        self.inner, self.weight = nn.Linear(2, 2), nn.Parameter(torch.zeros(2))
+        self.register_buffer("mean", torch.zeros(2))
+
+    def __deepcopy__(self, memo):
+        made = _Anew(self.shares)
+        if self.shares:
+            made.weight = self.weight
+        return made
+
+
+@pytest.mark.parametrize("shares", [False, True])
+@pytest.mark.parametrize("copies", [structural_copy, full_copy, guard.empty_copy])
+def test_what_a_module_leaves_out_of_its_copies_is_in_ours(copies, shares):
+    held = _Anew(shares)
+    held.width, held.sizes, held.gain, held.late = 4, [2, 2], 0.5, nn.Linear(2, 2)
+    held.inner.weight = held.late.weight
+    with torch.no_grad():
+        held.weight.fill_(7.0), held.mean.fill_(3.0)
+    made = copies(nn.Sequential(held, held))
+    assert made[0] is made[1]
+    assert made[0] is not held
+    found = made[0]
+    assert (found.width, found.sizes, found.gain) == (4, [2, 2], 0.5)
+    assert found.inner.weight is found.late.weight
+    tensors, originals = guard.named_tensors(found), guard.named_tensors(held)
+    assert tensors.keys() == originals.keys()
+    for name, tensor in tensors.items():
+        assert (tensor is originals[name]) == (copies is structural_copy)
+        assert tensor.is_meta or torch.equal(tensor, originals[name])
+        assert tensor.is_meta == (copies is guard.empty_copy)
+
+
+class _Part(nn.Module):
+    """Its state leaves out a submodule and a lock."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.lock = nn.Linear(2, 2), threading.Lock()
+
+    def __getstate__(self):
+        return {k: v for k, v in vars(self).items() if k != "lock"} | {"_modules": {}}
+
+
+def test_a_submodule_that_a_state_leaves_out_is_copied_and_a_lock_is_not():
+    held = _Part()
+    made = full_copy(held)
+    assert torch.equal(made.inner.weight, held.inner.weight)
+    assert made.inner.weight is not held.inner.weight
+    assert not hasattr(made, "lock")
 
 
 def test_a_module_that_cannot_be_copied_is_named():

@@ -356,6 +356,31 @@ def test_own_teacher_by_the_stated_contract(own):
     assert type(teacher.model).__module__ == "mimicut_teacher_own"
 
 
+_NET = "from torch import nn\ndef make(): return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2))\n"
+_LATE = "def build():\n    from {name} import make\n    return make()\n"
+_PATHS = {  # what a file does so that its function finds a package in lib/
+    "appends": "import os, sys\nsys.path.append(os.path.join(os.path.dirname(__file__), 'lib'))\n",
+    "inserts": "import pathlib, sys\nsys.path.insert(0, str(pathlib.Path(__file__).parent / 'lib'))\n",
+    "imports one that appends": "import {name}_paths\n",
+    "in the function": "",
+}
+
+
+@pytest.mark.parametrize("how", _PATHS)
+def test_a_file_that_adds_to_the_search_path_and_imports_in_its_function(tmp_path, how):
+    name = f"late_{'_'.join(how.split())}"
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / f"{name}.py").write_text(_NET)
+    (tmp_path / f"{name}_paths.py").write_text(_PATHS["appends"])
+    late = _LATE if how != "in the function" else _LATE.replace("from", "import {name}_paths\n    from", 1)
+    (tmp_path / "net.py").write_text((_PATHS[how] + late).format(name=name))
+    before = list(sys.path)
+    for _ in range(2):  # the second time, what it imports is there and does not run again
+        assert isinstance(load_teacher(f"{tmp_path}/net.py:build").model[0], torch.nn.Conv2d)
+        assert sys.path == before
+        sys.modules.pop(name)
+
+
 def test_own_teacher_with_its_own_preprocessing(own):
     teacher = load_teacher(f"{own}:with_dict")
     assert teacher.preprocessing == Preprocessing((1, 32, 32), (0.5,), (0.2,))

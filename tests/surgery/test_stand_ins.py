@@ -12,6 +12,7 @@ from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from mimicut.anatomy.find_seam import trace
+from mimicut.base.guard import full_copy
 from mimicut.planning.planner import make_plan
 from mimicut.proof.laws import check_cut
 from mimicut.proof.randomised import randomised
@@ -273,3 +274,60 @@ def test_a_feature_extractor_of_torchvision_is_cut_and_stays_in_eval_mode():
     assert plan.widths == {"body.0": 4}  # what it returns stays whole
     assert check_cut(anatomy, plan, model, student)["error"] <= 1e-10
     assert not any(m.training for m in student.modules())
+
+
+class _Grouped(nn.Module):
+    """Its code holds the width, and its copies keep only what the class says."""
+
+    def __init__(self, groups=3):
+        super().__init__()
+        self.groups, self.scale = groups, nn.Parameter(torch.ones(12))
+
+    def forward(self, x):
+        x = x.reshape(x.shape[0], 12, -1).reshape(x.shape)
+        return x * self.scale[:, None, None]
+
+
+class _WithState(_Grouped):
+    def __getstate__(self):
+        return {"groups": self.groups, "scale": self.scale}
+
+    def __setstate__(self, state):
+        nn.Module.__init__(self)
+        self.groups, self.scale = state["groups"], state["scale"]
+
+
+class _WithDeepcopy(_Grouped):
+    def __deepcopy__(self, memo):
+        made = _WithDeepcopy(self.groups)
+        made.scale = nn.Parameter(self.scale.detach().clone())
+        return made
+
+
+class _WithReduce(_Grouped):
+    def __reduce_ex__(self, protocol):
+        return _WithReduce, (self.groups,), {**vars(self)}
+
+
+class _Around(Chain):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.fc(self.pool(self.body[6:](self.inner(self.body[:6](x)))).flatten(1))
+
+
+@pytest.mark.parametrize("kind", [_WithState, _WithDeepcopy, _WithReduce, _Grouped])
+def test_corrected_numbers_survive_every_way_to_copy_a_module(kind):
+    model = randomised(_Around(kind()))
+    anatomy = trace(model, model.example())
+    plan = make_plan(model, anatomy, keep_width=0.5, scheme="all")
+    assert ("inner", 12, 6) in {(c["module"], c["from"], c["to"]) for c in plan.calls}
+    student = cut(model, plan)
+    assert check_cut(anatomy, plan, model, student)["error"] <= 1e-10
+    images = torch.randn(2, *model.size)
+    once = copy.deepcopy(student)
+    for each in (full_copy(student), once, copy.deepcopy(once), pickle.loads(pickle.dumps(once))):
+        assert isinstance(each.inner, kind)
+        assert torch.equal(each(images), student(images))

@@ -14,6 +14,7 @@ import nets
 import pytest
 import torch
 from nets import Chain, Residual
+from torch import nn
 
 import mimicut as us
 from mimicut.base.errors import InputError, LawBroken, PlanError, Stopped, StoreError, UnsupportedModel
@@ -22,6 +23,7 @@ from mimicut.proof.randomised import randomised
 from mimicut.recovery.config import preset
 from mimicut.results.stopped_runs import stopped_path
 from mimicut.workflow.compress import compress
+from mimicut.workflow.request import teacher_of
 from mimicut.workflow.verify import verify_folder
 
 PREPROCESSING = us.Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3)
@@ -240,11 +242,59 @@ def _saved(folder, tensor):
     return folder / "images.npy"
 
 
-def test_a_module_is_a_teacher_of_224_pixels_unless_told_otherwise():
-    model = randomised(Chain()).train()
-    with pytest.raises(InputError, match=r"\(3, 224, 224\)|224"):
-        compress(model, images(12), keep=0.5, config=CONFIG)
+class _Items(torch.utils.data.Dataset):
+    """Images with labels. key: of the image, in a dict."""
+
+    def __init__(self, values, key=None):
+        self.values, self.key = values, key
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, i):
+        return (self.values[i], 1) if self.key is None else {self.key: self.values[i], "label": 1}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda x, _: x,
+        lambda x, _: x.numpy(),
+        lambda x, _: list(x),
+        lambda x, _: _Items(x),
+        lambda x, _: _Items(x, "pixel_values"),
+        lambda x, folder: _saved(folder, x),
+    ],
+    ids=["tensor", "array", "list", "pairs", "dicts", "file"],
+)
+def test_a_module_takes_its_size_from_floating_point_images(given, tmp_path):
+    wide = torch.randn(12, 3, 8, 12)
+    result = compress(randomised(Chain()).train(), given(wide, tmp_path), keep=0.5, config=CONFIG)
+    assert result.report.macs_teacher == Chain.macs + (Chain.macs - 16 * 5) // 2
+    assert not any("nothing says" in note for note in result.report.notes)
+
+
+def test_a_module_takes_its_size_from_the_example():
+    model, pixels = randomised(Chain()).train(), torch.randint(0, 256, (12, 3, 20, 20), dtype=torch.uint8)
+    result = compress(model, pixels, keep=0.5, config=CONFIG, example=torch.zeros(2, 3, 8, 8))
+    assert result.report.macs_teacher == Chain.macs
+    grey = nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)
+    )
+    result = compress(grey, torch.rand(12, 1, 9, 9), keep_width=0.5, config=CONFIG)
+    assert result.report.macs_teacher == 49 * 6 * 9 + 25 * 6 * 8 * 9 + 8 * 3
     assert model.training
+
+
+def test_a_module_without_a_known_size_is_a_teacher_of_224_pixels_and_a_note_says_so():
+    teacher = teacher_of(randomised(Chain()), torch.zeros(4, 3, 8, 8, dtype=torch.uint8))
+    assert teacher.preprocessing.input_size == (3, 224, 224)
+    assert teacher.notes == [
+        "nothing says for which size the network is: images are resized to 3x224x224; give example=, a batch as it "
+        "takes them, or the teacher own_teacher(module, Preprocessing(...))"
+    ]
+    read = us.read_images(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), PREPROCESSING)
+    assert teacher_of(randomised(Chain()), read).preprocessing == PREPROCESSING
 
 
 @pytest.mark.parametrize("few", [24, 260], ids=["last step", "best step"])
