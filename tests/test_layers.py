@@ -147,6 +147,7 @@ FLAGS = {
         --pretrained --no-pretrained --num-classes --input-size --mean --std
         --resize --seam --tensorboard --force --no-force --threads --config""",
     "export": """--to --images --held-out --teacher --weights --pretrained --no-pretrained --normalise --no-normalise
+        --dynamic-size --no-dynamic-size
         --force --no-force --threads""",
     "verify": """--teacher --labelled --weights --pretrained --no-pretrained --device --max-memory --max-error
         --min-agreement --threads""",

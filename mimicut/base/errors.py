@@ -67,12 +67,18 @@ class Stopped(KeyboardInterrupt):
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an error, short enough for a message of ours.
+    """The first line of an error, short enough for a message of ours; with the reason, where that is on a later line.
 
     >>> one_line(ValueError("no such layer\\nand more"))
     'ValueError: no such layer'
+    >>> one_line(RuntimeError("Exception from core.cpp:84:\\nCheck 'false' failed at ops.cpp:15:\\nno such operator"))
+    'RuntimeError: Exception from core.cpp:84: no such operator'
     """
-    return f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
+    first, *others = f"{type(error).__name__}: {error}".strip().splitlines()
+    reasons = (line.strip() for line in others if line.strip() and not line.rstrip().endswith(":"))
+    if first.endswith(":"):
+        first = f"{first} {next(reasons, '')}".rstrip()
+    return first[:300]
 
 
 def unknown_option(name: str, known: Iterable[str]) -> str:

@@ -24,6 +24,9 @@ def export(
     normalise: Annotated[
         bool, typer.Option(help="Files subtract the mean and divide by the deviation, and take values 0 to 1")
     ] = False,
+    dynamic_size: Annotated[
+        bool, typer.Option(help="Files take images of any height and width, where the network allows it")
+    ] = False,
     teacher: Annotated[
         str | None,
         typer.Option(help="FILE.py:FUNCTION that builds the teacher, if it is your own code"),
@@ -40,7 +43,7 @@ def export(
     formats = formats_in(to)
     report = export_folder(
         folder, formats, images=images, held_out=held_out, teacher=teacher, weights=weights, pretrained=pretrained,
-        normalise=normalise, force=force,
+        normalise=normalise, dynamic_size=dynamic_size, force=force,
     )  # fmt: skip
     say(report.table())
     table = {"int8": report.int8} if "int8" in formats else {}

@@ -20,7 +20,8 @@ ImagesArg = Annotated[Path, typer.Argument(help="Folder of images (any nesting),
 Weights = Annotated[
     Path | None,
     typer.Option(
-        help="Weights of the teacher: .safetensors, a state dict, or a result made from TEACHER",
+        help="Weights of the teacher: .safetensors, a checkpoint (FILE:KEY for one of several networks in it), or a "
+        "result made from TEACHER",
         rich_help_panel=_TEACHER,
     ),
 ]

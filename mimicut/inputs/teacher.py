@@ -97,7 +97,8 @@ class TeacherOptions:
     """What a user says about a teacher besides its name.
 
     Attributes:
-        weights: A file of tensors, or a result that was made from this teacher; instead of the library's own weights.
+        weights: A file of tensors (as in `load_weights`), or a result that was made from this teacher; instead of the
+            library's own weights.
         pretrained: Whether the library's own weights are loaded; False gives random ones, the same every time.
         num_classes: Number of classes that the model is built with.
         in_chans: Number of input channels that the model is built with.

@@ -20,7 +20,7 @@ from mimicut.anatomy.tracing import as_example
 from mimicut.base.errors import LawBroken
 from mimicut.inputs.preprocessing import model_inputs
 from mimicut.runtime import run_exported
-from mimicut.runtime.export import FILES, Exported, difference, outputs_of, run_onnx
+from mimicut.runtime.export import FILES, NOT_WANTED, Exported, difference, larger_images, outputs_of, run_onnx
 
 FIXED = 2  # images that a file takes whose batch cannot be free
 # A file may be so much larger than the model's tensors: names, the graph, alignment. Source: assumption.
@@ -60,6 +60,8 @@ def check_exports(
             "file": FILES[f], "bytes": sizes[f], "precision": "int8" if f == "int8" else exported.precision,
             "tolerance": None if f == "int8" else tolerance, "opset": exported.opset if f != "pt2" else None,
             "batch": "any" if exported.static is None else str(FIXED), "fixed_because": exported.static,
+            "size": "any" if exported.static_size is None else "that of the images it was made with",
+            "size_fixed_because": None if exported.static_size == NOT_WANTED else exported.static_size,
             "call": call, **errors[f],
         }
         for f in formats
@@ -80,6 +82,8 @@ def _errors_elsewhere(
     for name, batch in batches.items():
         # A file whose batch is fixed takes FIXED images.
         parts = [batch] if exported.static is None else list(batch.split(FIXED))
+        if exported.static_size is None and name == "random":
+            parts.append(larger_images(as_example(batch[:FIXED]))[0][0])
         for part in (p for p in parts if exported.static is None or len(p) == FIXED):
             given = as_example(model_inputs(part, call))
             found, expected = run_elsewhere(exported.files[kind], part, call), outputs_of(model, *given)

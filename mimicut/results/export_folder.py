@@ -120,6 +120,7 @@ def export_folder(
     weights: str | Path | None = None,
     pretrained: bool = True,
     normalise: bool = False,
+    dynamic_size: bool = False,
     tolerance: float = TOLERANCE,
     force: bool = False,
 ) -> Report:
@@ -141,6 +142,7 @@ def export_folder(
             the table is of the student alone and says why.
         normalise: Whether the files subtract the mean and divide by the deviation themselves; they then take values
             0 to 1.
+        dynamic_size: Whether files take images of any height and width, where the network allows it.
         tolerance: The largest difference that is allowed, as a share of the largest output.
         force: Whether existing files are replaced.
 
@@ -175,7 +177,7 @@ def export_folder(
         model = form.wrapped(whole.get_submodule(str((plan.teacher.get("source") or {}).get("part", ""))))
         batches = _batches(form, real if compared is None or len(compared) < FIXED else compared)
         with _scratch(path) as scratch:
-            report = _export(model, scratch, formats, form, batches, comparison, report, tolerance)
+            report = _export(model, scratch, formats, form, batches, comparison, report, tolerance, dynamic_size)
             _move_files(scratch, path)
         put_report(folder, report)
         return report
@@ -216,16 +218,19 @@ def _export(
     comparison: _Int8Comparison | None,
     report: Report,
     tolerance: float,
+    dynamic_size: bool,
 ) -> Report:
     """Fill `scratch` with the checked files and their description, and return the report with them in it."""
     example = form.inputs(batches["random"][:FIXED])
     if comparison is None:
-        exported = export(model, example, scratch, formats=formats, tolerance=tolerance)
+        exported = export(model, example, scratch, formats=formats, tolerance=tolerance, dynamic_size=dynamic_size)
         exports = _checked(model, exported, formats, batches, form, tolerance)
     else:
         both = tuple(dict.fromkeys((*formats, "onnx")))  # the table compares INT8 with float32
         calibrate = _calibration(form, comparison.quantise_by)
-        exported = export(model, example, scratch, formats=both, tolerance=tolerance, calibrate=calibrate)
+        exported = export(
+            model, example, scratch, formats=both, tolerance=tolerance, calibrate=calibrate, dynamic_size=dynamic_size
+        )
         exports = _checked(model, exported, formats, batches, form, tolerance)
         table = _int8_table(model, exported, scratch, form, example, comparison, calibrate, report, tolerance)
         report = replace(report, int8=table)

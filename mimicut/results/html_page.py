@@ -365,6 +365,10 @@ def _exports(report: Report) -> str:
         remarks.append(f"{e['file']}: compared on {real}" + ("; it normalises by itself" if e["normalises"] else ""))
         if e["fixed_because"]:
             remarks[-1] += f"; its batch is fixed: {e['fixed_because']}"
+        if e.get("size_fixed_because"):
+            remarks[-1] += f"; its height and width are fixed: {e['size_fixed_because']}"
+        elif e.get("size") == "any":
+            remarks[-1] += "; it takes images of any height and width"
     head = (
         "<tr><th></th><th>size</th><th>precision</th><th>batch</th><th>opset</th>"
         "<th>largest difference from the student</th></tr>"

@@ -134,6 +134,8 @@ def _condition(report: Report, plan: Plan, kind: str) -> str:
         remarks.append("this file normalises by itself: values 0 to 1")
     if _batch(report, kind) != "1":
         remarks.append(f"it takes {_batch(report, kind)} images at a time, no more and no fewer")
+    if report.exports[kind].get("size") == "any":
+        remarks.append("it takes images of any height and width")
     return f" ({'; '.join(remarks)})" if remarks else ""
 
 

@@ -289,8 +289,11 @@ class Report:
             share = "unknown" if other["top1_agreement"] is None else f"{other['top1_agreement']:.1%}"
             lines.append(f"alternative, {other['name']}: agreement {share}, {_seconds(other['seconds'])}")
         for export in self.exports.values():
+            if export.get("size_fixed_because"):
+                lines.append(shortened(f"{export['file']} takes one size only: {export['size_fixed_because']}"))
             lines.append(
-                f"{export['file']}: {export['bytes'] / 1e6:.2f} MB, {export['precision']}, batch {export['batch']}; "
+                f"{export['file']}: {export['bytes'] / 1e6:.2f} MB, {export['precision']}, batch {export['batch']}"
+                f"{', any height and width' if export.get('size') == 'any' else ''}; "
                 f"run by itself, it is within {largest_error(export):.0e} of the student"
             )
         lines += self._in_int8()

@@ -56,8 +56,9 @@ def load_teacher(
 
     Args:
         spec: A name in one of the forms at the head of this file.
-        weights: A file of tensors (.safetensors, or a state dict that torch reads with weights_only), or a result that
-            was made from what `spec` names; instead of the library's own weights.
+        weights: A file of tensors (.safetensors, or what torch.save wrote, of which no code is run; "FILE:KEY" takes
+            one of several networks in it), or a result that was made from what `spec` names; instead of the library's
+            own weights.
         pretrained: Whether the library's own weights are loaded; False gives random ones, the same every time.
         num_classes: Number of classes that the model is built with.
         in_chans: Number of input channels that the model is built with.

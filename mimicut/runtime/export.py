@@ -4,8 +4,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
@@ -25,7 +24,7 @@ from mimicut.anatomy.tracing import (
     fault_place,
     require_data,
 )
-from mimicut.base.errors import InputError, LawBroken, StoreError, UnsupportedModel, one_line
+from mimicut.base.errors import InputError, LawBroken, MimicutError, StoreError, UnsupportedModel, one_line
 from mimicut.base.guard import full_copy, named_tensors, structural_copy
 from mimicut.runtime.int8 import quantise
 from mimicut.runtime.onnx_file import write_onnx
@@ -34,6 +33,8 @@ from mimicut.surgery.seam import tensors
 
 FILES = {"pt2": "model.pt2", "onnx": "model.onnx", "openvino": "model.xml", "int8": "model.int8.onnx"}
 FORMATS = ("pt2", "onnx")  # by default
+NOT_WANTED = "no free size was asked for"
+OTHER_SIZE = (32, 64)  # pixels by which a free height and width are enlarged to check them. Assumption: strides fit 32
 TOLERANCE = 1e-4  # of the largest output, in float32. Measured: 5e-7 in ONNX Runtime, 0 in the exported program
 
 
@@ -46,6 +47,7 @@ class Exported:
         errors: Format -> largest difference of any output, as a share of that output's largest value.
         opset: The opset of the ONNX files; None without one.
         static: None where the batch may have any size, else the reason why it may not.
+        static_size: None where images may have any height and width, else the reason why they may not.
         numbers: How many numbers the tensors of the model hold.
         bytes: How many bytes they take in float32.
         precision: The precision of all files but the INT8 one.
@@ -58,6 +60,7 @@ class Exported:
     numbers: int = 0
     bytes: int = 0
     precision: str = "float32"
+    static_size: str | None = NOT_WANTED
 
 
 def export(
@@ -67,6 +70,7 @@ def export(
     *,
     formats: Sequence[str] = FORMATS,
     calibrate: Sequence[Any] = (),
+    dynamic_size: bool = False,
     tolerance: float = TOLERANCE,
     force: bool = False,
 ) -> Exported:
@@ -74,9 +78,10 @@ def export(
 
     "pt2" is model.pt2 (`torch.export`), "onnx" model.onnx, "openvino" model.xml and model.bin, "int8" model.int8.onnx
     (`int8.quantise`, for ONNX Runtime and OpenVINO). Each file is loaded again, the program by torch, the others by
-    ONNX Runtime and OpenVINO on the CPU, in float32, and run on `example`. Outputs that only the model's own code can
-    read (a dataclass, a namedtuple) become a dict of their tensors. Weights of more than 256 MiB are written beside the
-    ONNX file, to model.onnx.data. The model is untouched.
+    ONNX Runtime and OpenVINO on the CPU, in float32, and run on `example`. A file that does not load, or differs, is
+    written once more with the optimisations of torch's converter, and only then refused. Outputs that only the model's
+    own code can read (a dataclass, a namedtuple) become a dict of their tensors. Weights of more than 256 MiB are
+    written beside the ONNX file, to model.onnx.data. The model is untouched.
 
     Args:
         model: The network.
@@ -86,6 +91,8 @@ def export(
         formats: Any of FILES.
         calibrate: For INT8: batches of real images as the model takes them, each of N images. The difference of the
             INT8 file is reported and not limited.
+        dynamic_size: Whether files take images of any height and width (of a volume: and depth), where the network
+            allows it, which is compared at a larger size; else of the example's size alone.
         tolerance: The largest difference that is allowed, as a share of the largest output.
         force: Whether existing files are replaced.
 
@@ -119,17 +126,13 @@ def export(
     there = [p for f in formats if (p := folder / FILES[f]).exists()]
     if there and not force:
         raise StoreError(f"exporting to {there[0]}: it exists; name another folder, or replace it with force")
-    static = None if batch_of(call) > 1 else "the example is not a batch of 2 or more"
-    found = None
+    fixed = {} if batch_of(call) > 1 else {"batch": "the example is not a batch of 2 or more"}
+    if not dynamic_size:
+        fixed["size"] = NOT_WANTED
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".export") as scratch:
-            if static is None:
-                try:
-                    found = _write(ready, call, Path(scratch), formats, calibrate, tolerance, None)
-                except (UnsupportedModel, LawBroken) as error:
-                    static = str(error)
-            found = found or _write(ready, call, Path(scratch), formats, calibrate, tolerance, static)
+            found = _as_free_as_possible(ready, call, Path(scratch), formats, calibrate, tolerance, fixed)
             for path in Path(scratch).iterdir():
                 os.replace(path, folder / path.name)
     except OSError as error:
@@ -157,6 +160,30 @@ def check_formats(formats: Sequence[str]) -> None:
         )
 
 
+def _as_free_as_possible(
+    model: nn.Module,
+    call: Example,
+    folder: Path,
+    formats: Sequence[str],
+    calibrate: Sequence[Any],
+    tolerance: float,
+    fixed: dict[str, str],
+) -> Exported:
+    """Write every format. What makes it fail is fixed, the size of the images before the batch, until it works.
+
+    Raises:
+        UnsupportedModel, LawBroken: It fails with everything fixed.
+    """
+    while True:
+        try:
+            return _write(model, call, folder, formats, calibrate, tolerance, fixed)
+        except (UnsupportedModel, LawBroken) as error:
+            free = next((kind for kind in ("size", "batch") if kind not in fixed), None)
+            if free is None:
+                raise
+            fixed = {**fixed, free: str(error)}
+
+
 def _write(
     model: nn.Module,
     call: Example,
@@ -164,52 +191,134 @@ def _write(
     formats: Sequence[str],
     calibrate: Sequence[Any],
     tolerance: float,
-    static: str | None,
+    fixed: Mapping[str, str],
 ) -> Exported:
-    """Write every format from one trace, and compare it. static: why the batch is fixed; None tries to free it."""
-    calls = [call] if static is not None else [call, tree_map(lambda v: v[:1] if batched(v, call) else v, call)]
-    expected = [outputs_of(model, *c) for c in calls]
+    """Write every format from one trace, and compare it. fixed: for "batch" and "size", why it is not free."""
+    changed = {"batch": _first_image, "size": larger_images}
+    others = {kind: change(call) for kind, change in changed.items() if kind not in fixed}
+    expected = {kind: outputs_of(model, *other) for kind, other in {"": call, **others}.items()}
     clone, shapes = structural_copy(model), None
-    if static is None:
+    if others:
         collection = ShapesCollection()
         for tensor in tensors_in(call):
-            if batched(tensor, call):
-                collection[tensor] = {0: Dim.AUTO}
+            axes = _free_axes(tensor, call, others)
+            if axes:
+                collection[tensor] = dict.fromkeys(axes, Dim.AUTO)
         shapes = collection.dynamic_shapes(clone, *call)
     program = export_program(clone, *call, dynamic_shapes=shapes)
-    if static is None and not _free(program):
-        static = "its code computes with the size of the batch"
-        calls, expected = calls[:1], expected[:1]
+    traced = {kind: _COMPUTED[kind] for kind in others if not _is_free(program, kind)}
+    fixed = {**fixed, **traced}
+    calls = [call, *(other for kind, other in others.items() if kind not in traced)]
+    wanted = [outputs for kind, outputs in expected.items() if kind not in traced]
     held = {id(t): t for t in [*program.state_dict.values(), *program.constants.values()] if isinstance(t, Tensor)}
     numbers = sum(t.numel() for t in held.values())
     size = sum(t.numel() * t.element_size() for t in held.values())
-    files, opset = {f: folder / FILES[f] for f in formats}, None
+    del held
+    files, errors = {f: folder / FILES[f] for f in formats}, {}
+    opsets: set[int] = set()
     if "pt2" in files:
         _write_program(program, clone, files["pt2"])
-    if "onnx" in files:
-        opset = write_onnx(program, clone, files["onnx"])
-    for name, write in (("openvino", _write_openvino), ("int8", partial(_write_int8, calibrate=calibrate))):
+        errors["pt2"] = _difference_of(model, "pt2", files["pt2"], calls, wanted, tolerance)
+    for name, write in (("onnx", None), ("openvino", _write_openvino), ("int8", partial(_write_int8, calibrate))):
         if name in files:
-            with _onnx_file(program, clone, files) as (path, made):
-                write(clone, path, files[name])
-            opset = made or opset
-    del program, clone, held
-    errors = {}
-    for name, path in files.items():
-        try:
-            found = _RUN[name](path, calls)
-        except Exception as error:  # whatever a runtime raises
-            raise LawBroken(
-                f"running {path.name} of {model_name(model)}: {one_line(error)}; expected the model's outputs"
-            ) from error
-        errors[name] = max(difference(*pair) for pair in zip(found, expected, strict=True))
-        if not errors[name] <= (tolerance if name != "int8" else sys.float_info.max):
-            raise LawBroken(
-                f"comparing {path.name} with the {model_name(model)} it was made of: they differ by "
-                f"{errors[name]:.1e} of the largest output in float32, expected at most {tolerance:.1e}; do not "
-                "deploy it, and please report the model"
-            )
-    return Exported(files, errors, opset, static, numbers, size)
+            errors[name] = _by_onnx(model, program, clone, name, files, write, opsets, calls, wanted, tolerance)
+    return Exported(
+        files, {f: errors[f] for f in formats}, max(opsets, default=None), fixed.get("batch"), numbers, size,
+        static_size=fixed.get("size"),
+    )  # fmt: skip
+
+
+_COMPUTED = {
+    "batch": "its code computes with the size of the batch",
+    "size": "its code computes with the height or width of the images",
+}
+
+
+def _first_image(call: Example) -> Example:
+    return tree_map(lambda v: v[:1] if batched(v, call) else v, call)
+
+
+def larger_images(call: Example) -> Example:
+    """The call with random images of a larger height and width, each by another number of pixels."""
+    generator = torch.Generator().manual_seed(0)
+
+    def larger(value: Any) -> Any:
+        if not _is_image(value, call):
+            return value
+        more = (OTHER_SIZE[0], *OTHER_SIZE)[5 - value.dim() :]
+        sides = [side + pixels for side, pixels in zip(value.shape[2:], more, strict=True)]
+        return torch.randn(*value.shape[:2], *sides, generator=generator)
+
+    return tree_map(larger, call)
+
+
+def _is_image(value: Any, call: Example) -> bool:
+    return batched(value, call) and value.dim() in (4, 5) and value.is_floating_point()
+
+
+def _free_axes(tensor: Tensor, call: Example, kinds: Iterable[str]) -> list[int]:
+    """The axes of an input that may have any size."""
+    batch = [0] if "batch" in kinds and batched(tensor, call) else []
+    return batch + (list(range(2, tensor.dim())) if "size" in kinds and _is_image(tensor, call) else [])
+
+
+def _by_onnx(
+    model: nn.Module,
+    program: Any,
+    clone: nn.Module,
+    name: str,
+    files: dict[str, Path],
+    write: Callable[[nn.Module, Path, Path], None] | None,
+    opsets: set[int],
+    calls: list[Example],
+    wanted: list[list[Tensor]],
+    tolerance: float,
+) -> float:
+    """Write one format that is ONNX, or is made from it by `write`, and compare it; whatever fails is tried once more
+    with the optimisations of torch's converter.
+
+    Raises:
+        UnsupportedModel, LawBroken: Both failed; the first error.
+    """
+    first: MimicutError | None = None
+    for optimise in (False, True):
+        with tempfile.TemporaryDirectory() as scratch:
+            own = write is None or optimise or "onnx" not in files
+            source = files[name] if write is None else Path(scratch) / "model.onnx" if own else files["onnx"]
+            if own:
+                opsets.add(write_onnx(program, clone, source, optimise=optimise))
+            try:
+                if write is not None:
+                    write(clone, source, files[name])
+                return _difference_of(model, name, files[name], calls, wanted, tolerance)
+            except (UnsupportedModel, LawBroken) as error:
+                first = first or error
+    assert first is not None
+    raise first
+
+
+def _difference_of(
+    model: nn.Module, name: str, path: Path, calls: list[Example], wanted: list[list[Tensor]], tolerance: float
+) -> float:
+    """The largest difference of a file's outputs from the model's.
+
+    Raises:
+        LawBroken: It does not run, or differs by more than `tolerance`.
+    """
+    try:
+        found = _RUN[name](path, calls)
+    except Exception as error:  # whatever a runtime raises
+        raise LawBroken(
+            f"running {path.name} of {model_name(model)}: {one_line(error)}; expected the model's outputs"
+        ) from error
+    largest = max(difference(*pair) for pair in zip(found, wanted, strict=True))
+    if not largest <= (tolerance if name != "int8" else sys.float_info.max):
+        raise LawBroken(
+            f"comparing {path.name} with the {model_name(model)} it was made of: they differ by "
+            f"{largest:.1e} of the largest output in float32, expected at most {tolerance:.1e}; do not "
+            "deploy it, and please report the model"
+        )
+    return largest
 
 
 def outputs_of(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> list[Tensor]:
@@ -244,17 +353,6 @@ def _write_program(program: Any, model: nn.Module, path: Path) -> None:
         ) from error
 
 
-@contextmanager
-def _onnx_file(program: Any, model: nn.Module, files: dict[str, Path]) -> Iterator[tuple[Path, int | None]]:
-    """The ONNX file from which another format is made, and its opset where it was written for that."""
-    if "onnx" in files:
-        yield files["onnx"], None
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "model.onnx"
-        yield path, write_onnx(program, model, path)
-
-
 def _write_openvino(model: nn.Module, source: Path, target: Path) -> None:
     """Write an ONNX file for OpenVINO, the way its latency is measured."""
     import openvino
@@ -269,7 +367,7 @@ def _write_openvino(model: nn.Module, source: Path, target: Path) -> None:
         ) from error
 
 
-def _write_int8(model: nn.Module, source: Path, target: Path, calibrate: Sequence[Any]) -> None:
+def _write_int8(calibrate: Sequence[Any], model: nn.Module, source: Path, target: Path) -> None:
     try:
         quantise(source, target, [[t.detach().numpy() for t in tensors_in(as_example(b))] for b in calibrate])
     except Exception as error:  # whatever ONNX Runtime raises
@@ -343,11 +441,13 @@ def in_float32(model: nn.Module, example: Any) -> tuple[nn.Module, Example]:
     return ready.eval(), call
 
 
-def _free(program: Any) -> bool:
-    """Whether the first axis of an input may have any size."""
+def _is_free(program: Any, kind: str) -> bool:
+    """Whether the batch of an input may have any size, or the height and width of an image ("size")."""
     users = set(program.graph_signature.user_inputs)
     values = [n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder" and n.name in users]
-    return any(isinstance(v, Tensor) and v.dim() > 0 and not is_concrete_int(v.shape[0]) for v in values)
+    axes = slice(0, 1) if kind == "batch" else slice(2, None)
+    shapes = [v.shape[axes] for v in values if isinstance(v, Tensor)]
+    return any(len(shape) and not any(map(is_concrete_int, shape)) for shape in shapes)
 
 
 def tensors_in(value: Any) -> list[Tensor]:

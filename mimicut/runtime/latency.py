@@ -385,9 +385,15 @@ def _compiled(model: nn.Module, call: Example, setting: Setting) -> Callable[[],
 def _by_onnx(model: nn.Module, call: Example, setting: Setting) -> Callable[[], Any]:
     clone = structural_copy(model)
     with tempfile.TemporaryDirectory(prefix="mimicut") as folder:
-        path = Path(folder) / "model.onnx"
-        write_onnx(export_program(clone, *call), clone, path)
-        return _OPEN[setting.runtime](path, call, setting)
+        path, program = Path(folder) / "model.onnx", export_program(clone, *call)
+        write_onnx(program, clone, path)
+        try:
+            return _OPEN[setting.runtime](path, call, setting)
+        except InputError:
+            raise
+        except Exception:  # whatever a runtime raises at what the converter leaves over
+            write_onnx(program, clone, path, optimise=True)
+            return _OPEN[setting.runtime](path, call, setting)
 
 
 def _onnxruntime(path: Path, call: Example, setting: Setting) -> Callable[[], Any]:

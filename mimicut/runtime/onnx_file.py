@@ -16,8 +16,15 @@ from mimicut.runtime.readable_outputs import model_name
 ONE_FILE = 256 * 2**20  # bytes of weights in one .onnx; writing it takes three times that. Assumption: above it counts
 
 
-def write_onnx(program: ExportedProgram, model: nn.Module, path: Path) -> int:
-    """Write a traced program as ONNX, and return its opset. model: what was traced, for messages.
+def write_onnx(program: ExportedProgram, model: nn.Module, path: Path, *, optimise: bool = False) -> int:
+    """Write a traced program as ONNX, and return its opset.
+
+    Args:
+        program: What is written.
+        model: What was traced, for messages.
+        path: Where to.
+        optimise: Whether torch's converter folds constants and merges operators. A runtime may want either: it does
+            so itself, and does it to fit its processor, but does not have every operator that is left over without.
 
     Raises:
         UnsupportedModel: An operator has no ONNX form.
@@ -26,8 +33,9 @@ def write_onnx(program: ExportedProgram, model: nn.Module, path: Path) -> int:
         _adapt_attention(program)
         with warnings.catch_warnings(), quiet("torch.onnx", "onnxscript"), without_stacks():
             warnings.simplefilter("ignore")  # the converter warns of its own internals; its errors are raised
-            converted = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
+            converted = torch.onnx.export(program, dynamo=True, optimize=optimise, verbose=False)
             assert converted is not None  # where no file is named
+            _drop_computed_zeros(converted.model)
             for node in converted.model.graph.all_nodes():
                 node.metadata_props.clear()  # where in the code it came from: more than the weights of a small network
             weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
@@ -43,6 +51,32 @@ def write_onnx(program: ExportedProgram, model: nn.Module, path: Path) -> int:
             f"writing {model_name(model)} as ONNX: torch.onnx.export stopped{fault_place(error, model)} with "
             f"{one_line(cause)}; expected operators that ONNX has"
         ) from error
+
+
+def _drop_computed_zeros(model: Any) -> None:
+    """Take from each convolution the bias of zeros that torch's converter lets the graph compute where the network has
+    none: runtimes that want a constant there, such as OpenVINO, do not load it."""
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    changed = False
+    for node in model.graph.all_nodes():
+        bias = node.inputs[2] if node.op_type in ("Conv", "ConvTranspose") and len(node.inputs) == 3 else None
+        if bias is not None and _is_computed_zero(bias):
+            node.resize_inputs(2)
+            changed = True
+    if changed:
+        RemoveUnusedNodesPass()(model)
+
+
+def _is_computed_zero(value: Any) -> bool:
+    """Whether a value is a constant 0, expanded."""
+    made = value.producer()
+    if made is None or made.op_type != "Expand":
+        return False
+    while made is not None and made.op_type in ("Expand", "Cast", "CastLike"):
+        made = made.inputs[0].producer()
+    constant = made.attributes.get("value") if made is not None and made.op_type == "Constant" else None
+    return constant is not None and not constant.value.numpy().any()
 
 
 def _adapt_attention(program: Any) -> None:

@@ -248,7 +248,7 @@ def holds_twos(model: nn.Module) -> bool:
         (lambda s: s, None),
         (lambda s: {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in s.items()}}, "'state_dict'"),
         (lambda s: {"model": s, "optimizer": [1]}, "'model'"),
-        (lambda s: {f"_orig_mod.module.{k}": v for k, v in s.items()}, "'_orig_mod.'"),
+        (lambda s: {f"_orig_mod.module.{k}": v for k, v in s.items()}, "wrappers (_orig_mod, module)"),
         (lambda s: {k: v.half() if v.is_floating_point() else v for k, v in s.items()}, "torch.float16 to float32"),
         (lambda s: {k: v for k, v in s.items() if not k.endswith("num_batches_tracked")}, None),
     ],
@@ -271,7 +271,7 @@ def test_weights_of_auxiliary_heads_are_left_out(tmp_path, shuffle):
     torch.save({**filled(shuffle), **extra}, tmp_path / "w.pth")
     teacher = load_teacher(VISION, weights=tmp_path / "w.pth")
     assert holds_twos(teacher.model)
-    assert teacher.notes == ["2 tensors of auxiliary heads in w.pth are not used"]
+    assert teacher.notes == ["2 tensor(s) in w.pth are not used: aux1 (1), AuxLogits (1)"]
 
 
 def test_published_densenets_have_older_names(tmp_path):
@@ -301,9 +301,9 @@ def test_weights_of_another_network(tmp_path, shuffle, change, words):
     refused(words, VISION, weights=tmp_path / "w.pth", kind=(InputError, UnsupportedModel))
 
 
-def test_a_pickled_model_is_refused_with_the_reason(tmp_path, shuffle):
-    torch.save(shuffle, tmp_path / "whole.pth")
-    refused("a whole model or other objects, which run code when read", VISION, weights=tmp_path / "whole.pth")
+def test_a_torchscript_program_is_refused_with_the_reason(tmp_path):
+    torch.jit.script(nn.Conv2d(3, 4, 3)).save(tmp_path / "program.pt")
+    refused("a TorchScript program or other objects, which run code", VISION, weights=tmp_path / "program.pt")
 
 
 class Bomb:

@@ -16,6 +16,7 @@ from mimicut.base.errors import InputError, LawBroken, StoreError
 from mimicut.inputs.preprocessing import Preprocessing
 from mimicut.inputs.teacher import own_teacher
 from mimicut.proof.randomised import randomised
+from mimicut.results.store import read
 
 checks = import_module("mimicut.results.export_checks")
 SAID = Preprocessing((3, 8, 8), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
@@ -28,6 +29,14 @@ def result(tmp_path):
     plan = us.make_plan(own.model, us.trace(own.model, own.example()), keep=0.5, source=own.to_json())
     us.save(tmp_path / "small", model=us.cut(own.model, plan), plan=plan, report=us.Report(params_teacher=1))
     return tmp_path / "small"
+
+
+def test_files_of_any_height_and_width(result, capsys):
+    assert call(capsys, "export", result, "--to", "onnx", "--dynamic-size", "--teacher", f"{__file__}:Chain")[0] == 0
+    report = read(result)[1]
+    assert report.exports["onnx"]["size"] == "any"
+    assert "any height and width" in report.table()
+    assert "any height and width" in (result / "README.md").read_text()
 
 
 def photos(n=3):

@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass
 from importlib import import_module
 
+import onnxruntime
 import pytest
 import torch
 from nets import Chain, FusedHeads, HandWritten
@@ -12,7 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from mimicut.base.errors import InputError, LawBroken, StoreError, UnsupportedModel
+from mimicut.proof.randomised import randomised
 from mimicut.runtime.export import export
+from mimicut.runtime.latency import Setting, prepare
 
 module = import_module("mimicut.runtime.export")
 
@@ -151,10 +154,10 @@ def test_a_batch_that_cannot_be_free_is_fixed_and_the_reason_told(tmp_path):
 def test_where_only_the_free_batch_goes_wrong_the_fixed_one_is_written(tmp_path, monkeypatch):
     write = module.write_onnx
 
-    def only_static(program, model, path):
-        if module._free(program):
+    def only_static(program, model, path, **options):
+        if module._is_free(program, "batch"):
             raise UnsupportedModel("no free sizes")
-        return write(program, model, path)
+        return write(program, model, path, **options)
 
     monkeypatch.setattr(module, "write_onnx", only_static)
     found = export(Chain(), images(), tmp_path)
@@ -198,17 +201,125 @@ def test_what_cannot_be_written_is_named(odd, said, tmp_path):
 def test_a_file_that_differs_is_refused_and_removed(tmp_path, monkeypatch):
     write = module.write_onnx
     other = torch.export.export(Chain().eval(), (images(),), strict=False)
-    monkeypatch.setattr(module, "write_onnx", lambda program, model, path: write(other, model, path))
+    monkeypatch.setattr(module, "write_onnx", lambda program, model, path, **_: write(other, model, path))
     with pytest.raises(LawBroken, match=r"comparing model.onnx with the Chain .* expected at most 1.0e-04"):
         export(Chain(), images(), tmp_path)
     assert list(tmp_path.iterdir()) == []
     larger = torch.export.export(nn.Sequential(Chain(), nn.Linear(5, 6)).eval(), (images(),), strict=False)
-    monkeypatch.setattr(module, "write_onnx", lambda program, model, path: write(larger, model, path))
+    monkeypatch.setattr(module, "write_onnx", lambda program, model, path, **_: write(larger, model, path))
     with pytest.raises(LawBroken, match="differ by inf"):
         export(Chain(), images(), tmp_path)
-    monkeypatch.setattr(module, "write_onnx", lambda program, model, path: path.write_text("no model"))
+    monkeypatch.setattr(module, "write_onnx", lambda program, model, path, **_: path.write_text("no model"))
     with pytest.raises(LawBroken, match=r"running model.onnx of Chain: "):
         export(Chain(), images(), tmp_path)
+
+
+class Volume(nn.Module):
+    """A convolution of volumes, which torch's converter may give a bias of zeros that the graph computes."""
+
+    def __init__(self, conv, bias=None):
+        super().__init__()
+        self.conv, self.norm, self.fc = conv, nn.BatchNorm3d(8), nn.Linear(8, 5)
+        self.shift = None if bias is None else nn.Parameter(torch.tensor(bias))
+
+    def forward(self, x):
+        y = self.conv(x) if self.shift is None else F.conv3d(x, self.conv.weight, self.shift.expand(8))
+        return self.fc(self.norm(y).relu().mean((2, 3, 4)))
+
+
+VOLUMES = {
+    "no bias": lambda: Volume(nn.Conv3d(3, 8, 3, bias=False)),
+    "padded": lambda: Volume(nn.Conv3d(3, 8, 3, padding="same", bias=False)),
+    "transposed": lambda: Volume(nn.ConvTranspose3d(3, 8, 3, bias=False)),
+    "computed bias": lambda: Volume(nn.Conv3d(3, 8, 3, bias=False), [0.7]),
+}
+
+
+@pytest.mark.parametrize("name", VOLUMES)
+def test_volumes_run_on_every_runtime(name, tmp_path):
+    model, given = randomised(VOLUMES[name]()).eval(), images(2, (3, 6, 6, 6))
+    if name == "computed bias":
+        formats = ["onnx"]
+    else:
+        formats = ["onnx", "openvino", "pt2"]
+        prepare(model, given, Setting("openvino", 1, 2)).close()
+    found = export(model, given, tmp_path, formats=formats)
+    assert found.static is None
+    assert max(found.errors.values()) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino", "int8"])
+def test_what_fails_is_written_once_more_with_optimisations(name, tmp_path, monkeypatch):
+    write, tried = module.write_onnx, []
+
+    def plain_is_wrong(program, model, path, *, optimise=False):
+        tried.append(optimise)
+        if optimise:
+            return write(program, model, path, optimise=True)
+        return path.write_text("no model") and 20
+
+    monkeypatch.setattr(module, "write_onnx", plain_is_wrong)
+    found = export(Chain(), images(), tmp_path, formats=[name], calibrate=[images()])
+    assert (found.static, tried) == (None, [False, True])
+    assert found.errors[name] < (0.5 if name == "int8" else 1e-5)
+
+
+class Upwards(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(7, 2, 1)
+
+    def forward(self, x):
+        y = F.interpolate(self.down(x), size=x.shape[-2:], mode="bilinear")
+        return self.up(torch.cat([x, y], 1))
+
+
+class Positions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patch, self.table = nn.Conv2d(3, 4, 4, 4), nn.Parameter(torch.randn(1, 4, 4))
+
+    def forward(self, x):
+        return self.patch(x).flatten(2).transpose(1, 2) + self.table
+
+
+class Widths(nn.Module):
+    def forward(self, x):
+        return x * len(range(x.shape[3]))
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "other"),
+    [
+        (Chain(), (3, 8, 8), (3, 11, 7)), (Upwards(), (3, 8, 8), (3, 12, 20)),
+        (Volume(nn.Conv3d(3, 8, 3, bias=False)), (3, 6, 6, 6), (3, 7, 9, 8)),
+    ],
+    ids=["pooled", "maps", "volumes"],
+)  # fmt: skip
+def test_height_and_width_are_free_where_the_network_allows(model, size, other, tmp_path):
+    found = export(model.eval(), images(2, size), tmp_path, dynamic_size=True)
+    assert (found.static, found.static_size) == (None, None)
+    session = onnxruntime.InferenceSession(found.files["onnx"])
+    given = images(1, other)
+    (scores,) = session.run(None, {session.get_inputs()[0].name: given.numpy()})
+    assert torch.allclose(torch.from_numpy(scores), model(given), atol=1e-5)
+    assert export(model, images(2, size), tmp_path, force=True).static_size == "no free size was asked for"
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (Positions(), "running Positions before its export, batch 2"),
+        (nn.Sequential(Widths(), Chain()), "its code computes with the height or width"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), "running Sequential in 1 before"),
+    ],
+    ids=["positions", "counted", "flattened"],
+)
+def test_where_the_network_wants_one_size_the_reason_is_told(model, reason, tmp_path):
+    found = export(model.eval(), images(), tmp_path, dynamic_size=True)
+    assert found.static is None
+    assert found.static_size.startswith(reason)
+    assert max(found.errors.values()) < 1e-5
 
 
 def test_other_precisions_are_written_in_float32(tmp_path):
