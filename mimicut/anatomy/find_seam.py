@@ -65,8 +65,8 @@ def find_seam(teacher: nn.Module, example: Any, *, points: Sequence[SeamPoint | 
        before another. Where the output is a map or tokens, it is what goes into the outermost modules that hold them,
        as long as half of the MACs stay before those (a segmentation network's classifier).
     3. Otherwise the network has no head (`Seam.headless`): it returns features, as do all networks that return maps of
-       several sizes. The seam is what goes into the final pooling, or else all that is returned, and every width inside
-       may be cut.
+       several sizes and make nothing else of them. The seam is what goes into the final pooling, or else all that is
+       returned, and every width inside may be cut.
 
     Where a network returns several outputs, those count from which no other is made, and among these the one that is a
     row of scores.
@@ -151,12 +151,31 @@ def _search(traced: Traced) -> tuple[dict[SeamPoint, Node], bool]:
     if pooled and all(_has_layers_after(traced, flow, v) for v in pooled):
         return _reachable(traced, {v: _takers(v) for v in pooled}), False
     maps = {shape(n)[2:] for n in returned if len(shape(n)) == 4}
-    layers = _last_layers(traced, flow) if len(maps) < 2 else []
+    layers = _last_layers(traced, flow) if len(maps) < 2 or _detections(traced, list(returned)) else []
     if layers:
         return _reachable(traced, _before(traced, flow, layers)), False
     if pooled:
         return _reachable(traced, {v: _takers(v) for v in pooled}), True
     return {SeamPoint("", "output", 0, part): n for n, part in returned.items()}, True
+
+
+def _detections(traced: Traced, returned: list[Node]) -> list[Node]:
+    """What a head makes of maps of several sizes that the network returns beside it: a detector's boxes and scores.
+
+    Such an output is no map, no other is made of it, and layers follow each of those maps on the way to it. (None
+    follow the last map of a backbone that returns its maps and pooled features.)
+    """
+    flow, found = traced.flow(), []
+    maps = {n for n in returned if len(shape(n)) == 4}
+    for end in returned:
+        towards = networkx.ancestors(flow, end) | {end}
+        above = maps & towards - {end}
+        if len({shape(n)[2:] for n in above}) < 2 or end in maps or networkx.descendants(flow, end) & set(returned):
+            continue
+        after = [networkx.descendants(flow, n) & towards for n in above]
+        if all(any(_layer_input(traced, n) is not None for n in nodes) for nodes in after):
+            found.append(end)
+    return found
 
 
 def _refuse(found: str) -> UnsupportedModel:
@@ -176,8 +195,7 @@ def _predicting(traced: Traced, returned: list[Node]) -> networkx.DiGraph:
     flow.remove_node("out")
     ends = [n for n in returned if not networkx.descendants(flow, n) & set(returned)]
     scores = [n for n in ends if len(shape(n)) == 2]
-    if len(scores) == 1:
-        ends = scores
+    ends = scores if len(scores) == 1 else _detections(traced, returned) or ends
     flow.add_edges_from((n, "out") for n in ends)
     return flow
 
@@ -232,13 +250,18 @@ def _layer_input(traced: Traced, node: Node | str) -> Node | None:
     name = operator(node)
     args: tuple[Any, ...] = node.args
     if name in _WEIGHTED:
-        return args[0]
+        return None if _weighs_by_probabilities(node) else args[0]
     if name == "addmm":
         return args[1]
     if name in ("matmul", "mm"):
         data = [a for a in args[:2] if not _is_parameter(traced, a)]
         return data[0] if len(data) == 1 else None
     return None
+
+
+def _weighs_by_probabilities(node: Node) -> bool:
+    """Whether it is a convolution of probabilities: a mean of fixed numbers (the bins of a box's side), no layer."""
+    return operator(node) in _WEIGHTED - {"linear"} and operator(node.args[0]) in ("softmax", "_softmax")
 
 
 def _is_parameter(traced: Traced, node: Any) -> bool:
@@ -253,7 +276,7 @@ def _last_layers(traced: Traced, flow: networkx.DiGraph) -> list[Node]:
 
     def passes(node: Node) -> bool:
         held = [t for t in node.all_input_nodes if t in traced.tensors and math.prod(shape(t)) > 1]
-        return not held and not operator(node).endswith("_norm")
+        return (not held or _weighs_by_probabilities(node)) and not operator(node).endswith("_norm")
 
     layers = _frontier(traced, flow, lambda n: _layer_input(traced, n) is not None, passes)
     before = set().union(*(networkx.ancestors(flow, n) for n in layers))

@@ -15,6 +15,7 @@ from mimicut.base import guard
 from mimicut.base.errors import InputError, LawBroken, UnsupportedModel
 from mimicut.base.layout import laid, takes_channels_last
 from mimicut.proof.certificate import binomial_interval
+from mimicut.proof.detections import SURE, DetectionFigures, DetectionMeter, batch_shape, known_classes, read_detections
 from mimicut.surgery.seam import Seam, capturing, tensors
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Figures:
         disagreements: First the images answered differently, then others; within each, those first whose probabilities
             differ most (total variation). Each has its index among the held-out images, and [class, probability] of
             both answers.
+        detections: How far a detector finds the objects that its teacher finds; None if the output is no boxes.
     """
 
     top1_agreement: float | None
@@ -56,6 +58,7 @@ class Figures:
     confidence_teacher: float | None = None
     confidence_student: float | None = None
     disagreements: tuple[dict[str, Any], ...] = ()
+    detections: DetectionFigures | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ def figures(
     errors = [FeatureError() for _ in seam.points]
     cosines: list[Tensor] = []
     answers: _Answers | None = _Answers()
+    objects: DetectionMeter | None = DetectionMeter()
     layout = quick_layout([teacher, model], _batch(held_out, range(1)))
     with guard.evaluating(teacher), guard.evaluating(model), capturing(teacher, seam) as a, capturing(model, seam) as b:
         for where in _chunks(images, batch_size):
@@ -119,6 +123,8 @@ def figures(
                     )
                 error.add(want.double(), have.double())
                 cosines.append(torch.cosine_similarity(*(f.double().reshape(len(f), -1) for f in (want, have))))
+            if objects is not None and not _add_objects(objects, teacher, (theirs, ours), batch):
+                objects = None
             theirs, ours = class_scores(theirs, len(where)), class_scores(ours, len(where))
             if theirs is None or ours is None or theirs.shape != ours.shape:
                 answers = None
@@ -136,10 +142,25 @@ def figures(
     if seam.headless:
         notes.append("the network has no head and returns features: top-1 agreement is undefined")
         return Figures(None, None, None, relative, images, tuple(notes), cosine)
+    if objects is not None:
+        found = objects.figures()
+        if found.agreement is None:
+            notes.append(f"neither network finds an object (score of at least {SURE}) in any held-out image")
+        return Figures(None, None, None, relative, images, tuple(notes), cosine, detections=found)
     if answers is None:
         notes.append("the output is not one row of class scores per image: top-1 agreement is undefined")
         return Figures(None, None, None, relative, images, tuple(notes), cosine)
     return answers.completed(Figures(None, None, None, relative, images, tuple(notes), cosine))
+
+
+def _add_objects(meter: DetectionMeter, teacher: nn.Module, outputs: tuple[Any, Any], batch: Any) -> bool:
+    """Add the objects that teacher and student find in a batch; False if what they return is no boxes."""
+    (images, *size), classes = batch_shape(batch), known_classes(teacher)
+    theirs, ours = (read_detections(output, images, size, classes) for output in outputs)
+    if theirs is None or ours is None:
+        return False
+    meter.add(theirs, ours)
+    return True
 
 
 class _Answers:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -78,6 +78,7 @@ def _extra_fields(intake: Intake, log: MimicLog) -> dict[str, Any]:
 def report_fields(found: Figures, held_out: ImageSet) -> dict[str, Any]:
     """The figures as fields of the report, with images by their names."""
     data = {name: getattr(found, name) for name in _FIGURES}
+    data["detections"] = None if found.detections is None else asdict(found.detections)
     data["agreement_by_class"] = {str(c): list(pair) for c, pair in found.agreement_by_class.items()}
     data["disagreements"] = tuple(
         {**each, "image": held_out.names[each["image"]], "thumbnail": thumbnail(held_out, each["image"])}
