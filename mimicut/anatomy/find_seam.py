@@ -8,6 +8,7 @@ lies above another, together they cut the network in two, and hooks at them capt
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import networkx
@@ -155,7 +156,8 @@ def _search(traced: Traced) -> tuple[dict[SeamPoint, Node], bool]:
     if layers:
         return _reachable(traced, _before(traced, flow, layers)), False
     if pooled:
-        return _reachable(traced, {v: _takers(v) for v in pooled}), True
+        with suppress(UnsupportedModel):  # what no hook catches before the pooling is caught after it
+            return _reachable(traced, {v: _takers(v) for v in pooled}), True
     return {SeamPoint("", "output", 0, part): n for n, part in returned.items()}, True
 
 
@@ -313,7 +315,7 @@ def _pools(node: Node) -> bool:
         dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
         dims = [dims] if isinstance(dims, int) else dims
         return bool(dims) and before is not None and len(before) >= 3 and 0 not in [d % len(before) for d in dims]
-    if name in ("select", "slice") and len(before) == 3 and argument(node, 1, "dim", 0) % 3 == 1:
+    if name in ("select", "slice") and len(before) == 3 and argument(node, 1, "dim", 0) % 3 == 1 and before[1] > 1:
         users = [u for u in node.users if u.op == "call_function"]  # a slice: the tokens that are not averaged go first
         return name == "select" or (bool(users) and all(_pools(u) for u in users))
     if name in ("avg_pool2d", "max_pool2d", "avg_pool1d", "avg_pool3d"):
