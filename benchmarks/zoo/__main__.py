@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from benchmarks.zoo.libraries import missing
 from benchmarks.zoo.models import specs, write_smallest
 from benchmarks.zoo.page import PAGE, text
 
@@ -51,7 +52,15 @@ def main() -> int:
 
 def _sweep(options: argparse.Namespace) -> int:
     known = read(options.out)
-    wanted = [s for s in specs() if fnmatch.fnmatchcase(s, options.only)]
+    listed = [s for s in specs() if fnmatch.fnmatchcase(s, options.only)]
+    wanted = [s for s in listed if missing(s) is None]
+    lacking = sorted({package for s in listed if (package := missing(s)) is not None})
+    if lacking:
+        print(
+            f"{len(listed) - len(wanted)} models are skipped, as {', '.join(lacking)} cannot be imported "
+            "(pip install 'mimicut[zoo]')",
+            file=sys.stderr,
+        )
     left = [
         s
         for s in wanted

@@ -101,7 +101,7 @@ def _compressed(spec: str, line: dict[str, Any]) -> tuple[Any, Any, Any]:
     """The teacher, the result and the few images, after every stage but the last."""
     import torch
 
-    from benchmarks.zoo.models import OTHERS
+    from benchmarks.zoo.models import builder, load
     from mimicut.anatomy.cost import count, count_traced
     from mimicut.anatomy.find_seam import trace
     from mimicut.planning.planner import make_plan
@@ -111,7 +111,6 @@ def _compressed(spec: str, line: dict[str, Any]) -> tuple[Any, Any, Any]:
     from mimicut.recovery.mimic import mimic
     from mimicut.results.report import Report
     from mimicut.results.store import save
-    from mimicut.results.teachers import load_teacher
     from mimicut.surgery.cut import cut
     from mimicut.surgery.head import put_under_head
     from mimicut.surgery.seam import tensors
@@ -119,7 +118,7 @@ def _compressed(spec: str, line: dict[str, Any]) -> tuple[Any, Any, Any]:
 
     stage = partial(_stage, line)
     with stage("build"):
-        teacher = load_teacher(spec, pretrained=False, **OTHERS.get(spec, {}))
+        teacher = load(spec)
         model = randomised(teacher.model)
         size = teacher.preprocessing.input_size
         line |= {"input": list(size), "params": sum(p.numel() for p in model.parameters())}
@@ -156,11 +155,14 @@ def _compressed(spec: str, line: dict[str, Any]) -> tuple[Any, Any, Any]:
             folder = save(Path(scratch, "result"), model=teacher.completed(result), plan=plan, report=report)
         with stage("reload"):
             again = subprocess.run(
-                [sys.executable, "-c", _RELOAD, str(folder), scratch, str(torch.get_num_threads()), teacher.part],
+                [
+                    sys.executable, "-c", _RELOAD, str(folder), scratch, str(torch.get_num_threads()), teacher.part,
+                    builder(spec),
+                ],
                 capture_output=True,
                 text=True,
                 check=False,
-            )
+            )  # fmt: skip
             if again.returncode:
                 raise RuntimeError(f"loading it again in a fresh process: {again.stderr.strip()[-400:]}")
     return model, result, few
@@ -169,9 +171,9 @@ def _compressed(spec: str, line: dict[str, Any]) -> tuple[Any, Any, Any]:
 _RELOAD = """
 import sys, torch, mimicut
 from mimicut.surgery.seam import tensors
-folder, scratch, threads, part = sys.argv[1:]
+folder, scratch, threads, part, builder = sys.argv[1:]
 torch.set_num_threads(int(threads))  # how a sum is shared among threads shows in its last bits
-model = mimicut.load(folder).get_submodule(part)
+model = mimicut.load(folder, build_teacher=builder or None).get_submodule(part)
 with torch.no_grad():
     found = [t for _, t in tensors(model(torch.load(f"{scratch}/few.pt")))]
 wanted = torch.load(f"{scratch}/wanted.pt")

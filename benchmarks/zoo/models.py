@@ -1,4 +1,5 @@
-"""The models of the zoo: every torchvision classifier, the smallest of every timm family, and what is no classifier.
+"""The models of the zoo: every torchvision classifier, the smallest of every timm family, what is no classifier, and
+models of other libraries (`libraries`).
 
 The smallest members are kept in timm.json, which `python -m benchmarks.zoo smallest` writes.
 """
@@ -7,7 +8,12 @@ import json
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.zoo import libraries
+
+if TYPE_CHECKING:
+    from mimicut.inputs.teacher import Teacher
 
 FAMILIES = Path(__file__).parent / "timm.json"
 SIZE = (3, 224, 224)
@@ -43,7 +49,22 @@ def specs() -> list[str]:
     classifiers = models.list_models(module=models)
     families = json.loads(FAMILIES.read_text(encoding="utf-8"))
     smallest = [f"timm:{n}" for n in sorted(set(families.values()))]
-    return list(dict.fromkeys([f"torchvision:{n}" for n in classifiers] + smallest + list(OTHERS)))
+    everything = [f"torchvision:{n}" for n in classifiers] + smallest + list(OTHERS) + list(libraries.MODELS)
+    return list(dict.fromkeys(everything))
+
+
+def load(spec: str) -> "Teacher":
+    """The teacher of one of `specs`, with random weights."""
+    from mimicut.results.teachers import load_teacher
+
+    if spec in libraries.MODELS:
+        return load_teacher(libraries.BUILDER, model_kwargs={"name": spec})
+    return load_teacher(spec, pretrained=False, **OTHERS.get(spec, {}))
+
+
+def builder(spec: str) -> str:
+    """What `mimicut.load` needs as build_teacher for a result of that teacher; "" if nothing."""
+    return libraries.BUILDER if spec in libraries.MODELS else ""
 
 
 def write_smallest() -> None:

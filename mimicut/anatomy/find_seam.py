@@ -8,6 +8,7 @@ lies above another, together they cut the network in two, and hooks at them capt
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import networkx
@@ -67,8 +68,8 @@ def find_seam(teacher: nn.Module, example: Any, *, points: Sequence[SeamPoint | 
        before another. Where the output is a map or tokens, it is what goes into the outermost modules that hold them,
        as long as half of the MACs stay before those (a segmentation network's classifier).
     3. Otherwise the network has no head (`Seam.headless`): it returns features, as do all networks that return maps of
-       several sizes. The seam is what goes into the final pooling, or else all that is returned, and every width inside
-       may be cut.
+       several sizes and make nothing else of them. The seam is what goes into the final pooling, or else all that is
+       returned, and every width inside may be cut.
 
     Where a network returns several outputs, the rules are followed for those from which no other is made, and among
     these for the one that is a row of scores. Then every other output to which some path leads past the points found so
@@ -152,10 +153,14 @@ def _search(traced: Traced) -> tuple[dict[SeamPoint, Node], bool]:
             "its forward pass returns no floating-point tensor that it has computed from the images, with one row for "
             "each of them"
         )
-    several = len({shape(n)[2:] for n in parts if len(shape(n)) == 4}) > 1
+    several = len({shape(n)[2:] for n in parts if len(shape(n)) == 4}) > 1 and not _detections(traced, list(parts))
     values, headless = _values(traced, _predictions(traced, list(parts)), several)
-    found = _reachable(traced, values) if values else {}
-    if not values:
+    found: dict[SeamPoint, Node] = {}
+    with (
+        suppress(UnsupportedModel) if headless else nullcontext()
+    ):  # what no hook catches is caught where it is returned
+        found = _reachable(traced, values)
+    if not found:
         return {SeamPoint("", "output", 0, part): n for n, part in parts.items()}, True
     flow = traced.flow()
     for node in reversed(parts):  # the last first, as points for it may serve those before it
@@ -195,6 +200,25 @@ def _values(traced: Traced, ends: list[Node], several: bool = False) -> tuple[di
     return {v: _takers(v) for v in pooled}, True
 
 
+def _detections(traced: Traced, returned: list[Node]) -> list[Node]:
+    """What a head makes of maps of several sizes that the network returns beside it: a detector's boxes and scores.
+
+    Such an output is no map, no other is made of it, and layers follow each of those maps on the way to it. (None
+    follow the last map of a backbone that returns its maps and pooled features.)
+    """
+    flow, found = traced.flow(), []
+    maps = {n for n in returned if len(shape(n)) == 4}
+    for end in returned:
+        towards = networkx.ancestors(flow, end) | {end}
+        above = maps & towards - {end}
+        if len({shape(n)[2:] for n in above}) < 2 or end in maps or networkx.descendants(flow, end) & set(returned):
+            continue
+        after = [networkx.descendants(flow, n) & towards for n in above]
+        if all(any(_layer_input(traced, n) is not None for n in nodes) for nodes in after):
+            found.append(end)
+    return found
+
+
 def _refuse(found: str) -> UnsupportedModel:
     return UnsupportedModel(
         f"finding the seam: {found}. Name where the features are with --seam MODULE (points=[...] in Python); "
@@ -207,7 +231,7 @@ def _predictions(traced: Traced, returned: list[Node]) -> list[Node]:
     flow = traced.flow()
     ends = [n for n in returned if not networkx.descendants(flow, n) & set(returned)]
     scores = [n for n in ends if len(shape(n)) == 2]
-    return scores if len(scores) == 1 else ends
+    return scores if len(scores) == 1 else _detections(traced, returned) or ends
 
 
 def _frontier(
@@ -260,13 +284,18 @@ def _layer_input(traced: Traced, node: Node | str) -> Node | None:
     name = operator(node)
     args: tuple[Any, ...] = node.args
     if name in _WEIGHTED:
-        return args[0]
+        return None if _weighs_by_probabilities(node) else args[0]
     if name == "addmm":
         return args[1]
     if name in ("matmul", "mm"):
         data = [a for a in args[:2] if not _is_weight(traced, a)]
         return data[0] if len(data) == 1 else None
     return None
+
+
+def _weighs_by_probabilities(node: Node) -> bool:
+    """Whether it is a convolution of probabilities: a mean of fixed numbers (the bins of a box's side), no layer."""
+    return operator(node) in _WEIGHTED - {"linear"} and operator(node.args[0]) in ("softmax", "_softmax")
 
 
 def _is_weight(traced: Traced, node: Node) -> bool:
@@ -286,7 +315,7 @@ def _last_layers(traced: Traced, flow: networkx.DiGraph) -> list[Node]:
 
     def passes(node: Node) -> bool:
         held = [t for t in node.all_input_nodes if t in traced.tensors and math.prod(shape(t)) > 1]
-        return not held and not operator(node).endswith("_norm")
+        return (not held or _weighs_by_probabilities(node)) and not operator(node).endswith("_norm")
 
     layers = _frontier(traced, flow, lambda n: _layer_input(traced, n) is not None, passes)
     before = set().union(*(networkx.ancestors(flow, n) for n in layers))
@@ -323,7 +352,7 @@ def _pools(node: Node) -> bool:
         dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
         dims = [dims] if isinstance(dims, int) else dims
         return bool(dims) and before is not None and len(before) >= 3 and 0 not in [d % len(before) for d in dims]
-    if name in ("select", "slice") and len(before) == 3 and argument(node, 1, "dim", 0) % 3 == 1:
+    if name in ("select", "slice") and len(before) == 3 and argument(node, 1, "dim", 0) % 3 == 1 and before[1] > 1:
         users = [u for u in node.users if u.op == "call_function"]  # a slice: the tokens that are not averaged go first
         return name == "select" or (bool(users) and all(_pools(u) for u in users))
     if name in ("avg_pool2d", "max_pool2d", "avg_pool1d", "avg_pool3d"):

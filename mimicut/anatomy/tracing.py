@@ -24,6 +24,11 @@ from mimicut.surgery.seam import SeamPoint, marking, tensors
 from mimicut.surgery.stand_ins import replace_multihead_attention
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
+# Operators that take the size, type or device of their first tensor, or of all but the first, and none of its values.
+_SIZED_LIKE = {f"new_{what}" for what in ("empty", "full", "ones", "zeros")} | {
+    f"{what}_like" for what in ("empty", "full", "ones", "zeros", "rand", "randn")
+}
+_SHAPED_LIKE = {"expand_as", "reshape_as", "type_as", "view_as"}
 
 
 @dataclass(frozen=True)
@@ -77,18 +82,29 @@ class Traced:
         return calls[-1].module if calls else "<model>"
 
     def flow(self) -> networkx.DiGraph:
-        """Data flow among operators and inputs (parameters left out), with a source "in" and a sink "out"."""
+        """Data flow among operators and inputs (parameters left out), with a source "in" and a sink "out".
+
+        A tensor of which an operator takes no more than the size or the type does not flow into it.
+        """
         graph = networkx.DiGraph()
         graph.add_nodes_from(["in", "out"])
         for node in self.inputs:
             graph.add_edge("in", node)
         for node in self.nodes:
-            for source in node.all_input_nodes:
+            for source in _read_by(node):
                 if source not in self.tensors:
                     graph.add_edge(source, node)
         for node in self.outputs:
             graph.add_edge(node, "out")
         return graph
+
+
+def _read_by(node: Node) -> list[Node]:
+    """The nodes whose values an operator reads, each once."""
+    name = operator(node)
+    if name in _SIZED_LIKE:
+        return [n for n in node.all_input_nodes if n is not node.args[0]]
+    return node.all_input_nodes[:1] if name in _SHAPED_LIKE else node.all_input_nodes
 
 
 def shape(node: Any) -> tuple[int, ...] | None:

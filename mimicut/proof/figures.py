@@ -15,8 +15,17 @@ from mimicut.base import guard
 from mimicut.base.errors import InputError, LawBroken, UnsupportedModel
 from mimicut.base.layout import laid, takes_channels_last
 from mimicut.proof.certificate import binomial_interval
+from mimicut.proof.detections import (
+    SURE,
+    DetectionFigures,
+    DetectionMeter,
+    Objects,
+    batch_shape,
+    known_classes,
+    read_detections,
+)
 from mimicut.proof.output_figures import OutputFigures, OutputMeter
-from mimicut.surgery.seam import Seam, capturing, tensors
+from mimicut.surgery.seam import AGREEING, Seam, capturing, tensors
 
 if TYPE_CHECKING:
     from mimicut.inputs.image_set import ImageSet, ImagesWithCall
@@ -45,6 +54,7 @@ class Figures:
             differ most (total variation). Each has its index among the held-out images, and [class, probability] of
             both answers.
         outputs: Each tensor that the network returns, measured by its kind.
+        detections: How far a detector finds the objects that its teacher finds; None if the output is no boxes.
     """
 
     top1_agreement: float | None
@@ -59,6 +69,7 @@ class Figures:
     confidence_student: float | None = None
     disagreements: tuple[dict[str, Any], ...] = ()
     outputs: tuple[OutputFigures, ...] = ()
+    detections: DetectionFigures | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +118,7 @@ def figures(
     cosines: list[Tensor] = []
     meters = [OutputMeter(output) for output in seam.outputs]
     answers: _Answers | None = _Answers("" if seam.scores is None else seam.scores.activation)
+    objects: DetectionMeter | None = DetectionMeter()
     layout = quick_layout([teacher, model], _batch(held_out, range(1)))
     with guard.evaluating(teacher), guard.evaluating(model), capturing(teacher, seam) as a, capturing(model, seam) as b:
         for where in _chunks(images, batch_size):
@@ -123,6 +135,8 @@ def figures(
                     )
                 error.add(want.double(), have.double())
                 cosines.append(torch.cosine_similarity(*(f.double().reshape(len(f), -1) for f in (want, have))))
+            if objects is not None and not _add_objects(objects, teacher, seam, (theirs, ours), batch):
+                objects = None
             returned = [dict(tensors(output)) for output in (theirs, ours)]
             for meter in meters:
                 want, have = (parts[meter.output.part].cpu() for parts in returned)
@@ -151,10 +165,38 @@ def figures(
         )
     if answers is None and seam.headless:
         notes.append("the network has no head and returns features: top-1 agreement is undefined")
-    elif answers is None:
+    elif objects is None and answers is None:
         notes.append("the output is not one row of class scores per image: top-1 agreement is undefined")
-    found = Figures(None, None, None, relative, images, tuple(notes), cosine, outputs=outputs)
+    detections = None
+    if objects is not None:
+        detections = objects.figures()
+        if detections.agreement is None:
+            notes.append(f"neither network finds an object (score of at least {SURE}) in any held-out image")
+    found = Figures(None, None, None, relative, images, tuple(notes), cosine, outputs=outputs, detections=detections)
     return found if answers is None else answers.completed(found)
+
+
+def finds_objects(model: nn.Module, seam: Seam, batch: Any) -> bool:
+    """Whether what a network returns for a batch is boxes, as `detections.read_detections` reads them."""
+    with guard.evaluating(model):
+        output = run_placed(model, model, batch)
+    return _objects(model, seam, output, batch) is not None
+
+
+def _objects(teacher: nn.Module, seam: Seam, output: Any, batch: Any) -> list[Objects] | None:
+    if any(each.activation or each.kind in AGREEING for each in seam.outputs[:1]):
+        return None  # classes or probabilities throughout, which may look like boxes
+    images, *size = batch_shape(batch)
+    return read_detections(output, images, size, known_classes(teacher))
+
+
+def _add_objects(meter: DetectionMeter, teacher: nn.Module, seam: Seam, outputs: tuple[Any, Any], batch: Any) -> bool:
+    """Add the objects that teacher and student find in a batch; False if what they return is no boxes."""
+    theirs, ours = (_objects(teacher, seam, output, batch) for output in outputs)
+    if theirs is None or ours is None:
+        return False
+    meter.add(theirs, ours)
+    return True
 
 
 class _Answers:

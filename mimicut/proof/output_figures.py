@@ -242,15 +242,20 @@ def _pair(text: str) -> tuple[str | None, str]:
     return (part if given else None), kind
 
 
-def check_fit(seam: Seam, min_agreement: float | None, max_error: float | None) -> None:
+def check_fit(seam: Seam, min_agreement: float | None, max_error: float | None, objects: bool = False) -> None:
     """Check that each threshold fits a kind of output that the network has.
+
+    Args:
+        seam: It knows the outputs.
+        min_agreement, max_error: The thresholds.
+        objects: Whether the network finds objects, whose agreement can be required too.
 
     Raises:
         InputError: None of its outputs has such a figure.
     """
     kinds = ", ".join(f"{o.part or 'the output'}: {o.kind}" for o in seam.outputs)
     agreeing = [o for o in seam.outputs if o.kind in AGREEING]
-    if min_agreement is not None and seam.outputs and not agreeing:
+    if min_agreement is not None and seam.outputs and not agreeing and not objects:
         raise InputError(
             f"requiring an agreement of {min_agreement}: the network returns no classes ({kinds}), so there is no "
             "agreement; require a largest error with --max-error (max_error in Python), or say with --output "

@@ -24,6 +24,7 @@ class Report:
         feature_error_relative, feature_cosine, agreement_by_class, confidence_teacher, confidence_student,
             disagreements: As in `proof.figures.Figures`.
         outputs: Each tensor that the network returns, as `proof.output_figures.OutputFigures` has it.
+        detections: As `proof.detections.DetectionFigures`; None where the output is no boxes.
         class_names: Class number -> its name, for the classes in these figures, where the teacher's library gives it.
         widths: Group -> [units that stay, units of the teacher].
         losses: [step, loss] of the mimic stage, at most a few hundred.
@@ -69,6 +70,7 @@ class Report:
     confidence_student: float | None = None
     disagreements: tuple[dict[str, Any], ...] = ()
     outputs: tuple[dict[str, Any], ...] = ()
+    detections: dict[str, Any] | None = None
     class_names: dict[str, str] = field(default_factory=dict)
     widths: dict[str, Any] = field(default_factory=dict)
     losses: tuple[Any, ...] = ()
@@ -133,6 +135,8 @@ class Report:
         found = []
         if self.min_agreement is not None:
             lows = {_name(o): o["agreement_low"] for o in self.outputs if o["kind"] in AGREEING}
+            if self.detections is not None:
+                lows["the objects"] = self.detections["agreement_low"]
             for name, low in (lows or {"": self.top1_agreement_low}).items():
                 if low is None:
                     found.append(
@@ -179,6 +183,28 @@ class Report:
                 f"was {tried[-1][1]:.3f} with them and {without:.3f} without"
             )
         return [f"extra images: {said}, which only helped to mimic{worth}"]
+
+    def detection_lines(self) -> list[str]:
+        """How far a detector finds what its teacher finds; nothing for other networks."""
+        if self.detections is None:
+            return []
+        found = self.detections
+        if found["agreement"] is None:
+            return [f"objects: neither network finds one with a score of at least {found['least_score']}"]
+        low, high = found["agreement_low"], found["agreement_high"]
+        theirs, ours, both = (_count(found[f"objects_{which}"]) for which in ("teacher", "student", "matched"))
+        lines = [
+            f"objects, agreement with the teacher: {found['agreement']:.1%} (95 % interval {low:.1%} to {high:.1%}); "
+            f"the teacher finds {theirs}, the student {ours}, and {both} match (same class, IoU of at least "
+            f"{found['least_iou']}, score of at least {found['least_score']}), "
+            f"in {_count(found['images_with_objects'])} images"
+        ]
+        if found["map50"] is not None:
+            lines.append(
+                "mean average precision with the teacher's objects as the truth: "
+                f"{found['map50']:.3f} at IoU 0.5, {found['map']:.3f} at 0.5 to 0.95"
+            )
+        return lines
 
     def certificate(self) -> list[str]:
         """Sentences on what the held-out images prove; none where agreement is unknown and no threshold is set."""
@@ -267,10 +293,11 @@ class Report:
         lines = [
             "",
             *(
-                [f"agreement with the teacher, top-1: {agreement}"]
-                if agreement != "unknown" or not self.outputs
-                else []
+                []
+                if self.outputs and self.top1_agreement is None
+                else [f"agreement with the teacher, top-1: {agreement}"]
             ),
+            *self.detection_lines(),
             *self.output_lines(),
             f"feature error, relative: {error}",
             f"images: {_count(self.images_few)} to learn from, {_count(self.images_choose)} of them to choose the best "

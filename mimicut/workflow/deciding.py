@@ -19,6 +19,7 @@ from mimicut.planning.importance import Evidence
 from mimicut.planning.mixtures import plan_mixture
 from mimicut.planning.planner import make_plan, replan
 from mimicut.planning.survey import Findings
+from mimicut.proof.figures import finds_objects
 from mimicut.proof.image_check import ImageCheck, check_images
 from mimicut.proof.output_figures import check_fit, with_kinds
 from mimicut.recovery.recover import EVIDENCE_SHARE, about
@@ -73,7 +74,8 @@ def read_network(teacher: Teacher, request: Request, intake: Intake, plan: Plan 
     seam = plan.seam if plan and not request.seam else None
     anatomy = trace(teacher.model, intake.example, seam, points=request.seam, drop=drop)
     anatomy.seam = with_kinds(anatomy.seam, request.output)
-    check_fit(anatomy.seam, request.min_agreement, request.max_error)
+    objects = request.min_agreement is not None and finds_objects(teacher.model, anatomy.seam, anatomy.traced.example)
+    check_fit(anatomy.seam, request.min_agreement, request.max_error, objects)
     passes = needed_bytes(anatomy) if asks_images(request, plan) else 0
     check_memory(anatomy, request.memory_bytes, asked=request.max_memory is not None, passes=passes)
     return Network(teacher.model, anatomy, images_within(anatomy, memory.MEASURING * request.memory_bytes))

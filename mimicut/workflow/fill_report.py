@@ -80,6 +80,7 @@ def report_fields(found: Figures, held_out: ImageSet) -> dict[str, Any]:
     """The figures as fields of the report, with images by their names."""
     data = {name: getattr(found, name) for name in _FIGURES}
     data["outputs"] = tuple(asdict(each) for each in found.outputs)
+    data["detections"] = None if found.detections is None else asdict(found.detections)
     data["agreement_by_class"] = {str(c): list(pair) for c, pair in found.agreement_by_class.items()}
     data["disagreements"] = tuple(
         {**each, "image": held_out.names[each["image"]], "thumbnail": thumbnail(held_out, each["image"])}

@@ -11,10 +11,12 @@ from torch import nn
 
 from mimicut.anatomy.cost import count
 from mimicut.anatomy.find_seam import find_seam
+from mimicut.anatomy.tracing import as_example
 from mimicut.base.errors import InputError
 from mimicut.base.guard import full_copy, on_device
 from mimicut.inputs.image_set import ImageSet, ImageSource
 from mimicut.inputs.teacher import Teacher
+from mimicut.proof.figures import finds_objects
 from mimicut.proof.image_check import check_images
 from mimicut.proof.output_figures import check_fit, with_kinds
 from mimicut.recovery.folds import batches_of
@@ -87,7 +89,8 @@ def recover_pruned(  # type: ignore[misc]  # of RunOptions it names export_to it
     say_notes(say, notes)
     model = teacher.model
     seam = with_kinds(find_seam(model, intake.example, points=request.seam), request.output)
-    check_fit(seam, request.min_agreement, request.max_error)
+    objects = request.min_agreement is not None and finds_objects(model, seam, as_example(intake.example))
+    check_fit(seam, request.min_agreement, request.max_error, objects)
     student = full_copy(student).cpu().float().eval()
     costs = Costs(count(model, intake.example), count(student, intake.example))
     put_under_head(model, student, seam)  # fails before any work if the student does not fit

@@ -60,7 +60,7 @@ def verify_folder(
     check_threshold(min_agreement)
     check_max_error(max_error)
     plan, stored, _ = read(folder)
-    check_fit(plan.seam, min_agreement, max_error)
+    check_fit(plan.seam, min_agreement, max_error, stored.detections is not None)
     source = plan.teacher.get("source") or {}
     model = load(folder, code_of(teacher))
     original = load_again(source, teacher, weights=weights, pretrained=pretrained)

@@ -85,6 +85,31 @@ def test_pooled_features_without_a_head_are_taken_before_the_pooling():
     assert {n for n, g in trace(model, X).groups.items() if g.pinned is None} == set(Residual.free)
 
 
+class _Pooled(nn.Module):
+    """Tokens that a function chooses or weighs, inside the network's own forward: no module takes or returns them."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.patches, self.how = nn.Conv2d(3, 8, 2, 2), how
+        self.inner, self.outer = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.query = nn.Parameter(torch.randn(1, 1, 8))
+
+    def forward(self, x):
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        tokens = tokens + self.outer(self.inner(tokens).relu())
+        if self.how == "one":  # a query gathers them all; it is the only one there is to choose
+            tokens = F.scaled_dot_product_attention(self.query.expand(len(x), -1, -1), tokens, tokens)
+            tokens = tokens + self.outer(self.inner(tokens).relu())
+        found = tokens.mean(1) if self.how == "mean" else tokens[:, 0]
+        return F.normalize(found, dim=-1)
+
+
+@pytest.mark.parametrize("how", ["one", "mean", "first"])
+def test_features_that_no_hook_catches_before_the_pooling_are_taken_after_it(how):
+    points, seam = seam_of(randomised(_Pooled(how)))
+    assert (points, seam.head, seam.headless) == (["<model>:output"], (), True)
+
+
 def test_tokens_behind_a_norm_are_features():
     class Tokens(Branches):
         def forward(self, x):

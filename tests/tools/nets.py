@@ -537,3 +537,58 @@ class Boxed(nn.Module):
     def forward(self, x):
         scores = self.scale(self.body(x))
         return scores[scores > 0].tolist()
+
+
+class Boxes(nn.Module):
+    """A detector's head over maps of two sizes: four sides, each the mean of BINS bins, and a score for each class."""
+
+    BINS, CLASSES, STRIDES = 4, 3, (2, 4)
+
+    def __init__(self, widths, masks=False, final=False):
+        super().__init__()
+        self.sides = nn.ModuleList(nn.Sequential(nn.Conv2d(w, 4 * self.BINS, 1)) for w in widths)
+        self.classes = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(w, w, 1), nn.ReLU(), nn.Conv2d(w, self.CLASSES, 1)) for w in widths
+        )
+        self.bins = nn.Conv2d(self.BINS, 1, 1, bias=False)
+        self.masks = nn.Sequential(nn.Conv2d(widths[0], 4, 1), nn.BatchNorm2d(4), nn.ReLU()) if masks else None
+        self.final = final
+
+    def forward(self, maps):
+        n = len(maps[0])
+        sides = torch.cat([m(x).view(n, 4 * self.BINS, -1) for m, x in zip(self.sides, maps, strict=True)], 2)
+        scores = torch.cat([m(x).view(n, self.CLASSES, -1) for m, x in zip(self.classes, maps, strict=True)], 2)
+        at, strides = [], []
+        for x, stride in zip(maps, self.STRIDES, strict=True):
+            across = torch.arange(x.shape[3]).type_as(x) + 0.5
+            down = torch.arange(x.shape[2]).type_as(x) + 0.5
+            at.append(torch.stack(torch.meshgrid(across, down, indexing="xy")).view(2, -1))
+            strides.append(x.new_full((1, x.shape[2] * x.shape[3]), stride))
+        at, strides = torch.cat(at, 1), torch.cat(strides, 1)
+        near, far = self.bins(sides.view(n, 4, self.BINS, -1).transpose(1, 2).softmax(1)).view(n, 4, -1).chunk(2, 1)
+        first, last = at - near.abs(), at + far.abs()
+        if self.final:
+            best, label = scores.sigmoid().max(1)
+            found = torch.cat([first * strides, last * strides, best[:, None], label[:, None].type_as(best)], 1)
+            order = best.topk(10, 1)[1]
+            found = found.transpose(1, 2).gather(1, order[..., None].expand(-1, -1, 6))
+        else:
+            found = torch.cat([(first + last) / 2 * strides, (last - first) * strides, scores.sigmoid()], 1)
+        if self.masks is not None:
+            found = (found, self.masks(maps[0]))
+        return found, {"boxes": sides, "scores": scores, "feats": maps}
+
+
+class Detector(nn.Module):
+    """Returns boxes, and beside them the maps that its head takes. It has no class of its own for its outputs."""
+
+    def __init__(self, **head):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU())
+        self.low = nn.Sequential(nn.Conv2d(16, 32, 3, 1, 1), nn.ReLU(), nn.Conv2d(32, 8, 3, 1, 1), nn.ReLU())
+        self.high = nn.Sequential(nn.Conv2d(8, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 12, 3, 1, 1), nn.ReLU())
+        self.head = Boxes((8, 12), **head)
+
+    def forward(self, x):
+        low = self.low(self.stem(x))
+        return self.head([low, self.high(low)])
