@@ -15,7 +15,18 @@ from mimicut.base import guard
 from mimicut.base.errors import InputError, LawBroken, UnsupportedModel
 from mimicut.base.layout import laid, takes_channels_last
 from mimicut.proof.certificate import binomial_interval
-from mimicut.proof.detections import SURE, DetectionFigures, DetectionMeter, batch_shape, known_classes, read_detections
+from mimicut.proof.detections import (
+    SURE,
+    DetectionAccuracy,
+    DetectionFigures,
+    DetectionMeter,
+    Objects,
+    batch_shape,
+    known_classes,
+    marked_objects,
+    mean_average_precision,
+    read_detections,
+)
 from mimicut.surgery.seam import Seam, capturing, tensors
 
 if TYPE_CHECKING:
@@ -155,12 +166,16 @@ def figures(
 
 def _add_objects(meter: DetectionMeter, teacher: nn.Module, outputs: tuple[Any, Any], batch: Any) -> bool:
     """Add the objects that teacher and student find in a batch; False if what they return is no boxes."""
-    (images, *size), classes = batch_shape(batch), known_classes(teacher)
-    theirs, ours = (read_detections(output, images, size, classes) for output in outputs)
+    theirs, ours = (_objects(teacher, output, batch) for output in outputs)
     if theirs is None or ours is None:
         return False
     meter.add(theirs, ours)
     return True
+
+
+def _objects(teacher: nn.Module, output: Any, batch: Any) -> list[Objects] | None:
+    images, *size = batch_shape(batch)
+    return read_detections(output, images, size, known_classes(teacher))
 
 
 class _Answers:
@@ -262,6 +277,47 @@ def accuracy(
     percent = 100 * int(theirs.sum()) / n, 100 * int(ours.sum()) / n
     low, high = max(-1.0, middle - half), min(1.0, middle + half)
     return Accuracy(*percent, 100 * (won - lost) / n, 100 * low, 100 * high, n)
+
+
+def detection_accuracy(
+    teacher: nn.Module,
+    model: nn.Module,
+    images: "ImageSet | ImagesWithCall | Tensor",
+    marked: list[Tensor],
+    *,
+    batch_size: int = BATCH,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> DetectionAccuracy:
+    """Measure the mean average precision of both networks on images in which the objects are marked.
+
+    Args:
+        teacher, model: The two networks.
+        images: An ImageSet, or a float tensor as the teacher takes it.
+        marked: For each image its boxes (N, 5): class, x1, y1, x2, y2, as shares of the image.
+        batch_size: Images in one pass.
+        on_progress: Receives (images done, images).
+
+    Raises:
+        InputError: The output is no boxes.
+    """
+    found: tuple[list[Objects], list[Objects]] = ([], [])
+    truth: list[Objects] = []
+    for where in _chunks(len(images), batch_size):
+        batch = _batch(images, where)
+        truth += [marked_objects(marked[i], batch_shape(batch)[1:]) for i in where]
+        for net, every in zip((teacher, model), found, strict=True):
+            with guard.evaluating(net):
+                objects = _objects(teacher, run_placed(net, net, batch), batch)
+            if objects is None:
+                raise InputError(
+                    "measuring average precision: boxes are marked in the labelled images, but the network's output is "
+                    "no boxes; give a folder of class folders, or leave the labelled images out"
+                )
+            every += objects
+        if on_progress:
+            on_progress(where.stop, len(images))
+    (theirs_50, theirs), (ours_50, ours) = (mean_average_precision(truth, every) for every in found)
+    return DetectionAccuracy(theirs_50, ours_50, theirs, ours, len(images), sum(len(t.labels_n) for t in truth))
 
 
 def _outputs(
