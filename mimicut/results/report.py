@@ -249,8 +249,8 @@ class Report:
                 ("IoU 0.5", self.map50_teacher, self.map50_student),
                 ("0.5 to 0.95", self.map_teacher, self.map_student),
             ):
-                both = ("unknown" if one is None else f"{one:.3f}" for one in (theirs, ours))
-                rows.append((f"mean average precision, {name}, on {where}", *both))
+                first, second = ("unknown" if one is None else f"{one:.3f}" for one in (theirs, ours))
+                rows.append((f"mean average precision, {name}, on {where}", first, second))
         elif self.images_labelled:
             rows.append((f"top-1 on {where}", _percent(self.top1_teacher), _percent(self.top1_student)))
         return rows
