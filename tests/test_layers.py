@@ -18,7 +18,7 @@ LAYERS = (
 # Library -> modules that may import it.
 LIBRARIES = {
     "timm": {"inputs.timm_models"}, "torchvision.models": {"inputs.torchvision_models"},
-    "transformers": {"inputs.hugging_face_models"},
+    "transformers": {"inputs.hugging_face_models"}, "open_clip": {"inputs.open_clip_models"},
     "pickle": set(), "matplotlib": {"results.picture"},
     "onnx": {"results.export_checks", "runtime.export", "runtime.int8"},
     "onnxruntime": {"runtime.export", "runtime.int8", "runtime.latency", "runtime.run_exported"},

@@ -16,8 +16,8 @@ BUILDER = "benchmarks.zoo.libraries:build"
 LIBRARIES = {
     "smp": ("segmentation_models_pytorch", "segmentation-models-pytorch"),
     "ultralytics": ("ultralytics", "ultralytics"),
-    "open_clip": ("open_clip", "open-clip-torch"),
     "monai": ("monai", "monai"),
+    "open_clip": ("open_clip", "open-clip-torch"),
     "spandrel": ("spandrel", "spandrel"),
     "doctr": ("doctr", "python-doctr"),
     "timm_encoder": ("timm", "timm"),
@@ -29,9 +29,10 @@ _TINY = {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 3, "i
 
 def missing(spec: str) -> str | None:
     """The package that must be installed before the model of this name can be built; None if nothing is missing."""
-    if spec not in MODELS:
+    library = spec.partition(":")[0]
+    if library not in LIBRARIES:
         return None
-    module, package = LIBRARIES[spec.partition(":")[0]]
+    module, package = LIBRARIES[library]
     return None if importlib.util.find_spec(module) else package
 
 
@@ -77,15 +78,6 @@ def _yolo(config: str, size: int = 128, classes: int = 5) -> Callable[[], Built]
         model = kind(config, nc=classes, verbose=False)
         model.args = get_cfg()
         return model, _sized(size, mean=(0, 0, 0), std=(1, 1, 1))
-
-    return make
-
-
-def _open_clip(name: str, size: int = 224) -> Callable[[], Built]:
-    def make() -> Built:
-        import open_clip
-
-        return open_clip.create_model(name, pretrained=None), _sized(size)
 
     return make
 
@@ -163,13 +155,6 @@ MODELS: dict[str, Callable[[], Built]] = {
     "ultralytics:yolo12n": _yolo("yolo12n.yaml"),
     "ultralytics:yolo26n": _yolo("yolo26n.yaml"),
     "ultralytics:yolov8n-rtdetr": _yolo("yolov8n-rtdetr.yaml"),
-    "open_clip:RN50": _open_clip("RN50"),
-    "open_clip:ViT-S-32-alt": _open_clip("ViT-S-32-alt"),
-    "open_clip:ViT-B-32-SigLIP2-256": _open_clip("ViT-B-32-SigLIP2-256", 256),
-    "open_clip:convnext_tiny": _open_clip("convnext_tiny"),
-    "open_clip:MobileCLIP-S1": _open_clip("MobileCLIP-S1", 256),
-    "open_clip:ViTamin-S": _open_clip("ViTamin-S"),
-    "open_clip:coca_ViT-B-32": _open_clip("coca_ViT-B-32"),
     "timm_encoder:vit_base_patch32_clip_224": _timm("vit_base_patch32_clip_224", 224, **_VIT),
     "timm_encoder:vit_base_patch16_siglip_224": _timm("vit_base_patch16_siglip_224", 224, **_VIT),
     "timm_encoder:vit_small_patch14_reg4_dinov2": _timm("vit_small_patch14_reg4_dinov2", 224, img_size=224, **_VIT),

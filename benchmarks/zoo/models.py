@@ -38,6 +38,13 @@ OTHERS: dict[str, dict[str, Any]] = {
     "hf:ResNetForImageClassification": {},
     "hf:SegformerForImageClassification": {},
     "hf:SegformerForSemanticSegmentation": {},
+    "open_clip:RN50": {},
+    "open_clip:ViT-S-32-alt": {},
+    "open_clip:ViT-B-32-SigLIP2-256": {},
+    "open_clip:convnext_tiny": {},
+    "open_clip:MobileCLIP-S1": {},
+    "open_clip:ViTamin-S": {},
+    "open_clip:coca_ViT-B-32": {},
     "hf:DetrForObjectDetection": {"part": "model.backbone.model", "model_kwargs": _DETR},
 }
 

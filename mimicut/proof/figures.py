@@ -17,11 +17,14 @@ from mimicut.base.layout import laid, takes_channels_last
 from mimicut.proof.certificate import binomial_interval
 from mimicut.proof.detections import (
     SURE,
+    DetectionAccuracy,
     DetectionFigures,
     DetectionMeter,
     Objects,
     batch_shape,
     known_classes,
+    marked_objects,
+    mean_average_precision,
     read_detections,
 )
 from mimicut.proof.output_figures import OutputFigures, OutputMeter
@@ -183,8 +186,8 @@ def finds_objects(model: nn.Module, seam: Seam, batch: Any) -> bool:
     return _objects(model, seam, output, batch) is not None
 
 
-def _objects(teacher: nn.Module, seam: Seam, output: Any, batch: Any) -> list[Objects] | None:
-    if any(each.activation or each.kind in AGREEING for each in seam.outputs[:1]):
+def _objects(teacher: nn.Module, seam: Seam | None, output: Any, batch: Any) -> list[Objects] | None:
+    if seam is not None and any(each.activation or each.kind in AGREEING for each in seam.outputs[:1]):
         return None  # classes or probabilities throughout, which may look like boxes
     images, *size = batch_shape(batch)
     return read_detections(output, images, size, known_classes(teacher))
@@ -299,6 +302,47 @@ def accuracy(
     percent = 100 * int(theirs.sum()) / n, 100 * int(ours.sum()) / n
     low, high = max(-1.0, middle - half), min(1.0, middle + half)
     return Accuracy(*percent, 100 * (won - lost) / n, 100 * low, 100 * high, n)
+
+
+def detection_accuracy(
+    teacher: nn.Module,
+    model: nn.Module,
+    images: "ImageSet | ImagesWithCall | Tensor",
+    marked: list[Tensor],
+    *,
+    batch_size: int = BATCH,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> DetectionAccuracy:
+    """Measure the mean average precision of both networks on images in which the objects are marked.
+
+    Args:
+        teacher, model: The two networks.
+        images: An ImageSet, or a float tensor as the teacher takes it.
+        marked: For each image its boxes (N, 5): class, x1, y1, x2, y2, as shares of the image.
+        batch_size: Images in one pass.
+        on_progress: Receives (images done, images).
+
+    Raises:
+        InputError: The output is no boxes.
+    """
+    found: tuple[list[Objects], list[Objects]] = ([], [])
+    truth: list[Objects] = []
+    for where in _chunks(len(images), batch_size):
+        batch = _batch(images, where)
+        truth += [marked_objects(marked[i], batch_shape(batch)[1:]) for i in where]
+        for net, every in zip((teacher, model), found, strict=True):
+            with guard.evaluating(net):
+                objects = _objects(teacher, None, run_placed(net, net, batch), batch)
+            if objects is None:
+                raise InputError(
+                    "measuring average precision: boxes are marked in the labelled images, but the network's output is "
+                    "no boxes; give a folder of class folders, or leave the labelled images out"
+                )
+            every += objects
+        if on_progress:
+            on_progress(where.stop, len(images))
+    (theirs_50, theirs), (ours_50, ours) = (mean_average_precision(truth, every) for every in found)
+    return DetectionAccuracy(theirs_50, ours_50, theirs, ours, len(images), sum(len(t.labels_n) for t in truth))
 
 
 def _outputs(

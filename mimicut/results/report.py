@@ -33,6 +33,8 @@ class Report:
         top1_teacher, top1_student: Accuracy on labelled images, in percent.
         top1_difference: Student minus teacher, in percentage points; top1_difference_low and top1_difference_high are
             its 95 % interval (paired).
+        map50_teacher, map50_student, map_teacher, map_student, objects_labelled: As
+            `proof.detections.DetectionAccuracy`, where boxes are marked in the labelled images.
         images_few: Images that the student learned from, those of images_choose included.
         images_choose: Images to choose the best step by.
         images_extra: Images of anything that only helped to mimic.
@@ -81,6 +83,11 @@ class Report:
     top1_difference: float | None = None
     top1_difference_low: float | None = None
     top1_difference_high: float | None = None
+    map50_teacher: float | None = None
+    map50_student: float | None = None
+    map_teacher: float | None = None
+    map_student: float | None = None
+    objects_labelled: int | None = None
     images_few: int | None = None
     images_choose: int | None = None
     images_extra: int | None = None
@@ -270,14 +277,16 @@ class Report:
             where = f"ms on {latency['runtime']}, threads {latency['threads']}, batch {latency['batch']}"
             between = f"  ({latency['share']:.1%}; quartiles {latency['share_low']:.1%} to {latency['share_high']:.1%})"
             rows.append((where, f"{latency['teacher_ms']:.3f}", f"{latency['student_ms']:.3f}{between}"))
-        if self.images_labelled:
-            rows.append(
-                (
-                    f"top-1 on {self.images_labelled:,} labelled",
-                    _percent(self.top1_teacher),
-                    _percent(self.top1_student),
-                )
-            )
+        where = f"{self.images_labelled or 0:,} labelled"
+        if self.images_labelled and self.objects_labelled is not None:
+            for name, theirs, ours in (
+                ("IoU 0.5", self.map50_teacher, self.map50_student),
+                ("0.5 to 0.95", self.map_teacher, self.map_student),
+            ):
+                first, second = ("unknown" if one is None else f"{one:.3f}" for one in (theirs, ours))
+                rows.append((f"mean average precision, {name}, on {where}", first, second))
+        elif self.images_labelled:
+            rows.append((f"top-1 on {where}", _percent(self.top1_teacher), _percent(self.top1_student)))
         return rows
 
     def _remarks(self) -> list[str]:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -10,7 +10,8 @@ import torch
 from mimicut.anatomy.cost import Cost
 from mimicut.base.environment import platform_kind, versions
 from mimicut.inputs.image_set import ImageSet, thumbnail
-from mimicut.proof.figures import Figures
+from mimicut.proof.detections import DetectionAccuracy
+from mimicut.proof.figures import Accuracy, Figures
 from mimicut.proof.image_check import ImageCheck
 from mimicut.recovery.training import MimicLog
 from mimicut.results.report import Report
@@ -53,7 +54,7 @@ def report_of(
         min_agreement=request.min_agreement,
         max_error=request.max_error,
         losses=thinned(log.losses),
-        **({} if proof.accuracy is None else vars(proof.accuracy)),
+        **accuracy_fields(proof.accuracy),
         images_few=len(intake.few),
         images_choose=len(intake.choose or ()),
         **_extra_fields(intake, log),
@@ -74,6 +75,12 @@ def _extra_fields(intake: Intake, log: MimicLog) -> dict[str, Any]:
     pictures = intake.extra.pictures
     fields = {"images_extra": len(intake.extra), "extra": "generated" if pictures is None else "given"}
     return fields if pictures is None else fields | {"pictures_extra": len(pictures)}
+
+
+def accuracy_fields(found: Accuracy | DetectionAccuracy | None) -> dict[str, Any]:
+    """The accuracy on labelled images as fields of the report; all of them None where there are none."""
+    data: dict[str, Any] = {f.name: None for kind in (Accuracy, DetectionAccuracy) for f in fields(kind)}
+    return data if found is None else data | vars(found)
 
 
 def report_fields(found: Figures, held_out: ImageSet) -> dict[str, Any]:

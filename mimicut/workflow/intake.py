@@ -23,8 +23,10 @@ from mimicut.inputs.image_set import (
     split,
 )
 from mimicut.inputs.labels import labels_from_folders
+from mimicut.inputs.marked_boxes import boxes_from_folder
 from mimicut.inputs.teacher import Teacher
 from mimicut.proof.certificate import check_threshold
+from mimicut.proof.detections import known_classes
 from mimicut.proof.figures import class_scores
 from mimicut.proof.image_check import LABELLED, refuse_shared
 from mimicut.recovery.batches import Source, WithExtra
@@ -44,7 +46,8 @@ class Intake:
         few: Images to fit.
         choose: Images to choose the best step by; None if there are none.
         held_out: Images that only certify.
-        labelled, labels: Images that only measure accuracy, and their classes.
+        labelled, labels: Images that only measure accuracy, and their classes, or the boxes marked in each
+            (`boxes_from_folder`).
         example: Two images as the network takes them.
         call: How the network takes images, as plain data; None if images are its only input.
         notes: Sentences about the images that the user should see.
@@ -55,7 +58,7 @@ class Intake:
     choose: ImageSet | None
     held_out: ImageSet
     labelled: ImageSet | None
-    labels: list[int]
+    labels: list[int] | list[torch.Tensor]
     example: Any
     call: Call | None
     notes: tuple[str, ...]
@@ -240,8 +243,8 @@ def labelled_images(
     labels: Sequence[int] | None,
     call: Call | None,
     memory_bytes: int,
-) -> tuple[ImageSet | None, list[int]]:
-    """Read the labelled images and their classes, if any are given."""
+) -> tuple[ImageSet | None, list[int] | list[torch.Tensor]]:
+    """Read the labelled images and their classes, or the boxes marked in them, if any are given."""
     if source is None:
         return None, []
     test = measuring_images(teacher, source, memory_bytes)
@@ -251,6 +254,14 @@ def labelled_images(
         raise InputError(
             "reading labelled images: found images without labels; give labels=[...] or a folder of class folders"
         )
+    boxes = boxes_from_folder(test.names, source, known_classes(teacher.model))
+    if boxes is not None:
+        if teacher.preprocessing.resize is not None:
+            raise InputError(
+                "reading labelled images: boxes are marked in them, but only the centre of each image is used; "
+                'expected whole images: --resize none (resize="none" in Python)'
+            )
+        return test, boxes
     return test, labels_from_folders(test.names, source, _classes(teacher, bind_call(test, call)))
 
 

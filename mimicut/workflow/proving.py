@@ -4,12 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from mimicut.base.errors import MimicutError, one_line
 from mimicut.base.progress import SpokenProgress
+from mimicut.inputs.image_set import ImageSet, ImagesWithCall
 from mimicut.planning.latency_search import compare_latency, missed_latency
-from mimicut.proof.figures import BATCH, Accuracy, Figures, accuracy, figures
+from mimicut.proof.detections import DetectionAccuracy
+from mimicut.proof.figures import BATCH, Accuracy, Figures, accuracy, detection_accuracy, figures
 from mimicut.recovery.training import MimicLog
 from mimicut.runtime.latency import Setting
 from mimicut.surgery.plan import Plan
@@ -27,7 +29,7 @@ class Proof:
     """Figures on the held-out images, accuracy on the labelled ones, cheaper alternatives, and notes."""
 
     figures: Figures
-    accuracy: Accuracy | None
+    accuracy: Accuracy | DetectionAccuracy | None
     alternatives: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -42,11 +44,22 @@ def measure_student(
     )  # fmt: skip
     if intake.labelled is None:
         return Proof(held_out, None)
-    labelled = accuracy(
-        model, student, intake.bound(intake.labelled), intake.labels, batch_size=batch_size,
-        on_progress=SpokenProgress(say, "labelled image"),
-    )  # fmt: skip
-    return Proof(held_out, labelled)
+    progress = SpokenProgress(say, "labelled image")
+    images = intake.bound(intake.labelled)
+    return Proof(held_out, measured_accuracy(model, student, images, intake.labels, batch_size, progress))
+
+
+def measured_accuracy(
+    model: nn.Module,
+    student: nn.Module,
+    images: ImageSet | ImagesWithCall,
+    labels: list[int] | list[Tensor],
+    batch_size: int = BATCH,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Accuracy | DetectionAccuracy:
+    """Measure both networks on labelled images: by the marked boxes where `labels` are tensors, else by class."""
+    measure: Any = detection_accuracy if labels and isinstance(labels[0], Tensor) else accuracy
+    return measure(model, student, images, labels, batch_size=batch_size, on_progress=on_progress)
 
 
 def add_alternatives(

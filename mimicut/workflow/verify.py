@@ -1,7 +1,7 @@
 """Measure a stored result against its teacher on other images."""
 
 import time
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,7 +10,7 @@ from mimicut.base import memory
 from mimicut.base.environment import platform_kind, versions
 from mimicut.inputs.image_set import ImageSet, ImageSource, bind_call
 from mimicut.proof.certificate import check_max_error, check_threshold
-from mimicut.proof.figures import Accuracy, accuracy, figures
+from mimicut.proof.figures import figures
 from mimicut.proof.image_check import held_out_notes
 from mimicut.proof.output_figures import check_fit
 from mimicut.results.load_result import load
@@ -19,8 +19,9 @@ from mimicut.results.store import read
 from mimicut.results.teachers import code_of, load_again
 from mimicut.surgery.head import check_head
 from mimicut.surgery.plan import check_teacher
-from mimicut.workflow.fill_report import class_names, report_fields
+from mimicut.workflow.fill_report import accuracy_fields, class_names, report_fields
 from mimicut.workflow.intake import labelled_images, measuring_images
+from mimicut.workflow.proving import measured_accuracy
 
 
 def verify_folder(
@@ -79,14 +80,14 @@ def verify_folder(
     found = figures(original.model, model, plan.seam, bind_call(held_out, plan.call))
     measured = None
     if images_labelled is not None:
-        measured = accuracy(original.model, model, bind_call(images_labelled, plan.call), labels)
+        measured = measured_accuracy(original.model, model, bind_call(images_labelled, plan.call), labels)
     return replace(
         stored,
         **report_fields(found, held_out),
         class_names=class_names(found, original.classes),
         min_agreement=min_agreement,
         max_error=max_error,
-        **({f.name: None for f in fields(Accuracy)} if measured is None else vars(measured)),
+        **accuracy_fields(measured),
         image_hashes={**stored.image_hashes, "held_out": held_out.hashes},
         seconds=time.perf_counter() - started,
         versions=versions(),

@@ -1,8 +1,10 @@
 """Boxes: read from what detectors return, matched, and measured; a detector that is compressed whole."""
 
+import numpy as np
 import pytest
 import torch
 from nets import Detector
+from PIL import Image
 from torch import nn
 
 import mimicut as us
@@ -190,3 +192,29 @@ def test_a_detector_is_compressed_whole_and_measured_by_its_boxes(tmp_path, head
     assert torch.equal(again(images[:2])[0], result.model(images[:2])[0])
     same = us.compress(teacher, images, keep=1.0, config=config).report.detections
     assert (same["agreement"], same["map50"], same["map"]) == (1, 1, 1)
+
+
+def test_marked_boxes_measure_both_networks(tmp_path):
+    torch.manual_seed(0)
+    model = randomised(Detector())
+    teacher = us.own_teacher(model, us.Preprocessing((3, 16, 16), (0.5,) * 3, (0.5,) * 3))
+    generator = np.random.default_rng(0)
+    for i in range(6):
+        pixels = generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        x = teacher.preprocessing.normalise(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+        with torch.no_grad():
+            (found,) = read_detections(model(x), 1, (16, 16))
+        lines = []
+        for (x1, y1, x2, y2), label in zip(
+            (found.boxes_n4[:3] / 16).tolist(), found.labels_n[:3].tolist(), strict=True
+        ):
+            lines.append(f"{label} {(x1 + x2) / 2} {(y1 + y2) / 2} {x2 - x1} {y2 - y1}")
+        (tmp_path / f"{i}.txt").write_text("\n".join(lines))
+    images = torch.randn(12, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    config = us.MimicConfig(steps=0, views="none", batch_size=8)
+    report = us.compress(teacher, images, keep=1.0, config=config, labelled=tmp_path).report
+    assert (report.images_labelled, report.objects_labelled) == (6, 18)
+    assert report.map50_teacher == report.map50_student > 0.9  # the truth is what it is surest of
+    assert report.top1_teacher is None
+    assert "mean average precision, IoU 0.5, on 6 labelled" in " ".join(report.table(200).split())
