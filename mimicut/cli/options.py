@@ -38,7 +38,11 @@ Mean = Annotated[
 ]
 Std = Annotated[str | None, typer.Option(help="Deviation of each channel, 0..1", rich_help_panel=_TEACHER)]
 Resize = Annotated[
-    str | None, typer.Option(help="Shorter side in pixels before the crop, or exact", rich_help_panel=_TEACHER)
+    str | None,
+    typer.Option(
+        help="Shorter side in pixels before the crop, exact, or none: crops at the pictures' own scale",
+        rich_help_panel=_TEACHER,
+    ),
 ]
 Seam = Annotated[
     list[str] | None,
@@ -142,7 +146,9 @@ Steps = Annotated[
 Seed = Annotated[int | None, typer.Option(help="Seed of batches, views and random scores", rich_help_panel=_RECIPE)]
 Views = Annotated[
     str | None,
-    typer.Option(help="Random variants of the images: imagenet, patches, pad_crop or none", rich_help_panel=_RARE),
+    typer.Option(
+        help="Random variants of the images: imagenet, patches, pad_crop, crops or none", rich_help_panel=_RARE
+    ),
 ]
 
 HeldOut = Annotated[

@@ -118,6 +118,18 @@ def _patches(image_chw: Tensor, size_hw: tuple[int, int], interpolation: str, ge
     return _tensor(turned)
 
 
+def _native_crop(image_chw: Tensor, size_hw: tuple[int, int], interpolation: str, generator: torch.Generator) -> Tensor:
+    down, across, mirror = torch.rand(3, generator=generator).tolist()
+    (height, width), sides = image_chw.shape[-2:], size_hw
+    if height < sides[0] or width < sides[1]:
+        enlarged = (max(height, sides[0]), max(width, sides[1]))
+        pixels = resized(image_chw.permute(1, 2, 0).numpy(), enlarged, Image.Resampling[interpolation.upper()])
+        image_chw, (height, width) = torch.from_numpy(pixels.copy()).permute(2, 0, 1), enlarged
+    top, left = int(down * (height - sides[0] + 1)), int(across * (width - sides[1] + 1))
+    crop = image_chw.numpy()[:, top : top + sides[0], left : left + sides[1]]
+    return _tensor(crop[..., ::-1] if mirror < 0.5 else crop)
+
+
 def _as_evaluated(
     image_chw: Tensor, size_hw: tuple[int, int], interpolation: str, generator: torch.Generator
 ) -> Tensor:
@@ -134,6 +146,9 @@ VIEWS: dict[str, View] = {
         _patches,
         "shift by up to 1/8, both mirrors, quarter turns (half turns if not square): textures, tissue",
         "whirl",
+    ),
+    "crops": View(
+        "stored", _native_crop, "crop at the scale of the picture and mirror: restoration, segmentation (--resize none)"
     ),
     "none": View("evaluated", _as_evaluated, "the evaluation view itself"),
 }

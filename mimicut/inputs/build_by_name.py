@@ -6,8 +6,10 @@ checked by `model_checks`.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from torch import nn
 
 from mimicut.base.errors import InputError, MimicutError, one_line
 from mimicut.inputs.built_model import BuiltModel
@@ -15,8 +17,8 @@ from mimicut.inputs.demo_teachers import build_demo
 from mimicut.inputs.hugging_face_models import build_hugging_face
 from mimicut.inputs.open_clip_models import build_open_clip
 from mimicut.inputs.own_models import call_builder, import_builder
-from mimicut.inputs.timm_models import build_timm
-from mimicut.inputs.torchvision_models import build_torchvision
+from mimicut.inputs.timm_models import build_timm, resize_timm
+from mimicut.inputs.torchvision_models import build_torchvision, resize_torchvision
 
 # Options of the libraries' builders that read files or the network: not for a builder, least of all from a folder.
 _LOADING = ("weights", "weights_backbone", "checkpoint_path", "cache_dir", "progress")
@@ -55,7 +57,9 @@ def require_spec(spec: str) -> tuple[str, str]:
     raise InputError(f"loading a teacher: found {spec!r}, expected {_FORMS}, or the folder of a result{hint}")
 
 
-def build_model(spec: str, options: Mapping[str, Any], pretrained: bool) -> BuiltModel:
+def build_model(
+    spec: str, options: Mapping[str, Any], pretrained: bool, size_hw: tuple[int, int] | None = None
+) -> BuiltModel:
     """Build the model that `spec` names.
 
     Args:
@@ -63,6 +67,8 @@ def build_model(spec: str, options: Mapping[str, Any], pretrained: bool) -> Buil
         options: As `Teacher.options`: num_classes, in_chans, model_kwargs, and what a library needs to build the same
             architecture again.
         pretrained: Whether a library's own weights are loaded; user's code decides that itself.
+        size_hw: Height and width of the images, where the user gave them: a library's network that has a table of
+            positions is built with one for this size, interpolated from that of its weights where the library can.
 
     Raises:
         InputError: The name, an option or the weights cannot be used.
@@ -75,11 +81,11 @@ def build_model(spec: str, options: Mapping[str, Any], pretrained: bool) -> Buil
         raise InputError(f"building {spec}: found the options {loading}, which load files; use --weights for that")
     try:
         if family == "timm":
-            return build_timm(name, kwargs, pretrained)
+            return build_timm(name, kwargs, pretrained, size_hw)
         if family == "torchvision":
-            return build_torchvision(name, kwargs, pretrained, options.get("norm_eps"))
+            return build_torchvision(name, kwargs, pretrained, options.get("norm_eps"), size_hw)
         if family == "hf":
-            return build_hugging_face(name, kwargs, pretrained, options.get("config"))
+            return build_hugging_face(name, kwargs, pretrained, options.get("config"), size_hw)
         if family == "open_clip":
             return build_open_clip(name, kwargs, pretrained)
         if family == "demo":
@@ -91,3 +97,28 @@ def build_model(spec: str, options: Mapping[str, Any], pretrained: bool) -> Buil
             f"building {spec} with {kwargs or 'no options'}: {one_line(error)}; check name and options"
         ) from error
     return call_builder(import_builder(spec), spec, options)
+
+
+def load_other_size(spec: str, options: Mapping[str, Any], model: nn.Module, load: Callable[[nn.Module], None]) -> bool:
+    """Fill a library's network with weights that were trained on images of the library's usual size.
+
+    Args:
+        spec: The name of the model.
+        options: What it was built with.
+        model: Gets the weights, with the table of positions interpolated to its size.
+        load: Fills a network of the usual size; it raises InputError where the weights are not for that.
+
+    Returns:
+        Whether there is such a network: False where size makes no difference to it, or the library cannot interpolate.
+    """
+    family = require_spec(spec)[0]
+    given = dict(options.get("model_kwargs", {}))
+    name, resize = {"timm": ("img_size", resize_timm), "torchvision": ("image_size", resize_torchvision)}.get(
+        family, ("", None)
+    )
+    size = given.pop(name, None)
+    if resize is None or size is None:
+        return False
+    usual = build_model(spec, {**options, "model_kwargs": given}, pretrained=False).model.eval()
+    load(usual)
+    return resize(usual, model, size)

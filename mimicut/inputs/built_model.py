@@ -32,6 +32,7 @@ class BuiltModel:
             plain data for JSON.
         notes: Sentences that a person should see.
         classes: The name of each class, where the weights give them; else empty.
+        call: How the network takes its images, where it takes more than images (`preprocessing.model_inputs`).
     """
 
     model: nn.Module
@@ -40,6 +41,7 @@ class BuiltModel:
     options: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     classes: tuple[str, ...] = ()
+    call: dict[str, Any] | None = None
 
 
 def refuse_new_head(spec: str, requested: int, available: int) -> None:

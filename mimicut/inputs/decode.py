@@ -5,6 +5,7 @@ Decoded pixels are turned upright, converted to 8 bits and to the teacher's chan
 """
 
 import hashlib
+import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from mimicut.base.errors import InputError
-from mimicut.inputs.preprocessing import Preprocessing
+from mimicut.inputs.preprocessing import NATIVE, Preprocessing
 
 MAX_ASPECT = 100  # Beyond it, resizing the shorter side would make a picture of gigabytes.
 # No format that runs another program (EPS) or that people do not keep photographs in.
@@ -99,8 +100,10 @@ class Reader:
         """keep: which pixels of each picture are held within memory_bytes, as in `Decoded.kept`."""
         self.preprocessing, self.keep = preprocessing, keep
         self.channels, self.height, self.width = preprocessing.input_size
+        self.size_hw = (self.height, self.width)
         # Twice the evaluation's resolution leaves random crops real detail, and bounds the memory of large photographs.
-        self.cap = 2 * (preprocessing.resize or max(self.height, self.width))
+        resize = preprocessing.resize
+        self.cap = math.inf if resize == NATIVE else 2 * (resize if isinstance(resize, int) else max(self.size_hw))
         self.room = memory_bytes
         self.facts: Counter[str] = Counter()
         self.small: list[tuple[int, int]] = []
@@ -118,7 +121,7 @@ class Reader:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks about odd metadata and sizes below its own limit.
             with Image.open(stream, formats=_formats()) as im:
-                reduce = min(im.size) // self.cap
+                reduce = int(min(im.size) // self.cap)
                 if reduce >= 2 and im.format in ("JPEG", "MPO"):
                     im.draft(None, (im.width // reduce, im.height // reduce))
                     self.facts["decoded at reduced size (large JPEG)"] += 1
@@ -248,11 +251,25 @@ class Reader:
 
     def _evaluated(self, planes: list[Image.Image]) -> np.ndarray:
         pre = self.preprocessing
-        mode = InterpolationMode(pre.interpolation)
-        target = [pre.resize] if pre.resize else [self.height, self.width]
-        return _stacked([F.center_crop(F.resize(p, target, mode), [self.height, self.width]) for p in planes])
+        if pre.resize == NATIVE:
+            resized = self._large_enough(planes)
+        else:
+            target = [pre.resize] if isinstance(pre.resize, int) else list(self.size_hw)
+            resized = [F.resize(p, target, InterpolationMode(pre.interpolation)) for p in planes]
+        return _stacked([F.center_crop(p, list(self.size_hw)) for p in resized])
+
+    def _large_enough(self, planes: list[Image.Image]) -> list[Image.Image]:
+        """`planes` at their own scale; enlarged as little as possible where a side is below the input's."""
+        width, height = planes[0].size
+        factor = max(self.height / height, self.width / width)
+        if factor <= 1:
+            return planes
+        target = [max(self.height, round(height * factor)), max(self.width, round(width * factor))]
+        return [F.resize(p, target, InterpolationMode(self.preprocessing.interpolation)) for p in planes]
 
     def _stored(self, planes: list[Image.Image]) -> np.ndarray:
+        if self.preprocessing.resize == NATIVE:
+            return _stacked(self._large_enough(planes))
         width, height = planes[0].size
         shrink = min(1.0, self.cap / min(width, height))
         size = (max(1, round(width * shrink)), max(1, round(height * shrink)))

@@ -4,6 +4,7 @@ Code that comes with weights is never run.
 """
 
 import difflib
+import inspect
 import json
 import re
 from collections.abc import Mapping
@@ -14,11 +15,16 @@ from mimicut.base.errors import InputError
 from mimicut.inputs.built_model import IMAGENET_MEAN, IMAGENET_STD, BuiltModel, check_reachable, refuse_new_head
 from mimicut.inputs.preprocessing import Preprocessing, per_channel
 
+_INTERPOLATE = "interpolate_pos_encoding"
 _THEIR_NAMES = {"num_classes": "num_labels", "in_chans": "num_channels"}
 
 
 def build_hugging_face(
-    name: str, kwargs: Mapping[str, Any], pretrained: bool, record: Mapping[str, Any] | None = None
+    name: str,
+    kwargs: Mapping[str, Any],
+    pretrained: bool,
+    record: Mapping[str, Any] | None = None,
+    size_hw: tuple[int, int] | None = None,
 ) -> BuiltModel:
     """Build a model of transformers.
 
@@ -27,6 +33,8 @@ def build_hugging_face(
         kwargs: Fields of the configuration that replace its own.
         pretrained: Whether it gets the weights of that folder or id.
         record: The configuration of a teacher that was built before; then neither folder nor id is read.
+        size_hw: Height and width of the images, where they may differ from those of its configuration. With weights
+            its table of positions stays, and is interpolated in every call, by an option of the model's.
 
     Raises:
         InputError: transformers is not installed, the name or an option does not fit, or the weights cannot be had or
@@ -41,6 +49,9 @@ def build_hugging_face(
         )
     from_class = not Path(name).is_dir() and not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name)
     config = _configuration(name, kwargs, pretrained, record, from_class)
+    other_size = _other_size(config, size_hw)
+    if other_size is not None and not pretrained and "image_size" not in kwargs:
+        config = type(config).from_dict({**config.to_dict(), "image_size": other_size})
     unknown = [key for key in kwargs if not hasattr(type(config)(), key)]
     if unknown:
         raise InputError(f"building hf:{name}: {type(config).__name__} has no {', '.join(unknown)}; check model_kwargs")
@@ -54,7 +65,19 @@ def build_hugging_face(
     preprocessing, notes = _preprocessing(name, config, look_up=record is None and not from_class)
     config.architectures = [kind.__name__]
     options = {"config": json.loads(config.to_json_string(use_diff=False))}
-    return BuiltModel(model, preprocessing, options=options, notes=notes)
+    call = None
+    if other_size is not None and pretrained and _INTERPOLATE in inspect.signature(model.forward).parameters:
+        call = {"keyword": None, "options": {_INTERPOLATE: True}}
+        notes.append(f"its table of positions is interpolated to this size in every call ({_INTERPOLATE})")
+    return BuiltModel(model, preprocessing, options=options, notes=notes, call=call)
+
+
+def _other_size(config: Any, size_hw: tuple[int, int] | None) -> int | list[int] | None:
+    """The size asked for, as a configuration gives it; None where it is the configuration's, or that has none."""
+    size = getattr(config, "image_size", None)
+    if size is None or size_hw is None or size_hw == ((size, size) if isinstance(size, int) else tuple(size)):
+        return None
+    return size_hw[0] if size_hw[0] == size_hw[1] else list(size_hw)
 
 
 def _check_installed(name: str) -> None:

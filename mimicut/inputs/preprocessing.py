@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mimicut.base.errors import InputError
 
+NATIVE = "none"  # as resize: no resizing
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 
 
@@ -35,8 +36,9 @@ class Preprocessing:
     """Per channel, on the scale 0..1."""
     std: tuple[float, ...]
     """Per channel, on the scale 0..1, above 0."""
-    resize: int | None = None
-    """Pixels of the shorter side before the central crop; None: straight to (H, W), whatever the shape."""
+    resize: int | str | None = None
+    """Pixels of the shorter side before the central crop; None: straight to (H, W), whatever the shape; "none": no
+    resizing, crops at the picture's own scale (restoration, segmentation). Pictures that are too small are enlarged."""
     interpolation: str = "bilinear"
     """One of INTERPOLATIONS."""
 
@@ -63,8 +65,12 @@ class Preprocessing:
                 yield f"std: found {values}, expected numbers above 0"
             elif name == "mean" and max(map(abs, values)) > 2:
                 yield f"mean: found {values}, expected the scale 0..1; divide mean and std by 255"
-        if self.resize is not None and (type(self.resize) is not int or (whole and self.resize < max(size[1:]))):
-            yield f"resize: found {self.resize!r}, expected None or whole pixels, not below the larger of {size[1:]}"
+        enough = type(self.resize) is int and not (whole and self.resize < max(size[1:]))
+        if self.resize not in (None, NATIVE) and not enough:
+            yield (
+                f"resize: found {self.resize!r}, expected None, {NATIVE!r} or whole pixels, not below the larger of "
+                f"{size[1:]}"
+            )
         if self.interpolation not in INTERPOLATIONS:
             yield f"interpolation: found {self.interpolation!r}, expected one of {', '.join(INTERPOLATIONS)}"
 
@@ -110,7 +116,8 @@ class PreprocessingChanges:
         input_size: (C, H, W).
         mean: Per channel, on the scale 0..1.
         std: Per channel, on the scale 0..1, above 0.
-        resize: Pixels of the shorter side before the central crop, or "exact": straight to (H, W).
+        resize: Pixels of the shorter side before the central crop, or "exact": straight to (H, W), or "none": crops
+            at the picture's own scale.
         interpolation: One of INTERPOLATIONS.
     """
 
@@ -140,7 +147,7 @@ class PreprocessingChanges:
         changes: dict[str, Any] = {"input_size": size, "interpolation": self.interpolation or base.interpolation}
         changes["resize"] = None if self.resize == "exact" else self.resize or base.resize
         whole = len(size) == 3 and all(type(n) is int and n > 0 for n in size)
-        if whole and self.resize is None and base.resize and size[1:] != base.input_size[1:]:
+        if whole and self.resize is None and isinstance(base.resize, int) and size[1:] != base.input_size[1:]:
             changes["resize"] = size[1] * base.resize // base.input_size[1] if size[1] == size[2] else None
         for name in ("mean", "std"):
             given = getattr(self, name)

@@ -6,7 +6,7 @@ Results that are to be teachers are loaded by `results.teachers`. Nothing here k
 
 import difflib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from torch import nn
 
 from mimicut.base.errors import InputError, UnsupportedModel
 from mimicut.base.guard import full_copy, named_tensors, seeded
-from mimicut.inputs.build_by_name import build_model, parse_spec, require_spec
+from mimicut.inputs.build_by_name import build_model, load_other_size, parse_spec, require_spec
 from mimicut.inputs.built_model import OWN_PREPROCESSING
 from mimicut.inputs.model_checks import checked_model, refuse_damaged
 from mimicut.inputs.own_models import call_builder
-from mimicut.inputs.preprocessing import Preprocessing, PreprocessingChanges, model_inputs
+from mimicut.inputs.preprocessing import NATIVE, Preprocessing, PreprocessingChanges, model_inputs
 from mimicut.inputs.torchvision_models import detector_preprocessing
 from mimicut.inputs.weights import load_weights
 
@@ -138,16 +138,53 @@ def named_teacher(spec: str, given: TeacherOptions) -> Teacher:
     options = _builder_options(spec, given.num_classes, in_chans, given.model_kwargs)
     notes: list[str] = []
     with seeded(0):
-        built = build_model(spec, options, given.pretrained and given.weights is None)
+        built = build_model(
+            spec, options, given.pretrained and given.weights is None, None if size is None else _height_width(size)
+        )
     notes += built.notes
+    options = _with_options(options, built.options)
     preprocessing = given.preprocessing.apply(built.preprocessing, in_chans, notes)
     model = checked_model(built.model, spec, notes)
     if given.weights is not None:
-        load_weights(model, Path(given.weights), spec, notes)
+        _load_weights(model, Path(given.weights), spec, options, notes)
     elif family != "own" and not given.pretrained:
         notes.append("random weights (no pretrained ones): the shapes are right, its answers mean nothing")
-    views, options = given.views or built.views, options | built.options
-    return replace(make_teacher(spec, model, preprocessing, views, options, notes, given.part), classes=built.classes)
+    teacher = make_teacher(spec, model, preprocessing, given.views or built.views, options, notes, given.part)
+    return replace(teacher, classes=built.classes, call=built.call)
+
+
+def _height_width(size: Sequence[int]) -> tuple[int, int] | None:
+    """(H, W) of a size (C, H, W); None for what is no size, which is refused later."""
+    return (size[1], size[2]) if len(size) == 3 and all(type(n) is int and n > 0 for n in size) else None
+
+
+def _with_options(given: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given, and those found while the model was built."""
+    both = {**given, **found}
+    if "model_kwargs" in given and "model_kwargs" in found:
+        both["model_kwargs"] = {**given["model_kwargs"], **found["model_kwargs"]}
+    return both
+
+
+def _load_weights(model: nn.Module, path: Path, spec: str, options: Mapping[str, Any], notes: list[str]) -> None:
+    """As `load_weights`; also weights for images of the library's usual size, where the library can change that.
+
+    Raises:
+        InputError: They are neither.
+    """
+    before = len(notes)
+    try:
+        load_weights(model, path, spec, notes)
+    except InputError as error:
+        del notes[before:]
+        try:
+            with seeded(0):
+                loaded = load_other_size(spec, options, model, lambda usual: load_weights(usual, path, spec, notes))
+        except InputError:
+            loaded = False
+        if not loaded:
+            raise error
+        notes.append(f"the table of positions in {path.name} is interpolated to another size of images")
 
 
 def own_teacher(
@@ -161,7 +198,8 @@ def own_teacher(
         model: The trained network.
         preprocessing: How its images are to be prepared. By default what a torchvision detector does itself, else
             3x224x224, images resized straight to it, with ImageNet's mean and standard deviation.
-        views: A key of `VIEWS`; by default random resized crops from SMALL_SIDE pixels on, small shifts below.
+        views: A key of `VIEWS`; by default random resized crops from SMALL_SIDE pixels on, small shifts below, and
+            plain crops where pictures are not resized.
         part: The name of the submodule to compress; "" for the whole.
 
     Raises:
@@ -183,7 +221,7 @@ def make_teacher(
     notes: list[str],
     part: str,
 ) -> Teacher:
-    """A teacher of a checked model: the whole of it, or the submodule `part`. views: None chooses by the image size.
+    """A teacher of a checked model: the whole of it, or the submodule `part`. views: None chooses by the preprocessing.
 
     Raises:
         InputError: There is no such part.
@@ -191,6 +229,8 @@ def make_teacher(
             and no part is named.
     """
     refuse_damaged(whole, spec)
+    if preprocessing.resize == NATIVE:
+        views = views or "crops"
     views = views or ("imagenet" if min(preprocessing.input_size[1:]) >= SMALL_SIDE else "pad_crop")
     if part:
         model = part_of(whole, part)

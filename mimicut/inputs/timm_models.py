@@ -1,20 +1,25 @@
 """Teachers from timm, with the preprocessing of their weights. Only this file imports timm."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from mimicut.base.errors import InputError
+from mimicut.base.guard import seeded
 from mimicut.inputs.built_model import BuiltModel, check_reachable, in_hub_cache, refuse_new_head, unknown_model
 from mimicut.inputs.preprocessing import INTERPOLATIONS, Preprocessing, per_channel
 
 
-def build_timm(name: str, kwargs: Mapping[str, Any], pretrained: bool) -> BuiltModel:
+def build_timm(
+    name: str, kwargs: Mapping[str, Any], pretrained: bool, size_hw: tuple[int, int] | None = None
+) -> BuiltModel:
     """Build a model of timm.
 
     Args:
         name: Its name, with or without the tag of its weights ("resnet18", "resnet18.a1_in1k").
         kwargs: Options of `timm.create_model`.
         pretrained: Whether it gets the library's weights.
+        size_hw: Height and width of the images, where they may differ from those of its weights.
 
     Raises:
         InputError: timm has no such model or weights, or the weights cannot be had.
@@ -29,9 +34,41 @@ def build_timm(name: str, kwargs: Mapping[str, Any], pretrained: bool) -> BuiltM
         assert config is not None  # as of every model of timm's own
         refuse_new_head(f"timm:{name}", kwargs.get("num_classes", config.num_classes), config.num_classes)
         overlay = _weights_source(name, config)
-    model = timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=overlay, **kwargs)
+    sized = {} if "img_size" in kwargs else _size_option(name, kwargs, size_hw)
+    model = timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=overlay, **kwargs, **sized)
     classes = imagenet_classes(infer_imagenet_subset(model)) if pretrained else ()
-    return BuiltModel(model, _preprocessing(model), classes=classes)
+    preprocessing = _preprocessing(model, {**kwargs, **sized}.get("img_size"))
+    notes = ["its table of positions is interpolated to this size by timm"] if sized and pretrained else []
+    return BuiltModel(
+        model, preprocessing, classes=classes, notes=notes, options={"model_kwargs": sized} if sized else {}
+    )
+
+
+def _size_option(name: str, kwargs: Mapping[str, Any], size_hw: tuple[int, int] | None) -> dict[str, Any]:
+    """The option that builds the model for images of this size; empty where it takes them anyway."""
+    import timm
+
+    config = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
+    if size_hw is None or (config is not None and tuple(config.input_size[1:]) == size_hw):
+        return {}
+    with seeded(0):  # the same random weights as without this look
+        kind = type(timm.create_model(name, pretrained=False, **kwargs))
+    return {"img_size": list(size_hw)} if "img_size" in inspect.signature(kind).parameters else {}
+
+
+def resize_timm(usual: Any, model: Any, size: Any) -> bool:
+    """Fill `model` with the weights of the same network for the usual size, in place; False where timm cannot.
+
+    Args:
+        usual: The network of the usual size; it becomes one of the other size.
+        model: One of that size.
+        size: The pixels of a side, or (H, W).
+    """
+    if not hasattr(usual, "set_input_size"):
+        return False
+    usual.set_input_size(img_size=(size, size) if isinstance(size, int) else tuple(size))
+    model.load_state_dict(usual.state_dict())
+    return True
 
 
 def imagenet_classes(subset: str | None) -> tuple[str, ...]:
@@ -57,12 +94,14 @@ def _check_name(name: str) -> None:
         )
 
 
-def _preprocessing(model: Any) -> Preprocessing:
-    """How the model's configuration prepares images for evaluation."""
+def _preprocessing(model: Any, size: Any) -> Preprocessing:
+    """How the model's configuration prepares images for evaluation. size: What it was built for, where that differs."""
     from timm.data import resolve_data_config
 
     data = resolve_data_config({}, model=model)
     channels, height, width = data["input_size"]
+    if size is not None:
+        height, width = (size, size) if isinstance(size, int) else size
     resize: int | None = int(min(height, width) / data["crop_pct"])  # rounded down, as timm's own transforms do
     if data["crop_mode"] != "center" or height != width:
         resize = None  # "squash" is exactly this at crop_pct 1; "border" is not imitated

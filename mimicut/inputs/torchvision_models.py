@@ -17,7 +17,11 @@ _KWARGS = {
 
 
 def build_torchvision(
-    name: str, kwargs: Mapping[str, Any], pretrained: bool, norm_eps: float | None = None
+    name: str,
+    kwargs: Mapping[str, Any],
+    pretrained: bool,
+    norm_eps: float | None = None,
+    size_hw: tuple[int, int] | None = None,
 ) -> BuiltModel:
     """Build a model of torchvision, without auxiliary heads.
 
@@ -26,6 +30,7 @@ def build_torchvision(
         kwargs: Options of the library's builder.
         pretrained: Whether it gets the library's weights.
         norm_eps: For a detector that is built again without weights: the epsilon that its batch norms had with them.
+        size_hw: Height and width of the images, where they may differ from those of its weights.
 
     Raises:
         InputError: torchvision has no such model or weights, or the weights cannot be had.
@@ -37,21 +42,60 @@ def build_torchvision(
     kwargs = {**_KWARGS.get(architecture, {}), **kwargs}
     if architecture not in models.list_models(module=models):
         kwargs["weights_backbone"] = None  # what the whole network's own weights hold already
+    usual, sized = None, dict[str, Any]()
     if architecture.startswith("vit_"):  # its position table has the size of its weights' images, 224 by default
-        kwargs.setdefault("image_size", weights.meta["min_size"][0])
+        usual = weights.meta["min_size"][0]
+        if size_hw is not None and size_hw != (usual, usual) and "image_size" not in kwargs:
+            sized = {"image_size": _square(name, size_hw)}
+        kwargs = {"image_size": usual, **kwargs, **sized}
     if pretrained:
         outputs = len(weights.meta["categories"])
         refuse_new_head(f"torchvision:{name}", kwargs.get("num_classes", outputs), outputs)
         if not in_hub_cache(weights.url):
             check_reachable(f"torchvision:{name}", weights.url)
         kwargs = {k: v for k, v in kwargs.items() if k not in ("aux_logits", "init_weights")}
-    model = models.get_model(architecture, weights=weights if pretrained else None, **kwargs)
+    other_size = pretrained and kwargs.get("image_size") != usual
+    model = models.get_model(architecture, weights=weights if pretrained and not other_size else None, **kwargs)
+    if other_size:
+        others = {key: value for key, value in kwargs.items() if key != "image_size"}
+        resize_torchvision(models.get_model(architecture, weights=weights, **others), model, kwargs["image_size"])
     _drop_auxiliary_heads(model, pretrained)
     detector = detector_preprocessing(model)
     if detector is not None:
         return BuiltModel(model, detector, options=_unfreeze_norms(model, norm_eps))
     classes = tuple(weights.meta["categories"]) if pretrained else ()
-    return BuiltModel(model, _preprocessing(model, weights), classes=classes)
+    return BuiltModel(
+        model,
+        _preprocessing(model, weights),
+        options={"model_kwargs": sized} if sized else {},
+        notes=["its table of positions is interpolated to this size by torchvision"] if other_size else [],
+        classes=classes,
+    )
+
+
+def _square(name: str, size_hw: tuple[int, int]) -> int:
+    height, width = size_hw
+    if height != width:
+        raise InputError(
+            f"loading torchvision:{name}: it takes square images only, found {height}x{width}; give a square "
+            "--input-size, or take timm's vision transformer"
+        )
+    return height
+
+
+def resize_torchvision(usual: Any, model: Any, size: int) -> bool:
+    """Fill a vision transformer with the weights of the same one for the usual size, in place.
+
+    Args:
+        usual: The network of the usual size.
+        model: One of another size.
+        size: The pixels of its side.
+    """
+    from torchvision.models.vision_transformer import interpolate_embeddings
+
+    state = interpolate_embeddings(size, model.patch_size, usual.state_dict())
+    model.load_state_dict(state)
+    return True
 
 
 def detector_preprocessing(model: nn.Module) -> Preprocessing | None:

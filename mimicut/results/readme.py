@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from mimicut.inputs.preprocessing import NATIVE
 from mimicut.results.report import Report
 from mimicut.surgery.plan import Plan
 
@@ -151,7 +152,9 @@ def _preparation(source: Mapping[str, Any]) -> str:
     if not recorded:
         return ""
     sized = "resized to that size"
-    if recorded.get("resize") is not None:
+    if recorded.get("resize") == NATIVE:
+        sized = "cropped to the centre, without resizing"
+    elif recorded.get("resize") is not None:
         sized = f"the shorter side resized to {recorded['resize']}, cropped to the centre"
     mean, std = (", ".join(f"{v:.4g}" for v in recorded[name]) for name in ("mean", "std"))
     return f": {sized} ({recorded['interpolation']}), scaled to 0..1, minus the mean {mean}, divided by {std}"

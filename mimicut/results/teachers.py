@@ -67,8 +67,8 @@ def load_teacher(
         part: The name of the submodule to compress, if not the whole; for a result, what was compressed before.
         build_teacher: For a result, as in `mimicut.load`.
         preprocessing: Instead of what the weights' configuration says: input_size (C, H, W); mean and std, per channel,
-            on the scale 0..1; resize, pixels of the shorter side, or "exact" for straight to (H, W); interpolation,
-            one of `preprocessing.INTERPOLATIONS`.
+            on the scale 0..1; resize, pixels of the shorter side, or "exact" for straight to (H, W), or "none" for
+            crops at the pictures' own scale; interpolation, one of `preprocessing.INTERPOLATIONS`.
 
     Raises:
         InputError: A name, a file or an option cannot be used, or weights cannot be had.
