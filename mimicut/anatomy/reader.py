@@ -131,6 +131,8 @@ class _Reader:
             name, dim = self._source(weight, ids)
         if ids is not None and name is not None:
             self.produced.append((name, dim, ids, dense, node))
+        elif name is None and isinstance(weight, Node) and weight.op == "call_function":
+            self.unread.append((str(weight.target), self.where(weight)))  # no parameter is seen through it
 
     def _source(self, weight: Any, ids: Ids) -> tuple[str | None, int]:
         """The largest parameter, and its axis, that gives a computed weight (standardised, scaled, a product) the atoms

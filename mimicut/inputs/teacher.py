@@ -18,6 +18,7 @@ from mimicut.base.errors import InputError, UnsupportedModel
 from mimicut.base.guard import full_copy, named_tensors, seeded
 from mimicut.inputs.build_by_name import build_model, load_other_size, parse_spec, require_spec
 from mimicut.inputs.built_model import OWN_PREPROCESSING
+from mimicut.inputs.computed_weights import fold_computed_weights
 from mimicut.inputs.model_checks import checked_model, refuse_damaged
 from mimicut.inputs.own_models import call_builder
 from mimicut.inputs.preprocessing import NATIVE, Preprocessing, PreprocessingChanges, model_inputs
@@ -48,6 +49,7 @@ class Teacher:
         build_teacher: The code that builds such a result's first teacher, where it is the user's own.
         classes: The name of each class, where its library gives them; else empty.
         given: What the user said about it besides its name; None for a module in hand.
+        folded: Whether weights that its code computes were folded into plain ones (`computed_weights`).
     """
 
     spec: str
@@ -63,6 +65,7 @@ class Teacher:
     build_teacher: Build = None
     classes: tuple[str, ...] = ()
     given: "TeacherOptions | None" = None
+    folded: bool = False
 
     def example(self) -> Any:
         """Two blank images as the network takes them: a tensor (2, C, H, W), or (args, kwargs)."""
@@ -81,13 +84,14 @@ class Teacher:
         return model if self.whole is None else put_part(full_copy(self.whole), self.part, model)
 
     def to_json(self) -> dict[str, Any]:
-        """All that `build_architecture` needs, and how images are to be prepared; no weights."""
+        """All that is needed to build it again, and how images are to be prepared; no weights."""
         return {
             "spec": self.spec,
             "options": self.options,
             "preprocessing": self.preprocessing.to_json(),
             "views": self.views,
             **({"part": self.part} if self.part else {}),
+            **({"folded": True} if self.folded else {}),
             **({"result": self.result} if self.result else {}),
         }
 
@@ -229,6 +233,7 @@ def make_teacher(
             and no part is named.
     """
     refuse_damaged(whole, spec)
+    folded = fold_computed_weights(whole, notes)
     if preprocessing.resize == NATIVE:
         views = views or "crops"
     views = views or ("imagenet" if min(preprocessing.input_size[1:]) >= SMALL_SIDE else "pad_crop")
@@ -243,13 +248,13 @@ def make_teacher(
             )
         rest = sum(p.numel() for p in whole.parameters()) - sum(p.numel() for p in model.parameters())
         notes.append(f"figures are of the part {part!r}; the other {rest:,} parameters stay as they are")
-        return Teacher(spec, model, preprocessing, views, options, notes, part, whole)
+        return Teacher(spec, model, preprocessing, views, options, notes, part, whole, folded=folded)
     if detector_preprocessing(whole) is not None:
         raise UnsupportedModel(
             f"loading the teacher {spec}: {type(whole).__name__} is a detector, whose boxes differ in number from "
             "image to image: it cannot be traced as a whole; give --part backbone (part='backbone' in Python)"
         )
-    return Teacher(spec, whole, preprocessing, views, options, notes)
+    return Teacher(spec, whole, preprocessing, views, options, notes, folded=folded)
 
 
 def part_of(whole: nn.Module, part: str) -> nn.Module:

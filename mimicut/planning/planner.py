@@ -321,7 +321,14 @@ def _nothing_to_cut(anatomy: Anatomy, budget: Budget) -> str:
         return "making a plan: scheme mid finds no residual block whose inner channels could be cut; use scheme all"
     if budget.pin or budget.exclude:
         return "making a plan: pin and exclude leave nothing to cut; name fewer modules"
-    return f"making a plan: nothing can be cut: {reasons or 'the network makes no channels before its seam'}"
+    text = f"making a plan: nothing can be cut: {reasons or 'the network makes no channels before its seam'}"
+    if not anatomy.unread:
+        return f"{text}; `mimicut inspect` lists the groups"
+    unread = ", ".join(f"{op} in {where}" for op, where in anatomy.unread[:4])
+    return (
+        f"{text}. Operators that cannot be read: {unread}. Where one computes a weight, put its value into a plain "
+        "parameter; otherwise compress a submodule without it (--part MODULE; part= in Python)"
+    )
 
 
 def _ranks(

@@ -62,6 +62,18 @@ class ClosedFormLog:
     views_room: int = 0
     views_useful: int = 0
 
+    @property
+    def unsolved(self) -> str | None:
+        """Why no layer was solved, for people; None where some were."""
+        if self.layers:
+            return None
+        why = (
+            f"{self.images} image(s) are too few, too alike, or too large for the memory"
+            if self.images
+            else "no layer from the first cut one on has a weight that is a plain parameter, used once"
+        )
+        return f"no layer was solved in closed form: {why}; mimicking starts from the cut itself"
+
     def to_json(self) -> dict[str, Any]:
         return {**vars(self), "layers": [vars(each) for each in self.layers]}
 

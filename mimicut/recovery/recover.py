@@ -251,6 +251,8 @@ class _Preparation:
             on_layer=SpokenProgress(say, "layer"),
         )  # fmt: skip
         memory.trim()
+        if closed.unsolved:
+            say(f"note: {closed.unsolved}")
         share = None
         if judge is not None:
             errors["closed_form"] = judge.error(case.student)

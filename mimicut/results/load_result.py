@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mimicut.base.errors import PlanError, StoreError
 from mimicut.base.guard import named_tensors, same_bits, seeded
+from mimicut.inputs.computed_weights import fold_computed_weights
 from mimicut.inputs.teacher import build_architecture, part_of, put_part
 from mimicut.results.files import PLAN, WEIGHTS
 from mimicut.results.folder import existing_result, previous_path
@@ -108,6 +109,8 @@ def _student_architecture(plan: Plan, build_teacher: str | Callable[[], nn.Modul
         except PlanError as error:
             raise PlanError(f"reading the plan of the teacher {source.get('spec')}: {error}") from error
         whole = _student_architecture(earlier, build_teacher)
+    if source.get("folded"):
+        fold_computed_weights(whole, [])
         _restore_buffer_shapes(part_of(whole, part), plan)
     return put_part(whole, part, cut(part_of(whole, part), plan))
 

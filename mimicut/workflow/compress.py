@@ -329,7 +329,9 @@ def _completed(run: _Run, model: nn.Module) -> nn.Module:
 
 def _report(run: _Run, recovered: _Recovered, costs: Costs) -> Report:
     proof, plan = recovered.proof, run.plan
-    notes = [*run.teacher.notes, *run.notes, *plan.notes, *proof.figures.notes]
+    closed = recovered.recovery.closed_form
+    unsolved = [closed.unsolved] if closed is not None and closed.unsolved else []
+    notes = [*run.teacher.notes, *run.notes, *plan.notes, *unsolved, *proof.figures.notes]
     groups = run.network.anatomy.groups
     return replace(
         report_of(costs, proof, recovered.recovery.mimic, run.intake, run.looked, run.request, run.started, notes),

@@ -14,6 +14,7 @@ from mimicut.anatomy.find_seam import find_seam
 from mimicut.anatomy.tracing import as_example
 from mimicut.base.errors import InputError
 from mimicut.base.guard import full_copy, on_device
+from mimicut.inputs.computed_weights import fold_computed_weights
 from mimicut.inputs.image_set import ImageSet, ImageSource
 from mimicut.inputs.teacher import Teacher
 from mimicut.proof.figures import finds_objects
@@ -92,6 +93,7 @@ def recover_pruned(  # type: ignore[misc]  # of RunOptions it names export_to it
     objects = request.min_agreement is not None and finds_objects(model, seam, as_example(intake.example))
     check_fit(seam, request.min_agreement, request.max_error, objects)
     student = full_copy(student).cpu().float().eval()
+    fold_computed_weights(student, notes)  # as those of the teacher were
     costs = Costs(count(model, intake.example), count(student, intake.example))
     put_under_head(model, student, seam)  # fails before any work if the student does not fit
     with on_device(model, request.config.device):
