@@ -123,6 +123,7 @@ class _Reader:
         return self.traced.tensors.get(value) if isinstance(value, Node) else None
 
     def produce(self, node: Node, weight: Any, dim: int, ids: Ids | None, dense: bool) -> None:
+        carries = ids is not None
         while isinstance(weight, Node) and operator(weight) in ("getitem", "chunk") and dim == 0:
             weight, ids = weight.args[0], None  # a part of a weight, such as one of q, k and v
         name = self.tensor(weight)
@@ -131,7 +132,7 @@ class _Reader:
             name, dim = self._source(weight, ids)
         if ids is not None and name is not None:
             self.produced.append((name, dim, ids, dense, node))
-        elif name is None and isinstance(weight, Node) and weight.op == "call_function":
+        elif carries and name is None and isinstance(weight, Node) and weight.op == "call_function":
             self.unread.append((str(weight.target), self.where(weight)))  # no parameter is seen through it
 
     def _source(self, weight: Any, ids: Ids) -> tuple[str | None, int]:

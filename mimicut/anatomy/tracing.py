@@ -3,11 +3,16 @@
 Nothing here interprets operators: the graph, where each tensor comes from, and which module ran what.
 """
 
+import functools
+import io
 import logging
+import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import networkx
@@ -22,6 +27,11 @@ from mimicut.base.errors import InputError, UnsupportedModel
 from mimicut.base.guard import caches_kept, empty_copy, full_copy, named_tensors, remembers, structural_copy
 from mimicut.surgery.seam import SeamPoint, marking, tensors
 from mimicut.surgery.stand_ins import replace_multihead_attention
+
+_EXPORT_LOGS = ("torch._subclasses.fake_tensor", "torch.export", "torch.fx.experimental.symbolic_shapes")
+# Submodules are proposed in place of a network that cannot be traced: the largest few, if they hold a good part of it.
+# Source: assumption.
+_PARTS_TRIED, _PART_SHARE = 3, 0.3
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 # Operators that take the size, type or device of their first tensor, or of all but the first, and none of its values.
@@ -192,9 +202,12 @@ def trace_graph(model: nn.Module, example: Any, points: Sequence[SeamPoint] = ()
     if isinstance(clone, torch.fx.GraphModule):  # of which torch.export would read the graph, and call no hooks
         clone.__class__ = type(type(clone).__name__, (nn.Module,), {"forward": type(clone).forward})
     with caches_kept(model), marking(clone, points) as marked, _flat(clone) as parts:
-        program = export_program(clone, args, kwargs)
+        try:
+            program = export_program(clone, args, kwargs)
+            _require_sizes(program, clone)
+        except DataDependent as error:
+            raise DataDependent(f"{error}. {_remedy(model, args, kwargs)}") from error
     _flatten(program.graph_module)
-    _require_sizes(program, clone)
     # Code that runs may hold on to what it computes, which has no values here: what is kept is a copy that has not run.
     return _read_program(kept, (args, kwargs), program, parts, points, marked)
 
@@ -251,11 +264,55 @@ def _require_sizes(program: Any, model: nn.Module) -> None:
         value = node.meta.get("val")
         if isinstance(value, torch.Tensor) and not all(is_concrete_int(s) for s in value.shape):
             stack = [name for name, _ in node.meta.get("nn_module_stack", {}).values() if name]
-            raise UnsupportedModel(
+            raise DataDependent(
                 f"tracing {type(model).__name__}: how much {operator(node)} in {stack[-1] if stack else '<model>'} "
-                "returns depends on the values it is given; expected tensors whose sizes follow from the input's. "
-                "Compress the submodule before it with --part MODULE (part=MODULE in Python)"
+                "returns depends on the values it is given; expected tensors whose sizes follow from the input's"
             )
+
+
+class DataDependent(UnsupportedModel):
+    """What the code of the network does, or how much it returns, depends on the values of a tensor."""
+
+
+def _remedy(model: nn.Module, args: tuple, kwargs: dict) -> str:
+    """What to do with a network that cannot be traced: a submodule that can be, where one takes the images alone."""
+    part = _part_that_traces(model, args, kwargs)
+    if part is None:
+        return (
+            "Take that step out of the network: wrap what is left in a module of its own, or name a submodule that "
+            "takes the images and does without it, --part MODULE (part= in Python)"
+        )
+    return f"Its submodule {part!r} can be traced: compress that with --part {part} (part={part!r} in Python)"
+
+
+def _part_that_traces(model: nn.Module, args: tuple, kwargs: dict) -> str | None:
+    """The submodule with the most parameters that takes the images alone, and that torch.export can follow."""
+    images = next((v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)), None)
+    copied = full_copy(model).eval()
+    found: list[tuple[int, str, nn.Module]] = []
+
+    def note(module: nn.Module, given: tuple, named: dict, name: str) -> None:
+        if len(given) == 1 and not named and isinstance(given[0], torch.Tensor) and images is not None:
+            size = sum(p.numel() for p in module.parameters())
+            if size and given[0].shape == images.shape and torch.equal(given[0], images):
+                found.append((size, name, module))
+
+    hooks = [
+        module.register_forward_pre_hook(functools.partial(note, name=name), with_kwargs=True)
+        for name, module in copied.named_modules()
+        if name
+    ]
+    with suppress(Exception), torch.no_grad(), caches_kept(model):
+        copied(*_own(args), **_own(kwargs))
+    for hook in hooks:
+        hook.remove()
+    whole = sum(p.numel() for p in copied.parameters())
+    for size, name, module in sorted(found, key=lambda each: -each[0])[:_PARTS_TRIED]:
+        with suppress(UnsupportedModel), caches_kept(model):
+            if size >= _PART_SHARE * whole:
+                _require_sizes(export_program(module, (images,), {}), module)
+                return name
+    return None
 
 
 def export_program(model: nn.Module, args: tuple, kwargs: dict, dynamic_shapes: Any = None) -> Any:
@@ -274,18 +331,49 @@ def export_program(model: nn.Module, args: tuple, kwargs: dict, dynamic_shapes: 
         UnsupportedModel: something could not be followed; the operator and the module are named where they are known.
     """
     try:
-        with warnings.catch_warnings(), quiet("torch._subclasses.fake_tensor"), torch.no_grad(), without_stacks():
+        with warnings.catch_warnings(), quiet(*_EXPORT_LOGS), torch.no_grad(), without_stacks(), _graphs_unprinted():
             warnings.simplefilter("ignore")  # torch.export warns of its own internals; its errors are raised
             return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
     except UnsupportedModel:
         raise
     except Exception as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
-        raise UnsupportedModel(
+        kind: type[UnsupportedModel] = UnsupportedModel
+        why = f"{type(error).__name__}: {reason}; expected a forward pass that runs on these inputs"
+        if _needs_values(error):
+            kind = DataDependent
+            why = (
+                "a data-dependent step: what the code does there depends on the values of a tensor, which differ from "
+                "image to image; expected a forward pass that takes one way for all images"
+            )
+        raise kind(
             f"tracing {type(model).__name__} with inputs {_describe(args, kwargs)}: torch.export stopped"
-            f"{fault_place(error, model)} with {type(error).__name__}: {reason}; expected a forward pass that runs on "
-            "these inputs without branching on tensor values"
+            f"{fault_place(error, model)}{_line_of(error)} with {why}"
         ) from error
+
+
+def _needs_values(error: BaseException) -> bool:
+    """Whether a trace stopped as the code asked for the values of a tensor."""
+    return "DataDependent" in type(error).__name__ or any(s in str(error) for s in ("data-dependent", ".numpy()"))
+
+
+def _line_of(error: BaseException) -> str:
+    """The last line of the user's, or their library's, code that an error came through: " (FILE, line 12: `code`)"."""
+    ours = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parents[1]}/", "<")
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
+    if not frames or not frames[-1].line:
+        return ""
+    return f" ({frames[-1].filename}, line {frames[-1].lineno}: `{frames[-1].line.strip()}`)"
+
+
+@contextmanager
+def _graphs_unprinted() -> Iterator[None]:
+    """Keep torch.export from printing the graph as far as it came, which it does when it fails; what else is written
+    to the error stream is passed on where it succeeds."""
+    held = io.StringIO()
+    with redirect_stderr(held):
+        yield
+    sys.stderr.write(held.getvalue())
 
 
 @contextmanager

@@ -8,6 +8,46 @@ from torch import nn
 from mimicut.base.errors import InputError, UnsupportedModel
 from mimicut.base.guard import named_tensors
 
+_SEVERAL = 4  # networks that a message names
+
+
+def network_in(model: Any, spec: str, notes: list[str]) -> Any:
+    """The network inside an object that wraps it: a pipeline, a trainer, a module of Lightning, a YOLO.
+
+    Args:
+        model: What the user gave. A module with a `forward` of its own is returned as it is.
+        spec: The name of the teacher, for messages.
+        notes: Gets a sentence on what was taken.
+
+    Returns:
+        The only module with parameters that the object holds; `model` itself where it holds none.
+
+    Raises:
+        InputError: It holds several; they are named.
+    """
+    own = isinstance(model, nn.Module)
+    if own and ("forward" in vars(model) or getattr(type(model), "forward", None) is not nn.Module.forward):
+        return model
+    if isinstance(model, type) or not hasattr(model, "__dict__"):
+        return model
+    held = {**vars(model), **(model._modules if own else {})}
+    found: dict[int, tuple[str, nn.Module]] = {}
+    for name, value in held.items():
+        if isinstance(value, nn.Module) and next(value.parameters(), None) is not None:
+            found.setdefault(id(value), (name, value))
+    kind = type(model).__name__
+    if len(found) > 1:
+        parts = ", ".join(f"{name} ({type(value).__name__})" for name, value in list(found.values())[:_SEVERAL])
+        raise InputError(
+            f"loading the teacher {spec}: found a {kind}, which holds {len(found)} networks: {parts}; expected one: "
+            f"give the one that takes the images, such as object.{next(iter(found.values()))[0]}"
+        )
+    if not found:
+        return model
+    name, inner = next(iter(found.values()))
+    notes.append(f"taken out of the {kind} around it: its attribute {name!r}, a {type(inner).__name__}, is the network")
+    return network_in(inner, spec, notes)
+
 
 def checked_model(model: Any, spec: str, notes: list[str]) -> nn.Module:
     """`model` itself, taken out of its wrappers and set to eval mode, on the CPU, in float32.
@@ -21,6 +61,7 @@ def checked_model(model: Any, spec: str, notes: list[str]) -> nn.Module:
         InputError: It is no nn.Module.
         UnsupportedModel: It is TorchScript, has tensors without shape or data, or has no parameters.
     """
+    model = network_in(model, spec, notes)
     for wrapper, inner in ((nn.DataParallel, "module"), (nn.parallel.DistributedDataParallel, "module")):
         if isinstance(model, wrapper):
             model = getattr(model, inner)
@@ -29,7 +70,10 @@ def checked_model(model: Any, spec: str, notes: list[str]) -> nn.Module:
         model = model._orig_mod
         notes.append("taken out of its torch.compile wrapper")
     if not isinstance(model, nn.Module):
-        raise InputError(f"loading the teacher {spec}: found a {type(model).__name__}, expected an nn.Module")
+        raise InputError(
+            f"loading the teacher {spec}: found a {type(model).__name__}, expected an nn.Module, or an object that "
+            "holds one in an attribute"
+        )
     if isinstance(model, torch.jit.ScriptModule):
         raise UnsupportedModel(
             f"loading the teacher {spec}: found a TorchScript module, which cannot be cut; give the Python module"

@@ -16,6 +16,7 @@ from torch import nn
 from mimicut.base.errors import InputError, MimicutError, one_line
 from mimicut.inputs.augment import VIEWS
 from mimicut.inputs.built_model import OWN_PREPROCESSING, BuiltModel
+from mimicut.inputs.model_checks import network_in
 from mimicut.inputs.preprocessing import Preprocessing
 from mimicut.inputs.torchvision_models import detector_preprocessing
 
@@ -44,6 +45,8 @@ def call_builder(build: Callable[..., Any], source: str, options: Mapping[str, A
         given = f" called with {kwargs}" if kwargs else ""
         raise InputError(f"building the teacher {source}{given}: {one_line(error)}{_location(error)}") from error
     model, expected = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    notes: list[str] = []
+    model = network_in(model, source, notes)
     if not isinstance(model, nn.Module) or not isinstance(expected, (Preprocessing, Mapping, type(None))):
         found = type(made).__name__ + (f" of {[type(m).__name__ for m in made]}" if isinstance(made, tuple) else "")
         raise InputError(
@@ -51,13 +54,13 @@ def call_builder(build: Callable[..., Any], source: str, options: Mapping[str, A
             "Preprocessing (or a dict of its fields)"
         )
     if not isinstance(expected, Mapping):
-        return BuiltModel(model, expected or detector_preprocessing(model) or OWN_PREPROCESSING)
+        return BuiltModel(model, expected or detector_preprocessing(model) or OWN_PREPROCESSING, notes=notes)
     fields = dict(expected)
     views = fields.pop("views", None)
     if views is not None and views not in VIEWS:
         raise InputError(f"building the teacher {source}: found views {views!r}, expected one of {', '.join(VIEWS)}")
     try:
-        return BuiltModel(model, Preprocessing.from_json({**OWN_PREPROCESSING.to_json(), **fields}), views)
+        return BuiltModel(model, Preprocessing.from_json({**OWN_PREPROCESSING.to_json(), **fields}), views, notes=notes)
     except InputError as error:
         raise InputError(f"building the teacher {source}: {error}") from error
 

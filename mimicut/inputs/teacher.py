@@ -19,7 +19,7 @@ from mimicut.base.guard import full_copy, named_tensors, seeded
 from mimicut.inputs.build_by_name import build_model, load_other_size, parse_spec, require_spec
 from mimicut.inputs.built_model import OWN_PREPROCESSING
 from mimicut.inputs.computed_weights import fold_computed_weights
-from mimicut.inputs.model_checks import checked_model, refuse_damaged
+from mimicut.inputs.model_checks import checked_model, network_in, refuse_damaged
 from mimicut.inputs.own_models import call_builder
 from mimicut.inputs.preprocessing import NATIVE, Preprocessing, PreprocessingChanges, model_inputs
 from mimicut.inputs.torchvision_models import detector_preprocessing
@@ -211,7 +211,8 @@ def own_teacher(
         UnsupportedModel: The model itself is the reason.
     """
     notes: list[str] = []
-    copied = checked_model(full_copy(model) if isinstance(model, nn.Module) else model, "module", notes)
+    found = network_in(model, "module", notes)  # before it is copied, as the object around it may not be copyable
+    copied = checked_model(full_copy(found) if isinstance(found, nn.Module) else found, "module", notes)
     preprocessing = preprocessing or detector_preprocessing(copied) or OWN_PREPROCESSING
     return make_teacher("module", copied, preprocessing, views, {}, notes, part)
 

@@ -141,13 +141,73 @@ def test_meta_is_refused():
         trace(Chain().to("meta"), torch.zeros(2, 3, 8, 8))
 
 
-def test_branching_on_values_is_refused_with_the_reason():
-    class Branching(Chain):
-        def forward(self, x):
-            return super().forward(x if x.sum() > 0 else -x)
+class _Gate(nn.Module):
+    """What it does depends on the values that it sees."""
 
-    with pytest.raises(UnsupportedModel, match=r"tracing Branching with inputs \(2, 3, 8, 8\): torch.export stopped"):
-        trace(Branching(), Branching().example())
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+
+    def forward(self, x):
+        if self.how == "branch" and x.max() > 1.5:
+            x = x * 0.5
+        if self.how == "assert":
+            assert x.abs().max() < 1e9, "too large"
+        if self.how == "exit" and bool((x == 0).all()):
+            return x
+        if self.how == "number":
+            x = x[:, : int(x.abs().sum().item()) + 1]
+        if self.how == "numpy":
+            x = torch.from_numpy(x.numpy())
+        return x
+
+
+@pytest.mark.parametrize(
+    ("how", "line"),
+    [
+        ("branch", 'if self.how == "branch" and x.max() > 1.5:'),
+        ("assert", "assert x.abs().max() < 1e9"),
+        ("exit", 'if self.how == "exit" and bool((x == 0).all()):'),
+        ("number", "x = x[:, : int(x.abs().sum().item()) + 1]"),
+        ("numpy", "x = torch.from_numpy(x.numpy())"),
+    ],
+)
+def test_code_that_depends_on_values_is_named_by_file_line_and_module(how, line, capfd):
+    model = Chain()
+    model.body.append(_Gate(how))
+    with pytest.raises(UnsupportedModel) as refused:
+        trace(model, model.example())
+    text = str(refused.value)
+    assert text.startswith("tracing Chain with inputs (2, 3, 8, 8): torch.export stopped in body.8 (")
+    assert f"{__file__}, line {_line(line)}: `{line}" in text
+    assert "a data-dependent step" in text
+    assert "Take that step out of the network: wrap what is left" in text
+    assert capfd.readouterr().err == ""
+
+
+def _line(code):
+    with open(__file__, encoding="utf-8") as lines:
+        return next(i for i, each in enumerate(lines, 1) if each.strip().startswith(code))
+
+
+class _Found(nn.Module):
+    """A network whose last step depends on values, after parts that take the images alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.net, self.last = nn.Conv2d(3, 3, 1), Chain(), nn.Linear(5, 2)
+
+    def forward(self, x):
+        scores = self.last(self.net(x)) + self.first(x).mean()
+        return scores[scores.max(1).values > 0.5]
+
+
+def test_a_submodule_that_can_be_traced_is_named():
+    model = _Found()
+    with pytest.raises(UnsupportedModel, match=r"Its submodule 'net' can be traced: compress that with --part net"):
+        trace(model, torch.zeros(2, 3, 8, 8))
+    trace(model.net, torch.zeros(2, 3, 8, 8))
+    assert not model.net._forward_pre_hooks
 
 
 def test_a_wrong_example_shape_is_refused_with_the_shape():

@@ -11,6 +11,7 @@ from torch import nn
 from mimicut.base.errors import InputError, UnsupportedModel
 from mimicut.inputs import built_model, timm_models
 from mimicut.inputs.image_set import Preprocessing
+from mimicut.inputs.own_models import call_builder
 from mimicut.inputs.teacher import OWN_PREPROCESSING, build_architecture, own_teacher
 from mimicut.inputs.weights import load_weights
 from mimicut.results.teachers import load_teacher
@@ -379,6 +380,71 @@ def test_a_file_that_adds_to_the_search_path_and_imports_in_its_function(tmp_pat
         assert isinstance(load_teacher(f"{tmp_path}/net.py:build").model[0], torch.nn.Conv2d)
         assert sys.path == before
         sys.modules.pop(name)
+
+
+class _Wrapper:
+    """Such as a pipeline. held: its attributes."""
+
+    def __init__(self, **held):
+        self.name, self.count = "wrapper", 3
+        vars(self).update(held)
+
+
+class _Trainer(torch.nn.Module):
+    """Such as a module of Lightning without a forward, or a YOLO: methods of torch's mean something else."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.loss = net, torch.nn.CrossEntropyLoss()
+
+    def training_step(self, batch):
+        return self.loss(self.net(batch[0]), batch[1])
+
+    def train(self, *args, **kwargs):
+        raise AssertionError("it would train")
+
+    def __deepcopy__(self, memo):
+        raise AssertionError("it holds what cannot be copied")
+
+
+def _net():
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize(
+    ("wrap", "taken"),
+    [
+        (lambda net: _Wrapper(model=net, framework="pt"), ["_Wrapper", "'model'"]),
+        (lambda net: _Wrapper(network=net, same=net, loss=torch.nn.MSELoss()), ["_Wrapper", "'network'"]),
+        (_Trainer, ["_Trainer", "'net'"]),
+        (lambda net: _Wrapper(trainer=_Trainer(net)), ["_Wrapper", "'trainer'", "_Trainer", "'net'"]),
+    ],
+    ids=["a pipeline", "twice", "a trainer", "nested"],
+)
+def test_the_network_inside_an_object_is_taken_with_a_note(wrap, taken, tmp_path):
+    net = _net()
+    teacher = own_teacher(wrap(net))
+    assert torch.equal(teacher.model[0].weight, net[0].weight)
+    assert teacher.model is not net
+    assert all(word in " ".join(teacher.notes) for word in taken)
+    built = call_builder(lambda: wrap(net), "a builder", {})
+    assert built.model is net
+    assert built.notes == teacher.notes
+
+
+def test_an_object_that_holds_several_networks_names_them():
+    with pytest.raises(InputError, match=r"a _Wrapper, which holds 2 networks: unet \(Sequential\), vae \(Conv2d\)"):
+        own_teacher(_Wrapper(unet=_net(), vae=torch.nn.Conv2d(1, 1, 1)))
+    with pytest.raises(InputError, match=r"found a _Wrapper, expected an nn.Module, or an object that holds one"):
+        own_teacher(_Wrapper())
+
+
+def test_a_module_with_a_forward_of_its_own_is_the_network_itself():
+    outer = torch.nn.Module()
+    outer.net = _net()
+    outer.forward = outer.net.forward
+    for model in (torch.nn.Sequential(_net()), outer):
+        assert own_teacher(model).notes == []
 
 
 def test_own_teacher_with_its_own_preprocessing(own):
