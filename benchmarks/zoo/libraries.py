@@ -179,17 +179,14 @@ MODELS: dict[str, Callable[[], Built]] = {
         num_attention_heads=3, output_channels=32, mlp_dim=192, window_size=4, global_attn_indexes=[2],
     ),
     "hf_encoder:Sam2VisionModel": _hf("Sam2VisionModel", 256),
-    "hf_encoder:CLIPModel": _hf(
-        "CLIPModel", 64, vision_config={"image_size": 64, "patch_size": 16, **_TINY}, text_config=_TINY
-    ),
     "hf_encoder:DPTForDepthEstimation": _hf(
         "DPTForDepthEstimation", 64, image_size=64, patch_size=16, backbone_out_indices=[0, 1, 2, 2],
         neck_hidden_sizes=[16, 16, 32, 32], fusion_hidden_size=32, is_hybrid=False, **_TINY,
     ),
     "hf_encoder:DepthAnythingForDepthEstimation": _hf(
         "DepthAnythingForDepthEstimation", 56, backbone_config=dict(
-            model_type="dinov2", image_size=56, patch_size=14, out_indices=[1, 2, 3, 3], reshape_hidden_states=False,
-            apply_layernorm=True, **_TINY
+            model_type="dinov2", image_size=56, patch_size=14, out_indices=[1, 2, 3, 4], reshape_hidden_states=False,
+            apply_layernorm=True, **_TINY | {"num_hidden_layers": 4}
         ), reassemble_hidden_size=96, neck_hidden_sizes=[16, 16, 32, 32], fusion_hidden_size=32,
     ),
     "hf_encoder:GLPNForDepthEstimation": _hf("GLPNForDepthEstimation", 64),

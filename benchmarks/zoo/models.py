@@ -38,6 +38,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "hf:ResNetForImageClassification": {},
     "hf:SegformerForImageClassification": {},
     "hf:SegformerForSemanticSegmentation": {},
+    "hf:CLIPModel": {"part": "vision_model", "model_kwargs": {"vision_config": _SMALL, "text_config": _SMALL}},
     "open_clip:RN50": {},
     "open_clip:ViT-S-32-alt": {},
     "open_clip:ViT-B-32-SigLIP2-256": {},

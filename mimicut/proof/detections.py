@@ -226,15 +226,15 @@ def _of_rows(rows: Tensor, size: Sequence[int], classes: int | None) -> list[Obj
     """Objects of a tensor (n, Q, 6 or more) or (n, 4 + K, A) or its transpose; None where the numbers are no boxes."""
     if rows.shape[2] >= 6 and _is_final(rows):
         return [_sorted(each[:, :4], each[:, 4], each[:, 5]) for each in rows]
-    if rows.shape[1] < rows.shape[2]:  # fewer numbers for a box than boxes
-        rows = rows.transpose(1, 2)
-    width = rows.shape[2] if classes is None else 4 + classes
-    if not 5 <= width <= rows.shape[2]:
-        return None
-    boxes, scores = rows[..., :4], rows[..., 4:width]
-    if not _are_shares(scores) or bool((boxes[..., 2:] < 0).any()):
-        return None
-    return [_of_queries(*each, size, suppress=True) for each in zip(boxes, scores, strict=True)]
+    ways = [rows, rows.transpose(1, 2)]
+    for way in ways if rows.shape[1] > rows.shape[2] else reversed(ways):  # fewer numbers for a box than boxes, usually
+        width = way.shape[2] if classes is None else 4 + classes
+        if not 5 <= width <= way.shape[2]:
+            continue
+        boxes, scores = way[..., :4], way[..., 4:width]
+        if _are_shares(scores) and bool((boxes[..., 2:] >= 0).all()):
+            return [_of_queries(*each, size, suppress=True) for each in zip(boxes, scores, strict=True)]
+    return None
 
 
 def _is_final(rows: Tensor) -> bool:

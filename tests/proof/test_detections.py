@@ -107,6 +107,8 @@ _LOGITS = torch.tensor([0.1, 0.75, 0.2]).logit()
         (([_rows(turned=True), {"feats": torch.ones(1, 4, 8, 8)}]), None),
         (_rows(turned=True, extra=2), 3),
         (_rows(shares=True), 3),
+        (_rows()[:, :7], 3),  # as many boxes as numbers for each
+        (_rows(turned=True)[..., :7], None),
         (torch.tensor([[[10.0, 20, 30, 60, 0.75, 1], [0, 0, 0, 0, 0, 0]]]), None),
         (torch.tensor([[[10.0, 20, 30, 60, 0.75, 1, -4.0], [0, 0, 0, 0, 0, 0, 9.0]]]), None),
         ([{"boxes": torch.tensor([[10.0, 20, 30, 60]]), "scores": torch.ones(1) * 0.75, "labels": torch.ones(1)}], 9),
