@@ -13,6 +13,7 @@ _PLACES = {
     "ClosedFormOptions": "recovery.closed_form",
     "CutStudent": "recovery.cut_student",
     "Budget": "surgery.budget",
+    "InputSource": "inputs.input_source",
     "MimicConfig": "recovery.config",
     "PRESETS": "recovery.config",
     "Plan": "surgery.plan",

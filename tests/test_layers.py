@@ -117,11 +117,11 @@ def test_public_names():
     import mimicut
 
     assert mimicut.__all__ == [
-        "Anatomy", "Budget", "ClosedFormOptions", "CutStudent", "Latency", "MeasuredLatency", "MimicConfig",
-        "MimicutError", "PRESETS", "Plan", "Preprocessing", "Report", "Result", "SCORES", "Seam", "SeamPoint",
-        "Setting", "Teacher", "WithExtra", "capturing", "channel_evidence", "check_cut", "closed_form", "compress",
-        "count", "crossfit", "cut", "draw_pictures", "export", "export_folder", "figures", "find_seam", "inspect",
-        "load", "load_teacher", "make_plan", "measure", "mimic", "own_teacher", "preset", "put_under_head",
+        "Anatomy", "Budget", "ClosedFormOptions", "CutStudent", "InputSource", "Latency", "MeasuredLatency",
+        "MimicConfig", "MimicutError", "PRESETS", "Plan", "Preprocessing", "Report", "Result", "SCORES", "Seam",
+        "SeamPoint", "Setting", "Teacher", "WithExtra", "capturing", "channel_evidence", "check_cut", "closed_form",
+        "compress", "count", "crossfit", "cut", "draw_pictures", "export", "export_folder", "figures", "find_seam",
+        "inspect", "load", "load_teacher", "make_plan", "measure", "mimic", "own_teacher", "preset", "put_under_head",
         "read_extra", "read_images", "read_plan", "recover", "recover_pruned", "recoverability", "replan", "save",
         "split", "trace",
     ]  # fmt: skip

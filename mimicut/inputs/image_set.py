@@ -31,6 +31,7 @@ from mimicut.base.errors import InputError
 from mimicut.inputs.augment import VIEWS
 from mimicut.inputs.decode import Decoded, Reader
 from mimicut.inputs.image_sources import Items, from_array, from_items, from_path
+from mimicut.inputs.input_source import InputSource
 from mimicut.inputs.preprocessing import Preprocessing, model_inputs
 
 FEW = 10  # With fewer images a note says how little they can prove.
@@ -155,10 +156,10 @@ def base_of(views: str | None) -> str:
     return "evaluated" if views is None else VIEWS[views].base
 
 
-def thumbnail(images: ImageSet, index: int, side: int = 96) -> str | None:
+def thumbnail(images: "ImageSet | InputSource", index: int, side: int = 96) -> str | None:
     """The evaluation view of one image as a data URI, at most `side` pixels; None unless it has 1 or 3 channels."""
     pre = images.preprocessing
-    if pre.input_size[0] not in (1, 3):
+    if pre is None or pre.input_size[0] not in (1, 3):
         return None
     (image,) = images.batch([index])
     mean, std = (torch.tensor(v)[:, None, None] for v in (pre.mean, pre.std))
@@ -191,9 +192,9 @@ class ImagesWithCall:
         return model_inputs(self.images.batch(indices), self.call)
 
 
-def bind_call(images: ImageSet, call: Mapping[str, Any] | None) -> ImageSet | ImagesWithCall:
-    """The images in the form that a network with this call takes; unchanged if `call` is None."""
-    return images if call is None else ImagesWithCall(images, call)
+def bind_call(images: Any, call: Mapping[str, Any] | None) -> Any:
+    """The images in the form that a network with this call takes; unchanged if `call` is None, and an `InputSource`."""
+    return images if call is None or isinstance(images, InputSource) else ImagesWithCall(images, call)
 
 
 @dataclass(frozen=True)
@@ -259,7 +260,7 @@ def split(images: ImageSet, *, seed: int, held_out_share: float = 0.2, choose_sh
     )
 
 
-ImageSource = str | Path | Tensor | np.ndarray | Image.Image | Items
+ImageSource = str | Path | Tensor | np.ndarray | Image.Image | Items | InputSource
 
 
 def read_images(
@@ -296,6 +297,8 @@ def read_images(
         return _image_set(reader, *from_path(Path(source), reader))
     if isinstance(source, (Tensor, np.ndarray)):
         return _image_set(reader, *from_array(source, reader, f"the given {type(source).__name__}"))
+    if isinstance(source, InputSource):
+        raise InputError("reading images: found an InputSource, whose samples are read already; give it as it is")
     if isinstance(source, Image.Image):
         source = [source]
     if not (hasattr(source, "__getitem__") and hasattr(source, "__len__")) or isinstance(source, (Mapping, bytes)):

@@ -155,27 +155,41 @@ def from_path(path: Path, reader: Reader) -> Found:
 
 
 def _array_file(path: Path) -> Tensor | np.ndarray:
+    """The array of images in a file: the only one, or the one named images."""
+    arrays = read_arrays(path, alone="images")
+    named = [a for name, a in arrays.items() if name == "images" or a.ndim in (3, 4)]
+    if len(named) != 1:
+        found = ", ".join(f"{k} {tuple(a.shape)}" for k, a in arrays.items()) or "nothing"
+        raise InputError(f"reading {path}: found {found}; expected one array of images, or one named 'images'")
+    return named[0]
+
+
+def read_arrays(path: Path, alone: str = "") -> Mapping[str, Any]:
+    """The arrays in a .npy, .npz or .safetensors file, by their names; of .npy it is "images".
+
+    Args:
+        path: The file.
+        alone: An array beside which the others are not read, where it is there.
+
+    Raises:
+        InputError: The file is damaged, or could only be read by running code.
+    """
     try:
         if path.suffix.lower() == ".safetensors":
             from safetensors.torch import load_file
 
-            arrays: Mapping[str, Any] = load_file(path)
-        else:
-            loaded = np.load(path, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return loaded
-            with loaded:
-                arrays = {k: loaded[k] for k in (["images"] if "images" in loaded.files else loaded.files)}
+            arrays = load_file(path)
+            return {alone: arrays[alone]} if alone in arrays else arrays
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {"images": loaded}
+        with loaded:
+            return {k: loaded[k] for k in ([alone] if alone in loaded.files else loaded.files)}
     except Exception as error:  # a damaged file raises many kinds
         raise InputError(
             f"reading {path}: found {'no array, or pickled objects' if 'pickle' in str(error) else _reason(error)}, "
             "expected arrays of numbers, saved without pickle"
         ) from error
-    named = [arrays["images"]] if "images" in arrays else [a for a in arrays.values() if a.ndim in (3, 4)]
-    if len(named) != 1:
-        found = ", ".join(f"{k} {tuple(a.shape)}" for k, a in arrays.items()) or "nothing"
-        raise InputError(f"reading {path}: found {found}; expected one array of images, or one named 'images'")
-    return named[0]
 
 
 def files_in(folder: Path) -> list[Path]:

@@ -177,11 +177,19 @@ def model_inputs(images_nchw: Tensor, call: Mapping[str, Any] | None) -> Any:
         call: {"keyword": the name of the argument that the images are, or None for the first, "options": the other
             keyword arguments}.
 
+    Raises:
+        InputError: The network takes other inputs (`InputSource.call`).
+
     >>> model_inputs(torch.zeros(1, 1, 1, 1), {"keyword": "pixel_values", "options": {"scale": True}})
     ((), {'pixel_values': tensor([[[[0.]]]]), 'scale': True})
     """
     if call is None:
         return images_nchw
+    if "inputs" in call:
+        raise InputError(
+            "calling a network: it takes other inputs than a batch of images, which are made up in no other way than "
+            "from samples; give an InputSource, or export it by mimicut.export(model, example, folder)"
+        )
     if call["keyword"] is None:
         return (images_nchw,), dict(call["options"])
     return (), {call["keyword"]: images_nchw, **call["options"]}

@@ -1,4 +1,4 @@
-"""Teachers from torchvision: classifiers, segmentation networks and detectors. Only this file imports its models."""
+"""Teachers from torchvision: networks for classes, segmentation, detection and video. Only this file imports them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -40,7 +40,7 @@ def build_torchvision(
     architecture = name.partition(".")[0]
     weights = _weights_entry(name, kwargs)
     kwargs = {**_KWARGS.get(architecture, {}), **kwargs}
-    if architecture not in models.list_models(module=models):
+    if architecture in (*models.list_models(module=models.segmentation), *models.list_models(module=models.detection)):
         kwargs["weights_backbone"] = None  # what the whole network's own weights hold already
     usual, sized = None, dict[str, Any]()
     if architecture.startswith("vit_"):  # its position table has the size of its weights' images, 224 by default
@@ -113,12 +113,18 @@ def detector_preprocessing(model: nn.Module) -> Preprocessing | None:
     return Preprocessing((len(inside.image_mean), height, width), inside.image_mean, inside.image_std, resize)
 
 
+def _modules() -> tuple[Any, ...]:
+    from torchvision import models
+
+    return models, models.segmentation, models.detection, models.video
+
+
 def _weights_entry(name: str, kwargs: Mapping[str, Any]) -> Any:
     """The library's entry for the weights that `name` says, or for the best ones of that model."""
     from torchvision import models
 
     architecture, _, tag = name.partition(".")
-    known = [n for module in (models, models.segmentation, models.detection) for n in models.list_models(module=module)]
+    known = [n for module in _modules() for n in models.list_models(module=module)]
     if architecture not in known:
         raise unknown_model("torchvision", architecture, known)
     if "in_chans" in kwargs:

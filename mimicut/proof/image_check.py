@@ -105,7 +105,7 @@ def check_images(
     with guard.evaluating(model), capturing(model, seam) as capture, watch:
         for start in range(0, len(images), batch_size):
             chosen = list(range(start, min(start + batch_size, len(images))))
-            pixels = images.batch(chosen)
+            pixels = _pixels(images.batch(chosen))[0]
             spread = pixels.flatten(2).amax(2) - pixels.flatten(2).amin(2)  # (images, channels)
             flat.append((spread if images.floats else spread * torch.tensor(images.preprocessing.std)).amax(1))
             low, high = min(low, float(pixels.min())), max(high, float(pixels.max()))
@@ -182,7 +182,9 @@ def held_out_notes(images: ImageSet | None, near: tuple[tuple[str, str], ...] | 
 
 def _notes(check: ImageCheck, images: ImageSet, held_out: ImageSet | None, low: float, high: float) -> list[str]:
     total, found = len(images), []
-    if images.floats and low >= 0 and high > 4:
+    if images.preprocessing is None:  # samples of any kind of values
+        pass
+    elif images.floats and low >= 0 and high > 4:
         found.append(
             f"the images are floating-point arrays with values up to {high:.4g}, but normalised values lie around 0; "
             "give uint8 arrays or files, which mimicut normalises"
@@ -267,7 +269,20 @@ def _alike_between(
 
 def _pictures(images: ImageSet) -> Tensor:
     parts = (range(start, min(start + _BATCH, len(images))) for start in range(0, len(images), _BATCH))
-    return torch.cat([_small(images.batch(part)) for part in parts])
+    # Samples of several inputs are alike where all of them are.
+    rows = [[_small(each) for each in _pixels(images.batch(part))] for part in parts]
+    return torch.cat([torch.cat(row, 1) / math.sqrt(len(row)) for row in rows])
+
+
+def _pixels(batch: Any) -> list[Tensor]:
+    """The inputs in a batch as if they were images, (n, C, H, W): slices and frames below one another; those with axes
+    first, and the others only where there are no such."""
+    args, kwargs = ((batch,), {}) if isinstance(batch, Tensor) else batch
+    held = [t.float() for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+    maps = [t for t in held if t.dim() > 2] or held
+    return [
+        (t.flatten(2, -2) if t.dim() > 3 else t.reshape(len(t), 1, -1, t.shape[-1] if t.dim() > 1 else 1)) for t in maps
+    ]
 
 
 def _outliers(names: list[str], features: Tensor) -> tuple[str, ...]:

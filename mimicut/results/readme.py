@@ -1,6 +1,6 @@
 """The README.md inside a result folder: what it is, and how to load it in four ways."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mimicut.inputs.preprocessing import NATIVE
@@ -25,13 +25,26 @@ def readme(report: Report, plan: Plan, *, has_run_file: bool = False) -> str:
     pruned_by = plan.pruned_by
     lines = [
         *_summary(report, str(source.get("spec") or "module")),
-        "## Load it", "", f"Images are float32 (N, {_joined(size)}){_preparation(source)}.", "",
+        "## Load it", "", _takes(plan, source, size), "",
         *([] if pruned_by else _as_module(plan, source, size)),
-        *_with_runtimes(report, plan, size),
+        *([] if _inputs(plan) else _with_runtimes(report, plan, size)),
         *_other_files(pruned_by),
         *(_again(pruned_by) if has_run_file else []),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _inputs(plan: Plan) -> list[tuple[str | None, list[int], str]]:
+    """(name, shape without the batch, type) of each input of a network that takes others than images."""
+    return [(name, shape, kind) for name, shape, kind in (plan.call or {}).get("inputs", [])]
+
+
+def _takes(plan: Plan, source: Mapping[str, Any], size: list[int]) -> str:
+    inputs = _inputs(plan)
+    if not inputs:
+        return f"Images are float32 (N, {_joined(size)}){_preparation(source)}."
+    named = [f"{name or 'an input'} {kind} ({_joined(['N', *shape])})" for name, shape, kind in inputs]
+    return f"It takes {', '.join(named)}, prepared as its teacher takes them."
 
 
 def _summary(report: Report, spec: str) -> list[str]:
@@ -112,6 +125,9 @@ def _again(pruned_by: str | None) -> list[str]:
 def _blank_call(plan: Plan, report: Report | None, size: list[int]) -> str:
     """The arguments of a call on blank images: of the exported program in `report`, or (None) of the module itself."""
     batch = 1 if report is None else _batch(report, "pt2")
+    if _inputs(plan):
+        blank = [(n, f"torch.zeros({_joined([1, *shape])}, dtype=torch.{kind})") for n, shape, kind in _inputs(plan)]
+        return ", ".join(value if name is None else f"{name}={value}" for name, value in blank)
     image, call = f"torch.zeros({batch}, {_joined(size)})", plan.call
     if call is None or (report is not None and report.exports.get("pt2", {}).get("normalises")):
         return image
@@ -160,5 +176,5 @@ def _preparation(source: Mapping[str, Any]) -> str:
     return f": {sized} ({recorded['interpolation']}), scaled to 0..1, minus the mean {mean}, divided by {std}"
 
 
-def _joined(size: list[int]) -> str:
+def _joined(size: Sequence[int | str]) -> str:
     return ", ".join(map(str, size))

@@ -106,7 +106,9 @@ def compress(
     Args:
         teacher: From `load_teacher`, or a module: its images then have the size of `example` or of floating-point
             `images`, and are else prepared as in `own_teacher`.
-        images: Anything that `read_images` reads.
+        images: Anything that `read_images` reads. For a network that takes several inputs an `InputSource`, or a list
+            or Dataset of dictionaries or tuples (`input_source.inputs_of` says which of their entries are taken); for
+            volumes and clips what `volumes.read_volumes` reads.
         budget: The budget; or give its fields as keyword arguments: keep=0.5, latency=0.6, runtime="openvino", ...
         plan: What to keep, instead of a budget.
         config: How to recover; the default recipe if None.
@@ -119,7 +121,8 @@ def compress(
         extra: Pictures of anything, which help to mimic beside `images` and are never used for anything else: a source
             as for `images`, "generated" for drawn ones, "none" (or None) for none.
         seam: Points where the features are taken, instead of those found automatically.
-        example: Input to trace with, images first, or `((), {"pixel_values": images})`; by default two blank images.
+        example: Input to trace with, images first, or `((), {"pixel_values": images})`; by default two blank images,
+            or two of the samples.
         max_seconds: Time limit for evidence, planning and recovery, which then takes as many steps as fit.
         max_memory: Bound on the resident memory of this process, in bytes; by default 4 GB, or half of what is free.
         min_agreement: Required lower end of the agreement's interval (`Report.go` says whether it is reached), for

@@ -22,9 +22,11 @@ from mimicut.inputs.image_set import (
     read_images,
     split,
 )
+from mimicut.inputs.input_source import Inputs, InputSource, inputs_of, recorded_inputs
 from mimicut.inputs.labels import labels_from_folders
 from mimicut.inputs.marked_boxes import boxes_from_folder
 from mimicut.inputs.teacher import Teacher
+from mimicut.inputs.volumes import read_samples
 from mimicut.proof.certificate import check_threshold
 from mimicut.proof.detections import known_classes
 from mimicut.proof.figures import class_scores
@@ -93,13 +95,17 @@ def take_in(teacher: Teacher, images: ImageSource | ImageSet, request: Request) 
             the network takes more than images.
     """
     memory_bytes = request.memory_bytes
-    few, choose, held_out, notes = parted_images(teacher, images, request.images, request.config, memory_bytes)
+    inputs = _inputs_of(teacher, images, request)
+    few, choose, held_out, notes = parted_images(teacher, images, request.images, request.config, memory_bytes, inputs)
     check_threshold(request.min_agreement, len(held_out))
-    example = teacher.example() if request.example is None else request.example
-    call = call_of(example)
-    labelled, labels = labelled_images(teacher, request.images.labelled, request.images.labels, call, memory_bytes)
+    example, call = _example_and_call(teacher, few, request)
+    labelled, labels = labelled_images(
+        teacher, request.images.labelled, request.images.labels, call, memory_bytes, inputs
+    )
     extra = None
-    if request.config.steps and request.config.extra_share:
+    if isinstance(few, InputSource):
+        notes += _without_images(request)
+    elif request.config.steps and request.config.extra_share:
         measuring = {"held-out": held_out, "choosing": choose, LABELLED: labelled}
         extra, found = extra_images(request, few, measuring)
         notes += found
@@ -107,6 +113,40 @@ def take_in(teacher: Teacher, images: ImageSource | ImageSet, request: Request) 
         notes.append("the extra images are not used: they only help to mimic, and no step was asked for")
     memory.trim()
     return Intake(few, choose, held_out, labelled, labels, example, call, tuple(notes), extra)
+
+
+def _inputs_of(teacher: Teacher, images: Any, request: Request) -> Inputs | None:
+    """What the network takes, where that is not one batch of images."""
+    if isinstance(images, InputSource):
+        return recorded_inputs(images.call)
+    if isinstance(images, ImageSet):
+        return None
+    return inputs_of(teacher.model, None if request.example is None else as_example(request.example))
+
+
+def _example_and_call(teacher: Teacher, few: Any, request: Request) -> tuple[Any, Call | None]:
+    """Two samples as the network takes them, and how it takes them."""
+    if isinstance(few, InputSource):
+        example = few.batch([0, len(few) - 1]) if request.example is None else request.example
+        return example, few.call
+    example = teacher.example() if request.example is None else request.example
+    return example, call_of(example)
+
+
+def _without_images(request: Request) -> list[str]:
+    """Notes on what a run does without where its samples are no images.
+
+    Raises:
+        InputError: It was asked for.
+    """
+    if request.export_to:
+        raise InputError(
+            f"exporting to {', '.join(request.export_to)}: the network takes other inputs than images, which a result "
+            "folder does not make up; call mimicut.export(result.model, example, folder)"
+        )
+    if not request.draws_extra:
+        raise InputError("reading the extra images: the network takes other inputs than images; leave them out")
+    return ["the samples are used as they are, without random variants and without drawn pictures beside them"]
 
 
 def extra_images(
@@ -159,17 +199,24 @@ def say_notes(say: OnStage, notes: Iterable[str]) -> None:
 
 
 def parted_images(
-    teacher: Teacher, images: ImageSource | ImageSet, sources: Images, config: MimicConfig, memory_bytes: int
+    teacher: Teacher,
+    images: ImageSource | ImageSet,
+    sources: Images,
+    config: MimicConfig,
+    memory_bytes: int,
+    inputs: Inputs | None = None,
 ) -> tuple[ImageSet, ImageSet | None, ImageSet, list[str]]:
     """Divide the images into those to fit, to choose by and to certify, and write notes.
 
     Training images are held in memory with their views, the others in the evaluation view alone, as far as their shares
-    of the memory allow.
+    of the memory allow. inputs: What the network takes, where that is not one batch of images.
     """
     keep, other = base_of(config.views), int(memory.OTHER_IMAGES * memory_bytes)
     training_bytes = int(memory.TRAINING_IMAGES * memory_bytes)
-    found = images
-    if not isinstance(found, ImageSet):
+    found: Any = images
+    if inputs is not None:
+        found = _samples(teacher, images, inputs)
+    elif not isinstance(found, ImageSet):
         found = read_images(found, teacher.preprocessing, memory_bytes=training_bytes, keep=keep)
     notes = [note for note in found.notes if note not in again_notes(found, keep)]
 
@@ -183,7 +230,7 @@ def parted_images(
         choosing = CHOOSE_SHARE if _chooses(len(found) * (1 - share), config) else 0.0
         parts = split(found, seed=sources.split_seed, held_out_share=share, choose_share=choosing)
         return parted(found.subset(parts.fit), parts.choose, found.subset(parts.held_out), parts.notes)
-    held_out = measuring_images(teacher, sources.held_out, memory_bytes)
+    held_out = measuring_images(teacher, sources.held_out, memory_bytes, inputs)
     notes += [f"held out: {n}" for n in held_out.notes]
     held_out = held_out.distinct()
     same = held_out.shared_with(found)
@@ -198,8 +245,19 @@ def parted_images(
     return parted(found.subset(parts.fit), parts.choose, held_out, [])
 
 
-def measuring_images(teacher: Teacher, source: ImageSource | ImageSet, memory_bytes: int) -> ImageSet:
-    """Read images that only measure; the evaluation view alone is held, in a share of the memory."""
+def _samples(teacher: Teacher, source: Any, inputs: Inputs) -> InputSource:
+    return source if isinstance(source, InputSource) else read_samples(source, inputs, teacher.preprocessing)
+
+
+def measuring_images(
+    teacher: Teacher, source: ImageSource | ImageSet, memory_bytes: int, inputs: Inputs | None = None
+) -> Any:
+    """Read images that only measure; the evaluation view alone is held, in a share of the memory.
+
+    inputs: What the network takes, where that is not one batch of images.
+    """
+    if inputs is not None:
+        return _samples(teacher, source, inputs)
     if isinstance(source, ImageSet):
         return source
     other_bytes = int(memory.OTHER_IMAGES * memory_bytes)
@@ -230,8 +288,8 @@ def call_of(example: Any) -> Call | None:
         raise InputError(
             f"reading the example: found {len(args)} arguments and the keywords {', '.join(kwargs) or 'none'}; "
             "expected images as the only tensor, (images,) or ((), {name: images}), beside them at most named "
-            "options that are numbers or texts. Wrap the network in a module whose forward takes images and fills in "
-            "the rest, or call trace, make_plan, cut, mimic and put_under_head yourself"
+            "options that are numbers or texts. For a network with several inputs give an InputSource, or samples that "
+            "are dictionaries or tuples; or wrap it in a module whose forward takes images and fills in the rest"
         )
     keyword = None if args else images[0]
     return {"keyword": keyword, "options": options} if keyword or options else None
@@ -243,11 +301,12 @@ def labelled_images(
     labels: Sequence[int] | None,
     call: Call | None,
     memory_bytes: int,
+    inputs: Inputs | None = None,
 ) -> tuple[ImageSet | None, list[int] | list[torch.Tensor]]:
     """Read the labelled images and their classes, or the boxes marked in them, if any are given."""
     if source is None:
         return None, []
-    test = measuring_images(teacher, source, memory_bytes)
+    test = measuring_images(teacher, source, memory_bytes, inputs)
     if labels is not None:
         return test, list(labels)
     if not isinstance(source, (str, Path)):

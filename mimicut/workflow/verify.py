@@ -9,6 +9,7 @@ import torch
 from mimicut.base import memory
 from mimicut.base.environment import platform_kind, versions
 from mimicut.inputs.image_set import ImageSet, ImageSource, bind_call
+from mimicut.inputs.input_source import recorded_inputs
 from mimicut.proof.certificate import check_max_error, check_threshold
 from mimicut.proof.figures import figures
 from mimicut.proof.image_check import held_out_notes
@@ -68,12 +69,13 @@ def verify_folder(
     check_teacher(original.model, plan)
     check_head(original.model if original.whole is None else original.whole, model, plan.seam, original.part)
     model = model.get_submodule(original.part)
-    given = measuring_images(original, images, memory_bytes)
+    inputs = recorded_inputs(plan.call)
+    given = measuring_images(original, images, memory_bytes, inputs)
     trained = set(stored.learned_hashes) | set(source.get("result", {}).get("images", []))
     held_out, notes = _untrained(given.distinct(), trained, min_agreement)
     check_threshold(min_agreement, len(held_out))
     notes += held_out_notes(held_out)
-    images_labelled, labels = labelled_images(original, labelled, None, plan.call, memory_bytes)
+    images_labelled, labels = labelled_images(original, labelled, None, plan.call, memory_bytes, inputs)
     if device is not None:
         original.model.to(device)
         model.to(device)

@@ -11,6 +11,7 @@ from torch import nn
 from mimicut.base.errors import InputError, UnsupportedModel
 from mimicut.inputs import built_model, timm_models
 from mimicut.inputs.image_set import Preprocessing
+from mimicut.inputs.input_source import Inputs, inputs_of
 from mimicut.inputs.own_models import call_builder
 from mimicut.inputs.teacher import OWN_PREPROCESSING, build_architecture, own_teacher
 from mimicut.inputs.weights import load_weights
@@ -339,6 +340,14 @@ def test_files_that_hold_no_weights(tmp_path, content, words):
 def test_weights_that_are_not_there(tmp_path):
     refused("there is no file", VISION, weights=tmp_path / "none.pth")
     refused("there is no file", VISION, weights=tmp_path)
+
+
+def test_video_networks_take_clips_whose_frames_are_prepared_as_their_weights_ask():
+    teacher = load_teacher("torchvision:r3d_18", pretrained=False)
+    assert teacher.preprocessing.input_size == (3, 112, 112)
+    assert teacher.preprocessing.resize == 128
+    assert teacher.preprocessing.mean == pytest.approx((0.43216, 0.394666, 0.37645))
+    assert inputs_of(teacher.model, None) == Inputs(1)
 
 
 # Own teachers
