@@ -15,6 +15,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from mimicut.anatomy.channels import Channels, Ids, Size
+from mimicut.anatomy.other_methods import UnclearNumber
 from mimicut.anatomy.torch_calls import RecordedPass
 from mimicut.anatomy.tracing import Traced
 from mimicut.surgery.seam import Seam
@@ -137,6 +138,7 @@ class Anatomy:
         dropped_modules: (module, what takes its place) by which they are.
         full_trace: the operator graph with them; None where nothing is dropped.
         zeroed_nodes: nodes of `full_trace` that give zeros once they are dropped.
+        unclear: numbers that other methods than those of the pass read, and that may be widths.
         needs_call_edits: after a cut the code gives torch functions numbers that do not follow by themselves.
     """
 
@@ -157,6 +159,7 @@ class Anatomy:
     dropped_modules: tuple[tuple[str, str], ...] = ()
     full_trace: Traced | None = None
     zeroed_nodes: frozenset[Node] = frozenset()
+    unclear: tuple[UnclearNumber, ...] = ()
     needs_call_edits: bool = False
     _cache: dict[int, tuple[Ids, list, dict]] = field(default_factory=dict, repr=False)
 

@@ -34,6 +34,7 @@ from mimicut.anatomy.channels import Axes, Channels, Ids, Size
 from mimicut.anatomy.graph import Anatomy, Group, Member, Producer
 from mimicut.anatomy.operators import TABLE
 from mimicut.anatomy.operators.rule_interface import Given, Unforeseen, unknown_operator
+from mimicut.anatomy.other_methods import numbers_of_other_methods
 from mimicut.anatomy.torch_calls import Place, RecordedPass, record_pass
 from mimicut.anatomy.tracing import Traced, operator, shape
 from mimicut.surgery.seam import Seam
@@ -239,6 +240,7 @@ def read_anatomy(traced: Traced, seam: Seam, seam_nodes: Sequence[Node]) -> Anat
     _pin_ends(reader, seam, seam_nodes)
     groups, unit_of = _groups(reader)
     used = {name for node, name in traced.tensors.items() if node.users}
+    sizes, unclear = numbers_of_other_methods(traced, reader.axes, reader.channels)
     shared = {id(p) for n, p in traced.model.named_parameters() if n in used}
     return Anatomy(
         traced=traced,
@@ -248,7 +250,8 @@ def read_anatomy(traced: Traced, seam: Seam, seam_nodes: Sequence[Node]) -> Anat
         blocks=(),
         unread=tuple(dict.fromkeys(reader.unread)),
         unused=tuple(n for n, p in traced.model.named_parameters() if id(p) not in shared),
-        sizes=tuple(reader.channels.sizes),
+        sizes=(*reader.channels.sizes, *sizes),
+        unclear=tuple(unclear),
         scales=frozenset(reader.scales),
         axes={node: reader.axes(node) for node in [*traced.tensors, *traced.inputs, *traced.nodes]},
         unit_of=unit_of,

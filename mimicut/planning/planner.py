@@ -205,7 +205,9 @@ def replan(teacher: nn.Module, anatomy: Anatomy, plan: Plan, source: dict[str, A
     if (
         as_planned
         and new.macs["student"] == plan.macs.get("student")
-        and (new.slices, new.edits, new.calls) != (plan.slices, plan.edits, plan.calls or new.calls)
+        # Plans of earlier versions have no edits of numbers that only other methods read.
+        and (new.slices, [e for e in new.edits if e in plan.edits], new.calls)
+        != (plan.slices, plan.edits, plan.calls or new.calls)
     ):
         raise PlanError(
             "reading the plan: its slices, edits or calls do not match its widths; edit only widths and drop"
@@ -244,9 +246,22 @@ def resolve(
         scheme=scheme,
         score=score,
         macs={"teacher": before, "student": round(after)},
-        notes=list(notes),
+        notes=[*notes, *_unclear(anatomy, keep)],
         calls=calls,
     )
+
+
+def _unclear(anatomy: Anatomy, keep: dict[str, list[int]]) -> list[str]:
+    """A note on numbers that may be widths of what is cut, and that only methods outside the pass read."""
+    cut = [n for n in anatomy.unclear if any(not anatomy.kept(ids, keep).all() for ids in n.axes)]
+    if not cut:
+        return []
+    first = ", ".join(f"{n.attribute} = {n.value} of {n.module or '<model>'}, read by {n.method}" for n in cut[:3])
+    more = f" and {len(cut) - 3} more" if len(cut) > 3 else ""
+    return [
+        "numbers that may be widths stay as they were, as only methods outside the forward pass read them: "
+        f"{first}{more}; before you call such a method of the student, check them"
+    ]
 
 
 def eligible_groups(anatomy: Anatomy, scheme: str = "all", spare_ends: bool = False) -> list[Group]:
