@@ -180,8 +180,8 @@ MODELS: dict[str, Callable[[], Built]] = {
     ),
     "hf_encoder:Sam2VisionModel": _hf("Sam2VisionModel", 256),
     "hf_encoder:DPTForDepthEstimation": _hf(
-        "DPTForDepthEstimation", 64, image_size=64, patch_size=16, backbone_out_indices=[0, 1, 2, 2],
-        neck_hidden_sizes=[16, 16, 32, 32], fusion_hidden_size=32, is_hybrid=False, **_TINY,
+        "DPTForDepthEstimation", 64, image_size=64, patch_size=16, backbone_out_indices=[0, 1, 2, 3],
+        neck_hidden_sizes=[16, 16, 32, 32], fusion_hidden_size=32, is_hybrid=False, **_TINY | {"num_hidden_layers": 4},
     ),
     "hf_encoder:DepthAnythingForDepthEstimation": _hf(
         "DepthAnythingForDepthEstimation", 56, backbone_config=dict(

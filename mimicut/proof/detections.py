@@ -227,7 +227,7 @@ def _of_rows(rows: Tensor, size: Sequence[int], classes: int | None) -> list[Obj
     if rows.shape[2] >= 6 and _is_final(rows):
         return [_sorted(each[:, :4], each[:, 4], each[:, 5]) for each in rows]
     ways = [rows, rows.transpose(1, 2)]
-    for way in ways if rows.shape[1] > rows.shape[2] else reversed(ways):  # fewer numbers for a box than boxes, usually
+    for way in ways if rows.shape[1] > rows.shape[2] else ways[::-1]:  # fewer numbers for a box than boxes, usually
         width = way.shape[2] if classes is None else 4 + classes
         if not 5 <= width <= way.shape[2]:
             continue
