@@ -120,8 +120,8 @@ def test_public_names():
         "Anatomy", "Budget", "ClosedFormOptions", "CutStudent", "InputSource", "Latency", "MeasuredLatency",
         "MimicConfig", "MimicutError", "PRESETS", "Plan", "Preprocessing", "Report", "Result", "SCORES", "Seam",
         "SeamPoint", "Setting", "Teacher", "WithExtra", "capturing", "channel_evidence", "check_cut", "closed_form",
-        "compress", "count", "crossfit", "cut", "draw_pictures", "export", "export_folder", "figures", "find_seam", "inspect",
-        "load", "load_teacher", "make_plan", "measure", "mimic", "own_teacher", "preset", "put_under_head",
+        "compress", "count", "crossfit", "cut", "draw_pictures", "export", "export_folder", "figures", "find_seam",
+        "inspect", "load", "load_teacher", "make_plan", "measure", "mimic", "own_teacher", "preset", "put_under_head",
         "read_extra", "read_images", "read_plan", "recover", "recover_pruned", "recoverability", "replan", "save",
         "split", "trace",
     ]  # fmt: skip
