@@ -13,9 +13,8 @@ from typing import Any, Unpack
 import torch
 from torch import nn
 
-from mimicut.base import memory
 from mimicut.base.errors import InputError, Stopped
-from mimicut.inputs.image_set import ImageSet, ImageSource, read_images
+from mimicut.inputs.image_set import ImageSet, ImageSource
 from mimicut.inputs.teacher import Teacher
 from mimicut.proof.certificate import binomial_interval, check_threshold
 from mimicut.proof.figures import DISAGREEMENTS
@@ -23,7 +22,7 @@ from mimicut.results import store
 from mimicut.results.report import Report
 from mimicut.surgery.plan import Plan
 from mimicut.workflow.compress import Recorded, Result, run_request
-from mimicut.workflow.intake import extra_images, known_images
+from mimicut.workflow.intake import extra_images, known_images, read_given
 from mimicut.workflow.request import Images, OnStage, OnStep, Request, RequestOptions, request_of, teacher_of
 
 _WEIGHTED = ("feature_error_relative", "feature_cosine", "confidence_teacher", "confidence_student")
@@ -63,10 +62,7 @@ def crossfit(
         raise InputError(f"crossfit: found {folds} folds, expected 2 up to the number of different images")
     options["held_out_share"] = 0.0
     request = request_of(teacher, **options)
-    found = images
-    if not isinstance(found, ImageSet):
-        room = int(memory.TRAINING_IMAGES * request.memory_bytes)
-        found = read_images(found, teacher.preprocessing, memory_bytes=room)
+    found = read_given(teacher, images, request)
     parts = _folds(found, folds, request.images.split_seed)
     _check(request, sum(len(held) for _, held in parts))
     if not request.draws_extra and request.config.steps:

@@ -115,6 +115,15 @@ def take_in(teacher: Teacher, images: ImageSource | ImageSet, request: Request) 
     return Intake(few, choose, held_out, labelled, labels, example, call, tuple(notes), extra)
 
 
+def read_given(teacher: Teacher, images: ImageSource | ImageSet, request: Request) -> Any:
+    """Read the images or samples of a run, all of them to learn from: an `ImageSet` or an `InputSource`."""
+    inputs = _inputs_of(teacher, images, request)
+    if inputs is not None:
+        return _samples(teacher, images, inputs)
+    room = int(memory.TRAINING_IMAGES * request.memory_bytes)
+    return images if isinstance(images, ImageSet) else read_images(images, teacher.preprocessing, memory_bytes=room)
+
+
 def _inputs_of(teacher: Teacher, images: Any, request: Request) -> Inputs | None:
     """What the network takes, where that is not one batch of images."""
     if isinstance(images, InputSource):

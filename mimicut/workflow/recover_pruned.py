@@ -16,6 +16,7 @@ from mimicut.base.errors import InputError
 from mimicut.base.guard import full_copy, on_device
 from mimicut.inputs.computed_weights import fold_computed_weights
 from mimicut.inputs.image_set import ImageSet, ImageSource
+from mimicut.inputs.input_source import InputSource
 from mimicut.inputs.teacher import Teacher
 from mimicut.proof.figures import finds_objects
 from mimicut.proof.image_check import check_images
@@ -86,6 +87,11 @@ def recover_pruned(  # type: ignore[misc]  # of RunOptions it names export_to it
         check_writable(request.folder, force=request.force)
     say("reading images")
     intake = take_in(teacher, images, request)
+    if isinstance(intake.few, InputSource):
+        raise InputError(
+            "recovering a pruned student: the network takes other inputs than images, for which no program is written; "
+            "call mimicut.mimic, put_under_head and export"
+        )
     notes = [*intake.notes, *known_images(teacher, None, intake.held_out.hashes, request.min_agreement)]
     say_notes(say, notes)
     model = teacher.model

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from command_line import call
 from PIL import Image
 from torch import nn
 
@@ -151,6 +152,44 @@ def test_a_result_is_verified_on_samples(tmp_path):
     np.savez(tmp_path / "other.npz", few=IMAGES.numpy(), other=MASKS.numpy())
     with pytest.raises(InputError, match="found few, other, expected the network's inputs: image, mask"):
         verify_folder(tmp_path / "small", tmp_path / "other.npz", teacher=named)
+
+
+def test_every_sample_certifies_once():
+    source = InputSource({"image": IMAGES[:6], "mask": MASKS[:6]})
+    result = mimicut.crossfit(Masked().eval(), source, 2, keep=0.6, config=replace(FAST, steps=1))
+    assert (result.report.crossfit, result.report.images_held_out, result.report.images_few) == (2, 6, 6)
+
+
+def test_a_pruned_student_of_several_inputs_is_refused_with_the_way_out():
+    source = InputSource({"image": IMAGES, "mask": MASKS})
+    with pytest.raises(InputError, match="no program is written; call"):
+        mimicut.recover_pruned(Masked().eval(), Masked().eval(), source)
+
+
+def test_volumes_by_the_command_line(tmp_path, capsys):
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.a, self.b, self.fc = nn.Conv3d(1, 8, 3), nn.Conv3d(8, 6, 3), nn.Linear(6, 5)\n"
+        "    def forward(self, x):\n"
+        "        return self.fc(self.b(self.a(x).relu()).relu().mean((2, 3, 4)))\n"
+        "def build():\n"
+        "    torch.manual_seed(0)\n"
+        "    return Net()\n"
+    )
+    np.save(tmp_path / "few.npy", values(8, 1, 7, 6, 6).numpy())
+    code, line, err = call(
+        capsys, "compress", f"{tmp_path}/net.py:build", tmp_path / "few.npy", "--keep", "0.6", "--effort", "quick",
+        "--out", tmp_path / "small",
+    )  # fmt: skip
+    assert code == 0, err
+    assert line["images_held_out"] == 2
+    code, line, err = call(
+        capsys, "verify", tmp_path / "small", tmp_path / "few.npy", "--teacher", f"{tmp_path}/net.py:build"
+    )
+    assert code == 0, err
 
 
 def test_what_a_source_gives():
