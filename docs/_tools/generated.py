@@ -118,8 +118,8 @@ def _models() -> list[str]:
     lines = [
         "## Models",
         "",
-        f"{total} models were traced, cut, trained for a few steps, saved, loaded again and exported; what is pinned in",
-        "each, and why: [the zoo](../zoo.md). Others of these families, and your own, are read in the same way.",
+        f"{total} models were traced, cut, trained for a few steps, saved, loaded again and exported; what is pinned",
+        "in each, and why: [the zoo](../zoo.md). Others of these families, and your own, are read in the same way.",
         "",
     ]
     for library, models in found.items():

@@ -1,5 +1,6 @@
-"""What the site generator does not do by itself: pages made from the code, files outside docs/ that pages link to, public
-names in `::: ` directives, equations as MathML (no script, no font from elsewhere), and drawings that follow the theme.
+"""What the site generator does not do by itself: pages made from the code, files outside docs/ that pages link to,
+public names in `::: ` directives, equations as MathML (no script, no font from elsewhere), and drawings that follow the
+theme.
 """
 
 import html
@@ -115,4 +116,5 @@ def _drawing(path: Path, description: str) -> str:
     """The SVG itself, without its own colours: the site's style has them for both themes."""
     text = re.sub(r"<style>.*?</style>", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
     text = re.sub(r"<\?xml.*?\?>", "", text)
-    return f'<span class="drawing">{text.replace("<svg ", f"<svg aria-label={chr(34)}{description}{chr(34)} ", 1)}</span>'
+    named = text.replace("<svg ", f'<svg aria-label="{description}" ', 1)
+    return f'<span class="drawing">{named}</span>'
