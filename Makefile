@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all table clean
+.PHONY: demo test test-all table docs clean
 
 demo: $(VENV)/.ready
 	$(BIN)/mimicut demo
@@ -28,6 +28,14 @@ table: $(VENV)/.ready
 		$(BIN)/python -m benchmarks sweep $$p --ray || [ $$? -eq 3 ] || exit; done
 	$(BIN)/python -m benchmarks page
 
+# The site, into site/; a broken link, anchor or name ends it.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+$(VENV)/.docs: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable ".[docs]"
+	touch $@
+
 # The lock constrains the versions; what a platform does not need is not installed.
 $(VENV)/.ready: requirements.lock pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'mimicut needs Python 3.11 or newer: make PYTHON=python3.12')"
@@ -36,4 +44,4 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info
