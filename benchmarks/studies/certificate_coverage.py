@@ -71,7 +71,8 @@ def one(user: int, extra: bool) -> dict[str, Any]:
     return {
         "user": user, "teacher": name, "images": images, "keep": round(keep, 4), "held_out": report.images_held_out,
         "quick": quick, "seed": seed, "agreement": report.top1_agreement, "low": report.top1_agreement_low,
-        "high": report.top1_agreement_high, "truth": truth, "images_extra": report.images_extra, "seconds": round(time.perf_counter() - begun, 1),
+        "high": report.top1_agreement_high, "truth": truth, "images_extra": report.images_extra,
+        "seconds": round(time.perf_counter() - begun, 1),
         "versions": {k: v for k, v in versions().items() if k in ("python", "torch")},
     }  # fmt: skip
 
