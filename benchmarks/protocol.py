@@ -185,8 +185,8 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
         Protocol(
             "embedded_default", "this project's recipe against the paper's, 50 images, at equal steps",
-            "photographs", tuple(_OURS_CUTS), (), (50,), (400,), methods=("mir", "mir_extra", *OURS),
-            extra_cuts=_OURS_CUT,
+            "photographs", tuple(_OURS_CUTS), (), (50,), (400,),
+            methods=("mir", "mir_extra", NO_EXTRA, OWN, WITH_PICTURES), extra_cuts=_OURS_CUT,
         ),
         Protocol(
             "embedded_default_long", "the paper's recipe in its own 2,000 steps",
@@ -199,21 +199,22 @@ PROTOCOLS: dict[str, Protocol] = {
             extra_cuts=_HEAVY,
         ),
         Protocol(
-            "embedded_default_images", "the same with 20, 200 and 1,000 images",
-            "photographs", tuple(_OURS_CUTS), (), (20, 200, 1000), (400,), SEEDS[:3], ("mir", NO_EXTRA, OWN),
+            "embedded_default_images", "this project's recipe with and without drawn pictures: 20, 200, 1,000 images",
+            "photographs", tuple(_OURS_CUTS), (), (20, 200, 1000), (400,), SEEDS[:2], (NO_EXTRA, OWN),
             extra_cuts=_OURS_CUT,
         ),
         Protocol(
             "embedded_default_short", "this project's recipe in few steps: 0 is the closed form alone",
-            "photographs", tuple(_OURS_CUTS), (), (50,), (0, 50, 100, 200), SEEDS[:3], (OWN,), extra_cuts=_OURS_CUT,
+            "photographs", tuple(_OURS_CUTS), (), (50,), (0, 100), SEEDS[:2], (OWN,), extra_cuts=_OURS_CUT,
         ),
         Protocol(
             "embedded_ablation", "this project's recipe without each of its parts",
-            "photographs", tuple(_OURS_CUTS), (), (50,), (400,), SEEDS[:3], (OWN,), "ablation", extra_cuts=_OURS_CUT,
+            "photographs", tuple(_OURS_CUTS), (), (50,), (400,), SEEDS[:1], (OWN, SAME_CUT), "ablation",
+            extra_cuts=_OURS_CUT,
         ),
         Protocol(
             "embedded_quick", "the closed form alone at half the MACs and at half the widths",
-            "photographs", tuple(_OURS_CUTS), ({"keep": 0.5}, {"keep_width": 0.5}), (50,), (0,), SEEDS[:3],
+            "photographs", tuple(_OURS_CUTS), ({"keep": 0.5}, {"keep_width": 0.5}), (50,), (0,), SEEDS[:2],
             (SAME_CUT, OWN),
         ),
         Protocol(

@@ -76,10 +76,10 @@ def parts(problem: Problem) -> tuple[ImageSet, ImageSet | None]:
 
 # What is left out or put in place of each part, for the ablation.
 WITHOUT = (
-    {}, {"start": "cut"}, {"mixing": "none"}, {"mixing": "mixup"}, {"norm_mode": "train"},
+    {}, {"start": "cut"}, {"mixing": "none"}, {"norm_mode": "train"},
     {"optimizer": "adamw", "momentum": 0.9, "lr": 1e-3},
 )  # fmt: skip
-SAME_CUT = Method("mimicut_same_cut", "mimicut, the table's cut", "this project", run)
+SAME_CUT = Method("mimicut_same_cut", "mimicut, the table's cut", "this project", run, grid=WITHOUT[:1])
 OWN_CUT = Method("mimicut", "mimicut, its own cut", "this project", run_own_cut, blocks=True, grid=WITHOUT)
 NO_EXTRA = Method(
     "mimicut_no_extra", "mimicut, the few images alone", "this project", partial(run_own_cut, extra=NONE), blocks=True
