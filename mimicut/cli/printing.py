@@ -24,7 +24,9 @@ def result_line(report: "Report", folder: str | None) -> dict[str, Any]:
         top1_agreement_high feature_error_relative images_few images_held_out steps seconds top1_teacher top1_student"""
     data = report.to_json()
     latency = {f"latency_ms_{who}": (data["latency"] or {}).get(f"{who}_ms") for who in ("teacher", "student")}
-    return {**{name: data[name] for name in names.split()}, **latency, "go": report.go, "folder": folder}
+    outputs = [{k: v for k, v in each.items() if v is not None} for each in data["outputs"]]
+    found = {"outputs": outputs} | ({"detections": data["detections"]} if data["detections"] else {})
+    return {**{name: data[name] for name in names.split()}, **latency, **found, "go": report.go, "folder": folder}
 
 
 def anatomy_table(facts: dict[str, Any]) -> str:

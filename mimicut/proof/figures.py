@@ -154,7 +154,7 @@ def figures(
             if on_progress:
                 on_progress(where.stop, images)
     relative = None
-    if all(e.spread for e in errors):
+    if all(e.varies for e in errors):
         relative = sum(e.squared / e.spread for e in errors) / len(errors)
     else:
         notes.append("the teacher's features do not vary over the held-out images: feature error is unknown")
@@ -239,12 +239,18 @@ class FeatureError:
     """Sums at one seam point: squared error, and the teacher's squared deviation from its mean feature."""
 
     def __init__(self) -> None:
-        self.squared = self.spread = 0.0
+        self.squared = self.spread = self._size = 0.0
         self._mean: Any = 0.0
         self._seen = 0
 
+    @property
+    def varies(self) -> bool:
+        """Whether the deviation is more than rounding of the features."""
+        return self.spread > 1e-12 * self._size
+
     def add(self, want: Tensor, have: Tensor) -> None:
         self.squared += float((have - want).square().sum())
+        self._size += float(want.square().sum())
         # Chan's update of mean and deviation: one pass, without the cancellation of a sum of squares.
         middle, n = want.mean(0), len(want)
         shift = middle - self._mean

@@ -133,8 +133,8 @@ def _certificate(report: Report) -> str:
 
 
 def _outputs(report: Report) -> str:
-    """A line for each output."""
-    items = "".join(f"<li>{escape(line)}</li>" for line in report.output_lines())
+    """A line for what a detector finds, and one for each output."""
+    items = "".join(f"<li>{escape(line)}</li>" for line in (*report.detection_lines(), *report.output_lines()))
     return f"<ul>{items}</ul>" if items else ""
 
 
