@@ -25,7 +25,7 @@ def result_line(report: "Report", folder: str | None) -> dict[str, Any]:
     data = report.to_json()
     latency = {f"latency_ms_{who}": (data["latency"] or {}).get(f"{who}_ms") for who in ("teacher", "student")}
     outputs = [{k: v for k, v in each.items() if v is not None} for each in data["outputs"]]
-    found = {"outputs": outputs} | ({"detections": data["detections"]} if data["detections"] else {})
+    found = {"outputs": outputs, "detections": data["detections"]}
     return {**{name: data[name] for name in names.split()}, **latency, **found, "go": report.go, "folder": folder}
 
 

@@ -22,8 +22,9 @@ def test_compress_then_verify(place, capsys):
     assert set(line) == {
         "macs_teacher", "macs_student", "params_teacher", "params_student", "top1_agreement", "top1_agreement_low",
         "top1_agreement_high", "feature_error_relative", "images_few", "images_held_out", "steps", "seconds", "folder",
-        "top1_teacher", "top1_student", "latency_ms_teacher", "latency_ms_student", "go",
+        "top1_teacher", "top1_student", "latency_ms_teacher", "latency_ms_student", "outputs", "detections", "go",
     }  # fmt: skip
+    assert [(each["kind"], each["imitated"]) for each in line["outputs"]] == [("scores", True)]
     assert line["latency_ms_teacher"] is None  # none was asked for
     assert line["macs_student"] <= 0.5 * line["macs_teacher"]
     assert (line["images_few"], line["images_held_out"], line["steps"]) == (8, 2, 3)
