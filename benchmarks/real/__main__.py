@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     cells.add_argument("--images", nargs="+", type=int, default=run.IMAGES)
     cells.add_argument("--steps", nargs="+", type=int, default=run.STEPS)
     cells.add_argument("--seeds", nargs="+", type=int, default=run.SEEDS)
-    cells.add_argument("--methods", nargs="+", choices=run.NAMED, default=run.NAMED)
+    cells.add_argument("--methods", nargs="+", choices=run.ALL, default=run.NAMED)
     cells.add_argument("--size", nargs="+", type=int, default=run.SIZES, help="pixels of the square; default: 160")
     cells.add_argument("--grid", action="store_true", help="also every option that is tried of the other methods")
     cells.add_argument("--out", type=Path, default=OUT, help="results file; default: %(default)s")

@@ -190,15 +190,15 @@ def test_image_sets(prepared, teacher_file):
 
 
 def test_cells_of_a_stopped_sweep_are_balanced():
-    cells = run.cells()
+    cells = run.cells(steps=(100, 400), seeds=(2021, 2022), images=(50, 200), methods=run.ALL)
     assert len({cell.key for cell in cells}) == len(cells)
     assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
-    assert [cell.method for cell in cells[: len(run.NAMED)]] == list(run.NAMED)
+    assert [cell.method for cell in cells[: len(run.ALL)]] == list(run.ALL)
     first = {(c.teacher, c.cut["keep"]) for c in cells if c.steps == 100 and c.seed == 2021 and c.images == 50}
     assert len(first) == 6
     assert sum(c.method == "none" for c in cells) * 2 == sum(c.method == "mir" for c in cells)
     tried = run.cells(grid=True)
-    assert {cell.key for cell in cells} < {cell.key for cell in tried}
+    assert {cell.key for cell in run.cells()} < {cell.key for cell in tried}
     assert all(cell.options == {} for cell in tried if cell.method == run.OWN)
 
 
@@ -211,13 +211,13 @@ def lines(prepared, teacher_file, tmp_path_factory) -> Path:
 
 def arguments(prepared, teacher, out):
     given = ["run", "--pictures", str(prepared.folder.parent), "--teacher", teacher, "--out", str(out), "--size", "32"]
-    return [*given, *"--keep 0.7 0.6 --images 6 --steps 2 --seeds 2021 --threads 1".split()]
+    return [*given, *"--keep 0.7 0.6 --images 6 --steps 2 --seeds 2021 --threads 1 --methods".split(), *run.ALL]
 
 
 def test_every_method_runs_and_is_not_run_again(lines, prepared, teacher_file, capsys, monkeypatch):
     found = read_lines(lines)
     assert [line.get("error") for line in found] == [None] * len(found)
-    assert len(found) == 2 * len(run.NAMED)
+    assert len(found) == 2 * len(run.ALL)
     for line in found:
         figures = line["figures"]
         assert line["pictures"] == prepared.hash
@@ -261,7 +261,7 @@ def test_the_page(lines, tmp_path, capsys):
     for part in ("Agreement with the teacher", "PRACTISE", "ours, MiR's cut", "Missing", "torch", "Seconds and memory"):
         assert part in text
     assert Image.open(tmp_path / "docs" / "figures" / "real.png").size[0] > 400
-    assert f"0 of the {len(run.cells())} cells at 160 pixels have been run and {2 * len(run.NAMED)} others" in text
+    assert f"0 of the {len(run.cells())} cells at 160 pixels have been run and {2 * len(run.ALL)} others" in text
     assert main(["page", "--lines", str(tmp_path / "none.jsonl"), "--to", str(tmp_path / "x.md")]) == 2
     assert not (tmp_path / "x.md").exists()
 
