@@ -267,7 +267,7 @@ def test_links_lead_somewhere(path):
         place = (path.parent / target).resolve() if target else path
         made = generated.PAGES.get(str(place.relative_to(DOCS)) if place.is_relative_to(DOCS) else "")
         assert place.exists() or made, f"{named(path)}: {link}"
-        if anchor and not anchor.startswith(mimicut.__name__):
+        if anchor and (made or place.suffix == ".md") and not anchor.startswith(mimicut.__name__):
             titles = re.findall(r"^#+ (.+)$", made() if made else text_of(place), re.MULTILINE)
             assert anchor in map(generated.anchor, titles), f"{named(path)}: {link}"
 
