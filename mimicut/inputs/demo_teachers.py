@@ -31,5 +31,5 @@ def build_demo(name: str, kwargs: Mapping[str, Any], pretrained: bool) -> BuiltM
     networks = importlib.import_module("mimicut.demo.teacher_networks")
     # Without trained weights nothing is read from a file: a result folder must load where only the code is.
     model, expected = networks.load(name) if pretrained else (networks.build(name), networks.preprocessing(name))
-    classes = tuple(networks.CLASSES) if pretrained and name in networks.NAMES else ()
+    classes = tuple(networks.CLASSES) if pretrained and name not in networks.OTHER_TASKS else ()
     return BuiltModel(model, Preprocessing.from_json(expected), "patches", classes=classes)

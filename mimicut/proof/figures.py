@@ -154,10 +154,13 @@ def figures(
             if on_progress:
                 on_progress(where.stop, images)
     relative = None
-    if all(e.varies for e in errors):
-        relative = sum(e.squared / e.spread for e in errors) / len(errors)
-    else:
-        notes.append("the teacher's features do not vary over the held-out images: feature error is unknown")
+    varying = [e for e in errors if e.varies]
+    if varying:
+        relative = sum(e.squared / e.spread for e in varying) / len(varying)
+    if len(varying) < len(errors):
+        still = ", ".join(str(p) for p, e in zip(seam.points, errors, strict=True) if not e.varies)
+        left = "are left out of it" if varying else "feature error is unknown"
+        notes.append(f"the teacher's features at {still} do not vary over the held-out images: {left}")
     cosine = float(torch.cat(cosines).mean())
     outputs = tuple(meter.figures() for meter in meters)
     apart = [str(output) for output in seam.outputs if not output.imitated]

@@ -340,10 +340,24 @@ def test_a_plan_is_replayed_with_its_seam_and_its_call(tmp_path):
             us.Plan.from_json(broken)
 
 
-@pytest.mark.parametrize("example", [(X, X), ((X,), {"mask": X}), ((), {"pixel_values": X, "odd": [1]}), ((), {})])
-def test_a_call_that_takes_more_than_images_is_refused_before_any_work(example):
+_ONLY = r"reading the example: found .* expected images as the only tensor"
+
+
+@pytest.mark.parametrize(
+    ("example", "words"),
+    [
+        (
+            (X, X),
+            "reading sample 0: found one Tensor, and the network takes 2 inputs; expected a dictionary or a tuple",
+        ),
+        (((X,), {"mask": X}), _ONLY),
+        (((), {"pixel_values": X, "odd": [1]}), _ONLY),
+        (((), {}), _ONLY),
+    ],
+)
+def test_a_call_that_takes_more_than_images_is_refused_before_any_work(example, words):
     teacher = own_teacher(randomised(Segmenter()), PREPROCESSING)
-    with pytest.raises(InputError, match=r"reading the example: found .* expected images as the only tensor"):
+    with pytest.raises(InputError, match=words):
         compress(teacher, images(), keep=0.7, example=example)
 
 

@@ -88,7 +88,7 @@ def test_other_weights_and_other_heads_are_refused(lite0, monkeypatch, tmp_path)
 
 
 def test_an_unknown_name_is_told_the_real_ones_too():
-    with pytest.raises(InputError, match="vit_deep, efficientnet_lite0"):
+    with pytest.raises(InputError, match="denoiser_tiny, efficientnet_lite0"):
         load_teacher("demo:efficientnet_lite9")
 
 

@@ -589,10 +589,12 @@ def test_demo_teachers(monkeypatch):
     demo.PREPROCESSING = Preprocessing((1, 32, 32), (0,), (1,)).to_json()
     demo.load = lambda name: (nn.Linear(2, 3), demo.PREPROCESSING)
     demo.build = lambda name: nn.Linear(2, 5)
+    demo.preprocessing, demo.CLASSES, demo.OTHER_TASKS = lambda name: demo.PREPROCESSING, ("a", "b", "c"), {}
     monkeypatch.setitem(sys.modules, "mimicut.demo.teacher_networks", demo)
     teacher = load_teacher("demo:any")
     assert teacher.model.out_features == 3
     assert teacher.views == "patches"
+    assert teacher.classes == ("a", "b", "c")
     assert teacher.preprocessing.input_size == (1, 32, 32)
     assert build_architecture(teacher.to_json()).out_features == 5
 
