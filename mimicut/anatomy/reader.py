@@ -124,7 +124,7 @@ class _Reader:
         return self.traced.tensors.get(value) if isinstance(value, Node) else None
 
     def produce(self, node: Node, weight: Any, dim: int, ids: Ids | None, dense: bool) -> None:
-        carries = ids is not None
+        given, axis = weight, dim
         while isinstance(weight, Node) and operator(weight) in ("getitem", "chunk") and dim == 0:
             weight, ids = weight.args[0], None  # a part of a weight, such as one of q, k and v
         name = self.tensor(weight)
@@ -133,8 +133,20 @@ class _Reader:
             name, dim = self._source(weight, ids)
         if ids is not None and name is not None:
             self.produced.append((name, dim, ids, dense, node))
-        elif carries and name is None and isinstance(weight, Node) and weight.op == "call_function":
+        elif name is None and shape(given)[axis] > 1 and self._is_computed(weight):
             self.unread.append((str(weight.target), self.where(weight)))  # no parameter is seen through it
+
+    def _is_computed(self, weight: Any) -> bool:
+        """Whether a weight is computed from parameters alone."""
+        todo, seen, held = [weight], set(), False
+        while todo and len(seen) < _MAX_STEPS:
+            node = todo.pop(0)
+            if node in self.traced.inputs:
+                return False
+            held = held or node in self.traced.tensors
+            todo += [n for n in node.all_input_nodes if n not in seen]
+            seen.add(node)
+        return held
 
     def _source(self, weight: Any, ids: Ids) -> tuple[str | None, int]:
         """The largest parameter, and its axis, that gives a computed weight (standardised, scaled, a product) the atoms
