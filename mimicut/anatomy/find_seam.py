@@ -21,7 +21,7 @@ from mimicut.anatomy.blocks import find_blocks, resolve_drop, with_streams
 from mimicut.anatomy.cost import macs
 from mimicut.anatomy.graph import Anatomy
 from mimicut.anatomy.operators.rule_interface import argument
-from mimicut.anatomy.outputs import batch_axes, describe_outputs, imitated, returned
+from mimicut.anatomy.outputs import batch_axes, describe_outputs, imitated, not_measured, returned
 from mimicut.anatomy.probe import try_groups
 from mimicut.anatomy.reader import read_anatomy
 from mimicut.anatomy.tracing import Call, Traced, operator, run_for_shapes, shape, trace_graph
@@ -135,7 +135,7 @@ def trace(
     elif seam is not None:
         found, headless = traced.marks, seam.headless
     else:
-        found, headless = traced.marks, set(returned(traced)) <= set(traced.marks.values())
+        found, headless = traced.marks, set() < set(returned(traced)) <= set(traced.marks.values())
     nodes = list(found.values())
     anatomy = read_anatomy(traced, _seam(traced, found, headless, seam), nodes)
     anatomy.dropped, anatomy.dropped_modules = tuple(drop), tuple(map(tuple, dropped_modules))
@@ -457,5 +457,9 @@ def _seam(traced: Traced, found: dict[SeamPoint, Node], headless: bool, known: S
     idle = {n for n, _ in traced.model.named_buffers() if n not in used and n.rpartition(".")[0] in owners}
     order = [n for n in traced.model.state_dict() if n in names | idle]
     shapes = tuple(tuple(np.delete(shape(n), axis).tolist()) for n, axis in zip(nodes, axes, strict=True))
-    outputs = known.outputs if known is not None and known.outputs else describe_outputs(traced, nodes, headless)
-    return Seam(tuple(found), shapes, tuple(order), headless, outputs, axes if any(axes) else ())
+    outputs = (
+        known.outputs
+        if known is not None and known.outputs
+        else describe_outputs(traced, nodes, headless, _detections(traced, list(returned(traced))))
+    )
+    return Seam(tuple(found), shapes, tuple(order), headless, outputs, axes if any(axes) else (), not_measured(traced))

@@ -17,6 +17,7 @@ _RESHAPES = {
     "seam_mark",
 }  # fmt: skip
 _ACTIVATIONS = {"softmax": "softmax", "_softmax": "softmax", "log_softmax": "log_softmax", "sigmoid": "sigmoid"}
+_SORTS = {"topk", "sort", "max", "min", "kthvalue", "median"}
 _LENGTHS = {"norm", "linalg_vector_norm", "linalg_norm"}
 _KEEP_LENGTHS = {"clamp_min", "clamp", "expand", "expand_as", "add", *_RESHAPES}
 
@@ -49,11 +50,12 @@ def imitated(flow: networkx.DiGraph, seam: set[Node], output: Node) -> bool:
 def batch_axes(traced: Traced, points: Mapping[SeamPoint, Node]) -> tuple[int | None, ...]:
     """For each point the axis of its tensor that has one place, or several, for each image; None without one.
 
-    A tensor whose first axis alone is as long as the batch has it there. For any other the network runs with one more
-    image, and the axis that grows is the one.
+    A tensor of several axes whose first alone is as long as the batch has it there. For any other the network runs with
+    one more image, and the axis that grows is the one.
     """
     sizes = [shape(node) or () for node in points.values()]
-    axes: list[int | None] = [0 if s[:1] == (traced.batch,) and s.count(traced.batch) == 1 else None for s in sizes]
+    batch = traced.batch
+    axes: list[int | None] = [0 if len(s) > 1 and s[0] == batch and s.count(batch) == 1 else None for s in sizes]
     if None not in axes:
         return tuple(axes)
     grown = _with_one_more(traced, points)
@@ -87,13 +89,16 @@ def _with_one_more(traced: Traced, points: Mapping[SeamPoint, Node]) -> list[tup
         return [None] * len(points)
 
 
-def describe_outputs(traced: Traced, seam: Iterable[Node], headless: bool) -> tuple[Output, ...]:
+def describe_outputs(
+    traced: Traced, seam: Iterable[Node], headless: bool, boxes: Iterable[Node] = ()
+) -> tuple[Output, ...]:
     """What a network returns: its floating-point tensors that depend on the images.
 
     Args:
         traced: The network.
         seam: The seam's nodes.
         headless: The network returns features.
+        boxes: Outputs that a detector's head makes.
 
     Returns:
         One entry for each. Kinds that no graph shows (coordinates look like class scores) are set with
@@ -103,9 +108,9 @@ def describe_outputs(traced: Traced, seam: Iterable[Node], headless: bool) -> tu
     channels = [s[1] for n in traced.inputs if (s := shape(n)) and len(s) >= 4]
     found = []
     for node, (part, axis) in returned(traced).items():
-        kind, activation = _kind(node, headless, channels)
+        kind, activation = ("boxes", "") if node in boxes else _kind(node, headless, channels)
         is_imitated, is_image = imitated(flow, points, node), _is_image(node, channels)
-        found.append(Output(part, kind, activation, is_imitated, is_image, axis))
+        found.append(Output(part, kind, activation, is_imitated, is_image, axis, _class_axis(node)))
     return tuple(found)
 
 
@@ -118,6 +123,20 @@ def returned(traced: Traced) -> dict[Node, tuple[str, int]]:
     return {n: (p, axis) for (n, p), axis in zip(floats.items(), axes, strict=True) if axis is not None}
 
 
+def not_measured(traced: Traced) -> tuple[str, ...]:
+    """The outputs that depend on the images and are no floats, or have no axis of images."""
+    computed, compared = networkx.descendants(traced.flow(), "in"), returned(traced)
+    return tuple(part or "the output" for node, part in traced.outputs.items() if node in computed - set(compared))
+
+
+def _class_axis(node: Node) -> int:
+    """The axis over which a final softmax runs; else the last of three, as of tokens, or the second."""
+    size = shape(node) or ()
+    if operator(node) in ("softmax", "_softmax", "log_softmax", "_log_softmax"):
+        return int(node.args[1]) % len(size)
+    return 2 if len(size) == 3 else 1
+
+
 def _kind(node: Node, headless: bool, channels: list[int]) -> tuple[str, str]:
     """Kind and final activation of an output."""
     size = shape(node) or ()
@@ -126,15 +145,19 @@ def _kind(node: Node, headless: bool, channels: list[int]) -> tuple[str, str]:
         before = before.args[0]
     if before.op == "call_function":
         activation = _ACTIVATIONS.get(operator(before), "")
+    if operator(before) in _SORTS:
+        return "values", ""
     if _has_unit_length(before):
         return "embedding" if len(size) == 2 else "values", ""
+    if activation and len(size) == 4 and size[2] == size[3] and _class_axis(node) == 3:
+        return "values", activation  # how much each token attends to each
     if activation and len(size) == 2:
         return ("multilabel" if activation == "sigmoid" else "scores"), activation
     if len(size) == 2 and size[1] > 1:
         return ("embedding" if headless else "scores"), ""
     if len(size) >= 4 and not headless and not _is_image(node, channels) and (size[1] > 1 or activation):
         return "map", activation
-    return "values", ""
+    return "values", activation
 
 
 def _is_image(node: Node, channels: list[int]) -> bool:
@@ -142,11 +165,19 @@ def _is_image(node: Node, channels: list[int]) -> bool:
     return len(size) == 4 and size[1] in channels
 
 
-def _has_unit_length(node: Node) -> bool:
-    """Whether it is divided by its own length."""
-    if operator(node) != "div" or not isinstance(node.args[1], Node):
+def _has_unit_length(node: Any) -> bool:
+    """Whether it is divided by its own length, whatever number it is then multiplied by."""
+    while operator(node) in ("mul", "div") and not isinstance(node.args[1], Node):
+        node = node.args[0]
+    if operator(node) not in ("div", "mul") or not all(isinstance(a, Node) for a in node.args[:2]):
         return False
     length: Any = node.args[1]
     while isinstance(length, Node) and operator(length) in _KEEP_LENGTHS:
         length = length.args[0]
-    return isinstance(length, Node) and operator(length) in _LENGTHS and length.args[0] is node.args[0]
+    if operator(length) in _LENGTHS:
+        return operator(node) == "div" and length.args[0] is node.args[0]
+    if operator(length) != ("sqrt" if operator(node) == "div" else "rsqrt"):
+        return False
+    while operator(length) in {"sqrt", "rsqrt", "sum", *_KEEP_LENGTHS}:
+        length = length.args[0]
+    return operator(length) in ("pow", "square", "mul") and length.args[0] is node.args[0]

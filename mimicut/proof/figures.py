@@ -144,7 +144,7 @@ def figures(
             for meter in meters:
                 want, have = (parts[meter.output.part].cpu() for parts in returned)
                 _check_finite(want, have, f"output {meter.output}")
-                meter.add(want, have)
+                meter.add(want, have, len(where))
             theirs, ours = (answers_of(seam, output, len(where)) for output in (theirs, ours))
             if theirs is None or ours is None or theirs.shape != ours.shape:
                 answers = None
@@ -154,6 +154,11 @@ def figures(
             if on_progress:
                 on_progress(where.stop, images)
     relative = None
+    if seam.not_measured:
+        notes.append(
+            f"not measured, and imitated only as far as the seam covers it: {', '.join(seam.not_measured)} (no "
+            "floating-point tensor with one row for each image)"
+        )
     varying = [e for e in errors if e.varies]
     if varying:
         relative = sum(e.squared / e.spread for e in varying) / len(varying)
@@ -190,8 +195,13 @@ def finds_objects(model: nn.Module, seam: Seam, batch: Any) -> bool:
 
 
 def _objects(teacher: nn.Module, seam: Seam | None, output: Any, batch: Any) -> list[Objects] | None:
-    if seam is not None and any(each.activation or each.kind in AGREEING for each in seam.outputs[:1]):
-        return None  # classes or probabilities throughout, which may look like boxes
+    """What a detector found: boxes by the graph or by what the user says, or by what the network is (it has names for
+    its classes, or returns them under a detector's keys). Numbers alone never make a network a detector."""
+    first = seam.outputs[0] if seam is not None and seam.outputs else None
+    if first is not None and first.kind != "boxes":
+        keyed = isinstance(output, (list, tuple)) or "pred_boxes" in (getattr(output, "keys", tuple)() or ())
+        if first.declared or not (keyed or hasattr(teacher, "names")) or first.kind in AGREEING or first.activation:
+            return None
     images, *size = batch_shape(batch)
     return read_detections(output, images, size, known_classes(teacher))
 

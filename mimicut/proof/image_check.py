@@ -110,7 +110,7 @@ def check_images(
             flat.append((spread if images.floats else spread * torch.tensor(images.preprocessing.std)).amax(1))
             low, high = min(low, float(pixels.min())), max(high, float(pixels.max()))
             found, output = run_placed(capture.features_and_output, model, laid(given.batch(chosen), layout))
-            features.append(torch.cat([_pooled(f) for f in found], 1))
+            features.append(torch.cat([_pooled(_by_image(f, len(chosen))) for f in found], 1))
             scores = answers_of(seam, output, len(chosen))
             if scores is not None:
                 classes = scores.shape[1]
@@ -178,6 +178,12 @@ def held_out_notes(images: ImageSet | None, near: tuple[tuple[str, str], ...] | 
         f"{len(near)} of {len(images or ())} held-out images are near-duplicates of another held-out image; the "
         f"interval counts each of them, so it is narrower than it should be: {_some(f'{a} like {b}' for a, b in near)}"
     ]
+
+
+def _by_image(features: Tensor, images: int) -> Tensor:
+    """Features with one entry for each image, where several rows are of one image."""
+    several = len(features) != images and len(features) % images == 0
+    return features.unflatten(0, (images, -1)) if several else features
 
 
 def _notes(check: ImageCheck, images: ImageSet, held_out: ImageSet | None, low: float, high: float) -> list[str]:

@@ -81,18 +81,24 @@ class OutputMeter:
         self._rows: list[tuple[Tensor, Tensor]] = []
         self._shape: tuple[int, ...] = ()
         self._low, self._high = float("inf"), -float("inf")
+        self._shares_01: bool | None = None  # whether the teacher's numbers lie from 0 to 1, by the first batch
 
-    def add(self, theirs: Tensor, ours: Tensor) -> None:
-        """Add a batch (N, ...) of both; the output as it is returned."""
+    def add(self, theirs: Tensor, ours: Tensor, images: int | None = None) -> None:
+        """Add a batch (N, ...) of both; the output as it is returned. images: N, if several rows may be of one image,
+        one after the other."""
         if theirs.shape != ours.shape:
             raise InputError(
                 f"comparing {self.output}: the teacher returns {tuple(theirs.shape)}, the student {tuple(ours.shape)}; "
                 "expected the same"
             )
         theirs, ours = (each.movedim(self.output.batch_axis, 0) for each in (theirs, ours))
+        if images and len(theirs) != images and len(theirs) % images == 0:
+            theirs, ours = (each.unflatten(0, (images, -1)) for each in (theirs, ours))
+        if self._shares_01 is None:
+            self._shares_01 = float(theirs.min()) >= 0 and float(theirs.max()) <= 1
         self._images += len(theirs)
         self._shape = tuple(theirs.shape[1:])
-        a, b = theirs.double().flatten(1), ours.double().flatten(1)
+        a, b = (each.double().reshape(len(each), -1) for each in (theirs, ours))
         self._squared.append((a - b).square().sum(1))
         self._cosines.append(torch.cosine_similarity(a, b))
         self._sums = self._sums + torch.stack([a.sum(0), b.sum(0)])
@@ -100,23 +106,29 @@ class OutputMeter:
         self._low, self._high = min(self._low, float(a.min())), max(self._high, float(a.max()))
         kind = self.output.kind
         if kind == "multilabel" or (kind == "map" and self._yes_or_no()):
-            bound = 0.5 if self.output.activation == "sigmoid" else 0.0
+            bound = 0.5 if self.output.activation == "sigmoid" or self._shares_01 else 0.0
             first, second = theirs > bound, ours > bound
-            self._shares.append((first == second).flatten(1).double().mean(1))
+            self._shares.append((first == second).reshape(len(first), -1).double().mean(1))
             self._common = self._common + (first & second).sum()
             self._either = self._either + (first | second).sum()
         elif kind == "map":
-            first, second = theirs.argmax(1), ours.argmax(1)
-            self._shares.append((first == second).flatten(1).double().mean(1))
-            self._count(first, second, theirs.shape[1])
+            axis = min(self.output.class_axis, theirs.ndim - 1)
+            first, second = theirs.argmax(axis), ours.argmax(axis)
+            self._shares.append((first == second).reshape(len(first), -1).double().mean(1))
+            self._count(first, second, theirs.shape[axis])
         elif kind == "scores":
-            self._shares.append((theirs.argmax(1) == ours.argmax(1)).double())
+            alike = theirs.argmax(-1) == ours.argmax(-1) if theirs.ndim > 1 else theirs == ours
+            self._shares.append(alike.reshape(len(alike), -1).double().mean(1))
         elif kind == "embedding":
             self._rows.append((a, b))
 
     def _yes_or_no(self) -> bool:
         """Whether each number of a map says yes or no by itself."""
-        return self.output.activation == "sigmoid" or self._shape[0] == 1
+        if self.output.activation == "sigmoid" or not self._shape:
+            return True
+        if len(self._shape) == 2 and self.output.activation == "":  # a mask without an axis of classes
+            return bool(self._shares_01)
+        return self._shape[min(self.output.class_axis, len(self._shape)) - 1] == 1
 
     def _count(self, first: Tensor, second: Tensor, classes: int) -> None:
         alike = first[first == second].flatten().bincount(minlength=classes)
@@ -233,7 +245,7 @@ def with_kinds(seam: Seam, asked: OutputKinds) -> Seam:
                 f"{', '.join(repr(p) for p in found) or 'none that depends on the images'}"
             )
         for name in found if part is None else (part,):
-            found[name] = replace(found[name], kind=kind)
+            found[name] = replace(found[name], kind=kind, declared=True)
     return replace(seam, outputs=tuple(found.values())) if asked else seam
 
 

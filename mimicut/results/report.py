@@ -154,7 +154,10 @@ class Report:
                 words = f"the lower end {whose} is {low:.1%}, at least {self.min_agreement:.1%} was required"
                 found.append((words, low >= self.min_agreement))
         if self.max_error is not None:
-            highs = {_name(o): o["error_high"] for o in self.outputs if o["kind"] not in AGREEING}
+            others = [o for o in self.outputs if o["kind"] not in AGREEING]
+            highs = {_name(o): o["error_high"] for o in others if o["error"] is not None} or dict.fromkeys(
+                map(_name, others)
+            )
             for name, high in (highs or {"": None}).items():
                 if high is None:
                     found.append((f"the error is unknown, but at most {self.max_error:g} was allowed", False))
@@ -230,7 +233,7 @@ class Report:
 
     def output_lines(self) -> list[str]:
         """A sentence for each output but a single row of class scores, of which the agreement says all."""
-        if len(self.outputs) == 1 and self.outputs[0]["kind"] == "scores":
+        if len(self.outputs) == 1 and self.outputs[0]["kind"] == "scores" and self.top1_agreement is not None:
             return []
         return [_output_line(output) for output in self.outputs]
 

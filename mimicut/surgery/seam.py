@@ -63,7 +63,7 @@ class SeamPoint:
 
 
 # What the numbers of an output are; each kind is measured by figures of its own (`proof.output_figures`).
-OUTPUT_KINDS = ("scores", "multilabel", "embedding", "values", "map")
+OUTPUT_KINDS = ("scores", "multilabel", "embedding", "values", "map", "boxes")
 AGREEING = ("scores", "multilabel", "map")  # kinds of which an agreement can be required; of the others an error
 
 
@@ -74,12 +74,14 @@ class Output:
     Attributes:
         part: where it stands in what is returned, as `SeamPoint.part`; "" for a tensor that stands alone.
         kind: "scores" of classes that exclude one another, "multilabel" (one yes or no for each label), "embedding",
-            "values" (numbers that are no classes), or "map" (classes at every position).
+            "values" (numbers that are no classes), "map" (classes at every position), or "boxes" (a detector's).
         activation: "softmax", "log_softmax" or "sigmoid" where the network ends in one, else "".
         imitated: every path to it leads through the seam, so that a student with the teacher's features returns the
             teacher's output.
         image: a map of as many channels as the network's input: a picture.
         batch_axis: the axis of the images.
+        class_axis: the axis of the classes, where there are several.
+        declared: the kind is what the user says, not what the graph shows.
     """
 
     part: str
@@ -88,6 +90,8 @@ class Output:
     imitated: bool = True
     image: bool = False
     batch_axis: int = 0
+    class_axis: int = 1
+    declared: bool = False
 
     def __str__(self) -> str:
         return f"<model>:output.{self.part}" if self.part else "<model>:output"
@@ -104,6 +108,8 @@ class Seam:
         headless: the network predicts nothing: it returns features, which are no class scores.
         outputs: the floating-point tensors that the network returns, that depend on the images and have an axis of
             images; empty in results of release 0.1 and in seams made by hand.
+        not_measured: further outputs that depend on the images: integers, truth values, and tensors in which no axis is
+            that of the images.
         batch_axes: for each point the axis of the images, where that is not 0 for all of them.
     """
 
@@ -113,6 +119,7 @@ class Seam:
     headless: bool = False
     outputs: tuple[Output, ...] = ()
     batch_axes: tuple[int, ...] = ()
+    not_measured: tuple[str, ...] = ()
 
     @property
     def scores(self) -> Output | None:
@@ -141,6 +148,7 @@ class Seam:
             bool(data.get("headless", False)),
             tuple(Output(**each) for each in data.get("outputs", ())),
             tuple(data.get("batch_axes", ())),
+            tuple(data.get("not_measured", ())),
         )
 
 

@@ -113,10 +113,17 @@ class Returns(Chain):
         (lambda m, y, f: y.sigmoid(), {"": ("multilabel", "sigmoid", True)}),
         (lambda m, y, f: F.normalize(y), {"": ("embedding", "", True)}),
         (lambda m, y, f: y / y.norm(dim=1, keepdim=True), {"": ("embedding", "", True)}),
+        (lambda m, y, f: 10 * (y / y.pow(2).sum(1, keepdim=True).sqrt()), {"": ("embedding", "", True)}),
+        (lambda m, y, f: y * (y * y).sum(1, keepdim=True).add(1e-6).rsqrt(), {"": ("embedding", "", True)}),
+        (lambda m, y, f: y.topk(3)[0], {"": ("values", "", True)}),
+        (lambda m, y, f: y.sort(1).values, {"": ("values", "", True)}),
         (lambda m, y, f: y[:, :1], {"": ("values", "", True)}),
         (lambda m, y, f: y[:, 0], {"": ("values", "", True)}),
         (lambda m, y, f: y[:, :, None, None].expand(-1, -1, 4, 4).softmax(1), {"": ("map", "softmax", True)}),
-        (lambda m, y, f: y[:, :3, None, None].expand(-1, -1, 8, 8).sigmoid(), {"": ("values", "", True)}),  # a picture
+        (
+            lambda m, y, f: y[:, :3, None, None].expand(-1, -1, 8, 8).sigmoid(),
+            {"": ("values", "sigmoid", True)},
+        ),  # a picture
         (lambda m, y, f: (y, f), {"0": ("scores", "", True), "1": ("map", "", True)}),
     ],
 )
@@ -235,3 +242,31 @@ def test_kinds_are_set_by_part_or_for_all():
         with_kinds(seam, "classes")
     with pytest.raises(InputError, match="the output 'c': the network returns 'a', 'b'"):
         with_kinds(seam, ["c=values"])
+
+
+@pytest.mark.parametrize(
+    ("what", "left_out"),
+    [
+        (lambda m, y, f: (y, f > 0), ("1",)),
+        (lambda m, y, f: (y, f.argmax(1), f.mean()), ("1", "2")),
+        (lambda m, y, f: (torch.fft.rfft2(f), y), ("0",)),
+        (lambda m, y, f: (y, torch.stack([f.mean(), f.std()])), ("1",)),
+        (lambda m, y, f: (y, m.scale, None, 3), ()),
+    ],
+)
+def test_outputs_that_are_not_measured_are_named(what, left_out):
+    seam = find_seam(Returns(what), X)
+    assert seam.not_measured == left_out
+    assert len(seam.outputs) == 1
+
+
+def test_the_axis_of_classes_is_that_of_the_softmax():
+    def axis(what):
+        return find_seam(Returns(what), X).outputs[0].class_axis
+
+    def wide(y):
+        return y[:, :, None, None].expand(-1, -1, 4, 6)
+
+    assert axis(lambda m, y, f: wide(y).softmax(1)) == 1
+    assert axis(lambda m, y, f: wide(y).permute(0, 2, 3, 1).softmax(-1)) == 3
+    assert axis(lambda m, y, f: y[:, None].expand(-1, 7, -1)) == 2

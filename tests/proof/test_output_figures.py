@@ -215,3 +215,66 @@ def test_folds_are_pooled_by_output():
     assert second["error_low"] is None
     with pytest.raises(InputError, match="crossfit: found an allowed error"):
         crossfit(teacher(), images(12), 3, keep_width=0.5, max_error=0.5, output="values")
+
+
+def test_probabilities_are_halved_at_one_half_also_where_no_graph_shows_the_sigmoid():
+    theirs, ours = pair(9, 5, noise=1.0)
+    seen = measured(Output("", "multilabel", "sigmoid"), theirs.sigmoid(), ours.sigmoid())
+    unseen = measured(Output("", "multilabel"), theirs.sigmoid(), ours.sigmoid())
+    assert seen.agreement == unseen.agreement < 1
+
+
+def test_classes_stand_on_their_own_axis():
+    theirs, ours = pair(6, 3, 4, 5, noise=1.0)
+    first = measured(Output("", "map"), theirs, ours)
+    last = measured(Output("", "map", class_axis=3), theirs.movedim(1, 3), ours.movedim(1, 3))
+    assert (last.agreement, last.overlap) == (first.agreement, first.overlap)
+    mask = measured(Output("", "map"), theirs[:, 0].sigmoid(), ours[:, 0].sigmoid())  # (N, H, W)
+    assert mask.agreement == pytest.approx(((theirs > 0) == (ours > 0))[:, 0].double().mean().item())
+    tokens = measured(Output("", "scores"), theirs[:, 0], ours[:, 0])  # (N, T, K)
+    assert tokens.agreement == pytest.approx((theirs[:, 0].argmax(-1) == ours[:, 0].argmax(-1)).double().mean().item())
+    assert 0 <= tokens.agreement_low <= tokens.agreement
+
+
+def test_one_number_for_each_image_and_several_rows_for_each():
+    theirs, ours = pair(8)
+    assert measured(Output("", "values"), theirs, ours).error > 0
+    rows, others = pair(24, 5)
+    meter = OutputMeter(Output("", "scores"))
+    meter.add(rows, others, 8)
+    found = meter.figures()
+    assert found.agreement == pytest.approx((rows.argmax(1) == others.argmax(1)).double().mean().item())
+    assert found.agreement_high - found.agreement_low > 0.2  # of eight images, not of 24
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        lambda p: p.view(len(p), -1, 5).sigmoid(),
+        lambda p: p.view(len(p), -1, 5).softmax(-1),
+        lambda p: p.view(len(p), -1, 5).clamp(0, 1),
+    ],
+)
+def test_numbers_from_0_to_1_make_no_detector(head):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.fc = Chain(), nn.Linear(16, 40)
+
+        def forward(self, x):
+            return head(self.fc(self.body.pool(self.body.body(x)).flatten(1)))
+
+    report = run(Net()).report
+    assert report.detections is None
+    with pytest.raises(InputError, match="returns no classes"):
+        run(Net(), min_agreement=0.01)
+
+
+def test_a_number_for_each_image_is_compressed():
+    class Age(_Two):
+        def forward(self, x):
+            return super().forward(x)["point"][:, 0]
+
+    report = run(Age(), max_error=1e9).report
+    assert report.go is True
+    assert report.outputs[0]["shape"] == ()
