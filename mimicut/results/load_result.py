@@ -109,9 +109,9 @@ def _student_architecture(plan: Plan, build_teacher: str | Callable[[], nn.Modul
         except PlanError as error:
             raise PlanError(f"reading the plan of the teacher {source.get('spec')}: {error}") from error
         whole = _student_architecture(earlier, build_teacher)
+        _restore_buffer_shapes(part_of(whole, part), plan)
     if source.get("folded"):
         fold_computed_weights(whole, [])
-        _restore_buffer_shapes(part_of(whole, part), plan)
     return put_part(whole, part, cut(part_of(whole, part), plan))
 
 
