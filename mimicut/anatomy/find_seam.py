@@ -457,9 +457,10 @@ def _seam(traced: Traced, found: dict[SeamPoint, Node], headless: bool, known: S
     idle = {n for n, _ in traced.model.named_buffers() if n not in used and n.rpartition(".")[0] in owners}
     order = [n for n in traced.model.state_dict() if n in names | idle]
     shapes = tuple(tuple(np.delete(shape(n), axis).tolist()) for n, axis in zip(nodes, axes, strict=True))
-    outputs = (
-        known.outputs
-        if known is not None and known.outputs
-        else describe_outputs(traced, nodes, headless, _detections(traced, list(returned(traced))))
-    )
-    return Seam(tuple(found), shapes, tuple(order), headless, outputs, axes if any(axes) else (), not_measured(traced))
+    compared = returned(traced)  # once, as it may run the network
+    left_out = not_measured(traced, compared)
+    if known is not None and known.outputs:
+        outputs = known.outputs
+    else:
+        outputs = describe_outputs(traced, compared, nodes, headless, _detections(traced, list(compared)))
+    return Seam(tuple(found), shapes, tuple(order), headless, outputs, axes if any(axes) else (), left_out)

@@ -90,12 +90,17 @@ def _with_one_more(traced: Traced, points: Mapping[SeamPoint, Node]) -> list[tup
 
 
 def describe_outputs(
-    traced: Traced, seam: Iterable[Node], headless: bool, boxes: Iterable[Node] = ()
+    traced: Traced,
+    compared: Mapping[Node, tuple[str, int]],
+    seam: Iterable[Node],
+    headless: bool,
+    boxes: Iterable[Node] = (),
 ) -> tuple[Output, ...]:
     """What a network returns: its floating-point tensors that depend on the images.
 
     Args:
         traced: The network.
+        compared: As `returned`.
         seam: The seam's nodes.
         headless: The network returns features.
         boxes: Outputs that a detector's head makes.
@@ -107,7 +112,7 @@ def describe_outputs(
     flow, points = traced.flow(), set(seam)
     channels = [s[1] for n in traced.inputs if (s := shape(n)) and len(s) >= 4]
     found = []
-    for node, (part, axis) in returned(traced).items():
+    for node, (part, axis) in compared.items():
         kind, activation = ("boxes", "") if node in boxes else _kind(node, headless, channels)
         is_imitated, is_image = imitated(flow, points, node), _is_image(node, channels)
         found.append(Output(part, kind, activation, is_imitated, is_image, axis, _class_axis(node)))
@@ -123,9 +128,9 @@ def returned(traced: Traced) -> dict[Node, tuple[str, int]]:
     return {n: (p, axis) for (n, p), axis in zip(floats.items(), axes, strict=True) if axis is not None}
 
 
-def not_measured(traced: Traced) -> tuple[str, ...]:
-    """The outputs that depend on the images and are no floats, or have no axis of images."""
-    computed, compared = networkx.descendants(traced.flow(), "in"), returned(traced)
+def not_measured(traced: Traced, compared: Mapping[Node, tuple[str, int]]) -> tuple[str, ...]:
+    """The outputs that depend on the images and are no floats, or have no axis of images. compared: as `returned`."""
+    computed = networkx.descendants(traced.flow(), "in")
     return tuple(part or "the output" for node, part in traced.outputs.items() if node in computed - set(compared))
 
 
