@@ -69,22 +69,38 @@ def train(name: str, config: TrainConfig, on_step: Callable[[int, float], None] 
     else:
         optimiser = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=True)
     random = torch.Generator().manual_seed(config.seed)
+
+    def loss_of(seed: int) -> torch.Tensor:
+        x, y = photographs.patches("train", config.batch_size, seed)
+        x, other, share = _mixed(x, config.cutmix, random)
+        logits = model(x.contiguous(memory_format=torch.channels_last))
+        loss = share * F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
+        return loss + (1 - share) * F.cross_entropy(logits, y[other], label_smoothing=config.label_smoothing)
+
+    run_steps(model, kept, optimiser, config, loss_of, on_step)
+    return kept
+
+
+def run_steps(
+    model: nn.Module,
+    kept: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    config: TrainConfig,
+    loss_of: Callable[[int], torch.Tensor],
+    on_step: Callable[[int, float], None] | None,
+) -> None:
+    """Train `model`, and let `kept` follow it as the running average of its weights. loss_of: from a step's seed."""
     for step in range(1, config.steps + 1):
         lr = config.lr * min(step / (config.warmup * config.steps), (1 - step / config.steps) / (1 - config.warmup))
         for group in optimiser.param_groups:
             group["lr"] = lr
-        x, y = photographs.patches("train", config.batch_size, config.seed * config.steps + step)
-        x, other, share = _mixed(x, config.cutmix, random)
-        logits = model(x.contiguous(memory_format=torch.channels_last))
-        loss = share * F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
-        loss = loss + (1 - share) * F.cross_entropy(logits, y[other], label_smoothing=config.label_smoothing)
+        loss = loss_of(config.seed * config.steps + step)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         average_weights(kept, model, min(config.average, step / (step + 10)))
         if on_step is not None:
             on_step(step, loss.item())
-    return kept
 
 
 def _mixed(x: torch.Tensor, chance: float, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, float]:

@@ -20,7 +20,7 @@ from torchvision.ops import box_iou
 
 from mimicut.demo import photographs, scenes, teacher_networks
 from mimicut.demo.scene_networks import EMBEDDING, STRIDE, boxes_of
-from mimicut.demo.train import TrainConfig, average_weights, progress, training_versions, write
+from mimicut.demo.train import TrainConfig, progress, run_steps, training_versions, write
 
 NOISE = 0.6  # standard deviation of the denoiser's noise, in those of a patch
 
@@ -100,18 +100,11 @@ def train(name: str, config: TrainConfig, on_step: Callable[[int, float], None] 
     kept.load_state_dict(model.state_dict())
     rows = nn.Parameter(torch.randn(len(photographs.CLASSES), EMBEDDING))
     optimiser = torch.optim.AdamW([*model.parameters(), rows], lr=config.lr, weight_decay=config.weight_decay)
-    for step in range(1, config.steps + 1):
-        lr = config.lr * min(step / (config.warmup * config.steps), (1 - step / config.steps) / (1 - config.warmup))
-        for group in optimiser.param_groups:
-            group["lr"] = lr
-        seed = config.seed * config.steps + step
-        loss = _LOSSES[name](model, config, seed) if name in _LOSSES else embedding_loss(model, rows, config, seed)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        average_weights(kept, model, min(config.average, step / (step + 10)))
-        if on_step is not None:
-            on_step(step, loss.item())
+
+    def loss_of(seed: int) -> torch.Tensor:
+        return _LOSSES[name](model, config, seed) if name in _LOSSES else embedding_loss(model, rows, config, seed)
+
+    run_steps(model, kept, optimiser, config, loss_of, on_step)
     return kept
 
 
