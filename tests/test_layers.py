@@ -136,7 +136,7 @@ BUDGET = """--keep --keep-width --params --size-mb --latency --latency-ms --runt
     --importance"""
 TEACHER = "--weights --pretrained --no-pretrained --num-classes --part --input-size --seam --threads"
 FLAGS = {
-    "inspect": TEACHER,
+    "inspect": f"{TEACHER} --picture",
     "plan": f"{BUDGET} {TEACHER} --images --out --picture --seed --force --no-force",
     "compress": f"""{BUDGET} {TEACHER} --out --plan --preset --effort --steps --max-seconds --seed --device --precision
         --layout --max-memory --views --held-out --held-out-share --extra --crossfit --max-error --min-agreement

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import networkx
 from torch import nn
+from torch.fx import Node
 
 from mimicut.anatomy.blocks import droppable
 from mimicut.anatomy.cost import count_traced, macs_in, terms
 from mimicut.anatomy.find_seam import trace
 from mimicut.anatomy.graph import Anatomy
+from mimicut.anatomy.tracing import operator
 from mimicut.base.errors import PlanError
 from mimicut.planning.planner import eligible_groups, make_plan, reachable_macs, uniform_cost
 from mimicut.surgery.seam import SeamPoint
@@ -44,6 +47,8 @@ def facts(teacher: nn.Module, anatomy: Anatomy) -> dict[str, Any]:
         macs, params, macs_not_counted: the costs;
         groups: name, width in units, channels, whether in scheme "mid", share of the MACs that depend on the group, and
         why it is pinned;
+        layers: each counted operator in the order of the pass: name of its module, operator, share of the MACs, and
+        part: "cut" where channels of it can be cut, "head" after the seam, "pinned" elsewhere;
         macs_share_pinned: share of the MACs in operators of which no channel can be cut;
         blocks: residual branches, their share of the MACs, and why one cannot be dropped;
         unread: operators that pinned something;
@@ -54,6 +59,7 @@ def facts(teacher: nn.Module, anatomy: Anatomy) -> dict[str, Any]:
         (10**6 bytes) of its parameters in float32; or why there is none.
     """
     cost, shares = count_traced(anatomy.traced), _shares(anatomy)
+    layers = _layers(anatomy)
     mid = {g.name for g in eligible_groups(anatomy, "mid")}
     free = {s: eligible_groups(anatomy, s) for s in ("mid", "all")}
     return {
@@ -66,7 +72,8 @@ def facts(teacher: nn.Module, anatomy: Anatomy) -> dict[str, Any]:
         "macs": cost.macs,
         "params": cost.params,
         "macs_not_counted": cost.uncounted,
-        "macs_share_pinned": round(_pinned(anatomy), 4),
+        "layers": layers,
+        "macs_share_pinned": round(sum(each["macs_share"] for each in layers if each["part"] != "cut"), 4),
         "groups": [
             {
                 "name": g.name, "width": g.width, "channels": g.channels, "mid": g.name in mid,
@@ -123,12 +130,24 @@ def _shares(anatomy: Anatomy) -> dict[str, float]:
     return {name: macs / max(total, 1.0) for name, macs in found.items()}
 
 
-def _pinned(anatomy: Anatomy) -> float:
-    """Share of the MACs in operators of which no channel can be cut."""
+def _layers(anatomy: Anatomy) -> list[dict[str, Any]]:
+    """The counted operators in the order of the pass; see `facts`."""
     free = {g.name for g in eligible_groups(anatomy)}
-    found = total = 0.0
+    flow = anatomy.traced.flow()
+    head = set().union(*(networkx.descendants(flow, node) for node in anatomy.seam_nodes))
+    macs: dict[Node, float] = {}
+    cut = set()
     for term in terms(anatomy):
-        total += term.macs
-        if not free & {u[0] for ids in term.axes for u in anatomy.units(ids) if u is not None}:
-            found += term.macs
-    return found / max(total, 1.0)
+        macs[term.node] = macs.get(term.node, 0.0) + term.macs
+        if free & {u[0] for ids in term.axes for u in anatomy.units(ids) if u is not None}:
+            cut.add(term.node)
+    total = max(sum(macs.values()), 1.0)
+    return [
+        {
+            "name": anatomy.traced.where(node),
+            "operator": operator(node),
+            "macs_share": counted / total,
+            "part": "cut" if node in cut else "head" if node in head else "pinned",
+        }
+        for node, counted in macs.items()
+    ]

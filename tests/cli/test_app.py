@@ -123,6 +123,21 @@ def test_inspect_tells_seam_groups_and_reach(place, capsys):
         assert f"keep {keep} (scheme {student['scheme']})" in err
 
 
+def test_inspect_draws_the_layers_for_light_and_dark_pages(place, capsys):
+    code, line, err = call(capsys, "inspect", "net.py:build", "--picture", "net.svg")
+    assert code == 0
+    assert line["pictures"] == ["net.svg", "net-dark.svg"]
+    assert all("<svg" in (place / name).read_text() for name in line["pictures"])
+    assert [(each["name"], each["part"]) for each in line["layers"]] == [
+        ("body.0", "cut"), ("body.3", "cut"), ("fc", "head"),
+    ]  # fmt: skip
+    # 256 places x 27 x 8, 196 places x 72 x 12, 12 x 4
+    assert [each["macs_share"] * line["macs"] for each in line["layers"]] == pytest.approx([55296, 169344, 48])
+    code, _, err = call(capsys, "inspect", "net.py:build", "--picture", "net.txt")
+    assert code == 2
+    assert "net.txt: expected a name that ends in .png" in err
+
+
 def test_inspect_says_which_budgets_are_out_of_reach(place, capsys):
     text = (place / "net.py").read_text()
     for old, new in (
