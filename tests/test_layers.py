@@ -19,7 +19,7 @@ LAYERS = (
 LIBRARIES = {
     "timm": {"inputs.timm_models"}, "torchvision.models": {"inputs.torchvision_models"},
     "transformers": {"inputs.hugging_face_models"}, "open_clip": {"inputs.open_clip_models"},
-    "pickle": set(), "matplotlib": {"results.picture"},
+    "huggingface_hub": {"inputs.hugging_face_models", "inputs.timm_models", "results.hub"}, "pickle": set(), "matplotlib": {"results.picture"},
     "onnx": {"results.export_checks", "runtime.export", "runtime.int8"},
     "onnxruntime": {"runtime.export", "runtime.int8", "runtime.latency", "runtime.run_exported"},
     "onnxscript": {"runtime.export"}, "openvino": {"runtime.export", "runtime.latency", "runtime.run_exported"},
@@ -121,9 +121,9 @@ def test_public_names():
         "MimicConfig", "MimicutError", "PRESETS", "Plan", "Preprocessing", "Report", "Result", "SCORES", "Seam",
         "SeamPoint", "Setting", "Teacher", "WithExtra", "capturing", "channel_evidence", "check_cut", "closed_form",
         "compress", "count", "crossfit", "cut", "draw_pictures", "export", "export_folder", "figures", "find_seam",
-        "inspect", "load", "load_teacher", "make_plan", "measure", "mimic", "own_teacher", "preset", "put_under_head",
-        "read_extra", "read_images", "read_plan", "recover", "recover_pruned", "recoverability", "replan", "save",
-        "split", "trace",
+        "from_pretrained", "inspect", "load", "load_teacher", "make_plan", "measure", "mimic", "own_teacher", "preset",
+        "push_to_hub", "put_under_head", "read_extra", "read_images", "read_plan", "recover", "recover_pruned",
+        "recoverability", "replan", "save", "split", "trace",
     ]  # fmt: skip
     for name in mimicut.__all__:
         assert callable(getattr(mimicut, name)) or isinstance(getattr(mimicut, name), dict)
@@ -151,6 +151,7 @@ FLAGS = {
         --force --no-force --threads""",
     "verify": """--teacher --labelled --weights --pretrained --no-pretrained --device --max-memory --max-error
         --min-agreement --threads""",
+    "push": "--private --no-private --message",
     "demo": """--teacher --keep --keep-width --images --preset --effort --steps --seed --out --force --no-force
         --threads""",
 }

@@ -14,6 +14,7 @@ from mimicut.cli.cmd_demo import demo
 from mimicut.cli.cmd_export import export
 from mimicut.cli.cmd_inspect import inspect
 from mimicut.cli.cmd_plan import plan
+from mimicut.cli.cmd_push import push
 from mimicut.cli.cmd_recover import recover
 from mimicut.cli.cmd_verify import verify
 from mimicut.cli.printing import INTERRUPTED, say
@@ -35,6 +36,7 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     recover: "recover timm:resnet50 pruned.py:build photos/ --out small/ --to pt2,onnx",
     verify: "verify small/ other-photos/ --labelled val/",
     export: "export small/ --to onnx,openvino --images photos/",
+    push: "push small/ USER/NAME",
     demo: "demo --keep-width 0.3",
 }
 for _command, _example in _EXAMPLES.items():

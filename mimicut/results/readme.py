@@ -10,7 +10,7 @@ from mimicut.surgery.plan import Plan
 _NAMED = ("timm:", "torchvision:", "hf:", "demo:")
 
 
-def readme(report: Report, plan: Plan, *, has_run_file: bool = False) -> str:
+def readme(report: Report, plan: Plan, *, has_run_file: bool = False, repository: str | None = None) -> str:
     """The text of README.md.
 
     Its Python blocks run as they are, in the folder, once the files that they open exist.
@@ -19,6 +19,7 @@ def readme(report: Report, plan: Plan, *, has_run_file: bool = False) -> str:
         report: The figures, and the files that were exported.
         plan: How the student was cut, and from which teacher.
         has_run_file: Whether the folder has a run.toml.
+        repository: USER/NAME on a hub, for the card of what is published there.
     """
     source = plan.teacher.get("source") or {}
     size = (source.get("preprocessing") or {}).get("input_size") or [3, 224, 224]
@@ -26,7 +27,7 @@ def readme(report: Report, plan: Plan, *, has_run_file: bool = False) -> str:
     lines = [
         *_summary(report, str(source.get("spec") or "module")),
         "## Load it", "", _takes(plan, source, size), "",
-        *([] if pruned_by else _as_module(plan, source, size)),
+        *([] if pruned_by else _as_module(plan, source, size, repository)),
         *([] if _inputs(plan) else _with_runtimes(report, plan, size)),
         *_other_files(pruned_by),
         *(_again(pruned_by) if has_run_file else []),
@@ -50,6 +51,8 @@ def _takes(plan: Plan, source: Mapping[str, Any], size: list[int]) -> str:
 def _summary(report: Report, spec: str) -> list[str]:
     known = report.top1_agreement is not None
     agreement = [f"- Top-1 agreement with the teacher: {report.top1_agreement:.1%}"] if known else []
+    said = [*report.certificate(), *report.detection_lines(), *report.output_lines()]
+    certificate = ["## What held-out images prove", "", *(f"- {line}" for line in said), ""] if said else []
     return [
         f"# Student of {spec}", "",
         f"A smaller network that replaces `{spec}`, made by mimicut {report.versions.get('mimicut', '')}".rstrip(),
@@ -58,17 +61,19 @@ def _summary(report: Report, spec: str) -> list[str]:
         "",
         f"- MACs of one image: {_share(report.macs_student, report.macs_teacher)}",
         f"- Parameters: {_share(report.params_student, report.params_teacher)}",
-        *agreement, "",
+        *agreement, "", *certificate,
     ]  # fmt: skip
 
 
-def _as_module(plan: Plan, source: Mapping[str, Any], size: list[int]) -> list[str]:
+def _as_module(plan: Plan, source: Mapping[str, Any], size: list[int], repository: str | None) -> list[str]:
     first = source
     while "result" in first:  # the teacher was itself a result: what the first one was made from
         first = (first["result"].get("plan", {}).get("teacher") or {}).get("source") or {}
-    loading = 'mimicut.load(".")'
-    if not str(first.get("spec")).startswith(_NAMED):
-        loading = 'mimicut.load(".", "FILE.py:FUNCTION")  # the function that builds its teacher\'s architecture'
+    named = str(first.get("spec")).startswith(_NAMED)
+    place = f'from_pretrained("{repository}"' if repository else 'load("."'
+    loading = f"mimicut.{place})"
+    if not named:
+        loading = f'mimicut.{place}, "FILE.py:FUNCTION")  # the function that builds its teacher\'s architecture'
     return [
         "As a PyTorch module, with mimicut (`pip install mimicut`); no code in this folder is run:", "",
         "```python", "import torch", "import mimicut", "", f"model = {loading}",

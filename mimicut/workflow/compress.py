@@ -71,7 +71,7 @@ class Recorded:
 
 
 def compress(
-    teacher: Teacher | nn.Module,
+    teacher: Teacher | nn.Module | str,
     images: ImageSource | ImageSet,
     *,
     budget: Budget | None = None,
@@ -104,8 +104,8 @@ def compress(
     Nothing is left half-written, and the teacher is not changed.
 
     Args:
-        teacher: From `load_teacher`, or a module: its images then have the size of `example` or of floating-point
-            `images`, and are else prepared as in `own_teacher`.
+        teacher: From `load_teacher`, or the name that it takes, or a module: its images then have the size of
+            `example` or of floating-point `images`, and are else prepared as in `own_teacher`.
         images: Anything that `read_images` reads. For a network that takes several inputs an `InputSource`, or a list
             or Dataset of dictionaries or tuples (`input_source.inputs_of` says which of their entries are taken); for
             volumes and clips what `volumes.read_volumes` reads.

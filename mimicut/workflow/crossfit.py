@@ -29,7 +29,7 @@ _WEIGHTED = ("feature_error_relative", "feature_cosine", "confidence_teacher", "
 
 
 def crossfit(
-    teacher: Teacher | nn.Module,
+    teacher: Teacher | nn.Module | str,
     images: ImageSource | ImageSet,
     folds: int,
     *,

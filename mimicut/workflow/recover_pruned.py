@@ -44,7 +44,7 @@ from mimicut.workflow.run_file import run_file
 
 
 def recover_pruned(  # type: ignore[misc]  # of RunOptions it names export_to itself, with another default
-    teacher: Teacher | nn.Module,
+    teacher: Teacher | nn.Module | str,
     student: nn.Module,
     images: ImageSource | ImageSet,
     *,

@@ -27,6 +27,7 @@ from mimicut.recovery.recover import check_seconds
 from mimicut.results.folder import check_writable
 from mimicut.results.stopped_runs import read_stopped, stopped_path
 from mimicut.results.store import weights_digest
+from mimicut.results.teachers import load_teacher
 from mimicut.runtime.export import check_formats
 from mimicut.surgery.budget import Budget, BudgetOptions, refuse_beside_plan
 from mimicut.surgery.plan import Plan
@@ -225,14 +226,16 @@ def _checked(teacher: Teacher, options: Mapping[str, Any], budget: Budget | None
     return request
 
 
-def teacher_of(model: Teacher | nn.Module, images: ImageSource | ImageSet, example: Any = None) -> Teacher:
-    """Wrap a module as a teacher; return a teacher unchanged.
+def teacher_of(model: Teacher | nn.Module | str, images: ImageSource | ImageSet, example: Any = None) -> Teacher:
+    """Wrap a module as a teacher, load one by its name; return a teacher unchanged.
 
     Its images have the size of `example`, if that is given, or else of `images`, if these are floating-point; files and
     uint8 arrays are resized to the size in `own_teacher`, and a note says so.
     """
     if isinstance(model, Teacher):
         return model
+    if isinstance(model, str):
+        return load_teacher(model)
     if isinstance(images, ImageSet):
         return own_teacher(model, images.preprocessing)
     size = _example_size(example) or floating_size(images)

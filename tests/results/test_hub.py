@@ -1,0 +1,186 @@
+"""Publishing and fetching through `huggingface_hub`, with a stand-in of the hub on this machine."""
+
+import base64
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+import yaml
+from command_line import call
+from PIL import Image
+
+import mimicut
+from mimicut.base.errors import InputError, StoreError
+from mimicut.results.files import read_json
+
+TREE = "f" * 40  # what stands for every commit
+
+
+class StandIn(BaseHTTPRequestHandler):
+    """What the client asks of a hub: make a repository, say how files are sent, take a commit, list, send files."""
+
+    files: dict[str, dict[str, bytes]]
+    requests: list[str]
+
+    def log_message(self, *args):
+        pass
+
+    def answer(self, data: bytes, code: int = 200, **headers: str):
+        self.send_response(code)
+        for name, value in {"Content-Length": str(len(data)), "X-Repo-Commit": TREE, **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def json(self, data, code: int = 200, **headers: str):
+        self.answer(json.dumps(data).encode(), code, Content_Type="application/json", **headers)
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.requests.append(self.path)
+        if self.path == "/api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else f"me/{asked['name']}"
+            if name.startswith("nobody/"):
+                return self.json({"error": "You don't have the rights"}, 403)
+            self.files.setdefault(name, {})
+            return self.json({"url": f"http://{self.headers['Host']}/{name}"})
+        if self.path == "/api/validate-yaml":
+            return self.json({"errors": [], "warnings": []})
+        if "/preupload/" in self.path:
+            sent = [
+                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]
+            ]
+            return self.json({"files": sent})
+        found = re.fullmatch(r"/api/models/(.+/.+)/commit/main", self.path.partition("?")[0])
+        for line in map(json.loads, body.splitlines()):
+            if line["key"] == "file":
+                self.files[found[1]][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+        self.json({"commitUrl": f"http://{self.headers['Host']}/{found[1]}/commit/{TREE}", "commitOid": TREE})
+
+    def do_GET(self):
+        path = self.path.partition("?")[0]
+        self.requests.append(path)
+        listed = re.fullmatch(r"/api/models/(.+/.+)/(revision|tree)/.+", path)
+        if listed is not None and listed[1] in self.files:
+            held = self.files[listed[1]]
+            if listed[2] == "tree":
+                return self.json(
+                    [{"type": "file", "path": n, "size": len(d), "oid": "0" * 40} for n, d in held.items()]
+                )
+            return self.json({"id": listed[1], "sha": TREE, "siblings": [{"rfilename": n} for n in held], "tags": []})
+        file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path)
+        if file is not None and file[2] in self.files.get(file[1], {}):
+            data = self.files[file[1]][file[2]]
+            return self.answer(data, ETag=f'"{hashlib.sha1(data).hexdigest()}"')
+        self.json({"error": "Repository not found"}, 404, X_Error_Code="RepoNotFound")
+
+    do_HEAD = do_GET
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    kind = type("Hub", (StandIn,), {"files": {}, "requests": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    from huggingface_hub import constants
+
+    for module, name, value in (
+        (constants, "ENDPOINT", address),
+        (constants, "HF_HUB_CACHE", str(tmp_path / "cache")),
+    ):
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setenv("HF_TOKEN", "hf_of_nobody")
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    yield kind
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("result")
+    images = folder / "photos"
+    images.mkdir()
+    for i in range(6):
+        pixels = torch.randint(0, 256, (16, 16), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(images / f"patient-{i}.png")
+    config = mimicut.preset("paper", steps=1)
+    mimicut.compress("demo:vgg7", images, keep=0.6, config=config, extra=None, folder=folder / "small")
+    return folder / "small"
+
+
+def test_what_is_published_loads_bit_equal_and_says_what_it_is(hub, result, tmp_path):
+    address = mimicut.push_to_hub(result, "me/small")
+    assert address.endswith("/me/small")
+    own = mimicut.load(result)
+    images = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    # Fetched as another person does it, in a process that knows the hub by its environment alone.
+    code = (
+        "import json, torch, mimicut; model = mimicut.from_pretrained('me/small'); "
+        "images = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)); "
+        "print(json.dumps(model(images).tolist()))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        env=os.environ | {"HF_ENDPOINT": address.removesuffix("/me/small"), "HF_HOME": str(tmp_path / "home")},
+    )  # fmt: skip
+    assert torch.equal(torch.tensor(json.loads(ran.stdout.splitlines()[-1])), own(images))
+    fetched = {path.rpartition("/")[2] for path in hub.requests if "/resolve/" in path}
+    assert fetched == {"plan.json", "weights.safetensors", "report.json"}
+    published = hub.files["me/small"]
+    _, head, text = published["README.md"].decode().split("---\n", 2)
+    card = yaml.safe_load(head)
+    assert card["library_name"] == "mimicut"
+    assert card["pipeline_tag"] == "image-classification"
+    assert 'mimicut.from_pretrained("me/small")' in text
+    assert "What held-out images prove" in text
+    config = json.loads(published["config.json"])
+    assert config["teacher"] == "demo:vgg7"
+    assert config["figures"]["macs_student"] == read_json(result / "report.json")["macs_student"]
+    # The pages of a folder that was fetched whole are those of a result.
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    for name, data in published.items():
+        (whole / name).write_bytes(data)
+    assert torch.equal(next(mimicut.load(whole).parameters()), next(own.parameters()))
+
+
+def test_pictures_and_names_of_files_stay_at_home(hub, result):
+    named = read_json(result / "report.json")["disagreements"]
+    assert named
+    assert named[0]["image"].startswith("patient-")
+    before = {path.name: path.read_bytes() for path in result.iterdir()}
+    mimicut.push_to_hub(result, "me/small")
+    for name, data in hub.files["me/small"].items():
+        assert not [word for word in (b"patient-", b"data:image", b"photos") if word in data], name
+    assert "run.toml" not in hub.files["me/small"]
+    assert {path.name: path.read_bytes() for path in result.iterdir()} == before
+
+
+def test_a_hub_that_refuses_is_one_sentence(hub, result, tmp_path):
+    with pytest.raises(StoreError, match=r"publishing .*small: the hub says: .*403.*logged in"):
+        mimicut.push_to_hub(result, "nobody/small")
+    with pytest.raises(StoreError, match=r"fetching me/absent: the hub says: .*404"):
+        mimicut.from_pretrained("me/absent")
+    for name in ("small", "me/", "me/small/more", "me/sm all"):
+        with pytest.raises(InputError, match="publishing"):
+            mimicut.push_to_hub(result, name)
+    with pytest.raises(StoreError, match=r"plan\.json"):
+        mimicut.push_to_hub(tmp_path, "me/small")
+
+
+def test_the_command_prints_the_address(hub, result, capsys):
+    code, line, err = call(capsys, "push", str(result), "me/other", "--private")
+    assert code == 0
+    assert line["address"].endswith("/me/other")
+    assert "published: " in err
