@@ -19,7 +19,8 @@ LAYERS = (
 LIBRARIES = {
     "timm": {"inputs.timm_models"}, "torchvision.models": {"inputs.torchvision_models"},
     "transformers": {"inputs.hugging_face_models"}, "open_clip": {"inputs.open_clip_models"},
-    "huggingface_hub": {"inputs.hugging_face_models", "inputs.timm_models", "results.hub"}, "pickle": set(), "matplotlib": {"results.picture"},
+    "huggingface_hub": {"inputs.hugging_face_models", "inputs.timm_models", "results.hub"},
+    "pickle": set(), "matplotlib": {"results.picture"},
     "onnx": {"results.export_checks", "runtime.export", "runtime.int8"},
     "onnxruntime": {"runtime.export", "runtime.int8", "runtime.latency", "runtime.run_exported"},
     "onnxscript": {"runtime.export"}, "openvino": {"runtime.export", "runtime.latency", "runtime.run_exported"},
