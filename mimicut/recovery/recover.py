@@ -27,7 +27,7 @@ from mimicut.recovery.mimic import mimic
 from mimicut.recovery.norms import VIEWS, settle_norms
 from mimicut.recovery.pair import Pair
 from mimicut.recovery.precision_and_layout import describe_way
-from mimicut.recovery.rehearsal import MOST_STEPS, Rehearsal, divide, rehearse, try_rates
+from mimicut.recovery.rehearsal import LONGER_SHARE, MOST_STEPS, Rehearsal, divide, rehearse, try_rates
 from mimicut.recovery.rehearsal import VIEWS_SHARE as REHEARSED_VIEWS
 from mimicut.recovery.settle_options import settle
 from mimicut.recovery.training import MimicLog
@@ -330,15 +330,17 @@ class _Preparation:
         if left is not None and cost >= REHEARSAL_SHARE * left:
             say("there is no time to rehearse")
             return None
+        longer = left is None or cost + LONGER_SHARE * config.steps * step_seconds < REHEARSAL_SHARE * left
         say(f"rehearsing on images set aside, {about(cost)}")
         if self._choose is None:
             assert cut is not None
             found = rehearse(
-                replace(case, student=cut), few, config, most_views=closed.views, max_memory=self._max_memory, say=say
-            )
+                replace(case, student=cut), few, config, most_views=closed.views, longer=longer,
+                max_memory=self._max_memory, say=say,
+            )  # fmt: skip
         else:
             judge, images = self._judge(), count(self._choose)
-            found = try_rates(judge, images, case, few, config, max_memory=self._max_memory, say=say)
+            found = try_rates(judge, images, case, few, config, longer=longer, max_memory=self._max_memory, say=say)
         if found is not None:
             say(str(found))
         return found

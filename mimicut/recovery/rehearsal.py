@@ -32,6 +32,10 @@ VIEWS_EACH = 3  # Random views of each image set aside, beside the plain one. So
 # Shares of the rate that are tried, until one makes the error smaller: not the best one, since few steps flatter small
 # rates. Source: assumption.
 RATES = (1.0, 0.3, 0.1)
+# Where every one did harm, the whole rate is tried again for this share of the run's steps: a recipe that gains in the
+# end may begin with a loss. Source: measured (docs/LOG.md): resnet14 at half its widths, 20 images: 0.312 before, 0.352
+# after 20 steps, 0.251 after 100.
+LONGER_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Rehearsal:
         error: Error at the seam on these images before any step, over the teacher's squared deviation.
         tried: (share of the rate, error after the steps); the error is infinite, in JSON null, if the loss was not
             finite.
+        longer: (steps, error after them at the whole rate), where each of `tried` did harm.
         without_extra: Error after as many steps at the rate that was chosen, without the extra images; None where there
             are none. Nothing is decided by it: a few steps on few images do not show what extra images are worth.
     """
@@ -52,22 +57,31 @@ class Rehearsal:
     steps: int
     error: float
     tried: tuple[tuple[float, float], ...]
+    longer: tuple[int, float] | None = None
     without_extra: float | None = None
 
     @property
     def rate(self) -> float:
         """The share of the rate that was chosen, the last one tried; 0 where every one did harm."""
-        share, error = self.tried[-1]
+        share, error = self.tried[-1] if self.longer is None else (RATES[0], self.longer[1])
         return share if error < self.error else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        tried = [[share, error if isfinite(error) else None] for share, error in self.tried]
-        without = self.without_extra if self.without_extra is not None and isfinite(self.without_extra) else None
-        return {**vars(self), "tried": tried, "without_extra": without, "rate": self.rate}
+        def known(error: float | None) -> float | None:
+            return error if error is not None and isfinite(error) else None
+
+        tried = [[share, known(error)] for share, error in self.tried]
+        longer = self.longer and [self.longer[0], known(self.longer[1])]
+        return {
+            **vars(self), "tried": tried, "longer": longer, "without_extra": known(self.without_extra),
+            "rate": self.rate,
+        }  # fmt: skip
 
     def __str__(self) -> str:
         each = ", ".join(f"{error:.3f} with {share:g} times the rate" for share, error in self.tried)
         found = f"{self.images} images set aside: error {self.error:.3f}; after {self.steps} steps {each}"
+        if self.longer is not None:
+            found += f"; after {self.longer[0]} steps at the whole rate {self.longer[1]:.3f}"
         if not self.rate:
             return f"{found}; mimicking makes the student worse and is left out"
         return found if self.without_extra is None else f"{found} (without extra images {self.without_extra:.3f})"
@@ -99,6 +113,7 @@ def rehearse(
     config: MimicConfig,
     *,
     most_views: int,
+    longer: bool = True,
     max_memory: int | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Rehearsal | None:
@@ -109,6 +124,7 @@ def rehearse(
         few: The images.
         config: The recipe, its rate decided.
         most_views: How many views the whole closed form sees.
+        longer: As of `try_rates`.
         max_memory: As of `closed_form` and `mimic`.
         say: Called with sentences about the progress.
 
@@ -132,7 +148,7 @@ def rehearse(
         on_layer=SpokenProgress(say, "layer"),
     )  # fmt: skip
     judge = Judge(case.teacher, case.plan.seam, _views_to_judge(aside, case.student, config))
-    return try_rates(judge, count(aside), case, rest, config, max_memory=max_memory, say=say)
+    return try_rates(judge, count(aside), case, rest, config, longer=longer, max_memory=max_memory, say=say)
 
 
 def try_rates(
@@ -142,6 +158,7 @@ def try_rates(
     few: Source | Tensor,
     config: MimicConfig,
     *,
+    longer: bool = True,
     max_memory: int | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Rehearsal:
@@ -151,13 +168,14 @@ def try_rates(
         judge: Of students, by images that are none of `few`.
         images: How many these are.
         case: The networks; none is changed.
+        longer: Whether there is time to try LONGER_SHARE of the run's steps, where each share does harm.
         few, config, max_memory, say: As of `rehearse`.
     """
     assert config.lr is not None  # it is decided
     steps = min(config.steps, max(LEAST_STEPS, min(MOST_STEPS, round(STEPS_SHARE * config.steps))))
     rate, before = config.lr, judge.error(case.student)
 
-    def error_after(images: Source | Tensor, share: float) -> float:
+    def error_after(images: Source | Tensor, share: float, steps: int = steps) -> float:
         trial = guard.full_copy(case.student)
         short, progress = replace(config, steps=steps, lr=rate * share), SpokenProgress(say, "step")
         try:
@@ -173,9 +191,14 @@ def try_rates(
         tried.append((share, error_after(few, share)))
         if tried[-1][1] < before:
             break
-    found = Rehearsal(images, steps, before, tuple(tried))
+    found, more = Rehearsal(images, steps, before, tuple(tried)), round(LONGER_SHARE * config.steps)
+    if not found.rate and longer and more > steps and isfinite(tried[0][1]):
+        say(f"each did harm; trying {more} steps")
+        found = replace(found, longer=(more, error_after(few, RATES[0], more)))
     if isinstance(few, WithExtra) and found.rate:
-        found = replace(found, without_extra=error_after(few.few, found.rate))
+        found = replace(
+            found, without_extra=error_after(few.few, found.rate, found.longer[0] if found.longer else steps)
+        )
     return found
 
 

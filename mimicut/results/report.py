@@ -188,9 +188,10 @@ class Report:
         without, tried = rehearsal.get("without_extra"), rehearsal.get("tried")
         worth = ""
         if without is not None and tried:
+            steps, error = rehearsal.get("longer") or (rehearsal["steps"], tried[-1][1])
             worth = (
-                f"; after {rehearsal['steps']} trial steps the feature error on {rehearsal['images']} images set aside "
-                f"was {tried[-1][1]:.3f} with them and {without:.3f} without"
+                f"; after {steps} trial steps the feature error on {rehearsal['images']} images set aside "
+                f"was {error:.3f} with them and {without:.3f} without"
             )
         return [f"extra images: {said}, which only helped to mimic{worth}"]
 

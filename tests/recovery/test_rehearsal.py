@@ -13,6 +13,7 @@ from mimicut.recovery import rehearsal
 from mimicut.recovery.batches import Passes
 from mimicut.recovery.config import preset
 from mimicut.recovery.cut_student import CutStudent
+from mimicut.recovery.judge import Judge
 from mimicut.recovery.mimic import mimic
 from mimicut.recovery.pair import Pair
 from mimicut.recovery.recover import recover
@@ -98,6 +99,32 @@ def test_a_rate_that_diverges_is_made_smaller():
     assert log.mimic.config.steps == 0
     assert [error for _, error in log.rehearsal["tried"]] == [None] * 3
     assert log.rehearsal["rate"] == 0
+
+
+def test_a_recipe_that_begins_with_a_loss_and_gains_in_the_end_is_not_left_out(monkeypatch):
+    teacher, anatomy, plan, images = setting()
+    lengths = []
+
+    def pretended(teacher, student, seam, few, config, **options):
+        """A loss in the first steps, and a gain from the fifth on: a perfect student."""
+        lengths.append(config.steps)
+        with torch.no_grad():
+            for name, tensor in student.named_parameters():
+                if name not in plan.seam.head:
+                    tensor.copy_(solved.get_parameter(name) if config.steps >= 25 else torch.zeros_like(tensor))
+
+    solved = cut(teacher, plan)
+    mimic(teacher, solved, plan.seam, images, quick(steps=60))
+    case = CutStudent(teacher, cut(teacher, plan), anatomy, plan)
+    judge = Judge(teacher, plan.seam, [((images,), {})])
+    monkeypatch.setattr(rehearsal, "mimic", pretended)
+    for longer, steps, rate in ((True, 100, 1.0), (False, 100, 0.0), (True, 24, 0.0)):
+        lengths.clear()
+        found = rehearsal.try_rates(judge, 6, case, images, quick(steps=steps, lr=1e-3), longer=longer)
+        assert found.rate == rate
+        assert (found.longer is not None) is longer
+    assert lengths == [5, 5, 5, 6]
+    assert "after 6 steps at the whole rate" in str(found)
 
 
 def test_it_says_why_nothing_is_rehearsed():
