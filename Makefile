@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all table docs clean
+.PHONY: demo test test-all table docs tutorials clean
 
 demo: $(VENV)/.ready
 	$(BIN)/mimicut demo
@@ -31,6 +31,10 @@ table: $(VENV)/.ready
 # The site, into site/; a broken link, anchor or name ends it.
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# The tutorials are run, and their pages written (a minute or two).
+tutorials: $(VENV)/.docs
+	$(BIN)/python docs/_tools/tutorials.py
 
 $(VENV)/.docs: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable ".[docs]"
