@@ -1,6 +1,6 @@
 """mimicut inspect"""
 
-from mimicut.cli.option_values import set_threads, teacher_from
+from mimicut.cli.option_values import blank_example, set_threads, teacher_from
 from mimicut.cli.options import InputSize, NumClasses, Part, Pretrained, Seam, TeacherArg, Threads, Weights
 from mimicut.cli.printing import anatomy_table, answer, say
 
@@ -20,6 +20,6 @@ def inspect(
     from mimicut.workflow.inspection import inspect as look
 
     found = teacher_from(teacher, weights, pretrained, num_classes, part, input_size)
-    facts = look(found.model, found.example(), seam=seam)
+    facts = look(found.model, blank_example(found), seam=seam)
     say(anatomy_table(facts))
     answer({"teacher": teacher, **facts})
