@@ -152,7 +152,7 @@ FLAGS = {
     "verify": """--teacher --labelled --weights --pretrained --no-pretrained --device --max-memory --max-error
         --min-agreement --threads""",
     "demo": """--teacher --keep --keep-width --images --preset --effort --steps --seed --out --force --no-force
-        --threads""",
+        --resume --no-resume --threads""",
 }
 
 
