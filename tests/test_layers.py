@@ -154,7 +154,7 @@ FLAGS = {
         --min-agreement --threads""",
     "push": "--private --no-private --message",
     "demo": """--teacher --keep --keep-width --images --preset --effort --steps --seed --out --force --no-force
-        --threads""",
+        --resume --no-resume --threads""",
 }
 
 

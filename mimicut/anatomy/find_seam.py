@@ -24,7 +24,7 @@ from mimicut.anatomy.operators.rule_interface import argument
 from mimicut.anatomy.outputs import batch_axes, describe_outputs, imitated, not_measured, returned
 from mimicut.anatomy.probe import try_groups
 from mimicut.anatomy.reader import read_anatomy
-from mimicut.anatomy.tracing import Call, Traced, operator, run_for_shapes, shape, trace_graph
+from mimicut.anatomy.tracing import ONE_NUMBER, Call, Traced, operator, run_for_shapes, shape, trace_graph
 from mimicut.base.errors import UnsupportedModel
 from mimicut.base.guard import structural_copy
 from mimicut.surgery.cut import drop_modules
@@ -149,10 +149,7 @@ def _search(traced: Traced) -> tuple[dict[SeamPoint, Node], bool]:
     """The points at which hooks catch the features, with their nodes; and whether the network has no head."""
     parts = {n: part for n, (part, _) in returned(traced).items() if n not in traced.inputs}
     if not parts:
-        raise _refuse(
-            "its forward pass returns no floating-point tensor that it has computed from the images, with one row for "
-            "each of them"
-        )
+        return _behind_numbers(traced), False
     several = len({shape(n)[2:] for n in parts if len(shape(n)) == 4}) > 1 and not _detections(traced, list(parts))
     values, headless = _values(traced, _predictions(traced, list(parts)), several)
     found: dict[SeamPoint, Node] = {}
@@ -172,6 +169,41 @@ def _search(traced: Traced) -> tuple[dict[SeamPoint, Node], bool]:
             points = {SeamPoint("", "output", 0, parts[node]): node}
         found |= {p: n for p, n in points.items() if n not in found.values()}
     return found, headless
+
+
+def _behind_numbers(traced: Traced) -> dict[SeamPoint, Node]:
+    """The points of a network that returns no floats with an axis of images, but whole numbers or truth values that are
+    made of such (an argmax over class scores): those of what the numbers are made of.
+
+    Raises:
+        UnsupportedModel: There are no such numbers.
+    """
+    computed = networkx.descendants(traced.flow(), "in")
+    ends = [n for n in traced.outputs if n in computed]
+    numbers = [n for n in ends if not n.meta["val"].is_floating_point()]
+    batched = batch_axes(traced, {SeamPoint("", "output", 0, traced.outputs[n]): n for n in ends})
+    numbers = [n for n, axis in zip(ends, batched, strict=True) if n in numbers and axis is not None]
+    values, headless = _values(traced, numbers) if numbers else ({}, True)
+    if values and not headless:
+        return _reachable(traced, values)
+    if numbers:
+        raise UnsupportedModel(
+            "finding the seam: the network returns whole numbers or truth values alone, and no layer was found whose "
+            "scores they are made of. Name the module that returns the last features with --seam MODULE (points=[...] "
+            "in Python), or compress a part of the network that returns floating point, with --part MODULE (part=)"
+        )
+    if not ends:
+        raise UnsupportedModel(
+            "finding the seam: what the network returns does not depend on the images it is given"
+            + ("" if traced.outputs else ", or it returns no tensor")
+            + ". Expected a network whose forward method computes from the images what it returns, and no hook or "
+            "attribute that keeps it from an earlier pass; name a part that does, with --part MODULE (part= in Python)"
+        )
+    sizes = ", ".join(str(shape(n)) for n in ends)
+    raise UnsupportedModel(
+        f"finding the seam: for {traced.batch} images, and for one more, the network returns {sizes}, in which no axis "
+        f"has one place for each image. {ONE_NUMBER}"
+    )
 
 
 def _values(traced: Traced, ends: list[Node], several: bool = False) -> tuple[dict[Node, list[Node]], bool]:

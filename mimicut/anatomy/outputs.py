@@ -114,9 +114,18 @@ def describe_outputs(
     found = []
     for node, (part, axis) in compared.items():
         kind, activation = ("boxes", "") if node in boxes else _kind(node, headless, channels)
+        if kind == "scores" and not activation and _has_layers_below(traced, flow, node, compared):
+            kind = "embedding"  # the features of which scores are made, beside these
         is_imitated, is_image = imitated(flow, points, node), _is_image(node, channels)
         found.append(Output(part, kind, activation, is_imitated, is_image, axis, _class_axis(node)))
     return tuple(found)
+
+
+def _has_layers_below(traced: Traced, flow: networkx.DiGraph, node: Node, others: Iterable[Node]) -> bool:
+    """Whether another output is made of this one with parameters."""
+    below = networkx.descendants(flow, node)
+    between = below & set(others).union(*(networkx.ancestors(flow, n) for n in below & set(others)))
+    return any(t in traced.tensors for n in between for t in n.all_input_nodes)
 
 
 def returned(traced: Traced) -> dict[Node, tuple[str, int]]:
@@ -181,8 +190,16 @@ def _has_unit_length(node: Any) -> bool:
         length = length.args[0]
     if operator(length) in _LENGTHS:
         return operator(node) == "div" and length.args[0] is node.args[0]
-    if operator(length) != ("sqrt" if operator(node) == "div" else "rsqrt"):
+    if not _is_root(length, inverse=operator(node) == "mul"):
         return False
-    while operator(length) in {"sqrt", "rsqrt", "sum", *_KEEP_LENGTHS}:
+    length = length.args[0]
+    while operator(length) in {"sum", *_KEEP_LENGTHS}:
         length = length.args[0]
     return operator(length) in ("pow", "square", "mul") and length.args[0] is node.args[0]
+
+
+def _is_root(node: Node, inverse: bool) -> bool:
+    """Whether it is a square root, or one over it."""
+    if operator(node) == "pow":
+        return bool(node.args[1] == (-0.5 if inverse else 0.5))
+    return operator(node) == ("rsqrt" if inverse else "sqrt")

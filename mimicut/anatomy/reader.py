@@ -265,11 +265,15 @@ def read_anatomy(traced: Traced, seam: Seam, seam_nodes: Sequence[Node]) -> Anat
         sizes=(*reader.channels.sizes, *sizes),
         unclear=tuple(unclear),
         scales=frozenset(reader.scales),
-        axes={node: reader.axes(node) for node in [*traced.tensors, *traced.inputs, *traced.nodes]},
+        axes={node: reader.axes(node) for node in _held(traced)},
         unit_of=unit_of,
         channels=reader.channels,
         recorded=reader.recorded,
     )
+
+
+def _held(traced: Traced) -> list[Node]:
+    return [*traced.tensors, *traced.constants, *traced.inputs, *traced.nodes]
 
 
 def _pin_ends(reader: _Reader, seam: Seam, seam_nodes: Sequence[Node]) -> None:

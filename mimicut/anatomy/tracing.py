@@ -4,6 +4,7 @@ Nothing here interprets operators: the graph, where each tensor comes from, and 
 """
 
 import functools
+import inspect
 import io
 import logging
 import sys
@@ -22,9 +23,18 @@ from torch import nn
 from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
-from mimicut.base.errors import InputError, UnsupportedModel
-from mimicut.base.guard import caches_kept, empty_copy, full_copy, named_tensors, remembers, structural_copy
+from mimicut.base.errors import InputError, UnsupportedModel, one_line
+from mimicut.base.guard import (
+    caches_kept,
+    empty_copy,
+    evaluating,
+    full_copy,
+    named_tensors,
+    remembers,
+    structural_copy,
+)
 from mimicut.surgery.seam import SeamPoint, marking, tensors
 from mimicut.surgery.stand_ins import replace_multihead_attention
 
@@ -32,6 +42,21 @@ _EXPORT_LOGS = ("torch._subclasses.fake_tensor", "torch.export", "torch.fx.exper
 # Submodules are proposed in place of a network that cannot be traced: the largest few, if they hold a good part of it.
 # Source: assumption.
 _PARTS_TRIED, _PART_SHARE = 3, 0.3
+_PARTS_RUN = 6  # submodules that are run in place of a network that does not run. Source: assumption.
+
+SEVERAL_INPUTS = (
+    "Give samples of all that it takes: in Python an InputSource or a Dataset of dictionaries or tuples (example= to "
+    "inspect), for a command a .npz or .safetensors file with an array for each input; or wrap the network in a module "
+    "that takes the images alone and makes the rest itself"
+)
+ONE_NUMBER = (
+    "Its code takes one number of images for granted: where it names that number (view(1, ...), a check, squeeze()), "
+    "write x.shape[0] or name the axes, so that it takes a batch of any size"
+)
+ALWAYS_RANDOM = (
+    "Let dropout and noise stop in eval mode: a module such as nn.Dropout, or F.dropout(x, p, training=self.training)"
+)
+_DROPOUTS = {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout"}
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 # Operators that take the size, type or device of their first tensor, or of all but the first, and none of its values.
@@ -64,6 +89,7 @@ class Traced:
         program: the `torch.export.ExportedProgram`.
         nodes: the operators, in the order in which they run.
         tensors: placeholder -> name of the parameter or buffer.
+        constants: placeholders of tensors that are neither parameters nor buffers.
         inputs: placeholders of the example's tensors.
         outputs: nodes of what the network returns, each with its place there, as in `SeamPoint.part`; "" for a tensor
             that stands alone.
@@ -76,6 +102,7 @@ class Traced:
     program: Any
     nodes: list[Node]
     tensors: dict[Node, str]
+    constants: list[Node]
     inputs: list[Node]
     outputs: dict[Node, str]
     marks: dict[SeamPoint, Node]
@@ -193,6 +220,7 @@ def trace_graph(model: nn.Module, example: Any, points: Sequence[SeamPoint] = ()
     """
     require_data(model)
     args, kwargs = as_example(example)
+    _require_inputs(model, args, kwargs)
     if remembers(model):  # else what it keeps of this pass would be a tensor without values
         with torch.no_grad(), caches_kept(model), suppress(Exception):  # torch.export says what is wrong
             full_copy(model).eval()(*_own(args), **_own(kwargs))
@@ -205,11 +233,109 @@ def trace_graph(model: nn.Module, example: Any, points: Sequence[SeamPoint] = ()
         try:
             program = export_program(clone, args, kwargs)
             _require_sizes(program, clone)
+            _require_no_dropout(program, clone)
+            _require_registered(program, clone)
         except DataDependent as error:
             raise DataDependent(f"{error}. {_remedy(model, args, kwargs)}") from error
+        except UnsupportedModel as error:
+            if not isinstance(error.__cause__, Exception):  # ours
+                raise
+            raise UnsupportedModel(why_it_stops(model, (args, kwargs)) or str(error)) from error
     _flatten(program.graph_module)
     # Code that runs may hold on to what it computes, which has no values here: what is kept is a copy that has not run.
     return _read_program(kept, (args, kwargs), program, parts, points, marked)
+
+
+def _require_inputs(model: nn.Module, args: tuple, kwargs: dict) -> None:
+    """Raises: UnsupportedModel where the network's forward method takes other arguments than the example's."""
+    try:
+        inspect.signature(model.forward).bind(*args, **kwargs)
+    except TypeError as error:
+        required = [
+            p.name
+            for p in inspect.signature(model.forward).parameters.values()
+            if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        ]
+        raise UnsupportedModel(
+            f"reading {type(model).__name__}: its forward method takes {', '.join(required) or 'nothing'}, and "
+            f"was to be called with {_describe(args, kwargs)} ({error}). {SEVERAL_INPUTS}"
+        ) from error
+    except ValueError:  # code without a signature
+        return
+
+
+def why_it_stops(model: nn.Module, example: Example) -> str | None:
+    """Say why a network does not run on an example, where that is so: on its own, as a copy, or on two images.
+
+    Args:
+        model: The network. It runs in eval mode and is left as it was.
+        example: (args, kwargs).
+
+    Returns:
+        One sentence or two; None where network and copy run, and the fault is in what reads them.
+    """
+    what = f"{type(model).__name__} on {_describe(*example)}"
+    # The copy first: what the network keeps of its own pass would be in a copy that is made afterwards.
+    copied = _failure(full_copy(model), example)
+    alone = _failure(model, example)
+    if alone is None:
+        if copied is None:
+            return None
+        return (
+            f"running a copy of {what}: {copied}; the network itself runs. Something in it belongs to the network that "
+            "was built and not to the copy, such as a hook or a stored function that names it. Write that as a method "
+            "of the module, which is copied with it"
+        )
+    if _failure(model, one_image(example)) is None:
+        return f"running {what}: {alone}; on one image it runs. {ONE_NUMBER}"
+    parameters = inspect.signature(model.forward).parameters
+    part = _part_that_runs(model, example) if len(parameters) > 1 else None
+    if part is not None:
+        takes = ", ".join(parameters)
+        return (
+            f"running {what}: {alone}. Its part {part!r} takes the images: compress that with --part {part} "
+            f"(part={part!r} in Python). The whole takes ({takes}): in Python give example=((), {{name: tensor, ...}}) "
+            "and samples of all of them, as dictionaries"
+        )
+    return (
+        f"running {what}: {alone}. Expected a network that takes a batch of normalised images, (N, C, H, W) in "
+        "floating point: give the size that it takes (--input-size), or wrap it in a module whose forward method takes "
+        "such a batch and prepares from it what the network takes"
+    )
+
+
+def _failure(model: nn.Module, example: Example) -> str | None:
+    """What stops a forward pass in eval mode, and where; None if it runs."""
+    args, kwargs = example
+    try:
+        with evaluating(model), caches_kept(model):
+            model(*_own(args), **_own(kwargs))
+    except Exception as error:  # whatever its code raises
+        return f"{one_line(error)}{fault_place(error, model)}{_line_of(error)}"
+    return None
+
+
+def _part_that_runs(model: nn.Module, example: Example) -> str | None:
+    """The submodule with the most parameters that runs on the images alone, if it holds a good part of the network."""
+    images = next((v for v in tree_leaves(example) if isinstance(v, torch.Tensor) and v.dim() > 2), None)
+    sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in model.named_modules() if name}
+    least = _PART_SHARE * sum(p.numel() for p in model.parameters())
+    for name in sorted((n for n in sizes if sizes[n] >= least), key=lambda n: (-sizes[n], n.count(".")))[:_PARTS_RUN]:
+        if images is not None and _failure(model.get_submodule(name), ((images,), {})) is None:
+            return name
+    return None
+
+
+def one_image(example: Example) -> Example:
+    """The example with the first image of its batch alone."""
+    args, kwargs = example
+    first = next((v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor) and v.dim()), None)
+    batch = 0 if first is None else len(first)
+
+    def cut(value: Any) -> Any:
+        return value[:1] if isinstance(value, torch.Tensor) and value.shape[:1] == (batch,) else value
+
+    return torch.utils._pytree.tree_map(cut, (args, kwargs))
 
 
 def run_for_shapes(model: nn.Module, example: Example, run: Callable[[nn.Module, tuple, dict], Any]) -> Any:
@@ -267,6 +393,35 @@ def _require_sizes(program: Any, model: nn.Module) -> None:
             raise DataDependent(
                 f"tracing {type(model).__name__}: how much {operator(node)} in {stack[-1] if stack else '<model>'} "
                 "returns depends on the values it is given; expected tensors whose sizes follow from the input's"
+            )
+
+
+def _require_registered(program: Any, model: nn.Module) -> None:
+    """Raises: UnsupportedModel where layers run that the network holds in a plain list, tuple or dictionary: torch
+    counts and saves none of their weights."""
+    own, used = set(model.modules()), {c.data_ptr() for c in program.constants.values() if isinstance(c, torch.Tensor)}
+    for name, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if attribute.startswith("_") or isinstance(value, (torch.Tensor, nn.Module)):
+                continue
+            hidden = [m for m in tree_leaves(value) if isinstance(m, nn.Module) and m not in own]
+            if any(p.numel() and p.data_ptr() in used for m in hidden for p in m.parameters()):
+                where = f"{name}.{attribute}" if name else attribute
+                raise UnsupportedModel(
+                    f"tracing {type(model).__name__}: it runs layers that its attribute {where} holds in a "
+                    f"{type(value).__name__}, of which torch counts, moves and saves no weights. Hold them in an "
+                    "nn.ModuleList or nn.ModuleDict"
+                )
+
+
+def _require_no_dropout(program: Any, model: nn.Module) -> None:
+    """Raises: UnsupportedModel where the network drops numbers at random in eval mode."""
+    for node in program.graph.nodes:
+        if operator(node) in _DROPOUTS and len(node.args) > 2 and node.args[1] and node.args[2] is True:
+            stack = [name for name, _ in node.meta.get("nn_module_stack", {}).values() if name]
+            raise UnsupportedModel(
+                f"tracing {type(model).__name__}: {operator(node)} in {stack[-1] if stack else '<model>'} drops "
+                f"numbers at random in eval mode too, so that no two passes are alike. {ALWAYS_RANDOM}"
             )
 
 
@@ -421,12 +576,12 @@ def fault_place(error: BaseException | None, model: nn.Module) -> str:
 
 
 def _flatten(module: torch.fx.GraphModule) -> None:
-    """Make regions without autocast or gradients part of the graph, as on a CPU in float32 they change nothing, and
+    """Make regions with or without autocast or gradients part of the graph, as they change no shape and no channel, and
     remove assertions."""
     graph = module.graph
     for node in list(graph.nodes):
         name = operator(node) if node.op == "call_function" else ""
-        off = name == "wrap_with_autocast" and not (node.args[2] and node.args[0] == "cpu")
+        off = name == "wrap_with_autocast"
         if off or name == "wrap_with_set_grad_enabled":
             inner, given = (node.args[4], node.args[5:]) if off else (node.args[1], node.args[2:])
             region = getattr(module, inner.target)
@@ -492,13 +647,15 @@ def _read_program(
         node: first.get(id(held.get(name)), name)
         for node, name in {**signature.inputs_to_parameters, **signature.inputs_to_buffers}.items()
     }
-    known, inputs, nodes, outputs = {}, [], [], {}
+    known, constants, inputs, nodes, outputs = {}, [], [], [], {}
     marks: dict[int, Node] = {}
     users = set(signature.user_inputs)
     for node in program.graph.nodes:
         if node.op == "placeholder":
             if node.name in names:
                 known[node] = names[node.name]
+            elif node.name in signature.inputs_to_lifted_tensor_constants:
+                constants.append(node)
             elif node.name in users and shape(node) is not None:
                 inputs.append(node)
         elif node.op == "output":
@@ -519,7 +676,7 @@ def _read_program(
         )
     in_order = sorted(marks, key=lambda k: marked[k][0])
     seam = {marked[k][1]: marks[k] for k in in_order}
-    return Traced(model, example, program, nodes, known, inputs, outputs, seam, _calls(nodes))
+    return Traced(model, example, program, nodes, known, constants, inputs, outputs, seam, _calls(nodes))
 
 
 def _calls(nodes: list[Node]) -> dict[Node, tuple[Call, ...]]:

@@ -9,6 +9,7 @@ import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from types import CellType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -197,6 +198,7 @@ def _copied(model: nn.Module, memo: dict[int, object]) -> nn.Module:
     try:
         copied = copy.deepcopy(model, memo)
         _complete(model, copied, memo, set())
+        _rebind(copied, memo)
     except Exception as error:
         raise UnsupportedModel(
             f"copying {type(model).__name__}: {type(error).__name__}: {error}; "
@@ -228,6 +230,34 @@ def _complete(mine: nn.Module, its: nn.Module, memo: dict[int, object], done: se
         if name not in vars(its) or (_plain(value) and vars(its)[name] != value):  # torchvision's forget `training`
             with suppress(Exception):  # a lock or an open file, left out for a reason
                 vars(its)[name] = copy.deepcopy(value, memo)
+
+
+def _rebind(copied: nn.Module, memo: dict[int, object]) -> None:
+    """Let the functions that a copy holds (hooks, attributes) name its own parts, where they name those of the model.
+
+    copy.deepcopy takes a function as it is. One that is defined inside a method and names `self` would act on the
+    model, whichever copy runs it.
+    """
+    for module in copied.modules():
+        kept: tuple[dict[Any, Any], ...] = (vars(module), module._forward_pre_hooks, module._forward_hooks)
+        for held in kept:
+            for name, value in list(held.items()):
+                if isinstance(value, FunctionType) and value.__closure__:
+                    held[name] = _rebound(value, value.__closure__, memo)
+
+
+def _rebound(function: FunctionType, closure: tuple[CellType, ...], memo: dict[int, object]) -> FunctionType:
+    """The same function for a copy; itself where it names nothing that was copied."""
+    try:
+        named = [cell.cell_contents for cell in closure]
+    except ValueError:  # a name that has no value yet
+        return function
+    if all(memo.get(id(each), each) is each for each in named):
+        return function
+    cells = tuple(CellType(memo.get(id(each), each)) for each in named)
+    made = FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, cells)
+    made.__kwdefaults__ = function.__kwdefaults__
+    return made
 
 
 def _plain(value: Any) -> bool:

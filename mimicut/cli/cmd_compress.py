@@ -61,7 +61,7 @@ from mimicut.cli.options import (
     Views,
     Weights,
 )
-from mimicut.cli.printing import INTERRUPTED, answer, result_line, say
+from mimicut.cli.printing import INTERRUPTED, answer, end_interrupted, result_line, say
 from mimicut.cli.terminal_progress import StepProgress, stages
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ class _Runs:
         except Stopped as stopped:
             result = self._stopped = stopped.log
         except KeyboardInterrupt:
-            _end_interrupted(place, weights_digest(place) != before)
+            end_interrupted(place, weights_digest(place) != before)
         progress.end(result.report)
         say(result.report.table())
         self._add(result.report, None if result.folder is None else str(result.folder))
@@ -307,20 +307,3 @@ class _Runs:
             sys.exit(INTERRUPTED)
         if self._code:
             sys.exit(self._code)
-
-
-def _end_interrupted(place: Path, changed: bool) -> None:
-    """Say what exists after Ctrl-C. changed: whether a result was saved."""
-    from mimicut.results.stopped_runs import stopped_path
-
-    kept = stopped_path(place)
-    if not kept.exists() and changed:
-        say(
-            f"mimicut: interrupted; the student in {place} is complete, but what should follow (--crossfit, --to) is "
-            "missing; the same command with --resume makes the files"
-        )
-        sys.exit(INTERRUPTED)
-    if not kept.exists():
-        raise KeyboardInterrupt
-    say(f"mimicut: interrupted; the same command with --resume continues from {kept}")
-    sys.exit(INTERRUPTED)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mimicut.cli.option_values import set_threads, teacher_from
+from mimicut.cli.option_values import blank_example, set_threads, teacher_from
 from mimicut.cli.options import InputSize, NumClasses, Part, Pretrained, Seam, TeacherArg, Threads, Weights
 from mimicut.cli.printing import anatomy_table, answer, say
 
@@ -32,7 +32,7 @@ def inspect(
         check_picture(picture)
 
     found = teacher_from(teacher, weights, pretrained, num_classes, part, input_size)
-    facts = look(found.model, found.example(), seam=seam)
+    facts = look(found.model, blank_example(found), seam=seam)
     say(anatomy_table(facts))
     pictures = [] if picture is None else draw_layers(picture, facts, teacher)
     for each in pictures:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mimicut.cli.option_values import set_threads, teacher_from
+from mimicut.cli.option_values import blank_example, set_threads, teacher_from
 from mimicut.cli.options import (
     Batch,
     Depth,
@@ -142,18 +142,19 @@ def _read(
 ) -> _Known:
     from mimicut.anatomy.find_seam import trace
     from mimicut.base.errors import PlanError
-    from mimicut.inputs.image_set import bind_call, read_images
+    from mimicut.inputs.image_set import bind_call
     from mimicut.planning.evidence import channel_evidence
     from mimicut.planning.survey import setting_of
+    from mimicut.workflow.intake import images_to_plan
 
     searching = showing or budget.searches
     setting_of(budget)
-    anatomy = trace(teacher.model, teacher.example(), points=seam, drop=() if searching else budget.drop)
-    if images is None:
-        if searching:
-            raise PlanError("making a plan: a latency or a depth needs images; add --images DIR")
+    if images is None and searching:
+        raise PlanError("making a plan: a latency or a depth needs images; add --images DIR")
+    read, example = (None, blank_example(teacher)) if images is None else images_to_plan(teacher, images)
+    anatomy = trace(teacher.model, example, points=seam, drop=() if searching else budget.drop)
+    if read is None:
         return _Known(teacher, anatomy, None, [], None, seed)
-    read = read_images(images, teacher.preprocessing)
     few, evidence = bind_call(read, teacher.call), None
     if budget.score is None:
         evidence = channel_evidence(teacher.model, anatomy, few, views=teacher.views, seed=seed)

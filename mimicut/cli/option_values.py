@@ -21,17 +21,30 @@ def teacher_from(
     resize: str | None = None,
     views: str | None = None,
 ) -> "Teacher":
+    from dataclasses import replace
+
     from mimicut.results.teachers import load_teacher
 
+    size, depth = numbers("input-size", input_size, int, "x"), None
+    if size is not None and len(size) == 4:  # of volumes and clips
+        depth = size.pop(1)
     found = load_teacher(
         spec, weights=weights, pretrained=pretrained, num_classes=num_classes, part=part,
-        input_size=numbers("input-size", input_size, int, "x"), mean=numbers("mean", mean, float, ","),
+        input_size=size, mean=numbers("mean", mean, float, ","),
         std=numbers("std", std, float, ","), resize=int(resize) if resize and resize.isdigit() else resize,
         views=views,
     )  # fmt: skip
     for note in found.notes:
         say(f"note: {note}")
-    return found
+    return replace(found, depth=depth)
+
+
+def blank_example(teacher: "Teacher") -> object:
+    """`Teacher.example`; says how many slices or frames it has, where nobody did."""
+    example = teacher.example()
+    if teacher.depth is None and getattr(example, "ndim", 0) == 5:
+        say(f"note: traced with {example.shape[2]} slices or frames; --input-size CxDxHxW sets how many")
+    return example
 
 
 def numbers(option: str, text: str | None, kind: type, between: str) -> list | None:

@@ -32,7 +32,13 @@ NumClasses = Annotated[
 Part = Annotated[
     str, typer.Option(help="Submodule to compress instead of the whole, such as backbone", rich_help_panel=_TEACHER)
 ]
-InputSize = Annotated[str | None, typer.Option(help="Input size CxHxW, such as 3x224x224", rich_help_panel=_TEACHER)]
+InputSize = Annotated[
+    str | None,
+    typer.Option(
+        help="Input size CxHxW, such as 3x224x224; CxDxHxW with slices or frames for volumes and clips",
+        rich_help_panel=_TEACHER,
+    ),
+]
 Mean = Annotated[
     str | None, typer.Option(help="Mean of each channel, 0..1, such as 0.5,0.5,0.5", rich_help_panel=_TEACHER)
 ]

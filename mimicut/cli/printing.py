@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +28,23 @@ def result_line(report: "Report", folder: str | None) -> dict[str, Any]:
     outputs = [{k: v for k, v in each.items() if v is not None} for each in data["outputs"]]
     found = {"outputs": outputs, "detections": data["detections"]}
     return {**{name: data[name] for name in names.split()}, **latency, **found, "go": report.go, "folder": folder}
+
+
+def end_interrupted(place: Path, changed: bool) -> None:
+    """Say what exists after Ctrl-C. changed: whether a result was saved."""
+    from mimicut.results.stopped_runs import stopped_path
+
+    kept = stopped_path(place)
+    if not kept.exists() and changed:
+        say(
+            f"mimicut: interrupted; the student in {place} is complete, but what should follow (--crossfit, --to) is "
+            "missing; the same command with --resume makes the files"
+        )
+        sys.exit(INTERRUPTED)
+    if not kept.exists():
+        raise KeyboardInterrupt
+    say(f"mimicut: interrupted; the same command with --resume continues from {kept}")
+    sys.exit(INTERRUPTED)
 
 
 def anatomy_table(facts: dict[str, Any]) -> str:
@@ -78,6 +96,8 @@ def frontier_table(rows: list[dict[str, Any]]) -> str:
 
 def _output(output: dict[str, Any]) -> str:
     kind = output["kind"] + (f" ({output['activation']})" if output["activation"] else "")
+    guessed = output["kind"] in ("scores", "multilabel", "map") and not (output["activation"] or output["declared"])
+    kind += "; guessed from its shape (compress --output says what it is)" if guessed else ""
     apart = "" if output["imitated"] else "; not imitated: a path leads to it past the seam"
     return f"{'output ' + output['part'] if output['part'] else 'output'}: {kind}{apart}"
 

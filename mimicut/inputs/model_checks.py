@@ -8,6 +8,7 @@ from torch import nn
 from mimicut.base.errors import InputError, UnsupportedModel
 from mimicut.base.guard import named_tensors
 
+_QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")  # packages of torch's quantised layers
 _SEVERAL = 4  # networks that a message names
 
 
@@ -59,7 +60,8 @@ def checked_model(model: Any, spec: str, notes: list[str]) -> nn.Module:
 
     Raises:
         InputError: It is no nn.Module.
-        UnsupportedModel: It is TorchScript, has tensors without shape or data, or has no parameters.
+        UnsupportedModel: It is TorchScript or quantised, wholly or in a part, has tensors without shape or data, or has
+            no parameters.
     """
     model = network_in(model, spec, notes)
     for wrapper, inner in ((nn.DataParallel, "module"), (nn.parallel.DistributedDataParallel, "module")):
@@ -78,6 +80,7 @@ def checked_model(model: Any, spec: str, notes: list[str]) -> nn.Module:
         raise UnsupportedModel(
             f"loading the teacher {spec}: found a TorchScript module, which cannot be cut; give the Python module"
         )
+    require_float_modules(model, spec)
     tensors = named_tensors(model)
     for name, tensor in tensors.items():
         if nn.parameter.is_lazy(tensor):
@@ -96,6 +99,26 @@ def checked_model(model: Any, spec: str, notes: list[str]) -> nn.Module:
     if other:
         notes.append(f"converted from {', '.join(other)} to float32")
     return model.to(device="cpu", dtype=torch.float32).eval()
+
+
+def require_float_modules(model: nn.Module, spec: str) -> None:
+    """Raises: UnsupportedModel where a part of the model is TorchScript, or was quantised and has no weights in
+    floating point left."""
+    for name, module in model.named_modules():
+        where = f"{name} ({type(module).__name__})"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UnsupportedModel(
+                f"loading the teacher {spec}: its part {where} is TorchScript, which cannot be copied or cut; give the "
+                "Python module in its place"
+            )
+        kind = type(module).__module__
+        packed = any(isinstance(v, torch.ScriptObject) for v in vars(module).values())
+        if packed or (kind.startswith(_QUANTISED) and ".qat" not in kind and hasattr(module, "scale")):
+            raise UnsupportedModel(
+                f"loading the teacher {spec}: its part {where} is quantised, with whole numbers for weights, which "
+                "cannot be cut or trained; give the network as it was before it was quantised, and export the student "
+                "with --to int8"
+            )
 
 
 def refuse_damaged(model: nn.Module, spec: str) -> None:

@@ -54,7 +54,10 @@ class Preprocessing:
         size = self.input_size
         whole = len(size) == 3 and all(type(n) is int and n > 0 for n in size)
         if not whole:
-            yield f"input_size: found {size}, expected three whole numbers above 0, (channels, height, width)"
+            yield (
+                f"input_size: found {size}, expected three whole numbers above 0, (channels, height, width), also for "
+                "volumes and clips"
+            )
         for name in ("mean", "std"):
             values = getattr(self, name)
             if not all(type(v) in (int, float) and math.isfinite(v) for v in values):

@@ -19,12 +19,14 @@ from mimicut.base.guard import full_copy, named_tensors, seeded
 from mimicut.inputs.build_by_name import build_model, load_other_size, parse_spec, require_spec
 from mimicut.inputs.built_model import OWN_PREPROCESSING
 from mimicut.inputs.computed_weights import fold_computed_weights
-from mimicut.inputs.model_checks import checked_model, network_in, refuse_damaged
+from mimicut.inputs.input_source import inputs_of
+from mimicut.inputs.model_checks import checked_model, network_in, refuse_damaged, require_float_modules
 from mimicut.inputs.own_models import call_builder
 from mimicut.inputs.preprocessing import NATIVE, Preprocessing, PreprocessingChanges, model_inputs
 from mimicut.inputs.torchvision_models import detector_preprocessing
 from mimicut.inputs.weights import load_weights
 
+DEPTH = 16  # slices or frames of an example, where nothing says how many. Source: assumption.
 SMALL_SIDE = 128  # Below it random resized crops hurt (measured at 32 pixels); the place of the line is an assumption.
 Build = str | Callable[[], nn.Module] | None
 """What builds the architecture of a teacher that is the user's own: "FILE.py:FUNCTION", or the function itself."""
@@ -49,6 +51,7 @@ class Teacher:
         build_teacher: The code that builds such a result's first teacher, where it is the user's own.
         classes: The name of each class, where its library gives them; else empty.
         given: What the user said about it besides its name; None for a module in hand.
+        depth: Slices or frames of a volume or clip, where the user named them.
         folded: Whether weights that its code computes were folded into plain ones (`computed_weights`).
     """
 
@@ -66,10 +69,16 @@ class Teacher:
     classes: tuple[str, ...] = ()
     given: "TeacherOptions | None" = None
     folded: bool = False
+    depth: int | None = None
 
     def example(self) -> Any:
-        """Two blank images as the network takes them: a tensor (2, C, H, W), or (args, kwargs)."""
-        return model_inputs(torch.zeros(2, *self.preprocessing.input_size), self.call)
+        """Two blank images as the network takes them: a tensor (2, C, H, W), or (args, kwargs); for a network of
+        volumes or clips two of these, (2, C, D, H, W)."""
+        channels, *size = self.preprocessing.input_size
+        inputs = None if self.call else inputs_of(self.model, None)
+        volumes = self.depth is not None or (inputs is not None and inputs.keys == 1)
+        between = [self.depth or DEPTH] if volumes else []
+        return model_inputs(torch.zeros(2, channels, *between, *size), self.call)
 
     def architecture(self) -> Build:
         """What `mimicut.load` needs as build_teacher to load a result of this teacher in this process.
@@ -212,6 +221,8 @@ def own_teacher(
     """
     notes: list[str] = []
     found = network_in(model, "module", notes)  # before it is copied, as the object around it may not be copyable
+    if isinstance(found, nn.Module):
+        require_float_modules(found, "module")  # as those that are none may not be copyable either
     copied = checked_model(full_copy(found) if isinstance(found, nn.Module) else found, "module", notes)
     preprocessing = preprocessing or detector_preprocessing(copied) or OWN_PREPROCESSING
     return make_teacher("module", copied, preprocessing, views, {}, notes, part)

@@ -27,7 +27,7 @@ from mimicut.proof.detections import (
     mean_average_precision,
     read_detections,
 )
-from mimicut.proof.output_figures import OutputFigures, OutputMeter
+from mimicut.proof.output_figures import OutputFigures, OutputMeter, cosines
 from mimicut.surgery.seam import AGREEING, Seam, capturing, tensors
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ class Figures:
         feature_error_relative: 0 is perfect, 1 is no better than the teacher's mean feature; None if undefined.
         images_held_out: Number of images measured on.
         notes: Reasons why a figure is None.
-        feature_cosine: Cosine between both networks' features of an image, mean over images and seam points.
+        feature_cosine: Cosine between both networks' features of an image, mean over images and seam points; None where
+            it is undefined for all of them.
         agreement_by_class: Class that the teacher names -> (images on which the student agrees, images).
         confidence_teacher, confidence_student: Mean probability (softmax) that each gives to its own answer.
         disagreements: First the images answered differently, then others; within each, those first whose probabilities
@@ -118,7 +119,7 @@ def figures(
         return Figures(None, None, None, None, 0, ("no image was held out: agreement and feature error are unknown",))
     notes: list[str] = []
     errors = [FeatureError() for _ in seam.points]
-    cosines: list[Tensor] = []
+    likeness: list[Tensor] = []
     meters = [OutputMeter(output) for output in seam.outputs]
     answers: _Answers | None = _Answers("" if seam.scores is None else seam.scores.activation)
     objects: DetectionMeter | None = DetectionMeter()
@@ -137,7 +138,7 @@ def figures(
                         f"{tuple(have.shape)}; expected the same"
                     )
                 error.add(want.double(), have.double())
-                cosines.append(torch.cosine_similarity(*(f.double().reshape(len(f), -1) for f in (want, have))))
+                likeness.append(cosines(*(f.double().reshape(len(f), -1) for f in (want, have))))
             if objects is not None and not _add_objects(objects, teacher, seam, (theirs, ours), batch):
                 objects = None
             returned = [dict(tensors(output)) for output in (theirs, ours)]
@@ -166,7 +167,8 @@ def figures(
         still = ", ".join(str(p) for p, e in zip(seam.points, errors, strict=True) if not e.varies)
         left = "are left out of it" if varying else "feature error is unknown"
         notes.append(f"the teacher's features at {still} do not vary over the held-out images: {left}")
-    cosine = float(torch.cat(cosines).mean())
+    alike = torch.cat(likeness)
+    cosine = float(alike.mean()) if len(alike) else None
     outputs = tuple(meter.figures() for meter in meters)
     apart = [str(output) for output in seam.outputs if not output.imitated]
     if apart:
@@ -177,7 +179,7 @@ def figures(
     if answers is None and seam.headless:
         notes.append("the network has no head and returns features: top-1 agreement is undefined")
     elif objects is None and answers is None:
-        notes.append("the output is not one row of class scores per image: top-1 agreement is undefined")
+        notes.append(_without_top1(seam))
     detections = None
     if objects is not None:
         detections = objects.figures()
@@ -185,6 +187,17 @@ def figures(
             notes.append(f"neither network finds an object (score of at least {SURE}) in any held-out image")
     found = Figures(None, None, None, relative, images, tuple(notes), cosine, outputs=outputs, detections=detections)
     return found if answers is None else answers.completed(found)
+
+
+def _without_top1(seam: Seam) -> str:
+    """Why there is no top-1 agreement, of a network with a head."""
+    several = [str(output) for output in seam.outputs if output.kind == "scores"]
+    if len(several) > 1:
+        return (
+            f"there is no one top-1 agreement, as {len(several)} outputs are class scores ({', '.join(several)}): each "
+            "has its own"
+        )
+    return "no output is one row of class scores per image: top-1 agreement is undefined"
 
 
 def finds_objects(model: nn.Module, seam: Seam, batch: Any) -> bool:

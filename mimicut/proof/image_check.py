@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mimicut.anatomy.tracing import ALWAYS_RANDOM, ONE_NUMBER
 from mimicut.base import guard
-from mimicut.base.errors import InputError
+from mimicut.base.errors import InputError, MimicutError, UnsupportedModel, one_line
 from mimicut.base.layout import laid
 from mimicut.inputs.image_set import ImageSet, bind_call
 from mimicut.proof.figures import answers_of, probabilities, quick_layout, run_placed
-from mimicut.surgery.seam import Seam, capturing
+from mimicut.surgery.seam import Seam, capturing, tensors
 
 _BATCH, _ROWS = 16, 512
 LABELLED = "labelled"
@@ -34,6 +35,8 @@ FAR = 5.0
 # Source: measured (docs/LOG.md).
 SHIFT, FACTOR = 0.5, 2.5
 _FEWEST = 64  # fewest values of a channel for a usable mean and variance. Source: assumption.
+_TOGETHER = 3  # images in a pass that is compared with a pass of one
+_STEADY = 1e-3  # largest difference between two passes, as a share of the largest number. Source: assumption.
 _NAMED = 5  # most images or classes that a sentence names
 
 
@@ -91,6 +94,9 @@ def check_images(
         held_out: Images that only certify; they should resemble neither each other nor the images to learn from.
         beside: Images to choose the best step by, which count as images to learn from.
         batch_size: Images in one pass.
+
+    Raises:
+        UnsupportedModel: The teacher takes one number of images only, or is random in eval mode.
     """
     if not len(images):
         return ImageCheck()
@@ -101,6 +107,7 @@ def check_images(
     classes: int | None = None
     watch = _FirstNorm(model)
     given = bind_call(images, call)
+    unsteady = _check_batches(model, seam, given)
     layout = quick_layout([model], given.batch([0]))
     with guard.evaluating(model), capturing(model, seam) as capture, watch:
         for start in range(0, len(images), batch_size):
@@ -134,8 +141,76 @@ def check_images(
         tuple(blank), _alike(names, pictures, set(blank)), tuple(dict(reversed(between)).items()), near,
         tuple(unlike), _outliers(names, torch.cat(features)), classes, tuple(untouched), watch.shift, watch.factor,
     )  # fmt: skip
-    notes = [*_notes(check, images, held_out, low, high), *held_out_notes(held_out, check.held_out_near_duplicates)]
+    notes = [
+        *unsteady,
+        *_notes(check, images, held_out, low, high),
+        *held_out_notes(held_out, check.held_out_near_duplicates),
+    ]
     return ImageCheck(**{**vars(check), "notes": tuple(notes)})
+
+
+def _check_batches(model: nn.Module, seam: Seam, given: Any) -> list[str]:
+    """Run the teacher on three images, again, and on one of them, as later passes are of any number of images.
+
+    Returns:
+        Notes, where single images have no axis of images, or an image's rows depend on the others in its batch.
+
+    Raises:
+        UnsupportedModel: It does not run on that many images, returns rows that are not of one image each, or returns
+            other numbers in another pass.
+    """
+    name, several = type(model).__name__, min(_TOGETHER, len(given))
+    passes = []
+    with guard.evaluating(model), capturing(model, seam) as capture:
+        for images in (several, several, 1):
+            try:
+                found, output = run_placed(capture.features_and_output, model, given.batch(range(images)))
+            except MimicutError:
+                raise
+            except Exception as error:  # whatever its code raises
+                raise UnsupportedModel(
+                    f"running {name} on {_number(images)}: {one_line(error)}. On another number of images it runs. "
+                    f"{ONE_NUMBER}"
+                ) from error
+            returned = dict(tensors(output))
+            rows = {str(point): feature for point, feature in zip(seam.points, found, strict=True)}
+            rows |= {f"{o} ": returned[o.part].cpu() for o in seam.outputs if o.part in returned}
+            axes = dict.fromkeys(rows, 0) | {f"{o} ": o.batch_axis for o in seam.outputs}
+            passes.append({key: (value.double(), axes[key]) for key, value in rows.items()})
+    first, again, alone = passes
+    notes: list[str] = []
+    changes = depends = False
+    for key, (value, axis) in first.items():
+        one = alone[key][0]
+        if value.ndim != one.ndim:
+            notes.append(
+                f"of one image {name} returns {tuple(one.shape)}, without an axis of images: name the axes in its code "
+                "(flatten(1), not squeeze()), or one image by itself cannot be measured"
+            )
+            continue
+        if value.shape[axis] != several * one.shape[axis]:
+            raise UnsupportedModel(
+                f"checking the rows of {name}: at {key.strip()} it returns {tuple(value.shape)} for {_number(several)} "
+                f"and {tuple(one.shape)} for one; expected as many rows of each image. {ONE_NUMBER}"
+            )
+        size = max(float(value.abs().max()), 1e-12)
+        changes |= float((value - again[key][0]).abs().max()) > _STEADY * size
+        depends |= float((value.narrow(axis, 0, one.shape[axis]) - one).abs().max()) > _STEADY * size
+    if changes:
+        raise UnsupportedModel(
+            f"checking {name}: two passes on the same images in eval mode differ, so nothing about a student could be "
+            f"proved. {ALWAYS_RANDOM}"
+        )
+    if depends:
+        notes.append(
+            "what the network returns of an image depends on the others in its batch (a norm without running "
+            "statistics?), so all figures are of batches as here"
+        )
+    return notes
+
+
+def _number(images: int) -> str:
+    return "one image" if images == 1 else f"{images} images"
 
 
 def refuse_shared(extra: ImageSet, measuring: Mapping[str, ImageSet | None]) -> None:
@@ -200,15 +275,11 @@ def _notes(check: ImageCheck, images: ImageSet, held_out: ImageSet | None, low: 
             "the images are floating-point arrays with values from 0 to 1, and are taken as normalised; subtract the "
             "mean and divide by the deviation first, or give uint8 arrays or files"
         )
-    if (
-        check.shift is not None
-        and check.factor is not None
-        and (check.shift > SHIFT or not 1 / FACTOR < check.factor < FACTOR)
-    ):
+    apart = _apart(check)
+    if apart:
         found.append(
-            "the inputs of the teacher's first batch norm do not match its training data: their mean is off by "
-            f"{check.shift:.1f} standard deviations, and their variance is {check.factor:.2g} times as large; check "
-            "that these images are of the teacher's kind and that the normalisation is right (--mean, --std)"
+            f"the teacher's first batch norm is given {apart}: check --mean and --std, and that the images are of "
+            "its kind"
         )
     if check.blank:
         found.append(f"{len(check.blank)} of {total} images are blank (one flat colour): {_some(check.blank)}")
@@ -236,6 +307,16 @@ def _notes(check: ImageCheck, images: ImageSet, held_out: ImageSet | None, low: 
             f"shows how the student answers there: {_some(untouched)}"
         )
     return found
+
+
+def _apart(check: ImageCheck) -> str:
+    """How far the inputs of the first batch norm are from its training data; "" where they are not."""
+    found = []
+    if check.shift is not None and check.shift > SHIFT:
+        found.append(f"a mean {check.shift:.1f} standard deviations off")
+    if check.factor is not None and not 1 / FACTOR < check.factor < FACTOR:
+        found.append(f"a variance {check.factor:.2g} times that of its training")
+    return " and ".join(found)
 
 
 def _some(names: Any) -> str:

@@ -32,6 +32,7 @@ class OutputFigures:
     Attributes:
         part, kind, imitated: As in `Output`.
         shape: For one image.
+        guessed: As `Output.guessed`.
         error: Squared error over the teacher's squared deviation from its mean output; 0 is perfect, 1 no better than
             that mean. error_low and error_high: a bootstrap interval over images.
         correlation: Of both outputs' deviations from their means over images.
@@ -39,7 +40,7 @@ class OutputFigures:
             agreement_low and agreement_high: for scores the exact interval; for the others the interval that would hold
             if an image agreed either wholly or not at all, which is never too narrow.
         overlap: Intersection over union: of the labels given (multilabel), or the mean of the classes (map).
-        cosine: Mean over images, with a bootstrap interval.
+        cosine: Mean over images (as `cosines`), with a bootstrap interval.
         neighbours: Share of the nearest held-out images that are kept, with a bootstrap interval.
         psnr: 10 log10 of the squared range of the teacher's values over the mean squared error, in decibel; for
             pictures.
@@ -64,6 +65,7 @@ class OutputFigures:
     neighbours_low: float | None = None
     neighbours_high: float | None = None
     psnr: float | None = None
+    guessed: bool = False
 
 
 class OutputMeter:
@@ -100,7 +102,7 @@ class OutputMeter:
         self._shape = tuple(theirs.shape[1:])
         a, b = (each.double().reshape(len(each), -1) for each in (theirs, ours))
         self._squared.append((a - b).square().sum(1))
-        self._cosines.append(torch.cosine_similarity(a, b))
+        self._cosines.append(cosines(a, b))
         self._sums = self._sums + torch.stack([a.sum(0), b.sum(0)])
         self._products += torch.stack([a.square().sum(), b.square().sum(), (a * b).sum()])
         self._low, self._high = min(self._low, float(a.min())), max(self._high, float(a.max()))
@@ -137,10 +139,11 @@ class OutputMeter:
 
     def figures(self) -> OutputFigures:
         """The figures of all batches."""
-        found = OutputFigures(self.output.part, self.output.kind, self.output.imitated, self._shape)
+        output = self.output
+        found = OutputFigures(output.part, output.kind, output.imitated, self._shape, guessed=output.guessed)
         if not self._images:
             return found
-        n, squared, cosines = self._images, torch.cat(self._squared), torch.cat(self._cosines)
+        n, squared, likeness = self._images, torch.cat(self._squared), torch.cat(self._cosines)
         mean = self._sums / n
         deviation = self._products - n * torch.stack(
             [mean[0].square().sum(), mean[1].square().sum(), (mean[0] * mean[1]).sum()]
@@ -158,9 +161,9 @@ class OutputMeter:
         if float(self._either.sum()):
             present = self._either > 0
             found = replace(found, overlap=float((self._common[present] / self._either[present]).mean()))
-        if self.output.kind in ("embedding", "values"):
-            low, high = bootstrap(cosines)
-            found = replace(found, cosine=float(cosines.mean()), cosine_low=low, cosine_high=high)
+        if self.output.kind in ("embedding", "values") and len(likeness):
+            low, high = bootstrap(likeness)
+            found = replace(found, cosine=float(likeness.mean()), cosine_low=low, cosine_high=high)
         if self._rows and n > 2:
             kept = _neighbours_kept(*(torch.cat(rows) for rows in zip(*self._rows, strict=True)))
             low, high = bootstrap(kept)
@@ -169,6 +172,19 @@ class OutputMeter:
         if self.output.image and mse > 0 and self._high > self._low:
             found = replace(found, psnr=float(10 * torch.tensor((self._high - self._low) ** 2 / mse).log10()))
         return found
+
+
+def cosines(theirs: Tensor, ours: Tensor) -> Tensor:
+    """The cosine between both networks' numbers (N, K) of each image; images of which both give zeros alone are left
+    out, and all images where K is 1: there is no angle.
+
+    >>> cosines(torch.tensor([[1.0, 1.0], [0.0, 0.0]]), torch.tensor([[2.0, 2.0], [0.0, 0.0]]))
+    tensor([1.])
+    >>> len(cosines(torch.ones(2, 1), torch.ones(2, 1)))
+    0
+    """
+    found = (theirs != 0).any(1) | (ours != 0).any(1)
+    return torch.cosine_similarity(theirs[found], ours[found]) if theirs.shape[1] > 1 else theirs.new_empty(0)
 
 
 def bootstrap(values: Tensor) -> tuple[float | None, float | None]:

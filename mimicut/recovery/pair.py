@@ -89,7 +89,12 @@ def check_features(seam: Seam, wanted: Sequence[Tensor], found: Sequence[Tensor]
         if not want.is_floating_point():
             raise InputError(f"mimicking at the seam point {point}: found {want.dtype}, expected floating point")
     if not any(feat.requires_grad for feat in found):
-        raise InputError("mimicking: no parameter of the student acts before the seam, so nothing can learn")
+        raise InputError(
+            "mimicking: no gradient reaches any parameter of the student from its features: its code switches "
+            "gradients off (torch.no_grad, torch.inference_mode, detach), or no parameter acts before the seam. Take "
+            "that out of the network's code; or train nothing, with --effort quick (steps=0 in Python): then the "
+            "layers are only solved in closed form"
+        )
 
 
 def device_for(name: str | None, student: nn.Module) -> torch.device:

@@ -248,7 +248,8 @@ def _check_finite(losses: list[float], wanted: list[Tensor], config: MimicConfig
         return
     sound = all(bool(w.isfinite().all()) for w in wanted)
     cause = (
-        f"the training diverged: lower lr (now {config.lr})"
+        f"the training diverged at a learning rate of {config.lr:.3g}: give a lower one (lr= of the recipe, in "
+        "Python), or train nothing, with --effort quick (steps=0): then the layers are only solved in closed form"
         if sound
         else "the teacher's own features are not finite: look at its weights, its precision and the images"
     )

@@ -312,6 +312,7 @@ class Report:
             ),
             *self.detection_lines(),
             *self.output_lines(),
+            *self._guesses(),
             f"feature error, relative: {error}",
             f"images: {_count(self.images_few)} to learn from, {_count(self.images_choose)} of them to choose the best "
             f"step by; {_count(self.images_held_out)} held out",
@@ -340,6 +341,14 @@ class Report:
         if self.macs_not_counted:
             lines.append("not counted as MACs: " + ", ".join(self.macs_not_counted))
         return lines
+
+    def _guesses(self) -> list[str]:
+        """Which outputs are taken for classes by their shape alone. Where the classes have names, they are classes."""
+        taken = [each for each in self.outputs if each.get("guessed") and not self.class_names]
+        if not taken:
+            return []
+        kinds = ", ".join(f"{_name(each)} {each['kind']}" for each in taken)
+        return [f"guessed from the shape: {kinds}; if that is wrong, say what it is (--output)"]
 
     def _notes(self) -> list[str]:
         return ["", *(f"note: {shortened(note)}" for note in self.notes)] if self.notes else []

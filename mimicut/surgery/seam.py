@@ -96,6 +96,11 @@ class Output:
     def __str__(self) -> str:
         return f"<model>:output.{self.part}" if self.part else "<model>:output"
 
+    @property
+    def guessed(self) -> bool:
+        """Whether its numbers are taken for classes by their shape alone: neither the graph nor the user says so."""
+        return self.kind in AGREEING and not self.activation and not self.declared
+
 
 @dataclass(frozen=True)
 class Seam:

@@ -90,6 +90,7 @@ def run(
     images: int = 50,
     out: Path | None = None,
     force: bool = False,
+    resume: bool = False,
     on_stage: OnStage | None = None,
     on_step: OnStep | None = None,
 ) -> Demo:
@@ -105,7 +106,7 @@ def run(
             the images.
         keep, keep_width: The budget; by default KEEP of the MACs of a real teacher, half of the widths of another.
         images: Number of images to learn from.
-        out, force, on_stage, on_step: As `compress`.
+        out, force, resume, on_stage, on_step: As `compress`; out is its folder.
 
     Raises:
         InputError: The name is unknown, or the options are impossible.
@@ -120,8 +121,8 @@ def run(
         few, held_out, truth = drawn
         given: dict[str, Any] = {} if truth is None else {"labelled": held_out, "labels": truth.tolist()}
         result = compress(
-            teacher, few, folder=out, force=force, config=config, held_out=held_out, keep=keep, keep_width=keep_width,
-            on_stage=on_stage, on_step=on_step, **given,
+            teacher, few, folder=out, force=force, resume=resume, config=config, held_out=held_out, keep=keep,
+            keep_width=keep_width, on_stage=on_stage, on_step=on_step, **given,
         )  # fmt: skip
         answers = shown_answers.answers(teacher.model, result.model, held_out, teacher.classes, SHOWN)
         saved = result.folder

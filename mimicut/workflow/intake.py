@@ -124,13 +124,23 @@ def read_given(teacher: Teacher, images: ImageSource | ImageSet, request: Reques
     return images if isinstance(images, ImageSet) else read_images(images, teacher.preprocessing, memory_bytes=room)
 
 
+def images_to_plan(teacher: Teacher, images: ImageSource) -> tuple[Any, Any]:
+    """Read the images or samples that a plan is made with; return them, and two of them to trace with."""
+    inputs = inputs_of(teacher.model, None)
+    if inputs is None or teacher.call:
+        return read_images(images, teacher.preprocessing), teacher.example()
+    few = read_samples(images, replace(inputs, depth=teacher.depth), teacher.preprocessing)
+    return few, few.batch([0, len(few) - 1])
+
+
 def _inputs_of(teacher: Teacher, images: Any, request: Request) -> Inputs | None:
     """What the network takes, where that is not one batch of images."""
     if isinstance(images, InputSource):
         return recorded_inputs(images.call)
     if isinstance(images, ImageSet):
         return None
-    return inputs_of(teacher.model, None if request.example is None else as_example(request.example))
+    found = inputs_of(teacher.model, None if request.example is None else as_example(request.example))
+    return found if found is None or found.depth else replace(found, depth=teacher.depth)
 
 
 def _example_and_call(teacher: Teacher, few: Any, request: Request) -> tuple[Any, Call | None]:

@@ -214,12 +214,18 @@ def test_two_heads_on_one_map_have_one_point():
 
 
 def test_nothing_to_imitate_is_refused_with_the_option_that_helps():
-    class Label(Chain):
+    class Mean(Chain):
         def forward(self, x):
-            return super().forward(x).argmax(1)
+            return super().forward(x).mean()
 
-    with pytest.raises(UnsupportedModel, match=r"no floating-point tensor.*--seam MODULE.*--seam ':output'"):
-        find_seam(Label(), X)
+    class Fixed(Chain):
+        def forward(self, x):
+            return torch.zeros(len(x), 4)
+
+    with pytest.raises(UnsupportedModel, match=r"returns \(\), in which no axis .* write x.shape\[0\]"):
+        find_seam(Mean(), X)
+    with pytest.raises(UnsupportedModel, match=r"does not depend on the images.*--part MODULE"):
+        find_seam(Fixed(), X)
 
 
 # --- named by hand

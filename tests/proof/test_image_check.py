@@ -158,7 +158,7 @@ def test_a_wrong_normalisation_shows_at_the_first_batch_norm():
     pixels = prepared * said.std[0] + said.mean[0]
     for wrong in (pixels, 255 * pixels, (pixels - 0.5) / 0.5):
         bad = check_images(teacher.model, anatomy.seam, read_images(wrong, said))
-        assert any("that the normalisation is right" in note for note in bad.notes)
+        assert any("check --mean and --std" in note for note in bad.notes)
 
 
 def test_compress_tells_before_it_trains_and_in_the_report(tmp_path):

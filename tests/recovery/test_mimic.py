@@ -492,7 +492,9 @@ def test_an_error_gives_the_students_tensors_back(teacher, images):
 def test_divergence_names_the_step_and_gives_the_student_back(teacher, images):
     student = pruned(teacher)
     before = bits(student)
-    with pytest.raises(InputError, match=r"loss at step \d+ of 50 is (nan|inf); the training diverged: lower lr"):
+    with pytest.raises(
+        InputError, match=r"loss at step \d+ of 50 is (nan|inf); the training diverged at a learning rate"
+    ):
         mimic(teacher, student, SEAM, images, quick(steps=50, lr=1e15))
     assert equal(before, bits(student))
 
@@ -562,7 +564,7 @@ def test_nothing_that_could_learn_is_said(teacher, images):
     everything = dataclasses.replace(SEAM, head=tuple(dict(teacher.named_parameters())))
     with pytest.raises(InputError, match="no parameter before its head"):
         mimic(teacher, copy.deepcopy(teacher), everything, images, quick())
-    with pytest.raises(InputError, match="no parameter of the student acts before the seam"):
+    with pytest.raises(InputError, match="no parameter acts before the seam"):
         mimic(teacher, copy.deepcopy(teacher), Seam((SeamPoint("one", "input"),), ((3, 8, 8),), ()), images, quick())
 
 
