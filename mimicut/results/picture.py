@@ -4,7 +4,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from mimicut.base.disk import write_by
 from mimicut.base.errors import InputError
+from mimicut.base.scratch import replace_file
 
 _ENDS = (".png", ".svg", ".pdf")
 
@@ -52,4 +54,4 @@ def draw_frontier(path: Path, rows: list[dict[str, Any]], title: str) -> None:
     axes.margins(x=0.15)
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
+    replace_file(path, lambda fresh: write_by(fresh, lambda to: figure.savefig(to, dpi=150)))
