@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 import nets
 import pytest
+from attack_scenarios import CONFIG, NEW, OLD, SCENARIOS, compressing, copied, result_state, saving
 from attacks import changes_of, in_child, record, thinned, tree
-from test_kills import CONFIG, NEW, OLD, SCENARIOS, compressing, copied, result_state, saving
 
 import mimicut as us
 from mimicut.base import disk

@@ -192,24 +192,24 @@ def killed_before(number, name):
     return observe
 
 
-@pytest.mark.parametrize("name", [".export.complete", "model.onnx", "report.json"])
+@pytest.mark.parametrize("name", [".export.complete", "report.json"])
 def test_a_killed_export_is_made_again_without_force(result, monkeypatch, name):
     """Nothing that it left is in the way of anything, nor taken for the user's."""
     monkeypatch.setattr("mimicut.base.scratch.remove_folder", lambda path: None)  # nobody tidies up after a kill
     monkeypatch.setattr(disk, "observer", killed_before(1, name))
     with pytest.raises(MemoryError):
-        us.export_folder(result, ["onnx"], teacher=Chain)
+        us.export_folder(result, ["pt2"], teacher=Chain)
     monkeypatch.undo()
     assert any(path.name.startswith(".export") for path in result.iterdir())
     shutil.copytree(result, result.with_name("copy"))
     us.save(
         result.with_name("copy"), model=Chain(), plan=us.read_plan(result / "plan.json"), report=us.Report(), force=True
     )  # fmt: skip
-    report = us.export_folder(result, ["onnx"], teacher=Chain)
-    assert "onnx" in report.exports
+    report = us.export_folder(result, ["pt2"], teacher=Chain)
+    assert "pt2" in report.exports
     assert [path.name for path in result.iterdir() if path.name.startswith(".")] == []
-    with pytest.raises(StoreError, match=r"model\.onnx: it exists"):
-        us.export_folder(result, ["onnx"], teacher=Chain)
+    with pytest.raises(StoreError, match=r"model\.pt2: it exists"):
+        us.export_folder(result, ["pt2"], teacher=Chain)
 
 
 def test_two_exports_at_once_do_not_mix(result, monkeypatch):
