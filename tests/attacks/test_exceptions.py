@@ -35,7 +35,7 @@ def call_of(name, own, folder):
     calls = {
         "find_seam": lambda: us.find_seam(model, own.example()),
         "trace": lambda: us.trace(model, own.example()),
-        "inspect": lambda: us.inspect(own),
+        "inspect": lambda: us.inspect(model, own.example()),
         "count": lambda: us.count(model, own.example()),
         "make_plan": lambda: us.make_plan(model, anatomy, keep=0.6),
         "channel_evidence": lambda: us.channel_evidence(model, anatomy, given),
@@ -102,22 +102,27 @@ def attack(name, tmp_path, attempts):
     number = counted(work)
     chance = random.Random(name)
     places = list(range(1, number + 1)) if number <= attempts else chance.sample(range(1, number + 1), attempts)
+    reached = 0
     for place in places:
         work = call_of(name, own, tmp_path / str(place))
 
         def child(work=work, place=place):
             before = state(own.model)
-            assert counted(work, place) >= place
-            assert same(before, state(own.model)), place
+            entered = counted(work, place)
+            if not same(before, state(own.model)):
+                sys.exit(4)
+            sys.exit(0 if entered >= place else 3)  # what an earlier call keeps may make this one shorter
 
-        assert in_child(child) == 0, (name, place)
-    return len(places)
+        code = in_child(child)
+        assert code in (0, 3), (name, place)
+        reached += code == 0
+    return reached
 
 
 @pytest.mark.attack
 @pytest.mark.parametrize("name", CALLS)
 def test_after_an_exception_the_teacher_is_as_before(name, tmp_path):
-    number = attack(name, tmp_path, len(thinned(range(40))))
+    number = attack(name, tmp_path, len(thinned(range(50))))
     record(f"injected exceptions: {name}", exceptions=number, survived=number)
 
 

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytest.importorskip("fcntl")  # Windows has no locks, forks or modes
+
 from mimicut.base import disk
 from mimicut.base.scratch import clear, is_leftover, locked, replace_file, replace_files, scratch
 

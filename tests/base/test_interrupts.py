@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("fcntl")  # Windows has no timers by signal
+
 from mimicut.base import interrupts
 
 ROOT = Path(__file__).parents[2]

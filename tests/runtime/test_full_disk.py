@@ -1,6 +1,5 @@
 """A disk that refuses is said to be full, in every format; nothing is left, and the process lives."""
 
-import resource
 from contextlib import contextmanager
 from importlib import import_module
 
@@ -11,6 +10,7 @@ from torch import nn
 from mimicut.base.errors import StoreError
 from mimicut.runtime.export import export
 
+resource = pytest.importorskip("resource")  # not on Windows
 BYTES = 50_000
 
 
