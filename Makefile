@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all table docs tutorials clean
+.PHONY: demo test test-all attack table docs tutorials clean
 
 demo: $(VENV)/.ready
 	$(BIN)/mimicut demo
@@ -12,11 +12,16 @@ test: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -m "not long and not attack"
 
 # The same, and then what takes long: whole architectures, benchmarks, every method.
 test-all: test
 	$(BIN)/python -m pytest -m long
+
+# Kills, signals, disks that refuse, injected exceptions, at every place: under half an hour on two cores; counts are
+# written to benchmarks/results/attacks_crash.json. ATTACKS=0.1 takes a tenth of them.
+attack: $(VENV)/.ready
+	$(BIN)/python -m pytest tests/attacks
 
 # What is missing of the table (three to four hours on two cores for all of it), and docs/results.md from its lines.
 table: $(VENV)/.ready

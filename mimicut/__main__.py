@@ -1,5 +1,5 @@
 """python -m mimicut"""
 
-from mimicut.cli.app import main
+from mimicut.cli.start import main
 
 main()

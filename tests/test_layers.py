@@ -99,6 +99,65 @@ def test_libraries_keep_to_their_modules(path):
         assert not uses or dotted(path) in modules, f"{dotted(path)} imports {library}"
 
 
+# Packages whose code saves, and what changes files: only base.disk does, so that every change is announced.
+SAVING = ("base", "surgery", "recovery", "runtime", "planning", "proof", "results", "workflow", "cli")
+CHANGES = {
+    "write_text", "write_bytes", "unlink", "rmdir", "mkdir", "makedirs", "rename", "renames", "touch", "symlink_to",
+    "hardlink_to", "symlink", "link", "chmod", "truncate", "rmtree", "copyfile", "copytree", "removedirs",
+    "posix_fallocate", "NamedTemporaryFile", "mkdtemp", "mkstemp", "SpooledTemporaryFile",
+}  # fmt: skip
+# Calls of libraries that write a file: they stand inside `write_by`, or write to the system's temporary folder.
+WRITERS = {"save_file", "save_model", "savefig", "savez", "quantize_static", "quant_pre_process", "quantise"}
+TEMPORARY = {"results.export_checks.savez", "runtime.int8.quant_pre_process", "runtime.int8.quantize_static",
+             "runtime.int8.save", "runtime.export.save", "runtime.run_exported.savez"}  # fmt: skip
+
+
+def changes_of_files(tree: ast.AST, module: str) -> list[str]:
+    """Calls that change files, and are neither in base.disk nor what `write_by` is given."""
+    given = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "write_by"
+        for argument in node.args
+        for inner in ast.walk(argument)
+    }
+    found = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or id(node) in given:
+            continue
+        owner = getattr(node.func, "value", None)
+        name = getattr(node.func, "attr", None) or getattr(node.func, "id", "")
+        texts = [a.value for a in [*node.args, *(k.value for k in node.keywords)] if isinstance(a, ast.Constant)]
+        opens = name == "open" and any(isinstance(t, str) and set(t) & set("wax+") and len(t) < 4 for t in texts)
+        of_os = getattr(owner, "id", "") in ("os", "shutil") and name in ("remove", "replace", "move", "copy", "copy2")
+        saves = name == "save" and module not in ("workflow.compress",)  # store.save
+        if name in CHANGES or opens or of_os or ((name in WRITERS or saves) and f"{module}.{name}" not in TEMPORARY):
+            found.append(f"{name}, line {node.lineno}")
+    return found
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if dotted(p).split(".")[0] in SAVING], ids=dotted)
+def test_files_are_changed_in_one_place(path):
+    found = changes_of_files(ast.parse(path.read_text(encoding="utf-8")), dotted(path))
+    assert dotted(path) == "base.disk" or not found, f"{dotted(path)} changes files past base.disk: {', '.join(found)}"
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["path.write_text('x')", "open(path, 'w')", "path.open('rb+')", "os.replace(a, b)", "shutil.rmtree(a)",
+     "save_file(t, path)", "torch.save(t, path)", "with tempfile.NamedTemporaryFile() as f: pass"],
+)  # fmt: skip
+def test_a_change_of_files_elsewhere_is_found(line):
+    assert changes_of_files(ast.parse(line), "results.store")
+
+
+@pytest.mark.parametrize(
+    "line", ["write_by(path, lambda to: save_file(t, to))", "open(path)", "text.replace('a', 'b')"]
+)
+def test_what_goes_through_the_one_place_is_no_such_change(line):
+    assert not changes_of_files(ast.parse(line), "results.store")
+
+
 @pytest.mark.parametrize("path", FILES, ids=dotted)
 def test_no_module_bears_a_name_of_the_standard_library(path):
     assert path.stem.startswith("__") or path.stem not in sys.stdlib_module_names

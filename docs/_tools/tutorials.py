@@ -1,4 +1,4 @@
-"""Run the tutorials and write their pages: `make tutorials`. A page is its percent notebook with what it printed and drew.
+"""Run the tutorials and write their pages: `make tutorials`. A page is a percent notebook with what it prints and draws.
 
 The notebooks (docs/tutorials/*.py) are what is edited; the pages and their pictures are committed, so that the site is
 built without running anything.
@@ -42,7 +42,7 @@ def main() -> None:
 
 def page(text: str, name: str) -> str:
     """The Markdown of a page: links lead to pages, pictures have words for those who do not see them."""
-    note = f"\n\nMade by `make tutorials` from [{name}.py]({name}.py), which is a notebook for Jupyter (jupytext) as it is.\n"
+    note = f"\n\nMade by `make tutorials` from [{name}.py]({name}.py), a notebook for Jupyter (jupytext) as it is.\n"
     text = re.sub(r"\]\((\w+)\.py\)", r"](\1.md)", text)
     text = text.replace("![png](", "![what the code above draws](")
     return re.sub(r"\n{3,}", "\n\n", text).strip() + note

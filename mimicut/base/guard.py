@@ -3,11 +3,9 @@
 import copy
 import functools
 import random
-import signal
 import sys
-import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import CellType, FunctionType
 from typing import Any
@@ -87,37 +85,6 @@ def on_device(model: nn.Module, device: torch.device | str | None) -> Iterator[N
     finally:
         for tensor, data in originals:
             tensor.data = data
-
-
-@contextmanager
-def interrupts_held() -> Iterator[Callable[[], None]]:
-    """Hold Ctrl-C back inside, until the function that is yielded is called, which raises it. A second one is raised at
-    once.
-
-    It works only where Python's own handler would raise it: in the main thread, without a handler of the caller's.
-    """
-    here = threading.current_thread() is threading.main_thread()
-    if not here or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield lambda: None
-        return
-    waiting: list[int] = []
-
-    def hold(number: int, frame: Any) -> None:
-        waiting.append(number)
-        if len(waiting) > 1:
-            raise KeyboardInterrupt
-
-    def release() -> None:
-        if waiting:
-            waiting.clear()
-            raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, hold)
-    try:
-        yield release
-        release()
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """mimicut compress"""
 
 import sys
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -196,7 +195,8 @@ def _checked_budgets(
             refuse_beside_plan(budget)
         else:
             Budget.of(**budget)
-        check_writable(place, force=options["force"] or options["resume"])  # with resume, compress checks again
+        if not (options["resume"] and place.exists()):  # then compress checks it
+            check_writable(place, force=options["force"])
     return found
 
 
@@ -232,8 +232,6 @@ class _Runs:
 
         if self._several:
             say(f"{place.name}:")
-        if self._is_there(place):
-            return False
         before = weights_digest(place)
         progress = StepProgress(
             self._tensorboard / place.name if self._tensorboard and self._several else self._tensorboard
@@ -267,35 +265,6 @@ class _Runs:
     def _add(self, report: "Report", folder: str | None) -> None:
         self._lines.append(result_line(report, folder))
         self._code = max(self._code, int(report.go is False))
-
-    def _is_there(self, place: Path) -> bool:
-        """With resume: whether the result is already complete; its missing exported files are made."""
-        from mimicut.base.errors import StoreError
-        from mimicut.results.export_folder import export_folder
-        from mimicut.results.load_result import is_result
-        from mimicut.results.stopped_runs import stopped_path
-        from mimicut.results.store import read
-
-        options = self._options
-        if not (options["resume"] and is_result(place) and not stopped_path(place).exists()):
-            return False
-        stored = replace(read(place)[1], min_agreement=options["min_agreement"], max_error=options["max_error"])
-        missing = [name for name in options["export_to"] if name not in stored.exports]
-        if self._crossfit is not None and stored.crossfit is None:
-            raise StoreError(
-                f"resuming {place}: its student is complete, but its folds, which are made in one go, are missing; "
-                "start again with --force, or leave out --crossfit"
-            )
-        if not missing and not self._several:
-            return False
-        say("already complete" + (f", but not yet exported as {', '.join(missing)}" if missing else ""))
-        if missing:
-            stored = export_folder(
-                place, missing, images=self._images, held_out=options["held_out"], teacher=self._teacher
-            )
-            stored = replace(stored, min_agreement=options["min_agreement"], max_error=options["max_error"])
-        self._add(stored, str(place))
-        return True
 
     def end(self, out: Path) -> None:
         """Print the JSON line, and exit with the code of the runs."""

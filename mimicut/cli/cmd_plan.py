@@ -113,7 +113,7 @@ def plan(
     known = _read(found, images, seam, budget, seed or 0, showing)
     if showing:
         return _show_frontier(teacher, known, budget, picture)
-    return _write_plan(teacher, known, _planned(known, budget), out)
+    return _write_plan(teacher, known, _planned(known, budget), out, force)
 
 
 def _check_showing(showing: bool, picture: Path | None, out: Path | None, asked: Any) -> None:
@@ -193,13 +193,18 @@ def _planned(known: _Known, budget: "Budget") -> "Plan":
     return replace(made, images=known.hashes)
 
 
-def _write_plan(teacher: str, known: _Known, made: "Plan", out: Path | None) -> None:
+def _write_plan(teacher: str, known: _Known, made: "Plan", out: Path | None, force: bool) -> None:
+    from mimicut.base.disk import write
+    from mimicut.base.scratch import replace_file
+    from mimicut.surgery.plan import check_plan_file
+
     groups = known.anatomy.groups
     widths = {name: [width, groups[name].width] for name, width in made.widths.items() if name in groups}
     say("\n".join(f"{n}: {w} of {full}" for n, (w, full) in widths.items() if w != full))
     say("\n".join([f"dropped: {d}" for d in made.drop] + [f"note: {n}" for n in made.notes]))
     if out is not None:
-        out.write_text(made.dumps(), encoding="utf-8")
+        check_plan_file(out, force=force)  # again: another process may have written it
+        replace_file(out, lambda fresh: write(fresh, made.dumps()))
     answer(
         {
             "teacher": teacher, "macs_teacher": made.macs["teacher"], "macs_student": made.macs["student"],

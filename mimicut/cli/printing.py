@@ -37,8 +37,8 @@ def end_interrupted(place: Path, changed: bool) -> None:
     kept = stopped_path(place)
     if not kept.exists() and changed:
         say(
-            f"mimicut: interrupted; the student in {place} is complete, but what should follow (--crossfit, --to) is "
-            "missing; the same command with --resume makes the files"
+            f"mimicut: interrupted; the student in {place} is complete, but what should follow (--crossfit, --to) may "
+            "be missing; the same command with --resume makes it"
         )
         sys.exit(INTERRUPTED)
     if not kept.exists():

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mimicut.base import guard
 from mimicut.base.errors import Diverged, InputError
+from mimicut.base.interrupts import interrupts_held
 from mimicut.base.layout import laid
 from mimicut.recovery.batches import Batch, Passes, copied, count_in, equal_slices, part_of, repeat_image
 from mimicut.recovery.checkpoint import Checkpoint, load_optimiser_state, optimiser_state
@@ -79,7 +80,7 @@ class TrainingLoop:
         if self.best is not None and not self.best.errors:
             self.best.judge(0)
         saved, pause = time.perf_counter(), _CHECKPOINT_SECONDS
-        with guard.interrupts_held() as let_through:
+        with interrupts_held() as let_through:
             for step in range(len(self.losses), total):
                 self.between_steps = False
                 wanted = self._step(step)

@@ -8,7 +8,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
+from mimicut.base.disk import write_by
 from mimicut.base.guard import evaluating
+from mimicut.base.scratch import replace_file
 from mimicut.inputs.image_set import ImageSet
 
 _COLUMNS, _SHOWN, _GAP = 4, 188, 18  # pixels of a shown image, and between them
@@ -98,7 +100,7 @@ def draw(path: Path, shown: Sequence[Answer], images: ImageSet, title: str, belo
             pen.text((left + 54, at), _fitting(f"{word} {sure:.0%}", room, middle), colour, middle)
             pen.rectangle((left + 54, at + 19, left + 54 + room, at + 21), fill=_LINE)
             pen.rectangle((left + 54, at + 19, left + 54 + round(room * sure), at + 21), fill=colour)
-    canvas.save(path)
+    replace_file(path, lambda fresh: write_by(fresh, canvas.save))
 
 
 def _fitting(text: str, room: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:

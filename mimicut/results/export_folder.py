@@ -1,11 +1,7 @@
 """A result folder as files that deploy: exported, each checked in a process of its own, and described beside them."""
 
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,18 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mimicut.base.disk import make_folder, remove, write
 from mimicut.base.errors import InputError, LawBroken, StoreError
+from mimicut.base.scratch import locked, replace_files
 from mimicut.inputs.image_set import ImageSet, ImageSource, ImagesWithCall, bind_call, read_images, split
 from mimicut.inputs.preprocessing import Preprocessing, model_inputs
 from mimicut.inputs.teacher import Build, Teacher, own_teacher
 from mimicut.proof.int8_table import int8_table
 from mimicut.results.export_checks import FIXED, check_exports, data_name, files_of
-from mimicut.results.files import PLAN, SCRATCH
+from mimicut.results.folder import existing_result
 from mimicut.results.load_result import load
 from mimicut.results.report import Report
-from mimicut.results.store import put_report, read
+from mimicut.results.store import read, write_report
 from mimicut.results.teachers import code_of, load_again
-from mimicut.runtime.export import FILES, FORMATS, TOLERANCE, Exported, check_formats, export
+from mimicut.runtime.export import FILES, FORMATS, TOLERANCE, Exported, check_formats, export_into
 from mimicut.runtime.latency import Setting
 from mimicut.surgery.head import check_head
 from mimicut.surgery.plan import Plan, check_teacher
@@ -161,26 +159,73 @@ def export_folder(
             f"exporting {folder} to int8: found no images; expected a few (--images DIR), from which it takes the "
             "ranges of the values"
         )
-    path = Path(folder).resolve()
-    with _locked(path):
-        plan, report, _ = read(folder)
-        _refuse_existing(path, formats, report, force)
-        form = _InputForm(_preprocessing_of(path, plan), plan.call, normalise)
-        whole = load(folder, _architecture(teacher))
-        real, compared = (None if some is None else _read(some, form.preprocessing) for some in (images, held_out))
-        comparison = None
-        if "int8" in formats:
-            assert real is not None  # refused above
-            real, compared = _parts(real, compared, report)
-            found = _teacher_model(plan, whole, form.preprocessing, teacher, weights, pretrained)
-            comparison = _Int8Comparison(plan.seam, real, compared, *found)
-        model = form.wrapped(whole.get_submodule(str((plan.teacher.get("source") or {}).get("part", ""))))
-        batches = _batches(form, real if compared is None or len(compared) < FIXED else compared)
-        with _scratch(path) as scratch:
-            report = _export(model, scratch, formats, form, batches, comparison, report, tolerance, dynamic_size)
-            _move_files(scratch, path)
-        put_report(folder, report)
-        return report
+    path = existing_result(folder)
+    try:
+        with locked(path) as begun:
+            return _exported(
+                path, formats, images, held_out, teacher, weights, pretrained, normalise, dynamic_size, tolerance,
+                force, begun,
+            )  # fmt: skip
+    except BlockingIOError:
+        raise StoreError(f"exporting to {path}: another export into it is under way; wait for it") from None
+    except OSError as error:
+        raise StoreError(f"exporting to {path}: {error}; nothing was changed there") from error
+
+
+def finish_killed_export(folder: str | Path) -> None:
+    """Finish what a killed export, or a killed `put_report`, began.
+
+    Raises:
+        StoreError: The disk refuses, or an export is under way.
+    """
+    path = existing_result(folder)
+    try:
+        with locked(path):
+            pass
+    except OSError as error:
+        raise StoreError(f"working in {path}: {error}") from error
+
+
+def _exported(
+    path: Path,
+    formats: tuple[str, ...],
+    images: ImageSource | ImageSet | None,
+    held_out: ImageSource | ImageSet | None,
+    teacher: str | Callable[[], nn.Module] | Teacher | None,
+    weights: str | Path | None,
+    pretrained: bool,
+    normalise: bool,
+    dynamic_size: bool,
+    tolerance: float,
+    force: bool,
+    begun: Set[str],
+) -> Report:
+    """`export_folder` in a folder that is locked. begun: the files of a killed export, which are replaced."""
+    plan, report, _ = read(path)
+    if not force:
+        _refuse_existing(path, formats, report, begun)
+    form = _InputForm(_preprocessing_of(path, plan), plan.call, normalise)
+    whole = load(path, _architecture(teacher))
+    real, compared = (None if some is None else _read(some, form.preprocessing) for some in (images, held_out))
+    comparison = None
+    if "int8" in formats:
+        assert real is not None  # refused above
+        real, compared = _parts(real, compared, report)
+        found = _teacher_model(plan, whole, form.preprocessing, teacher, weights, pretrained)
+        comparison = _Int8Comparison(plan.seam, real, compared, *found)
+    model = form.wrapped(whole.get_submodule(str((plan.teacher.get("source") or {}).get("part", ""))))
+    batches = _batches(form, real if compared is None or len(compared) < FIXED else compared)
+
+    def fill(fresh: Path) -> Report:
+        made = _export(model, fresh, formats, form, batches, comparison, report, tolerance, dynamic_size)
+        for name in (FILES["onnx"], FILES["int8"]):
+            data = f"{name}.data"
+            if (fresh / name).exists() and (path / data).exists() and not (fresh / data).exists():
+                write(fresh / data, "")  # which removes the old one
+        write_report(fresh, path, made)
+        return made
+
+    return replace_files(path, fill)
 
 
 def export_programs(
@@ -203,9 +248,9 @@ def export_programs(
     form = _InputForm(preprocessing, call, False)
     batches = _batches(form, images or None)
     example = form.inputs(batches["random"][:FIXED])
-    exported = export(model, example, folder, formats=formats, tolerance=tolerance)
+    exported = export_into(model, example, folder, formats=formats, tolerance=tolerance)
     exports = _checked(model, exported, formats, batches, form, tolerance)
-    (folder / PREPROCESSING).write_text(_description(preprocessing, exports), encoding="utf-8")
+    write(folder / PREPROCESSING, _description(preprocessing, exports))
     return exports
 
 
@@ -223,12 +268,14 @@ def _export(
     """Fill `scratch` with the checked files and their description, and return the report with them in it."""
     example = form.inputs(batches["random"][:FIXED])
     if comparison is None:
-        exported = export(model, example, scratch, formats=formats, tolerance=tolerance, dynamic_size=dynamic_size)
+        exported = export_into(
+            model, example, scratch, formats=formats, tolerance=tolerance, dynamic_size=dynamic_size
+        )  # fmt: skip
         exports = _checked(model, exported, formats, batches, form, tolerance)
     else:
         both = tuple(dict.fromkeys((*formats, "onnx")))  # the table compares INT8 with float32
         calibrate = _calibration(form, comparison.quantise_by)
-        exported = export(
+        exported = export_into(
             model, example, scratch, formats=both, tolerance=tolerance, calibrate=calibrate, dynamic_size=dynamic_size
         )
         exports = _checked(model, exported, formats, batches, form, tolerance)
@@ -236,9 +283,9 @@ def _export(
         report = replace(report, int8=table)
         if "onnx" not in formats:
             for file in files_of(exported.files["onnx"]):
-                file.unlink()
+                remove(file)
     report = replace(report, exports={**report.exports, **exports})
-    (scratch / PREPROCESSING).write_text(_description(form.preprocessing, report.exports), encoding="utf-8")
+    write(scratch / PREPROCESSING, _description(form.preprocessing, report.exports))
     return report
 
 
@@ -259,7 +306,8 @@ def _int8_table(
         reference = form.wrapped(comparison.teacher_model)
         kinds = ("onnx", "int8")
         folder = scratch / "teacher"
-        files = export(reference, example, folder, formats=kinds, calibrate=calibrate, tolerance=tolerance)
+        make_folder(folder)
+        files = export_into(reference, example, folder, formats=kinds, calibrate=calibrate, tolerance=tolerance)
         networks = {"teacher": files, **networks}
     compare_on: Any = form.bound(comparison.compare_on)  # plain images too have its length and batches
     table = int8_table(networks, reference, compare_on, example, _setting(report), comparison.seam)
@@ -298,11 +346,11 @@ def _random_batch(preprocessing: Preprocessing) -> Tensor:
     return torch.randn(RANDOM, *preprocessing.input_size, generator=torch.Generator().manual_seed(0))
 
 
-def _refuse_existing(path: Path, formats: Sequence[str], report: Report, force: bool) -> None:
+def _refuse_existing(path: Path, formats: Sequence[str], report: Report, begun: Set[str]) -> None:
     names = [name for f in formats for name in (FILES[f], data_name(FILES[f]))]
     names += [] if report.exports else [PREPROCESSING]
-    existing = [path / name for name in names if (path / name).exists()]
-    if existing and not force:
+    existing = [path / name for name in names if name not in begun and (path / name).exists()]
+    if existing:
         raise StoreError(f"exporting to {existing[0]}: it exists; replace it with force (--force)")
 
 
@@ -382,42 +430,3 @@ def _description(preprocessing: Preprocessing, exports: Mapping[str, Mapping[str
     plain = "float32 (N, C, H, W), values 0 to 1"
     files = {e["file"]: plain if e["normalises"] else f"{plain}, then (x - mean) / std" for e in exports.values()}
     return json.dumps(preprocessing.to_json() | {"files": files}, indent=1) + "\n"
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from exporting into `folder`: files of one and the report of another would lie together.
-    Not on Windows. Raises StoreError where another export is under way."""
-    with ExitStack() as stack:
-        with suppress(ImportError, OSError):
-            import fcntl
-
-            file = stack.enter_context((folder / PLAN).open())
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise StoreError(f"exporting to {folder}: another export into it is under way; wait for it") from None
-            for left in folder.glob(f"{SCRATCH}*"):  # of an export that was killed
-                if left.is_dir():
-                    shutil.rmtree(left, ignore_errors=True)
-        yield
-
-
-@contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
-    """A hidden folder inside, removed at the end. Raises StoreError for what the disk reports."""
-    try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=SCRATCH) as scratch:
-            yield Path(scratch)
-    except OSError as error:
-        raise StoreError(f"exporting to {folder}: {error}") from error
-
-
-def _move_files(scratch: Path, folder: Path) -> None:
-    """Move data before what refers to it, and remove data that a new file no longer has."""
-    names = [p.name for p in scratch.iterdir() if p.is_file()]
-    for name in sorted(names, key=lambda n: n in FILES.values()):
-        os.replace(scratch / name, folder / name)
-    for name in (FILES["onnx"], FILES["int8"]):
-        if name in names and f"{name}.data" not in names:
-            (folder / f"{name}.data").unlink(missing_ok=True)

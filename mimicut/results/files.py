@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from mimicut.base.disk import write
 from mimicut.base.errors import StoreError
 
 PLAN, WEIGHTS, REPORT = FILES = ("plan.json", "weights.safetensors", "report.json")
@@ -14,7 +14,6 @@ RUN = "run.toml"  # the options that make the result again
 # Files that may lie beside those of a result, and are replaced with them.
 BESIDE = (*PAGES, RUN, "model.pt2", "model.onnx", "model.onnx.data", "model.xml", "model.bin", "model.int8.onnx",
           "model.int8.onnx.data", "preprocessing.json")  # fmt: skip
-SCRATCH = ".export"  # begins the name of a folder inside a result that is being filled
 STORED = "stored"  # key of report.json: what belongs to the folder and not to the report
 VERSION = 1  # of the folder; kept under STORED. Results of release 0.1 have none, which counts as 1.
 
@@ -49,17 +48,10 @@ def write_json(path: Path, data: dict[str, Any], text: str | None = None) -> Non
         plain = json.dumps(data, indent=1, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise StoreError(f"saving {path.name}: {error}; expected plain data with finite numbers") from error
-    path.write_text(text or plain, encoding="utf-8")
-    sync(path)
+    write(path, text or plain)
 
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file's content, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Wait until the disk has what was written to a file."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())

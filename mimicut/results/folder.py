@@ -1,14 +1,16 @@
 """A folder that is complete or not there: it is written beside its place and takes it by renaming."""
 
 import os
-import secrets
-import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+from mimicut.base.disk import make_folder, move, remove_folder
 from mimicut.base.errors import StoreError
-from mimicut.results.files import BESIDE, FILES, PAGES, PLAN, REPORT, RUN, SCRATCH, STORED, WEIGHTS, read_json
+from mimicut.base.interrupts import interrupts_held
+from mimicut.base.scratch import is_leftover, locked, scratch, turn_in
+from mimicut.results.files import BESIDE, FILES, PAGES, PLAN, REPORT, RUN, STORED, WEIGHTS, read_json
 
 Returned = TypeVar("Returned")
 _TITLES = ("Student of ", "Understudy of ")  # of the pages; the second one until release 0.1
@@ -29,26 +31,35 @@ def check_writable(folder: str | Path, *, force: bool = False) -> Path:
         StoreError: It cannot be written or replaced; the message says why.
     """
     path = Path(folder).resolve()
-    _finish_killed_save(path)
-    if path.exists():
-        _check_replaceable(path, force)
-    parent = next(p for p in path.parents if p.exists())
-    probe = parent / f".{path.name}.{secrets.token_hex(4)}.probe"
     try:
-        probe.mkdir()
-        probe.rmdir()
+        finish_killed_save(path)
+        if path.exists():
+            _check_replaceable(path, force)
+        parent = next(p for p in path.parents if p.exists())
+        with scratch(parent, path.name):
+            pass
     except OSError as error:
         raise StoreError(
-            f"saving to {path}: cannot write in {parent} ({error.strerror}); name another folder"
+            f"saving to {path}: cannot write in {path.parent} ({error.strerror}); name another folder"
         ) from error
     return path
 
 
-def fill_folder(folder: str | Path, fill: Callable[[Path], Returned], force: bool) -> tuple[Path, Returned]:
+def fill_folder(
+    folder: str | Path, fill: Callable[[Path], Returned], force: bool, replaceable: Callable[[Path], bool] | None = None
+) -> tuple[Path, Returned]:
     """Let `fill` write into a hidden sibling of `folder`, which then takes its place.
 
-    On an exception an old folder is whole and the sibling removed. If the process is killed between two renames, the
-    old folder is a hidden sibling, which `existing_result` finds.
+    On an exception in `fill` an old folder is whole and the sibling removed. If the process is killed between two
+    renames, the old folder is a hidden sibling, which `existing_result` finds. Without `force` nothing is replaced,
+    also not what another process saved while `fill` was at work: the sibling then gets the first free name of
+    `folder`-2, `folder`-3, ...
+
+    Args:
+        folder: Where to.
+        fill: Writes the files.
+        force: Whether an existing result is replaced.
+        replaceable: Whether a result that is there is replaced also without force.
 
     Returns:
         The resolved path, and what `fill` returned.
@@ -56,18 +67,29 @@ def fill_folder(folder: str | Path, fill: Callable[[Path], Returned], force: boo
     Raises:
         StoreError: The folder cannot be written or replaced.
     """
-    path = check_writable(folder, force=force)
-    fresh = path.parent / f".{path.name}.{secrets.token_hex(4)}.saving"
+    path = Path(folder).resolve()
+    path = check_writable(path, force=force or _is_replaceable(path, replaceable))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh.mkdir()
-        returned = fill(fresh)
-        _swap(fresh, path)
+        if not path.parent.exists():
+            make_folder(path.parent)
+        with scratch(path.parent, path.name) as fresh:
+            returned = fill(fresh)
+            with interrupts_held():
+                _take_place(fresh, path, force, replaceable)
     except OSError as error:
         raise StoreError(f"saving to {path}: {error}; nothing was changed there") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
     return path, returned
+
+
+def finish_killed_save(path: Path) -> None:
+    """Put the old folder back that a killed save left, or remove it where the new one is in place.
+
+    Raises:
+        StoreError: It cannot be moved.
+    """
+    if previous_path(path).is_dir():
+        with turn_in(path.parent):
+            _finish_swap(path)
 
 
 def existing_result(folder: str | Path) -> Path:
@@ -105,16 +127,15 @@ def is_own_page(path: Path) -> bool:
         return False
 
 
-def _finish_killed_save(path: Path) -> None:
-    """Put the old folder back that a killed save left, or remove it where the new one is in place."""
+def _finish_swap(path: Path) -> None:
     previous = previous_path(path)
     if not previous.is_dir():
         return
     try:
         if not path.exists():
-            os.rename(previous, path)
-        elif set(os.listdir(previous)) <= {*FILES, *BESIDE}:
-            shutil.rmtree(previous)
+            move(previous, path)
+        elif not [p for p in previous.iterdir() if p.name not in {*FILES, *BESIDE} and not is_leftover(p)]:
+            remove_folder(previous)
     except OSError as error:
         raise StoreError(f"saving to {path}: {previous} of an earlier save is in the way ({error.strerror})") from error
 
@@ -124,7 +145,11 @@ def _check_replaceable(path: Path, force: bool) -> None:
         raise StoreError(f"saving to {path}: it is a file; name a folder")
     if not force:
         raise StoreError(f"saving to {path}: it exists; name another folder, or replace it with force (--force)")
-    foreign = _foreign_files(path)
+    try:
+        with locked(path):  # which finishes what a killed export began
+            foreign = _foreign_files(path)
+    except BlockingIOError:
+        raise StoreError(f"saving to {path}: an export into it is under way; wait for it") from None
     if foreign:
         raise StoreError(
             f"saving to {path}: it is not a result of mimicut (found {', '.join(foreign[:3])}), so force does not "
@@ -136,7 +161,7 @@ def _check_replaceable(path: Path, force: bool) -> None:
 
 def _foreign_files(path: Path) -> list[str]:
     """The files of a folder that mimicut did not write; none for an empty folder."""
-    found = {name for name in os.listdir(path) if not (name.startswith(SCRATCH) and (path / name).is_dir())}
+    found = {inner.name for inner in path.iterdir() if not is_leftover(inner)}
     if not found:
         return []
     try:
@@ -155,15 +180,53 @@ def _foreign_files(path: Path) -> list[str]:
     return sorted(found - own)
 
 
+def _is_replaceable(path: Path, replaceable: Callable[[Path], bool] | None) -> bool:
+    return replaceable is not None and path.is_dir() and replaceable(path)
+
+
+def _take_place(fresh: Path, path: Path, force: bool, replaceable: Callable[[Path], bool] | None) -> None:
+    """Give `fresh` the name `path`, or another name where that is not possible.
+
+    Raises:
+        StoreError: It is not possible; the message states the other name.
+    """
+    try:
+        with turn_in(path.parent):
+            _finish_swap(path)
+            if path.exists() and (force or _is_replaceable(path, replaceable)):
+                _check_replaceable(path, True)
+                _swap(fresh, path)
+            else:
+                move(fresh, path)  # which fails where there is something by now
+    except (OSError, StoreError) as error:
+        why = "another process saved there in the meantime" if path.exists() and isinstance(error, OSError) else error
+        beside = _kept_beside(fresh, path)
+        if beside is None:
+            raise
+        raise StoreError(
+            f"saving to {path}: {why}; nothing was changed there, and this result is in {beside}"
+        ) from error
+
+
+def _kept_beside(fresh: Path, path: Path) -> Path | None:
+    """Give `fresh` the first free name beside `path`; None if it cannot be moved."""
+    names = (path.with_name(f"{path.name}-{number}") for number in range(2, 100))
+    for beside in (name for name in names if not name.exists()):
+        with suppress(OSError):
+            move(fresh, beside)
+            return beside
+    return None
+
+
 def _swap(fresh: Path, path: Path) -> None:
     """Put `fresh` in the place of `path`; on an exception `path` is what it was."""
     previous = previous_path(path)
     try:
-        if path.exists():
-            os.rename(path, previous)
-        os.rename(fresh, path)
+        move(path, previous)
+        move(fresh, path)
     except BaseException:
         if previous.exists() and not path.exists():
-            os.rename(previous, path)
+            move(previous, path)
         raise
-    shutil.rmtree(previous, ignore_errors=True)
+    with suppress(OSError):
+        remove_folder(previous)

@@ -5,7 +5,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from mimicut.base.disk import write_by
 from mimicut.base.errors import InputError
+from mimicut.base.scratch import replace_file
 
 _ENDS = (".png", ".svg", ".pdf")
 _PARTS = {"cut": "channels can be cut", "pinned": "cannot be cut", "head": "the head, which stays as it is"}
@@ -59,7 +61,7 @@ def draw_frontier(path: Path, rows: list[dict[str, Any]], title: str) -> None:
     axes.margins(x=0.15)
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
 
 
 def draw_layers(path: Path, facts: Mapping[str, Any], title: str) -> list[Path]:
@@ -106,8 +108,13 @@ def draw_layers(path: Path, facts: Mapping[str, Any], title: str) -> list[Path]:
             spine.set_color(theme["ink"])
         written.append(path.with_stem(path.stem + end))
         with rc_context({"svg.fonttype": "none"}):  # letters as text: a tenth of the size
-            figure.savefig(written[-1], dpi=150)
+            _save(figure, written[-1])
     return written
+
+
+def _save(figure: Any, path: Path) -> None:
+    """An old picture stays whole until the new one takes its place."""
+    replace_file(path, lambda fresh: write_by(fresh, lambda to: figure.savefig(to, dpi=150)))
 
 
 def _ticks(names: Sequence[str]) -> dict[int, str]:

@@ -1,11 +1,11 @@
 """The file that a stopped run leaves beside its result folder, to be resumed: its checkpoint, as safetensors."""
 
 import json
-import os
-import secrets
 from pathlib import Path
 
+from mimicut.base.disk import make_folder, remove, write_by
 from mimicut.base.errors import StoreError, one_line
+from mimicut.base.scratch import replace_file
 from mimicut.recovery.checkpoint import Checkpoint
 
 _METADATA_KEY = "stopped"
@@ -28,18 +28,15 @@ def write_stopped(folder: str | Path, checkpoint: Checkpoint) -> Path:
     from safetensors.torch import save_file
 
     path = stopped_path(folder)
-    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}.saving")
+    tensors = {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}
+    metadata = {_METADATA_KEY: json.dumps(checkpoint.data)}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}
-        save_file(tensors, fresh, metadata={_METADATA_KEY: json.dumps(checkpoint.data)})
-        with fresh.open("rb") as file:
-            os.fsync(file.fileno())
-        fresh.replace(path)
+        if not path.parent.exists():
+            make_folder(path.parent)
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        replace_file(path, lambda fresh: write_by(fresh, lambda to: save_file(tensors, to, metadata=metadata), size))
     except (OSError, SafetensorError) as error:
         raise StoreError(f"saving {path}: {error}; nothing was changed there") from error
-    finally:
-        fresh.unlink(missing_ok=True)
     return path
 
 
@@ -68,4 +65,4 @@ def read_stopped(folder: str | Path) -> Checkpoint | None:
 
 def remove_stopped(folder: str | Path) -> None:
     """Remove the checkpoint of a stopped run, if there is one."""
-    stopped_path(folder).unlink(missing_ok=True)
+    remove(stopped_path(folder))

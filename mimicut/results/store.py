@@ -3,15 +3,15 @@
 The folder is complete or not there (`folder`); nothing in it is pickled. `load_result` builds the model again.
 """
 
-import os
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from mimicut.base.disk import write
 from mimicut.base.errors import PlanError, StoreError
+from mimicut.base.scratch import locked, replace_files
 from mimicut.results.files import PAGES, PLAN, REPORT, RUN, STORED, VERSION, WEIGHTS, read_json, sha256, write_json
 from mimicut.results.folder import existing_result, fill_folder, is_own_page
 from mimicut.results.html_page import page
@@ -30,6 +30,8 @@ def save(
     extra: dict[str, Any] | None = None,
     run_file: str | None = None,
     force: bool = False,
+    replaceable: Callable[[Path], bool] | None = None,
+    check: Callable[[Path], None] | None = None,
 ) -> Path:
     """Save a result and return its folder, which is complete or not there.
 
@@ -41,6 +43,8 @@ def save(
         extra: Plain data to keep beside the report; `read` returns it.
         run_file: The text of run.toml: the options that make the result again.
         force: Whether an existing result is replaced.
+        replaceable: Whether a result that is there is replaced also without force.
+        check: Receives the complete folder before it takes its place; an exception keeps it from that.
 
     Raises:
         StoreError: The folder cannot be written or replaced, or the model or the data hold what no file can. An old
@@ -53,16 +57,18 @@ def save(
         stored = {"version": VERSION, "weights_sha256": sha256(fresh / WEIGHTS), "extra": extra or {}}
         _write_run_file(fresh, run_file, stored)
         write_json(fresh / REPORT, report.to_json() | {STORED: stored})
-        _write_pages(fresh, report, plan)
+        _write_pages(fresh, fresh, report, plan)
+        if check is not None:
+            check(fresh)
 
-    return fill_folder(folder, fill, force)[0]
+    return fill_folder(folder, fill, force, replaceable)[0]
 
 
 def _write_run_file(folder: Path, text: str | None, stored: dict[str, Any]) -> None:
     """Changes `stored`, which says that the file is the result's own."""
     if text is not None:
         stored["run"] = True
-        (folder / RUN).write_text(text, encoding="utf-8")
+        write(folder / RUN, text)
 
 
 def save_programs(
@@ -91,7 +97,7 @@ def save_programs(
         stored: dict[str, Any] = {"version": VERSION, "extra": {}}
         _write_run_file(fresh, run_file, stored)
         write_json(fresh / REPORT, report.to_json() | {STORED: stored})
-        _write_pages(fresh, report, plan)
+        _write_pages(fresh, fresh, report, plan)
         return report
 
     return fill_folder(folder, fill, force)
@@ -104,22 +110,17 @@ def put_report(folder: str | Path, report: Report) -> None:
         StoreError: They cannot be written; the old report is then whole.
     """
     path = existing_result(folder)
-    plan = read(folder)[0]
-    stored = read_json(path / REPORT).get(STORED, {})
-    mark = f".{secrets.token_hex(4)}.saving"
-    pages = _pages(path, report, plan)
-    fresh = {name: path / f".{name}{mark}" for name in (*pages, REPORT)}
     try:
-        for name, text in pages.items():
-            fresh[name].write_text(text, encoding="utf-8")
-        write_json(fresh[REPORT], report.to_json() | {STORED: stored})
-        for name, new in fresh.items():
-            os.replace(new, path / name)
+        with locked(path):
+            replace_files(path, lambda fresh: write_report(fresh, path, report))
     except OSError as error:
         raise StoreError(f"saving {path / REPORT}: {error}") from error
-    finally:
-        for new in fresh.values():
-            new.unlink(missing_ok=True)
+
+
+def write_report(fresh: Path, folder: Path, report: Report) -> None:
+    """Write the report and the pages that are to replace those of the result `folder`, into the folder `fresh`."""
+    _write_pages(fresh, folder, report, read(folder)[0])
+    write_json(fresh / REPORT, report.to_json() | {STORED: read_json(folder / REPORT).get(STORED, {})})
 
 
 def read(folder: str | Path) -> tuple[Plan, Report, dict[str, Any]]:
@@ -159,12 +160,10 @@ def _check_version(path: Path, stored: Any) -> None:
         )
 
 
-def _write_pages(folder: Path, report: Report, plan: Plan) -> None:
-    for name, text in _pages(folder, report, plan).items():
-        (folder / name).write_text(text, encoding="utf-8")
-
-
-def _pages(folder: Path, report: Report, plan: Plan) -> dict[str, str]:
-    """The text of each page by its name, without those names under which the folder has a page of the user's."""
+def _write_pages(fresh: Path, folder: Path, report: Report, plan: Plan) -> None:
+    """Write the pages of the result `folder` into `fresh`, without those in place of which it has a page of the
+    user's."""
     texts = (page(report, plan), readme(report, plan, has_run_file=(folder / RUN).is_file()))
-    return {name: text for name, text in zip(PAGES, texts, strict=True) if is_own_page(folder / name)}
+    for name, text in zip(PAGES, texts, strict=True):
+        if is_own_page(folder / name):
+            write(fresh / name, text)

@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mimicut.base.disk import write_by
 from mimicut.base.errors import StoreError
 from mimicut.base.guard import named_tensors
-from mimicut.results.files import sha256, sync
+from mimicut.results.files import sha256
 
 # Keys under which the file describes itself; the second one until release 0.1, when the project had another name.
 _METADATA_KEYS = ("mimicut", "understudy")
@@ -31,10 +32,11 @@ def write_weights(path: Path, model: nn.Module) -> None:
     tensors, shared = _distinct_tensors(model, path)
     try:
         # One entry: the order of several is not fixed, and the same model should give the same bytes.
-        save_file(tensors, path, metadata={_METADATA_KEYS[0]: json.dumps({"shared": shared}, sort_keys=True)})
+        metadata = {_METADATA_KEYS[0]: json.dumps({"shared": shared}, sort_keys=True)}
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        write_by(path, lambda to: save_file(tensors, to, metadata=metadata), size)
     except SafetensorError as error:
         raise StoreError(f"saving {path.name}: {error}") from error
-    sync(path)
 
 
 def _distinct_tensors(model: nn.Module, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

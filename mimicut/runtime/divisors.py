@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -13,7 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from mimicut.base.disk import make_folder, write
 from mimicut.base.guard import seeded
+from mimicut.base.scratch import replace_file
 from mimicut.runtime.latency import Setting, measure
 
 _COSTLY = 0.02  # share of time: what takes more is a cost of rounding up. Assumption; a step costs 15 to 18 %, measured
@@ -82,9 +83,9 @@ def divisors(setting: Setting, *, refresh: bool = False) -> DivisorTable:
         InputError, UnsupportedModel, LawBroken: As `prepare`.
     """
     setting = replace(setting, batch=1)
-    path = Path(os.environ.get("MIMICUT_CACHE") or "~/.cache/mimicut").expanduser() / "divisors.json"
+    path = _cache()
     key = " | ".join(str(v) for name, v in setting.to_json().items() if name != "batch")
-    found = None if refresh else _table(_read(path).get(key))
+    found = None if refresh or path is None else _table(_read(path).get(key))
     if found is None:
         with seeded(0):
             networks = {str(short): _ladder(short) for short in _SHORT}
@@ -93,8 +94,17 @@ def divisors(setting: Setting, *, refresh: bool = False) -> DivisorTable:
         full = measured["0"]
         times = {short: full.ms_median * measured[str(short)].over(full)[0] for short in _SHORT}
         found = DivisorTable(times, abs(measured["twin"].over(full)[0] - 1))
-        _write(path, {**_read(path), key: {"divisor": found.divisor, **vars(found)}})
+        if path is not None:
+            _write(path, {**_read(path), key: {"divisor": found.divisor, **vars(found)}})
     return found
+
+
+def _cache() -> Path | None:
+    """The file; None where it has no place: without MIMICUT_CACHE and HOME, for a user without a name."""
+    try:
+        return Path(os.environ.get("MIMICUT_CACHE") or "~/.cache/mimicut").expanduser() / "divisors.json"
+    except RuntimeError:
+        return None
 
 
 def _ladder(short: int) -> nn.Module:
@@ -128,8 +138,6 @@ def _read(path: Path) -> dict[str, Any]:
 def _write(path: Path, table: Mapping[str, Any]) -> None:
     """Write the file whole; if the folder cannot be written, the next call measures anew."""
     with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            fresh = Path(folder) / path.name
-            fresh.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-            os.replace(fresh, path)
+        if not path.parent.exists():
+            make_folder(path.parent)
+        replace_file(path, lambda fresh: write(fresh, json.dumps(table, indent=1) + "\n"))

@@ -1,10 +1,11 @@
 """A model as files that run without its code: ONNX, OpenVINO and torch.export, each compared with the model."""
 
+import io
 import math
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
@@ -24,8 +25,10 @@ from mimicut.anatomy.tracing import (
     fault_place,
     require_data,
 )
+from mimicut.base.disk import make_folder, remove_folder, write_by
 from mimicut.base.errors import InputError, LawBroken, MimicutError, StoreError, UnsupportedModel, one_line
 from mimicut.base.guard import full_copy, named_tensors, structural_copy
+from mimicut.base.scratch import locked, replace_files
 from mimicut.runtime.int8 import quantise
 from mimicut.runtime.onnx_file import write_onnx
 from mimicut.runtime.readable_outputs import ReadableOutputs, is_readable, model_name
@@ -105,6 +108,46 @@ def export(
         InputError: A format is unknown or lacks the extra `export`, or INT8 was requested without images.
         StoreError: A file exists (without `force`) or cannot be written. After any error nothing is left behind.
     """
+    folder = Path(folder)
+    formats = tuple(dict.fromkeys(formats))
+    check_formats(formats)
+    made = not folder.exists()
+    options: dict[str, Any] = {"calibrate": calibrate, "dynamic_size": dynamic_size, "tolerance": tolerance}
+    try:
+        if made:
+            make_folder(folder)
+        with locked(folder) as begun:  # by a killed export: it is replaced
+            there = [p for f in formats if (p := folder / FILES[f]).exists() and p.name not in begun]
+            if there and not force:
+                raise StoreError(f"exporting to {there[0]}: it exists; name another folder, or replace it with force")
+            found = replace_files(folder, lambda fresh: export_into(model, example, fresh, formats=formats, **options))
+        made = False
+    except BlockingIOError:
+        raise StoreError(f"exporting to {folder}: another export into it is under way; wait for it") from None
+    except OSError as error:
+        raise StoreError(f"exporting to {folder}: {error}; nothing was changed there") from error
+    finally:
+        if made:
+            with suppress(OSError):
+                remove_folder(folder)
+    return replace(found, files={f: folder / FILES[f] for f in formats})
+
+
+def export_into(
+    model: nn.Module,
+    example: Any,
+    folder: Path,
+    *,
+    formats: Sequence[str],
+    calibrate: Sequence[Any] = (),
+    dynamic_size: bool = False,
+    tolerance: float = TOLERANCE,
+) -> Exported:
+    """As `export`, into a folder that exists and that nobody else sees yet.
+
+    Raises:
+        OSError: The disk refuses; else as `export`.
+    """
     formats = tuple(dict.fromkeys(formats))
     check_formats(formats)
     if "int8" in formats and not calibrate:
@@ -122,22 +165,10 @@ def export(
     if not is_readable(output):
         ready = ReadableOutputs(ready)
     del output
-    folder = Path(folder)
-    there = [p for f in formats if (p := folder / FILES[f]).exists()]
-    if there and not force:
-        raise StoreError(f"exporting to {there[0]}: it exists; name another folder, or replace it with force")
     fixed = {} if batch_of(call) > 1 else {"batch": "the example is not a batch of 2 or more"}
     if not dynamic_size:
         fixed["size"] = NOT_WANTED
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".export") as scratch:
-            found = _as_free_as_possible(ready, call, Path(scratch), formats, calibrate, tolerance, fixed)
-            for path in Path(scratch).iterdir():
-                os.replace(path, folder / path.name)
-    except OSError as error:
-        raise StoreError(f"exporting to {folder}: {error}") from error
-    return replace(found, files={f: folder / FILES[f] for f in formats})
+    return _as_free_as_possible(ready, call, folder, formats, calibrate, tolerance, fixed)
 
 
 def check_formats(formats: Sequence[str]) -> None:
@@ -341,9 +372,31 @@ def _output_of(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         ) from error
 
 
+class _ErrorsKept(io.FileIO):
+    """A file that keeps its first error for later: torch ends the process where one is raised while it writes."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data).cast("B")
+        while len(left) and self.error is None:
+            try:
+                left = left[super().write(left) :]
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+
+def _save_program(program: Any, path: Path) -> None:
+    with _ErrorsKept(path, "w") as file:
+        torch.export.save(program, file)
+    if file.error is not None:
+        raise file.error
+
+
 def _write_program(program: Any, model: nn.Module, path: Path) -> None:
     try:
-        torch.export.save(program, path)
+        write_by(path, partial(_save_program, program), _bytes_of(model))
     except OSError:
         raise
     except Exception as error:
@@ -360,7 +413,10 @@ def _write_openvino(model: nn.Module, source: Path, target: Path) -> None:
     try:
         core = openvino.Core()
         core.set_property({"ENABLE_MMAP": False})  # the file does not last
-        openvino.save_model(core.read_model(source), target, compress_to_fp16=False)
+        read = core.read_model(source)
+        write_by(target, lambda to: openvino.save_model(read, to, compress_to_fp16=False), _bytes_of(model))
+    except OSError:
+        raise
     except Exception as error:  # whatever OpenVINO raises
         raise UnsupportedModel(
             f"writing {model_name(model)} for OpenVINO: {one_line(error)}; expected operators that it has"
@@ -369,11 +425,18 @@ def _write_openvino(model: nn.Module, source: Path, target: Path) -> None:
 
 def _write_int8(calibrate: Sequence[Any], model: nn.Module, source: Path, target: Path) -> None:
     try:
-        quantise(source, target, [[t.detach().numpy() for t in tensors_in(as_example(b))] for b in calibrate])
+        arrays = [[t.detach().numpy() for t in tensors_in(as_example(b))] for b in calibrate]
+        write_by(target, lambda to: quantise(source, to, arrays), _bytes_of(model))
+    except OSError:
+        raise
     except Exception as error:  # whatever ONNX Runtime raises
         raise UnsupportedModel(
             f"quantising {model_name(model)}: {one_line(error)}; expected operators that ONNX Runtime can quantise"
         ) from error
+
+
+def _bytes_of(model: nn.Module) -> int:
+    return sum({id(t): t.nbytes for t in named_tensors(model).values()}.values())
 
 
 def _run_program(path: Path, calls: list[Example]) -> list[list[Tensor]]:

@@ -10,6 +10,7 @@ from torch.export import ExportedProgram
 from torch.fx import Graph, Node
 
 from mimicut.anatomy.tracing import fault_place, operator, quiet, without_stacks
+from mimicut.base.disk import write_by
 from mimicut.base.errors import UnsupportedModel, one_line
 from mimicut.runtime.readable_outputs import model_name
 
@@ -39,7 +40,7 @@ def write_onnx(program: ExportedProgram, model: nn.Module, path: Path, *, optimi
             for node in converted.model.graph.all_nodes():
                 node.metadata_props.clear()  # where in the code it came from: more than the weights of a small network
             weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
-            converted.save(path, external_data=weights > ONE_FILE)
+            write_by(path, lambda to: converted.save(to, external_data=weights > ONE_FILE), weights)
             return converted.model.opset_imports[""]
     except OSError:
         raise

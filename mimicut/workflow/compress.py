@@ -11,6 +11,7 @@ from torch import nn
 from mimicut.anatomy.cost import count, count_teacher
 from mimicut.base.errors import LawBroken, Stopped
 from mimicut.base.guard import named_tensors, on_device, same_bits
+from mimicut.base.interrupts import interrupts_held
 from mimicut.inputs.extra_images import GENERATED
 from mimicut.inputs.image_set import ImageSet, ImageSource
 from mimicut.inputs.teacher import Teacher
@@ -22,8 +23,9 @@ from mimicut.recovery.cut_student import CutStudent
 from mimicut.recovery.precision_and_layout import emulated
 from mimicut.recovery.recover import Recovery, recover
 from mimicut.results import store
-from mimicut.results.export_folder import export_folder
+from mimicut.results.export_folder import export_folder, finish_killed_export
 from mimicut.results.files import PLAN
+from mimicut.results.folder import existing_result
 from mimicut.results.load_result import load
 from mimicut.results.report import Report
 from mimicut.results.stopped_runs import remove_stopped
@@ -36,9 +38,19 @@ from mimicut.workflow.deciding import Allowance, Network, decide, look_at_images
 from mimicut.workflow.fill_report import Costs, class_names, report_of
 from mimicut.workflow.intake import Intake, known_images, say_notes, take_in
 from mimicut.workflow.proving import Proof, add_alternatives, measure_latency, measure_student
-from mimicut.workflow.request import Destination, OnStage, OnStep, Request, destination_of, request_of, teacher_of
+from mimicut.workflow.request import (
+    Destination,
+    OnStage,
+    OnStep,
+    Request,
+    check_destination,
+    destination_of,
+    digests,
+    request_of,
+    teacher_of,
+)
 from mimicut.workflow.run_file import run_file
-from mimicut.workflow.run_record import CheckpointWriter, check_same, record_of
+from mimicut.workflow.run_record import CheckpointWriter, check_same, is_finished, record_of
 
 
 @dataclass(frozen=True)
@@ -49,7 +61,7 @@ class Result:
         model: The student under the teacher's head, in eval mode; with a part of a teacher, the whole network.
         plan: What was kept.
         report: What was measured.
-        recovery: How the student was recovered.
+        recovery: How the student was recovered; None where the same run had made the result before (`resume`).
         folder: Where it was saved, or None.
         stopped: Whether Ctrl-C stopped the run before the last step.
     """
@@ -57,7 +69,7 @@ class Result:
     model: nn.Module
     plan: Plan
     report: Report
-    recovery: Recovery
+    recovery: Recovery | None
     folder: Path | None
     stopped: bool = False
 
@@ -114,7 +126,7 @@ def compress(
         config: How to recover; the default recipe if None.
         folder, force: Where to save, and whether to replace an existing result there.
         resume: Continue the stopped run whose file lies beside `folder`, if there is one; with the same images,
-            options and threads the result is the same.
+            options and threads the result is the same. If the run was complete, return what is in `folder`.
         held_out, held_out_share, split_seed: Images that only certify, or the share of `images` to set aside for that.
         labelled, labels: Images that only measure accuracy: a folder of class folders, or any images with class
             numbers.
@@ -156,22 +168,28 @@ def compress(
 
 
 @dataclass(frozen=True)
-class _Run:
-    """What all later steps share, once the network and the images have been read."""
+class _Begun:
+    """A run whose images have been read."""
 
     teacher: Teacher
     recorded: Recorded
     request: Request
     destination: Destination
     intake: Intake
-    network: Network
-    looked: ImageCheck
-    given_plan: Plan | None
     record: dict[str, Any]
-    notes: list[str]
     say: OnStage
     on_step: OnStep | None
     started: float
+
+
+@dataclass(frozen=True)
+class _Run(_Begun):
+    """What all later steps share, once the network has been read, too."""
+
+    network: Network
+    looked: ImageCheck
+    given_plan: Plan | None
+    notes: list[str]
 
     @property
     def plan(self) -> Plan:
@@ -190,9 +208,10 @@ def run_request(
     recorded: Recorded | None = None,
 ) -> Result:
     """Run `compress` from a request. recorded: what run.toml records, if different from the arguments here."""
-    run = _read(teacher, images, request, say, on_step)
-    if recorded is not None:
-        run = replace(run, recorded=recorded)
+    run = _begun(teacher, images, request, recorded or Recorded(images, request), say, on_step)
+    if is_finished(run.destination, run.record):
+        return _finished(run)
+    run = _read(run)
     allowance = Allowance(request.max_seconds)
     if run.destination.stopped is None:
         plan, anatomy = decide(teacher, run.network, run.intake, request, run.given_plan, allowance, say)
@@ -214,18 +233,49 @@ def run_request(
     return _kept(run, result, recovered.stopped)
 
 
-def _read(
-    teacher: Teacher, images: ImageSource | ImageSet, request: Request, say: OnStage, on_step: OnStep | None
-) -> _Run:
-    """Read the images and the network, and check both before any work."""
+def _begun(
+    teacher: Teacher,
+    images: ImageSource | ImageSet,
+    request: Request,
+    recorded: Recorded,
+    say: OnStage,
+    on_step: OnStep | None,
+) -> _Begun:
+    """Read the images."""
     started = time.perf_counter()
     destination = destination_of(request, teacher)
     say("reading images")
-    intake = take_in(teacher, images, request)
-    record = {} if request.folder is None else record_of(teacher, request, intake)
-    plan = request.plan
+    # A threshold that cannot be reached is refused before work; a result that is there is measured against it.
+    asked = request if destination.finished is None else replace(request, min_agreement=None, max_error=None)
+    intake = take_in(teacher, images, asked)
+    record = {} if request.folder is None else record_of(teacher, recorded.request, intake)
+    return _Begun(teacher, recorded, request, destination, intake, record, say, on_step, started)
+
+
+def _finished(run: _Begun) -> Result:
+    """The result that the same run made before, with the exported files that are missing."""
+    request = run.request
+    assert request.folder is not None  # or nothing would be there
+    folder = existing_result(request.folder)
+    remove_stopped(folder)
+    finish_killed_export(folder)
+    plan, report, _ = store.read(folder)
+    missing = [name for name in request.export_to if name not in report.exports]
+    run.say("already complete" + (f", but not yet exported as {', '.join(missing)}" if missing else ""))
+    if missing:
+        report = _exported(run, folder, missing)
+    report = replace(report, min_agreement=request.min_agreement, max_error=request.max_error)
+    return Result(load(folder, run.teacher.architecture()), plan, report, None, folder)
+
+
+def _read(begun: _Begun) -> _Run:
+    """Read the network, and check it and the images before any work."""
+    teacher, request, destination = begun.teacher, begun.request, begun.destination
+    intake, say, plan = begun.intake, begun.say, request.plan
+    if destination.finished is not None:
+        check_destination(destination)  # where force replaces the result of another run
     if destination.stopped is not None:
-        check_same(destination, record)
+        check_same(destination, begun.record)
         plan = Plan.from_json(destination.stopped.data["plan"])
     notes = [*intake.notes, *known_images(teacher, plan, intake.held_out.hashes, request.min_agreement)]
     say_notes(say, notes)
@@ -235,21 +285,7 @@ def _read(
     looked = look_at_images(network, request, intake)
     notes += [*looked.notes, *emulated(request.config.precision, request.config.device)]
     say_notes(say, looked.notes)
-    return _Run(
-        teacher,
-        Recorded(images, request),
-        request,
-        destination,
-        intake,
-        network,
-        looked,
-        plan,
-        record,
-        notes,
-        say,
-        on_step,
-        started,
-    )
+    return _Run(**vars(begun), network=network, looked=looked, given_plan=plan, notes=notes)
 
 
 def _cut(run: _Run) -> tuple[nn.Module, Any, Costs]:
@@ -363,38 +399,47 @@ def _kept(run: _Run, result: Result, stopped: Stopped | None) -> Result:
         Stopped: The run was stopped; raised after saving.
     """
     request, folder = run.request, run.request.folder
-    replaces = run.destination.replaces
     # A stopped run replaces nothing but an earlier part of itself.
-    free = folder is not None and (not folder.exists() or not any(folder.iterdir()))
-    if folder is not None and (stopped is None or replaces or free):
+    free = folder is not None and (not folder.exists() or not any(folder.iterdir()) or run.destination.owns(folder))
+    if folder is not None and (stopped is None or free):
         run.say("saving")
-        saved = _save(folder, result, run, request.force or replaces)
-        result = replace(result, folder=saved)
-        if stopped is None:
-            remove_stopped(folder)
-        else:
-            _checkpoints(run)(stopped.checkpoint, saved=store.weights_digest(saved))
+        with interrupts_held():
+            result = replace(result, folder=_save(folder, result, run, complete=stopped is None))
+            if stopped is None:
+                remove_stopped(folder)
+            else:
+                _checkpoints(run)(stopped.checkpoint, saved=store.weights_digest(folder))
     if stopped is not None:
         result = replace(result, stopped=True)
         raise Stopped(result, stopped.checkpoint)
     if request.export_to:
         run.say(f"exporting; the result itself is already saved in {result.folder}")
         assert result.folder is not None  # or the request is refused
-        held_out = run.intake.held_out if len(run.intake.held_out) else None
-        report = export_folder(
-            result.folder, request.export_to, images=run.intake.few, held_out=held_out, teacher=run.teacher
-        )
-        result = replace(result, report=report)
+        result = replace(result, report=_exported(run, result.folder, request.export_to))
     return result
 
 
-def _save(folder: Path, result: Result, run: _Run, force: bool) -> Path:
-    """Save, load again by replaying the plan on the teacher's architecture, and compare every tensor."""
+def _exported(run: _Begun, folder: Path, formats: Sequence[str]) -> Report:
+    held_out = run.intake.held_out if len(run.intake.held_out) else None
+    return export_folder(folder, formats, images=run.intake.few, held_out=held_out, teacher=run.teacher)
+
+
+def _save(folder: Path, result: Result, run: _Run, complete: bool) -> Path:
+    """Save; before the folder takes its place, load it by replaying the plan on the teacher's architecture, and compare
+    every tensor."""
+
+    def check(fresh: Path) -> None:
+        tensors = named_tensors(load(fresh, run.teacher.architecture()))
+        for name, tensor in named_tensors(result.model).items():
+            if name not in tensors or not same_bits(tensor, tensors[name]):
+                raise LawBroken(
+                    f"loading what is to be saved to {folder}: {name} is not bit-equal to what was written; nothing "
+                    "was changed there"
+                )
+
     text = run_file(run.teacher, run.recorded.images, run.recorded.request, str(folder / PLAN))
-    saved = store.save(folder, model=result.model, plan=result.plan, report=result.report, run_file=text, force=force)
-    again = load(saved, run.teacher.architecture())
-    tensors = named_tensors(again)
-    for name, tensor in named_tensors(result.model).items():
-        if name not in tensors or not same_bits(tensor, tensors[name]):
-            raise LawBroken(f"loading {saved} again: {name} is not bit-equal to what was saved; do not use this folder")
-    return Path(saved)
+    made_by = {"asked": digests(run.record), "complete": complete}
+    return store.save(
+        folder, model=result.model, plan=result.plan, report=result.report, extra={"run": made_by}, run_file=text,
+        force=run.request.force, replaceable=run.destination.owns, check=check,
+    )  # fmt: skip

@@ -75,6 +75,8 @@ def crossfit(
     result = run_request(
         teacher, found, replace(request, min_agreement=None, max_error=None), say, on_step, recorded=recorded
     )
+    if result.report.crossfit is not None:  # of the same run, which was complete
+        return replace(result, report=replace(result.report, min_agreement=request.min_agreement))
     again = _fold_request(request, result.plan if searches or request.plan is not None else None)
     reports = []
     for number, (rest, held) in enumerate(parts, 1):

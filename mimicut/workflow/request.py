@@ -1,5 +1,7 @@
 """Everything that one run is asked to do, as a value that is checked before any work."""
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -24,9 +26,9 @@ from mimicut.proof.output_figures import OutputKinds, check_kinds
 from mimicut.recovery.checkpoint import Checkpoint
 from mimicut.recovery.config import PRESETS, MimicConfig
 from mimicut.recovery.recover import check_seconds
-from mimicut.results.folder import check_writable
+from mimicut.results.folder import check_writable, finish_killed_save
 from mimicut.results.stopped_runs import read_stopped, stopped_path
-from mimicut.results.store import weights_digest
+from mimicut.results.store import read, weights_digest
 from mimicut.results.teachers import load_teacher
 from mimicut.runtime.export import check_formats
 from mimicut.surgery.budget import Budget, BudgetOptions, refuse_beside_plan
@@ -264,13 +266,22 @@ def _example_size(example: Any) -> tuple[int, ...] | None:
 
 @dataclass(frozen=True)
 class Destination:
-    """Where the result goes. stopped: the checkpoint of the run that is resumed. replaces: whether `folder` holds the
-    result that run saved, which is replaced even without force."""
+    """Where the result goes. stopped: the checkpoint of the run that is resumed. finished: what the complete result
+    that is in `folder` was made by (`run_record.digests`), if the run is to go on."""
 
     folder: Path | None
     force: bool
     stopped: Checkpoint | None = None
-    replaces: bool = False
+    finished: dict[str, str] | None = None
+
+    def owns(self, folder: Path) -> bool:
+        """Whether `folder` holds what the run that is resumed saved when it was stopped: it is replaced even without
+        force."""
+        if self.stopped is None:
+            return False
+        saved, made_by = self.stopped.data["saved"], _made_by(folder)
+        mine = {"asked": digests(self.stopped.data["asked"]), "complete": False}
+        return made_by == mine or (saved is not None and saved == weights_digest(folder))
 
 
 def destination_of(request: Request, teacher: Teacher) -> Destination:
@@ -282,10 +293,14 @@ def destination_of(request: Request, teacher: Teacher) -> Destination:
     folder = request.folder
     if folder is None:
         return Destination(None, request.force)
+    path = Path(folder).resolve()
+    finish_killed_save(path)
+    made_by = _made_by(path) if request.resume else {}
     stopped = read_stopped(folder) if request.resume else None
-    saved = None if stopped is None else stopped.data["saved"]
-    replaces = saved is not None and saved == weights_digest(folder)
-    path = check_writable(folder, force=request.force or replaces)
+    found = Destination(folder, request.force, stopped)
+    if made_by.get("complete"):
+        return replace(found, finished=made_by["asked"])
+    check_destination(found)
     if teacher.result is not None and path in (own := Path(teacher.spec).resolve(), *own.parents):
         raise StoreError(f"saving to {path}: the teacher {teacher.spec} is in it; name another folder")
     if stopped is None and not request.force and stopped_path(folder).exists():
@@ -293,4 +308,30 @@ def destination_of(request: Request, teacher: Teacher) -> Destination:
             f"saving to {folder}: found {stopped_path(folder).name}, of a run that was stopped; resume continues it, "
             "force discards it"
         )
-    return Destination(folder, request.force, stopped, replaces)
+    return found
+
+
+def check_destination(destination: Destination) -> None:
+    """Check that a result can be saved there.
+
+    Raises:
+        StoreError: It cannot.
+    """
+    if destination.folder is not None:
+        check_writable(destination.folder, force=destination.force or destination.owns(destination.folder))
+
+
+def digests(record: Mapping[str, Any]) -> dict[str, str]:
+    """What a run was made by (`run_record.record_of`), each entry as a digest, as a complete result keeps it; without
+    the versions of packages."""
+    texts = {name: json.dumps(value, sort_keys=True) for name, value in record.items() if name != "versions"}
+    return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in texts.items()}
+
+
+def _made_by(folder: Path) -> dict[str, Any]:
+    """{"asked": digests of the run, "complete": False for the part of a stopped one}; empty where that is unknown."""
+    try:
+        found = read(folder)[2].get("run", {})
+    except (StoreError, PlanError):
+        return {}
+    return found if isinstance(found, dict) and isinstance(found.get("asked"), dict) else {}

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from mimicut.recovery.checkpoint import Checkpoint
 from mimicut.results.stopped_runs import stopped_path, write_stopped
 from mimicut.surgery.plan import Plan
 from mimicut.workflow.intake import Intake
-from mimicut.workflow.request import Destination, Request
+from mimicut.workflow.request import Destination, Request, digests
 
 
 def record_of(teacher: Teacher, request: Request, intake: Intake) -> dict[str, Any]:
@@ -37,6 +37,8 @@ def record_of(teacher: Teacher, request: Request, intake: Intake) -> dict[str, A
         "seam": None if request.seam is None else [str(point) for point in request.seam],
         "output": check_kinds(request.output),
         "call": intake.call,
+        "crossfit": request.crossfit,
+        "alternatives": request.with_alternatives or None,
         "budget": request.budget and request.budget.to_json(),
         "threads": torch.get_num_threads(),
         "versions": versions(),
@@ -68,6 +70,24 @@ def check_same(destination: Destination, record: dict[str, Any]) -> None:
             f"resuming {stopped_path(destination.folder)}: the run was stopped with other {', '.join(other)}; "
             "give the same ones, or start again without resume"
         )
+
+
+def is_finished(destination: Destination, record: Mapping[str, Any]) -> bool:
+    """Whether the complete result of this very run is there already, so that nothing is to be done.
+
+    Raises:
+        StoreError: A result of other options is there, and is not to be replaced.
+    """
+    if destination.finished is None:
+        return False
+    mine, its = digests(record), destination.finished
+    other = [name for name in mine if its.get(name) != mine[name]]
+    if other and not destination.force:
+        raise StoreError(
+            f"saving to {destination.folder}: it exists, and was made with other {', '.join(other)}; give the same "
+            "ones, name another folder, or replace it with force (--force)"
+        )
+    return not other
 
 
 @dataclass(frozen=True)

@@ -235,9 +235,12 @@ def test_a_stopped_run_is_saved_says_how_to_go_on_and_does(place, capsys, monkey
     code, line, err = call(capsys, *asked, "--resume")
     assert (code, line["steps"]) == (0, 4)
     assert "continuing after 1 of 4 steps" in err
-    code, _, err = call(capsys, *asked, "--resume")
+    code, again, err = call(capsys, *asked, "--resume")
+    assert (code, again) == (0, line)  # so that a loop of retries ends
+    assert "already complete" in err
+    code, _, err = call(capsys, *asked, "--seed", 3, "--resume")
     assert code == 2
-    assert "exists" in err
+    assert "it exists, and was made with other config, budget" in err
 
 
 def test_an_interrupted_export_leaves_the_result_and_resume_makes_the_files(place, capsys, monkeypatch):

@@ -1,6 +1,7 @@
 """Files in a result folder: run by themselves, compared, counted, told in the report; nothing is left of a failure."""
 
 import json
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -12,6 +13,7 @@ from command_line import call
 from nets import Chain, Residual
 
 import mimicut as us
+from mimicut.base import disk
 from mimicut.base.errors import InputError, LawBroken, StoreError
 from mimicut.inputs.preprocessing import Preprocessing
 from mimicut.inputs.teacher import own_teacher
@@ -175,6 +177,39 @@ def test_what_is_there_is_replaced_with_force_alone(result):
     assert not (result / "model.onnx.data").exists()
     with pytest.raises(InputError, match="found formats tflite, expected of pt2, onnx, openvino, int8"):
         us.export_folder(result, ["tflite"], teacher=Chain)
+
+
+def killed_before(number, name):
+    """An observer that stops, as a kill does, before the nth move to a path."""
+    left = [number]
+
+    def observe(when, kind, path):
+        if (when, kind) == ("before", "move") and path.name == name:
+            left[0] -= 1
+            if not left[0]:
+                raise MemoryError("killed")
+
+    return observe
+
+
+@pytest.mark.parametrize("name", [".export.complete", "report.json"])
+def test_a_killed_export_is_made_again_without_force(result, monkeypatch, name):
+    """Nothing that it left is in the way of anything, nor taken for the user's."""
+    monkeypatch.setattr("mimicut.base.scratch.remove_folder", lambda path: None)  # nobody tidies up after a kill
+    monkeypatch.setattr(disk, "observer", killed_before(1, name))
+    with pytest.raises(MemoryError):
+        us.export_folder(result, ["pt2"], teacher=Chain)
+    monkeypatch.undo()
+    assert any(path.name.startswith(".export") for path in result.iterdir())
+    shutil.copytree(result, result.with_name("copy"))
+    us.save(
+        result.with_name("copy"), model=Chain(), plan=us.read_plan(result / "plan.json"), report=us.Report(), force=True
+    )  # fmt: skip
+    report = us.export_folder(result, ["pt2"], teacher=Chain)
+    assert "pt2" in report.exports
+    assert [path.name for path in result.iterdir() if path.name.startswith(".")] == []
+    with pytest.raises(StoreError, match=r"model\.pt2: it exists"):
+        us.export_folder(result, ["pt2"], teacher=Chain)
 
 
 def test_two_exports_at_once_do_not_mix(result, monkeypatch):

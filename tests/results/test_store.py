@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mimicut.base.errors import InputError, PlanError, StoreError
+from mimicut.base import disk
+from mimicut.base.errors import InputError, LawBroken, PlanError, StoreError
 from mimicut.base.guard import same_bits
+from mimicut.base.scratch import locked
+from mimicut.recovery.checkpoint import Checkpoint
 from mimicut.results import store
 from mimicut.results.files import FILES, PAGES, sha256
 from mimicut.results.folder import check_writable, previous_path
 from mimicut.results.load_result import load
 from mimicut.results.report import Report
+from mimicut.results.stopped_runs import write_stopped
 from mimicut.results.store import read, save
 from mimicut.surgery.cut import cut
 from mimicut.surgery.plan import Plan, describe
@@ -370,15 +375,15 @@ def test_an_interrupted_save_leaves_the_old_folder_whole(saved, teacher, student
 @pytest.mark.parametrize("fails_at", [1, 2])
 def test_interrupted_between_the_renames(saved, teacher, student, monkeypatch, fails_at):
     before = contents(saved)
-    rename, calls = os.rename, []
+    calls = []
 
-    def stop(*args):
-        calls.append(args)
-        if len(calls) == fails_at:
-            raise KeyboardInterrupt
-        rename(*args)
+    def stop(when, kind, path):
+        if (when, kind) == ("before", "move"):
+            calls.append(path)
+            if len(calls) == fails_at:
+                raise KeyboardInterrupt
 
-    monkeypatch.setattr(os, "rename", stop)
+    monkeypatch.setattr(disk, "observer", stop)
     with pytest.raises(KeyboardInterrupt):
         save_again(saved, teacher, student, force=True)
     assert contents(saved) == before
@@ -398,6 +403,82 @@ def test_killed_before_tidying_up_the_new_result_stays(saved, teacher, student):
     save_again(saved, teacher, student, force=True)
     assert read(saved)[1].steps == 99
     assert [p.name for p in saved.parent.iterdir()] == ["result"]
+
+
+# --- several writers
+
+
+def test_what_another_process_saved_meanwhile_is_not_replaced(tmp_path, teacher, student):
+    """Between the check and the save: the later one is kept beside, and says where."""
+    folder, said = tmp_path / "result", []
+
+    def meanwhile(fresh):
+        save(folder, model=student, plan=make_plan(teacher), report=Report(steps=1))
+
+    for number in (2, 3):
+        with pytest.raises(StoreError, match=f"another process saved there .* this result is in .*result-{number}"):
+            save_again(folder, teacher, student, check=said.append if folder.exists() else meanwhile)
+        if number == 2:
+            before = contents(folder)
+            shutil.move(folder, tmp_path / "first")
+    assert contents(tmp_path / "first") == before
+    assert read(tmp_path / "result-2")[1].steps == 99
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["first", "result", "result-2", "result-3"]
+
+
+@pytest.mark.parametrize("there", ["file", "foreign folder", "export under way"])
+def test_whatever_is_in_the_way_by_then_stays(saved, teacher, student, there):
+    before = contents(saved)
+
+    def meanwhile(fresh):
+        if there == "file":
+            shutil.move(saved, saved.with_name("moved"))
+            saved.write_text("mine")
+        elif there == "foreign folder":
+            (saved / "thesis.tex").write_text("mine")
+        else:
+            held.enter_context(locked(saved))
+
+    with ExitStack() as held, pytest.raises(StoreError, match=r"this result is in .*result-2"):
+        save_again(saved, teacher, student, force=True, check=meanwhile)
+    assert read(saved.with_name("result-2"))[1].steps == 99
+    if there == "file":
+        assert saved.read_text() == "mine"
+    else:
+        assert before.items() <= contents(saved).items()
+
+
+def test_with_force_both_may_replace_and_the_last_one_stays(saved, teacher, student):
+    def meanwhile(fresh):
+        save(saved, model=student, plan=make_plan(teacher), report=Report(steps=1), force=True)
+
+    save_again(saved, teacher, student, force=True, check=meanwhile)
+    assert read(saved)[1].steps == 99
+    assert [p.name for p in saved.parent.iterdir()] == ["result"]
+
+
+def test_a_folder_that_fails_its_check_replaces_nothing(saved, teacher, student):
+    before = contents(saved)
+
+    def check(fresh):
+        assert contents(fresh).keys() == before.keys()
+        raise LawBroken("not bit-equal")
+
+    with pytest.raises(LawBroken):
+        save_again(saved, teacher, student, force=True, check=check)
+    assert contents(saved) == before
+    assert [p.name for p in saved.parent.iterdir()] == ["result"]
+
+
+def test_every_file_has_the_mode_of_the_umask(tmp_path, teacher, student):
+    before = os.umask(0o027)
+    try:
+        folder = save_again(tmp_path / "result", teacher, student)
+        checkpoint = write_stopped(folder, Checkpoint({"a": torch.zeros(3)}))
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in [*folder.iterdir(), checkpoint]} == {0o640}
+    assert folder.stat().st_mode & 0o777 == 0o750
 
 
 # --- what cannot be stored

@@ -98,6 +98,19 @@ def test_a_cache_that_cannot_be_written_is_no_error(measured, tmp_path, monkeypa
     assert len(measured) == 2
 
 
+def test_without_a_home_nothing_is_kept(measured, monkeypatch):
+    """A container may run as a user that has no name."""
+    for name in ("MIMICUT_CACHE", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def nameless(number):
+        raise KeyError(number)
+
+    monkeypatch.setattr("pwd.getpwuid", nameless)
+    assert width_divisor(TORCH) == width_divisor(TORCH, refresh=True) == 8
+    assert len(measured) == 2
+
+
 def test_the_networks_that_divisors_are_measured_on(monkeypatch, tmp_path):
     widths = {m.out_channels for m in module._ladder(3) if isinstance(m, nn.Conv2d)}
     assert widths == {61, 93, 125}

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from importlib import import_module
-from pathlib import Path
 
 import nets
 import pytest
@@ -17,6 +16,7 @@ from nets import Chain, Residual
 from torch import nn
 
 import mimicut as us
+from mimicut.base import disk
 from mimicut.base.errors import InputError, LawBroken, PlanError, Stopped, StoreError, UnsupportedModel
 from mimicut.inputs.teacher import own_teacher
 from mimicut.proof.randomised import randomised
@@ -384,6 +384,92 @@ def stopping(at=2):
     return stop
 
 
+def killed_before(kind, name, number=1):
+    """An observer that stops, as a kill does, before the nth change of a kind that concerns a path."""
+    left = [number]
+
+    def observe(when, what, path):
+        if (when, what) == ("before", kind) and path.name == name:
+            left[0] -= 1
+            if not left[0]:
+                raise MemoryError("killed")
+
+    return observe
+
+
+def test_a_run_that_is_complete_is_there_already(tmp_path, monkeypatch):
+    """Also when it was killed between saving and tidying; another run is refused, and with force it starts again."""
+    monkeypatch.setattr("mimicut.recovery.training_loop._CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("mimicut.recovery.training_loop._CHECKPOINT_PAUSE", 0.0)
+    folder = tmp_path / "small"
+    asked = {"keep": 0.5, "folder": folder, "config": CONFIG, "resume": True}
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "observer", killed_before("remove", stopped_path(folder).name))
+        with pytest.raises(MemoryError):
+            compress(make_teacher(), images(), **asked)
+    assert stopped_path(folder).exists()
+    before, said = (folder / "report.json").read_bytes(), []
+    again = compress(make_teacher(), images(), **asked, on_stage=said.append)
+    assert "already complete" in said
+    assert again.recovery is None
+    assert (folder / "report.json").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["small"]
+    assert equal_models(again.model, us.load(folder, lambda **_: make_teacher().model))
+    with pytest.raises(StoreError, match="it exists, and was made with other images"):
+        compress(make_teacher(), images(seed=3), **asked)
+    with pytest.raises(StoreError, match="it exists, and was made with other budget"):
+        compress(make_teacher(), images(), **(asked | {"keep": 0.6}))
+    with pytest.raises(StoreError, match="it exists"):
+        compress(make_teacher(), images(), **(asked | {"resume": False}))
+    assert compress(make_teacher(), images(), **(asked | {"keep": 0.6, "force": True})).recovery is not None
+
+
+def test_a_stopped_run_that_was_killed_while_it_saved_its_part_goes_on(tmp_path, monkeypatch):
+    folder = tmp_path / "small"
+    whole = compress(make_teacher(), images(), keep=0.5, folder=tmp_path / "whole", config=CONFIG)
+    with monkeypatch.context() as patch:
+        # The second checkpoint says what was saved.
+        patch.setattr(disk, "observer", killed_before("move", stopped_path(folder).name, 2))
+        with pytest.raises(MemoryError):
+            compress(make_teacher(), images(), keep=0.5, folder=folder, config=CONFIG, on_step=stopping())
+    assert us.load(folder, lambda **_: make_teacher().model)
+    again = compress(make_teacher(), images(), keep=0.5, folder=folder, config=CONFIG, resume=True)
+    assert equal_models(again.model, whole.model)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["small", "whole"]
+
+
+def test_folds_that_were_interrupted_are_made_when_the_run_is_resumed(tmp_path, monkeypatch):
+    module, folder = import_module("mimicut.workflow.crossfit"), tmp_path / "small"
+    asked = {"keep": 0.5, "folder": folder, "config": CONFIG, "resume": True}
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_pooled", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            us.crossfit(make_teacher(), images(), 2, **asked)
+    again = us.crossfit(make_teacher(), images(), 2, **asked)
+    assert again.report.crossfit == 2
+    monkeypatch.setattr(module, "_pooled", lambda *_: pytest.fail("made before"))
+    assert us.crossfit(make_teacher(), images(), 2, **asked).report.crossfit == 2
+    with pytest.raises(StoreError, match="it exists, and was made with other crossfit"):
+        us.crossfit(make_teacher(), images(), 3, **asked)
+
+
+def test_a_student_that_does_not_load_back_replaces_nothing(tmp_path, monkeypatch):
+    folder = tmp_path / "small"
+    compress(make_teacher(), images(), keep=0.5, folder=folder, config=CONFIG)
+    before = (folder / "weights.safetensors").read_bytes()
+
+    def other(*args):
+        model = us.load(*args)
+        next(model.parameters()).data.add_(1)
+        return model
+
+    monkeypatch.setattr(import_module("mimicut.workflow.compress"), "load", other)
+    with pytest.raises(LawBroken, match="nothing was changed there"):
+        compress(make_teacher(), images(), keep=0.6, folder=folder, config=CONFIG, force=True)
+    assert (folder / "weights.safetensors").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["small"]
+
+
 def test_a_stopped_run_is_given_up_by_force_alone_and_replaces_its_own_part_alone(tmp_path):
     folder = tmp_path / "small"
     with pytest.raises(Stopped):
@@ -420,14 +506,13 @@ def test_ctrl_c_in_the_trial_of_the_pace_keeps_nothing(tmp_path, monkeypatch):
 def test_a_checkpoint_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("mimicut.recovery.training_loop._CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr("mimicut.recovery.training_loop._CHECKPOINT_PAUSE", 0.0)
-    right, said = Path.replace, []
+    said = []
 
-    def full(self, target):
-        if str(target).endswith(".stopped.safetensors"):
+    def full(when, kind, path):
+        if (when, kind) == ("before", "move") and path.name.endswith(".stopped.safetensors"):
             raise OSError(28, "No space left on device")
-        return right(self, target)
 
-    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr(disk, "observer", full)
     result = compress(
         make_teacher(), images(), keep=0.5, folder=tmp_path / "small", config=CONFIG, on_stage=said.append
     )  # fmt: skip

@@ -1,0 +1,83 @@
+"""Ctrl-C, and SIGTERM of containers and schedulers, which ends a command in the same way. No heavy imports here."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+_AGAIN_SECONDS = 0.05
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """A signal handler that raises KeyboardInterrupt, but not while a module is imported: half-imported libraries
+    swallow it, or end the process. It then tries again until the import is done.
+
+    Raises:
+        KeyboardInterrupt: Nothing is being imported.
+    """
+    if hasattr(signal, "setitimer") and _importing(frame):
+        signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
+        return
+    raise KeyboardInterrupt
+
+
+def raise_interrupts() -> None:
+    """Let Ctrl-C and SIGTERM raise KeyboardInterrupt; for a process that is ours."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+
+
+def ignore_interrupts() -> None:
+    """Let Ctrl-C and SIGTERM do nothing any more: the process is at its end, and its exit code is known."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+@contextmanager
+def interrupts_held() -> Iterator[Callable[[], None]]:
+    """Hold Ctrl-C and SIGTERM back inside, until the function that is yielded is called, which raises it. A second one
+    is raised at once.
+
+    It works only where they would raise KeyboardInterrupt: in the main thread, without a handler of the caller's.
+    """
+    waiting: list[int] = []
+
+    def hold(number: int, frame: Any) -> None:
+        waiting.append(number)
+        if len(waiting) > 1:
+            raise KeyboardInterrupt
+
+    def release() -> None:
+        if waiting:
+            waiting.clear()
+            raise KeyboardInterrupt
+
+    before = _handlers() if threading.current_thread() is threading.main_thread() else {}
+    for number in before:
+        signal.signal(number, hold)
+    try:
+        yield release
+        release()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _handlers() -> dict[int, Any]:
+    """The signals that raise KeyboardInterrupt here, with their handlers."""
+    names = ("SIGINT", "SIGTERM", "SIGALRM")  # the last one where an interrupt waits for an import
+    found = {int(number): signal.getsignal(number) for name in names if (number := getattr(signal, name, None))}
+    return {number: handler for number, handler in found.items() if handler in (signal.default_int_handler, interrupt)}
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False

@@ -1,0 +1,195 @@
+"""Hidden folders in which results are made before they take their place, and what a killed process leaves of them.
+
+A scratch folder has a name that says what it is for, and a lock on it says that its process lives: the next one that
+works on the same thing removes those without. Files that replace others in a folder are first gathered in one of them,
+which is then marked as complete by renaming it: whoever comes next finishes the moves.
+"""
+
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+from mimicut.base.disk import make_folder, move, remove, remove_folder, write
+
+Returned = TypeVar("Returned")
+_INSIDE = "export"  # what scratch folders inside a folder are for; the name that earlier releases used, too
+_COMPLETE, _NAMES = f".{_INSIDE}.complete", ".names"
+_FOLDERS = re.compile(
+    rf"\.{_INSIDE}(\.[0-9a-f]{{8}}\.saving|\.complete|[a-z0-9_]{{8}})"
+)  # the last of an earlier release
+_FILES = re.compile(r"\.(report\.json|report\.html|README\.md)\.[0-9a-f]{8}\.saving")  # of an earlier release
+
+
+@contextmanager
+def scratch(folder: Path, name: str) -> Iterator[Path]:
+    """A new hidden folder inside `folder` in which `name` is made; it is removed at the end, if it is still there.
+
+    Those that killed processes left there for the same name are removed first.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    clear(folder, name)
+    path, opened = _made(folder, name)
+    try:
+        yield path
+    finally:
+        with suppress(OSError):
+            remove_folder(path)
+        if opened is not None:
+            os.close(opened)
+
+
+def clear(folder: Path, name: str) -> None:
+    """Remove what killed processes left in `folder` for `name`; what cannot be removed stays."""
+    ours = re.compile(rf"\.{re.escape(name)}\.(stopped\.safetensors\.)?[0-9a-f]{{8}}\.(saving|probe)")
+    _clear(folder, lambda path: ours.fullmatch(path.name) is not None)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a file or folder inside a result is what a killed process of mimicut left, by its name."""
+    return (_FOLDERS if path.is_dir() else _FILES).fullmatch(path.name) is not None
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[frozenset[str]]:
+    """Keep other processes from changing files in `folder`. Not on Windows, nor on disks without locks.
+
+    What killed processes left is removed, and a replacement of files that one of them had begun is finished.
+
+    Yields:
+        The names of the files that a killed process was replacing.
+
+    Raises:
+        BlockingIOError: Another process is at it.
+        OSError: The disk refuses.
+    """
+    opened = _lock(folder)
+    try:
+        finished = _finish(folder)
+        _clear(folder, is_leftover)
+        yield finished
+    finally:
+        if opened is not None:
+            os.close(opened)
+
+
+@contextmanager
+def turn_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process gives names in `folder` to results; for moments only."""
+    opened = _lock(folder, wait=True)
+    try:
+        yield
+    finally:
+        if opened is not None:
+            os.close(opened)
+
+
+def replace_files(folder: Path, fill: Callable[[Path], Returned]) -> Returned:
+    """Let `fill` write files into a hidden folder, which then replace those of the same names in `folder`.
+
+    The caller has locked the folder. After an exception in `fill`, or if the process is killed there, all is as it was;
+    if it is killed later, `locked` finishes it. Folders that `fill` leaves are not moved, and an empty file stands for
+    one that is removed.
+
+    Returns:
+        What `fill` returned.
+
+    Raises:
+        OSError: The disk refuses.
+    """
+    with scratch(folder, _INSIDE) as fresh:
+        returned = fill(fresh)
+        names = [path.name for path in fresh.iterdir() if path.is_file()]
+        write(fresh / _NAMES, "\n".join(names))
+        move(fresh, folder / _COMPLETE)
+        _finish(folder)
+    return returned
+
+
+def replace_file(path: Path, writer: Callable[[Path], None]) -> None:
+    """Let `writer` write the file that then takes the place of `path`, which is the old or the new one at any time.
+
+    Raises:
+        OSError: The disk refuses; the old file is then whole.
+    """
+    with scratch(path.parent, path.name) as fresh:
+        writer(fresh / path.name)
+        move(fresh / path.name, path)
+
+
+def _finish(folder: Path) -> frozenset[str]:
+    """Move the files of a complete replacement, data before what refers to it and reports last; return their names."""
+    complete = folder / _COMPLETE
+    if not complete.is_dir():
+        return frozenset()
+    names = (complete / _NAMES).read_text(encoding="utf-8").splitlines()
+    for name in sorted(names, key=lambda n: (n == "report.json", not n.endswith((".data", ".bin")), n)):
+        file = complete / name
+        if file.exists() and file.stat().st_size:
+            move(file, folder / name)
+        elif file.exists():
+            remove(folder / name)
+            remove(file)
+    done = folder / f".{_INSIDE}.{secrets.token_hex(4)}.saving"
+    move(complete, done)
+    remove_folder(done)
+    return frozenset(names)
+
+
+def _made(folder: Path, name: str) -> tuple[Path, int | None]:
+    """A new scratch folder and its lock."""
+    while True:
+        path = folder / f".{name}.{secrets.token_hex(4)}.saving"
+        make_folder(path)
+        try:
+            opened = _lock(path)
+        except (BlockingIOError, FileNotFoundError):  # another process took it for one that was left
+            continue
+        return path, opened
+
+
+def _clear(folder: Path, is_ours: Callable[[Path], bool]) -> None:
+    with suppress(OSError):
+        for path in [p for p in folder.iterdir() if is_ours(p) and not p.is_symlink()]:
+            with suppress(OSError):
+                if not path.is_dir():
+                    remove(path)
+                    continue
+                opened = _lock(path)
+                if opened is not None:  # else nobody knows whether its process lives
+                    try:
+                        remove_folder(path)
+                    finally:
+                        os.close(opened)
+
+
+def _lock(folder: Path, *, wait: bool = False) -> int | None:
+    """An open file that holds the lock of a folder until it is closed; None where there are no locks.
+
+    Raises:
+        BlockingIOError: Another holds it, and `wait` is False.
+        FileNotFoundError: There is no such folder.
+    """
+    while True:
+        try:
+            import fcntl
+
+            opened = os.open(folder, os.O_RDONLY)
+        except (ImportError, PermissionError):
+            return None
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if os.path.samestat(os.fstat(opened), os.stat(folder)):
+                return opened
+        except (BlockingIOError, FileNotFoundError):
+            os.close(opened)
+            raise
+        except OSError:
+            os.close(opened)
+            return None
+        os.close(opened)  # another folder has its name by now

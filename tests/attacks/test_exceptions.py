@@ -1,0 +1,131 @@
+"""An exception at the entry of any function that a public call runs: the teacher is as before it (law 3)."""
+
+import random
+import sys
+
+import nets
+import numpy as np
+import pytest
+import torch
+from attacks import in_child, record, thinned
+
+import mimicut as us
+from mimicut.inputs.preprocessing import Preprocessing
+from mimicut.inputs.teacher import own_teacher
+from mimicut.proof.randomised import randomised
+
+SAID = Preprocessing((3, 8, 8), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+CONFIG = us.MimicConfig(steps=2, views="none", batch_size=8)
+
+
+class Injected(Exception):
+    pass
+
+
+def images():
+    return torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def call_of(name, own, folder):
+    """A public call on the teacher, and what it needs, made before."""
+    model, given = own.model, images()
+    anatomy = us.trace(model, own.example())
+    plan = us.make_plan(model, anatomy, keep=0.5, source=own.to_json())
+    student = us.cut(model, plan)
+    calls = {
+        "find_seam": lambda: us.find_seam(model, own.example()),
+        "trace": lambda: us.trace(model, own.example()),
+        "inspect": lambda: us.inspect(model, own.example()),
+        "count": lambda: us.count(model, own.example()),
+        "make_plan": lambda: us.make_plan(model, anatomy, keep=0.6),
+        "channel_evidence": lambda: us.channel_evidence(model, anatomy, given),
+        "cut": lambda: us.cut(model, plan),
+        "check_cut": lambda: us.check_cut(anatomy, plan, model, student),
+        "mimic": lambda: us.mimic(model, us.cut(model, plan), plan.seam, given, CONFIG),
+        "put_under_head": lambda: us.put_under_head(model, student, plan.seam),
+        "save": lambda: us.save(folder / "saved", model=model, plan=plan, report=us.Report()),
+        "compress": lambda: us.compress(own, given, keep=0.5, config=CONFIG, extra="none", folder=folder / "small"),
+    }
+    return calls[name]
+
+
+CALLS = ("find_seam", "trace", "inspect", "count", "make_plan", "channel_evidence", "cut", "check_cut", "mimic",
+         "put_under_head", "save", "compress")  # fmt: skip
+
+
+def state(model):
+    held = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    modules = {
+        name: (m.training, {k: len(v) for k, v in vars(m).items() if k.endswith("_hooks")}, sorted(vars(m)))
+        for name, m in model.named_modules()
+    }
+    grads = {name: (p.requires_grad, p.grad is None) for name, p in model.named_parameters()}
+    chance = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+    return held, (modules, grads, chance)
+
+
+def same(one, other):
+    return one[1] == other[1] and all(torch.equal(t, other[0][name]) for name, t in one[0].items())
+
+
+def counted(work, stop_at=None):
+    """Run `work`; return how many functions of the package it entered. At number `stop_at` an exception is raised.
+
+    Generators are left out: one is entered again to put things back, as are the functions that do so.
+    """
+    entered = [0]
+
+    def watch(frame, event, argument):
+        code = frame.f_code
+        own = "/mimicut/" in code.co_filename and not code.co_filename.endswith("base/guard.py")
+        if event == "call" and own and not code.co_flags & 0x20 and code.co_name[0] != "<":
+            entered[0] += 1
+            if entered[0] == stop_at:
+                raise Injected(f"{code.co_filename}:{code.co_name}")
+
+    sys.setprofile(watch)
+    try:
+        work()
+    except Injected:
+        pass
+    except us.MimicutError as error:  # where it was reported as the fault of something else
+        if "Injected" not in str(error):
+            raise
+    finally:
+        sys.setprofile(None)
+    return entered[0]
+
+
+def attack(name, tmp_path, attempts):
+    own = own_teacher(randomised(nets.Chain()), SAID)
+    work = call_of(name, own, tmp_path / "count")
+    number = counted(work)
+    chance = random.Random(name)
+    places = list(range(1, number + 1)) if number <= attempts else chance.sample(range(1, number + 1), attempts)
+    reached = 0
+    for place in places:
+        work = call_of(name, own, tmp_path / str(place))
+
+        def child(work=work, place=place):
+            before = state(own.model)
+            entered = counted(work, place)
+            if not same(before, state(own.model)):
+                sys.exit(4)
+            sys.exit(0 if entered >= place else 3)  # what an earlier call keeps may make this one shorter
+
+        code = in_child(child)
+        assert code in (0, 3), (name, place)
+        reached += code == 0
+    return reached
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("name", CALLS)
+def test_after_an_exception_the_teacher_is_as_before(name, tmp_path):
+    number = attack(name, tmp_path, len(thinned(range(50))))
+    record(f"injected exceptions: {name}", exceptions=number, survived=number)
+
+
+@pytest.mark.parametrize("name", ["mimic", "cut"])
+def test_a_sample_of_exceptions(name, tmp_path):
+    attack(name, tmp_path, 3)

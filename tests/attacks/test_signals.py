@@ -1,0 +1,115 @@
+"""SIGINT and SIGTERM at random moments: exit codes as documented, and the same command with --resume ends bit-equal."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from attacks import in_child, record, thinned
+
+ROOT = Path(__file__).parents[2]
+COMMAND = ("compress", "net.py:build", "photos", "--keep", "0.5", "--steps", "6", "--out", "small", "--extra", "none",
+           "--to", "pt2", "--threads", "1")  # fmt: skip
+SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+
+
+def command(place, *more, after=None, number=None):
+    """Run the command in this (forked) process, which is sent a signal after some seconds."""
+    from mimicut.cli.start import main
+
+    os.chdir(place)
+    sys.stdout = sys.stderr = (place / "said").open("a")
+    if after is not None:
+        threading.Thread(target=lambda: (time.sleep(after), os.kill(os.getpid(), number)), daemon=True).start()
+    with mock.patch.object(sys, "argv", ["mimicut", *COMMAND, *more]):
+        main()
+
+
+def fresh(place, start):
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(start, place)
+    return place
+
+
+def caught(process, number):
+    """Whether a process has taken over the handling of a signal: before our first line it does not."""
+    try:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+    except OSError:
+        return True
+    mask = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
+def import_moments(place, number, attempts):
+    """Signals while the process starts and imports; return how many ended as documented."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = [sys.executable, "-m", "mimicut", *COMMAND]
+    ready = time.perf_counter()
+    probe = subprocess.Popen(run, cwd=place, env=environment, stderr=subprocess.PIPE, text=True)
+    probe.stderr.readline()  # of the first stage: the imports are done
+    ready = time.perf_counter() - ready
+    probe.kill()
+    probe.communicate()
+    shutil.rmtree(place / "small", ignore_errors=True)
+    before = sorted(os.listdir(place))
+    early = 0
+    for attempt in range(attempts):
+        process = subprocess.Popen(run, cwd=place, env=environment, stderr=subprocess.PIPE, text=True)
+        time.sleep(ready * random.Random(attempt).uniform(0.02, 1.0))
+        ours = caught(process, signal.SIGTERM)  # which is taken over with SIGINT, and which Python leaves alone
+        process.send_signal(number)
+        _, said = process.communicate(timeout=600)
+        if not ours and process.returncode in (-number, 130, 1):
+            early += 1
+        else:
+            assert process.returncode == 130, said
+            assert "interrupted" in said or "stopped" in said
+        shutil.rmtree(place / "small", ignore_errors=True)  # the signal may come after the imports
+        for left in place.glob("small.stopped*"):
+            left.unlink()
+        assert sorted(os.listdir(place)) == before
+    return early
+
+
+@pytest.mark.attack
+@SIGNALS
+def test_signals_while_it_imports(place, number):
+    attempts = len(thinned(range(50)))
+    early = import_moments(place, number, attempts)
+    record(f"{number.name} while it imports", signals=attempts, survived=attempts, before_the_first_line=early)
+
+
+@pytest.mark.attack
+@SIGNALS
+def test_signals_while_it_works(place, number, tmp_path_factory):
+    start, here = tmp_path_factory.mktemp("start") / "start", tmp_path_factory.mktemp("here") / "here"
+    shutil.copytree(place, start)
+    fresh(here, start)
+    began = time.perf_counter()
+    assert in_child(lambda: command(here)) == 0
+    seconds = time.perf_counter() - began
+    expected = {name: (here / "small" / name).read_bytes() for name in ("weights.safetensors", "plan.json")}
+    found = {}
+    for attempt in range(len(thinned(range(50)))):
+        fresh(here, start)
+        after = seconds * random.Random(attempt).uniform(0.02, 1.1)
+        code = in_child(lambda after=after: command(here, after=after, number=number))
+        found[code] = found.get(code, 0) + 1
+        said = (here / "said").read_text()
+        assert code in (0, 130), said
+        assert "Traceback" not in said
+        assert in_child(lambda: command(here, "--resume")) == 0, (here / "said").read_text()
+        for name, content in expected.items():
+            assert (here / "small" / name).read_bytes() == content, (attempt, name)
+        assert (here / "small" / "model.pt2").exists()
+        assert sorted(os.listdir(here)) == ["net.py", "photos", "said", "small"]
+    record(f"{number.name} while it works", signals=sum(found.values()), survived=sum(found.values()),
+           interrupted=found.get(130, 0), already_at_its_end=found.get(0, 0))  # fmt: skip
