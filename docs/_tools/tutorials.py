@@ -1,4 +1,4 @@
-"""Run the tutorials and write their pages: `make tutorials`. A page is a percent notebook with what it prints and draws.
+"""Run the tutorials and write their pages: `make tutorials`. A page is a percent notebook, what it prints and draws.
 
 The notebooks (docs/tutorials/*.py) are what is edited; the pages and their pictures are committed, so that the site is
 built without running anything.
