@@ -20,7 +20,7 @@ from mimicut.inputs.teacher import Build, Teacher, own_teacher
 from mimicut.proof.int8_table import int8_table
 from mimicut.results.export_checks import FIXED, check_exports, data_name, files_of
 from mimicut.results.files import PLAN, SCRATCH
-from mimicut.results.load_result import load
+from mimicut.results.load_result import load_model
 from mimicut.results.report import Report
 from mimicut.results.store import put_report, read
 from mimicut.results.teachers import code_of, load_again
@@ -166,7 +166,7 @@ def export_folder(
         plan, report, _ = read(folder)
         _refuse_existing(path, formats, report, force)
         form = _InputForm(_preprocessing_of(path, plan), plan.call, normalise)
-        whole = load(folder, _architecture(teacher))
+        whole = load_model(folder, _architecture(teacher))
         real, compared = (None if some is None else _read(some, form.preprocessing) for some in (images, held_out))
         comparison = None
         if "int8" in formats:

@@ -15,6 +15,7 @@ RUN = "run.toml"  # the options that make the result again
 BESIDE = (*PAGES, RUN, "model.pt2", "model.onnx", "model.onnx.data", "model.xml", "model.bin", "model.int8.onnx",
           "model.int8.onnx.data", "preprocessing.json")  # fmt: skip
 SCRATCH = ".export"  # begins the name of a folder inside a result that is being filled
+PLAN_DIGEST = "plan_sha256"  # key under STORED; results of release 0.1 have none
 STORED = "stored"  # key of report.json: what belongs to the folder and not to the report
 VERSION = 1  # of the folder; kept under STORED. Results of release 0.1 have none, which counts as 1.
 

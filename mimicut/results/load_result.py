@@ -6,6 +6,7 @@ the folder of the teacher is not needed.
 """
 
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from mimicut.inputs.teacher import build_architecture, part_of, put_part
 from mimicut.results.files import PLAN, WEIGHTS
 from mimicut.results.folder import existing_result, previous_path
 from mimicut.results.stopped_runs import read_stopped, stopped_path
-from mimicut.results.store import read, weights_digest
+from mimicut.results.store import digest_notes, read, weights_digest
 from mimicut.results.weights_file import read_weights
 from mimicut.surgery.cut import cut
 from mimicut.surgery.plan import Plan
@@ -49,7 +50,23 @@ def load(
             difference is named.
         PlanError: The plan is nonsense, or the teacher that was built is another one.
         InputError: build_teacher is required and missing.
+
+    Warns:
+        UserWarning: The result was saved by a release that kept no digest of its plan.
     """
+    model = load_model(folder, build_teacher, device=device)
+    for note in digest_notes(folder):
+        warnings.warn(note, stacklevel=2)
+    return model
+
+
+def load_model(
+    folder: str | Path,
+    build_teacher: str | Callable[[], nn.Module] | None = None,
+    *,
+    device: str | torch.device = "cpu",
+) -> nn.Module:
+    """As `load`, for callers that report `digest_notes` by themselves."""
     plan, _, _ = read(folder)
     path = existing_result(folder)
     weights = read_weights(path / WEIGHTS, weights_digest(path))
@@ -94,7 +111,7 @@ def as_teacher(
         "weights_sha256": weights_digest(existing_result(folder)),
         "images": list(dict.fromkeys(hashes)),
     }
-    return load(folder, build_teacher), source, {"call": plan.call, "result": result}
+    return load_model(folder, build_teacher), source, {"call": plan.call, "result": result}
 
 
 def _student_architecture(plan: Plan, build_teacher: str | Callable[[], nn.Module] | None) -> nn.Module:

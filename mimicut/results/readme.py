@@ -109,7 +109,7 @@ def _other_files(pruned_by: str | None) -> list[str]:
         return [f"Another tool ({pruned_by}) pruned this student; `report.json` has all figures."]
     return [
         "`mimicut export . --to int8 --images DIR` writes the same network in INT8, as `model.int8.onnx`.", "",
-        "`plan.json` says which channels and blocks were kept (edit it and pass it to `mimicut compress --plan`),",
+        "`plan.json` says which channels and blocks were kept (edit a copy and pass it to `mimicut compress --plan`),",
         "`weights.safetensors` holds the tensors, `report.json` all figures.",
     ]  # fmt: skip
 

@@ -118,13 +118,20 @@ class Report:
         """The report that `to_json` wrote.
 
         Raises:
-            StoreError: An entry is no field of a report.
+            StoreError: An entry is no field of a report, or of another type.
         """
+        from mimicut.results.report_schema import ReportFields, faults  # reads a library that nothing else needs
+
         unknown = sorted(set(data) - {f.name for f in fields(cls)})
         if unknown:
             raise StoreError(
                 f"reading a report: unknown entries {', '.join(unknown)}; it was edited, or made by a newer release: "
                 "then update mimicut (pip install --upgrade mimicut)"
+            )
+        wrong = faults(data, ReportFields)
+        if wrong:
+            raise StoreError(
+                f"reading a report: {'; '.join(wrong)}; it was edited, or is damaged: copy the folder again"
             )
         tuples = ("macs_not_counted", "notes", "disagreements", "losses", "alternatives", "outputs")
         lists = {key: tuple(data[key]) for key in tuples if key in data}
@@ -260,9 +267,10 @@ class Report:
         for row in self._rows():
             table.add_row(*row)
         out = StringIO()
-        Console(file=out, width=width, color_system=None, force_terminal=False).print(
-            table, *self._remarks(), *before_notes, *self._notes(), sep="\n"
+        console = Console(
+            file=out, width=width, color_system=None, force_terminal=False, markup=False, emoji=False, highlight=False
         )
+        console.print(table, *self._remarks(), *before_notes, *self._notes(), sep="\n")
         return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
     def _rows(self) -> list[tuple[str, str, str]]:

@@ -37,6 +37,7 @@ from mimicut.inputs.preprocessing import Preprocessing, PreprocessingChanges, Pr
 from mimicut.inputs.teacher import Build, Teacher, TeacherOptions, make_teacher, named_teacher
 from mimicut.inputs.torchvision_models import detector_preprocessing
 from mimicut.results.load_result import as_teacher, is_result
+from mimicut.results.store import digest_notes
 
 
 def load_teacher(
@@ -191,6 +192,7 @@ def _load_result(folder: str, given: TeacherOptions) -> Teacher:
         )
     model, source, fields = as_teacher(folder, given.build_teacher)
     notes = [f"the teacher is itself a result, made from {source.get('spec', 'a module')}: figures are against it"]
+    notes += digest_notes(folder)
     if "preprocessing" in source:
         base = Preprocessing.from_json(source["preprocessing"])
     else:

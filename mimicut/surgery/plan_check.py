@@ -8,10 +8,11 @@ from typing import Any
 from mimicut.base.errors import PlanError
 from mimicut.surgery.budget import SCORE_NAMES, SIZES, Budget, Latency
 from mimicut.surgery.seam import Seam
+from mimicut.surgery.sizes import GEOMETRIC, HOW, may_correct
 
 VERSION = 2  # 1 until release 0.1, which is read too
 EVIDENCE = "evidence"  # the score of a plan whose channels the images ranked
-_HOW = re.compile(r"(through|zero)(:\d+)?")  # as stand_ins.stand_in reads it
+_AXIS = re.compile(r"[0-9]{1,2}")
 _NONE = type(None)
 # Field -> the types that it may have, in the order of the file.
 KINDS: dict[str, tuple[type, ...]] = {
@@ -92,7 +93,7 @@ def _contents(data: dict[str, Any]) -> list[str]:
     faults += [f"drop holds {_short(d)}, expected names of modules" for d in data["drop"] if not isinstance(d, str)]
     faults += [f"keep[{g!r}] is {_short(u)}, expected a list of units" for g, u in data["keep"].items() if not _ints(u)]
     for tensor, dims in data["slices"].items():
-        if not isinstance(dims, dict) or not all(str(d).isdigit() and _ints(i) and i for d, i in dims.items()):
+        if not isinstance(dims, dict) or not all(_AXIS.fullmatch(d) and _ints(i) and i for d, i in dims.items()):
             faults.append(f"slices[{tensor!r}] is {_short(dims)}, expected axis -> positions")
     for edit in data["edits"]:
         keys = {"module", "attribute", "index", "from", "to"}
@@ -100,15 +101,21 @@ def _contents(data: dict[str, Any]) -> list[str]:
             faults.append(f"edits holds {_short(edit)}, expected {', '.join(sorted(keys))}")
         elif not all(isinstance(edit[k], str) for k in ("module", "attribute")):
             faults.append(f"edits holds {_short(edit)}, expected names of a module and an attribute")
+        elif edit["attribute"] in GEOMETRIC or not 0 <= edit["to"] < edit["from"]:
+            faults.append(f"edits holds {_short(edit)}, expected a size that the cut makes smaller")
     for call in data["calls"]:
         if not isinstance(call, dict) or set(call) != _CALL or not all(map(_fits, call.items())):
             names = ", ".join(sorted(_CALL))
             faults.append(f"calls holds {_short(call)}, expected {names}: names, places and numbers")
+        elif not may_correct(call):
+            faults.append(f"calls holds {_short(call)}, expected numbers that count channels")
     faults += [
-        f"dropped_modules holds {_short(g)}, expected [module, through or zero]"
+        f"dropped_modules holds {_short(g)}, expected [module, through, zero, or one of them with :N up to 99]"
         for g in data["dropped_modules"]
         if not _is_dropped(g)
     ]
+    if data["dropped_modules"] and not data["drop"]:
+        faults.append("dropped_modules holds modules, expected none where drop has no block")
     faults += _plain(data)
     if not isinstance(data["teacher"].get("tensors"), dict) or not isinstance(data["teacher"].get("class"), str):
         faults.append("teacher lacks its class or its tensors")
@@ -132,7 +139,7 @@ def _fits(entry: tuple[str, Any]) -> bool:
 def _is_dropped(each: Any) -> bool:
     if not (isinstance(each, list) and len(each) == 2 and all(isinstance(v, str) for v in each)):
         return False
-    return _HOW.fullmatch(each[1]) is not None
+    return HOW.fullmatch(each[1]) is not None
 
 
 def _plain(data: dict[str, Any]) -> list[str]:

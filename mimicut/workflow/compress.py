@@ -24,7 +24,7 @@ from mimicut.recovery.recover import Recovery, recover
 from mimicut.results import store
 from mimicut.results.export_folder import export_folder
 from mimicut.results.files import PLAN
-from mimicut.results.load_result import load
+from mimicut.results.load_result import load_model
 from mimicut.results.report import Report
 from mimicut.results.stopped_runs import remove_stopped
 from mimicut.surgery.budget import Budget, BudgetOptions
@@ -392,7 +392,7 @@ def _save(folder: Path, result: Result, run: _Run, force: bool) -> Path:
     """Save, load again by replaying the plan on the teacher's architecture, and compare every tensor."""
     text = run_file(run.teacher, run.recorded.images, run.recorded.request, str(folder / PLAN))
     saved = store.save(folder, model=result.model, plan=result.plan, report=result.report, run_file=text, force=force)
-    again = load(saved, run.teacher.architecture())
+    again = load_model(saved, run.teacher.architecture())
     tensors = named_tensors(again)
     for name, tensor in named_tensors(result.model).items():
         if name not in tensors or not same_bits(tensor, tensors[name]):
