@@ -19,7 +19,8 @@ LAYERS = (
 LIBRARIES = {
     "timm": {"inputs.timm_models"}, "torchvision.models": {"inputs.torchvision_models"},
     "transformers": {"inputs.hugging_face_models"}, "open_clip": {"inputs.open_clip_models"},
-    "jinja2": {"results.html_page"}, "pydantic": {"results.report_schema"}, "pickle": set(), "matplotlib": {"results.picture"},
+    "jinja2": {"results.html_page"}, "pydantic": {"base.schema", "results.report_schema"},
+    "pickle": set(), "matplotlib": {"results.picture"},
     "onnx": {"results.export_checks", "runtime.export", "runtime.int8"},
     "onnxruntime": {"runtime.export", "runtime.int8", "runtime.latency", "runtime.run_exported"},
     "onnxscript": {"runtime.export"}, "openvino": {"runtime.export", "runtime.latency", "runtime.run_exported"},

@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from mimicut.base.errors import InputError
+from mimicut.base.paths import usable_path
 from mimicut.inputs.decode import Decoded, Reader, Unreadable
 
 _SUFFIXES = {
@@ -143,6 +144,7 @@ def from_path(path: Path, reader: Reader) -> Found:
     Raises:
         InputError: Nothing can be read.
     """
+    path = usable_path(path, "reading images")
     if path.is_dir():
         return _from_folder(path, reader)
     if not path.is_file():

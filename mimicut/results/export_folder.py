@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mimicut.base.errors import InputError, LawBroken, StoreError
+from mimicut.base.paths import result_path
 from mimicut.inputs.image_set import ImageSet, ImageSource, ImagesWithCall, bind_call, read_images, split
 from mimicut.inputs.preprocessing import Preprocessing, model_inputs
 from mimicut.inputs.teacher import Build, Teacher, own_teacher
@@ -161,7 +162,7 @@ def export_folder(
             f"exporting {folder} to int8: found no images; expected a few (--images DIR), from which it takes the "
             "ranges of the values"
         )
-    path = Path(folder).resolve()
+    path = result_path(folder, "exporting")
     with _locked(path):
         plan, report, _ = read(folder)
         _refuse_existing(path, formats, report, force)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mimicut.base.errors import StoreError
+from mimicut.base.schema import read_plain
 
 PLAN, WEIGHTS, REPORT = FILES = ("plan.json", "weights.safetensors", "report.json")
 PAGES = ("report.html", "README.md")
@@ -27,7 +28,7 @@ def read_json(path: Path) -> dict[str, Any]:
         StoreError: The file cannot be read, or holds something else.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_plain(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise StoreError(f"reading {path}: {error}; expected the {path.name} of a result") from error
     if not isinstance(data, dict):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from mimicut.base.errors import StoreError
+from mimicut.base.paths import result_path
 from mimicut.results.files import BESIDE, FILES, PAGES, PLAN, REPORT, RUN, SCRATCH, STORED, WEIGHTS, read_json
 
 Returned = TypeVar("Returned")
@@ -28,7 +29,7 @@ def check_writable(folder: str | Path, *, force: bool = False) -> Path:
     Raises:
         StoreError: It cannot be written or replaced; the message says why.
     """
-    path = Path(folder).resolve()
+    path = result_path(folder, "saving")
     _finish_killed_save(path)
     if path.exists():
         _check_replaceable(path, force)
@@ -76,7 +77,7 @@ def existing_result(folder: str | Path) -> Path:
     Raises:
         StoreError: A file of a result is missing.
     """
-    path = Path(folder).resolve()
+    path = result_path(folder, "reading")
     path = path if path.exists() or not previous_path(path).is_dir() else previous_path(path)
     missing = [name for name in FILES if not (path / name).is_file()]
     if missing == [PLAN, WEIGHTS]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mimicut.base.errors import PlanError, StoreError
 from mimicut.base.guard import named_tensors, same_bits, seeded
+from mimicut.base.paths import result_path
 from mimicut.inputs.computed_weights import fold_computed_weights
 from mimicut.inputs.teacher import build_architecture, part_of, put_part
 from mimicut.results.files import PLAN, WEIGHTS
@@ -78,7 +79,7 @@ def load_model(
 
 def is_result(folder: str | Path) -> bool:
     """Whether `folder` is a result, or would be one, had a run or a save not been stopped."""
-    path = Path(folder).resolve()
+    path = result_path(folder, "loading")
     return (path / PLAN).is_file() or previous_path(path).is_dir() or stopped_path(path).exists()
 
 
@@ -96,7 +97,7 @@ def as_teacher(
         StoreError: As `load`; also for the result of a run that was stopped and can go on.
         PlanError, InputError: As `load`.
     """
-    path = Path(folder).resolve()
+    path = result_path(folder, "loading")
     checkpoint = read_stopped(path)
     if checkpoint is not None and (not path.exists() or checkpoint.data["saved"] == weights_digest(path)):
         raise StoreError(

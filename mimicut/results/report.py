@@ -7,7 +7,9 @@ from math import isfinite
 from typing import Any
 
 from mimicut.base.errors import StoreError
+from mimicut.base.schema import faults
 from mimicut.proof.certificate import images_to_halve, in_words
+from mimicut.results.report_schema import ReportFields
 from mimicut.surgery.seam import AGREEING
 
 
@@ -120,8 +122,6 @@ class Report:
         Raises:
             StoreError: An entry is no field of a report, or of another type.
         """
-        from mimicut.results.report_schema import ReportFields, faults  # reads a library that nothing else needs
-
         unknown = sorted(set(data) - {f.name for f in fields(cls)})
         if unknown:
             raise StoreError(
@@ -133,6 +133,9 @@ class Report:
             raise StoreError(
                 f"reading a report: {'; '.join(wrong)}; it was edited, or is damaged: copy the folder again"
             )
+        for name in ("top1_agreement", "top1_difference"):
+            if len({data.get(f"{name}{end}") is None for end in ("", "_low", "_high")}) > 1:
+                raise StoreError(f"reading a report: {name} stands without its interval, or the interval without it")
         tuples = ("macs_not_counted", "notes", "disagreements", "losses", "alternatives", "outputs")
         lists = {key: tuple(data[key]) for key in tuples if key in data}
         return cls(**{**data, **lists})

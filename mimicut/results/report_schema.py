@@ -4,12 +4,9 @@ A result may come from a stranger, so nothing of it is used before it was checke
 as those of another release inside an entry, may hold anything.
 """
 
-import json
-from collections.abc import Callable, Mapping
-from functools import cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -20,17 +17,32 @@ Picture = Annotated[str, Field(pattern=r"^data:image/(png|jpeg|gif|webp);base64,
 Answer = tuple[Count, Share]  # class and probability
 
 
-_STRICT = ConfigDict(strict=True, extra="ignore", regex_engine="python-re")
+_ENTRY = ConfigDict(regex_engine="python-re")  # whose \Z no line break passes
 
 
 class _Entry(BaseModel):
-    model_config = _STRICT
+    model_config = _ENTRY
+
+    @model_validator(mode="after")
+    def _ends_together(self) -> Self:
+        """An interval has both ends or none."""
+        values = vars(self)
+        for name in (n.removesuffix("_low") for n in values if n.endswith("_low")):
+            if (values[f"{name}_low"] is None) != (values[f"{name}_high"] is None):
+                raise ValueError(f"{name} has one end of its interval, expected both or none")
+        return self
 
 
 class _Agreement(_Entry):
     top1_agreement: Share | None
     top1_agreement_low: Share | None
     top1_agreement_high: Share | None
+
+    @model_validator(mode="after")
+    def _certain(self) -> Self:
+        if self.top1_agreement is not None and self.top1_agreement_low is None:
+            raise ValueError("an agreement stands without its interval")
+        return self
 
 
 class _Disagreement(_Entry):
@@ -62,7 +74,7 @@ class _Output(_Entry):
 
 
 class _Detections(_Entry):
-    agreement: Share | None
+    agreement: Share | None  # with its interval, or none of the three
     agreement_low: Share | None
     agreement_high: Share | None
     images_with_objects: Count
@@ -73,6 +85,12 @@ class _Detections(_Entry):
     map: Number | None
     least_score: Number
     least_iou: Number
+
+    @model_validator(mode="after")
+    def _certain(self) -> Self:
+        if (self.agreement is None) != (self.agreement_low is None):
+            raise ValueError("the agreement stands without its interval, or the interval without it")
+        return self
 
 
 class _Latency(_Entry):
@@ -142,7 +160,7 @@ class _Config(_Entry):
 class ReportFields(TypedDict, total=False):
     """The fields of a `Report`; reports of earlier releases lack some."""
 
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    __pydantic_config__ = _ENTRY  # type: ignore[misc]
 
     params_teacher: Count | None
     params_student: Count | None
@@ -200,26 +218,9 @@ class ReportFields(TypedDict, total=False):
 class StoredFields(TypedDict, total=False):
     """What report.json keeps of the folder itself."""
 
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    __pydantic_config__ = _ENTRY  # type: ignore[misc]
 
     weights_sha256: Digest
     plan_sha256: Digest
     extra: dict[str, Any]
     run: bool
-
-
-_checking: Callable[[Any], TypeAdapter] = cache(TypeAdapter)  # made when first used: it takes some milliseconds
-
-
-def faults(data: Mapping[str, Any], fields: Any) -> list[str]:
-    """What in plain data does not fit `fields`: a sentence for each of the first five faults.
-
-    >>> faults({"run": "yes"}, StoredFields)
-    ["run is 'yes': Input should be a valid boolean"]
-    """
-    try:
-        _checking(fields).validate_json(json.dumps(data))
-    except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False)
-        return [f"{'.'.join(map(str, e['loc']))} is {repr(e['input'])[:60]}: {e['msg']}" for e in found[:5]]
-    return []

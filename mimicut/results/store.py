@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from mimicut.base.errors import PlanError, StoreError
+from mimicut.base.schema import faults
 from mimicut.results.files import (
     PAGES,
     PLAN,
@@ -29,7 +30,7 @@ from mimicut.results.folder import existing_result, fill_folder, is_own_page
 from mimicut.results.html_page import page
 from mimicut.results.readme import readme
 from mimicut.results.report import Report
-from mimicut.results.report_schema import StoredFields, faults
+from mimicut.results.report_schema import StoredFields
 from mimicut.results.weights_file import write_weights
 from mimicut.surgery.plan import Plan
 
