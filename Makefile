@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all table docs clean
+.PHONY: demo test test-all attack table docs clean
 
 demo: $(VENV)/.ready
 	$(BIN)/mimicut demo
@@ -12,11 +12,15 @@ test: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -m "not long and not attack"
 
 # The same, and then what takes long: whole architectures, benchmarks, every method.
 test-all: test
 	$(BIN)/python -m pytest -m long
+
+# Hostile files, kills, signals, full disks: MIMICUT_ATTACKS is the number of tries of each kind.
+attack: $(VENV)/.ready
+	$(BIN)/python -m pytest -m attack tests/attacks
 
 # What is missing of the table (three to four hours on two cores for all of it), and docs/results.md from its lines.
 table: $(VENV)/.ready

@@ -26,6 +26,8 @@ def usable_path(path: str | Path, doing: str, error: type[InputError] = InputErr
     mimicut.base.errors.InputError: reading images: 'aaaaaaaaaaaaaaaaaaaaaaaaaaaa'... cannot be a path (File name too \
 long); name another one
     """
+    if not str(path):
+        raise error(f"{doing}: found an empty name; for the current folder give .")
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
