@@ -21,9 +21,10 @@ from mimicut.results.files import FILES, PAGES, sha256
 from mimicut.results.folder import check_writable, previous_path
 from mimicut.results.load_result import as_teacher, load
 from mimicut.results.report import Report
+from mimicut.results.stopped_runs import read_stopped
 from mimicut.results.store import digest_notes, put_report, read, save
 from mimicut.surgery.cut import cut
-from mimicut.surgery.plan import Plan, describe
+from mimicut.surgery.plan import Plan, describe, read_plan
 from mimicut.surgery.seam import Seam, SeamPoint
 
 # Written to a file, too, for a fresh process: tied weights, a parametrised layer, a buffer that no state dict holds, an
@@ -350,6 +351,44 @@ def test_a_plan_edited_into_nonsense_is_named(saved):
     (saved / "plan.json").write_text(json.dumps(plan))
     with pytest.raises(PlanError, match=r"plan\.json: widths\['one'\] is -3"):
         load(saved, build)
+
+
+@pytest.mark.parametrize("name", ["plan.json", "report.json"])
+@pytest.mark.parametrize("text", ["[" * 10**5, '{"a":' * 300 + "1" + "}" * 300, '{"a": NaN}', "1" * 5000], ids=str)
+def test_json_that_no_file_of_ours_holds_is_named(saved, name, text):
+    (saved / name).write_text(text)
+    with pytest.raises((StoreError, PlanError), match=name.replace(".", r"\.")):
+        load(saved, build)
+    if name == "plan.json":
+        with pytest.raises(PlanError, match=r"plan\.json"):
+            read_plan(saved / name)
+
+
+@pytest.mark.parametrize("metadata", ["[]", '{"shared": []}', '{"shared": {"a": 3}}', "3", "[" * 10**5])
+def test_metadata_of_another_form_are_named(saved, metadata):
+    path = saved / "weights.safetensors"
+    save_file(load_file(path), path, metadata={"mimicut": metadata})
+    report = json.loads((saved / "report.json").read_text())
+    report["stored"]["weights_sha256"] = sha256(path)
+    (saved / "report.json").write_text(json.dumps(report))
+    with pytest.raises(StoreError, match=r"weights\.safetensors"):
+        load(saved, build)
+
+
+@pytest.mark.parametrize("metadata", ["[]", "3", "{}", '{"asked": 1, "plan": 2, "saved": 3}', "[" * 10**5])
+def test_a_stopped_run_of_another_form_is_named(tmp_path, metadata):
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.stopped.safetensors", metadata={"stopped": metadata})
+    with pytest.raises(StoreError, match="not the file of a stopped run"):
+        read_stopped(tmp_path / "a")
+
+
+@pytest.mark.parametrize("use", [load, read, check_writable, as_teacher, read_stopped])
+@pytest.mark.parametrize("place", ["a" * 255, "a/" * 3000, "loop", "loop/in", "a\0b", ""])
+def test_what_cannot_be_the_path_of_a_result_is_named(tmp_path, monkeypatch, use, place):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(StoreError, match=r"cannot be a path|empty name"):
+        use(place)
 
 
 def test_a_folder_that_does_not_exist_is_named(tmp_path):
