@@ -198,9 +198,13 @@ def read_arrays(path: Path, alone: str = "") -> Mapping[str, Any]:
             return {k: loaded[k] for k in ([alone] if alone in loaded.files else loaded.files)}
     except Exception as error:  # a damaged file raises many kinds
         raise InputError(
-            f"reading {path}: found {'no array, or pickled objects' if 'pickle' in str(error) else _reason(error)}, "
+            f"reading {path}: found {'no array, or pickled objects' if _of_objects(error) else _reason(error)}, "
             "expected arrays of numbers, saved without pickle"
         ) from error
+
+
+def _of_objects(error: Exception) -> bool:
+    return any(words in str(error) for words in ("pickle", "Python objects"))
 
 
 def _refuse_too_large(archive: Any, alone: str) -> None:
