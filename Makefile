@@ -18,8 +18,8 @@ test: $(VENV)/.ready
 test-all: test
 	$(BIN)/python -m pytest -m long
 
-# Kills, signals, disks that refuse, injected exceptions, at every place: under half an hour on two cores; counts are
-# written to benchmarks/results/attacks_crash.json. ATTACKS=0.1 takes a tenth of them.
+# Kills, signals, disks that refuse, injected exceptions, hostile files and images: under half an hour on two cores;
+# counts are written to benchmarks/results/attacks_*.json. ATTACKS=0.1 takes a tenth of them.
 attack: $(VENV)/.ready
 	$(BIN)/python -m pytest tests/attacks
 

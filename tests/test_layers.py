@@ -20,6 +20,7 @@ LIBRARIES = {
     "timm": {"inputs.timm_models"}, "torchvision.models": {"inputs.torchvision_models"},
     "transformers": {"inputs.hugging_face_models"}, "open_clip": {"inputs.open_clip_models"},
     "huggingface_hub": {"inputs.hugging_face_models", "inputs.timm_models", "results.hub"},
+    "jinja2": {"results.html_page"}, "pydantic": {"base.schema", "results.report_schema"},
     "pickle": set(), "matplotlib": {"results.picture"},
     "onnx": {"results.export_checks", "runtime.export", "runtime.int8"},
     "onnxruntime": {"runtime.export", "runtime.int8", "runtime.latency", "runtime.run_exported"},

@@ -38,6 +38,7 @@ from mimicut.anatomy.other_methods import numbers_of_other_methods
 from mimicut.anatomy.torch_calls import Place, RecordedPass, record_pass
 from mimicut.anatomy.tracing import Traced, operator, shape
 from mimicut.surgery.seam import Seam
+from mimicut.surgery.sizes import may_be_size
 
 _MAX_STEPS = 50  # back from a computed weight to the parameters it is made of
 
@@ -205,6 +206,7 @@ class _Reader:
         """Where modules hold the number that `node` was given."""
         call = self.recorded.call_of(node)
         places = {p for i in call.find(*given) for p in call.places[i]} if call is not None else set()
+        places = {p for p in places if may_be_size(self._modules[p.module], p.attribute)}
         return sorted(places, key=lambda p: (p.module, p.attribute, p.index or 0))
 
     @cached_property

@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unicodedata import category
 
 if TYPE_CHECKING:
     from mimicut.results.report import Report
@@ -13,7 +14,17 @@ INTERRUPTED = 130  # exit code
 
 def say(text: str) -> None:
     if text.strip():
-        print(text, file=sys.stderr, flush=True)
+        print(without_controls(text), file=sys.stderr, flush=True)
+
+
+def without_controls(text: str) -> str:
+    r"""`text` with what would steer a terminal, or turn the order of letters round, written out: names of files and
+    fields of a report may come from anyone.
+
+    >>> without_controls("a\x1b[31mb")
+    'a\\x1b[31mb'
+    """
+    return "".join(c if c in "\n\t" or category(c) not in ("Cc", "Cf", "Cs") else ascii(c)[1:-1] for c in text)
 
 
 def answer(data: dict[str, Any]) -> None:

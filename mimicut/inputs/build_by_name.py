@@ -75,7 +75,7 @@ def build_model(
     """
     family, name = require_spec(spec)
     kwargs = {k: options[k] for k in ("num_classes", "in_chans") if k in options}
-    kwargs.update(options.get("model_kwargs", {}))
+    kwargs.update(options.get("model_kwargs") or {})
     loading = sorted(k for k in kwargs if k in _LOADING or k.startswith("pretrained"))
     if loading:
         raise InputError(f"building {spec}: found the options {loading}, which load files; use --weights for that")
@@ -112,7 +112,7 @@ def load_other_size(spec: str, options: Mapping[str, Any], model: nn.Module, loa
         Whether there is such a network: False where size makes no difference to it, or the library cannot interpolate.
     """
     family = require_spec(spec)[0]
-    given = dict(options.get("model_kwargs", {}))
+    given = dict(options.get("model_kwargs") or {})
     name, resize = {"timm": ("img_size", resize_timm), "torchvision": ("image_size", resize_torchvision)}.get(
         family, ("", None)
     )

@@ -24,6 +24,7 @@ from torchvision.transforms.v2 import functional as F
 from mimicut.base.errors import InputError
 from mimicut.inputs.preprocessing import NATIVE, Preprocessing
 
+MOST_PIXELS = 40_000_000  # decoded: half a gigabyte with transparency. A large JPEG is decoded at a part of its size.
 MAX_ASPECT = 100  # Beyond it, resizing the shorter side would make a picture of gigabytes.
 # No format that runs another program (EPS) or that people do not keep photographs in.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
@@ -141,10 +142,11 @@ class Reader:
 
     def planes(self, im: Image.Image) -> list[Image.Image]:
         """[RGB image], [grey image] or one grey image per channel, as the teacher's channel count requires."""
-        frames = getattr(im, "n_frames", 1)
+        if im.width * im.height > MOST_PIXELS:
+            raise Unreadable(f"found {im.width}x{im.height} pixels, expected at most {MOST_PIXELS:,}; save it smaller")
         if self.channels not in (1, 3):
-            return self._bands(im, frames)
-        if frames > 1 and im.format != "MPO":  # MPO: a photograph with its own previews
+            return self._bands(im, getattr(im, "n_frames", 1))
+        if getattr(im, "is_animated", False) and im.format != "MPO":  # MPO: a photograph with its own previews
             self.facts["with several frames or pages: the first is used"] += 1
         im = self._eight_bit(_upright(im))
         if im.mode == "LAB":  # Pillow turns it into RGB only
@@ -153,7 +155,9 @@ class Reader:
             rgba = im.convert("RGBA")
             if rgba.getextrema()[3][0] < 255:  # type: ignore[misc]  # a pair for each of the four bands
                 self.facts["with transparency: composited over white"] += 1
-                rgba = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+                white = Image.new("RGBA", rgba.size, "white")
+                white.alpha_composite(rgba)
+                rgba = white
             im = rgba.convert("RGB") if im.mode not in ("LA", "La") else rgba.convert("L")
         if im.mode in ("L", "1") and self.channels == 3:
             self.facts["in grey: repeated over three channels"] += 1
@@ -193,11 +197,12 @@ class Reader:
 
     def array(self, values: np.ndarray, name: str) -> Decoded:
         """One image: floating (C, H, W), or uint8 or uint16 (C, h, w), (h, w, C) or (h, w)."""
+        if values.dtype.kind != "f" and values.dtype.newbyteorder("=") not in (np.uint8, np.uint16):
+            raise InputError(f"reading {name}: found {values.dtype}, expected uint8 (0..255), uint16 or floating point")
+        values = np.array(values, dtype=values.dtype.newbyteorder("="))  # its own: a file that is mapped is read here
         origin = _digest(f"{values.dtype}{values.shape}".encode(), values)
         if values.dtype.kind == "f":
             return self._float(values, name, origin)
-        if values.dtype not in (np.uint8, np.uint16):
-            raise InputError(f"reading {name}: found {values.dtype}, expected uint8 (0..255), uint16 or floating point")
         if values.dtype == np.uint16:
             self.facts["with 16 bits: divided by 257"] += 1
             values = np.rint(values / 257).astype(np.uint8)

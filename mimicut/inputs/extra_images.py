@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from mimicut.base.errors import InputError
+from mimicut.base.paths import usable_path
 from mimicut.inputs.augment import resized
 from mimicut.inputs.generated_pictures import SIDE, draw_pictures
 from mimicut.inputs.image_set import ImageSet, ImageSource, base_of, read_images
@@ -159,7 +160,7 @@ def _read(
         return images, images
     if isinstance(source, (str, Path)) and not str(source).strip():
         raise InputError("found an empty name, expected a folder or file of pictures")
-    if isinstance(source, (str, Path)) and Path(source).is_dir():
+    if isinstance(source, (str, Path)) and usable_path(source, "reading extra images").is_dir():
         files = files_in(Path(source))
         source = [str(files[index]) for index in _spread(len(files), MOST)] if files else source
     pictures = read_images(source, preprocessing, memory_bytes=bound, keep="evaluated" if crops else "stored")

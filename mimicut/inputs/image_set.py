@@ -28,6 +28,7 @@ from torch import Tensor
 
 from mimicut.base import memory
 from mimicut.base.errors import InputError
+from mimicut.base.paths import usable_path
 from mimicut.inputs.augment import VIEWS
 from mimicut.inputs.decode import Decoded, Reader
 from mimicut.inputs.image_sources import Items, from_array, from_items, from_path
@@ -294,7 +295,7 @@ def read_images(
         memory_bytes = int(memory.TRAINING_IMAGES * memory.bound())
     reader = Reader(preprocessing, memory_bytes, keep)
     if isinstance(source, (str, Path)):
-        return _image_set(reader, *from_path(Path(source), reader))
+        return _image_set(reader, *from_path(usable_path(source, "reading images"), reader))
     if isinstance(source, (Tensor, np.ndarray)):
         return _image_set(reader, *from_array(source, reader, f"the given {type(source).__name__}"))
     if isinstance(source, InputSource):

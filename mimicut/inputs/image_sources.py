@@ -16,6 +16,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from mimicut.base import memory
 from mimicut.base.errors import InputError
 from mimicut.inputs.decode import Decoded, Reader, Unreadable
 
@@ -63,9 +64,13 @@ def _image_key(item: Mapping | Sequence) -> Any:
 
 def _as_numpy(values: Tensor | np.ndarray) -> np.ndarray:
     if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
-    return values.astype(values.dtype.newbyteorder("="), copy=False)
+        try:
+            values = values.detach().cpu()
+            return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+        except Exception as error:  # sparse, quantised, without data
+            kind = f"{values.dtype} as {values.layout} on {values.device}"
+            raise InputError(f"reading images: found a tensor of {kind}, expected plain numbers") from error
+    return values
 
 
 def from_array(values: Tensor | np.ndarray, reader: Reader, what: str) -> Found:
@@ -78,12 +83,17 @@ def from_array(values: Tensor | np.ndarray, reader: Reader, what: str) -> Found:
     shape, known = values.shape, {1, 3, 4, reader.channels}
     if values.ndim == 3 and not ({shape[0], shape[2]} & known) and reader.channels in (1, 3):
         values = values[:, None] if values.dtype.kind == "f" else values[..., None]
-    if values.ndim != 4 or not len(values):
+    if values.ndim != 4 or not values.size:
         raise InputError(
             f"reading {what}: found shape {shape}, expected (N, C, H, W), N at least 1, or uint8 (N, H, W, C); "
             "one image needs array[None], a stack of grey images array[:, None]"
         )
-    images = [reader.array(value, f"image {i} (from 0) of {what}") for i, value in enumerate(values)]
+    images = []
+    for i in range(len(values)):  # of a mapped file one after the other
+        try:
+            images.append(reader.array(values[i], f"image {i} (from 0) of {what}"))
+        except Unreadable as error:
+            raise InputError(f"reading image {i} (from 0) of {what}: {error}") from error
     return [replace(image, name=f"image {i}") for i, image in enumerate(images)], [], []
 
 
@@ -180,16 +190,31 @@ def read_arrays(path: Path, alone: str = "") -> Mapping[str, Any]:
 
             arrays = load_file(path)
             return {alone: arrays[alone]} if alone in arrays else arrays
-        loaded = np.load(path, allow_pickle=False)
+        loaded = np.load(path, allow_pickle=False, mmap_mode="r")  # which maps .npy alone
         if isinstance(loaded, np.ndarray):
             return {"images": loaded}
         with loaded:
+            _refuse_too_large(loaded, alone)
             return {k: loaded[k] for k in ([alone] if alone in loaded.files else loaded.files)}
     except Exception as error:  # a damaged file raises many kinds
         raise InputError(
-            f"reading {path}: found {'no array, or pickled objects' if 'pickle' in str(error) else _reason(error)}, "
+            f"reading {path}: found {'no array, or pickled objects' if _of_objects(error) else _reason(error)}, "
             "expected arrays of numbers, saved without pickle"
         ) from error
+
+
+def _of_objects(error: Exception) -> bool:
+    return any(words in str(error) for words in ("pickle", "Python objects"))
+
+
+def _refuse_too_large(archive: Any, alone: str) -> None:
+    """Raises: ValueError for a compressed file whose arrays are larger than the memory of a run."""
+    most = memory.bound()
+    for member in archive.zip.infolist():
+        if alone not in archive.files or member.filename == f"{alone}.npy":
+            most -= member.file_size
+    if most < 0:
+        raise Unreadable(f"arrays larger than the {memory.bound():,} bytes of a run; save a .npy, which is mapped")
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -211,8 +236,13 @@ def _listed(folder: Path) -> tuple[list[tuple[Path, str]], list[tuple[str, str]]
     def failed(error: OSError) -> None:
         unreadable.append((_printable(os.path.relpath(error.filename, folder)), _reason(error)))
 
+    root = os.path.realpath(folder)
     for here, folders, files in os.walk(folder, followlinks=True, onerror=failed):
         real = os.path.realpath(here)
+        if real != root and not real.startswith(os.path.join(root, "")):
+            unreadable.append((_printable(os.path.relpath(here, folder)), "a link to a folder outside: not followed"))
+            folders.clear()
+            continue
         if real in seen:  # a link back up the tree
             folders.clear()
             continue
@@ -248,13 +278,17 @@ def _from_files(
 
 
 def _why_no_image(path: Path) -> str:
-    if path.stat().st_size == 0:
-        return "empty: 0 bytes"
     if path.suffix.lower() in (".heic", ".heif"):
         return "HEIC is not read; convert it to JPEG"
-    with path.open("rb") as stream:
-        if stream.read(4) in (b"II*\0", b"MM\0*"):
-            return "a TIFF of a kind that Pillow does not read; save an 8-bit TIFF or an array (.npy)"
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(4)
+    except OSError as error:  # it may be gone by now
+        return _reason(error)
+    if not start:
+        return "empty: 0 bytes"
+    if start in (b"II*\0", b"MM\0*"):
+        return "a TIFF of a kind that Pillow does not read; save an 8-bit TIFF or an array (.npy)"
     return "not an image inside, despite its name"
 
 

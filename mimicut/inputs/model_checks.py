@@ -137,6 +137,6 @@ def refuse_damaged(model: nn.Module, spec: str) -> None:
         if bool(broken.any()):
             bad = int(broken.sum())
             raise UnsupportedModel(
-                f"loading the teacher {spec}: {name} holds {bad} NaN or infinite values, expected none; "
+                f"checking the teacher {spec}: {name} holds {bad} NaN or infinite values, expected none; "
                 "the weights are damaged, take another copy"
             )

@@ -16,6 +16,7 @@ from torch import nn
 
 from mimicut.base.errors import InputError, UnsupportedModel
 from mimicut.base.guard import full_copy, named_tensors, seeded
+from mimicut.base.paths import usable_path
 from mimicut.inputs.build_by_name import build_model, load_other_size, parse_spec, require_spec
 from mimicut.inputs.built_model import OWN_PREPROCESSING
 from mimicut.inputs.computed_weights import fold_computed_weights
@@ -310,7 +311,9 @@ def build_architecture(
             built = call_builder(build_teacher, "the given builder", options)
         return checked_model(built.model, "the given builder", [])
     source = build_teacher or spec
-    if isinstance(build_teacher, str) and parse_spec(build_teacher) is None and Path(build_teacher).is_dir():
+    doing = "rebuilding the teacher"
+    named = isinstance(build_teacher, str) and parse_spec(build_teacher) is None
+    if named and usable_path(str(build_teacher), doing).is_dir():
         raise InputError(
             f"rebuilding the teacher: found the folder {source}, expected what builds the network that was compressed "
             "first: the plans of all results between it and this one are in this one"

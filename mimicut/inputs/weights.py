@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mimicut.base.errors import InputError
+from mimicut.base.paths import usable_path
 from mimicut.inputs.checkpoint_file import read_tensors
 
 # Modules that wrap another one and add their name to the names of its tensors.
@@ -62,6 +63,7 @@ def load_weights(model: nn.Module, path: Path, spec: str, notes: list[str]) -> N
 
 def _file_and_key(path: Path) -> tuple[Path, str]:
     """FILE and KEY of "FILE:KEY"; the key is "" where the whole is a file."""
+    path = usable_path(path, "loading weights")
     file, colon, key = str(path).rpartition(":")
     return (Path(file), key) if colon and not path.is_file() and Path(file).is_file() else (path, "")
 

@@ -26,6 +26,7 @@ _BATCH, _ROWS = 16, 512
 LABELLED = "labelled"
 _SIDE = 16  # side in pixels of the pictures by which near-duplicates are compared. Source: assumption.
 NEAR = 0.995  # least correlation of two such pictures of near-duplicates. Source: assumption.
+_LARGEST_PIXEL = 1e6  # of normalised images. Source: assumption: usual ones are below 10.
 _FLAT = 2 / 255  # largest range of values of a blank image. Source: assumption.
 # The teacher is undecided on an image whose entropy exceeds this share of the maximum. Source: assumption.
 ENTROPY = 0.9
@@ -74,6 +75,27 @@ class ImageCheck:
         return {name: value for name, value in vars(self).items() if name != "notes"}
 
 
+def _refuse_endless(features: Tensor, pixels: Tensor) -> None:
+    """Refuse what no training can imitate: its error is a sum of squares, in float32.
+
+    Raises:
+        InputError: The images are so large.
+        UnsupportedModel: The teacher is the reason.
+    """
+    if bool(features.float().square().sum().isfinite()):
+        return
+    largest = float(pixels.abs().max())
+    if not largest < _LARGEST_PIXEL:
+        raise InputError(
+            f"checking the images: they hold values up to {largest:.1e}, whose features are not finite, "
+            "or too large to be squared in float32; prepare them as the teacher was trained"
+        )
+    raise UnsupportedModel(
+        "checking the images: the teacher's own features are not finite, or too large to be squared in float32 (found "
+        f"up to {float(features.abs().max()):.1e}); look at its weights and at how it takes its images"
+    )
+
+
 def check_images(
     model: nn.Module,
     seam: Seam,
@@ -118,6 +140,7 @@ def check_images(
             low, high = min(low, float(pixels.min())), max(high, float(pixels.max()))
             found, output = run_placed(capture.features_and_output, model, laid(given.batch(chosen), layout))
             features.append(torch.cat([_pooled(_by_image(f, len(chosen))) for f in found], 1))
+            _refuse_endless(features[-1], pixels)
             scores = answers_of(seam, output, len(chosen))
             if scores is not None:
                 classes = scores.shape[1]

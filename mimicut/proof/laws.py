@@ -23,7 +23,7 @@ from mimicut.anatomy.graph import Anatomy
 from mimicut.anatomy.operators.recurrent import RECURRENT
 from mimicut.anatomy.operators.reductions import statistics_axes
 from mimicut.anatomy.tracing import fault_place, operator, shape
-from mimicut.base.errors import LawBroken
+from mimicut.base.errors import LawBroken, UnsupportedModel
 from mimicut.base.guard import caches_kept, evaluating, full_copy, named_tensors, seeded
 from mimicut.surgery.plan import Plan
 from mimicut.surgery.seam import capturing, tensors
@@ -110,7 +110,9 @@ def _compare(
         ) from error
     found = [*_floats(output), *features]
     if any(not torch.isfinite(a).all() for a in expected):
-        raise LawBroken("checking the cut: the teacher's own output is not finite on random inputs")
+        raise UnsupportedModel(
+            "checking the cut: the teacher's own output is not finite on random inputs; look at its weights"
+        )
     apart = _apart(found, expected)
     # Dropped modules that are not blocks but pass their input on do not show in the whole network's operators.
     if plan is not None and anatomy.only_blocks:

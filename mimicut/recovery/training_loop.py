@@ -247,12 +247,12 @@ def _check_finite(losses: list[float], wanted: list[Tensor], config: MimicConfig
     bad = next((step for step, loss in enumerate(losses) if not isfinite(loss)), None)
     if bad is None:
         return
-    sound = all(bool(w.isfinite().all()) for w in wanted)
+    sound = all(bool(w.float().square().sum().isfinite()) for w in wanted)
     cause = (
         f"the training diverged at a learning rate of {config.lr:.3g}: give a lower one (lr= of the recipe, in "
         "Python), or train nothing, with --effort quick (steps=0): then the layers are only solved in closed form"
         if sound
-        else "the teacher's own features are not finite: look at its weights, its precision and the images"
+        else "the teacher's own features are not finite, or their squares: look at its weights, precision and images"
     )
     raise (Diverged if sound else InputError)(
         f"mimicking: the loss at step {bad} of {config.steps} is {losses[bad]}; {cause}. "

@@ -18,7 +18,7 @@ from mimicut.inputs.teacher import Build, Teacher, own_teacher
 from mimicut.proof.int8_table import int8_table
 from mimicut.results.export_checks import FIXED, check_exports, data_name, files_of
 from mimicut.results.folder import existing_result
-from mimicut.results.load_result import load
+from mimicut.results.load_result import load_model
 from mimicut.results.report import Report
 from mimicut.results.store import read, write_report
 from mimicut.results.teachers import code_of, load_again
@@ -205,7 +205,7 @@ def _exported(
     if not force:
         _refuse_existing(path, formats, report, begun)
     form = _InputForm(_preprocessing_of(path, plan), plan.call, normalise)
-    whole = load(path, _architecture(teacher))
+    whole = load_model(path, _architecture(teacher))
     real, compared = (None if some is None else _read(some, form.preprocessing) for some in (images, held_out))
     comparison = None
     if "int8" in formats:

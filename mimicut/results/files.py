@@ -7,6 +7,7 @@ from typing import Any
 
 from mimicut.base.disk import write
 from mimicut.base.errors import StoreError
+from mimicut.base.schema import read_plain
 
 PLAN, WEIGHTS, REPORT = FILES = ("plan.json", "weights.safetensors", "report.json")
 PAGES = ("report.html", "README.md")
@@ -14,6 +15,7 @@ RUN = "run.toml"  # the options that make the result again
 # Files that may lie beside those of a result, and are replaced with them.
 BESIDE = (*PAGES, RUN, "model.pt2", "model.onnx", "model.onnx.data", "model.xml", "model.bin", "model.int8.onnx",
           "model.int8.onnx.data", "preprocessing.json")  # fmt: skip
+PLAN_DIGEST = "plan_sha256"  # key under STORED; results of release 0.1 have none
 STORED = "stored"  # key of report.json: what belongs to the folder and not to the report
 VERSION = 1  # of the folder; kept under STORED. Results of release 0.1 have none, which counts as 1.
 
@@ -25,7 +27,7 @@ def read_json(path: Path) -> dict[str, Any]:
         StoreError: The file cannot be read, or holds something else.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_plain(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise StoreError(f"reading {path}: {error}; expected the {path.name} of a result") from error
     if not isinstance(data, dict):

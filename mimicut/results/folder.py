@@ -9,6 +9,7 @@ from typing import TypeVar
 from mimicut.base.disk import make_folder, move, remove_folder
 from mimicut.base.errors import StoreError
 from mimicut.base.interrupts import interrupts_held
+from mimicut.base.paths import result_path
 from mimicut.base.scratch import is_leftover, locked, scratch, turn_in
 from mimicut.results.files import BESIDE, FILES, PAGES, PLAN, REPORT, RUN, STORED, WEIGHTS, read_json
 
@@ -30,7 +31,7 @@ def check_writable(folder: str | Path, *, force: bool = False) -> Path:
     Raises:
         StoreError: It cannot be written or replaced; the message says why.
     """
-    path = Path(folder).resolve()
+    path = result_path(folder, "saving")
     try:
         finish_killed_save(path)
         if path.exists():
@@ -98,7 +99,7 @@ def existing_result(folder: str | Path) -> Path:
     Raises:
         StoreError: A file of a result is missing.
     """
-    path = Path(folder).resolve()
+    path = result_path(folder, "reading")
     path = path if path.exists() or not previous_path(path).is_dir() else previous_path(path)
     missing = [name for name in FILES if not (path / name).is_file()]
     if missing == [PLAN, WEIGHTS]:

@@ -1,51 +1,24 @@
 """The report as one HTML page that stands alone: no network, no script, light and dark, for screens and for paper.
 
-The page depends on report and plan alone, so that a stored result gives the same page again.
+The page depends on report and plan alone, so that a stored result gives the same page again. Here its words and numbers
+are put together as plain values; `page.html` lays them out, and Jinja escapes each of them.
 """
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from hashlib import sha256
-from html import escape
+from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from mimicut.proof.certificate import in_words
 from mimicut.results.report import Report, largest_error
 from mimicut.surgery.plan import Plan
 
 _HASHES = 24  # of images that are printed; all of them are in report.json. Source: assumption.
-_STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #1c2430; --soft: #5a6675; --line: #d9dee5; --fill: #eef1f5;
-  --accent: #1f6f8b; --cut: #c9d3dc; --good: #1a7f4b; --bad: #b3362b; }
-@media (prefers-color-scheme: dark) { :root { --paper: #14181d; --ink: #e5e9ee; --soft: #9aa6b3; --line: #313a45;
-  --fill: #1d232b; --accent: #62b6d1; --cut: #3a4653; --good: #5fcf95; --bad: #f0877d; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 62rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.5rem; margin: 0 0 .25rem; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .5rem; }
-p { margin: .4rem 0; } .soft { color: var(--soft); } .scroll { overflow-x: auto; }
-.card { background: var(--fill); border-radius: .5rem; padding: .8rem 1rem; } .big { font-size: 1.15rem; }
-.go { color: var(--good); font-weight: 600; } .nogo { color: var(--bad); font-weight: 600; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .3rem .5rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; white-space: normal; overflow-wrap: normal; }
-  th { font-weight: 600; color: var(--soft); }
-svg { display: block; width: 100%; max-width: 40rem; height: auto; } svg text { fill: var(--ink);
-  font: 14px system-ui, sans-serif; }
-svg .axis { stroke: var(--line); } svg .soft { fill: var(--soft); }
-.bars { display: grid; grid-template-columns: minmax(7rem, 16rem) 1fr 7rem; gap: .15rem .6rem; align-items: center;
-  font-size: .85rem; } .bars .bar { background: var(--cut); height: .75rem; border-radius: .2rem; overflow: hidden; }
-.bars .bar i { display: block; height: 100%; background: var(--accent); } .bars .n { text-align: right; }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .8rem; }
-figure { margin: 0; font-size: .85rem; } figure img { width: 100%; max-width: 9.5rem; image-rendering: pixelated;
-  border-radius: .3rem; display: block; } details { margin: .4rem 0; } summary { cursor: pointer; }
-code, pre { font: .82rem/1.45 ui-monospace, monospace; } pre { white-space: pre-wrap; margin: .3rem 0; }
-@media (max-width: 480px) { th, td { padding: .3rem .25rem; }
-  svg { overflow: visible; margin-top: .6rem; } svg text { font-size: 18px; }
-  .bars { grid-template-columns: 1fr 6rem; } .bars .name { grid-column: 1 / -1; } }
-@media print { body { max-width: none; font-size: 11pt; } h2, figure, .card { break-inside: avoid; } }
-"""
 
 
 def page(report: Report, plan: Plan) -> str:
@@ -56,33 +29,40 @@ def page(report: Report, plan: Plan) -> str:
         plan: How the student was cut, and from which teacher.
     """
     source = plan.teacher.get("source") or {}
-    name = str(source.get("spec") or plan.teacher.get("class") or "the teacher")
-    parts = [
-        f"<h1>Student of {escape(name)}</h1>",
-        f'<p class="soft">{escape(_budget(plan))}</p>',
-        _certificate(report),
-        _section("Teacher and student", _sizes(report)),
-        _section("Widths and blocks", _widths(report, plan)),
-        _section("Cheaper alternatives", _alternatives(report)),
-        _section("Float32 and INT8", _int8(report)),
-        _section("Agreement against latency", _tradeoff(report)),
-        _section("Loss over steps", _losses(report)),
-        _section("Answered differently", _disagreements(report)),
-        _section("Agreement by the teacher's answer", _classes(report)),
-        _section("Files", _exports(report)),
-        _section("Notes", _list(report.notes)),
-        _section("Manifest", _manifest(report, plan)),
-    ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<link rel="icon" href="data:,"><title>Student of {escape(name)}</title>\n'
-        f"<style>{_STYLE}</style></head>\n<body>\n{''.join(p for p in parts if p)}</body></html>\n"
+    return _template().render(
+        name=str(source.get("spec") or plan.teacher.get("class") or "the teacher"),
+        budget=_budget(plan),
+        certificate=_certificate(report),
+        outputs=[*report.detection_lines(), *report.output_lines()],
+        sizes=_sizes(report),
+        more=_more(report),
+        dropped=", ".join(plan.drop),
+        widths=[
+            {"name": name, "kept": kept, "whole": whole, "percent": f"{100 * kept / whole:.1f}"}
+            for name, (kept, whole) in report.widths.items()
+            if whole
+        ],
+        alternatives=_alternatives(report),
+        int8=_int8(report),
+        tradeoff=_tradeoff(report),
+        losses=_losses(report),
+        disagreements=[
+            {"thumbnail": None, **each, **{who: _answer(report, each[who]) for who in ("teacher", "student")}}
+            for each in report.disagreements
+        ],
+        classes=_classes(report),
+        exports=_exports(report),
+        export_remarks=_export_remarks(report),
+        notes=report.notes,
+        manifest=_manifest(report, plan),
+        details=_details(report, plan),
     )
 
 
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{body}</section>\n" if body else ""
+@cache
+def _template() -> Template:
+    here = FileSystemLoader(Path(__file__).parent)
+    return Environment(loader=here, autoescape=True, undefined=StrictUndefined).get_template("page.html")
 
 
 def _budget(plan: Plan) -> str:
@@ -104,41 +84,38 @@ def _budget(plan: Plan) -> str:
     return f"Budget: {', '.join(limits)}." if limits else "Cut by a given plan."
 
 
-def _certificate(report: Report) -> str:
+def _certificate(report: Report) -> list[tuple[str, str]]:
+    """Sentences with their kinds, "" for plain ones."""
     if report.top1_agreement is None or report.top1_agreement_low is None:
-        remarks = "".join(f'<p class="nogo">{escape(text)}.</p>' for text in report.certificate())
+        remarks = [(f"{text}.", "nogo") for text in report.certificate()]
         if report.feature_error_relative is None:
-            return f'<div class="card">{remarks}</div>' if remarks else ""
-        return (
-            f'<div class="card"><p>Feature error {report.feature_error_relative:.4f} (0 is perfect, 1 no better than '
-            f"the mean feature) on {report.images_held_out:,} held-out images. The outputs are not one row of class "
-            f"scores, so there is no top-1 agreement.</p>{_outputs(report)}{remarks}"
-            "</div>"
+            return remarks
+        error = (
+            f"Feature error {report.feature_error_relative:.4f} (0 is perfect, 1 no better than the mean feature) on "
+            f"{report.images_held_out or 0:,} held-out images. The outputs are not one row of class scores, so there "
+            "is no top-1 agreement."
         )
-    first, *rest = report.certificate()
+        return [(error, ""), *remarks]
+    first, *rest = report.certificate() or [""]
     words = in_words(report.top1_agreement_low, report.crossfit)
-    lines = [f'<p class="big">{escape(words[0].upper() + words[1:])}.</p>']
     which = "that influenced nothing"
     if report.crossfit is not None:
         which = f"each held out once, in {report.crossfit} folds"
-    lines.append(
-        f"<p>Top-1 agreement with the teacher {report.top1_agreement:.1%} on {report.images_held_out:,} images {which};"
-        f" 95 % interval {report.top1_agreement_low:.1%} to {report.top1_agreement_high:.1%}"
-        f"{escape(first.removeprefix(words))}.</p>"
+    high = report.top1_agreement_low if report.top1_agreement_high is None else report.top1_agreement_high
+    agreement = (
+        f"Top-1 agreement with the teacher {report.top1_agreement:.1%} on {report.images_held_out or 0:,} images "
+        f"{which}; 95 % interval {report.top1_agreement_low:.1%} to {high:.1%}{first.removeprefix(words)}."
     )
-    for text in rest:
-        kind = ' class="nogo"' if text.startswith("NO GO") else ' class="go"' if text.startswith("GO") else ""
-        lines.append(f"<p{kind}>{escape(text[0].upper() + text[1:])}.</p>")
-    return f'<div class="card">{"".join(lines)}{_outputs(report)}</div>\n'
+    kinds = {"NO GO": "nogo", "GO": "go"}
+    others = [(f"{_capital(text)}.", kinds.get(text.partition(":")[0], "")) for text in rest]
+    return [(f"{_capital(words)}.", "big"), (agreement, ""), *others]
 
 
-def _outputs(report: Report) -> str:
-    """A line for what a detector finds, and one for each output."""
-    items = "".join(f"<li>{escape(line)}</li>" for line in (*report.detection_lines(), *report.output_lines()))
-    return f"<ul>{items}</ul>" if items else ""
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
-def _sizes(report: Report) -> str:
+def _sizes(report: Report) -> list[list[str]]:
     rows: list[tuple[str, float | None, float | None, str]] = [
         ("parameters", report.params_teacher, report.params_student, "{:,}"),
         ("MACs of one image", report.macs_teacher, report.macs_student, "{:,}"),
@@ -150,12 +127,14 @@ def _sizes(report: Report) -> str:
         rows.append(
             (f"top-1 on {report.images_labelled:,} labelled, %", report.top1_teacher, report.top1_student, "{:.2f}")
         )
-    body = "".join(
-        f"<tr><td>{escape(what)}</td><td>{form.format(a)}</td><td>{form.format(b)}</td>"
-        f"<td>{f'{b / a:.1%}' if a else ''}</td></tr>"
+    return [
+        [what, form.format(a), form.format(b), f"{b / a:.1%}" if a else ""]
         for what, a, b, form in rows
         if a is not None and b is not None
-    )
+    ]
+
+
+def _more(report: Report) -> str:
     more = []
     if report.feature_error_relative is not None:
         more.append(f"feature error {report.feature_error_relative:.4f}")
@@ -163,79 +142,56 @@ def _sizes(report: Report) -> str:
         more.append(f"feature cosine {report.feature_cosine:.4f}")
     if report.seconds is not None:
         more.append(f"the whole run took {report.seconds:.0f} s and {report.steps or 0:,} steps")
-    table = f"<table><tr><th></th><th>teacher</th><th>student</th><th>student / teacher</th></tr>{body}</table>"
-    return f'<div class="scroll">{table}</div><p class="soft">{escape("; ".join(more))}</p>' if body else ""
+    return "; ".join(more)
 
 
-def _widths(report: Report, plan: Plan) -> str:
-    rows = "".join(
-        f'<span class="name">{escape(name)}</span><span class="bar"><i style="width:{100 * kept / whole:.1f}%"></i>'
-        f'</span><span class="n">{kept} of {whole}</span>'
-        for name, (kept, whole) in report.widths.items()
-        if whole
-    )
-    dropped = f"<p>Dropped blocks: {escape(', '.join(plan.drop))}.</p>" if plan.drop else ""
-    return dropped + (f'<div class="bars">{rows}</div>' if rows else "")
-
-
-def _alternatives(report: Report) -> str:
-    """A bar for the agreement of each way, with its interval."""
+def _alternatives(report: Report) -> list[dict[str, str]]:
+    """For each way its agreement, with its interval and the length of a bar."""
     if not report.alternatives or report.top1_agreement is None:
-        return ""
+        return []
     own = {
         "name": "this result", "seconds": None, "top1_agreement": report.top1_agreement,
         "top1_agreement_low": report.top1_agreement_low, "top1_agreement_high": report.top1_agreement_high,
     }  # fmt: skip
-    rows = "".join(
-        f'<span class="name">{escape(way["name"])}{_time(way["seconds"])}</span><span class="bar">'
-        f'<i style="width:{100 * way["top1_agreement"]:.1f}%"></i></span><span class="n">{way["top1_agreement"]:.1%} '
-        f"<span class='soft'>{way['top1_agreement_low']:.0%}-{way['top1_agreement_high']:.0%}</span></span>"
+    return [
+        {
+            "name": way["name"] + ("" if way["seconds"] is None else f", {way['seconds']:.1f} s"),
+            "percent": f"{100 * way['top1_agreement']:.1f}", **_share(way),
+        }
         for way in [*report.alternatives, own]
         if way["top1_agreement"] is not None
-    )
-    text = "Agreement with the teacher on the held-out images, with its 95 % interval, for the same cut."
-    return f'<p class="soft">{text}</p><div class="bars">{rows}</div>'
+    ]  # fmt: skip
 
 
-def _time(seconds: float | None) -> str:
-    return "" if seconds is None else f", {seconds:.1f} s"
+def _share(row: Mapping[str, Any]) -> dict[str, str]:
+    """An agreement and its interval, in words."""
+    share, low, high = (row[f"top1_agreement{end}"] for end in ("", "_low", "_high"))
+    known = low is not None and high is not None
+    return {
+        "share": "unknown" if share is None else f"{share:.1%}",
+        "between": f"{low:.0%}-{high:.0%}" if share is not None and known else "",
+    }
 
 
-def _losses(report: Report) -> str:
-    points = [(step, loss) for step, loss in report.losses if loss > 0]
-    if len(points) < 2:
-        return ""
-    return _line_chart(points, "step", "loss", log=True)
-
-
-def _int8(report: Report) -> str:
+def _int8(report: Report) -> dict[str, Any] | None:
     table = report.int8
     if not table:
-        return ""
+        return None
     reference = "student" if table["without_teacher"] else "teacher"
     text = (
         f"On {table['runtime']}, threads {table['threads']}, batch {table['batch']}, timed in turn; quantised on "
         f"{table['images_quantised_by']:,} images; agreement with the {reference} on {table['images']:,} others."
     )
-    body = "".join(
-        f"<tr><td>{escape(row['name'])}</td><td>{row['ms']:.3f}</td><td>{row['share']:.1%}</td>"
-        f"<td>{row['bytes'] / 1e6:.2f}</td><td>{_share(row)}</td></tr>"
-        for row in table["rows"]
-    )
-    head = "<tr><th></th><th>ms</th><th>relative to the first</th><th>MB</th><th>agreement</th></tr>"
     if table["without_teacher"]:
         text += f" Without the teacher: {table['without_teacher']}"
-    return f'<p class="soft">{escape(text)}</p><div class="scroll"><table>{head}{body}</table></div>'
+    rows = [
+        {"cells": [row["name"], f"{row['ms']:.3f}", f"{row['share']:.1%}", f"{row['bytes'] / 1e6:.2f}"], **_share(row)}
+        for row in table["rows"]
+    ]
+    return {"text": text, "rows": rows}
 
 
-def _share(row: Mapping[str, Any]) -> str:
-    if row["top1_agreement"] is None:
-        return "unknown"
-    low, high = row["top1_agreement_low"], row["top1_agreement_high"]
-    return f"{row['top1_agreement']:.1%} <span class='soft'>{low:.0%}-{high:.0%}</span>"
-
-
-def _tradeoff(report: Report) -> str:
+def _tradeoff(report: Report) -> dict[str, Any] | None:
     """Each network that was measured on one runtime: its agreement with the teacher over its share of the latency."""
     found: list[dict[str, Any]] = []
     if report.int8 and not report.int8["without_teacher"]:
@@ -248,10 +204,12 @@ def _tradeoff(report: Report) -> str:
     ]
     known = [row for row in found if row["top1_agreement"] is not None]
     points = [(row["name"], 100 * row["share"], 100 * row["top1_agreement"]) for row in known]
-    return _scatter(points, "latency, % of the teacher's", "agreement with the teacher, %") if len(points) > 1 else ""
+    if len(points) < 2 or min(x for _, x, _ in points) <= 0:
+        return None
+    return _scatter(points, "latency, % of the teacher's", "agreement with the teacher, %")
 
 
-def _scatter(points: Sequence[tuple[str, float, float]], x_name: str, y_name: str) -> str:
+def _scatter(points: Sequence[tuple[str, float, float]], x_name: str, y_name: str) -> dict[str, Any]:
     """A chart of points with their names, which are moved down where they would overlap."""
     wide, high, left, bottom, top, right = 480, 300, 50, 48, 24, 150
     x1, y1 = max(x for _, x, _ in points), 100.0
@@ -261,38 +219,42 @@ def _scatter(points: Sequence[tuple[str, float, float]], x_name: str, y_name: st
         across = left + x / x1 * (wide - left - right)
         return round(across, 1), round(top + (y1 - y) / (y1 - y0) * (high - top - bottom), 1)
 
-    marks = []
-    for i in range(4):
-        x, y = x1 * i / 3, y0 + (y1 - y0) * i / 3
-        across, down = at(x, y)
-        marks.append(
-            f'<line class="axis" x1="{left}" x2="{wide - right}" y1="{down}" y2="{down}"/>'
-            f'<text class="soft" x="{left - 6}" y="{down + 4}" text-anchor="end">{y:.0f}</text>'
-            f'<text class="soft" x="{across}" y="{high - 28}" text-anchor="middle">{x:.3g}</text>'
-        )
-    taken: list[tuple[float, float]] = []
+    marks = [_mark(at, x1 * i / 3, y0 + (y1 - y0) * i / 3, ".3g", ".0f") for i in range(4)]
+    placed: list[dict[str, Any]] = []
     for name, x, y in sorted(points, key=lambda p: -p[2]):
         across, down = at(x, y)
         line = down + 5
-        while any(abs(line - other) < 15 and abs(across - beside) < right for beside, other in taken):
+        while any(abs(line - p["line"]) < 15 and abs(across - p["across"]) < right for p in placed):
             line += 1
-        taken.append((across, line))
-        marks.append(
-            f'<circle cx="{across}" cy="{down}" r="5" fill="var(--accent)"/>'
-            f'<text x="{across + 9}" y="{line}">{escape(name)}</text>'
-        )
-    return (
-        f'<svg viewBox="0 0 {wide} {high}" role="img" aria-label="{escape(y_name)} over {escape(x_name)}">'
-        f'{"".join(marks)}<text class="soft" x="{left}" y="{high - 6}">{escape(x_name)}</text>'
-        f'<text class="soft" x="2" y="13">{escape(y_name)}</text></svg>'
-    )
+        placed.append({"name": name, "across": across, "down": down, "line": line})
+    captions = [
+        {"x": left, "y": high - 6, "text": x_name, "anchor": ""},
+        {"x": 2, "y": 13, "text": y_name, "anchor": ""},
+    ]
+    return {
+        "wide": wide, "high": high, "left": left, "end": wide - right, "x_marks_at": high - 28, "x_name": x_name,
+        "y_name": y_name, "marks": marks, "line": "", "points": placed, "captions": captions,
+    }  # fmt: skip
 
 
-def _line_chart(points: Sequence[tuple[float, float]], x_name: str, y_name: str, *, log: bool) -> str:
-    """A chart of one line; each axis has four marks."""
+def _mark(at: Any, x: float, y: float, x_form: str, y_form: str, shown: float | None = None) -> dict[str, Any]:
+    """A mark on both axes. shown: what is written beside y, where that is another number."""
+    across, down = at(x, y)
+    return {"across": across, "down": down, "x": format(x, x_form), "y": format(y if shown is None else shown, y_form)}
+
+
+def _losses(report: Report) -> dict[str, Any] | None:
+    points = [(step, loss) for step, loss in report.losses if loss is not None and loss > 0]
+    if len(points) < 2:
+        return None
+    return _line_chart(points, "step", "loss")
+
+
+def _line_chart(points: Sequence[tuple[float, float]], x_name: str, y_name: str) -> dict[str, Any]:
+    """A chart of one line over a logarithmic axis; each axis has four marks."""
     wide, high, left, bottom, top = 480, 230, 66, 44, 12
     xs = [x for x, _ in points]
-    ys = [math.log10(y) if log else y for _, y in points]
+    ys = [math.log10(y) for _, y in points]
     x0, x1, y0, y1 = min(xs), max(xs), min(ys), max(ys)
     x1, y1 = (x1 if x1 > x0 else x0 + 1), (y1 if y1 > y0 else y0 + 1)
 
@@ -300,88 +262,67 @@ def _line_chart(points: Sequence[tuple[float, float]], x_name: str, y_name: str,
         across = left + (x - x0) / (x1 - x0) * (wide - left - 12)
         return round(across, 1), round(top + (y1 - y) / (y1 - y0) * (high - top - bottom), 1)
 
-    marks = []
-    for i in range(4):
-        x, y = x0 + (x1 - x0) * i / 3, y0 + (y1 - y0) * i / 3
-        across, down = at(x, y)
-        marks.append(
-            f'<line class="axis" x1="{left}" x2="{wide - 12}" y1="{down}" y2="{down}"/>'
-            f'<text class="soft" x="{left - 6}" y="{down + 4}" text-anchor="end">{10**y if log else y:.3g}</text>'
-            f'<text class="soft" x="{across}" y="{high - 24}" text-anchor="middle">{x:.4g}</text>'
-        )
+    thirds = [(x0 + (x1 - x0) * i / 3, y0 + (y1 - y0) * i / 3) for i in range(4)]
     line = " ".join(f"{x},{y}" for x, y in (at(x, y) for x, y in zip(xs, ys, strict=True)))
-    return (
-        f'<svg viewBox="0 0 {wide} {high}" role="img" aria-label="{escape(y_name)} over {escape(x_name)}">'
-        f'{"".join(marks)}<polyline points="{line}" fill="none" stroke="var(--accent)" stroke-width="2"/>'
-        f'<text class="soft" x="{wide - 12}" y="{high - 3}" text-anchor="end">{escape(x_name)}</text>'
-        f'<text class="soft" x="{left}" y="{high - 3}">{escape(y_name)}{", logarithmic" if log else ""}</text></svg>'
-    )
+    captions = [
+        {"x": wide - 12, "y": high - 3, "text": x_name, "anchor": "end"},
+        {"x": left, "y": high - 3, "text": f"{y_name}, logarithmic", "anchor": ""},
+    ]
+    return {
+        "wide": wide, "high": high, "left": left, "end": wide - 12, "x_marks_at": high - 24, "x_name": x_name,
+        "y_name": y_name, "marks": [_mark(at, x, y, ".4g", ".3g", 10**y) for x, y in thirds], "line": line,
+        "points": [], "captions": captions,
+    }  # fmt: skip
 
 
-def _disagreements(report: Report) -> str:
-    cards = []
-    for each in report.disagreements:
-        picture = f'<img alt="" src="{escape(each["thumbnail"])}">' if each.get("thumbnail") else ""
-        cards.append(
-            f"<figure>{picture}<figcaption>{escape(str(each['image']))}<br>teacher: "
-            f"{_class(report, each['teacher'][0])} ({each['teacher'][1]:.0%})<br>student: "
-            f"{_class(report, each['student'][0])} ({each['student'][1]:.0%})</figcaption></figure>"
-        )
-    if not cards:
-        return ""
-    text = "Held-out images with different answers, then those with different probabilities, largest difference first."
-    return f'<p class="soft">{text}</p><div class="grid">{"".join(cards)}</div>'
+def _answer(report: Report, answer: Sequence[Any]) -> str:
+    return f"{_class(report, answer[0])} ({answer[1]:.0%})"
 
 
 def _class(report: Report, number: int | str) -> str:
     """The name of a class, where it is known."""
-    return escape(report.class_names.get(str(number), f"class {number}"))
+    return report.class_names.get(str(number), f"class {number}")
 
 
-def _classes(report: Report) -> str:
-    if not report.agreement_by_class:
-        return ""
+def _classes(report: Report) -> list[list[str]]:
+    """Lowest agreement first."""
     rows = sorted(report.agreement_by_class.items(), key=lambda item: item[1][0] / item[1][1])
-    body = "".join(
-        f"<tr><td>{_class(report, name)}</td><td>{agree:,} of {images:,}</td><td>{agree / images:.1%}</td></tr>"
-        for name, (agree, images) in rows
-    )
-    table = f"<table><tr><th></th><th>student agrees</th><th></th></tr>{body}</table>"
-    if len(rows) <= 12:
-        return f'<div class="scroll">{table}</div>'
-    summary = f"{len(rows)} classes, lowest agreement first"
-    return f'<details><summary>{summary}</summary><div class="scroll">{table}</div></details>'
+    return [
+        [_class(report, name), f"{agree:,} of {images:,}", f"{agree / images:.1%}"] for name, (agree, images) in rows
+    ]
 
 
-def _exports(report: Report) -> str:
-    rows, remarks = [], []
+def _exports(report: Report) -> list[list[Any]]:
+    rows = []
     for e in report.exports.values():
         within = "" if e["tolerance"] is None else f" of at most {e['tolerance']:.0e}"
+        size, error = f"{e['bytes'] / 1e6:.2f} MB", f"{largest_error(e):.0e}{within}"
+        rows.append([e["file"], size, e["precision"], e["batch"], e["opset"] or "", error])
+    return rows
+
+
+def _export_remarks(report: Report) -> list[str]:
+    remarks = []
+    for e in report.exports.values():
         real = "random and real images" if e["error_real"] is not None else "random images"
-        rows.append(
-            f"<tr><td>{escape(e['file'])}</td><td>{e['bytes'] / 1e6:.2f} MB</td><td>{escape(e['precision'])}</td>"
-            f"<td>{escape(e['batch'])}</td><td>{e['opset'] or ''}</td><td>{largest_error(e):.0e}{within}</td></tr>"
+        remarks.append(
+            f"{e['file']}: compared on {real}" + ("; it normalises by itself" if e.get("normalises") else "")
         )
-        remarks.append(f"{e['file']}: compared on {real}" + ("; it normalises by itself" if e["normalises"] else ""))
         if e["fixed_because"]:
             remarks[-1] += f"; its batch is fixed: {e['fixed_because']}"
         if e.get("size_fixed_because"):
             remarks[-1] += f"; its height and width are fixed: {e['size_fixed_because']}"
         elif e.get("size") == "any":
             remarks[-1] += "; it takes images of any height and width"
-    head = (
-        "<tr><th></th><th>size</th><th>precision</th><th>batch</th><th>opset</th>"
-        "<th>largest difference from the student</th></tr>"
-    )
-    return f'<div class="scroll"><table>{head}{"".join(rows)}</table></div>{_list(remarks)}' if rows else ""
+    return remarks
 
 
-def _manifest(report: Report, plan: Plan) -> str:
-    mimic = report.config.get("mimic") or {}
+def _manifest(report: Report, plan: Plan) -> list[tuple[str, str]]:
     digest = sha256(json.dumps(plan.to_json(), sort_keys=True).encode()).hexdigest()
+    seed = (report.config.get("mimic") or {}).get("seed")
     entries = {
         "plan": f"sha256 {digest}",
-        "seeds": f"recipe {mimic.get('seed')}, plan {None if plan.budget is None else plan.budget.seed}",
+        "seeds": f"recipe {seed}, plan {None if plan.budget is None else plan.budget.seed}",
         "images": f"{report.images_few or 0:,} to learn from, {report.images_choose or 0:,} of them to choose the best "
         f"step by; {report.images_held_out or 0:,} held out",
         "extra images": "; ".join(line.removeprefix("extra images: ") for line in report.extra_lines()),
@@ -389,18 +330,18 @@ def _manifest(report: Report, plan: Plan) -> str:
         "machine": ", ".join(f"{k} {v}" for k, v in report.platform.items() if v is not None),
         "not counted as MACs": ", ".join(report.macs_not_counted),
     }
-    rows = "".join(
-        f"<tr><td>{escape(k)}</td><td style='white-space:normal'>{escape(v)}</td></tr>" for k, v in entries.items() if v
-    )
-    shown = "".join(_hashes(use, hashes) for use, hashes in report.image_hashes.items() if hashes)
-    recipe, options = json.dumps(mimic, indent=1), json.dumps(plan.budget and plan.budget.to_json(), indent=1)
-    return (
-        f"<table>{rows}</table>{shown}<details><summary>The recipe</summary><pre>{escape(recipe)}</pre></details>"
-        f"<details><summary>Budget and options</summary><pre>{escape(options)}</pre></details>"
-    )
+    return [(key, value) for key, value in entries.items() if value]
 
 
-def _hashes(use: str, hashes: Sequence[str]) -> str:
+def _details(report: Report, plan: Plan) -> list[tuple[str, str]]:
+    """What is unfolded on request: its summary and its text."""
+    recipe = json.dumps(report.config.get("mimic") or {}, indent=1)
+    options = json.dumps(plan.budget and plan.budget.to_json(), indent=1)
+    hashes = [_hashes(use, hashes) for use, hashes in report.image_hashes.items() if hashes]
+    return [*hashes, ("The recipe", recipe), ("Budget and options", options)]
+
+
+def _hashes(use: str, hashes: Sequence[str]) -> tuple[str, str]:
     named = {
         "fit": "Images to learn from",
         "choose": "Images to choose the best step by",
@@ -409,12 +350,4 @@ def _hashes(use: str, hashes: Sequence[str]) -> str:
     }
     whole = sha256("\n".join(hashes).encode()).hexdigest()
     more = f"\n... and {len(hashes) - _HASHES:,} more, in report.json" if len(hashes) > _HASHES else ""
-    return (
-        f"<details><summary>{escape(named.get(use, use))}: {len(hashes):,}, together sha256 {whole[:16]}</summary>"
-        f"<pre>{escape(chr(10).join(hashes[:_HASHES]) + more)}</pre></details>"
-    )
-
-
-def _list(lines: Iterable[str]) -> str:
-    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
-    return f"<ul>{items}</ul>" if items else ""
+    return f"{named.get(use, use)}: {len(hashes):,}, together sha256 {whole[:16]}", "\n".join(hashes[:_HASHES]) + more

@@ -6,6 +6,7 @@ the folder of the teacher is not needed.
 """
 
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from torch import Tensor, nn
 
 from mimicut.base.errors import PlanError, StoreError
 from mimicut.base.guard import named_tensors, same_bits, seeded
+from mimicut.base.paths import result_path
 from mimicut.inputs.computed_weights import fold_computed_weights
 from mimicut.inputs.teacher import build_architecture, part_of, put_part
 from mimicut.results.files import PLAN, WEIGHTS
 from mimicut.results.folder import existing_result, previous_path
 from mimicut.results.stopped_runs import read_stopped, stopped_path
-from mimicut.results.store import read, weights_digest
+from mimicut.results.store import digest_notes, read, weights_digest
 from mimicut.results.weights_file import read_weights
 from mimicut.surgery.cut import cut
 from mimicut.surgery.plan import Plan
@@ -49,7 +51,23 @@ def load(
             difference is named.
         PlanError: The plan is nonsense, or the teacher that was built is another one.
         InputError: build_teacher is required and missing.
+
+    Warns:
+        UserWarning: The result was saved by a release that kept no digest of its plan.
     """
+    model = load_model(folder, build_teacher, device=device)
+    for note in digest_notes(folder):
+        warnings.warn(note, stacklevel=2)
+    return model
+
+
+def load_model(
+    folder: str | Path,
+    build_teacher: str | Callable[[], nn.Module] | None = None,
+    *,
+    device: str | torch.device = "cpu",
+) -> nn.Module:
+    """As `load`, for callers that report `digest_notes` by themselves."""
     plan, _, _ = read(folder)
     path = existing_result(folder)
     weights = read_weights(path / WEIGHTS, weights_digest(path))
@@ -61,7 +79,7 @@ def load(
 
 def is_result(folder: str | Path) -> bool:
     """Whether `folder` is a result, or would be one, had a run or a save not been stopped."""
-    path = Path(folder).resolve()
+    path = result_path(folder, "loading")
     return (path / PLAN).is_file() or previous_path(path).is_dir() or stopped_path(path).exists()
 
 
@@ -79,7 +97,7 @@ def as_teacher(
         StoreError: As `load`; also for the result of a run that was stopped and can go on.
         PlanError, InputError: As `load`.
     """
-    path = Path(folder).resolve()
+    path = result_path(folder, "loading")
     checkpoint = read_stopped(path)
     if checkpoint is not None and (not path.exists() or checkpoint.data["saved"] == weights_digest(path)):
         raise StoreError(
@@ -94,7 +112,7 @@ def as_teacher(
         "weights_sha256": weights_digest(existing_result(folder)),
         "images": list(dict.fromkeys(hashes)),
     }
-    return load(folder, build_teacher), source, {"call": plan.call, "result": result}
+    return load_model(folder, build_teacher), source, {"call": plan.call, "result": result}
 
 
 def _student_architecture(plan: Plan, build_teacher: str | Callable[[], nn.Module] | None) -> nn.Module:

@@ -1,9 +1,10 @@
 """The README.md inside a result folder: what it is, and how to load it in four ways."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mimicut.inputs.preprocessing import NATIVE
+from mimicut.inputs.preprocessing import NATIVE, Preprocessing
 from mimicut.results.report import Report
 from mimicut.surgery.plan import Plan
 
@@ -22,11 +23,13 @@ def readme(report: Report, plan: Plan, *, has_run_file: bool = False, repository
         repository: USER/NAME on a hub, for the card of what is published there.
     """
     source = plan.teacher.get("source") or {}
-    size = (source.get("preprocessing") or {}).get("input_size") or [3, 224, 224]
+    recorded = source.get("preprocessing")
+    preprocessing = Preprocessing.from_json(recorded) if recorded else None
+    size = list(preprocessing.input_size) if preprocessing else [3, 224, 224]
     pruned_by = plan.pruned_by
     lines = [
-        *_summary(report, str(source.get("spec") or "module")),
-        "## Load it", "", _takes(plan, source, size), "",
+        *_summary(report, _text(source.get("spec") or "module")),
+        "## Load it", "", _takes(plan, preprocessing, size), "",
         *([] if pruned_by else _as_module(plan, source, size, repository)),
         *([] if _inputs(plan) else _with_runtimes(report, plan, size)),
         *_other_files(pruned_by),
@@ -40,22 +43,23 @@ def _inputs(plan: Plan) -> list[tuple[str | None, list[int], str]]:
     return [(name, shape, kind) for name, shape, kind in (plan.call or {}).get("inputs", [])]
 
 
-def _takes(plan: Plan, source: Mapping[str, Any], size: list[int]) -> str:
+def _takes(plan: Plan, preprocessing: Preprocessing | None, size: list[int]) -> str:
     inputs = _inputs(plan)
     if not inputs:
-        return f"Images are float32 (N, {_joined(size)}){_preparation(source)}."
+        return f"Images are float32 (N, {_joined(size)}){_preparation(preprocessing)}."
     named = [f"{name or 'an input'} {kind} ({_joined(['N', *shape])})" for name, shape, kind in inputs]
     return f"It takes {', '.join(named)}, prepared as its teacher takes them."
 
 
 def _summary(report: Report, spec: str) -> list[str]:
     known = report.top1_agreement is not None
+    version = _text(report.versions.get("mimicut", ""))
     agreement = [f"- Top-1 agreement with the teacher: {report.top1_agreement:.1%}"] if known else []
     said = [*report.certificate(), *report.detection_lines(), *report.output_lines()]
     certificate = ["## What held-out images prove", "", *(f"- {line}" for line in said), ""] if said else []
     return [
         f"# Student of {spec}", "",
-        f"A smaller network that replaces `{spec}`, made by mimicut {report.versions.get('mimicut', '')}".rstrip(),
+        f"A smaller network that replaces `{spec}`, made by mimicut {version}".rstrip(),
         "(`pip install mimicut`) from a few unlabelled images, with the method of",
         "[MiR](https://arxiv.org/abs/2201.02620). [report.html](report.html) shows how it compares with its teacher.",
         "",
@@ -111,10 +115,10 @@ def _blank_array(report: Report, kind: str, size: list[int]) -> str:
 
 def _other_files(pruned_by: str | None) -> list[str]:
     if pruned_by:
-        return [f"Another tool ({pruned_by}) pruned this student; `report.json` has all figures."]
+        return [f"Another tool ({_text(pruned_by)}) pruned this student; `report.json` has all figures."]
     return [
         "`mimicut export . --to int8 --images DIR` writes the same network in INT8, as `model.int8.onnx`.", "",
-        "`plan.json` says which channels and blocks were kept (edit it and pass it to `mimicut compress --plan`),",
+        "`plan.json` says which channels and blocks were kept (edit a copy and pass it to `mimicut compress --plan`),",
         "`weights.safetensors` holds the tensors, `report.json` all figures.",
     ]  # fmt: skip
 
@@ -167,18 +171,28 @@ def _share(student: int | None, teacher: int | None) -> str:
     return f"{student:,} of the teacher's {teacher:,} ({student / teacher:.0%})"
 
 
-def _preparation(source: Mapping[str, Any]) -> str:
+def _preparation(preprocessing: Preprocessing | None) -> str:
     """How an image becomes what the network takes, in words."""
-    recorded = source.get("preprocessing")
-    if not recorded:
+    if preprocessing is None:
         return ""
     sized = "resized to that size"
-    if recorded.get("resize") == NATIVE:
+    if preprocessing.resize == NATIVE:
         sized = "cropped to the centre, without resizing"
-    elif recorded.get("resize") is not None:
-        sized = f"the shorter side resized to {recorded['resize']}, cropped to the centre"
-    mean, std = (", ".join(f"{v:.4g}" for v in recorded[name]) for name in ("mean", "std"))
-    return f": {sized} ({recorded['interpolation']}), scaled to 0..1, minus the mean {mean}, divided by {std}"
+    elif preprocessing.resize is not None:
+        sized = f"the shorter side resized to {preprocessing.resize}, cropped to the centre"
+    mean, std = (", ".join(f"{v:.4g}" for v in values) for values in (preprocessing.mean, preprocessing.std))
+    return f": {sized} ({preprocessing.interpolation}), scaled to 0..1, minus the mean {mean}, divided by {std}"
+
+
+def _text(value: Any) -> str:
+    """Text of others on one line of Markdown, also in a code span, without a meaning of its own there.
+
+    >>> _text("net`.py [a] <script>")
+    "net'.py &#91;a&#93; &lt;script&gt;"
+    """
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
+    line = line.replace("`", "'").replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"[\[\]|*\\]", lambda found: f"&#{ord(found[0])};", line)
 
 
 def _joined(size: Sequence[int | str]) -> str:

@@ -7,7 +7,9 @@ from math import isfinite
 from typing import Any
 
 from mimicut.base.errors import StoreError
+from mimicut.base.schema import faults
 from mimicut.proof.certificate import images_to_halve, in_words
+from mimicut.results.report_schema import ReportFields
 from mimicut.surgery.seam import AGREEING
 
 
@@ -118,7 +120,7 @@ class Report:
         """The report that `to_json` wrote.
 
         Raises:
-            StoreError: An entry is no field of a report.
+            StoreError: An entry is no field of a report, or of another type.
         """
         unknown = sorted(set(data) - {f.name for f in fields(cls)})
         if unknown:
@@ -126,6 +128,14 @@ class Report:
                 f"reading a report: unknown entries {', '.join(unknown)}; it was edited, or made by a newer release: "
                 "then update mimicut (pip install --upgrade mimicut)"
             )
+        wrong = faults(data, ReportFields)
+        if wrong:
+            raise StoreError(
+                f"reading a report: {'; '.join(wrong)}; it was edited, or is damaged: copy the folder again"
+            )
+        for name in ("top1_agreement", "top1_difference"):
+            if len({data.get(f"{name}{end}") is None for end in ("", "_low", "_high")}) > 1:
+                raise StoreError(f"reading a report: {name} stands without its interval, or the interval without it")
         tuples = ("macs_not_counted", "notes", "disagreements", "losses", "alternatives", "outputs")
         lists = {key: tuple(data[key]) for key in tuples if key in data}
         return cls(**{**data, **lists})
@@ -261,9 +271,10 @@ class Report:
         for row in self._rows():
             table.add_row(*row)
         out = StringIO()
-        Console(file=out, width=width, color_system=None, force_terminal=False).print(
-            table, *self._remarks(), *before_notes, *self._notes(), sep="\n"
+        console = Console(
+            file=out, width=width, color_system=None, force_terminal=False, markup=False, emoji=False, highlight=False
         )
+        console.print(table, *self._remarks(), *before_notes, *self._notes(), sep="\n")
         return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
     def _rows(self) -> list[tuple[str, str, str]]:

@@ -2,19 +2,43 @@
 
 import json
 from pathlib import Path
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict
 
 from mimicut.base.disk import make_folder, remove, write_by
 from mimicut.base.errors import StoreError, one_line
+from mimicut.base.paths import result_path
+from mimicut.base.schema import faults, read_plain
 from mimicut.base.scratch import replace_file
 from mimicut.recovery.checkpoint import Checkpoint
 
 _METADATA_KEY = "stopped"
-_DATA_KEYS = ("asked", "plan", "saved", "before", "losses", "steps")
+
+
+class _Before(TypedDict):
+    closed_form: dict[str, Any] | None
+    errors: dict[str, float] | None
+    norms_share: float | None
+
+
+class _Data(TypedDict):
+    """What a checkpoint holds besides tensors."""
+
+    asked: dict[str, Any]
+    plan: dict[str, Any]
+    saved: str | None
+    before: _Before
+    losses: list[float]
+    steps: int
+    parts: NotRequired[int]
+    judged: NotRequired[list[tuple[int, float]]]
+    kept: NotRequired[int]
 
 
 def stopped_path(folder: str | Path) -> Path:
     """Where the checkpoint of a stopped run lies: beside the folder of its result."""
-    path = Path(folder).resolve()
+    path = result_path(folder, "looking for a stopped run")
     return path.with_name(path.name + ".stopped.safetensors")
 
 
@@ -46,21 +70,21 @@ def read_stopped(folder: str | Path) -> Checkpoint | None:
     Raises:
         StoreError: The file cannot be read.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     path = stopped_path(folder)
     if not path.exists():
         return None
     try:
         with safe_open(path, "pt") as file:
-            data = json.loads((file.metadata() or {})[_METADATA_KEY])
-            for key in _DATA_KEYS:
-                data[key]
-            return Checkpoint({name: file.get_tensor(name) for name in file.keys()}, data)  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise StoreError(
-            f"resuming {path}: {one_line(error)}; it is not the file of a stopped run: remove it and start again"
-        ) from error
+            data = read_plain((file.metadata() or {})[_METADATA_KEY], finite=False)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            wrong = "; ".join(faults(data, _Data))
+    except Exception as error:  # a damaged file raises many kinds
+        wrong = one_line(error)
+    if wrong:
+        raise StoreError(f"resuming {path}: {wrong}; it is not the file of a stopped run: remove it and start again")
+    return Checkpoint(tensors, data)
 
 
 def remove_stopped(folder: str | Path) -> None:

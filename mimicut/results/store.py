@@ -11,12 +11,26 @@ from torch import nn
 
 from mimicut.base.disk import write
 from mimicut.base.errors import PlanError, StoreError
+from mimicut.base.schema import faults
 from mimicut.base.scratch import locked, replace_files
-from mimicut.results.files import PAGES, PLAN, REPORT, RUN, STORED, VERSION, WEIGHTS, read_json, sha256, write_json
+from mimicut.results.files import (
+    PAGES,
+    PLAN,
+    PLAN_DIGEST,
+    REPORT,
+    RUN,
+    STORED,
+    VERSION,
+    WEIGHTS,
+    read_json,
+    sha256,
+    write_json,
+)
 from mimicut.results.folder import existing_result, fill_folder, is_own_page
 from mimicut.results.html_page import page
 from mimicut.results.readme import readme
 from mimicut.results.report import Report
+from mimicut.results.report_schema import StoredFields
 from mimicut.results.weights_file import write_weights
 from mimicut.surgery.plan import Plan
 
@@ -54,7 +68,8 @@ def save(
     def fill(fresh: Path) -> None:
         write_weights(fresh / WEIGHTS, model)
         write_json(fresh / PLAN, plan.to_json(), plan.dumps())
-        stored = {"version": VERSION, "weights_sha256": sha256(fresh / WEIGHTS), "extra": extra or {}}
+        digests = {PLAN_DIGEST: sha256(fresh / PLAN), "weights_sha256": sha256(fresh / WEIGHTS)}
+        stored = {"version": VERSION, **digests, "extra": extra or {}}
         _write_run_file(fresh, run_file, stored)
         write_json(fresh / REPORT, report.to_json() | {STORED: stored})
         _write_pages(fresh, fresh, report, plan)
@@ -127,7 +142,8 @@ def read(folder: str | Path) -> tuple[Plan, Report, dict[str, Any]]:
     """Plan, report and the extra data of a result; no weights are read.
 
     Raises:
-        StoreError: A file is missing or unreadable, or the result was saved by a newer release.
+        StoreError: A file is missing, unreadable or not the one that was saved, or the result was saved by a newer
+            release.
         PlanError: The plan is nonsense, or of a newer release.
     """
     path = existing_result(folder)
@@ -138,7 +154,24 @@ def read(folder: str | Path) -> tuple[Plan, Report, dict[str, Any]]:
         plan = Plan.from_json(read_json(path / PLAN))
     except PlanError as error:
         raise PlanError(f"reading {path / PLAN}: {error}") from error
-    return plan, Report.from_json(data), stored.get("extra", {})
+    if PLAN_DIGEST in stored and sha256(path / PLAN) != stored[PLAN_DIGEST]:
+        raise StoreError(
+            f"reading {path / PLAN}: its content is not what was saved; copy the folder again, or to change the plan, "
+            "edit a copy of the file and cut again by it (mimicut compress --plan COPY)"
+        )
+    try:
+        report = Report.from_json(data)
+    except StoreError as error:
+        raise StoreError(f"reading {path / REPORT}: {error}") from error
+    return plan, report, stored.get("extra", {})
+
+
+def digest_notes(folder: str | Path) -> list[str]:
+    """A sentence for a person where a result of an earlier release has no digest of its plan; else nothing."""
+    path = existing_result(folder)
+    if PLAN_DIGEST in read_json(path / REPORT).get(STORED, {}):
+        return []
+    return [f"{path.name} was saved by an earlier release, without a digest of its plan: an edit would go unnoticed"]
 
 
 def weights_digest(folder: str | Path) -> str | None:
@@ -153,11 +186,14 @@ def _check_version(path: Path, stored: Any) -> None:
     if not isinstance(stored, dict):
         raise StoreError(f"reading {path}: found a {type(stored).__name__} under {STORED!r}, expected an object")
     version = stored.get("version", 1)
-    if not isinstance(version, int) or version > VERSION:
+    if type(version) is not int or not 1 <= version <= VERSION:
         raise StoreError(
             f"reading {path}: the result has version {version}, this release reads version {VERSION}: it was "
             "saved by a newer release; update mimicut (pip install --upgrade mimicut)"
         )
+    wrong = faults(stored, StoredFields)
+    if wrong:
+        raise StoreError(f"reading {path}: {STORED}: {'; '.join(wrong)}; copy the folder again")
 
 
 def _write_pages(fresh: Path, folder: Path, report: Report, plan: Plan) -> None:

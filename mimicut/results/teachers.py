@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from mimicut.base.errors import InputError, unknown_option
+from mimicut.base.paths import usable_path
 from mimicut.inputs.augment import VIEWS
 from mimicut.inputs.build_by_name import parse_spec
 from mimicut.inputs.built_model import OWN_PREPROCESSING
@@ -37,6 +38,7 @@ from mimicut.inputs.preprocessing import Preprocessing, PreprocessingChanges, Pr
 from mimicut.inputs.teacher import Build, Teacher, TeacherOptions, make_teacher, named_teacher
 from mimicut.inputs.torchvision_models import detector_preprocessing
 from mimicut.results.load_result import as_teacher, is_result
+from mimicut.results.store import digest_notes
 
 
 def load_teacher(
@@ -169,9 +171,9 @@ def _result_again(
 
 def _result_folder(spec: str, weights: str | Path | None) -> str | None:
     """The folder of a result that is named, as the teacher itself or as its weights; None where there is none."""
-    if weights is not None and is_result(weights):
+    if weights is not None and is_result(usable_path(weights, f"loading the weights of {spec}")):
         return str(weights)
-    return spec if spec and parse_spec(spec) is None and (Path(spec).is_dir() or is_result(spec)) else None
+    return spec if spec and parse_spec(spec) is None and (is_result(spec) or Path(spec).is_dir()) else None
 
 
 def _refuse_fixed(folder: str, found: Mapping[str, Any]) -> None:
@@ -191,6 +193,7 @@ def _load_result(folder: str, given: TeacherOptions) -> Teacher:
         )
     model, source, fields = as_teacher(folder, given.build_teacher)
     notes = [f"the teacher is itself a result, made from {source.get('spec', 'a module')}: figures are against it"]
+    notes += digest_notes(folder)
     if "preprocessing" in source:
         base = Preprocessing.from_json(source["preprocessing"])
     else:

@@ -5,14 +5,20 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from mimicut.base.disk import write_by
-from mimicut.base.errors import StoreError
+from mimicut.base.errors import StoreError, one_line
 from mimicut.base.guard import named_tensors
+from mimicut.base.schema import faults, read_plain
 from mimicut.results.files import sha256
 
 # Keys under which the file describes itself; the second one until release 0.1, when the project had another name.
 _METADATA_KEYS = ("mimicut", "understudy")
+
+
+class _Description(TypedDict, total=False):
+    shared: dict[str, str]  # further name of a tensor -> the name under which it is stored
 
 
 def write_weights(path: Path, model: nn.Module) -> None:
@@ -68,16 +74,23 @@ def read_weights(path: Path, expected_sha256: str | None) -> dict[str, Tensor]:
     Raises:
         StoreError: The content is not what was saved, or no safetensors file.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
-        if sha256(path) != expected_sha256:
-            raise StoreError(f"reading {path}: its content is not what was saved; copy the folder again")
+        digest = sha256(path)
+    except OSError as error:
+        raise StoreError(f"reading {path}: {error}; expected the safetensors file of a result") from error
+    if digest != expected_sha256:
+        raise StoreError(f"reading {path}: its content is not what was saved; copy the folder again")
+    try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        description = json.loads(next((metadata[key] for key in _METADATA_KEYS if key in metadata), "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise StoreError(f"reading {path}: {error}; expected the safetensors file of a result") from error
+        description = read_plain(next((metadata[key] for key in _METADATA_KEYS if key in metadata), "{}"))
+    except Exception as error:  # a damaged file raises many kinds
+        raise StoreError(f"reading {path}: {one_line(error)}; expected the safetensors file of a result") from error
+    wrong = faults(description, _Description)
+    if wrong:
+        raise StoreError(f"reading {path}: its metadata: {'; '.join(wrong)}; copy the folder again")
     aliases = description.get("shared", {})
     return tensors | {alias: tensors[name] for alias, name in aliases.items() if name in tensors}

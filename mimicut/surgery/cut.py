@@ -9,7 +9,14 @@ from torch import nn
 from mimicut.base.errors import InputError, PlanError
 from mimicut.base.guard import full_copy
 from mimicut.surgery.plan import Plan, check_teacher
-from mimicut.surgery.stand_ins import CallCorrections, correct_calls, replace_multihead_attention, stand_in
+from mimicut.surgery.sizes import may_be_size
+from mimicut.surgery.stand_ins import (
+    CallCorrections,
+    can_correct_calls,
+    correct_calls,
+    replace_multihead_attention,
+    stand_in,
+)
 
 
 def cut(teacher: nn.Module, plan: Plan) -> nn.Module:
@@ -99,9 +106,14 @@ def _select(tensor: torch.Tensor, name: str, slices: dict[int, list[int]]) -> to
     """The listed positions of each axis in `slices`; a parameter stays a parameter."""
     data = tensor.detach()
     for dim, positions in slices.items():
-        if dim >= data.dim() or max(positions) >= data.shape[dim] or sorted(set(positions)) != positions:
+        if (
+            not 0 <= dim < data.dim()
+            or not positions
+            or max(positions) >= data.shape[dim]
+            or sorted(set(positions)) != positions
+        ):
             raise PlanError(
-                f"cutting {name} {tuple(data.shape)} along axis {dim}: found {positions[:3]}..{positions[-1]}; "
+                f"cutting {name} {tuple(data.shape)} along axis {dim}: found {positions[:3]}..{positions[-1:]}; "
                 "expected rising positions inside that axis. Edit widths, not slices, or make the plan again"
             )
         data = data.index_select(dim, torch.tensor(positions, device=data.device))
@@ -111,25 +123,32 @@ def _select(tensor: torch.Tensor, name: str, slices: dict[int, list[int]]) -> to
 def _edit(student: nn.Module, edit: dict[str, Any]) -> None:
     """Set one number that a module holds, after a check that it is the one that the plan expects."""
     name, attribute, index = edit["module"], edit["attribute"], edit["index"]
-    try:
-        module = student.get_submodule(name)
-        held = getattr(module, attribute)
-        value = held if index is None else held[index]
-    except (AttributeError, IndexError, TypeError, KeyError) as error:
+    doing = f"setting {attribute} of module {name!r}"
+    module = _submodule(student, name, doing)
+    held: Any = vars(module).get(attribute)
+    value: Any = held
+    if isinstance(held, (list, tuple)) and type(index) is int and 0 <= index < len(held):
+        value = held[index]
+    elif index is not None:
+        value = None
+    if type(value) is not int or value != edit["from"] or not may_be_size(module, attribute):
+        found = "no number that may be a size" if type(value) is not int or value == edit["from"] else value
         raise PlanError(
-            f"setting {attribute} of module {name!r}: {error}; make the plan again for this teacher"
-        ) from None
-    if value != edit["from"]:
-        raise PlanError(
-            f"setting {attribute} of module {name!r}: found {value!r}, the plan expects {edit['from']}; "
-            "make the plan again for this teacher"
+            f"{doing}: found {found}, the plan expects {edit['from']}; make the plan again for this teacher"
         )
     if index is None:
         setattr(module, attribute, edit["to"])
     else:
         changed = list(held)
         changed[index] = edit["to"]
-        setattr(module, attribute, type(held)(changed) if isinstance(held, (list, tuple)) else changed)
+        setattr(module, attribute, type(held)(changed))
+
+
+def _submodule(student: nn.Module, name: str, doing: str) -> nn.Module:
+    try:
+        return student.get_submodule(name)
+    except AttributeError as error:
+        raise PlanError(f"{doing}: {error}; make the plan again for this teacher") from None
 
 
 def _correct_calls(student: nn.Module, calls: list[dict[str, Any]]) -> None:
@@ -139,10 +158,8 @@ def _correct_calls(student: nn.Module, calls: list[dict[str, Any]]) -> None:
         positions = corrections.setdefault(call["module"], {}).setdefault((call["function"], call["index"]), {})
         positions[call["place"]] = call["from"], call["to"]
     for name, right in corrections.items():
-        try:
-            module = student.get_submodule(name)
-        except AttributeError as error:
-            raise PlanError(
-                f"correcting the numbers in the code of module {name!r}: {error}; make the plan again"
-            ) from None
+        doing = f"correcting the numbers in the code of module {name!r}"
+        module = _submodule(student, name, doing)
+        if not can_correct_calls(module):
+            raise PlanError(f"{doing}: its code is not its class's; make the plan again for this teacher")
         correct_calls(module, right)

@@ -10,6 +10,8 @@ from torch import nn
 
 from mimicut.base.errors import PlanError
 from mimicut.base.guard import named_tensors
+from mimicut.base.paths import usable_path
+from mimicut.base.schema import read_plain
 from mimicut.surgery.budget import Budget
 from mimicut.surgery.plan_check import KINDS, VERSION, check_plan, from_version_1
 from mimicut.surgery.seam import Seam
@@ -134,8 +136,8 @@ def read_plan(path: str | Path) -> Plan:
     """The plan in a JSON file. Raises: PlanError naming the file and what is wrong in it."""
     try:
         with open(path, encoding="utf-8") as file:
-            data = json.load(file)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            data = read_plain(file.read())
+    except (OSError, ValueError) as error:
         raise PlanError(f"reading the plan {path}: {error}; expected the plan.json of a result folder") from error
     try:
         return Plan.from_json(data)
@@ -145,7 +147,7 @@ def read_plan(path: str | Path) -> Plan:
 
 def check_plan_file(path: str | Path, *, force: bool = False) -> None:
     """Call it before long work. Raises: PlanError when a plan cannot be written to `path`."""
-    path = Path(path)
+    path = usable_path(path, "writing the plan", PlanError)
     if path.is_dir() or (path.exists() and not force):
         raise PlanError(f"writing the plan {path}: it exists; name another file, or replace it with force (--force)")
     if not path.resolve().parent.is_dir():

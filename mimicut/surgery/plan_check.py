@@ -3,15 +3,20 @@
 import json
 import re
 from dataclasses import fields
-from typing import Any
+from keyword import iskeyword
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict
 
 from mimicut.base.errors import PlanError
+from mimicut.base.schema import faults as type_faults
 from mimicut.surgery.budget import SCORE_NAMES, SIZES, Budget, Latency
 from mimicut.surgery.seam import Seam
+from mimicut.surgery.sizes import GEOMETRIC, HOW, may_correct
 
 VERSION = 2  # 1 until release 0.1, which is read too
 EVIDENCE = "evidence"  # the score of a plan whose channels the images ranked
-_HOW = re.compile(r"(through|zero)(:\d+)?")  # as stand_ins.stand_in reads it
+_AXIS = re.compile(r"[0-9]{1,2}")
 _NONE = type(None)
 # Field -> the types that it may have, in the order of the file.
 KINDS: dict[str, tuple[type, ...]] = {
@@ -20,7 +25,61 @@ KINDS: dict[str, tuple[type, ...]] = {
     "call": (dict, _NONE), "keep": (dict,), "edits": (list,), "calls": (list,), "dropped_modules": (list,),
     "slices": (dict,), "images": (list,), "pruned_by": (str, _NONE), "teacher": (dict,),
 }  # fmt: skip
-_LATENCY = {"setting", "wanted_share", "teacher_ms", "student_ms", "measured_share", "spread"}
+
+
+class _Call(TypedDict):
+    """How a network takes its images (`preprocessing.model_inputs`, `InputSource.call`)."""
+
+    keyword: str | None
+    options: dict[str, Any]
+    inputs: NotRequired[list[tuple[str | None, list[int], str]]]
+
+
+class _Options(TypedDict, total=False):
+    num_classes: int
+    in_chans: int
+    model_kwargs: dict[str, Any] | None
+    norm_eps: float | None
+
+
+class _Result(TypedDict):
+    plan: dict[str, Any]
+    images: list[str]
+    weights_sha256: NotRequired[str | None]
+
+
+class _Source(TypedDict, total=False):
+    """How a teacher is built again (`Teacher.to_json`)."""
+
+    spec: str
+    options: _Options | None
+    preprocessing: dict[str, Any] | None
+    views: str | None
+    part: str
+    folded: bool
+    result: _Result
+
+
+_Teacher = TypedDict("_Teacher", {"class": str, "tensors": dict[str, str], "source": NotRequired[_Source | None]})
+
+
+class _Latency(TypedDict):
+    """As `PlannedLatency`."""
+
+    setting: dict[str, Any]
+    wanted_share: float
+    teacher_ms: float
+    student_ms: float
+    measured_share: tuple[float, float, float]
+    spread: tuple[float, float, float]
+    tries: NotRequired[list[tuple[int, int, float]]]
+
+
+# What is in fields that are objects or lists of text.
+_TYPES = {
+    "seam": Seam, "teacher": _Teacher, "call": _Call | None, "latency": _Latency | None, "notes": list[str],
+    "images": list[str],
+}  # fmt: skip
 _WORDS = {int: "a whole number", dict: "an object", str: "text", list: "a list", bool: "true or false", _NONE: "null"}
 
 
@@ -92,7 +151,7 @@ def _contents(data: dict[str, Any]) -> list[str]:
     faults += [f"drop holds {_short(d)}, expected names of modules" for d in data["drop"] if not isinstance(d, str)]
     faults += [f"keep[{g!r}] is {_short(u)}, expected a list of units" for g, u in data["keep"].items() if not _ints(u)]
     for tensor, dims in data["slices"].items():
-        if not isinstance(dims, dict) or not all(str(d).isdigit() and _ints(i) and i for d, i in dims.items()):
+        if not isinstance(dims, dict) or not all(_AXIS.fullmatch(d) and _ints(i) and i for d, i in dims.items()):
             faults.append(f"slices[{tensor!r}] is {_short(dims)}, expected axis -> positions")
     for edit in data["edits"]:
         keys = {"module", "attribute", "index", "from", "to"}
@@ -100,22 +159,22 @@ def _contents(data: dict[str, Any]) -> list[str]:
             faults.append(f"edits holds {_short(edit)}, expected {', '.join(sorted(keys))}")
         elif not all(isinstance(edit[k], str) for k in ("module", "attribute")):
             faults.append(f"edits holds {_short(edit)}, expected names of a module and an attribute")
+        elif edit["attribute"] in GEOMETRIC or not 0 <= edit["to"] < edit["from"]:
+            faults.append(f"edits holds {_short(edit)}, expected a size that the cut makes smaller")
     for call in data["calls"]:
         if not isinstance(call, dict) or set(call) != _CALL or not all(map(_fits, call.items())):
             names = ", ".join(sorted(_CALL))
             faults.append(f"calls holds {_short(call)}, expected {names}: names, places and numbers")
+        elif not may_correct(call):
+            faults.append(f"calls holds {_short(call)}, expected numbers that count channels")
     faults += [
-        f"dropped_modules holds {_short(g)}, expected [module, through or zero]"
+        f"dropped_modules holds {_short(g)}, expected [module, through, zero, or one of them with :N up to 99]"
         for g in data["dropped_modules"]
         if not _is_dropped(g)
     ]
+    if data["dropped_modules"] and not data["drop"]:
+        faults.append("dropped_modules holds modules, expected none where drop has no block")
     faults += _plain(data)
-    if not isinstance(data["teacher"].get("tensors"), dict) or not isinstance(data["teacher"].get("class"), str):
-        faults.append("teacher lacks its class or its tensors")
-    try:
-        Seam.from_json(data["seam"])
-    except Exception as error:
-        faults.append(f"seam cannot be read ({error!r})")
     return faults
 
 
@@ -132,7 +191,7 @@ def _fits(entry: tuple[str, Any]) -> bool:
 def _is_dropped(each: Any) -> bool:
     if not (isinstance(each, list) and len(each) == 2 and all(isinstance(v, str) for v in each)):
         return False
-    return _HOW.fullmatch(each[1]) is not None
+    return HOW.fullmatch(each[1]) is not None
 
 
 def _plain(data: dict[str, Any]) -> list[str]:
@@ -143,22 +202,19 @@ def _plain(data: dict[str, Any]) -> list[str]:
             Budget.from_json(data["budget"])
         except (PlanError, TypeError) as error:
             faults.append(f"budget cannot be read ({error})")
-    if data["latency"] is not None:
-        missing = sorted(_LATENCY - set(data["latency"]))
-        faults += [f"latency lacks {', '.join(missing)}"] if missing else []
+    for name, kind in _TYPES.items():
+        faults += [f"{name}: {each}" for each in type_faults(data[name], kind)]
+    if not faults:
+        try:
+            Seam.from_json(data["seam"])
+        except TypeError as error:
+            faults.append(f"seam cannot be read ({error})")
     faults += _call_faults(data["call"], "call")
     faults += [
         f"macs[{k!r}] is {_short(v)}, expected a whole number" for k, v in data["macs"].items() if not _is_int(v)
     ]
     if not data["seam"].get("points"):
         faults.append("seam has no points")
-    source = data["teacher"].get("source")
-    if not isinstance(source, (dict, type(None))):
-        faults.append(f"teacher's source is {_short(source)}, expected an object or null")
-    elif source and "result" in source:
-        result = source["result"]
-        if not isinstance(result, dict) or not (isinstance(result.get("images"), list) and "plan" in result):
-            faults.append(f"teacher's source has the result {_short(result)}, expected an object with plan and images")
     if set(data["keep"]) - set(data["widths"]):
         faults.append(f"widths lacks {sorted(set(data['keep']) - set(data['widths']))[0]!r}, which keep lists")
     return faults
@@ -171,14 +227,27 @@ def _asked_faults(asked: dict[str, Any]) -> list[str]:
         value = asked.get(name)
         if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
             faults.append(f"asked[{name!r}] is {_short(value)}, expected {'text' if kinds is str else 'a number'}")
+    if asked.get("latency"):
+        faults += [f"asked['latency']: {each}" for each in type_faults(asked["latency"], _Latency)]
     faults += _call_faults(asked.get("call"), "asked['call']")
     return faults
 
 
 def _call_faults(call: Any, name: str) -> list[str]:
-    if call is None or (isinstance(call, dict) and {"keyword", "options"} <= set(call)):
+    if call is None:
         return []
-    return [f"{name} is {_short(call)}, expected an object with keyword and options"]
+    if not isinstance(call, dict) or not {"keyword", "options"} <= set(call):
+        return [f"{name} is {_short(call)}, expected an object with keyword and options"]
+    wrong = [f"{name}: {each}" for each in type_faults(call, _Call)]
+    if wrong:
+        return wrong
+    inputs = call.get("inputs", [])
+    words = [call["keyword"], *call["options"], *(word for word, *_ in inputs), *(kind for *_, kind in inputs)]
+    return [
+        f"{name} has {_short(word)}, expected the name of an argument or of a type"
+        for word in words
+        if word is not None and (not word.isidentifier() or iskeyword(word))
+    ]
 
 
 def _is_int(value: Any) -> bool:

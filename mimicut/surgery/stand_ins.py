@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from mimicut.base.errors import PlanError
+from mimicut.surgery.sizes import CONVOLUTIONS, HOW
+
 Number = int | float
 # (function, which call of it) -> position among the call's numbers -> (number in the code, right number)
 CallCorrections = dict[tuple[str, int], dict[int, tuple[Number, Number]]]
@@ -149,7 +152,7 @@ def stand_in(how: str, module: nn.Module | None = None) -> nn.Module:
         A module without parameters.
 
     Raises:
-        ValueError: `how` is not of this form.
+        PlanError: `how` is not of this form, or its length is 100 or more.
 
     >>> stand_in("zero")(torch.ones(2))
     tensor([0., 0.])
@@ -157,10 +160,11 @@ def stand_in(how: str, module: nn.Module | None = None) -> nn.Module:
     (tensor([1.]), None)
     """
     kind, _, count = how.partition(":")
-    found = {THROUGH: PassThrough, ZERO: Zeros}.get(kind)
-    if found is None or (count and not count.isdecimal()):
-        raise ValueError(f"found {how!r}, expected {THROUGH} or {ZERO}")
-    stand = found(int(count or 0))
+    if HOW.fullmatch(how) is None:
+        raise PlanError(
+            f"dropping a module: found {how!r}, expected {THROUGH}, {ZERO}, or one of them with :N up to 99"
+        )
+    stand = {THROUGH: PassThrough, ZERO: Zeros}[kind](int(count or 0))
     for name, value in ({} if module is None else vars(module)).items():
         if name not in vars(stand) and isinstance(value, (bool, int, float, str, type(None))):
             setattr(stand, name, value)
@@ -235,9 +239,25 @@ class _Correcting(TorchFunctionMode):
                         f"running a cut network: its code gives {name} {count} numbers, the plan has one for number "
                         f"{max(right) + 1}; {_OTHER_CODE}"
                     )
+                if name in CONVOLUTIONS and set(right) - _groups_place(args, kwargs or {}):
+                    raise RuntimeError(
+                        f"running a cut network: its plan changes what {name} does besides its groups; expected a plan "
+                        "that only counts channels: make it again"
+                    )
                 positions = iter(range(count))
                 args, kwargs = map_numbers((args, kwargs), lambda n: _right_number(n, right.get(next(positions)), name))
         return func(*args, **(kwargs or {}))
+
+
+def _groups_place(args: tuple, kwargs: dict[str, Any]) -> set[int]:
+    """The position of a convolution's groups among its numbers; none where they are not given."""
+    if len(args) > 6:  # the seventh, of transposed ones too
+        return {len(numbers_in(args[:6]))}
+    names = list(kwargs)
+    if "groups" not in names:
+        return set()
+    before = {name: kwargs[name] for name in names[: names.index("groups")]}
+    return {len(numbers_in((args, before)))}
 
 
 _OTHER_CODE = (

@@ -26,7 +26,7 @@ from mimicut.results import store
 from mimicut.results.export_folder import export_folder, finish_killed_export
 from mimicut.results.files import PLAN
 from mimicut.results.folder import existing_result
-from mimicut.results.load_result import load
+from mimicut.results.load_result import load_model
 from mimicut.results.report import Report
 from mimicut.results.stopped_runs import remove_stopped
 from mimicut.surgery.budget import Budget, BudgetOptions
@@ -265,7 +265,7 @@ def _finished(run: _Begun) -> Result:
     if missing:
         report = _exported(run, folder, missing)
     report = replace(report, min_agreement=request.min_agreement, max_error=request.max_error)
-    return Result(load(folder, run.teacher.architecture()), plan, report, None, folder)
+    return Result(load_model(folder, run.teacher.architecture()), plan, report, None, folder)
 
 
 def _read(begun: _Begun) -> _Run:
@@ -429,7 +429,7 @@ def _save(folder: Path, result: Result, run: _Run, complete: bool) -> Path:
     every tensor."""
 
     def check(fresh: Path) -> None:
-        tensors = named_tensors(load(fresh, run.teacher.architecture()))
+        tensors = named_tensors(load_model(fresh, run.teacher.architecture()))
         for name, tensor in named_tensors(result.model).items():
             if name not in tensors or not same_bits(tensor, tensors[name]):
                 raise LawBroken(

@@ -25,6 +25,7 @@ from mimicut.inputs.image_set import (
 from mimicut.inputs.input_source import Inputs, InputSource, inputs_of, recorded_inputs
 from mimicut.inputs.labels import labels_from_folders
 from mimicut.inputs.marked_boxes import boxes_from_folder
+from mimicut.inputs.model_checks import refuse_damaged
 from mimicut.inputs.teacher import Teacher
 from mimicut.inputs.volumes import read_samples
 from mimicut.proof.certificate import check_threshold
@@ -93,7 +94,9 @@ def take_in(teacher: Teacher, images: ImageSource | ImageSet, request: Request) 
     Raises:
         InputError: Images cannot be read or are on both sides; so few held-out images cannot prove the threshold; or
             the network takes more than images.
+        UnsupportedModel: The teacher's weights are not finite.
     """
+    refuse_damaged(teacher.model, teacher.spec)  # they may have changed since it was loaded
     memory_bytes = request.memory_bytes
     inputs = _inputs_of(teacher, images, request)
     few, choose, held_out, notes = parted_images(teacher, images, request.images, request.config, memory_bytes, inputs)
@@ -117,6 +120,7 @@ def take_in(teacher: Teacher, images: ImageSource | ImageSet, request: Request) 
 
 def read_given(teacher: Teacher, images: ImageSource | ImageSet, request: Request) -> Any:
     """Read the images or samples of a run, all of them to learn from: an `ImageSet` or an `InputSource`."""
+    refuse_damaged(teacher.model, teacher.spec)
     inputs = _inputs_of(teacher, images, request)
     if inputs is not None:
         return _samples(teacher, images, inputs)

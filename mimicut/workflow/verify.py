@@ -14,9 +14,9 @@ from mimicut.proof.certificate import check_max_error, check_threshold
 from mimicut.proof.figures import figures
 from mimicut.proof.image_check import held_out_notes
 from mimicut.proof.output_figures import check_fit
-from mimicut.results.load_result import load
+from mimicut.results.load_result import load_model
 from mimicut.results.report import Report
-from mimicut.results.store import read
+from mimicut.results.store import digest_notes, read
 from mimicut.results.teachers import code_of, load_again
 from mimicut.surgery.head import check_head
 from mimicut.surgery.plan import check_teacher
@@ -64,7 +64,7 @@ def verify_folder(
     plan, stored, _ = read(folder)
     check_fit(plan.seam, min_agreement, max_error, stored.detections is not None)
     source = plan.teacher.get("source") or {}
-    model = load(folder, code_of(teacher))
+    model = load_model(folder, code_of(teacher))
     original = load_again(source, teacher, weights=weights, pretrained=pretrained)
     check_teacher(original.model, plan)
     check_head(original.model if original.whole is None else original.whole, model, plan.seam, original.part)
@@ -74,7 +74,7 @@ def verify_folder(
     trained = set(stored.learned_hashes) | set(source.get("result", {}).get("images", []))
     held_out, notes = _untrained(given.distinct(), trained, min_agreement)
     check_threshold(min_agreement, len(held_out))
-    notes += held_out_notes(held_out)
+    notes += [*held_out_notes(held_out), *digest_notes(folder)]
     images_labelled, labels = labelled_images(original, labelled, None, plan.call, memory_bytes, inputs)
     if device is not None:
         original.model.to(device)

@@ -640,3 +640,87 @@ def test_the_modules_import_no_network_and_no_timm(module):
     for word in ("urllib", "requests", "timm", "torchvision.models", "torchvision.datasets", "huggingface"):
         assert f"import {word}" not in source
         assert f"from {word}" not in source
+
+
+# What comes from anyone
+
+
+def test_an_array_of_no_pixels_is_named(tmp_path):
+    for kind in ("datetime64[s]", "timedelta64[s]", "U3", "V4"):
+        np.save(tmp_path / "a.npy", np.zeros((3, 3, 32, 32), kind))
+        with pytest.raises(InputError, match="expected uint8"):
+            read_images(tmp_path / "a.npy", PLAIN)
+
+
+@pytest.mark.parametrize("tensor", [torch.zeros(3, 3, 32, 32).to_sparse(), torch.zeros(3, 3, 32, 32, device="meta")])
+def test_a_tensor_without_plain_numbers_is_named(tensor):
+    with pytest.raises(InputError, match="expected plain numbers"):
+        read_images(tensor, PLAIN)
+
+
+def test_an_array_of_long_strips_is_named():
+    with pytest.raises(InputError, match=r"image 0 .*found 900x2 pixels"):
+        read_images(np.zeros((3, 2, 900, 3), np.uint8), PLAIN)
+
+
+@pytest.mark.parametrize("path", ["", "a" * 300, "a/" * 3000, "a\0b"])
+def test_what_cannot_be_a_path_is_named(path):
+    with pytest.raises(InputError, match=r"reading images: .*(empty name|cannot be a path)"):
+        read_images(path, PLAIN)
+
+
+def test_a_link_to_itself_is_named(tmp_path):
+    (tmp_path / "a").symlink_to(tmp_path / "a")
+    with pytest.raises(InputError, match="cannot be a path"):
+        read_images(tmp_path / "a", PLAIN)
+
+
+def test_links_to_folders_outside_are_not_followed(tmp_path):
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    (tmp_path / "out").mkdir()
+    for i, place in enumerate(["in/a.png", "in/deep/b.png", "out/c.png"]):
+        picture(seed=i).save(tmp_path / place)
+    (tmp_path / "in" / "away").symlink_to(tmp_path / "out")
+    (tmp_path / "in" / "self").symlink_to("/proc/self")
+    (tmp_path / "whole").symlink_to(tmp_path / "in")
+    for folder in ("in", "whole"):  # the folder itself may be a link
+        images = read_images(tmp_path / folder, PLAIN)
+        assert images.names == ["a.png", "deep/b.png"]
+        assert sorted(name for name, reason in images.skipped if "outside" in reason) == ["away", "self"]
+
+
+def test_a_file_that_goes_while_it_is_read_is_skipped(tmp_path, monkeypatch):
+    picture().save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_text("no picture")
+    read = decode.Reader.file
+
+    def file(self, path, name):
+        try:
+            return read(self, path, name)
+        finally:
+            if name == "b.png":
+                path.unlink()
+
+    monkeypatch.setattr(decode.Reader, "file", file)
+    images = read_images(tmp_path, PLAIN)
+    assert (images.names, [name for name, _ in images.skipped]) == (["a.png"], ["b.png"])
+
+
+def test_an_array_file_is_mapped_and_a_compressed_one_bounded(tmp_path, monkeypatch):
+    np.save(tmp_path / "a.npy", noise(3, 3, 32, 32))
+    (values,) = image_sources.read_arrays(tmp_path / "a.npy").values()
+    assert isinstance(values, np.memmap)
+    assert torch.equal(levels(read_images(tmp_path / "a.npy", PLAIN)), torch.from_numpy(values.copy()).float())
+    np.savez_compressed(tmp_path / "a.npz", images=np.zeros((100, 3, 32, 32), np.uint8))
+    assert len(read_images(tmp_path / "a.npz", PLAIN)) == 100
+    monkeypatch.setattr(image_sources.memory, "bound", lambda: 300_000)
+    with pytest.raises(InputError, match="arrays larger than the 300,000 bytes"):
+        read_images(tmp_path / "a.npz", PLAIN)
+
+
+def test_a_picture_of_too_many_pixels_is_skipped_before_it_is_decoded(tmp_path):
+    picture().save(tmp_path / "a.png")
+    Image.new("1", (7000, 7000)).save(tmp_path / "b.png")
+    images = read_images(tmp_path, PLAIN)
+    assert images.names == ["a.png"]
+    assert "7000x7000 pixels, expected at most" in images.skipped[0][1]

@@ -288,7 +288,7 @@ def test_a_plan_of_another_machine_saves_its_result_all_the_same(clock, monkeypa
     result = us.compress(model, few(), plan=edited, config=CONFIG, folder=tmp_path / "a")
     assert result.folder is not None
     assert any("latency was not measured" in note for note in result.report.notes)
-    with pytest.raises(PlanError, match="latency lacks measured_share, setting"):
+    with pytest.raises(PlanError, match="latency: setting is missing"):
         us.Plan.from_json({**data, "latency": {"wanted_share": 1}})
 
 

@@ -4,7 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from mimicut.inputs.teacher import own_teacher
 from mimicut.proof.randomised import randomised
 from mimicut.results.html_page import page
 from mimicut.results.readme import readme
+from mimicut.results.report_schema import ReportFields
 
 SAID = Preprocessing((3, 8, 8), (0.5,) * 3, (0.25,) * 3)
 VOID = {"meta", "link", "br", "img"}
@@ -30,12 +31,13 @@ class Read(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.words, self.attributes = [], [], []
+        self.open, self.words, self.attributes, self.tags = [], [], [], set()
         self.feed(text)
         assert self.open == []
 
     def handle_starttag(self, tag, attributes):
         self.attributes += attributes
+        self.tags.add(tag)
         if tag not in VOID:
             self.open.append(tag)
 
@@ -100,6 +102,86 @@ def test_what_is_named_like_markup_is_text():
     assert "<script>" not in text
     assert "<b>" not in text
     assert page(us.Report(), plan)  # nothing is known
+
+
+BAD = "</title><script>alert(1)</script>\"' onload=x \n```\nimport os\n[a](javascript:x)"
+SHARES = dict.fromkeys(("top1_agreement", "top1_agreement_low", "top1_agreement_high"), 0.5)
+
+
+def hostile_report():
+    """Every text that a report may hold, as an attacker would fill it."""
+    entry = {"file": "model.onnx", "bytes": 9, "precision": BAD, "tolerance": 1e-4, "opset": 18, "batch": "any",
+             "fixed_because": BAD, "error_random": 1e-6, "error_real": None}  # fmt: skip
+    latency = {"runtime": BAD, "threads": 1, "batch": 1, "teacher_ms": 2.0, "student_ms": 1.0, "share": 0.5,
+               "share_low": 0.4, "share_high": 0.6}  # fmt: skip
+    rows = [{"name": name, "ms": 1.0, "share": 1.0, "bytes": 3, **SHARES} for name in (BAD, "student")]
+    int8 = {"runtime": BAD, "threads": 1, "batch": 1, "images": 3, "images_quantised_by": 3, "without_teacher": None,
+            "rows": rows}  # fmt: skip
+    return {
+        **SHARES, "images_held_out": 9, "exports": {BAD: entry}, "latency": latency, "int8": int8, "notes": [BAD],
+        "disagreements": [{"image": BAD, "teacher": [1, 0.5], "student": [2, 0.5], "thumbnail": None}],
+        "class_names": {"1": BAD}, "agreement_by_class": {"1": [1, 2], BAD: [0, 1]}, "widths": {BAD: [1, 2]},
+        "alternatives": [{"name": BAD, "seconds": 1.0, **SHARES}], "versions": {"mimicut": BAD, BAD: BAD},
+        "platform": {BAD: BAD}, "macs_not_counted": [BAD], "image_hashes": {BAD: [BAD]}, "losses": [[1, 0.5], [2, 0.1]],
+        "config": {"mimic": {BAD: BAD, "seed": BAD}}, "crossfit": 5,
+    }  # fmt: skip
+
+
+def test_nothing_of_a_report_that_comes_from_elsewhere_is_markup_or_code():
+    plan = us.make_plan(Chain(), us.trace(Chain(), torch.zeros(2, 3, 8, 8)), keep=0.5)
+    plan = replace(plan, teacher={**plan.teacher, "source": {"spec": BAD}}, pruned_by=BAD, drop=[BAD])
+    report = us.Report.from_json(hostile_report())
+    text = page(report, plan)
+    read = Read(text)
+    assert "script" not in read.tags
+    assert not [name for name, _ in read.attributes if name.startswith("on")]
+    assert "alert(1)" in " ".join(read.words)
+    for by_hand in (plan, replace(plan, pruned_by=None)):
+        told = readme(report, by_hand)
+        assert "<script" not in told
+        assert "](javascript" not in told
+        assert "import os" not in re.findall(r"```python\n(.*?)```", told, re.S)[0]
+        assert not any(line.startswith("import os") for line in told.splitlines())
+    assert "[a]" in report.table()  # and its brackets are no colours
+
+
+STRANGE = {
+    "an address": {"disagreements": [{"image": "a", "teacher": [1, 0.5], "student": [2, 0.5], "thumbnail": "//x/a"}]},
+    "a page as a picture": {"disagreements": [
+        {"image": "a", "teacher": [1, 0.5], "student": [2, 0.5], "thumbnail": "data:text/html;base64,YQ=="}]},
+    "text for a number": {"crossfit": "<b>"},
+    "an opset": {"exports": {"onnx": {**hostile_report()["exports"][BAD], "opset": "<b>"}}},
+    "a class": {"disagreements": [{"image": "a", "teacher": ["<b>", 0.5], "student": [2, 0.5]}]},
+    "code as a batch": {"exports": {"onnx": {**hostile_report()["exports"][BAD], "batch": "1), x("}}},
+    "no images of a class": {"agreement_by_class": {"1": [0, 0]}},
+    "half an interval": {"top1_agreement": 0.5, "top1_agreement_low": 0.4},
+    "a list of pairs": {"exports": [1]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fields", STRANGE.values(), ids=STRANGE)
+def test_a_field_of_another_type_is_refused(fields):
+    with pytest.raises(us.MimicutError, match="reading a report: "):
+        us.Report.from_json(fields)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"keyword": "x=1)\n```\nimport os", "options": {}}, {"keyword": 3, "options": {}},
+        {"keyword": None, "options": {"a b": 1}}, {"keyword": "class", "options": {}},
+        {"keyword": None, "options": {}, "inputs": [["x", [3], "float32)\nimport os"]]},
+        {"keyword": None, "options": {}, "inputs": [["x", ["y"], "float32"]]},
+    ],
+)  # fmt: skip
+def test_a_call_that_is_no_call_is_refused(call):
+    plan = us.make_plan(Chain(), us.trace(Chain(), torch.zeros(2, 3, 8, 8)), keep=0.5)
+    with pytest.raises(us.MimicutError, match="call"):
+        us.Plan.from_json({**plan.to_json(), "call": call})
+
+
+def test_the_schema_has_every_field_of_a_report():
+    assert set(ReportFields.__annotations__) - {"__pydantic_config__"} == {f.name for f in fields(us.Report)}
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")

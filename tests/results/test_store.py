@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,12 +23,12 @@ from mimicut.recovery.checkpoint import Checkpoint
 from mimicut.results import store
 from mimicut.results.files import FILES, PAGES, sha256
 from mimicut.results.folder import check_writable, previous_path
-from mimicut.results.load_result import load
+from mimicut.results.load_result import as_teacher, load
 from mimicut.results.report import Report
-from mimicut.results.stopped_runs import write_stopped
-from mimicut.results.store import read, save
+from mimicut.results.stopped_runs import read_stopped, write_stopped
+from mimicut.results.store import digest_notes, put_report, read, save
 from mimicut.surgery.cut import cut
-from mimicut.surgery.plan import Plan, describe
+from mimicut.surgery.plan import Plan, describe, read_plan
 from mimicut.surgery.seam import Seam, SeamPoint
 
 # Written to a file, too, for a fresh process: tied weights, a parametrised layer, a buffer that no state dict holds, an
@@ -72,6 +73,13 @@ def make_plan(teacher, source=None):
     sizes = [("one", "out_channels"), ("norm", "num_features"), ("two", "in_channels")]
     edits = [{"module": m, "attribute": a, "index": None, "from": 4, "to": 2} for m, a in sizes]
     return Plan(describe(teacher, source), SEAM, {"one": 2}, {"one": KEPT}, slices, edits)
+
+
+def without_plan_digest(folder):
+    """As releases before there was one saved it."""
+    report = json.loads((folder / "report.json").read_text())
+    del report["stored"]["plan_sha256"]
+    (folder / "report.json").write_text(json.dumps(report))
 
 
 @pytest.fixture
@@ -219,6 +227,9 @@ def test_weights_of_another_result_are_named_by_their_first_difference(saved, te
     save(other, model=teacher, plan=plan, report=Report())
     for name in ("weights.safetensors", "report.json"):
         shutil.copy(other / name, saved / name)
+    with pytest.raises(StoreError, match=r"plan\.json: its content is not what was saved"):
+        load(saved, build)
+    without_plan_digest(saved)
     with pytest.raises(
         StoreError, match=r"'one\.weight': the model has \(2, 3, 3, 3\) float32, the file \(4, 3, 3, 3\)"
     ):
@@ -260,12 +271,128 @@ def test_a_weights_file_that_is_none_is_named(saved):
         load(saved, build)
 
 
+EDITS = {
+    "a module passed by": {"dropped_modules": [["norm", "through"]], "drop": ["norm"]},
+    "nothing but its layout": {},
+    "the class of the teacher": {"notes": ["edited"]},
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+@pytest.mark.parametrize("use", [read, lambda folder: load(folder, build), lambda folder: as_teacher(folder, build)])
+def test_a_plan_that_is_not_the_saved_one_is_refused(saved, edit, use):
+    path = saved / "plan.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **edit}))
+    with pytest.raises(StoreError, match=r"plan\.json: its content is not what was saved; .*edit a copy"):
+        use(saved)
+
+
+def test_a_result_without_a_digest_of_its_plan_loads_with_a_note(saved, student):
+    without_plan_digest(saved)
+    with pytest.warns(UserWarning, match="without a digest of its plan"):
+        again = load(saved, build)
+    assert all(same_bits(a, b) for a, b in zip(again.parameters(), student.parameters(), strict=True))
+    put_report(saved, Report())  # which does not vouch for a plan that nothing was compared with
+    assert digest_notes(saved)
+
+
+STRANGE = {
+    "a stride": {"edits": [{"module": "one", "attribute": "stride", "index": 0, "from": 2, "to": 1}]},
+    "a padding": {"edits": [{"module": "one", "attribute": "padding", "index": 0, "from": 1, "to": 0}]},
+    "a size that grows": {"edits": [{"module": "one", "attribute": "out_channels", "index": None, "from": 4, "to": 9}]},
+    "a stride in a call": {
+        "calls": [{"module": "one", "function": "conv2d", "index": 0, "place": 0, "from": 1, "to": 2}]
+    },
+    "a pooling": {
+        "calls": [{"module": "", "function": "avg_pool2d", "index": 0, "place": 0, "from": 3, "to": 2}]
+    },
+    "many results": {"dropped_modules": [["norm", "zero:99999999"]], "drop": ["norm"]},
+    "a dropped module without a block": {"dropped_modules": [["norm", "zero"]]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("edit", STRANGE.values(), ids=STRANGE)
+def test_a_plan_changes_only_what_counts_channels(teacher, edit):
+    data = {**make_plan(teacher).to_json(), **edit}
+    with pytest.raises(PlanError, match=r"expected a size|count channels|up to 99|drop has no block"):
+        Plan.from_json(json.loads(json.dumps(data)))
+
+
+EDITED = [
+    ("one", "stride", 0, 1), ("one", "__dict__", None, 1), ("one", "weight", None, 1), ("one.weight", "x", None, 1),
+    ("norm", "num_batches_tracked", None, 0), ("one", "training", None, 1), ("one", "kernel_size", "0", 3),
+    ("one", "kernel_size", -1, 3), ("two", "nothing", None, 4),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", EDITED, ids=str)
+def test_a_cut_sets_only_sizes(teacher, place):
+    module, attribute, index, value = place
+    edit = {"module": module, "attribute": attribute, "index": index, "from": value, "to": 0}
+    plan = replace(make_plan(teacher), slices={}, edits=[edit])
+    with pytest.raises(PlanError, match="make the plan again"):
+        cut(teacher, plan)
+
+
+def test_a_convolution_in_code_is_given_other_groups_alone():
+    class Moving(nn.Module):
+        def forward(self, x):
+            return nn.functional.conv2d(x, torch.ones(4, 1, 1, 1), None, 2, 0, 1, 4)
+
+    def cut_to(place, given, right):
+        call = {"module": "", "function": "conv2d", "index": 0, "place": place, "from": given, "to": right}
+        return cut(Moving(), Plan(describe(Moving()), SEAM, {}, {}, {}, [], calls=[call]))
+
+    with pytest.raises(RuntimeError, match="besides its groups"):
+        cut_to(0, 2, 1)(torch.ones(1, 4, 4, 4))
+    with pytest.raises(RuntimeError, match=r"Given groups=2"):  # torch: they are other groups
+        cut_to(3, 4, 2)(torch.ones(1, 4, 4, 4))
+
+
 def test_a_plan_edited_into_nonsense_is_named(saved):
     plan = json.loads((saved / "plan.json").read_text())
     plan["widths"]["one"] = -3
     (saved / "plan.json").write_text(json.dumps(plan))
     with pytest.raises(PlanError, match=r"plan\.json: widths\['one'\] is -3"):
         load(saved, build)
+
+
+@pytest.mark.parametrize("name", ["plan.json", "report.json"])
+@pytest.mark.parametrize("text", ["[" * 10**5, '{"a":' * 300 + "1" + "}" * 300, '{"a": NaN}', "1" * 5000], ids=str)
+def test_json_that_no_file_of_ours_holds_is_named(saved, name, text):
+    (saved / name).write_text(text)
+    with pytest.raises((StoreError, PlanError), match=name.replace(".", r"\.")):
+        load(saved, build)
+    if name == "plan.json":
+        with pytest.raises(PlanError, match=r"plan\.json"):
+            read_plan(saved / name)
+
+
+@pytest.mark.parametrize("metadata", ["[]", '{"shared": []}', '{"shared": {"a": 3}}', "3", "[" * 10**5])
+def test_metadata_of_another_form_are_named(saved, metadata):
+    path = saved / "weights.safetensors"
+    save_file(load_file(path), path, metadata={"mimicut": metadata})
+    report = json.loads((saved / "report.json").read_text())
+    report["stored"]["weights_sha256"] = sha256(path)
+    (saved / "report.json").write_text(json.dumps(report))
+    with pytest.raises(StoreError, match=r"weights\.safetensors"):
+        load(saved, build)
+
+
+@pytest.mark.parametrize("metadata", ["[]", "3", "{}", '{"asked": 1, "plan": 2, "saved": 3}', "[" * 10**5])
+def test_a_stopped_run_of_another_form_is_named(tmp_path, metadata):
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.stopped.safetensors", metadata={"stopped": metadata})
+    with pytest.raises(StoreError, match="not the file of a stopped run"):
+        read_stopped(tmp_path / "a")
+
+
+@pytest.mark.parametrize("use", [load, read, check_writable, as_teacher, read_stopped])
+@pytest.mark.parametrize("place", ["a" * 255, "a/" * 3000, "loop", "loop/in", "a\0b", ""])
+def test_what_cannot_be_the_path_of_a_result_is_named(tmp_path, monkeypatch, use, place):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(StoreError, match=r"cannot be a path|empty name"):
+        use(place)
 
 
 def test_a_folder_that_does_not_exist_is_named(tmp_path):

@@ -539,3 +539,21 @@ def test_no_time_is_said_and_still_gives_a_result():
 def test_a_device_without_data_is_refused_before_any_work():
     with pytest.raises(InputError, match="'meta': it holds no data"):
         compress(make_teacher(), images(), keep=0.5, config=replace(CONFIG, device="meta"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_a_teacher_that_is_not_finite_any_more_is_the_reason_before_any_work(value):
+    teacher = make_teacher()
+    with torch.no_grad():
+        next(teacher.model.parameters()).fill_(value)
+    stages = []
+    with pytest.raises(UnsupportedModel, match=r"checking the (teacher|images)") as caught:
+        compress(teacher, images(), keep=0.5, config=CONFIG, on_stage=stages.append)
+    assert caught.value.exit_code == 3
+    assert "lower lr" not in str(caught.value)
+    assert not any("cutting" in stage for stage in stages)
+
+
+def test_images_of_absurd_values_are_the_reason():
+    with pytest.raises(InputError, match=r"hold values up to 1\.\de\+3\d.*prepare them"):
+        compress(make_teacher(), 1e30 * images().clamp(-1, 1), keep=0.5, config=CONFIG)
