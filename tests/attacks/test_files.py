@@ -1,6 +1,6 @@
 """Files that come from elsewhere: whatever is in them, they are refused in our own words, or give the same outputs.
 
-`make attack` tries 10,000 changes of a result's files and 1,000 hostile images, or the share of them that ATTACKS says, and
+`make attack` tries 10,000 changes of a result's files and 1,000 hostile images, or the share that ATTACKS says, and
 writes the counts to benchmarks/results/attacks_files.json; `make test` tries a few.
 """
 
