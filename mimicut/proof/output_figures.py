@@ -178,7 +178,7 @@ def cosines(theirs: Tensor, ours: Tensor) -> Tensor:
     """The cosine between both networks' numbers (N, K) of each image; images of which both give zeros alone are left
     out, and all images where K is 1: there is no angle.
 
-    >>> cosines(torch.tensor([[1.0, 1.0], [0.0, 0.0]]), torch.tensor([[2.0, 2.0], [0.0, 0.0]]))
+    >>> cosines(torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([[2.0, 0.0], [0.0, 0.0]]))
     tensor([1.])
     >>> len(cosines(torch.ones(2, 1), torch.ones(2, 1)))
     0

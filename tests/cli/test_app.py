@@ -179,11 +179,6 @@ def test_inspect_tells_several_points_and_a_network_without_a_head(place, capsys
         (["compress", "net.py:build", "photos", "--keep", "0.5", "--out", "x", "--mean", "red"], 2, "--mean"),
         (["compress", "net.py:build", "photos", "--keep", "0.5", "--out", "x", "--steps", "-1"], 2, "steps"),
         (["compress", "net.py:build", "photos", "--keep", "0.5", "--out", "x", "--device", "toaster"], 2, "device"),
-        (
-            ["compress", "net.py:label", "photos", "--keep", "0.5", "--out", "x", "--input-size", "3x16x16"],
-            3,
-            "--seam",
-        ),
         (["compress", "net.py:meta", "photos", "--keep", "0.5", "--out", "x"], 3, "meta"),
         (["compress", "net.py:none", "photos", "--keep", "0.5", "--out", "x"], 2, "none"),
         (["compress", "resnet18", "photos", "--keep", "0.5", "--out", "x"], 2, "timm:resnet18"),

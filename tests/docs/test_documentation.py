@@ -2,8 +2,10 @@
 
 import ast
 import inspect
+import os
 import re
 import shlex
+import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -17,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 sys.path.insert(0, str(DOCS / "_tools"))
 import generated  # noqa: E402  # of the site, beside it
+import tutorials  # noqa: E402
 
 import mimicut  # noqa: E402
 
@@ -316,3 +319,21 @@ def test_workflows_call_scripts_that_exist():
     for script in called:
         place = ROOT / script
         assert script == "make" or (place.is_file() and place.stat().st_mode & 0o111), script
+
+
+TUTORIALS = sorted((DOCS / "tutorials").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", TUTORIALS, ids=named)
+def test_the_page_of_a_tutorial_has_its_code(path):
+    shown = re.findall(r"^```python\n(.*?)^```", text_of(path.with_suffix(".md")), re.DOTALL | re.MULTILINE)
+    assert [code.strip() for code in shown] == tutorials.code_cells(path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("path", TUTORIALS, ids=named)
+def test_a_tutorial_runs(path):
+    ran = subprocess.run(
+        [sys.executable, path], capture_output=True, text=True, check=False, env=os.environ | {"MPLBACKEND": "agg"}
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]

@@ -161,7 +161,8 @@ def test_folders_that_do_not_fit_are_named(labelled):
 
 def test_report_goes_through_json():
     report = Report(
-        params_teacher=10, top1_agreement=0.5, macs_not_counted=("roll",), notes=("few",), image_hashes={"fit": ["ab"]},
+        params_teacher=10, top1_agreement=0.5, top1_agreement_low=0.4, top1_agreement_high=0.6,
+        macs_not_counted=("roll",), notes=("few",), image_hashes={"fit": ["ab"]},
         seconds=float("nan"), versions=versions(), platform=platform_kind(threads=2), steps=3,
     )  # fmt: skip
     text = json.dumps(report.to_json(), allow_nan=False)

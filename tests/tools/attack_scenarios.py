@@ -100,8 +100,11 @@ def nothing(place):
 
 def checkpoint(number):
     def act(place):
-        write_stopped(place / "small", Checkpoint({"a": torch.full((5,), float(number))}, dict.fromkeys(
-            ("asked", "plan", "saved", "before", "losses", "steps"), number)))  # fmt: skip
+        data = {
+            "asked": {"number": number}, "plan": {}, "saved": None, "losses": [], "steps": number,
+            "before": {"closed_form": None, "errors": None, "norms_share": None},
+        }  # fmt: skip
+        write_stopped(place / "small", Checkpoint({"a": torch.full((5,), float(number))}, data))
 
     return act
 

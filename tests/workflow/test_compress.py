@@ -463,7 +463,7 @@ def test_a_student_that_does_not_load_back_replaces_nothing(tmp_path, monkeypatc
         next(model.parameters()).data.add_(1)
         return model
 
-    monkeypatch.setattr(import_module("mimicut.workflow.compress"), "load", other)
+    monkeypatch.setattr(import_module("mimicut.workflow.compress"), "load_model", other)
     with pytest.raises(LawBroken, match="nothing was changed there"):
         compress(make_teacher(), images(), keep=0.6, folder=folder, config=CONFIG, force=True)
     assert (folder / "weights.safetensors").read_bytes() == before
