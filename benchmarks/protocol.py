@@ -209,8 +209,8 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
         Protocol(
             "embedded_ablation", "this project's recipe without each of its parts",
-            "photographs", tuple(_OURS_CUTS), (), (50,), (400,), SEEDS[:1], (OWN, SAME_CUT), "ablation",
-            extra_cuts=_OURS_CUT,
+            "photographs", ("demo:resnet14", "demo:vit_tiny"), (), (50,), (400,), SEEDS[:1], (OWN, SAME_CUT),
+            "ablation", extra_cuts=_OURS_CUT,
         ),
         Protocol(
             "embedded_quick", "the closed form alone at half the MACs and at half the widths",

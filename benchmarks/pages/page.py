@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.methods import METHODS
 from benchmarks.pages import default_page
-from benchmarks.pages.tables import Condition, Entry, Table, floors, paired, table
+from benchmarks.pages.tables import Condition, Entry, Table, floors, other_cost, paired, table
 from benchmarks.protocol import CURVES, FOR_TRANSFORMERS, PROTOCOLS, TUNING_SEEDS, Cell, Protocol, said
 from benchmarks.sweep import RESULTS, missing, read_lines
 
@@ -26,7 +26,7 @@ ON_ANOTHER_PAGE = default_page.NAMES
 _METHODS = """![every method at 50 images](figures/methods.png)
 
 For each family the cut with MiR's smallest loss above 4 points, with 50 images; dots are seeds, bars are means,
-the dashed line is the teacher. * uses labels. PRACTISE drops whole blocks, so its MACs differ (below). These cuts were
+the dashed line is the teacher. * uses labels. PRACTISE drops whole blocks, so its MACs differ. These cuts were
 chosen by MiR's loss on these seeds; at the heavier cuts (below) it is behind other methods."""
 _CURVES = {
     "steps": """## Accuracy against steps
@@ -115,8 +115,8 @@ def text(
 def tables_of(found: Table) -> list[str]:
     """Markdown: what the cells say, then a table for each teacher."""
     return [
-        "Top-1 in percent on the test images, mean ± standard deviation over the seeds; below it MiR minus the method, "
-        "paired by seed, with the 95 % interval (Student's t). Each method has the best of the options that were run.",
+        "Top-1 in percent on the test images, mean ± standard deviation over the seeds; best in bold; below it MiR "
+        "minus the method, paired by seed, with the 95 % interval (Student's t). Each method has the best of the options that were run.",
         *(_teacher_table(found, teacher) for teacher in dict.fromkeys(c.teacher for c in found)),
     ]
 
@@ -241,7 +241,9 @@ def _teacher_table(found: Table, teacher: str) -> str:
         cells = []
         for condition in columns:
             entries, mir = found[condition].get(name), found[condition].get("mir")
-            cells.append(_cell(entries[0], mir[0] if mir else None) if entries else "")
+            alike = [each for each, *_ in found[condition].values() if not mir or not other_cost(each, mir[0])]
+            best = max((each.mean for each in alike), default=None)
+            cells.append(_cell(entries[0], mir[0] if mir else None, best) if entries else "")
         if any(cells):
             rows.append((method.title + (" (labels)" if method.labels else ""), *cells))
     several = len({c.steps for c in columns}) > 1
@@ -253,15 +255,15 @@ def _teacher_table(found: Table, teacher: str) -> str:
     return f"### {teacher}: teacher {whole:.2f} %\n\n" + _markdown(("method", *heads), rows)
 
 
-def _cell(entry: Entry, mir: Entry | None) -> str:
+def _cell(entry: Entry, mir: Entry | None, best: float | None) -> str:
+    """best: the highest mean at this cost, which is set in bold."""
     words = f"{entry.mean:.1f}" + ("" if entry.deviation is None else f" ± {entry.deviation:.1f}")
+    words = f"**{words}**" if entry.mean == best else words
     if mir is not None and entry.seeds != mir.seeds:
         words += f" (seeds {_list(entry.seeds)})"
-    if METHODS[entry.method].blocks:
+    if mir is not None and other_cost(entry, mir):
         return f"{words}<br>at {entry.macs:.0%} of MACs"
-    if entry.method == "mir":
-        return f"**{words}**"
-    return words if mir is None else f"{words}<br>{_interval(paired(mir, entry))}"
+    return words if mir is None or entry is mir else f"{words}<br>{_interval(paired(mir, entry))}"
 
 
 def _interval(difference: tuple[float, float, float] | None) -> str:

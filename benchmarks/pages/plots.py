@@ -9,8 +9,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from benchmarks.methods import METHODS
-from benchmarks.pages.tables import Condition, Entry, Table
-from benchmarks.protocol import CURVES
+from benchmarks.pages.tables import Condition, Entry, Table, other_cost
+from benchmarks.protocol import CURVES, OWN
 
 # Colour-blind safe. Source: Okabe and Ito 2008.
 COLOURS = dict(zip(CURVES, ("#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#0072B2", "#D55E00"), strict=True))
@@ -32,11 +32,11 @@ def methods_side_by_side(columns: list[tuple[Condition, dict[str, list[Entry]]]]
         for axis, (condition, methods) in zip(axes[0], columns, strict=True):
             rows = [(place, methods[name][0]) for place, name in enumerate(names) if name in methods]
             for place, entry in rows:
-                mimics = entry.method == "mir"
-                axis.barh(place, entry.mean, color=COLOURS["mir"] if mimics else "#999999", alpha=0.75, height=0.62)
+                colour = {"mir": COLOURS["mir"], OWN: "#0072B2"}.get(entry.method, "#999999")
+                axis.barh(place, entry.mean, color=colour, alpha=0.75, height=0.62)
                 axis.plot(entry.top1, [place] * len(entry.top1), "k.", markersize=3)
                 axis.text(115, place, f"{entry.mean:.1f}", va="center", ha="right", fontsize=8)
-                if METHODS[entry.method].blocks:
+                if "mir" in methods and other_cost(entry, methods["mir"][0]):
                     axis.text(2, place, f"at {entry.macs:.0%} of MACs", va="center", fontsize=7)
             axis.axvline(rows[0][1].top1_teacher, color="black", linestyle="--", linewidth=0.8)
             share = methods["mir"][0].macs

@@ -14,6 +14,8 @@ from benchmarks.methods import METHODS
 from benchmarks.protocol import TUNED, TUNING_SEEDS, said
 from benchmarks.sweep import RESULTS, read_lines
 
+SAME_MACS = 0.005  # how far two shares of the MACs may be apart and count as one. Source: assumption.
+
 
 @dataclass(frozen=True, order=True)
 class Condition:
@@ -94,6 +96,11 @@ def table(lines: Iterable[dict[str, Any]]) -> Table:
 
 def _place(cell: dict[str, Any]) -> tuple[str, float, str, int]:
     return cell["teacher"], cell["cut"]["keep_width"], said(cell["cut"]), cell["images"]
+
+
+def other_cost(entry: Entry, mir: Entry) -> bool:
+    """Whether a method that cuts by itself leaves another share of the MACs than the table's cut."""
+    return abs(entry.macs - mir.macs) > SAME_MACS
 
 
 def paired(a: Entry, b: Entry) -> tuple[float, float, float] | None:
