@@ -116,7 +116,8 @@ def tables_of(found: Table) -> list[str]:
     """Markdown: what the cells say, then a table for each teacher."""
     return [
         "Top-1 in percent on the test images, mean ± standard deviation over the seeds; best in bold; below it MiR "
-        "minus the method, paired by seed, with the 95 % interval (Student's t). Each method has the best of the options that were run.",
+        "minus the method, paired by seed, with the 95 % interval (Student's t). Each method has the best of the "
+        "options that were run.",
         *(_teacher_table(found, teacher) for teacher in dict.fromkeys(c.teacher for c in found)),
     ]
 
