@@ -45,8 +45,8 @@ def text(crash: dict[str, dict[str, Any]], files: dict[str, dict[str, Any]]) -> 
     return "\n".join([
         "# What was survived", "",
         "Made by `python -m benchmarks.studies.reliability` from `benchmarks/results/attacks_*.json`, which",
-        "`make attack` writes (Linux, Python 3.11; `ATTACKS=0.1 make attack` tries a tenth). Do not edit by hand. A sample",
-        "of each kind is part of `make test`.", "",
+        "`make attack` writes (Linux, Python 3.11; `ATTACKS=0.1 make attack` tries a tenth). Do not edit by hand. A",
+        "sample of each kind is part of `make test`.", "",
         "| attack | what must hold | tried | survived | wanted |", "|---|---|--:|--:|--:|", *rows, "",
         f"Of the hostile images the slowest took {images['most_seconds']:g} s of processor time, and memory grew by "
         f"{images['grown_mb']} MB over all of them.", "",
