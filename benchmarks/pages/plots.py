@@ -126,5 +126,6 @@ def against_seconds(panels: dict[str, dict[str, list[tuple[float, float, int]]]]
             axis.set_title(title, fontsize=9)
             axis.set_xlabel("seconds on one core; small: steps")
         axes[0][0].set_ylabel("top-1, % of 10,000 test patches")
-        axes[0][0].legend(fontsize=7, loc="lower right")
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=len(labels))
         save(figure, path)
