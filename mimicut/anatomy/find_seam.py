@@ -405,11 +405,12 @@ def _points(traced: Traced, value: Node, users: list[Node]) -> list[tuple[SeamPo
     node: Node | None = value
     while not points and (node := _without_parameters(traced, node)) is not None:
         points += _returned(traced, node, list(node.users))
+        flow = traced.flow()
         points += [
             (SeamPoint(c.module, "input", c.index), node)
             for u in node.users
             for c in traced.calls.get(u, ())
-            if c not in traced.calls.get(node, ()) and value in networkx.descendants(traced.flow(), u)
+            if c not in traced.calls.get(node, ()) and value in networkx.descendants(flow, u)
         ]
     before, user = value, users[0]
     while not points and user.op == "call_function":  # functional all the way: what the next module takes
