@@ -262,7 +262,7 @@ def _cell(entry: Entry, mir: Entry | None, best: float | None) -> str:
     words = f"**{words}**" if entry.mean == best else words
     if mir is not None and entry.seeds != mir.seeds:
         words += f" (seeds {_list(entry.seeds)})"
-    if mir is not None and other_cost(entry, mir):
+    if METHODS[entry.method].blocks if mir is None else other_cost(entry, mir):
         return f"{words}<br>at {entry.macs:.0%} of MACs"
     return words if mir is None or entry is mir else f"{words}<br>{_interval(paired(mir, entry))}"
 

@@ -485,9 +485,9 @@ def test_the_page_is_made_from_the_lines(tmp_path, monkeypatch):
     for method, steps, lost, met in (("MiR", 1000, 6.0, "no"), ("MiR, AdamW", 200, 4.2, "no")):
         assert told.format(method, steps, lost, *[lost] * 5, met) in text
     assert told.format("MiR, AdamW", 1000, 1.0, *[1.0] * 5, "yes") in text
-    assert "| MiR, AdamW | 85.8 ± 0.0<br>-5.0 [-5.0, -5.0] |" in text
+    assert "| MiR, AdamW | **85.8 ± 0.0**<br>-5.0 [-5.0, -5.0] |" in text
     assert "**84.5 ± 0.5**" in text
-    assert "88.0 ± 0.0<br>at 50% of MACs" in text
+    assert "**88.0 ± 0.0**<br>at 50% of MACs" in text
     assert re.search(r"`embedded`: \d+ cells not run yet", text)
     for name in ("methods", "steps", "seconds"):
         assert Image.open(docs / "figures" / f"{name}.png").size[0] > 300

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hostile import without_plan_digest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -73,13 +74,6 @@ def make_plan(teacher, source=None):
     sizes = [("one", "out_channels"), ("norm", "num_features"), ("two", "in_channels")]
     edits = [{"module": m, "attribute": a, "index": None, "from": 4, "to": 2} for m, a in sizes]
     return Plan(describe(teacher, source), SEAM, {"one": 2}, {"one": KEPT}, slices, edits)
-
-
-def without_plan_digest(folder):
-    """As releases before there was one saved it."""
-    report = json.loads((folder / "report.json").read_text())
-    del report["stored"]["plan_sha256"]
-    (folder / "report.json").write_text(json.dumps(report))
 
 
 @pytest.fixture

@@ -29,6 +29,13 @@ VALUES: list[Any] = [
 ]  # fmt: skip
 
 
+def without_plan_digest(folder: Path) -> None:
+    """Make the result one of an earlier release, whose plan can be edited without that being noticed."""
+    report = json.loads((folder / "report.json").read_text())
+    del report["stored"]["plan_sha256"]
+    (folder / "report.json").write_text(json.dumps(report))
+
+
 def _places(data: Any, found: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
     """(container, key) of everything in plain data."""
     for key in data if isinstance(data, dict) else range(len(data)):

@@ -133,6 +133,9 @@ def test_an_interrupted_fold_leaves_the_result_and_says_so(place, capsys, monkey
     assert (code, line) == (130, None)
     assert "the student in small is complete" in err
     assert read(place / "small")[1].steps == 2
-    code, _, err = call(capsys, *asked, "--crossfit", 2, "--resume")
-    assert code == 2
-    assert "its student is complete, but its folds" in err
+    assert read(place / "small")[1].crossfit is None
+    code, resumed, _ = call(capsys, *asked, "--crossfit", 2, "--resume")
+    assert code == 0
+    _, whole, _ = call(capsys, *asked[:-1], "whole", "--crossfit", 2)
+    assert resumed["top1_agreement"] == whole["top1_agreement"] is not None
+    assert read(place / "small")[1].crossfit == read(place / "whole")[1].crossfit is not None

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import call
+from hostile import without_plan_digest
 from nets import Boxed, Chain, Encoder, HandWritten, Residual, Segmenter
 from torch import nn
 
@@ -345,6 +346,9 @@ def test_what_is_no_result(one, tmp_path):
     data = json.loads((tmp_path / "one" / "plan.json").read_text())
     data["teacher"]["source"]["views"] = "sepia"
     (tmp_path / "one" / "plan.json").write_text(json.dumps(data))
+    with pytest.raises(StoreError, match=r"plan\.json: its content is not what was saved"):
+        load_teacher(tmp_path / "one", build_teacher=Residual)
+    without_plan_digest(tmp_path / "one")
     with pytest.raises(InputError, match="its plan has views 'sepia'"):
         load_teacher(tmp_path / "one", build_teacher=Residual)
     (tmp_path / "one" / "weights.safetensors").write_bytes(b"")
@@ -366,12 +370,17 @@ def test_an_earlier_plan_that_was_edited_into_nonsense_is_named(two):
     edited = json.loads(json.dumps(data))
     edited["teacher"]["source"]["result"]["plan"]["widths"]["stem"] = -1
     (two / "plan.json").write_text(json.dumps(edited))
+    without_plan_digest(two)
     with pytest.raises(PlanError, match=r"reading the plan of the teacher .*one: widths\['stem'\] is -1"):
         us.load(two, Residual)
-    for nonsense in (3, {}, {"plan": {}, "images": 3}):
+    for nonsense, said in (
+        (3, r"teacher: source\.result is 3: Input should be an object"),
+        ({}, r"teacher: source\.result\.plan is missing"),
+        ({"plan": {}, "images": 3}, r"teacher: source\.result\.images is 3"),
+    ):
         data["teacher"]["source"]["result"] = nonsense
         (two / "plan.json").write_text(json.dumps(data))
-        with pytest.raises(PlanError, match=r"teacher's source has the result .*, expected an object with plan"):
+        with pytest.raises(PlanError, match=said):
             us.load(two, Residual)
 
 
