@@ -138,9 +138,9 @@ def returned(traced: Traced) -> dict[Node, tuple[str, int]]:
 
 
 def not_measured(traced: Traced, compared: Mapping[Node, tuple[str, int]]) -> tuple[str, ...]:
-    """The outputs that depend on the images and are no floats, or have no axis of images. compared: as `returned`."""
-    computed = networkx.descendants(traced.flow(), "in")
-    return tuple(part or "the output" for node, part in traced.outputs.items() if node in computed - set(compared))
+    """The tensors that are returned and do not depend on the images, are no floats, or have no axis of images.
+    compared: as `returned`."""
+    return tuple(part or "the output" for node, part in traced.outputs.items() if node not in compared)
 
 
 def _class_axis(node: Node) -> int:

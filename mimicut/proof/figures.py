@@ -158,7 +158,7 @@ def figures(
     if seam.not_measured:
         notes.append(
             f"not measured, and imitated only as far as the seam covers it: {', '.join(seam.not_measured)} (no "
-            "floating-point tensor with one row for each image)"
+            "floating-point tensor with one row for each image that depends on it)"
         )
     varying = [e for e in errors if e.varies]
     if varying:

@@ -34,6 +34,7 @@ class MimicLog:
     as bad as the mean feature). seconds: wall time. errors: (steps done, loss on the images to choose by), from before
     the first step on. kept: after how many steps the student is as it came back. ways: seconds of a trial's step in
     each precision and layout, where they were tried. parts: into how many a batch was divided to keep to the memory.
+    untrained: the body's modules that run and that no gradient reached.
     """
 
     config: MimicConfig
@@ -46,9 +47,10 @@ class MimicLog:
     kept: int = 0
     ways: dict[str, float] = field(default_factory=dict)
     parts: int = 1
+    untrained: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        lists = {name: list(getattr(self, name)) for name in ("losses", "lrs", "errors")}
+        lists = {name: list(getattr(self, name)) for name in ("losses", "lrs", "errors", "untrained")}
         return asdict(self) | {"config": self.config.to_json(), **lists}
 
 
@@ -82,8 +84,10 @@ def train(
         lrs = tuple(config.lr_at(step) for step in range(len(loop.losses)))
         errors, kept = ((), len(lrs)) if loop.best is None else (tuple(loop.best.errors), loop.best.step)
         seconds, size = time.perf_counter() - started, sum(images_in_batch(few, config.batch_size, config.extra_share))
-        parts = max(1, loop.parts)
-        return MimicLog(config, images, size, tuple(loop.losses), lrs, seconds, errors, kept, ways or {}, parts)
+        parts, untrained = max(1, loop.parts), loop.untrained or ()
+        return MimicLog(
+            config, images, size, tuple(loop.losses), lrs, seconds, errors, kept, ways or {}, parts, untrained
+        )
 
     with _student_restored(pair.student), ExitStack() as inside:
         for each in (

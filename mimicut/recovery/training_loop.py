@@ -1,7 +1,8 @@
 """The steps of mimicking: the loop, where it stands, and what it needs to continue."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from math import isfinite
 from typing import Any
 
@@ -48,7 +49,8 @@ class TrainingLoop:
         max_memory: Bytes that a step may hold for its gradients; None: any.
 
     losses: of the steps that were read. parts: into how many a batch is divided to keep to the memory, 0 before the
-    first step. between_steps: whether no step is half done.
+    first step. between_steps: whether no step is half done. untrained: names of the body's modules that run and that no
+    gradient reaches, known from the first step on.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class TrainingLoop:
         self.losses: list[float] = []
         self._unread: list[Tensor] = []
         self.between_steps = True
+        self.untrained: tuple[str, ...] | None = None
 
     def run(self, on_step: OnStep | None, on_checkpoint: Callable[[Checkpoint], None] | None) -> None:
         """Take all steps that are left."""
@@ -116,6 +119,17 @@ class TrainingLoop:
         for group in self._optimiser.param_groups:
             group["lr"] = self._config.lr_at(step)
         self._optimiser.zero_grad(set_to_none=True)
+        with self._noting_untrained() if self.untrained is None else nullcontext():
+            total, wanted = self._gradients(parts, images, step, autocast)
+        self._optimiser.step()
+        self._unread.append(total)
+        return wanted
+
+    def _gradients(
+        self, parts: list[tuple[Batch, int]], images: int, step: int, autocast: torch.autocast
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Pass the parts of a batch forward and back; return the loss, and the teacher's features of the last part."""
+        assert self._folded is not None
         total: Any = 0.0
         for number, (part, size) in enumerate(parts):
             with autocast:
@@ -129,9 +143,27 @@ class TrainingLoop:
             loss = loss if len(parts) == 1 else loss * (size / images)
             loss.backward()
             total = total + loss.detach()
-        self._optimiser.step()
-        self._unread.append(total)
-        return wanted
+        return total, wanted
+
+    @contextmanager
+    def _noting_untrained(self) -> Iterator[None]:
+        """Around the first step's passes, forward and back: find the body's modules that run, with parameters of their
+        own of which none has a gradient."""
+        body = {id(p) for group in self._optimiser.param_groups for p in group["params"]}
+        own = {
+            name: found
+            for name, module in self._pair.student.named_modules()
+            if (found := [p for p in module.parameters(recurse=False) if id(p) in body])
+        }
+        called: set[str] = set()
+        with ExitStack() as hooks:
+            for name in own:
+                hook = self._pair.student.get_submodule(name).register_forward_hook(
+                    lambda *_, name=name: called.add(name)
+                )
+                hooks.callback(hook.remove)
+            yield
+        self.untrained = tuple(n for n, found in own.items() if n in called and all(p.grad is None for p in found))
 
     def _features(self, capture: Capture, folded: NormOfLayer, batch: Batch) -> list[Tensor]:
         args, kwargs = laid(batch, self._config.layout)

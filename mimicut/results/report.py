@@ -362,7 +362,7 @@ class Report:
         return [f"guessed from the shape: {kinds}; if that is wrong, say what it is (--output)"]
 
     def _notes(self) -> list[str]:
-        return ["", *(f"note: {shortened(note)}" for note in self.notes)] if self.notes else []
+        return ["", *(f"note: {shortened(note, 400)}" for note in self.notes)] if self.notes else []
 
 
 def _name(output: Mapping[str, Any]) -> str:

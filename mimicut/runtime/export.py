@@ -419,7 +419,8 @@ def _write_openvino(model: nn.Module, source: Path, target: Path) -> None:
         raise
     except Exception as error:  # whatever OpenVINO raises
         raise UnsupportedModel(
-            f"writing {model_name(model)} for OpenVINO: {one_line(error)}; expected operators that it has"
+            f"writing {model_name(model)} for OpenVINO: {one_line(error)}; expected operators that it has; "
+            "--to onnx, or --to pt2, may have them"
         ) from error
 
 

@@ -50,7 +50,7 @@ def write_onnx(program: ExportedProgram, model: nn.Module, path: Path, *, optimi
             cause = cause.__cause__
         raise UnsupportedModel(
             f"writing {model_name(model)} as ONNX: torch.onnx.export stopped{fault_place(error, model)} with "
-            f"{one_line(cause)}; expected operators that ONNX has"
+            f"{one_line(cause)}; expected operators that ONNX has; --to pt2 stores any operator of torch"
         ) from error
 
 

@@ -113,8 +113,8 @@ class Seam:
         headless: the network predicts nothing: it returns features, which are no class scores.
         outputs: the floating-point tensors that the network returns, that depend on the images and have an axis of
             images; empty in results of release 0.1 and in seams made by hand.
-        not_measured: further outputs that depend on the images: integers, truth values, and tensors in which no axis is
-            that of the images.
+        not_measured: further tensors that it returns: integers, truth values, and tensors in which no axis is that of
+            the images, or that do not depend on them.
         batch_axes: for each point the axis of the images, where that is not 0 for all of them.
     """
 

@@ -69,6 +69,16 @@ def report_of(
     )
 
 
+def untrained_notes(log: MimicLog) -> list[str]:
+    """A sentence where mimicking could not change a part of the network; else nothing."""
+    if not log.untrained:
+        return []
+    return [
+        f"not trained: {', '.join(log.untrained)}, as no gradient reaches them: forward cuts it off (torch.no_grad, "
+        "detach), or they act past the seam; closed forms still solve them. Take that out of forward to train them"
+    ]
+
+
 def _extra_fields(intake: Intake, log: MimicLog) -> dict[str, Any]:
     if intake.extra is None or not log.losses:
         return {}

@@ -252,6 +252,7 @@ def test_kinds_are_set_by_part_or_for_all():
         (lambda m, y, f: (torch.fft.rfft2(f), y), ("0",)),
         (lambda m, y, f: (y, torch.stack([f.mean(), f.std()])), ("1",)),
         (lambda m, y, f: (y, m.scale, None, 3), ()),
+        (lambda m, y, f: (y, m.scale.exp()), ("1",)),
     ],
 )
 def test_outputs_that_are_not_measured_are_named(what, left_out):

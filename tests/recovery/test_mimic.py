@@ -623,3 +623,32 @@ def test_ctrl_c_waits_for_the_step_and_a_second_one_does_not(teacher, images, mo
         assert type(error.value) is kind
         assert torch.equal(student.one.weight, before["one.weight"]) is (times == 2)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+class Shielded(nn.Module):
+    """A stem that its own forward keeps from training; an unused part."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.body, self.fc = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 3), nn.Linear(6, 5)
+        self.idle = nn.Linear(2, 2)
+
+    def forward(self, x):
+        with torch.no_grad():
+            x = self.stem(x).relu()
+        return self.fc(self.body(x).mean((2, 3)))
+
+
+SHIELDED = Seam((SeamPoint("body"),), ((6, 4, 4),), ("fc.weight", "fc.bias"))
+
+
+def test_a_part_that_no_gradient_reaches_is_named(images):
+    teacher, student = randomised(Shielded()), randomised(Shielded(), seed=1)
+    before = bits(student)
+    log = mimic(teacher, student, SHIELDED, images, quick())
+    assert log.untrained == ("stem",)
+    assert log.to_json()["untrained"] == ["stem"]
+    after = bits(student)
+    assert torch.equal(before["stem.weight"], after["stem.weight"])
+    assert not torch.equal(before["body.weight"], after["body.weight"])
+    assert mimic(randomised(Net()), randomised(Net(), seed=1), SEAM, images, quick()).untrained == ()
