@@ -7,6 +7,7 @@ import functools
 import inspect
 import io
 import logging
+import re
 import sys
 import traceback
 import warnings
@@ -242,6 +243,7 @@ def trace_graph(model: nn.Module, example: Any, points: Sequence[SeamPoint] = ()
                 raise
             raise UnsupportedModel(why_it_stops(model, (args, kwargs)) or str(error)) from error
     _flatten(program.graph_module)
+    _require_input_kept(program, model)
     # Code that runs may hold on to what it computes, which has no values here: what is kept is a copy that has not run.
     return _read_program(kept, (args, kwargs), program, parts, points, marked)
 
@@ -425,6 +427,29 @@ def _require_no_dropout(program: Any, model: nn.Module) -> None:
             )
 
 
+def _require_input_kept(program: Any, model: nn.Module) -> None:
+    """Raises: UnsupportedModel where the network changes what it is given: the next one would be given other images."""
+    given = set(program.graph_signature.user_inputs)
+    held = set()  # nodes of the memory of an input
+    for node in program.graph.nodes:
+        splits = operator(node) == "getitem" and node.args[0] in held
+        if splits or (node.op == "placeholder" and node.name in given):
+            held.add(node)
+        schema = getattr(node.target, "_schema", None)
+        for argument, value in zip(schema.arguments if schema else (), node.args, strict=False):
+            if argument.alias_info is None or not isinstance(value, Node) or value not in held:
+                continue
+            held.add(node)
+            if argument.alias_info.is_write:
+                stack = [name for name, _ in node.meta.get("nn_module_stack", {}).values() if name]
+                raise UnsupportedModel(
+                    f"tracing {type(model).__name__}: {operator(node)} in {stack[-1] if stack else '<model>'} changes "
+                    "the images that the network is given, in place, so that a second network is given other images. "
+                    "Let it work on a new tensor (x = x * 2 in place of x *= 2), or wrap the network in a module whose "
+                    "forward hands it x.clone()"
+                )
+
+
 class DataDependent(UnsupportedModel):
     """What the code of the network does, or how much it returns, depends on the values of a tensor."""
 
@@ -500,6 +525,12 @@ def export_program(model: nn.Module, args: tuple, kwargs: dict, dynamic_shapes: 
             why = (
                 "a data-dependent step: what the code does there depends on the values of a tensor, which differ from "
                 "image to image; expected a forward pass that takes one way for all images"
+            )
+        stored = re.search(r"fake tensor in the exported program.*model attribute: ([\w.]+)\.\w", str(error), re.DOTALL)
+        if stored is not None:
+            why = (
+                f"code that sets weights while it runs, in {stored[1]}; expected a forward pass that only reads them. "
+                "Let it use the merged weights, stored once before (the form in which such layers are deployed)"
             )
         raise kind(
             f"tracing {type(model).__name__} with inputs {_describe(args, kwargs)}: torch.export stopped"

@@ -269,3 +269,8 @@ def test_in_rows_only_where_the_numbers_lie_is_changed(groups):
     assert layouts == [True]
     assert found.stride() == wanted.stride()
     assert (found - wanted).abs().max() < 1e-14
+
+
+def test_tensors_without_numbers_are_left_as_they_are():
+    net = nn.ParameterDict({"registers": torch.zeros(1, 0, 4), "rows": torch.zeros(0, 3), "weight": torch.zeros(2, 2)})
+    assert not randomised(net)["weight"].eq(0).any()

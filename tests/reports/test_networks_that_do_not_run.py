@@ -95,6 +95,49 @@ def test_noise_in_eval_mode_is_refused():
         mimicut.compress(Noisy().eval(), few(), **QUICK)
 
 
+# RCAN as several libraries have it (x *= rgb_range): the next pass is given other images
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x.mul_(255),
+        lambda x: x[:, :2].sub_(0.5),
+        lambda x: x.flatten(1).clamp_(0, 1),
+        lambda x: x.unbind(1)[0].zero_(),
+    ],
+)
+def test_a_network_that_changes_its_images_is_refused(change):
+    class Changes(Net):
+        def forward(self, x):
+            change(x)
+            return super().forward(x)
+
+    images = IMAGES.clone()
+    with pytest.raises(UnsupportedModel, match=r"in <model> changes the images .* in place.*x\.clone\(\)"):
+        mimicut.inspect(Changes(), images)
+    assert torch.equal(images, IMAGES)
+
+
+def test_a_network_that_changes_a_copy_of_its_images_is_not():
+    class Copies(Net):
+        def forward(self, x):
+            return super().forward((x * 1).mul_(2))
+
+    mimicut.inspect(Copies(), IMAGES)
+
+
+# SPAN and other networks that merge their branches in every forward pass
+def test_weights_that_forward_sets_are_named_with_the_module():
+    class Merges(nn.Conv2d):
+        def forward(self, x):
+            self.weight.data = (self.weight.data.clone() + 0.1).contiguous()
+            return super().forward(x)
+
+    net = Net()
+    net.body[0] = Merges(3, 8, 3)
+    with pytest.raises(UnsupportedModel, match=r"code that sets weights while it runs, in body\.0; expected"):
+        mimicut.inspect(net, IMAGES)
+
+
 # VainF/Torch-Pruning#172 (two images), microsoft/nni#4664 (img_metas), open lists of images
 class Siamese(Net):
     def forward(self, a, b):
