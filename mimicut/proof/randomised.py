@@ -39,7 +39,8 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
             elif name in positive:
                 tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
             elif tensor.dim() > 1:
-                tensor.copy_(torch.randn(tensor.shape, generator=generator) * (2 / max(1, tensor.shape[1:].numel())) ** 0.5)
+                inputs = max(1, tensor.shape[1:].numel())
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * (2 / inputs) ** 0.5)
             else:
                 tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.5 + 0.3)
     return model.eval()
