@@ -75,7 +75,7 @@ class ExtraImages:
 
 
 def read_extra(
-    source: ImageSource | ImageSet | str, few: ImageSet, views: str, *, seed: int, memory_bytes: int
+    source: ImageSource | ImageSet | str, few: ImageSet, views: str, *, seed: int, memory_bytes: int, most: int = MOST
 ) -> ExtraImages | None:
     """Read extra images, or draw them.
 
@@ -85,6 +85,7 @@ def read_extra(
         views: A name in `augment.VIEWS`, of the few.
         seed: Of where crops are cut out.
         memory_bytes: For their pixels.
+        most: How many are drawn at the most: no more than the steps can show.
 
     Returns:
         At most MOST images; None where there are to be none.
@@ -98,7 +99,7 @@ def read_extra(
     crops = base_of(views) == "evaluated" and max(preprocessing.input_size[1:]) <= SIDE // 2
     pictures = None
     if isinstance(source, str) and source == GENERATED:
-        images = _drawn(preprocessing, crops, bound)
+        images = _drawn(preprocessing, crops, bound, most)
     else:
         try:
             images, pictures = _read(source, preprocessing, crops, seed, bound)
@@ -123,12 +124,12 @@ def _colours(few: ImageSet) -> tuple[Tensor, Tensor, float, float]:
     return torch.cat(means), torch.cat(deviations), min(ends), max(ends)
 
 
-def _drawn(preprocessing: Preprocessing, crops: bool, bound: int) -> ImageSet:
+def _drawn(preprocessing: Preprocessing, crops: bool, bound: int, most: int) -> ImageSet:
     if crops:
-        return _drawn_crops(preprocessing, _fitting(bound, preprocessing.input_size))
+        return _drawn_crops(preprocessing, min(most, _fitting(bound, preprocessing.input_size)))
     channels, height, width = preprocessing.input_size
     side = max(height, width)
-    pictures = draw_pictures(_fitting(bound, (channels, side, side)), _DRAWN_SEED, side=side)
+    pictures = draw_pictures(min(most, _fitting(bound, (channels, side, side))), _DRAWN_SEED, side=side)
     # Of the size of the input: what is stored is what is evaluated, and held once.
     return read_images(_with_channels(pictures, channels), replace(preprocessing, resize=None))
 

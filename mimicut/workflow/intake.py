@@ -185,9 +185,11 @@ def extra_images(
     Raises:
         InputError: They cannot be read, or images that measure are among them.
     """
+    config = request.config
     extra = read_extra(
-        request.extra, few, request.config.views, seed=request.config.seed, memory_bytes=request.memory_bytes
-    )
+        request.extra, few, config.views, seed=config.seed, memory_bytes=request.memory_bytes,
+        most=config.steps * config.batch_size,
+    )  # fmt: skip
     if extra is None or extra.pictures is None:
         return extra, []
     refuse_shared(extra.pictures, measuring)

@@ -38,7 +38,7 @@ def views_of(extra, views: str, count: int = 40) -> torch.Tensor:
 def test_extra_images_take_the_colours_of_the_few(tmp_path, preprocessing, views, source):
     few = few_of(preprocessing)
     found = GENERATED if source == "drawn" else scenes(tmp_path / "scenes")
-    extra = read_extra(found, few, views, seed=1, memory_bytes=ROOM)
+    extra = read_extra(found, few, views, seed=1, memory_bytes=ROOM, most=200)
     made, own = views_of(extra, views), few.batch()
     assert made.shape[1:] == preprocessing.input_size
     assert made.min() >= own.min()
@@ -63,12 +63,13 @@ def test_other_inputs_get_whole_pictures(tmp_path):
 
 def test_a_network_of_other_channels_gets_as_many():
     five = Preprocessing((5, 16, 16), (0.5,) * 5, (0.25,) * 5, None, "bilinear")
-    made = views_of(read_extra(GENERATED, few_of(five), "none", seed=1, memory_bytes=ROOM), "none")
+    made = views_of(read_extra(GENERATED, few_of(five), "none", seed=1, memory_bytes=ROOM, most=9), "none")
     assert made.shape[1:] == (5, 16, 16)
 
 
-def test_the_memory_bounds_how_many():
+def test_the_memory_and_the_steps_bound_how_many():
     large = Preprocessing((3, 64, 64), (0.5,) * 3, (0.25,) * 3, None, "bilinear")
+    assert len(read_extra(GENERATED, few_of(large, 2), "none", seed=1, memory_bytes=ROOM, most=7)) == 7
     extra = read_extra(GENERATED, few_of(large, 2), "pad_crop", seed=1, memory_bytes=100 * 3 * 64 * 64)
     assert len(extra) == 100
     assert MOST_BYTES // (3 * 224 * 224) > 400  # at the sizes of ImageNet there is room for some hundreds
@@ -76,7 +77,7 @@ def test_the_memory_bounds_how_many():
 
 def test_images_that_came_as_floats_have_extra_ones_in_their_own_units():
     values = 3 + 0.1 * torch.randn(5, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-    extra = read_extra(GENERATED, read_images(values, GREY), "none", seed=1, memory_bytes=ROOM)
+    extra = read_extra(GENERATED, read_images(values, GREY), "none", seed=1, memory_bytes=ROOM, most=40)
     made = views_of(extra, "none")
     assert made.min() >= values.min()
     assert made.max() <= values.max()

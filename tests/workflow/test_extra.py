@@ -56,13 +56,13 @@ def test_by_default_pictures_are_drawn_and_the_report_says_so(teacher, few, tmp_
     result = compress(teacher, few, keep=0.5, config=CONFIG, folder=tmp_path / "small")
     report = result.report
     assert report.extra == "generated"
-    assert report.images_extra == 2000
+    assert report.images_extra == 24  # 3 steps of 8 show no more
     assert report.image_hashes["extra"] == []
     rehearsal = report.config["recovery"]["rehearsal"]
-    assert "2,000 drawn pictures" in report.table()
+    assert "24 drawn pictures" in report.table()
     if rehearsal["rate"]:
         assert f"{rehearsal['without_extra']:.3f} without" in report.table()
-    assert "2,000 drawn pictures" in (tmp_path / "small" / "report.html").read_text()
+    assert "24 drawn pictures" in (tmp_path / "small" / "report.html").read_text()
     assert 'extra = "generated"' in (tmp_path / "small" / "run.toml").read_text()
 
 
@@ -218,7 +218,7 @@ def test_a_student_that_another_tool_pruned_learns_from_them_too(teacher, few, t
         for extra in ("none", "generated")
     ]
     (alone, _), (beside, report) = students
-    assert report.images_extra == 2000
+    assert report.images_extra == 24  # 3 steps of 8 show no more
     assert any(not torch.equal(t, beside.state_dict()[name]) for name, t in alone.state_dict().items())
 
 
