@@ -6,7 +6,7 @@ gets. Networks of small inputs get crops of all sizes, from the input's own reso
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -151,31 +151,37 @@ def _read(
     source: ImageSource | ImageSet, preprocessing: Preprocessing, crops: bool, seed: int, bound: int
 ) -> tuple[ImageSet, ImageSet]:
     """The images, and the pictures that they are from."""
+    notes: list[str] = []
     if isinstance(source, ImageSet):
         if source.preprocessing != preprocessing:
             raise InputError(
                 f"found a set read for inputs of {source.preprocessing.input_size}, expected one read with the "
                 f"teacher's preprocessing ({preprocessing.input_size}); read_images(..., teacher.preprocessing)"
             )
+        if not len(source):
+            raise InputError("found a set without images, expected at least one")
         images = source.subset(_spread(len(source), MOST))
         return images, images
     if isinstance(source, (str, Path)) and not str(source).strip():
         raise InputError("found an empty name, expected a folder or file of pictures")
     if isinstance(source, (str, Path)) and usable_path(source, "reading extra images").is_dir():
-        files = files_in(Path(source))
+        files = [file for file in files_in(Path(source)) if file.is_file()]
+        if len(files) > MOST:
+            notes.append(f"{MOST:,} of the {len(files):,} pictures in {source} are used")
         source = [str(files[index]) for index in _spread(len(files), MOST)] if files else source
     pictures = read_images(source, preprocessing, memory_bytes=bound, keep="evaluated" if crops else "stored")
     if not crops or pictures.floats:
         images = pictures.subset(_spread(len(pictures), MOST))
-        return images, _without_notes(images, pictures)
+        return images, _with_notes(images, pictures, notes)
     count = _fitting(bound, preprocessing.input_size)
     made = _crops(_large(source, preprocessing), len(pictures), count, preprocessing, seed)
-    return read_images(made, preprocessing), _without_notes(pictures, pictures)
+    return read_images(made, preprocessing), _with_notes(pictures, pictures, notes)
 
 
-def _without_notes(images: ImageSet, read: ImageSet) -> ImageSet:
-    """`images`, with those of the notes on `read` that matter where images prove nothing."""
-    images.notes = [note for note in read.notes if note.startswith(f"{len(read.skipped)} image(s) skipped")]
+def _with_notes(images: ImageSet, read: ImageSet, notes: Sequence[str]) -> ImageSet:
+    """`images` with `notes`, and with those of the notes on `read` that matter where images prove nothing."""
+    skipped = [note for note in read.notes if note.startswith(f"{len(read.skipped)} image(s) skipped")]
+    images.notes = [*notes, *skipped]
     return images
 
 
@@ -222,17 +228,17 @@ def _crops(
         uint8 (count, C, H, W).
     """
     random = np.random.RandomState([seed % 2**32, seed >> 32, 2])
-    (_, height, width), each = preprocessing.input_size, -(-count // max(1, known))
+    _, height, width = preprocessing.input_size
     made = []
-    for picture in pictures:
+    for number, picture in enumerate(pictures):
         shorter = min(picture.shape[1:])
         least = min(shorter, max(height, width))
-        for _ in range(each):
+        for _ in range(number * count // known, (number + 1) * count // known):
             side = round(np.exp(random.uniform(np.log(least), np.log(shorter))))
             top, left = (random.randint(0, length - side + 1) for length in picture.shape[1:])
             crop = picture[:, top : top + side, left : left + side].transpose(1, 2, 0)
             made.append(resized(crop, (height, width), Image.Resampling[preprocessing.interpolation.upper()]))
-    return np.stack(made[:count]).transpose(0, 3, 1, 2)
+    return np.stack(made).transpose(0, 3, 1, 2)
 
 
 def _with_channels(pictures: np.ndarray, channels: int) -> np.ndarray:

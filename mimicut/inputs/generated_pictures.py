@@ -39,8 +39,12 @@ def draw_pictures(count: int, seed: int, *, side: int = SIDE) -> np.ndarray:
         uint8 (count, side, side, 3).
 
     Raises:
-        InputError: The seed is not from 0 to 2**32 - 1.
+        InputError: The seed is not from 0 to 2**32 - 1, or there is no such number or side.
     """
+    if count < 0 or side < 1:
+        raise InputError(
+            f"drawing pictures: found {count} pictures of {side} pixels, expected none or more of at least 1"
+        )
     if not 0 <= seed < 2**32:
         raise InputError(f"drawing pictures: found the seed {seed}, expected a whole number from 0 to 2**32 - 1")
     bank = _texture_bank(RandomState([seed, 0]))

@@ -229,12 +229,12 @@ def mix_batch(batch: Batch, mixing: str, generator: torch.Generator, share: floa
 
 
 def images_in_batch(few: Source | Tensor, size: int, extra_share: float) -> tuple[int, int]:
-    """How many of the few images and how many extra ones a batch has.
+    """How many of the few images and how many extra ones a batch has; of either more where there are few of the other.
 
     Args:
         few: The images, perhaps with extra ones (`WithExtra`).
         size: Of a batch: it has fewer only where there are fewer images.
-        extra_share: The share of a batch that extra images take, more where there are few of the others.
+        extra_share: The share of a batch that extra images take.
 
     >>> images_in_batch(torch.zeros(50, 3, 8, 8), 64, 0.5)
     (50, 0)
@@ -242,12 +242,14 @@ def images_in_batch(few: Source | Tensor, size: int, extra_share: float) -> tupl
     (32, 32)
     >>> images_in_batch(WithExtra(torch.zeros(20, 3, 8, 8), torch.zeros(900, 3, 8, 8)), 64, 0.5)
     (20, 44)
+    >>> images_in_batch(WithExtra(torch.zeros(50, 3, 8, 8), torch.zeros(3, 3, 8, 8)), 64, 0.5)
+    (50, 3)
     """
     own = min(size, count(few))
     if not (isinstance(few, WithExtra) and extra_share):
         return own, 0
-    own = min(own, max(1, size - round(extra_share * size)))
-    return own, min(count(few.extra), size - own)
+    extra = min(count(few.extra), size - min(own, max(1, size - round(extra_share * size))))
+    return min(own, size - extra), extra
 
 
 class Passes:

@@ -120,6 +120,7 @@ def recover(
         say(f"continuing after {len(checkpoint.data['losses'])} of {config.steps} steps")
     else:
         before, config = _Preparation(case, few, choose, max_seconds, max_memory, say).prepare(config)
+    few = before.images(few)
     on_part = on_checkpoint and (lambda part: on_checkpoint(before.added_to(part)))
     try:
         log = mimic(
@@ -168,6 +169,11 @@ class _Before:
         data = checkpoint.data["before"]
         closed = data["closed_form"] and ClosedFormLog.from_json(data["closed_form"])
         return cls(closed, data["errors"], data["norms_share"], data.get("ways", {}), data.get("rehearsal"))
+
+    def images(self, few: Source | Tensor) -> Source | Tensor:
+        """What mimicking is to learn from: `few`, without extra images where the rehearsal left them out."""
+        dropped = (self.rehearsal or {}).get("alone") is not None
+        return few.few if dropped and isinstance(few, WithExtra) else few
 
     def added_to(self, checkpoint: Checkpoint) -> Checkpoint:
         before = vars(self) | {"closed_form": self.closed_form and self.closed_form.to_json()}
@@ -223,7 +229,8 @@ class _Preparation:
         left = self._seconds_left()
         if left is not None:
             config = replace(config, steps=max(0, min(config.steps, int(left / step_seconds))))
-        beside = f" and {count(self._few.extra)} extra ones" if isinstance(self._few, WithExtra) else ""
+        few = before.images(self._few)
+        beside = f" and {count(few.extra)} extra ones" if isinstance(few, WithExtra) else ""
         seconds = about(config.steps * step_seconds)
         say(f"mimicking {config.steps} steps on {count(self._few)} images{beside}, {seconds}")
         return before, config

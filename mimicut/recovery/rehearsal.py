@@ -51,6 +51,8 @@ class Rehearsal:
         longer: (steps, error after them at the whole rate), where each of `tried` did harm.
         without_extra: Error after as many steps at the rate that was chosen, without the extra images; None where there
             are none. Nothing is decided by it: a few steps on few images do not show what extra images are worth.
+        alone: (share of the rate, error after the steps) on the few images alone, where every try with the extra ones
+            did harm: the first that does none, else None. The extra ones are then left out.
     """
 
     images: int
@@ -59,10 +61,13 @@ class Rehearsal:
     tried: tuple[tuple[float, float], ...]
     longer: tuple[int, float] | None = None
     without_extra: float | None = None
+    alone: tuple[float, float] | None = None
 
     @property
     def rate(self) -> float:
         """The share of the rate that was chosen, the last one tried; 0 where every one did harm."""
+        if self.alone is not None:
+            return self.alone[0]
         share, error = self.tried[-1] if self.longer is None else (RATES[0], self.longer[1])
         return share if error < self.error else 0.0
 
@@ -82,6 +87,9 @@ class Rehearsal:
         found = f"{self.images} images set aside: error {self.error:.3f}; after {self.steps} steps {each}"
         if self.longer is not None:
             found += f"; after {self.longer[0]} steps at the whole rate {self.longer[1]:.3f}"
+        if self.alone is not None:
+            share, error = self.alone
+            return f"{found}; {error:.3f} with {share:g} times the rate without the extra images, which are left out"
         if not self.rate:
             return f"{found}; mimicking makes the student worse and is left out"
         return found if self.without_extra is None else f"{found} (without extra images {self.without_extra:.3f})"
@@ -199,6 +207,10 @@ def try_rates(
         found = replace(
             found, without_extra=error_after(few.few, found.rate, found.longer[0] if found.longer else steps)
         )
+    elif isinstance(few, WithExtra):
+        say("each did harm; trying without the extra images")
+        alone = ((share, error_after(few.few, share)) for share in RATES)
+        found = replace(found, alone=next((each for each in alone if each[1] < before), None))
     return found
 
 

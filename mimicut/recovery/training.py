@@ -34,7 +34,7 @@ class MimicLog:
     as bad as the mean feature). seconds: wall time. errors: (steps done, loss on the images to choose by), from before
     the first step on. kept: after how many steps the student is as it came back. ways: seconds of a trial's step in
     each precision and layout, where they were tried. parts: into how many a batch was divided to keep to the memory.
-    untrained: the body's modules that run and that no gradient reached.
+    untrained: the body's modules that run and that no gradient reached. extra: of a batch, how many were extra images.
     """
 
     config: MimicConfig
@@ -48,6 +48,7 @@ class MimicLog:
     ways: dict[str, float] = field(default_factory=dict)
     parts: int = 1
     untrained: tuple[str, ...] = ()
+    extra: int = 0
 
     def to_json(self) -> dict[str, Any]:
         lists = {name: list(getattr(self, name)) for name in ("losses", "lrs", "errors", "untrained")}
@@ -83,10 +84,24 @@ def train(
         assert loop is not None
         lrs = tuple(config.lr_at(step) for step in range(len(loop.losses)))
         errors, kept = ((), len(lrs)) if loop.best is None else (tuple(loop.best.errors), loop.best.step)
-        seconds, size = time.perf_counter() - started, sum(images_in_batch(few, config.batch_size, config.extra_share))
+        seconds, (own, extra) = (
+            time.perf_counter() - started,
+            images_in_batch(few, config.batch_size, config.extra_share),
+        )
         parts, untrained = max(1, loop.parts), loop.untrained or ()
         return MimicLog(
-            config, images, size, tuple(loop.losses), lrs, seconds, errors, kept, ways or {}, parts, untrained
+            config,
+            images,
+            own + extra,
+            tuple(loop.losses),
+            lrs,
+            seconds,
+            errors,
+            kept,
+            ways or {},
+            parts,
+            untrained,
+            extra,
         )
 
     with _student_restored(pair.student), ExitStack() as inside:

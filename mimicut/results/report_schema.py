@@ -143,6 +143,7 @@ class _Alternative(_Agreement):
 
 class _Rehearsal(_Entry):
     without_extra: Number | None = None
+    alone: tuple[Number, Number] | None = None
     tried: list[tuple[Any, Number]] = []
     steps: Count = 0
     images: Count = 0

@@ -65,7 +65,7 @@ def crossfit(
     found = read_given(teacher, images, request)
     parts = _folds(found, folds, request.images.split_seed)
     _check(request, sum(len(held) for _, held in parts))
-    if not request.draws_extra and request.config.steps:
+    if not request.draws_extra and request.config.steps and isinstance(found, ImageSet):
         extra_images(request, found, {"given": found})  # each of them certifies once
     notes = known_images(teacher, request.plan, found.hashes, request.min_agreement)
     searches = request.budget is not None and request.budget.searches

@@ -58,7 +58,7 @@ def report_of(
         images_few=len(intake.few),
         images_choose=len(intake.choose or ()),
         **_extra_fields(intake, log),
-        image_hashes=intake.hashes,
+        image_hashes=intake.hashes if _extra_used(log) else {**intake.hashes, "extra": []},
         images_check=looked.to_json(),
         steps=len(log.losses),
         seconds=time.perf_counter() - started,
@@ -79,8 +79,20 @@ def untrained_notes(log: MimicLog) -> list[str]:
     ]
 
 
+def unused_extra_notes(intake: Intake, log: MimicLog) -> list[str]:
+    """A sentence where given pictures, or drawn ones that did harm, helped to do nothing; else nothing."""
+    if intake.extra is None or _extra_used(log) or not (log.losses or intake.extra.pictures):
+        return []
+    why = "they made the student worse in the rehearsal" if log.losses else "nothing was mimicked"
+    return [f"the extra images were not used: {why}"]
+
+
+def _extra_used(log: MimicLog) -> bool:
+    return bool(log.losses and log.extra)
+
+
 def _extra_fields(intake: Intake, log: MimicLog) -> dict[str, Any]:
-    if intake.extra is None or not log.losses:
+    if intake.extra is None or not _extra_used(log):
         return {}
     pictures = intake.extra.pictures
     fields = {"images_extra": len(intake.extra), "extra": "generated" if pictures is None else "given"}

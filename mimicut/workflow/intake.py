@@ -193,7 +193,11 @@ def extra_images(
     if extra is None or extra.pictures is None:
         return extra, []
     refuse_shared(extra.pictures, measuring)
-    return extra, [f"extra images: {note}" for note in extra.pictures.notes]
+    notes = list(extra.pictures.notes)
+    known = len(set(few.hashes) & set(extra.pictures.hashes))
+    if known:
+        notes.append(f"{known} of {len(extra.pictures)} are among the images to learn from, and add nothing new")
+    return extra, [f"extra images: {note}" for note in notes]
 
 
 def known_images(teacher: Teacher, plan: Plan | None, hashes: Sequence[str], min_agreement: float | None) -> list[str]:

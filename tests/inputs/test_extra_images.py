@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from mimicut.base.errors import InputError
-from mimicut.inputs.extra_images import GENERATED, MOST_BYTES, NONE, read_extra
+from mimicut.inputs.extra_images import GENERATED, MOST_BYTES, NONE, _crops, read_extra
 from mimicut.inputs.image_set import read_images
 from mimicut.inputs.preprocessing import Preprocessing
 
@@ -54,6 +54,26 @@ def test_small_inputs_get_crops_of_all_sizes(tmp_path):
     assert len(extra) == 2000
     assert len(extra.pictures) == 3
     assert len(set(extra.images.contents)) > 1500
+
+
+def test_each_picture_gives_as_many_crops_as_any_other():
+    shades = [np.full((40, 40, 3), 20 * number, np.uint8) for number in range(1, 8)]
+    made = _crops((shade.transpose(2, 0, 1) for shade in shades), 7, 30, COLOUR, 1)
+    found = np.unique(made.reshape(30, -1).mean(1), return_counts=True)
+    assert found[0].tolist() == [20.0 * number for number in range(1, 8)]
+    assert sorted(found[1].tolist()) == [4] * 5 + [5] * 2
+
+
+def test_of_a_large_folder_the_report_says_how_much_was_used(tmp_path, monkeypatch):
+    monkeypatch.setattr("mimicut.inputs.extra_images.MOST", 3)
+    extra = read_extra(scenes(tmp_path / "scenes", 7), few_of(COLOUR), "imagenet", seed=1, memory_bytes=ROOM)
+    assert len(extra) == 3
+    assert extra.pictures.notes == [f"3 of the 7 pictures in {tmp_path / 'scenes'} are used"]
+
+
+def test_a_set_without_images_is_refused():
+    with pytest.raises(InputError, match="found a set without images"):
+        read_extra(few_of(COLOUR).subset([]), few_of(COLOUR), "imagenet", seed=1, memory_bytes=ROOM)
 
 
 def test_other_inputs_get_whole_pictures(tmp_path):

@@ -38,8 +38,9 @@ def test_extra_images_fill_up_where_the_few_are_fewer_than_their_share():
     assert sorted(n for n in numbers(next(passes(few, 16))) if n < 100) == [0, 1, 2]
 
 
-def test_few_extra_images_leave_the_batch_smaller():
-    assert images_in_batch(WithExtra(numbered(50), numbered(2)), 16, 0.5) == (8, 2)
+def test_where_there_are_few_extra_images_a_batch_has_more_of_the_others():
+    assert images_in_batch(WithExtra(numbered(50), numbered(2)), 16, 0.5) == (14, 2)
+    assert images_in_batch(WithExtra(numbered(9), numbered(2)), 16, 0.5) == (9, 2)
 
 
 def test_without_a_share_extra_images_are_never_seen():

@@ -10,7 +10,7 @@ from mimicut.base.guard import full_copy, named_tensors
 from mimicut.planning.planner import make_plan
 from mimicut.proof.randomised import randomised
 from mimicut.recovery import rehearsal
-from mimicut.recovery.batches import Passes
+from mimicut.recovery.batches import Passes, WithExtra
 from mimicut.recovery.config import preset
 from mimicut.recovery.cut_student import CutStudent
 from mimicut.recovery.judge import Judge
@@ -177,6 +177,33 @@ def test_a_rate_that_does_harm_is_made_smaller_and_one_that_always_does_is_not_t
     assert found.mimic.losses == ()
     assert same(student, bits(alone))
     assert any("left out" in text for text in said)
+
+
+def test_extra_images_that_only_do_harm_are_left_out(monkeypatch):
+    teacher, anatomy, plan, images = setting()
+    said = []
+
+    def harmful(teacher, trial, seam, given, *args, **kwargs):
+        if isinstance(given, WithExtra):
+            with torch.no_grad():
+                for parameter in trial.parameters():
+                    parameter.add_(1)
+        else:
+            mimic(teacher, trial, seam, given, *args, **kwargs)
+
+    monkeypatch.setattr(rehearsal, "mimic", harmful)
+
+    def recovered(few):
+        student = cut(teacher, plan)
+        case = CutStudent(teacher, student, anatomy, plan)
+        return student, recover(case, few, quick(steps=20, lr=0.01), on_stage=said.append)
+
+    extra = torch.randn(12, *teacher.size)
+    (student, found), (alone, wanted) = recovered(WithExtra(images, extra)), recovered(images)
+    assert found.rehearsal["alone"] == (1.0, wanted.rehearsal["tried"][0][1])
+    assert found.mimic.extra == 0
+    assert same(student, bits(alone))
+    assert any("without the extra images, which are left out" in text for text in said)
 
 
 def test_images_aside_take_no_part_and_all_of_them_train_in_the_end(monkeypatch):

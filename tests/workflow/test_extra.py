@@ -187,6 +187,16 @@ def test_where_nothing_was_mimicked_the_report_says_nothing_of_extra_images(teac
     assert "extra images" not in report.table()
 
 
+def test_what_is_also_learned_from_is_said_and_what_did_not_help_trained_nothing(teacher, few, tmp_path):
+    aside = pictures(tmp_path / "aside", 3, 9)
+    report = compress(teacher, few, keep=0.5, config=CONFIG, extra=few, held_out=aside).report
+    assert any("extra images: 12 of 12 are among the images to learn from" in note for note in report.notes)
+    given = pictures(tmp_path / "others", 3, 2)
+    report = compress(teacher, few, keep=0.5, config=CONFIG, extra=given, max_seconds=0).report
+    assert "the extra images were not used: nothing was mimicked" in report.notes
+    assert report.image_hashes["extra"] == []
+
+
 def test_the_papers_recipe_uses_none_and_refuses_given_ones(teacher, few, tmp_path):
     paper = preset("paper", steps=2, views="pad_crop", batch_size=8)
     assert compress(teacher, few, keep=0.5, config=paper).report.extra is None
