@@ -21,10 +21,10 @@ def both(spec, size=64):
     [
         ("torchvision:resnet18", 64, 11),
         ("torchvision:mobilenet_v2", 64, 24),
-        ("torchvision:vgg11_bn", 64, 7),
-        ("torchvision:densenet121", 32, 103),
+        pytest.param("torchvision:vgg11_bn", 64, 7, marks=pytest.mark.long),
+        pytest.param("torchvision:densenet121", 32, 103, marks=pytest.mark.long),
         ("timm:convnext_atto", 64, 15),
-        ("timm:deit_tiny_patch16_224", 224, 24),
+        pytest.param("timm:deit_tiny_patch16_224", 224, 24, marks=pytest.mark.long),
     ],
 )
 def test_groups_agree(spec, size, groups):

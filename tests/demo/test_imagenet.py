@@ -171,6 +171,7 @@ def test_the_demo_of_a_real_teacher(lite0, monkeypatch, tmp_path):
     assert load_result.load(tmp_path / "small").classifier.out_features == 1000
 
 
+@pytest.mark.long
 def test_the_demo_of_a_real_teacher_is_done_in_minutes(lite0, monkeypatch):
     demo_run, asked = import_module("mimicut.workflow.demonstration"), []
 

@@ -499,7 +499,7 @@ class Keeps(nets.Tiny):
         self.fc = nn.Linear(8, 4)
 
     def forward(self, x):
-        self.held = self.a(x.sub_(0.1).to(self.a.weight)).relu()
+        self.held = self.a(x.clone().sub_(0.1).to(self.a.weight)).relu()
         y = self.d(self.c(self.held.type_as(self.c.weight)).relu()).relu() + self.held
         return self.fc(y.mean((2, 3)))
 

@@ -45,6 +45,7 @@ def photos(n=3):
     return np.random.default_rng(0).integers(0, 255, (n, 8, 8, 3), np.uint8)
 
 
+@pytest.mark.long
 def test_every_format_is_run_by_itself_on_random_and_real_images(result, tmp_path):
     np.save(tmp_path / "photos.npy", photos())
     report = us.export_folder(result, ["onnx", "openvino", "pt2"], images=tmp_path / "photos.npy", teacher=Chain)

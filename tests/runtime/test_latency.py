@@ -50,7 +50,9 @@ def compiled_with(function):
     return _debug_get_cache_entry_list(function.__code__)
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize(
+    "runtime", [pytest.param(name, marks=pytest.mark.long if name == "compile" else ()) for name in RUNTIMES]
+)
 def test_every_runtime_computes_the_model_and_leaves_it_alone(runtime, tmp_path, monkeypatch):
     if available(runtime) is not None:
         pytest.skip(available(runtime))

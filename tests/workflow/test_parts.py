@@ -30,6 +30,7 @@ def images(count=10, side=8):
     return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.long
 def test_a_detector_is_compressed_by_its_backbone(tmp_path):
     teacher = load_teacher(SSD, pretrained=False, part="backbone", input_size=(3, 64, 64))
     assert teacher.preprocessing == us.Preprocessing(

@@ -67,6 +67,7 @@ def test_it_comes_nearer():
     assert errors[2] < 0.9 * errors[1] < 0.81 * errors[0]
 
 
+@pytest.mark.long
 def test_it_stands_by_itself(pair, tmp_path):
     own, student = pair
     before = [t.clone() for t in student.state_dict().values()]
