@@ -100,12 +100,13 @@ def text(lines: list[dict[str, Any]]) -> str:
             f"{errors['mir']:.3f} | {errors['mimicut']:.3f} |"
         )
     setting = sorted({f"{x['platform']['processor']}, torch {x['versions']['torch']}" for x in lines})
-    seeds = ", ".join(map(str, sorted({x["seed"] for x in lines})))
+    drawn = sorted({x["seed"] for x in lines})
+    seeds = f"mean over seeds {', '.join(map(str, drawn))}" if len(drawn) > 1 else f"one seed ({drawn[0]})"
     about = (
         "Made by `python -m benchmarks.studies.other_tasks --page` from `benchmarks/results/other_tasks.jsonl`; do not "
-        f"edit by hand. {IMAGES} unlabelled images, {KEEP:.0%} of the MACs, {STEPS} steps; mean over seeds {seeds}; "
+        f"edit by hand. {IMAGES} unlabelled images, {KEEP:.0%} of the MACs, {STEPS} steps; {seeds}; "
         f"{'; '.join(setting)}. The teachers are small and ship with mimicut; the test scenes and patches are of tiles "
-        "that trained neither teacher nor student. Error of the outputs: squared, over the teacher's squared deviation "
+        "that trained neither teacher nor student. Each recipe starts from its own cut. Error of the outputs: squared, over the teacher's squared deviation "
         "from its mean output (1 is no better than that mean), mean over the outputs."
     )
     return "\n\n".join(["# Detector, segmenter, embedder, denoiser", about, "\n".join(rows)]) + "\n"

@@ -144,7 +144,7 @@ def _export(line: dict[str, Any]) -> str:
 def _why(line: dict[str, Any]) -> str:
     """Where it ended and the error, or the reasons that pin most groups; the seam's only where there is no other."""
     if "error" in line:
-        return f"{line.get('stage', '')}: {' '.join(line['error'].split())[:160]}"
+        return f"{line.get('stage', '')}: {' '.join(line['error'].split())[:700]}"  # whole, as the remedy comes last
     if not line["macs_share_pinned"]:
         return ""
     kinds = Counter()
