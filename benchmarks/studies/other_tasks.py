@@ -106,7 +106,8 @@ def text(lines: list[dict[str, Any]]) -> str:
         "Made by `python -m benchmarks.studies.other_tasks --page` from `benchmarks/results/other_tasks.jsonl`; do not "
         f"edit by hand. {IMAGES} unlabelled images, {KEEP:.0%} of the MACs, {STEPS} steps; {seeds}; "
         f"{'; '.join(setting)}. The teachers are small and ship with mimicut; the test scenes and patches are of tiles "
-        "that trained neither teacher nor student. Each recipe starts from its own cut. Error of the outputs: squared, over the teacher's squared deviation "
+        "that trained neither teacher nor student. Each recipe starts from its own cut. Error of the outputs: squared, "
+        "over the teacher's squared deviation "
         "from its mean output (1 is no better than that mean), mean over the outputs."
     )
     return "\n\n".join(["# Detector, segmenter, embedder, denoiser", about, "\n".join(rows)]) + "\n"

@@ -109,17 +109,17 @@ def operators_page() -> str:
 
 
 def _models() -> list[str]:
-    """By library the models of the zoo, with the share of the MACs that is pinned."""
+    """By library the models of the zoo, and what became of those that did not go the whole way."""
     found: dict[str, list[str]] = {}
-    for name, outcome, pinned in zoo_rows():
+    for name, outcome in zoo_rows():
         library, _, model = name.partition(":")
-        found.setdefault(library, []).append(f"`{model}`" + ("" if outcome == "done" else f" ({outcome}, {pinned})"))
+        found.setdefault(library, []).append(f"`{model}`" + ("" if outcome == "done" else f" ({outcome})"))
     total = sum(map(len, found.values()))
     lines = [
         "## Models",
         "",
-        f"{total} models were traced, cut, trained for a few steps, saved, loaded again and exported; what is pinned",
-        "in each, and why: [the zoo](../zoo.md). Others of these families, and your own, are read in the same way.",
+        f"{total} models were run: traced, cut, trained for a step, saved, loaded again and exported, or refused with the",
+        "reason. What is pinned in each, and why: [the zoo](../zoo.md). Others of these families, and your own, are read in the same way.",
         "",
     ]
     for library, models in found.items():
@@ -127,12 +127,12 @@ def _models() -> list[str]:
     return lines
 
 
-def zoo_rows() -> Iterator[tuple[str, str, str]]:
-    """Name, outcome and share of pinned MACs of each model in docs/zoo.md."""
+def zoo_rows() -> Iterator[tuple[str, str]]:
+    """Name and outcome of each model in docs/zoo.md."""
     for line in (DOCS / "zoo.md").read_text(encoding="utf-8").splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if re.match(r"(hf|timm|torchvision):", cells[0]) and len(cells) > 8:
-            yield cells[0], cells[2], cells[4]
+        if re.match(r"\w+:", cells[0]) and len(cells) > 8:
+            yield cells[0], cells[2]
 
 
 def log_index_page() -> str:
