@@ -119,8 +119,8 @@ def _models() -> list[str]:
         "## Models",
         "",
         f"{total} models were run: traced, cut, trained for a step, saved, loaded again and exported, or refused with",
-        "the reason. What is pinned in each, and why: [the zoo](../zoo.md). Others of these families, and your own, are",
-        "read in the same way.",
+        "the reason. What is pinned in each, and why: [the zoo](../zoo.md). Others of these families, and your own,",
+        "are read in the same way.",
         "",
     ]
     for library, models in found.items():
