@@ -386,14 +386,19 @@ def _own(values: Any) -> Any:
     return torch.utils._pytree.tree_map(lambda v: v.clone() if isinstance(v, torch.Tensor) else v, values)
 
 
+def _module_of(node: Node) -> str:
+    """The name of the module in whose forward method an operator runs."""
+    stack = [name for name, _ in node.meta.get("nn_module_stack", {}).values() if name]
+    return stack[-1] if stack else "<model>"
+
+
 def _require_sizes(program: Any, model: nn.Module) -> None:
     """Raises: UnsupportedModel where the size of a tensor depends on the values of another."""
     for node in program.graph.nodes:
         value = node.meta.get("val")
         if isinstance(value, torch.Tensor) and not all(is_concrete_int(s) for s in value.shape):
-            stack = [name for name, _ in node.meta.get("nn_module_stack", {}).values() if name]
             raise DataDependent(
-                f"tracing {type(model).__name__}: how much {operator(node)} in {stack[-1] if stack else '<model>'} "
+                f"tracing {type(model).__name__}: how much {operator(node)} in {_module_of(node)} "
                 "returns depends on the values it is given; expected tensors whose sizes follow from the input's"
             )
 
@@ -420,9 +425,8 @@ def _require_no_dropout(program: Any, model: nn.Module) -> None:
     """Raises: UnsupportedModel where the network drops numbers at random in eval mode."""
     for node in program.graph.nodes:
         if operator(node) in _DROPOUTS and len(node.args) > 2 and node.args[1] and node.args[2] is True:
-            stack = [name for name, _ in node.meta.get("nn_module_stack", {}).values() if name]
             raise UnsupportedModel(
-                f"tracing {type(model).__name__}: {operator(node)} in {stack[-1] if stack else '<model>'} drops "
+                f"tracing {type(model).__name__}: {operator(node)} in {_module_of(node)} drops "
                 f"numbers at random in eval mode too, so that no two passes are alike. {ALWAYS_RANDOM}"
             )
 
@@ -441,9 +445,8 @@ def _require_input_kept(program: Any, model: nn.Module) -> None:
                 continue
             held.add(node)
             if argument.alias_info.is_write:
-                stack = [name for name, _ in node.meta.get("nn_module_stack", {}).values() if name]
                 raise UnsupportedModel(
-                    f"tracing {type(model).__name__}: {operator(node)} in {stack[-1] if stack else '<model>'} changes "
+                    f"tracing {type(model).__name__}: {operator(node)} in {_module_of(node)} changes "
                     "the images that the network is given, in place, so that a second network is given other images. "
                     "Let it work on a new tensor (x = x * 2 in place of x *= 2), or wrap the network in a module whose "
                     "forward hands it x.clone()"

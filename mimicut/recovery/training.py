@@ -84,25 +84,11 @@ def train(
         assert loop is not None
         lrs = tuple(config.lr_at(step) for step in range(len(loop.losses)))
         errors, kept = ((), len(lrs)) if loop.best is None else (tuple(loop.best.errors), loop.best.step)
-        seconds, (own, extra) = (
-            time.perf_counter() - started,
-            images_in_batch(few, config.batch_size, config.extra_share),
-        )
-        parts, untrained = max(1, loop.parts), loop.untrained or ()
+        own, extra = images_in_batch(few, config.batch_size, config.extra_share)
         return MimicLog(
-            config,
-            images,
-            own + extra,
-            tuple(loop.losses),
-            lrs,
-            seconds,
-            errors,
-            kept,
-            ways or {},
-            parts,
-            untrained,
-            extra,
-        )
+            config, images, own + extra, tuple(loop.losses), lrs, time.perf_counter() - started, errors, kept,
+            ways or {}, parts=max(1, loop.parts), untrained=loop.untrained or (), extra=extra,
+        )  # fmt: skip
 
     with _student_restored(pair.student), ExitStack() as inside:
         for each in (

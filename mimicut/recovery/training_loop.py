@@ -150,18 +150,14 @@ class TrainingLoop:
         """Around the first step's passes, forward and back: find the body's modules that run, with parameters of their
         own of which none has a gradient."""
         body = {id(p) for group in self._optimiser.param_groups for p in group["params"]}
-        own = {
-            name: found
-            for name, module in self._pair.student.named_modules()
-            if (found := [p for p in module.parameters(recurse=False) if id(p) in body])
-        }
+        own: dict[str, list[nn.Parameter]] = {}
         called: set[str] = set()
         with ExitStack() as hooks:
-            for name in own:
-                hook = self._pair.student.get_submodule(name).register_forward_hook(
-                    lambda *_, name=name: called.add(name)
-                )
-                hooks.callback(hook.remove)
+            for name, module in self._pair.student.named_modules():
+                found = [p for p in module.parameters(recurse=False) if id(p) in body]
+                if found:
+                    own[name] = found
+                    hooks.callback(module.register_forward_hook(lambda *_, name=name: called.add(name)).remove)
             yield
         self.untrained = tuple(n for n, found in own.items() if n in called and all(p.grad is None for p in found))
 

@@ -35,7 +35,7 @@ from mimicut.surgery.head import check_head, put_under_head
 from mimicut.surgery.plan import Plan
 from mimicut.surgery.seam import SeamPoint
 from mimicut.workflow.deciding import Allowance, Network, decide, look_at_images, read_network
-from mimicut.workflow.fill_report import Costs, class_names, report_of, untrained_notes, unused_extra_notes
+from mimicut.workflow.fill_report import Costs, class_names, report_of
 from mimicut.workflow.intake import Intake, known_images, say_notes, take_in
 from mimicut.workflow.proving import Proof, add_alternatives, measure_latency, measure_student
 from mimicut.workflow.request import (
@@ -370,12 +370,10 @@ def _report(run: _Run, recovered: _Recovered, costs: Costs) -> Report:
     proof, plan = recovered.proof, run.plan
     closed = recovered.recovery.closed_form
     unsolved = [closed.unsolved] if closed is not None and closed.unsolved else []
-    log = recovered.recovery.mimic
-    trained = [*untrained_notes(log), *unused_extra_notes(run.intake, log)]
-    notes = [*run.teacher.notes, *run.notes, *plan.notes, *unsolved, *trained, *proof.figures.notes]
+    notes = [*run.teacher.notes, *run.notes, *plan.notes, *unsolved, *proof.figures.notes]
     groups = run.network.anatomy.groups
     return replace(
-        report_of(costs, proof, log, run.intake, run.looked, run.request, run.started, notes),
+        report_of(costs, proof, recovered.recovery.mimic, run.intake, run.looked, run.request, run.started, notes),
         widths={name: [plan.widths.get(name, group.width), group.width] for name, group in groups.items()},
         class_names=class_names(proof.figures, run.teacher.classes),
         alternatives=tuple(proof.alternatives),

@@ -65,11 +65,11 @@ def report_of(
         config={"mimic": log.config.to_json()},
         versions=versions(),
         platform=platform_kind(torch.get_num_threads(), request.config.device or "cpu"),
-        notes=tuple(dict.fromkeys(notes)),
+        notes=tuple(dict.fromkeys([*notes, *_untrained_notes(log), *_unused_extra_notes(intake, log)])),
     )
 
 
-def untrained_notes(log: MimicLog) -> list[str]:
+def _untrained_notes(log: MimicLog) -> list[str]:
     """A sentence where mimicking could not change a part of the network; else nothing."""
     if not log.untrained:
         return []
@@ -79,7 +79,7 @@ def untrained_notes(log: MimicLog) -> list[str]:
     ]
 
 
-def unused_extra_notes(intake: Intake, log: MimicLog) -> list[str]:
+def _unused_extra_notes(intake: Intake, log: MimicLog) -> list[str]:
     """A sentence where given pictures, or drawn ones that did harm, helped to do nothing; else nothing."""
     if intake.extra is None or _extra_used(log) or not (log.losses or intake.extra.pictures):
         return []
