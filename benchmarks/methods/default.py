@@ -57,10 +57,10 @@ def recovered(problem: Problem, fit: ImageSet, choose: ImageSet | None, extra: s
     config = preset("default", views=problem.views, seed=problem.seed, steps=problem.steps)
     config = replace(config, **problem.options)
     few: Source = fit
-    most = config.steps * config.batch_size
-    beside = read_extra(extra, fit, problem.views, seed=problem.seed, memory_bytes=DEFAULT_BYTES, most=most)
-    if beside is not None:
-        few = WithExtra(fit, beside)
+    if config.steps:  # as `compress`: without mimicking there is no use for them
+        most = config.steps * config.batch_size
+        beside = read_extra(extra, fit, problem.views, seed=problem.seed, memory_bytes=DEFAULT_BYTES, most=most)
+        few = fit if beside is None else WithExtra(fit, beside)
     recover(CutStudent(problem.teacher, student, problem.anatomy, plan), few, config, choose=choose, max_memory=MEMORY)
     return replace_body(problem.teacher, student, plan.seam)
 
