@@ -1,6 +1,6 @@
 """What a network returns: which axis the images are on, what kind each output is, and whether the seam fixes it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import networkx
@@ -8,7 +8,7 @@ import torch
 from torch.fx import Node
 
 from mimicut.anatomy.tracing import Traced, operator, run_for_shapes, shape
-from mimicut.surgery.seam import Output, SeamPoint, watching
+from mimicut.surgery.seam import AGREEING, Output, SeamPoint, watching
 
 # They change neither which class is first nor whether a number is a probability.
 _RESHAPES = {
@@ -119,6 +119,13 @@ def describe_outputs(
         is_imitated, is_image = imitated(flow, points, node), _is_image(node, channels)
         found.append(Output(part, kind, activation, is_imitated, is_image, axis, _class_axis(node)))
     return tuple(found)
+
+
+def class_counts(traced: Traced, outputs: Sequence[Output]) -> list[int]:
+    """How many classes, or labels, each of those outputs has that names some."""
+    nodes = {part: node for node, (part, _) in returned(traced).items()}
+    named = [output for output in outputs if output.kind in AGREEING and output.part in nodes]
+    return [(shape(nodes[output.part]) or ())[output.class_axis] for output in named]
 
 
 def _has_layers_below(traced: Traced, flow: networkx.DiGraph, node: Node, others: Iterable[Node]) -> bool:

@@ -1,9 +1,11 @@
 """Ctrl-C, and SIGTERM of containers and schedulers, which ends a command in the same way. No heavy imports here."""
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -11,23 +13,24 @@ _AGAIN_SECONDS = 0.05
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """A signal handler that raises KeyboardInterrupt, but not while a module is imported: half-imported libraries
-    swallow it, or end the process. It then tries again until the import is done.
+    """A signal handler that raises KeyboardInterrupt, but not where that would be swallowed or end the process: while
+    a module is imported, and in Python code that an operator of torch calls. It then tries again in a moment.
 
     Raises:
-        KeyboardInterrupt: Nothing is being imported.
+        KeyboardInterrupt: It can be raised here.
     """
-    if hasattr(signal, "setitimer") and _importing(frame):
-        signal.signal(signal.SIGALRM, interrupt)
-        signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
+    if hasattr(signal, "setitimer") and _is_unsafe(frame):
+        _try_again()
         return
     raise KeyboardInterrupt
 
 
 def raise_interrupts() -> None:
-    """Let Ctrl-C and SIGTERM raise KeyboardInterrupt; for a process that is ours."""
+    """Let Ctrl-C and SIGTERM raise KeyboardInterrupt; for a process that is ours. One that is raised in a callback or
+    destructor, where Python only prints it, is raised again."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
+    sys.unraisablehook = partial(_raise_swallowed, sys.unraisablehook)
 
 
 def ignore_interrupts() -> None:
@@ -75,9 +78,24 @@ def _handlers() -> dict[int, Any]:
     return {number: handler for number, handler in found.items() if handler in (signal.default_int_handler, interrupt)}
 
 
-def _importing(frame: FrameType | None) -> bool:
+def _try_again() -> None:
+    signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
+
+
+def _raise_swallowed(before: Callable[[Any], Any], swallowed: Any) -> None:
+    """`sys.unraisablehook`: an interrupt is tried again, anything else is for the hook before."""
+    main = threading.current_thread() is threading.main_thread()
+    if main and hasattr(signal, "setitimer") and issubclass(swallowed.exc_type, KeyboardInterrupt):
+        _try_again()
+    else:
+        before(swallowed)
+
+
+def _is_unsafe(frame: FrameType | None) -> bool:
     while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
+        code = frame.f_code
+        if code.co_filename.startswith("<frozen importlib") or code.co_name == "__torch_dispatch__":
             return True
         frame = frame.f_back
     return False

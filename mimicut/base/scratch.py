@@ -8,6 +8,7 @@ which is then marked as complete by renaming it: whoever comes next finishes the
 import os
 import re
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from mimicut.base.disk import make_folder, move, remove, remove_folder, write
 
 Returned = TypeVar("Returned")
 _INSIDE = "export"  # what scratch folders inside a folder are for; the name that earlier releases used, too
+_MOMENT_SECONDS, _AGAIN_SECONDS = 2.0, 0.01
 _COMPLETE, _NAMES = f".{_INSIDE}.complete", ".names"
 _FOLDERS = re.compile(
     rf"\.{_INSIDE}(\.[0-9a-f]{{8}}\.saving|\.complete|[a-z0-9_]{{8}})"
@@ -59,7 +61,8 @@ def is_leftover(path: Path) -> bool:
 def locked(folder: Path) -> Iterator[frozenset[str]]:
     """Keep other processes from changing files in `folder`. Not on Windows, nor on disks without locks.
 
-    What killed processes left is removed, and a replacement of files that one of them had begun is finished.
+    What killed processes left is removed, and a replacement of files that one of them had begun is finished. One that
+    only looks at the folder holds it for moments, which are waited for.
 
     Yields:
         The names of the files that a killed process was replacing.
@@ -68,7 +71,7 @@ def locked(folder: Path) -> Iterator[frozenset[str]]:
         BlockingIOError: Another process is at it.
         OSError: The disk refuses.
     """
-    opened = _lock(folder)
+    opened = _lock(folder, seconds=_MOMENT_SECONDS)
     try:
         finished = _finish(folder)
         _clear(folder, is_leftover)
@@ -81,7 +84,7 @@ def locked(folder: Path) -> Iterator[frozenset[str]]:
 @contextmanager
 def turn_in(folder: Path) -> Iterator[None]:
     """Wait until no other process gives names in `folder` to results; for moments only."""
-    opened = _lock(folder, wait=True)
+    opened = _lock(folder, seconds=None)
     try:
         yield
     finally:
@@ -168,13 +171,18 @@ def _clear(folder: Path, is_ours: Callable[[Path], bool]) -> None:
                         os.close(opened)
 
 
-def _lock(folder: Path, *, wait: bool = False) -> int | None:
+def _lock(folder: Path, *, seconds: float | None = 0.0) -> int | None:
     """An open file that holds the lock of a folder until it is closed; None where there are no locks.
 
+    Args:
+        folder: The folder.
+        seconds: How long another one that holds it is waited for; None for as long as it takes.
+
     Raises:
-        BlockingIOError: Another holds it, and `wait` is False.
+        BlockingIOError: Another holds it.
         FileNotFoundError: There is no such folder.
     """
+    until = None if seconds is None else time.monotonic() + seconds
     while True:
         try:
             import fcntl
@@ -183,10 +191,16 @@ def _lock(folder: Path, *, wait: bool = False) -> int | None:
         except (ImportError, PermissionError):
             return None
         try:
-            fcntl.flock(opened, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(opened, fcntl.LOCK_EX | (0 if until is None else fcntl.LOCK_NB))
             if os.path.samestat(os.fstat(opened), os.stat(folder)):
                 return opened
-        except (BlockingIOError, FileNotFoundError):
+        except BlockingIOError:
+            os.close(opened)
+            if until is not None and time.monotonic() < until:
+                time.sleep(_AGAIN_SECONDS)
+                continue
+            raise
+        except FileNotFoundError:
             os.close(opened)
             raise
         except OSError:

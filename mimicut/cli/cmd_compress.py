@@ -12,6 +12,7 @@ from mimicut.cli.option_values import bytes_in, formats_in, set_threads, teacher
 from mimicut.cli.options import (
     FORMATS_HELP,
     Batch,
+    ClassNames,
     Depth,
     Device,
     Divisor,
@@ -126,6 +127,7 @@ def compress(
     weights: Weights = None,
     pretrained: Pretrained = True,
     num_classes: NumClasses = None,
+    class_names: ClassNames = None,
     part: Part = "",
     input_size: InputSize = None,
     mean: Mean = None,
@@ -157,7 +159,9 @@ def compress(
     budgets = _checked_budgets(shared, lists, plan, out, options)
     asked: ConfigChanges = {"steps": steps, "seed": seed, "device": device, "precision": precision, "layout": layout}
     recipe(preset, effort, **asked)  # refuses impossible options before the teacher is loaded
-    found = teacher_from(teacher, weights, pretrained, num_classes, part, input_size, mean, std, resize, views)
+    found = teacher_from(
+        teacher, weights, pretrained, num_classes, part, input_size, mean, std, resize, views, class_names
+    )
     asked["views"] = found.views
     options["config"] = recipe(preset, effort, **asked)
     _Runs(found, images, options, crossfit, tensorboard, len(budgets) > 1).all(budgets, out)

@@ -9,6 +9,7 @@ import typer
 from mimicut.cli.config_file import ConfigFile
 from mimicut.cli.option_values import formats_in, set_threads, teacher_from
 from mimicut.cli.options import (
+    ClassNames,
     Device,
     Effort,
     Extra,
@@ -70,6 +71,7 @@ def recover(
     weights: Weights = None,
     pretrained: Pretrained = True,
     num_classes: NumClasses = None,
+    class_names: ClassNames = None,
     input_size: InputSize = None,
     mean: Mean = None,
     std: Std = None,
@@ -89,7 +91,9 @@ def recover(
     from mimicut.workflow.recover_pruned import recover_pruned
 
     check_writable(out, force=force)
-    found = teacher_from(teacher, weights, pretrained, num_classes, "", input_size, mean, std, resize, views)
+    found = teacher_from(
+        teacher, weights, pretrained, num_classes, "", input_size, mean, std, resize, views, class_names
+    )
     how = recipe(
         preset, effort, steps=steps, seed=seed, device=device, precision=precision, layout=layout, views=found.views
     )

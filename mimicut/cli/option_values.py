@@ -20,6 +20,7 @@ def teacher_from(
     std: str | None = None,
     resize: str | None = None,
     views: str | None = None,
+    class_names: Path | None = None,
 ) -> "Teacher":
     from dataclasses import replace
 
@@ -32,7 +33,7 @@ def teacher_from(
         spec, weights=weights, pretrained=pretrained, num_classes=num_classes, part=part,
         input_size=size, mean=numbers("mean", mean, float, ","),
         std=numbers("std", std, float, ","), resize=int(resize) if resize and resize.isdigit() else resize,
-        views=views,
+        views=views, class_names=class_names,
     )  # fmt: skip
     for note in found.notes:
         say(f"note: {note}")

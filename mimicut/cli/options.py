@@ -29,6 +29,13 @@ Pretrained = Annotated[bool, typer.Option(help="Load the library's own weights",
 NumClasses = Annotated[
     int | None, typer.Option(help="Number of classes (timm: 0 for no head)", rich_help_panel=_TEACHER)
 ]
+ClassNames = Annotated[
+    Path | None,
+    typer.Option(
+        help="File with the names of its classes: one a line, or JSON, a list or {number: name}",
+        rich_help_panel=_TEACHER,
+    ),
+]
 Part = Annotated[
     str, typer.Option(help="Submodule to compress instead of the whole, such as backbone", rich_help_panel=_TEACHER)
 ]

@@ -13,6 +13,7 @@ from typing import Any
 
 from mimicut.base.errors import InputError
 from mimicut.inputs.built_model import IMAGENET_MEAN, IMAGENET_STD, BuiltModel, check_reachable, refuse_new_head
+from mimicut.inputs.class_names import named_by_number
 from mimicut.inputs.preprocessing import Preprocessing, per_channel
 
 _INTERPOLATE = "interpolate_pos_encoding"
@@ -69,7 +70,13 @@ def build_hugging_face(
     if other_size is not None and pretrained and _INTERPOLATE in inspect.signature(model.forward).parameters:
         call = {"keyword": None, "options": {_INTERPOLATE: True}}
         notes.append(f"its table of positions is interpolated to this size in every call ({_INTERPOLATE})")
-    return BuiltModel(model, preprocessing, options=options, notes=notes, call=call)
+    return BuiltModel(model, preprocessing, options=options, notes=notes, call=call, classes=_classes(config))
+
+
+def _classes(config: Any) -> tuple[str, ...]:
+    """The names of its classes; empty where the configuration has those that transformers makes up."""
+    names = named_by_number(getattr(config, "id2label", None) or {})
+    return () if names == tuple(f"LABEL_{number}" for number in range(len(names))) else names
 
 
 def _other_size(config: Any, size_hw: tuple[int, int] | None) -> int | list[int] | None:

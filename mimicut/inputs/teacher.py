@@ -19,6 +19,7 @@ from mimicut.base.guard import full_copy, named_tensors, seeded
 from mimicut.base.paths import usable_path
 from mimicut.inputs.build_by_name import build_model, load_other_size, parse_spec, require_spec
 from mimicut.inputs.built_model import OWN_PREPROCESSING
+from mimicut.inputs.class_names import read_class_names
 from mimicut.inputs.computed_weights import fold_computed_weights
 from mimicut.inputs.input_source import inputs_of
 from mimicut.inputs.model_checks import checked_model, network_in, refuse_damaged, require_float_modules
@@ -50,7 +51,7 @@ class Teacher:
         result: For a teacher that is itself a result: what builds it again without its folder
             (`load_result.as_teacher`).
         build_teacher: The code that builds such a result's first teacher, where it is the user's own.
-        classes: The name of each class, where its library gives them; else empty.
+        classes: The name of each class, where its library or the user gives them; else empty.
         given: What the user said about it besides its name; None for a module in hand.
         depth: Slices or frames of a volume or clip, where the user named them.
         folded: Whether weights that its code computes were folded into plain ones (`computed_weights`).
@@ -121,6 +122,7 @@ class TeacherOptions:
         views: A key of `VIEWS`, instead of the one for its task.
         part: The name of the submodule to compress; "" for the whole.
         build_teacher: What builds the first teacher of a result, where that is the user's own code.
+        class_names: As `read_class_names` takes them; None for those that the library knows.
     """
 
     weights: str | Path | None = None
@@ -132,6 +134,15 @@ class TeacherOptions:
     views: str | None = None
     part: str = ""
     build_teacher: Build = None
+    class_names: Sequence[str] | str | Path | None = None
+
+    def classes(self) -> tuple[str, ...]:
+        """The name of each class; empty where the user named none.
+
+        Raises:
+            InputError: As `read_class_names`.
+        """
+        return () if self.class_names is None else read_class_names(self.class_names)
 
 
 def named_teacher(spec: str, given: TeacherOptions) -> Teacher:
@@ -146,6 +157,7 @@ def named_teacher(spec: str, given: TeacherOptions) -> Teacher:
         UnsupportedModel: The model itself is the reason.
     """
     family, _ = require_spec(spec)
+    named = given.classes()  # before what takes longer
     in_chans, size = given.in_chans, given.preprocessing.input_size
     if family in ("timm", "torchvision") and size and size[0] != 3:
         in_chans = in_chans or size[0]
@@ -164,7 +176,7 @@ def named_teacher(spec: str, given: TeacherOptions) -> Teacher:
     elif family != "own" and not given.pretrained:
         notes.append("random weights (no pretrained ones): the shapes are right, its answers mean nothing")
     teacher = make_teacher(spec, model, preprocessing, given.views or built.views, options, notes, given.part)
-    return replace(teacher, classes=built.classes, call=built.call)
+    return replace(teacher, classes=named or built.classes, call=built.call)
 
 
 def _height_width(size: Sequence[int]) -> tuple[int, int] | None:

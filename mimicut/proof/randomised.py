@@ -38,9 +38,8 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
                 continue  # indices: others would be out of range
             elif name in positive:
                 tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
-            elif tensor.dim() > 1:
-                inputs = max(1, tensor.shape[1:].numel())
+            elif tensor.dim() > 1 and (inputs := tensor.shape[1:].numel()) > 1:
                 tensor.copy_(torch.randn(tensor.shape, generator=generator) * (2 / inputs) ** 0.5)
-            else:
+            else:  # a vector, or a scale of each channel in another shape: (C, 1, 1)
                 tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.5 + 0.3)
     return model.eval()

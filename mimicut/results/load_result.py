@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mimicut.base.errors import PlanError, StoreError
 from mimicut.base.guard import named_tensors, same_bits, seeded
 from mimicut.base.paths import result_path
+from mimicut.inputs.class_names import named_by_number
 from mimicut.inputs.computed_weights import fold_computed_weights
 from mimicut.inputs.teacher import build_architecture, part_of, put_part
 from mimicut.results.files import PLAN, WEIGHTS
@@ -89,9 +90,9 @@ def as_teacher(
     """Load a result to use it as a teacher.
 
     Returns:
-        The model as `load` gives it; how its own teacher is built (`Teacher.to_json`); and two fields of a `Teacher`:
-        "call", and "result" with its plan, by which `load` builds it again without `folder`, the digest of its weights,
-        and the hashes of all images that it, or a teacher of its own, learned from.
+        The model as `load` gives it; how its own teacher is built (`Teacher.to_json`); and fields of a `Teacher`:
+        "call", "classes", and "result" with its plan, by which `load` builds it again without `folder`, the digest of
+        its weights, and the hashes of all images that it, or a teacher of its own, learned from.
 
     Raises:
         StoreError: As `load`; also for the result of a run that was stopped and can go on.
@@ -112,7 +113,8 @@ def as_teacher(
         "weights_sha256": weights_digest(existing_result(folder)),
         "images": list(dict.fromkeys(hashes)),
     }
-    return load_model(folder, build_teacher), source, {"call": plan.call, "result": result}
+    fields = {"call": plan.call, "classes": named_by_number(report.class_names), "result": result}
+    return load_model(folder, build_teacher), source, fields
 
 
 def _student_architecture(plan: Plan, build_teacher: str | Callable[[], nn.Module] | None) -> nn.Module:

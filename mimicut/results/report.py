@@ -27,7 +27,7 @@ class Report:
             disagreements: As in `proof.figures.Figures`.
         outputs: Each tensor that the network returns, as `proof.output_figures.OutputFigures` has it.
         detections: As `proof.detections.DetectionFigures`; None where the output is no boxes.
-        class_names: Class number -> its name, for the classes in these figures, where the teacher's library gives it.
+        class_names: Class number -> its name, where the teacher's library or the user gives it.
         widths: Group -> [units that stay, units of the teacher].
         losses: [step, loss] of the mimic stage, at most a few hundred.
         min_agreement: What the lower end of the agreement's interval was required to reach, for every output with one.

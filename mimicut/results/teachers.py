@@ -23,7 +23,7 @@ it was made from. Where that teacher is your own code, name the code, and give t
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -52,6 +52,7 @@ def load_teacher(
     model_kwargs: Mapping[str, Any] | None = None,
     part: str = "",
     build_teacher: Build = None,
+    class_names: Sequence[str] | str | Path | None = None,
     **preprocessing: Unpack[PreprocessingFields],
 ) -> Teacher:
     """Load the teacher that `spec` names. The caller's random state is left as it was.
@@ -68,6 +69,8 @@ def load_teacher(
         model_kwargs: Further options of the builder; plain data.
         part: The name of the submodule to compress, if not the whole; for a result, what was compressed before.
         build_teacher: For a result, as in `mimicut.load`.
+        class_names: The name of each class, for the report: a list, or a file (`class_names.read_class_names`); by
+            default those that the library gives.
         preprocessing: Instead of what the weights' configuration says: input_size (C, H, W); mean and std, per channel,
             on the scale 0..1; resize, pixels of the shorter side, or "exact" for straight to (H, W), or "none" for
             crops at the pictures' own scale; interpolation, one of `preprocessing.INTERPOLATIONS`.
@@ -85,6 +88,7 @@ def load_teacher(
     options = TeacherOptions(
         weights=weights, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans, model_kwargs=model_kwargs,
         preprocessing=PreprocessingChanges(**preprocessing), views=views, part=part, build_teacher=build_teacher,
+        class_names=class_names,
     )  # fmt: skip
     return _load(str(spec), options)
 
@@ -210,4 +214,5 @@ def _load_result(folder: str, given: TeacherOptions) -> Teacher:
     model = checked_model(model, folder, notes)
     part = given.part or str(source.get("part", ""))
     teacher = make_teacher(folder, model, preprocessing, views, {}, notes, part)
-    return replace(teacher, build_teacher=given.build_teacher, **fields)
+    teacher = replace(teacher, build_teacher=given.build_teacher, **fields)
+    return replace(teacher, classes=given.classes() or teacher.classes)

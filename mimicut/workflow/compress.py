@@ -12,6 +12,7 @@ from mimicut.anatomy.cost import count, count_teacher
 from mimicut.base.errors import LawBroken, Stopped
 from mimicut.base.guard import named_tensors, on_device, same_bits
 from mimicut.base.interrupts import interrupts_held
+from mimicut.inputs.class_names import numbered
 from mimicut.inputs.extra_images import GENERATED
 from mimicut.inputs.image_set import ImageSet, ImageSource
 from mimicut.inputs.teacher import Teacher
@@ -35,7 +36,7 @@ from mimicut.surgery.head import check_head, put_under_head
 from mimicut.surgery.plan import Plan
 from mimicut.surgery.seam import SeamPoint
 from mimicut.workflow.deciding import Allowance, Network, decide, look_at_images, read_network
-from mimicut.workflow.fill_report import Costs, class_names, report_of
+from mimicut.workflow.fill_report import Costs, report_of
 from mimicut.workflow.intake import Intake, known_images, say_notes, take_in
 from mimicut.workflow.proving import Proof, add_alternatives, measure_latency, measure_student
 from mimicut.workflow.request import (
@@ -375,7 +376,7 @@ def _report(run: _Run, recovered: _Recovered, costs: Costs) -> Report:
     return replace(
         report_of(costs, proof, recovered.recovery.mimic, run.intake, run.looked, run.request, run.started, notes),
         widths={name: [plan.widths.get(name, group.width), group.width] for name, group in groups.items()},
-        class_names=class_names(proof.figures, run.teacher.classes),
+        class_names=numbered(run.teacher.classes),
         alternatives=tuple(proof.alternatives),
     )
 

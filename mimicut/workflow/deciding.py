@@ -10,9 +10,11 @@ from torch import nn
 from mimicut.anatomy.find_seam import trace
 from mimicut.anatomy.footprint import check_memory, images_within
 from mimicut.anatomy.graph import Anatomy
+from mimicut.anatomy.outputs import class_counts
 from mimicut.base import memory
 from mimicut.base.guard import on_device
 from mimicut.base.progress import SpokenProgress
+from mimicut.inputs.class_names import check_class_names
 from mimicut.inputs.teacher import Teacher
 from mimicut.planning.evidence import channel_evidence, needed_bytes
 from mimicut.planning.importance import Evidence
@@ -76,9 +78,20 @@ def read_network(teacher: Teacher, request: Request, intake: Intake, plan: Plan 
     anatomy.seam = with_kinds(anatomy.seam, request.output)
     objects = request.min_agreement is not None and finds_objects(teacher.model, anatomy.seam, anatomy.traced.example)
     check_fit(anatomy.seam, request.min_agreement, request.max_error, objects)
+    check_names(teacher, anatomy)
     passes = needed_bytes(anatomy) if asks_images(request, plan) else 0
     check_memory(anatomy, request.memory_bytes, asked=request.max_memory is not None, passes=passes)
     return Network(teacher.model, anatomy, images_within(anatomy, memory.MEASURING * request.memory_bytes))
+
+
+def check_names(teacher: Teacher, anatomy: Anatomy) -> None:
+    """Refuse the user's names of classes where the network has another number of classes.
+
+    Raises:
+        InputError: They do not fit.
+    """
+    if teacher.given is not None and teacher.given.class_names is not None:
+        check_class_names(teacher.classes, class_counts(anatomy.traced, anatomy.seam.outputs))
 
 
 def look_at_images(network: Network, request: Request, intake: Intake) -> ImageCheck:

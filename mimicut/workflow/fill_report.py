@@ -118,12 +118,6 @@ def report_fields(found: Figures, held_out: ImageSet) -> dict[str, Any]:
     return data
 
 
-def class_names(found: Figures, classes: Sequence[str]) -> dict[str, str]:
-    """Names of the classes that occur in the figures, as far as `classes` has them."""
-    named = {c for each in found.disagreements for c in (each["teacher"][0], each["student"][0])}
-    return {str(c): classes[c] for c in sorted(named | set(found.agreement_by_class)) if c < len(classes)}
-
-
 def thinned(losses: Sequence[float], most: int = 200) -> tuple[tuple[int, float], ...]:
     """Thin out the losses to at most `most` pairs (step, mean loss since the previous pair).
 

@@ -10,10 +10,11 @@ from typing import Unpack
 from torch import nn
 
 from mimicut.anatomy.cost import count
-from mimicut.anatomy.find_seam import find_seam
+from mimicut.anatomy.find_seam import trace
 from mimicut.anatomy.tracing import as_example
 from mimicut.base.errors import InputError
 from mimicut.base.guard import full_copy, on_device
+from mimicut.inputs.class_names import numbered
 from mimicut.inputs.computed_weights import fold_computed_weights
 from mimicut.inputs.image_set import ImageSet, ImageSource
 from mimicut.inputs.input_source import InputSource
@@ -36,6 +37,7 @@ from mimicut.runtime.export import check_formats
 from mimicut.surgery.head import put_under_head
 from mimicut.surgery.plan import Plan, describe
 from mimicut.surgery.seam import Seam
+from mimicut.workflow.deciding import check_names
 from mimicut.workflow.fill_report import Costs, report_of
 from mimicut.workflow.intake import Intake, known_images, say_notes, take_in
 from mimicut.workflow.proving import measure_student
@@ -95,7 +97,9 @@ def recover_pruned(  # type: ignore[misc]  # of RunOptions it names export_to it
     notes = [*intake.notes, *known_images(teacher, None, intake.held_out.hashes, request.min_agreement)]
     say_notes(say, notes)
     model = teacher.model
-    seam = with_kinds(find_seam(model, intake.example, points=request.seam), request.output)
+    anatomy = trace(model, intake.example, points=request.seam)
+    anatomy.seam = seam = with_kinds(anatomy.seam, request.output)
+    check_names(teacher, anatomy)
     objects = request.min_agreement is not None and finds_objects(model, seam, as_example(intake.example))
     check_fit(seam, request.min_agreement, request.max_error, objects)
     student = full_copy(student).cpu().float().eval()
@@ -113,6 +117,7 @@ def recover_pruned(  # type: ignore[misc]  # of RunOptions it names export_to it
     result = result.cpu()
     notes = [*teacher.notes, *notes, *proof.figures.notes]
     report = report_of(costs, proof, log, intake, looked, request, started, notes)
+    report = replace(report, class_names=numbered(teacher.classes))
     if request.folder is None:
         return result, report
     plan = Plan(describe(model, teacher.to_json()), seam, {}, {}, {}, [], call=intake.call, pruned_by=named)

@@ -112,6 +112,7 @@ def _add_teacher(teacher: Teacher, options: dict[str, Any], comments: list[str])
         comments.append(f"the teacher came as a module, which {_FROM_PYTHON}")
         return
     changes = given.preprocessing
+    _add_path("class_names", given.class_names, options, comments)
     by_code = isinstance(given.build_teacher, str) and given.weights is not None  # a result, named by its code
     options |= {
         "teacher": given.build_teacher if by_code else teacher.spec,

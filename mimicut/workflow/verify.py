@@ -8,6 +8,7 @@ import torch
 
 from mimicut.base import memory
 from mimicut.base.environment import platform_kind, versions
+from mimicut.inputs.class_names import numbered
 from mimicut.inputs.image_set import ImageSet, ImageSource, bind_call
 from mimicut.inputs.input_source import recorded_inputs
 from mimicut.proof.certificate import check_max_error, check_threshold
@@ -20,7 +21,7 @@ from mimicut.results.store import digest_notes, read
 from mimicut.results.teachers import code_of, load_again
 from mimicut.surgery.head import check_head
 from mimicut.surgery.plan import check_teacher
-from mimicut.workflow.fill_report import accuracy_fields, class_names, report_fields
+from mimicut.workflow.fill_report import accuracy_fields, report_fields
 from mimicut.workflow.intake import labelled_images, measuring_images
 from mimicut.workflow.proving import measured_accuracy
 
@@ -86,7 +87,7 @@ def verify_folder(
     return replace(
         stored,
         **report_fields(found, held_out),
-        class_names=class_names(found, original.classes),
+        class_names={**numbered(original.classes), **stored.class_names},
         min_agreement=min_agreement,
         max_error=max_error,
         **accuracy_fields(measured),

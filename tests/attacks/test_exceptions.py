@@ -2,14 +2,12 @@
 
 import random
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
 import nets
 import numpy as np
 import pytest
 import torch
-from attacks import in_child, record, thinned
+from attacks import in_child, in_fresh_process, record, thinned
 
 import mimicut as us
 from mimicut.inputs.preprocessing import Preprocessing
@@ -104,14 +102,7 @@ def counted_alone(work, stop_at=None):
     return counted(work, stop_at)
 
 
-@pytest.fixture(scope="module")
-def attack():
-    """Calls `attack_by_forks` in a process that never runs a backward pass: after one, no forked child could."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
-        yield lambda *arguments: fresh.submit(attack_by_forks, *arguments).result()
-
-
-def attack_by_forks(name, folder, attempts):
+def attack(name, folder, attempts):
     torch.set_num_threads(1)  # children of a process with threads would wait for them for ever
     own = own_teacher(randomised(nets.Chain()), SAID)
     work = call_of(name, own, folder / "count")
@@ -138,11 +129,11 @@ def attack_by_forks(name, folder, attempts):
 
 @pytest.mark.attack
 @pytest.mark.parametrize("name", CALLS)
-def test_after_an_exception_the_teacher_is_as_before(name, tmp_path, attack):
-    number = attack(name, tmp_path, len(thinned(range(50))))
+def test_after_an_exception_the_teacher_is_as_before(name, tmp_path):
+    number = in_fresh_process(attack, name, tmp_path, len(thinned(range(50))))
     record(f"injected exceptions: {name}", exceptions=number, survived=number)
 
 
 @pytest.mark.parametrize("name", ["mimic", "cut"])
-def test_a_sample_of_exceptions(name, tmp_path, attack):
-    attack(name, tmp_path, 3)
+def test_a_sample_of_exceptions(name, tmp_path):
+    in_fresh_process(attack, name, tmp_path, 3)

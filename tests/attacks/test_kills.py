@@ -4,7 +4,7 @@ import functools
 
 import pytest
 from attack_scenarios import SCENARIOS, Scenario, compressed_state, compressing, copied, nothing
-from attacks import SHARE, changes_of, in_child, killer, places_of, record, thinned, tree
+from attacks import SHARE, changes_of, in_child, in_fresh_process, killer, places_of, record, thinned, tree
 
 from mimicut.base import disk
 from mimicut.base.errors import StoreError
@@ -80,7 +80,11 @@ def test_nothing_changes_but_what_is_announced(name, tmp_path):
     assert in_child(work, observe) == 0
 
 
+def kill_a_run(tmp_path):
+    return attack(Scenario(nothing, compressing, compressed_state), tmp_path, SHARE)
+
+
 @pytest.mark.attack
 def test_every_kill_of_a_run_is_survived(tmp_path):
-    kills = attack(Scenario(nothing, compressing, compressed_state), tmp_path, SHARE)
+    kills = in_fresh_process(kill_a_run, tmp_path)
     record("kills: compress and resume", kills=kills, survived=kills)

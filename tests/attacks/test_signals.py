@@ -12,7 +12,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from attacks import in_child, record, thinned
+from attacks import in_child, in_fresh_process, record, thinned
 
 ROOT = Path(__file__).parents[2]
 COMMAND = ("compress", "net.py:build", "photos", "--keep", "0.5", "--steps", "6", "--out", "small", "--extra", "none",
@@ -25,7 +25,7 @@ def command(place, *more, after=None, number=None):
     from mimicut.cli.start import main
 
     os.chdir(place)
-    sys.stdout = sys.stderr = (place / "said").open("a")
+    sys.stdout = sys.stderr = (place / "said").open("a", buffering=1)
     if after is not None:
         threading.Thread(target=lambda: (time.sleep(after), os.kill(os.getpid(), number)), daemon=True).start()
     with mock.patch.object(sys, "argv", ["mimicut", *COMMAND, *more]):
@@ -87,11 +87,8 @@ def test_signals_while_it_imports(place, number):
     record(f"{number.name} while it imports", signals=attempts, survived=attempts, before_the_first_line=early)
 
 
-@pytest.mark.attack
-@SIGNALS
-def test_signals_while_it_works(place, number, tmp_path_factory):
-    start, here = tmp_path_factory.mktemp("start") / "start", tmp_path_factory.mktemp("here") / "here"
-    shutil.copytree(place, start)
+def signals_at_work(start, here, number):
+    """Signals at random moments of the run, which then goes on; return how many ended with which exit code."""
     fresh(here, start)
     began = time.perf_counter()
     assert in_child(lambda: command(here)) == 0
@@ -111,5 +108,14 @@ def test_signals_while_it_works(place, number, tmp_path_factory):
             assert (here / "small" / name).read_bytes() == content, (attempt, name)
         assert (here / "small" / "model.pt2").exists()
         assert sorted(os.listdir(here)) == ["net.py", "photos", "said", "small"]
+    return found
+
+
+@pytest.mark.attack
+@SIGNALS
+def test_signals_while_it_works(place, number, tmp_path_factory):
+    start, here = tmp_path_factory.mktemp("start") / "start", tmp_path_factory.mktemp("here") / "here"
+    shutil.copytree(place, start)
+    found = in_fresh_process(signals_at_work, start, here, number)
     record(f"{number.name} while it works", signals=sum(found.values()), survived=sum(found.values()),
            interrupted=found.get(130, 0), already_at_its_end=found.get(0, 0))  # fmt: skip

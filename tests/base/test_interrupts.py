@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("fcntl")  # Windows has no timers by signal
 
@@ -20,8 +22,10 @@ SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids
 @pytest.fixture
 def raising():
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    hook = sys.unraisablehook
     interrupts.raise_interrupts()
     yield
+    sys.unraisablehook = hook
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -48,6 +52,41 @@ def test_it_waits_for_an_import(raising, number, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         work()
     assert sys.modules.pop("heavy").done
+
+
+@SIGNALS
+def test_it_is_raised_again_where_a_destructor_swallows_it(raising, number):
+    class Held:
+        def __del__(self):
+            signal.raise_signal(number)
+
+    def work():
+        held = [Held()]
+        held.clear()
+        time.sleep(5)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+
+
+@SIGNALS
+def test_it_waits_for_python_code_inside_an_operator(raising, number):
+    done = []
+
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            signal.raise_signal(number)
+            done.append(func)
+            return func(*args, **(kwargs or {}))
+
+    def work():
+        with Mode():
+            torch.ones(2) + 1
+        time.sleep(5)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done
 
 
 @SIGNALS

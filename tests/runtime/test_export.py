@@ -217,6 +217,27 @@ def test_a_file_that_differs_is_refused_and_removed(tmp_path, monkeypatch):
         export(Chain(), images(), tmp_path)
 
 
+class Cancels(nn.Module):
+    """Loses the digits of its images below 2e4 * 6e-8."""
+
+    def __init__(self, offset=2e4):
+        super().__init__()
+        self.offset = offset
+
+    def forward(self, x):
+        return (x + self.offset) - self.offset
+
+
+def test_a_file_may_differ_by_what_the_networks_own_rounding_explains(tmp_path, monkeypatch):
+    exact = torch.export.export(nn.Identity().eval(), (images(),), strict=False)
+    write = module.write_onnx
+    monkeypatch.setattr(module, "write_onnx", lambda program, model, path, **_: write(exact, model, path))
+    error = export(Cancels(), images(), tmp_path / "small", formats=["onnx"]).errors["onnx"]
+    assert module.TOLERANCE < error < 1e-3
+    with pytest.raises(LawBroken, match=r"expected at most 1.0e-02"):
+        export(Cancels(offset=2e7), images(), tmp_path / "large", formats=["onnx"])
+
+
 class Volume(nn.Module):
     """A convolution of volumes, which torch's converter may give a bias of zeros that the graph computes."""
 

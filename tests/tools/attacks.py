@@ -7,7 +7,10 @@ loses the second half of the file that it has just written, as when it is killed
 import json
 import os
 import signal
+import sys
 import traceback
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 from mimicut.base import disk
@@ -35,6 +38,12 @@ def thinned(places, share=SHARE):
     return [places[i * len(places) // number] for i in range(number)]
 
 
+def in_fresh_process(work, *arguments):
+    """Run `work`, which forks, in a process that never ran a backward pass: after one, no forked child could."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
+        return fresh.submit(work, *arguments).result()
+
+
 def in_child(work, observer=None):
     """Run `work` in a forked process; return its exit code, negative for a signal."""
     child = os.fork()
@@ -49,6 +58,7 @@ def in_child(work, observer=None):
             code = end.code or 0
         except BaseException:
             traceback.print_exc()
+            sys.stderr.flush()
         finally:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
