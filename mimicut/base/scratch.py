@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from mimicut.base.disk import make_folder, move, remove, remove_folder, write
+from mimicut.base.interrupts import interrupts_held
 
 Returned = TypeVar("Returned")
 _INSIDE = "export"  # what scratch folders inside a folder are for; the name that earlier releases used, too
@@ -36,14 +37,18 @@ def scratch(folder: Path, name: str) -> Iterator[Path]:
         OSError: It cannot be made.
     """
     clear(folder, name)
-    path, opened = _made(folder, name)
+    path, opened = None, None
     try:
+        with interrupts_held():
+            path, opened = _made(folder, name)
         yield path
     finally:
-        with suppress(OSError):
-            remove_folder(path)
-        if opened is not None:
-            os.close(opened)
+        with interrupts_held():
+            if path is not None:
+                with suppress(OSError):
+                    remove_folder(path)
+            if opened is not None:
+                os.close(opened)
 
 
 def clear(folder: Path, name: str) -> None:
@@ -109,8 +114,9 @@ def replace_files(folder: Path, fill: Callable[[Path], Returned]) -> Returned:
         returned = fill(fresh)
         names = [path.name for path in fresh.iterdir() if path.is_file()]
         write(fresh / _NAMES, "\n".join(names))
-        move(fresh, folder / _COMPLETE)
-        _finish(folder)
+        with interrupts_held():
+            move(fresh, folder / _COMPLETE)
+            _finish(folder)
     return returned
 
 

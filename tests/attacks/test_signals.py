@@ -12,7 +12,10 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from attacks import in_child, in_fresh_process, record, thinned
+from attack_scenarios import SCENARIOS
+from attacks import changes_of, in_child, in_fresh_process, record, thinned
+
+from mimicut.base.interrupts import raise_interrupts
 
 ROOT = Path(__file__).parents[2]
 COMMAND = ("compress", "net.py:build", "photos", "--keep", "0.5", "--steps", "6", "--out", "small", "--extra", "none",
@@ -77,6 +80,51 @@ def import_moments(place, number, attempts):
             left.unlink()
         assert sorted(os.listdir(place)) == before
     return early
+
+
+def interrupted(number, place):
+    """An observer that sends its process SIGTERM at the moment `place`: before or after a change."""
+    left = [place]
+
+    def observe(when, kind, path):
+        if not left[0]:
+            os.kill(os.getpid(), number)
+        left[0] -= 1
+
+    return observe
+
+
+@SIGNALS
+@pytest.mark.parametrize("name", ["save Chain", "replace Chain", "report Chain", "checkpoint"])
+def test_signals_before_and_after_every_change_leave_nothing(name, number, tmp_path):
+    scenario, changes = SCENARIOS[name], tmp_path / "changes"
+
+    def whole(place):
+        changes.write_text(repr([kind for kind, _ in changes_of(lambda: scenario.act(place))]))
+
+    def act(place):
+        raise_interrupts()
+        try:
+            scenario.act(place)
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+    start, place = tmp_path / "start", tmp_path / "place"
+    start.mkdir()
+    scenario.prepare(start)
+    before, names = scenario.state(start), sorted(os.listdir(start))
+    fresh(place, start)
+    assert in_child(lambda: whole(place)) == 0
+    after, ended = scenario.state(place), sorted(os.listdir(place))
+    moments = 2 * len(eval(changes.read_text()))
+    for moment in range(moments):
+        fresh(place, start)
+        code = in_child(lambda: act(place), interrupted(number, moment))
+        assert code in (0, 130), moment
+        assert scenario.state(place) in ((before, after) if code else (after,)), moment
+        left = sorted(str(p.relative_to(place)) for p in place.rglob(".*"))
+        assert left == [], moment
+        assert sorted(os.listdir(place)) in (names, ended), moment
 
 
 @pytest.mark.attack
