@@ -415,6 +415,8 @@ def _points(traced: Traced, value: Node, users: list[Node]) -> list[tuple[SeamPo
     before, user = value, users[0]
     while not points and user.op == "call_function":  # functional all the way: what the next module takes
         points += [(SeamPoint(c.module, "input", c.index), before) for c in traced.calls[user]][:1]
+        if not user.users:  # an operator in place, whose result nobody takes
+            break
         before, user = user, next(iter(user.users))
     return points
 

@@ -1,6 +1,7 @@
 """What a network returns: which axis the images are on, what kind each output is, and whether the seam fixes it."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import networkx
@@ -8,6 +9,7 @@ import torch
 from torch.fx import Node
 
 from mimicut.anatomy.tracing import Traced, operator, run_for_shapes, shape
+from mimicut.base.errors import InputError
 from mimicut.surgery.seam import AGREEING, Output, SeamPoint, watching
 
 # They change neither which class is first nor whether a number is a probability.
@@ -114,11 +116,44 @@ def describe_outputs(
     found = []
     for node, (part, axis) in compared.items():
         kind, activation = ("boxes", "") if node in boxes else _kind(node, headless, channels)
-        if kind == "scores" and not activation and _has_layers_below(traced, flow, node, compared):
-            kind = "embedding"  # the features of which scores are made, beside these
+        if kind in ("scores", "map") and not activation and _has_layers_below(traced, flow, node, compared):
+            # The features of which others are made, beside these.
+            kind = "embedding" if kind == "scores" else "values"
         is_imitated, is_image = imitated(flow, points, node), _is_image(node, channels)
         found.append(Output(part, kind, activation, is_imitated, is_image, axis, _class_axis(node)))
-    return tuple(found)
+    return tuple(_as_values_where_maps_differ(found, [shape(node) or () for node in compared]))
+
+
+def _as_values_where_maps_differ(outputs: Sequence[Output], shapes: Sequence[tuple[int, ...]]) -> list[Output]:
+    """Maps of several numbers of channels are no maps of the same classes: sizes and offsets beside centres. Those of
+    which nothing but their shape says that they name classes are taken for values."""
+    maps = [
+        size[o.class_axis] for o, size in zip(outputs, shapes, strict=True) if len(size) >= 4 and o.kind in AGREEING
+    ]
+    if len(set(maps)) < 2:
+        return list(outputs)
+    return [replace(o, kind="values") if o.kind == "map" and o.guessed else o for o in outputs]
+
+
+def check_declared(traced: Traced, outputs: Sequence[Output]) -> None:
+    """Refuse kinds that the user declared and that an output of its shape cannot have.
+
+    Raises:
+        InputError: The message names output, kind and shape.
+    """
+    nodes = {part: node for node, (part, _) in returned(traced).items()}
+    for output in (o for o in outputs if o.declared and o.part in nodes):
+        size = shape(nodes[output.part]) or ()
+        row = ("one row for each image", len(size) == 2 or (output.kind == "scores" and len(size) == 1))
+        expected, fits = {
+            "scores": row, "embedding": row, "map": ("classes at several positions of each image", len(size) > 2),
+            "boxes": ("several rows for each image", len(size) == 3),
+        }.get(output.kind, ("", True))  # fmt: skip
+        if not fits:
+            raise InputError(
+                f"reading the kind of {output}: found {output.kind}, which is {expected}, but with {traced.batch} "
+                f"images its shape is {tuple(size)}"
+            )
 
 
 def class_counts(traced: Traced, outputs: Sequence[Output]) -> list[int]:
@@ -174,6 +209,10 @@ def _kind(node: Node, headless: bool, channels: list[int]) -> tuple[str, str]:
         return "values", activation  # how much each token attends to each
     if activation and len(size) == 2:
         return ("multilabel" if activation == "sigmoid" else "scores"), activation
+    if activation == "sigmoid" and len(size) >= 4 and size[1] > 1 and not _is_image(node, channels):
+        return "multilabel", activation  # one yes or no at each position for each label
+    if activation in ("softmax", "log_softmax") and len(size) == 3 and size[1] != size[2]:
+        return "map", activation  # classes of each token or frame; a square one says how much each attends to each
     if len(size) == 2 and size[1] > 1:
         return ("embedding" if headless else "scores"), ""
     if len(size) >= 4 and not headless and not _is_image(node, channels) and (size[1] > 1 or activation):

@@ -3,6 +3,7 @@
 import copy
 import functools
 import random
+import re
 import sys
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator
@@ -135,6 +136,26 @@ def caches_kept(model: nn.Module) -> Iterator[None]:
                 value.update(before)
 
 
+@contextmanager
+def backward_pass(model: nn.Module) -> Iterator[None]:
+    """Around a backward pass of a network that nobody may have trained in this form.
+
+    Raises:
+        UnsupportedModel: It changes in place what the pass needs.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "inplace operation" not in str(error):
+            raise
+        made = re.search(r"which is output \d+ of (\w+)", str(error))
+        what = f"the result of {made[1]}" if made else "a value"
+        raise UnsupportedModel(
+            f"running {type(model).__name__} backward: its code changes {what} in place, which the backward pass still "
+            "needs; expected operators that make new tensors: y = y * 2, not y *= 2"
+        ) from error
+
+
 def structural_copy(model: nn.Module) -> nn.Module:
     """A copy with modules and attributes of its own that shares the tensors of `model`: cheap, for reading only."""
     return _copied(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})
@@ -162,8 +183,13 @@ def _copied(model: nn.Module, memo: dict[int, object]) -> nn.Module:
     for module in model.modules():  # what a forward pass left behind: copy.deepcopy refuses what has a gradient
         left = (v for v in tree_leaves(list(vars(module).values())) if isinstance(v, torch.Tensor) and not v.is_leaf)
         memo.update({id(value): value.detach() for value in left})
+    before = {**memo}
     try:
-        copied = copy.deepcopy(model, memo)
+        try:
+            copied = copy.deepcopy(model, memo)
+        except Exception:  # a `__deepcopy__` that reads data, where there is none
+            memo = before
+            copied = _copied_plainly(model, memo)
         _complete(model, copied, memo, set())
         _rebind(copied, memo)
     except Exception as error:
@@ -172,6 +198,14 @@ def _copied(model: nn.Module, memo: dict[int, object]) -> nn.Module:
             "expected a module that copy.deepcopy can copy"
         ) from error
     return copied
+
+
+def _copied_plainly(model: nn.Module, memo: dict[int, object]) -> nn.Module:
+    """A deep copy for which no module's own `__deepcopy__` is asked."""
+    for module in reversed([m for m in model.modules() if hasattr(m, "__deepcopy__")]):
+        plain = memo[id(module)] = object.__new__(type(module))
+        plain.__dict__.update(copy.deepcopy(module.__dict__, memo))
+    return copy.deepcopy(model, memo)
 
 
 def _complete(mine: nn.Module, its: nn.Module, memo: dict[int, object], done: set[int]) -> None:

@@ -84,9 +84,11 @@ def from_array(values: Tensor | np.ndarray, reader: Reader, what: str) -> Found:
     if values.ndim == 3 and not ({shape[0], shape[2]} & known) and reader.channels in (1, 3):
         values = values[:, None] if values.dtype.kind == "f" else values[..., None]
     if values.ndim != 4 or not values.size:
+        remedy = "one image needs array[None], a stack of grey images array[:, None]"
+        if values.ndim == 5:
+            remedy = "for volumes or clips give example=, a batch of them as the network takes it"
         raise InputError(
-            f"reading {what}: found shape {shape}, expected (N, C, H, W), N at least 1, or uint8 (N, H, W, C); "
-            "one image needs array[None], a stack of grey images array[:, None]"
+            f"reading {what}: found shape {shape}, expected (N, C, H, W), N at least 1, or uint8 (N, H, W, C); {remedy}"
         )
     images = []
     for i in range(len(values)):  # of a mapped file one after the other

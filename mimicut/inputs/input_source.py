@@ -34,7 +34,8 @@ class InputSource:
             name, or one (N, ...). Or a sequence or map-style Dataset of samples: {name: (...)}, a tuple of inputs in
             order, or one tensor. Numbers are tensors without axes. Floats become float32; other types stay.
         keys: Which inputs a sample has: the names to take from dictionaries, or how many to take from tuples. What else
-            they hold (labels) is not read. None takes everything.
+            they hold (labels) is not read, and a note says so. None takes everything.
+        optional: Further names to take from dictionaries that have them.
         names: A name for each sample, for messages; by default "sample 7".
         notes: Sentences that a person should see.
 
@@ -55,10 +56,15 @@ class InputSource:
         samples: Any,
         *,
         keys: Sequence[str] | int | None = None,
+        optional: Sequence[str] = (),
         names: Sequence[str] | None = None,
         notes: Iterable[str] = (),
     ):
-        found = [_sample(item, keys, i) for i, item in enumerate(_listed(samples))]
+        found, unread = [], ""
+        for i, item in enumerate(_listed(samples)):
+            wanted = _with_optional(item, keys, optional)
+            found.append(_sample(item, wanted, i))
+            unread = unread or _unread(item, found[-1])
         if not found:
             raise InputError("reading samples: found none; give at least 3 of what the network will see")
         for i, sample in enumerate(found):
@@ -73,7 +79,7 @@ class InputSource:
         first: dict[str, str] = {}
         seen = [(n, first.setdefault(c, n)) for n, c in zip(self.names, self.contents, strict=True)]
         self.duplicates = [(name, other) for name, other in seen if name != other]
-        self.notes = list(notes)
+        self.notes = [*notes, *([unread] if unread else [])]
         self.skipped: list[tuple[str, str]] = []
         self.floats, self.preprocessing = True, None
 
@@ -141,10 +147,12 @@ class Inputs:
     Attributes:
         keys: The names of its inputs, or how many there are where they have none.
         depth: Number of frames, or of slices, of its only input; None where any will do.
+        optional: The names of inputs that it can do without.
     """
 
     keys: Sequence[str] | int
     depth: int | None = None
+    optional: Sequence[str] = ()
 
 
 def inputs_of(model: nn.Module, example: Any) -> Inputs | None:
@@ -160,7 +168,7 @@ def inputs_of(model: nn.Module, example: Any) -> Inputs | None:
         single = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         names = [p.name for p in given if p.default is p.empty and p.kind in single]
         if len(names) > 1:
-            return Inputs(names)
+            return Inputs(names, optional=[p.name for p in given if p.default is not p.empty])
         first = next((m for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd)), None)
         return Inputs(1) if isinstance(first, nn.Conv3d) else None
     args, kwargs = example
@@ -195,6 +203,26 @@ def _listed(samples: Any) -> Iterator[Any]:
             "or Dataset with __len__ and __getitem__ (for a loader, give its dataset)"
         )
     return (samples[i] for i in range(len(samples)))
+
+
+def _with_optional(item: Any, keys: Sequence[str] | int | None, optional: Sequence[str]) -> Sequence[str] | int | None:
+    """`keys`, and those optional ones that a sample has."""
+    if not isinstance(item, Mapping) or keys is None or isinstance(keys, int):
+        return keys
+    return [*keys, *(name for name in optional if item.get(name) is not None and name not in keys)]
+
+
+def _unread(item: Any, sample: Mapping[Key, Tensor]) -> str:
+    """A note on what a sample holds besides its inputs; "" for nothing."""
+    if isinstance(item, Mapping):
+        names = [str(name) for name in item if name not in sample]
+        return f"what the samples hold besides the network's inputs is not read: {', '.join(names)}" if names else ""
+    if isinstance(item, (tuple, list)) and len(item) > len(sample):
+        return (
+            f"the network takes {len(sample)} inputs, and the samples hold {len(item)} values: those after the first "
+            f"{len(sample)} are not read (name inputs in dictionaries if they should be)"
+        )
+    return ""
 
 
 def _sample(item: Any, keys: Sequence[str] | int | None, number: int) -> dict[Key, Tensor]:

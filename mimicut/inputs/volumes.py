@@ -48,7 +48,8 @@ def read_samples(source: Any, inputs: Inputs, preprocessing: Preprocessing) -> I
             raise InputError(f"reading {path}: found {', '.join(arrays)}, expected the network's inputs: {wanted}")
         if isinstance(inputs.keys, int):
             return InputSource(list(zip(*(arrays[key] for key in keys), strict=True)))
-        return InputSource({key: arrays[key] for key in keys})
+        more = [key for key in inputs.optional if key in arrays]
+        return InputSource({key: arrays[key] for key in (*keys, *more)})
     if inputs.keys == 1 or (not isinstance(inputs.keys, int) and len(inputs.keys) == 1 and path is not None):
         return read_volumes(source, preprocessing, inputs.depth)
     if path is not None:
@@ -56,7 +57,7 @@ def read_samples(source: Any, inputs: Inputs, preprocessing: Preprocessing) -> I
             f"reading {path}: the network takes several inputs ({inputs.keys}), expected a file with an array for each "
             "(.npz, .safetensors); in Python also an InputSource, or a Dataset of dictionaries or tuples"
         )
-    return InputSource(source, keys=inputs.keys)
+    return InputSource(source, keys=inputs.keys, optional=inputs.optional)
 
 
 def read_volumes(source: Any, preprocessing: Preprocessing, depth: int | None = None) -> InputSource:

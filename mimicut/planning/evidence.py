@@ -233,7 +233,7 @@ def _listen(
                 with Watch(ids_of(lead, names), after=note):
                     capture.features(*args, **kwargs)
             else:
-                with Watch(ids_of(lead, names), after=note):
+                with guard.backward_pass(lead), Watch(ids_of(lead, names), after=note):
                     spread.add(_pushed(capture, args, kwargs, units, draws))
             seen += count
             step()

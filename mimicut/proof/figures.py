@@ -416,7 +416,10 @@ def class_scores(output: Any, images: int) -> Tensor | None:
     """
     named = output if isinstance(output, Mapping) else getattr(output, "__dict__", {})
     output = next((named[key] for key in ("logits", "out") if key in named), output)
-    found = [value for _, value in tensors(output) if value.ndim == 2 and len(value) == images and value.shape[1] >= 2]
+    found = [
+        value for _, value in tensors(output)
+        if value.is_floating_point() and value.ndim == 2 and len(value) == images and value.shape[1] >= 2
+    ]  # fmt: skip
     return found[0].cpu() if len(found) == 1 else None
 
 

@@ -41,7 +41,9 @@ class OutputFigures:
             if an image agreed either wholly or not at all, which is never too narrow.
         overlap: Intersection over union: of the labels given (multilabel), or the mean of the classes (map).
         cosine: Mean over images (as `cosines`), with a bootstrap interval.
-        neighbours: Share of the nearest held-out images that are kept, with a bootstrap interval.
+        neighbours: Share of the nearest held-out images that are kept, with the interval that would hold if an image
+            kept either all or none, which is never too narrow.
+        nearest: How many are compared of each image.
         psnr: 10 log10 of the squared range of the teacher's values over the mean squared error, in decibel; for
             pictures.
     """
@@ -64,6 +66,7 @@ class OutputFigures:
     neighbours: float | None = None
     neighbours_low: float | None = None
     neighbours_high: float | None = None
+    nearest: int | None = None
     psnr: float | None = None
     guessed: bool = False
 
@@ -166,8 +169,10 @@ class OutputMeter:
             found = replace(found, cosine=float(likeness.mean()), cosine_low=low, cosine_high=high)
         if self._rows and n > 2:
             kept = _neighbours_kept(*(torch.cat(rows) for rows in zip(*self._rows, strict=True)))
-            low, high = bootstrap(kept)
-            found = replace(found, neighbours=float(kept.mean()), neighbours_low=low, neighbours_high=high)
+            low, high = binomial_interval(float(kept.sum()), n)
+            found = replace(
+                found, neighbours=float(kept.mean()), neighbours_low=low, neighbours_high=high, nearest=_nearest(n)
+            )
         mse = float(squared.sum()) / (n * mean.shape[1])
         if self.output.image and mse > 0 and self._high > self._low:
             found = replace(found, psnr=float(10 * torch.tensor((self._high - self._low) ** 2 / mse).log10()))
@@ -200,10 +205,13 @@ def bootstrap(values: Tensor) -> tuple[float | None, float | None]:
     return float(means.quantile(0.025)), float(means.quantile(0.975))
 
 
+def _nearest(images: int) -> int:
+    return max(1, min(_NEIGHBOURS, (images - 1) // 5))
+
+
 def _neighbours_kept(theirs: Tensor, ours: Tensor) -> Tensor:
     """For each image the share of its nearest others (by cosine, among these) that the student leaves nearest."""
-    count = max(1, min(_NEIGHBOURS, (len(theirs) - 1) // 5))
-    nearest = []
+    count, nearest = _nearest(len(theirs)), []
     for rows in (theirs, ours):
         unit = torch.nn.functional.normalize(rows)
         likeness = unit @ unit.T
@@ -232,9 +240,12 @@ def check_kinds(asked: OutputKinds) -> list[tuple[str | None, str]]:
         [*asked.items()] if isinstance(asked, Mapping) else [_pair(each) for each in asked]
     )
     for part, kind in pairs:
+        whose = "an output" if part is None else f"the output {part!r}"
         if kind not in OUTPUT_KINDS:
-            whose = "an output" if part is None else f"the output {part!r}"
             raise InputError(f"reading the kind of {whose}: found {kind!r}, expected one of {', '.join(OUTPUT_KINDS)}")
+        kinds = list(dict.fromkeys(k for p, k in pairs if p == part))
+        if len(kinds) > 1:
+            raise InputError(f"reading the kind of {whose}: found {' and '.join(kinds)}, expected one of them")
     return pairs
 
 
@@ -256,10 +267,9 @@ def with_kinds(seam: Seam, asked: OutputKinds) -> Seam:
     found = {output.part: output for output in seam.outputs}
     for part, kind in check_kinds(asked):
         if part is not None and part not in found:
-            raise InputError(
-                f"reading the kind of the output {part!r}: the network returns "
-                f"{', '.join(repr(p) for p in found) or 'none that depends on the images'}"
-            )
+            names = [repr(p) for p in found if p]
+            one = "one output without a name: leave the name out" if found else "none that depends on the images"
+            raise InputError(f"reading the kind of the output {part!r}: the network returns {', '.join(names) or one}")
         for name in found if part is None else (part,):
             found[name] = replace(found[name], kind=kind, declared=True)
     return replace(seam, outputs=tuple(found.values())) if asked else seam
@@ -283,6 +293,12 @@ def check_fit(seam: Seam, min_agreement: float | None, max_error: float | None, 
     """
     kinds = ", ".join(f"{o.part or 'the output'}: {o.kind}" for o in seam.outputs)
     agreeing = [o for o in seam.outputs if o.kind in AGREEING]
+    if min_agreement is not None and not seam.outputs and seam.not_measured and not objects:
+        raise InputError(
+            f"requiring an agreement of {min_agreement}: the network returns no floating-point numbers that depend on "
+            f"the images ({', '.join(seam.not_measured)}), so nothing is measured; take the teacher's scores instead "
+            "of what it makes of them (before an argmax or a threshold)"
+        )
     if min_agreement is not None and seam.outputs and not agreeing and not objects:
         raise InputError(
             f"requiring an agreement of {min_agreement}: the network returns no classes ({kinds}), so there is no "

@@ -141,7 +141,8 @@ class TrainingLoop:
             errors = zip(mean_squared_errors(found, wanted), self._loss_units, strict=True)
             loss: Any = sum(error / unit for error, unit in errors)
             loss = loss if len(parts) == 1 else loss * (size / images)
-            loss.backward()
+            with guard.backward_pass(self._pair.student):
+                loss.backward()
             total = total + loss.detach()
         return total, wanted
 

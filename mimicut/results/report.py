@@ -156,9 +156,9 @@ class Report:
                 lows["the objects"] = self.detections["agreement_low"]
             for name, low in (lows or {"": self.top1_agreement_low}).items():
                 if low is None:
-                    found.append(
-                        (f"the agreement is unknown, but at least {self.min_agreement:.1%} was required", False)
-                    )
+                    which = f" at {name}" if len(lows) > 1 else ""
+                    words = f"the agreement{which} is unknown, but at least {self.min_agreement:.1%} was required"
+                    found.append((words, False))
                     continue
                 whose = f"of the agreement at {name}" if len(lows) > 1 else "of the interval"
                 words = f"the lower end {whose} is {low:.1%}, at least {self.min_agreement:.1%} was required"
@@ -170,7 +170,8 @@ class Report:
             )
             for name, high in (highs or {"": None}).items():
                 if high is None:
-                    found.append((f"the error is unknown, but at most {self.max_error:g} was allowed", False))
+                    which = f" at {name}" if len(highs) > 1 else ""
+                    found.append((f"the error{which} is unknown, but at most {self.max_error:g} was allowed", False))
                     continue
                 whose = f" at {name}" if len(highs) > 1 else ""
                 words = f"the upper end of the error{whose} is {high:.4f}, at most {self.max_error:g} was allowed"
@@ -389,7 +390,8 @@ def _output_line(output: Mapping[str, Any]) -> str:
     if output["cosine"] is not None:
         parts.append(f"cosine {output['cosine']:.4f}" + between("cosine", ".4f"))
     if output["neighbours"] is not None:
-        parts.append(f"{output['neighbours']:.1%} of the nearest images kept" + between("neighbours", ".1%"))
+        near = f"of the {output['nearest']} nearest images" if output.get("nearest") else "of the nearest images"
+        parts.append(f"{output['neighbours']:.1%} {near} of each kept" + between("neighbours", ".1%"))
     error = "unknown" if output["error"] is None else f"{output['error']:.4f}" + between("error", ".4f")
     parts.append(f"relative error {error}")
     if output["correlation"] is not None:

@@ -70,6 +70,7 @@ class _Output(_Entry):
     neighbours: Number | None
     neighbours_low: Number | None
     neighbours_high: Number | None
+    nearest: Count | None = None
     psnr: Number | None
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from mimicut.anatomy.find_seam import trace
 from mimicut.anatomy.footprint import check_memory, images_within
 from mimicut.anatomy.graph import Anatomy
-from mimicut.anatomy.outputs import class_counts
+from mimicut.anatomy.outputs import check_declared, class_counts
 from mimicut.base import memory
 from mimicut.base.guard import on_device
 from mimicut.base.progress import SpokenProgress
@@ -76,6 +76,7 @@ def read_network(teacher: Teacher, request: Request, intake: Intake, plan: Plan 
     seam = plan.seam if plan and not request.seam else None
     anatomy = trace(teacher.model, intake.example, seam, points=request.seam, drop=drop)
     anatomy.seam = with_kinds(anatomy.seam, request.output)
+    check_declared(anatomy.traced, anatomy.seam.outputs)
     objects = request.min_agreement is not None and finds_objects(teacher.model, anatomy.seam, anatomy.traced.example)
     check_fit(anatomy.seam, request.min_agreement, request.max_error, objects)
     check_names(teacher, anatomy)

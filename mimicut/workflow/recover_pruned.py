@@ -11,6 +11,7 @@ from torch import nn
 
 from mimicut.anatomy.cost import count
 from mimicut.anatomy.find_seam import trace
+from mimicut.anatomy.outputs import check_declared
 from mimicut.anatomy.tracing import as_example
 from mimicut.base.errors import InputError
 from mimicut.base.guard import full_copy, on_device
@@ -99,6 +100,7 @@ def recover_pruned(  # type: ignore[misc]  # of RunOptions it names export_to it
     model = teacher.model
     anatomy = trace(model, intake.example, points=request.seam)
     anatomy.seam = seam = with_kinds(anatomy.seam, request.output)
+    check_declared(anatomy.traced, seam.outputs)
     check_names(teacher, anatomy)
     objects = request.min_agreement is not None and finds_objects(model, seam, as_example(intake.example))
     check_fit(seam, request.min_agreement, request.max_error, objects)

@@ -247,6 +247,8 @@ def teacher_of(model: Teacher | nn.Module | str, images: ImageSource | ImageSet,
         made = own_teacher(model, preprocessing)
         return replace(made, notes=[*made.notes, *notes])
     made = own_teacher(model)
+    if example is not None:  # of something else than images, which is taken as it is
+        return made
     size = made.preprocessing.input_size
     made.notes.append(
         f"nothing says for which size the network is: images are resized to {'x'.join(map(str, size))}; give example=, "

@@ -124,7 +124,7 @@ class Returns(Chain):
             lambda m, y, f: y[:, :3, None, None].expand(-1, -1, 8, 8).sigmoid(),
             {"": ("values", "sigmoid", True)},
         ),  # a picture
-        (lambda m, y, f: (y, f), {"0": ("scores", "", True), "1": ("map", "", True)}),
+        (lambda m, y, f: (y, f), {"0": ("scores", "", True), "1": ("values", "", True)}),  # the scores' features
     ],
 )
 def test_the_kind_of_an_output_is_read_from_the_graph(what, expected):
