@@ -164,11 +164,14 @@ def _read(
         return images, images
     if isinstance(source, (str, Path)) and not str(source).strip():
         raise InputError("found an empty name, expected a folder or file of pictures")
-    if isinstance(source, (str, Path)) and usable_path(source, "reading extra images").is_dir():
-        files = [file for file in files_in(Path(source)) if file.is_file()]
+    folders = [each for each in _paths(source) if each.is_dir()]
+    if folders:
+        files = [
+            file for path in _paths(source) for file in (files_in(path) if path.is_dir() else [path]) if file.is_file()
+        ]
         if len(files) > MOST:
-            notes.append(f"{MOST:,} of the {len(files):,} pictures in {source} are used")
-        source = [str(files[index]) for index in _spread(len(files), MOST)] if files else source
+            notes.append(f"{MOST:,} of the {len(files):,} pictures in {', '.join(map(str, folders))} are used")
+        source = [str(files[index]) for index in _spread(len(files), MOST)] if files else str(folders[0])
     pictures = read_images(source, preprocessing, memory_bytes=bound, keep="evaluated" if crops else "stored")
     if not crops or pictures.floats:
         images = pictures.subset(_spread(len(pictures), MOST))
@@ -176,6 +179,13 @@ def _read(
     count = _fitting(bound, preprocessing.input_size)
     made = _crops(_large(source, preprocessing), len(pictures), count, preprocessing, seed)
     return read_images(made, preprocessing), _with_notes(pictures, pictures, notes)
+
+
+def _paths(source: ImageSource) -> list[Path]:
+    """The paths in a source that is one, or a list of them; none for any other."""
+    listed = source if isinstance(source, (list, tuple)) else [source]
+    paths = [usable_path(each, "reading extra images") for each in listed if isinstance(each, (str, Path))]
+    return paths if len(paths) == len(listed) else []
 
 
 def _with_notes(images: ImageSet, read: ImageSet, notes: Sequence[str]) -> ImageSet:

@@ -143,6 +143,13 @@ def test_pictures_that_cannot_be_read_are_noted_and_the_number_of_others_is_not(
     assert "broken.png" in notes[0]
 
 
+def test_several_folders_and_files_are_read_together(tmp_path):
+    source = [scenes(tmp_path / "one", 3), str(scenes(tmp_path / "two", 2)), tmp_path / "one" / "0.png"]
+    extra = read_extra(source, few_of(GREY), "patches", seed=1, memory_bytes=ROOM)
+    assert len(extra.pictures) == 6
+    assert extra.pictures.notes == []
+
+
 def test_none_means_none():
     assert read_extra(NONE, few_of(GREY), "patches", seed=1, memory_bytes=ROOM) is None
 
