@@ -168,7 +168,7 @@ def inputs_of(model: nn.Module, example: Any) -> Inputs | None:
         single = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         names = [p.name for p in given if p.default is p.empty and p.kind in single]
         if len(names) > 1:
-            return Inputs(names, optional=[p.name for p in given if p.default is not p.empty])
+            return Inputs(names, optional=tuple(p.name for p in given if p.default is not p.empty))
         first = next((m for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd)), None)
         return Inputs(1) if isinstance(first, nn.Conv3d) else None
     args, kwargs = example

@@ -10,7 +10,7 @@ from mimicut.results.teachers import load_teacher
 
 KINDS = {
     "segmenter_tiny": {"map"},
-    "detector_tiny": {"map"},
+    "detector_tiny": {"multilabel", "values"},
     "embedder_tiny": {"embedding"},
     "denoiser_tiny": {"values"},
 }
