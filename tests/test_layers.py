@@ -201,11 +201,11 @@ FLAGS = {
     "plan": f"{BUDGET} {TEACHER} --images --out --picture --seed --force --no-force",
     "compress": f"""{BUDGET} {TEACHER} --out --plan --preset --effort --steps --max-seconds --seed --device --precision
         --layout --max-memory --views --held-out --held-out-share --extra --crossfit --max-error --min-agreement
-        --class-names --output --alternatives --no-alternatives --to --labelled --mean --std --resize --tensorboard --force --no-force
-        --resume --no-resume --config""",
+        --class-names --output --alternatives --no-alternatives --to --labelled --mean --std --resize --tensorboard
+        --force --no-force --resume --no-resume --config""",
     "recover": """--out --to --preset --effort --steps --seed --device --precision --layout --max-memory
-        --views --held-out --held-out-share --extra --max-error --min-agreement --output --labelled --weights --class-names
-        --pretrained --no-pretrained --num-classes --input-size --mean --std
+        --views --held-out --held-out-share --extra --max-error --min-agreement --output --labelled --weights
+        --pretrained --no-pretrained --num-classes --class-names --input-size --mean --std
         --resize --seam --tensorboard --force --no-force --threads --config""",
     "export": """--to --images --held-out --teacher --weights --pretrained --no-pretrained --normalise --no-normalise
         --dynamic-size --no-dynamic-size
