@@ -1,4 +1,5 @@
 import gc
+import os
 
 import numpy as np
 import pytest
@@ -21,8 +22,9 @@ def pytest_unconfigure():
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
-    """Tests run side by side, one on each core; more threads would only wait for each other."""
+    """Tests run side by side, one on each core; more threads would only wait for each other. So do their processes."""
     torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture
