@@ -15,6 +15,7 @@ from mimicut.anatomy.find_seam import trace
 from mimicut.base.errors import InputError, UnsupportedModel
 from mimicut.inputs.build_by_name import parse_spec
 from mimicut.inputs.onnx_network import OnnxNetwork
+from mimicut.inputs.onnx_operators import RULES
 from mimicut.inputs.onnx_reader import PRIME, Unreadable, _axis_of_images
 from mimicut.planning.planner import make_plan
 from mimicut.proof.laws import check_cut
@@ -291,6 +292,37 @@ def test_what_cannot_be_read_is_named(change, said, tmp_path):
     options = {"nodes": [CONV, ("Relu", ["c"], ["y"])], "constants": WEIGHT | more, **change}
     with pytest.raises(UnsupportedModel, match=said):
         us.load_teacher(by_hand(tmp_path / "n.onnx", **options))
+
+
+def test_a_part_that_is_taken_backwards_is_refused(tmp_path):
+    names = ["c", "b", "e", "a", "t"]
+    constants = {"b": np.array([-1]), "e": np.array([-99]), "a": np.array([1]), "t": np.array([-2])}
+    with pytest.raises(UnsupportedModel, match="runs backwards over a part of an axis"):
+        us.load_teacher(by_hand(tmp_path / "n.onnx", [CONV, ("Slice", names, ["y"])], constants=WEIGHT | constants))
+
+
+def test_a_network_that_was_read_wrongly_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(RULES, "Relu", RULES["Tanh"])
+    with pytest.raises(UnsupportedModel, match="differs from the file by"):
+        us.load_teacher(by_hand(tmp_path / "n.onnx", [CONV, ("Relu", ["c"], ["y"])], constants=WEIGHT))
+
+
+def test_places_of_each_image_in_a_flat_batch(tmp_path):
+    """As torch.onnx.export writes as_strided: (N, 4, 1, 1) laid flat, and looked up by 4 n + c."""
+    nodes = [
+        CONV, ("GlobalAveragePool", ["c"], ["p"]), ("Reshape", ["p", "flat"], ["f"]),
+        ("Shape", ["x"], ["s"], {"end": 1}), ("Squeeze", ["s"], ["n"]), ("Range", ["zero", "n", "one"], ["i"]), ("Mul", ["i", "four"], ["m"]),
+        ("Unsqueeze", ["m", "one_"], ["u"]), ("Add", ["u", "each"], ["k"]), ("Gather", ["f", "k"], ["y"]),
+    ]  # fmt: skip
+    constants = {
+        "flat": np.array([-1]), "zero": np.array(0), "one": np.array(1), "four": np.array(4), "one_": np.array([1]),
+        "each": np.arange(4)[None],
+    }  # fmt: skip
+    teacher = us.load_teacher(by_hand(tmp_path / "n.onnx", nodes, constants=WEIGHT | constants))
+    assert teacher.model(torch.zeros(3, 3, 8, 8)).shape == (3, 4)
+    constants["each"] = constants["each"][:, ::-1].copy()
+    with pytest.raises(UnsupportedModel, match="changes the order of numbers in a batch"):
+        us.load_teacher(by_hand(tmp_path / "n.onnx", nodes, constants=WEIGHT | constants))
 
 
 def test_bad_files_and_options(files, networks, tmp_path):
