@@ -311,7 +311,8 @@ def test_places_of_each_image_in_a_flat_batch(tmp_path):
     """As torch.onnx.export writes as_strided: (N, 4, 1, 1) laid flat, and looked up by 4 n + c."""
     nodes = [
         CONV, ("GlobalAveragePool", ["c"], ["p"]), ("Reshape", ["p", "flat"], ["f"]),
-        ("Shape", ["x"], ["s"], {"end": 1}), ("Squeeze", ["s"], ["n"]), ("Range", ["zero", "n", "one"], ["i"]), ("Mul", ["i", "four"], ["m"]),
+        ("Shape", ["x"], ["s"], {"end": 1}), ("Squeeze", ["s"], ["n"]), ("Range", ["zero", "n", "one"], ["i"]),
+        ("Mul", ["i", "four"], ["m"]),
         ("Unsqueeze", ["m", "one_"], ["u"]), ("Add", ["u", "each"], ["k"]), ("Gather", ["f", "k"], ["y"]),
     ]  # fmt: skip
     constants = {
