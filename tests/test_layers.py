@@ -22,8 +22,13 @@ LIBRARIES = {
     "huggingface_hub": {"inputs.hugging_face_models", "inputs.timm_models", "results.hub"},
     "jinja2": {"results.html_page"}, "pydantic": {"base.schema", "results.report_schema"},
     "pickle": set(), "matplotlib": {"results.picture"},
-    "onnx": {"results.export_checks", "runtime.export", "runtime.int8", "runtime.layer_values"},
-    "onnxruntime": {"runtime.export", "runtime.int8", "runtime.latency", "runtime.run_exported"},
+    "onnx": {
+        "inputs.onnx_models", "inputs.onnx_operators", "inputs.onnx_reader", "results.export_checks", "runtime.export",
+        "runtime.int8", "runtime.layer_values",
+    },
+    "onnxruntime": {
+        "inputs.onnx_models", "runtime.export", "runtime.int8", "runtime.latency", "runtime.run_exported",
+    },
     "onnxscript": {"runtime.export"},
     "openvino": {"runtime.export", "runtime.latency", "runtime.layer_values", "runtime.run_exported"},
 }  # fmt: skip
