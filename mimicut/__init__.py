@@ -34,6 +34,7 @@ _PLACES = {
     "crossfit": "workflow.crossfit",
     "cut": "surgery.cut",
     "export": "runtime.export",
+    "explain_export": "results.export_folder",
     "export_folder": "results.export_folder",
     "figures": "proof.figures",
     "find_seam": "anatomy.find_seam",

@@ -22,9 +22,15 @@ LIBRARIES = {
     "huggingface_hub": {"inputs.hugging_face_models", "inputs.timm_models", "results.hub"},
     "jinja2": {"results.html_page"}, "pydantic": {"base.schema", "results.report_schema"},
     "pickle": set(), "matplotlib": {"results.picture"},
-    "onnx": {"results.export_checks", "runtime.export", "runtime.int8"},
-    "onnxruntime": {"runtime.export", "runtime.int8", "runtime.latency", "runtime.run_exported"},
-    "onnxscript": {"runtime.export"}, "openvino": {"runtime.export", "runtime.latency", "runtime.run_exported"},
+    "onnx": {
+        "inputs.onnx_models", "inputs.onnx_operators", "inputs.onnx_reader", "results.export_checks", "runtime.export",
+        "runtime.int8", "runtime.layer_values",
+    },
+    "onnxruntime": {
+        "inputs.onnx_models", "runtime.export", "runtime.int8", "runtime.latency", "runtime.run_exported",
+    },
+    "onnxscript": {"runtime.export"},
+    "openvino": {"runtime.export", "runtime.latency", "runtime.layer_values", "runtime.run_exported"},
 }  # fmt: skip
 
 
@@ -110,7 +116,8 @@ CHANGES = {
 # Calls of libraries that write a file: they stand inside `write_by`, or write to the system's temporary folder.
 WRITERS = {"save_file", "save_model", "savefig", "savez", "quantize_static", "quant_pre_process", "quantise"}
 TEMPORARY = {"results.export_checks.savez", "runtime.int8.quant_pre_process", "runtime.int8.quantize_static",
-             "runtime.int8.save", "runtime.export.save", "runtime.run_exported.savez"}  # fmt: skip
+             "runtime.int8.save", "runtime.export.save", "runtime.layer_values.save",
+             "runtime.layer_values.save_model", "runtime.run_exported.savez"}  # fmt: skip
 
 
 def changes_of_files(tree: ast.AST, module: str) -> list[str]:
@@ -181,10 +188,10 @@ def test_public_names():
         "Anatomy", "Budget", "ClosedFormOptions", "CutStudent", "InputSource", "Latency", "MeasuredLatency",
         "MimicConfig", "MimicutError", "PRESETS", "Plan", "Preprocessing", "Report", "Result", "SCORES", "Seam",
         "SeamPoint", "Setting", "Teacher", "WithExtra", "capturing", "channel_evidence", "check_cut", "closed_form",
-        "compress", "count", "crossfit", "cut", "draw_pictures", "export", "export_folder", "figures", "find_seam",
-        "from_pretrained", "inspect", "load", "load_teacher", "make_plan", "measure", "mimic", "own_teacher", "preset",
-        "push_to_hub", "put_under_head", "read_extra", "read_images", "read_plan", "recover", "recover_pruned",
-        "recoverability", "replan", "save", "split", "trace",
+        "compress", "count", "crossfit", "cut", "draw_pictures", "explain_export", "export", "export_folder", "figures",
+        "find_seam", "from_pretrained", "inspect", "load", "load_teacher", "make_plan", "measure", "mimic",
+        "own_teacher", "preset", "push_to_hub", "put_under_head", "read_extra", "read_images", "read_plan", "recover",
+        "recover_pruned", "recoverability", "replan", "save", "split", "trace",
     ]  # fmt: skip
     for name in mimicut.__all__:
         assert callable(getattr(mimicut, name)) or isinstance(getattr(mimicut, name), dict)
@@ -208,7 +215,7 @@ FLAGS = {
         --pretrained --no-pretrained --num-classes --class-names --input-size --mean --std
         --resize --seam --tensorboard --force --no-force --threads --config""",
     "export": """--to --images --held-out --teacher --weights --pretrained --no-pretrained --normalise --no-normalise
-        --dynamic-size --no-dynamic-size
+        --dynamic-size --no-dynamic-size --explain --no-explain
         --force --no-force --threads""",
     "verify": """--teacher --labelled --weights --pretrained --no-pretrained --device --max-memory --max-error
         --min-agreement --threads""",

@@ -33,18 +33,24 @@ def export(
     ] = None,
     weights: Weights = None,
     pretrained: Pretrained = True,
+    explain: Annotated[
+        bool, typer.Option(help="Compare every layer of each file with the student's: where it differs first")
+    ] = False,
     force: Annotated[bool, typer.Option(help="Replace previously exported files")] = False,
     threads: Threads = None,
 ) -> None:
     """Write a result as files that run without its code; each is run by itself and compared with the student."""
     set_threads(threads)
     from mimicut.results.export_folder import export_folder
+    from mimicut.results.layer_table import layer_table
 
     formats = formats_in(to)
     report = export_folder(
         folder, formats, images=images, held_out=held_out, teacher=teacher, weights=weights, pretrained=pretrained,
-        normalise=normalise, dynamic_size=dynamic_size, force=force,
+        normalise=normalise, dynamic_size=dynamic_size, explain=explain, force=force,
     )  # fmt: skip
     say(report.table())
+    if explain:
+        say(layer_table(report, formats))
     table = {"int8": report.int8} if "int8" in formats else {}
     answer({"folder": str(folder), "exports": {name: report.exports[name] for name in formats}, **table})

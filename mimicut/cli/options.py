@@ -12,7 +12,7 @@ FORMATS_HELP = "onnx, openvino, pt2, int8, separated by commas"
 TeacherArg = Annotated[
     str,
     typer.Argument(
-        help="timm:NAME, torchvision:NAME, hf:FOLDER, hf:ID, FILE.py:FUNCTION, demo:NAME or a result folder"
+        help="timm:NAME, torchvision:NAME, hf:FOLDER, hf:ID, onnx:FILE, FILE.py:FUNCTION, demo:NAME or a result folder"
     ),
 ]
 ImagesArg = Annotated[Path, typer.Argument(help="Folder of images (any nesting), one file, .npy or .npz")]

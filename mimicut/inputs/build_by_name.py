@@ -1,8 +1,8 @@
 """From the name of a teacher to a built model: which library, and which of its options may be used.
 
 Each library has a file of its own (`timm_models`, `torchvision_models`, `hugging_face_models`, `open_clip_models`,
-`own_models`, `demo_teachers`). No weights file that a user names is read here (`weights` does that); the model is
-checked by `model_checks`.
+`onnx_models`, `own_models`, `demo_teachers`). No weights file that a user names is read here (`weights` does that, and
+`onnx_models` for a network that is a file); the model is checked by `model_checks`.
 """
 
 import re
@@ -15,6 +15,7 @@ from mimicut.base.errors import InputError, MimicutError, one_line
 from mimicut.inputs.built_model import BuiltModel
 from mimicut.inputs.demo_teachers import build_demo
 from mimicut.inputs.hugging_face_models import build_hugging_face
+from mimicut.inputs.onnx_models import build_onnx
 from mimicut.inputs.open_clip_models import build_open_clip
 from mimicut.inputs.own_models import call_builder, import_builder
 from mimicut.inputs.timm_models import build_timm, resize_timm
@@ -22,15 +23,19 @@ from mimicut.inputs.torchvision_models import build_torchvision, resize_torchvis
 
 # Options of the libraries' builders that read files or the network: not for a builder, least of all from a folder.
 _LOADING = ("weights", "weights_backbone", "checkpoint_path", "cache_dir", "progress")
-_FORMS = "timm:NAME, torchvision:NAME, hf:FOLDER, open_clip:NAME, FILE.py:FUNCTION, PACKAGE.MODULE:FUNCTION, demo:NAME"
+_FORMS = (
+    "timm:NAME, torchvision:NAME, hf:FOLDER, open_clip:NAME, onnx:FILE, FILE.py:FUNCTION, PACKAGE.MODULE:FUNCTION, "
+    "demo:NAME"
+)
+_FAMILIES = ("timm", "torchvision", "hf", "open_clip", "onnx", "demo")
 
 
 def parse_spec(spec: str) -> tuple[str, str] | None:
     """Split the name of a teacher into its library and the rest.
 
     Returns:
-        ("timm" | "torchvision" | "hf" | "open_clip" | "demo", name), ("own", spec) for the user's own code, or None for
-        anything else.
+        ("timm" | "torchvision" | "hf" | "open_clip" | "onnx" | "demo", name), ("own", spec) for the user's own code, or
+        None for anything else.
 
     >>> parse_spec("timm:resnet18")
     ('timm', 'resnet18')
@@ -38,7 +43,7 @@ def parse_spec(spec: str) -> tuple[str, str] | None:
     ('own', 'net.py:build')
     """
     family, colon, name = spec.partition(":")
-    if family in ("timm", "torchvision", "hf", "open_clip", "demo") and name:
+    if family in _FAMILIES and name:
         return family, name
     return ("own", spec) if ".py:" in spec or (colon and re.fullmatch(r"[\w.]+:\w+", spec)) else None
 
@@ -88,6 +93,8 @@ def build_model(
             return build_hugging_face(name, kwargs, pretrained, options.get("config"), size_hw)
         if family == "open_clip":
             return build_open_clip(name, kwargs, pretrained)
+        if family == "onnx":
+            return build_onnx(name, kwargs, pretrained, options.get("program"), size_hw)
         if family == "demo":
             return build_demo(name, kwargs, pretrained)
     except MimicutError:

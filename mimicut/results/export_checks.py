@@ -101,15 +101,21 @@ def _errors_elsewhere(
     return {f"error_{name}": error for name, error in errors.items()}
 
 
-def run_elsewhere(path: Path, batch: Tensor, call: Mapping[str, Any] | None) -> list[Tensor]:
-    """The outputs of an exported file for `batch` (N, C, H, W), run in a process that imports nothing of mimicut.
+def run_elsewhere(path: Path, batch: Tensor, call: Mapping[str, Any] | None, *more: Tensor) -> list[Tensor]:
+    """The outputs of an exported file for `batch` (N, C, H, W), run in a process that imports nothing of mimicut; more:
+    what further inputs of the file take.
 
     Raises:
         LawBroken: The process fails.
     """
     with tempfile.TemporaryDirectory(prefix="mimicut") as scratch:
         given, result = Path(scratch) / "given.npz", Path(scratch) / "result.npz"
-        np.savez(given, batch.numpy(), call=json.dumps(call or {"keyword": None, "options": {}}))
+        np.savez(
+            given,
+            batch.numpy(),
+            *(each.numpy() for each in more),
+            call=json.dumps(call or {"keyword": None, "options": {}}),
+        )
         process = subprocess.run(
             [sys.executable, "-P", str(_RUNNER), str(path), str(given), str(result)], capture_output=True, text=True
         )

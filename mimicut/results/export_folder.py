@@ -18,9 +18,10 @@ from mimicut.inputs.teacher import Build, Teacher, own_teacher
 from mimicut.proof.int8_table import int8_table
 from mimicut.results.export_checks import FIXED, check_exports, data_name, files_of
 from mimicut.results.folder import existing_result
+from mimicut.results.layer_errors import layer_errors
 from mimicut.results.load_result import load_model
 from mimicut.results.report import Report
-from mimicut.results.store import read, write_report
+from mimicut.results.store import put_report, read, write_report
 from mimicut.results.teachers import code_of, load_again
 from mimicut.runtime.export import FILES, FORMATS, TOLERANCE, Exported, check_formats, export_into
 from mimicut.runtime.latency import Setting
@@ -120,6 +121,7 @@ def export_folder(
     normalise: bool = False,
     dynamic_size: bool = False,
     tolerance: float = TOLERANCE,
+    explain: bool = False,
     force: bool = False,
 ) -> Report:
     """Export the student of a result into its folder, with preprocessing.json, which says what images each file takes.
@@ -142,6 +144,8 @@ def export_folder(
             0 to 1.
         dynamic_size: Whether files take images of any height and width, where the network allows it.
         tolerance: The largest difference that is allowed, as a share of the largest output.
+        explain: Whether each layer of each file is compared with the student's too (`explain_export`); the files stay
+            the same.
         force: Whether existing files are replaced.
 
     Returns:
@@ -164,12 +168,73 @@ def export_folder(
         with locked(path) as begun:
             return _exported(
                 path, formats, images, held_out, teacher, weights, pretrained, normalise, dynamic_size, tolerance,
-                force, begun,
+                explain, force, begun,
             )  # fmt: skip
     except BlockingIOError:
         raise StoreError(f"exporting to {path}: another export into it is under way; wait for it") from None
     except OSError as error:
         raise StoreError(f"exporting to {path}: {error}; nothing was changed there") from error
+
+
+def explain_export(
+    folder: str | Path,
+    format: str,
+    images: ImageSource | ImageSet | None = None,
+    *,
+    teacher: str | Callable[[], nn.Module] | Teacher | None = None,
+) -> Report:
+    """Compare an exported file of a result with its student layer by layer, and keep what is found in its report.
+
+    The file runs in a process of its own, the student in float32; the file stays as it is.
+
+    Args:
+        folder: The result.
+        format: That of the file: "onnx", "openvino", "pt2" or "int8".
+        images: Real images to compare on; else random ones. "int8" requires some.
+        teacher: What builds the teacher's architecture, where it is your own code.
+
+    Returns:
+        The report of the folder, as it is then stored there: `report.exports[format]["layers"]` is what
+        `results.layer_errors.layer_errors` describes.
+
+    Raises:
+        InputError: There is no such format or file, or there are no images for INT8.
+        UnsupportedModel: No layer can be found in the file.
+        StoreError, PlanError: As `load`; or the report cannot be written.
+    """
+    check_formats([format])
+    path = existing_result(folder)
+    plan, report, _ = read(path)
+    file, entry = path / FILES[format], report.exports.get(format)
+    if entry is None or not file.is_file():
+        raise InputError(
+            f"explaining {file}: found no exported file; expected one that was exported into this folder "
+            f"(mimicut export {path} --to {format})"
+        )
+    if format == "int8" and images is None:
+        raise InputError(
+            f"explaining {file}: found no images; expected a few real ones, whose ranges are those of INT8"
+        )
+    form = _InputForm(_preprocessing_of(path, plan), plan.call, bool(entry["normalises"]))
+    model = form.wrapped(_exported_part(plan, load_model(path, _architecture(teacher))))
+    batches = _batches(form, None if images is None else _read(images, form.preprocessing))
+    entry = _with_layers(model, file, format, batches, form, entry)
+    report = replace(report, exports={**report.exports, format: entry})
+    put_report(path, report)
+    return report
+
+
+def _with_layers(
+    model: nn.Module, file: Path, kind: str, batches: Mapping[str, Tensor], form: _InputForm, entry: dict[str, Any]
+) -> dict[str, Any]:
+    """The entry of a file in `Report.exports`, with the errors of its layers."""
+    free = [axis for axis in ("batch", "size") if entry.get(axis) == "any"]
+    return {**entry, "layers": layer_errors(model, file, kind, batches, form.call, free, form.normalises)}
+
+
+def _exported_part(plan: Plan, whole: nn.Module) -> nn.Module:
+    """What is exported of a network: the part that was compressed."""
+    return whole.get_submodule(str((plan.teacher.get("source") or {}).get("part", "")))
 
 
 def finish_killed_export(folder: str | Path) -> None:
@@ -197,6 +262,7 @@ def _exported(
     normalise: bool,
     dynamic_size: bool,
     tolerance: float,
+    explain: bool,
     force: bool,
     begun: Set[str],
 ) -> Report:
@@ -213,11 +279,11 @@ def _exported(
         real, compared = _parts(real, compared, report)
         found = _teacher_model(plan, whole, form.preprocessing, teacher, weights, pretrained)
         comparison = _Int8Comparison(plan.seam, real, compared, *found)
-    model = form.wrapped(whole.get_submodule(str((plan.teacher.get("source") or {}).get("part", ""))))
+    model = form.wrapped(_exported_part(plan, whole))
     batches = _batches(form, real if compared is None or len(compared) < FIXED else compared)
 
     def fill(fresh: Path) -> Report:
-        made = _export(model, fresh, formats, form, batches, comparison, report, tolerance, dynamic_size)
+        made = _export(model, fresh, formats, form, batches, comparison, report, tolerance, dynamic_size, explain)
         for name in (FILES["onnx"], FILES["int8"]):
             data = f"{name}.data"
             if (fresh / name).exists() and (path / data).exists() and not (fresh / data).exists():
@@ -264,6 +330,7 @@ def _export(
     report: Report,
     tolerance: float,
     dynamic_size: bool,
+    explain: bool,
 ) -> Report:
     """Fill `scratch` with the checked files and their description, and return the report with them in it."""
     example = form.inputs(batches["random"][:FIXED])
@@ -284,6 +351,10 @@ def _export(
         if "onnx" not in formats:
             for file in files_of(exported.files["onnx"]):
                 remove(file)
+    if explain:
+        exports = {
+            kind: _with_layers(model, exported.files[kind], kind, batches, form, e) for kind, e in exports.items()
+        }
     report = replace(report, exports={**report.exports, **exports})
     write(scratch / PREPROCESSING, _description(form.preprocessing, report.exports))
     return report

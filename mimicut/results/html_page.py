@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from mimicut.proof.certificate import in_words
+from mimicut.results import layer_table
 from mimicut.results.report import Report, largest_error
 from mimicut.surgery.plan import Plan
 
@@ -53,6 +54,9 @@ def page(report: Report, plan: Plan) -> str:
         classes=_classes(report),
         exports=_exports(report),
         export_remarks=_export_remarks(report),
+        layer_header=layer_table.HEADER,
+        layer_legend=layer_table.LEGEND,
+        layers=_layers(report),
         notes=report.notes,
         manifest=_manifest(report, plan),
         details=_details(report, plan),
@@ -315,6 +319,20 @@ def _export_remarks(report: Report) -> list[str]:
         elif e.get("size") == "any":
             remarks[-1] += "; it takes images of any height and width"
     return remarks
+
+
+def _layers(report: Report) -> list[dict[str, Any]]:
+    """For each file whose layers were compared: sentences and rows."""
+    return [
+        {
+            "title": layer_table.title(e), "verdict": layer_table.verdict(e),
+            "rows": [
+                {"cells": cells, "remark": remark, "jumps": cells[0] == layers["jump"]}
+                for cells, remark in zip(layer_table.layer_rows(layers), layer_table.remarks(layers), strict=True)
+            ],
+        }
+        for e in report.exports.values() if (layers := e.get("layers"))
+    ]  # fmt: skip
 
 
 def _manifest(report: Report, plan: Plan) -> list[tuple[str, str]]:

@@ -41,7 +41,7 @@ def load(
         folder: The result.
         build_teacher: A function that returns the teacher's architecture with any weights, or its name
             ("FILE.py:FUNCTION"). Required unless the teacher has a name of the kind `timm:...`, `torchvision:...`,
-            `hf:...` or `demo:...`: code that a folder names is never run.
+            `hf:...`, `onnx:...` or `demo:...`: code that a folder names is never run.
         device: Where the model is put.
 
     Returns:

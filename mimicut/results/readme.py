@@ -8,7 +8,7 @@ from mimicut.inputs.preprocessing import NATIVE, Preprocessing
 from mimicut.results.report import Report
 from mimicut.surgery.plan import Plan
 
-_NAMED = ("timm:", "torchvision:", "hf:", "demo:")
+_NAMED = ("timm:", "torchvision:", "hf:", "onnx:", "demo:")
 
 
 def readme(report: Report, plan: Plan, *, has_run_file: bool = False, repository: str | None = None) -> str:

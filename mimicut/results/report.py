@@ -48,7 +48,7 @@ class Report:
         images_check: What was found in the images to learn from, as `image_check.ImageCheck` has it.
         latency: Both networks on the runtime for which a latency was requested, as `budgets.compared` has it.
         exports: Format -> file name, bytes, opset, and its difference from the student in a process of its own, as
-            `export_checks.check_exports` has it.
+            `export_checks.check_exports` has it; "layers", where asked for, as `layer_errors` has it.
         int8: Teacher and student in float32 and in INT8, as `int8_table` has it.
         alternatives: Cheaper ways to recover the same cut, as `alternatives` has them.
         crossfit: Number of folds, where the figures of agreement and features are from `crossfit`.

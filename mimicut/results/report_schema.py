@@ -11,6 +11,7 @@ from typing_extensions import TypedDict
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Number = Annotated[float, Field(ge=-1e300, le=1e300, allow_inf_nan=False)]
+Size = Annotated[float, Field(ge=0, le=1e300, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}\Z")]
 Picture = Annotated[str, Field(pattern=r"^data:image/(png|jpeg|gif|webp);base64,[A-Za-z0-9+/]*={0,2}\Z")]
@@ -105,6 +106,21 @@ class _Latency(_Entry):
     share_high: Number
 
 
+class _LayerRow(_Entry):
+    layer: str
+    error: Size | None
+    own: Size | None
+    within: list[str]
+
+
+class _Layers(_Entry):
+    images: Count
+    kind: Literal["real", "random"]
+    rows: list[_LayerRow]
+    jump: str | None
+    unseen: list[str]
+
+
 class _Export(_Entry):
     file: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+\Z")]
     bytes: Count
@@ -118,6 +134,7 @@ class _Export(_Entry):
     normalises: bool = False
     error_random: Number
     error_real: Number | None
+    layers: _Layers | None = None
 
 
 class _Int8Row(_Agreement):

@@ -4,6 +4,7 @@
     torchvision:resnet34.IMAGENET1K_V1 torchvision's; also its segmentation networks, and its detectors (by a part)
     hf:FOLDER or hf:ORGANISATION/NAME  a model of Hugging Face transformers: a folder of save_pretrained, or an id
     hf:ViTForImageClassification       a class of theirs, from its configuration (and model_kwargs), without weights
+    onnx:FILE                          the network in an ONNX file (see below)
     path/to/file.py:build              your own: a function that returns an nn.Module, or (module, Preprocessing | dict)
     package.module:build               the same, importable
     demo:NAME                          the teachers that ship with mimicut
@@ -16,6 +17,11 @@ the prepared images as its only argument. Everything outside stays as it is, bit
 nn.Module, or a tuple of one and a Preprocessing or a dict of its fields; the dict may add "views". Without a
 preprocessing (or flags) it is: input 3x224x224, images resized straight to it, bilinear, ImageNet's mean and std.
 Naming a file runs it: only name files that you trust. A result folder never runs code (see `build_architecture`).
+
+**ONNX files.** Their nodes become ordinary modules (`inputs.onnx_models`); no code runs, and an operator that is not
+read is named. The file fixes the size of the images, or leaves height and width free: then give input_size. It does not
+say how images are prepared: give mean and std, or ImageNet's are assumed. A result holds the list of steps and loads
+without the file, which is needed to verify; another file under that name is refused, by its sha256.
 
 **Results.** The model is what `mimicut.load` gives; preprocessing, views, part and call are those of the teacher that
 it was made from. Where that teacher is your own code, name the code, and give the folder as its weights:

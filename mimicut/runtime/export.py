@@ -156,6 +156,34 @@ def export_into(
         raise InputError(
             "exporting to int8: found no images; expected a few, from which it takes the ranges of the values"
         )
+    ready, call = _as_exported(model, example)
+    fixed = {} if batch_of(call) > 1 else {"batch": "the example is not a batch of 2 or more"}
+    if not dynamic_size:
+        fixed["size"] = NOT_WANTED
+    return _as_free_as_possible(ready, call, folder, formats, calibrate, tolerance, fixed)
+
+
+def traced_as_exported(model: nn.Module, example: Any, free: Iterable[str]) -> tuple[nn.Module, Example, Any]:
+    """Trace a model again as `export` does.
+
+    Args:
+        model: The network.
+        example: As in `export`.
+        free: Which of "batch" and "size" are free in the file.
+
+    Returns:
+        The copy of the model that is exported, in float32; the example for it, and the traced program.
+
+    Raises:
+        UnsupportedModel: As `export`.
+    """
+    ready, call = _as_exported(model, example)
+    others = {kind: _CHANGED[kind](call) for kind in free}
+    return ready, call, _traced(structural_copy(ready), call, others)
+
+
+def _as_exported(model: nn.Module, example: Any) -> tuple[nn.Module, Example]:
+    """A copy of the model in float32 with outputs that every process can read, and its call."""
     require_data(model)
     ready, call = in_float32(model, example)
     output = _output_of(ready, *call)
@@ -164,13 +192,7 @@ def export_into(
             f"exporting {type(model).__name__}: found no tensors in its output; expected a tensor, or a tuple, list, "
             "dict or dataclass of them"
         )
-    if not is_readable(output):
-        ready = ReadableOutputs(ready)
-    del output
-    fixed = {} if batch_of(call) > 1 else {"batch": "the example is not a batch of 2 or more"}
-    if not dynamic_size:
-        fixed["size"] = NOT_WANTED
-    return _as_free_as_possible(ready, call, folder, formats, calibrate, tolerance, fixed)
+    return (ready if is_readable(output) else ReadableOutputs(ready)), call
 
 
 def check_formats(formats: Sequence[str]) -> None:
@@ -227,18 +249,10 @@ def _write(
     fixed: Mapping[str, str],
 ) -> Exported:
     """Write every format from one trace, and compare it. fixed: for "batch" and "size", why it is not free."""
-    changed = {"batch": _first_image, "size": larger_images}
-    others = {kind: change(call) for kind, change in changed.items() if kind not in fixed}
+    others = {kind: change(call) for kind, change in _CHANGED.items() if kind not in fixed}
     expected = {kind: outputs_of(model, *other) for kind, other in {"": call, **others}.items()}
-    clone, shapes = structural_copy(model), None
-    if others:
-        collection = ShapesCollection()
-        for tensor in tensors_in(call):
-            axes = _free_axes(tensor, call, others)
-            if axes:
-                collection[tensor] = dict.fromkeys(axes, Dim.AUTO)
-        shapes = collection.dynamic_shapes(clone, *call)
-    program = export_program(clone, *call, dynamic_shapes=shapes)
+    clone = structural_copy(model)
+    program = _traced(clone, call, others)
     traced = {kind: _COMPUTED[kind] for kind in others if not _is_free(program, kind)}
     fixed = {**fixed, **traced}
     calls = [call, *(other for kind, other in others.items() if kind not in traced)]
@@ -259,6 +273,19 @@ def _write(
         files, {f: errors[f] for f in formats}, max(opsets, default=None), fixed.get("batch"), numbers, size,
         static_size=fixed.get("size"),
     )  # fmt: skip
+
+
+def _traced(clone: nn.Module, call: Example, others: Mapping[str, Example]) -> Any:
+    """Trace a copy of a model with the axes free in which the others differ from the call."""
+    shapes = None
+    if others:
+        collection = ShapesCollection()
+        for tensor in tensors_in(call):
+            axes = _free_axes(tensor, call, others)
+            if axes:
+                collection[tensor] = dict.fromkeys(axes, Dim.AUTO)
+        shapes = collection.dynamic_shapes(clone, *call)
+    return export_program(clone, *call, dynamic_shapes=shapes)
 
 
 _COMPUTED = {
@@ -283,6 +310,9 @@ def larger_images(call: Example) -> Example:
         return torch.randn(*value.shape[:2], *sides, generator=generator)
 
     return tree_map(larger, call)
+
+
+_CHANGED = {"batch": _first_image, "size": larger_images}
 
 
 def _is_image(value: Any, call: Example) -> bool:

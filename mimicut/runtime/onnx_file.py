@@ -1,6 +1,8 @@
 """A traced program as an ONNX file."""
 
 import warnings
+from ast import literal_eval
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,27 +33,76 @@ def write_onnx(program: ExportedProgram, model: nn.Module, path: Path, *, optimi
         UnsupportedModel: An operator has no ONNX form.
     """
     try:
-        _adapt_attention(program)
-        with warnings.catch_warnings(), quiet("torch.onnx", "onnxscript"), without_stacks():
-            warnings.simplefilter("ignore")  # the converter warns of its own internals; its errors are raised
-            converted = torch.onnx.export(program, dynamo=True, optimize=optimise, verbose=False)
-            assert converted is not None  # where no file is named
-            _drop_computed_zeros(converted.model)
-            for node in converted.model.graph.all_nodes():
-                node.metadata_props.clear()  # where in the code it came from: more than the weights of a small network
-            weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
-            write_by(path, lambda to: converted.save(to, external_data=weights > ONE_FILE), weights)
-            return converted.model.opset_imports[""]
+        converted = _converted(program, optimise)
+        for node in converted.model.graph.all_nodes():
+            node.metadata_props.clear()  # where in the code it came from: more than the weights of a small network
+        weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
+        write_by(path, lambda to: converted.save(to, external_data=weights > ONE_FILE), weights)
+        return converted.model.opset_imports[""]
     except OSError:
         raise
     except Exception as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        raise UnsupportedModel(
-            f"writing {model_name(model)} as ONNX: torch.onnx.export stopped{fault_place(error, model)} with "
-            f"{one_line(cause)}; expected operators that ONNX has; --to pt2 stores any operator of torch"
-        ) from error
+        raise _cannot_write(error, model) from error
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One operator of an ONNX file.
+
+    Attributes:
+        module: The name of the module whose code it is from.
+        inputs: The names of the values that it takes.
+        outputs: The name of each value that it gives, with its axes; None for an axis of any size.
+    """
+
+    module: str
+    inputs: tuple[str, ...]
+    outputs: dict[str, tuple[int | None, ...]]
+
+
+def operators_of(program: ExportedProgram, model: nn.Module) -> tuple[list[Operator], list[str]]:
+    """The operators that `write_onnx` writes without its optimisations, in the order in which they run, with the
+    modules that they are from: a file itself does not say. And the names of the outputs.
+
+    Raises:
+        UnsupportedModel: As `write_onnx`.
+    """
+    try:
+        graph = _converted(program, False).model.graph
+    except Exception as error:
+        raise _cannot_write(error, model) from error
+    found = []
+    for node in graph:
+        # The network, its modules from the outside in, and the operator of the traced program.
+        scopes = literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+        inputs = tuple(str(value.name) for value in node.inputs if value is not None)
+        outputs = {str(value.name): _axes(value) for value in node.outputs if value.shape is not None}
+        found.append(Operator(scopes[-2] if len(scopes) > 1 else "", inputs, outputs))
+    return found, [str(value.name) for value in graph.outputs]
+
+
+def _axes(value: Any) -> tuple[int | None, ...]:
+    return tuple(axis if isinstance(axis, int) else None for axis in value.shape)
+
+
+def _converted(program: ExportedProgram, optimise: bool) -> Any:
+    _adapt_attention(program)
+    with warnings.catch_warnings(), quiet("torch.onnx", "onnxscript"), without_stacks():
+        warnings.simplefilter("ignore")  # the converter warns of its own internals; its errors are raised
+        converted = torch.onnx.export(program, dynamo=True, optimize=optimise, verbose=False)
+        assert converted is not None  # where no file is named
+        _drop_computed_zeros(converted.model)
+    return converted
+
+
+def _cannot_write(error: Exception, model: nn.Module) -> UnsupportedModel:
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return UnsupportedModel(
+        f"writing {model_name(model)} as ONNX: torch.onnx.export stopped{fault_place(error, model)} with "
+        f"{one_line(cause)}; expected operators that ONNX has; --to pt2 stores any operator of torch"
+    )
 
 
 def _drop_computed_zeros(model: Any) -> None:

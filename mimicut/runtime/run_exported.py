@@ -4,6 +4,9 @@ It imports nothing of mimicut, so that it shows what everyone who deploys the fi
 
 INPUTS: arrays, one for each input of the network in its order; "call", as JSON how torch's program takes them:
 {"keyword": name or null, "options": {}}. OUTPUTS: arrays in the order in which the network gives them. All on the CPU.
+
+For torch's program "call" may also name "values" of its operators, which are then returned after its outputs; where
+"exact" is true, arrays after the first stand in their place for the operators that follow.
 """
 
 import json
@@ -35,10 +38,27 @@ def pt2(path: str, given: list[np.ndarray], call: dict) -> list[np.ndarray]:
 
     program = torch.export.load(path).module()
     tensors = [torch.from_numpy(array) for array in given]
-    named = {} if call["keyword"] is None else {call["keyword"]: tensors.pop(0)}
+    names = call.get("values", [])
+    instead = dict(zip(names, tensors[1:], strict=True)) if call.get("exact") else {}
+    values: dict = {}
+
+    class Watched(torch.fx.Interpreter):
+        def run_node(self, node: torch.fx.Node) -> object:
+            found = super().run_node(node)
+            if node.name not in names:
+                return found
+            values[node.name] = found.clone()  # what follows may overwrite it
+            return instead.get(node.name, found)
+
     with torch.no_grad():
-        found = program(*tensors, **named, **call["options"])
-    return [t.numpy() for t in tree_leaves(found) if isinstance(t, torch.Tensor)]
+        if names:
+            found = Watched(program).run(tensors[0], *call["options"].values())
+        elif call["keyword"] is None:
+            found = program(*tensors, **call["options"])
+        else:
+            found = program(*tensors[1:], **{call["keyword"]: tensors[0]}, **call["options"])
+    outputs = [t for t in tree_leaves(found) if isinstance(t, torch.Tensor)]
+    return [t.numpy() for t in [*outputs, *(values[name] for name in names)]]
 
 
 def main() -> None:

@@ -111,7 +111,9 @@ SHARES = dict.fromkeys(("top1_agreement", "top1_agreement_low", "top1_agreement_
 def hostile_report():
     """Every text that a report may hold, as an attacker would fill it."""
     entry = {"file": "model.onnx", "bytes": 9, "precision": BAD, "tolerance": 1e-4, "opset": 18, "batch": "any",
-             "fixed_because": BAD, "error_random": 1e-6, "error_real": None}  # fmt: skip
+             "fixed_because": BAD, "error_random": 1e-6, "error_real": None,
+             "layers": {"images": 3, "kind": "real", "jump": BAD, "unseen": [BAD],
+                        "rows": [{"layer": BAD, "error": 0.5, "own": None, "within": [BAD]}]}}  # fmt: skip
     latency = {"runtime": BAD, "threads": 1, "batch": 1, "teacher_ms": 2.0, "student_ms": 1.0, "share": 0.5,
                "share_low": 0.4, "share_high": 0.6}  # fmt: skip
     rows = [{"name": name, "ms": 1.0, "share": 1.0, "bytes": 3, **SHARES} for name in (BAD, "student")]
@@ -153,6 +155,9 @@ STRANGE = {
     "an opset": {"exports": {"onnx": {**hostile_report()["exports"][BAD], "opset": "<b>"}}},
     "a class": {"disagreements": [{"image": "a", "teacher": ["<b>", 0.5], "student": [2, 0.5]}]},
     "code as a batch": {"exports": {"onnx": {**hostile_report()["exports"][BAD], "batch": "1), x("}}},
+    "an error below nothing": {"exports": {"onnx": {**hostile_report()["exports"][BAD], "layers": {
+        **hostile_report()["exports"][BAD]["layers"],
+        "rows": [{"layer": "a", "error": -1.0, "own": 0.1, "within": []}]}}}},
     "no images of a class": {"agreement_by_class": {"1": [0, 0]}},
     "half an interval": {"top1_agreement": 0.5, "top1_agreement_low": 0.4},
     "a list of pairs": {"exports": [1]},
