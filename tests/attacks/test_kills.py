@@ -81,7 +81,7 @@ def test_nothing_changes_but_what_is_announced(name, tmp_path):
 
 
 def kill_a_run(tmp_path):
-    return attack(Scenario(nothing, compressing, compressed_state), tmp_path, SHARE)
+    return attack(Scenario(nothing, compressing, compressed_state), tmp_path, SHARE / 3)  # two whole runs for each kill
 
 
 @pytest.mark.attack
