@@ -238,6 +238,7 @@ def test_a_stopped_run_is_saved_says_how_to_go_on_and_does(place, capsys, monkey
     assert "it exists, and was made with other config, budget" in err
 
 
+@pytest.mark.long
 def test_an_interrupted_export_leaves_the_result_and_resume_makes_the_files(place, capsys, monkeypatch):
     module = import_module("mimicut.workflow.compress")
     asked = ("compress", "net.py:build", "photos", "--keep", 0.5, "--out", "x", "--steps", 2, "--to", "onnx")

@@ -54,6 +54,7 @@ def run(*options):
     )
 
 
+@pytest.mark.long
 def test_flags_override_the_file_and_arguments_may_stand_in_it(tmp_path):
     file = tmp_path / "run.toml"
     file.write_text(

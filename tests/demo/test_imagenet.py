@@ -143,6 +143,7 @@ class Says(nn.Module):
         return self.scores.expand(len(x), -1)
 
 
+@pytest.mark.long
 def test_the_demo_of_a_real_teacher(lite0, monkeypatch, tmp_path):
     """One step at 64 pixels: what is asked of compress, what comes back, and that the notes come last."""
     demo_run = import_module("mimicut.workflow.demonstration")

@@ -177,6 +177,7 @@ def test_of_mixtures_that_are_about_as_good_a_few_steps_decide(clock, monkeypatc
     assert plan_within(facts, Budget.of(**budget)).plan.drop == []
 
 
+@pytest.mark.long
 def test_a_few_steps_are_mimicked_and_judged(monkeypatch):
     facts = known(randomised(Residual()), None, recipe=RECIPE)
     plan = us.make_plan(facts.teacher, facts.anatomy, keep=0.6, evidence=facts.evidence)

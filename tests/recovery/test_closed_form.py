@@ -682,6 +682,7 @@ def test_both_say_how_far_they_are():
     assert said == [(done, len(log.layers)) for done in range(len(log.layers) + 1)]
 
 
+@pytest.mark.long
 def test_less_memory_is_fewer_views_and_no_other_answer_where_there_is_enough():
     teacher, anatomy, plan, images = setting(nets.Residual)
     needed = view_budget.needed_bytes(anatomy, plan, cut(teacher, plan))

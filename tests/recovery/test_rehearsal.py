@@ -162,6 +162,7 @@ def test_without_a_step_no_rate_is_needed():
     assert same(student, before)
 
 
+@pytest.mark.long
 def test_a_rate_that_does_harm_is_made_smaller_and_one_that_always_does_is_not_taken():
     teacher, anatomy, plan, images = setting()
     fair = recover(CutStudent(teacher, cut(teacher, plan), anatomy, plan), images, quick(steps=20)).rehearsal

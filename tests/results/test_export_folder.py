@@ -102,6 +102,7 @@ def test_a_file_that_does_not_run_elsewhere_fails_the_export(result, monkeypatch
         us.export_folder(result, ["onnx"], teacher=Chain)
 
 
+@pytest.mark.long
 def test_a_file_that_holds_more_than_the_student_fails_the_export(tmp_path):
     teacher = us.load_teacher("demo:resnet14").model
     example = torch.zeros(2, 1, 32, 32)
@@ -193,6 +194,7 @@ def killed_before(number, name):
     return observe
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [".export.complete", "report.json"])
 def test_a_killed_export_is_made_again_without_force(result, monkeypatch, name):
     """Nothing that it left is in the way of anything, nor taken for the user's."""

@@ -24,7 +24,8 @@ from mimicut.runtime.export import FILES, run_onnx
 from mimicut.runtime.layer_values import layer_outputs
 
 SAID = Preprocessing((3, 8, 8), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
-FORMATS = ["onnx", "openvino", "pt2", "int8"]
+LONG = [pytest.param(kind, marks=pytest.mark.long) for kind in ("openvino", "pt2")]
+FORMATS = ["onnx", "int8", *LONG]
 
 
 class Twice(Chain):
@@ -97,9 +98,7 @@ def test_the_layer_that_differs_is_found(kind, tmp_path):
     assert max(errors_of(right).values()) < 2 * rounding
 
 
-@pytest.mark.parametrize(
-    "kind", ["onnx", "int8", *(pytest.param(k, marks=pytest.mark.long) for k in ("openvino", "pt2"))]
-)
+@pytest.mark.parametrize("kind", FORMATS)
 def test_layers_that_run_twice_and_outputs_that_no_layer_gives(kind, tmp_path):
     model, x = randomised(Twice()).eval(), torch.randn(4, *Twice.size)
     found = us.export(model, x[:2], tmp_path, formats=[kind], calibrate=x.split(2))
@@ -141,6 +140,7 @@ def test_a_file_whose_batch_is_fixed(tmp_path):
     assert layers["images"] == 3
 
 
+@pytest.mark.long
 def test_files_are_the_same_and_the_report_keeps_the_layers(result, quick):
     kinds = ["onnx", "int8"]
     options = {"images": photos(), "teacher": build, "force": True}

@@ -90,7 +90,9 @@ def test_outputs_of_a_class_of_its_own_become_a_dict_that_runs_elsewhere(tmp_pat
     assert done.stdout.strip() == "['scores', 'maps.0', 'maps.1.mean']"
 
 
-@pytest.mark.parametrize("net", [Chain, FusedHeads, HandWritten, Biased, ThreeAxes])
+@pytest.mark.parametrize(
+    "net", [Chain, ThreeAxes, *(pytest.param(n, marks=pytest.mark.long) for n in (FusedHeads, HandWritten, Biased))]
+)
 def test_both_files_run_elsewhere_on_any_batch(net, tmp_path):
     model = net().train()
     state, random = {n: t.clone() for n, t in model.state_dict().items()}, torch.get_rng_state()

@@ -105,6 +105,7 @@ def test_teacher_and_student_side_by_side(made, quick):
     assert us.Report.from_json(json.loads(json.dumps(report.to_json()))).int8 == told
 
 
+@pytest.mark.long
 def test_images_that_it_does_not_know_are_parted(made, quick):
     own, folder = made
     report = us.export_folder(folder, ["int8"], images=us.read_images(photos(20, 7), SAID), teacher=own, force=True)
@@ -170,6 +171,7 @@ def test_what_is_refused(made, tmp_path, monkeypatch):
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
+@pytest.mark.long
 def test_compress_exports_too(place, quick, capsys):
     own = ("compress", "net.py:build", "photos", "--keep", 0.5, "--steps", 1)
     code, _, err = call(capsys, *own, "--out", "small", "--to", "onnx,int8")

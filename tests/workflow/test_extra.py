@@ -84,11 +84,13 @@ def test_given_pictures_help_to_mimic_and_to_nothing_else(teacher, few, tmp_path
     assert any(not torch.equal(t, weights(runs["drawn"])[name]) for name, t in weights(runs["given"]).items())
 
 
+@pytest.mark.long
 def test_the_same_run_gives_the_same_bits(teacher, few):
     first, second = (compress(teacher, few, keep=0.5, config=CONFIG) for _ in range(2))
     assert all(torch.equal(t, weights(second)[name]) for name, t in weights(first).items())
 
 
+@pytest.mark.long
 def test_a_stopped_run_with_extra_images_continues_to_the_same_bits(teacher, few, tmp_path):
     options = {"keep": 0.5, "config": preset("default", steps=9, views="pad_crop", batch_size=8)}
     whole = compress(teacher, few, **options)
@@ -172,6 +174,7 @@ def test_what_trained_never_certifies_afterwards(teacher, few, tmp_path):
         compress(again, few, keep=0.6, config=CONFIG, held_out=others, min_agreement=0.1)
 
 
+@pytest.mark.long
 def test_crossfit_with_its_own_images_among_the_extra_ones_is_refused_before_any_work(teacher, few, tmp_path):
     with pytest.raises(InputError, match="12 of 12 given images"):
         crossfit(teacher, few, 2, keep=0.5, config=CONFIG, extra=few, folder=tmp_path / "small")

@@ -48,6 +48,7 @@ def pair():
     return own, pruned(own.model, own.example())
 
 
+@pytest.mark.long
 def test_it_comes_nearer():
     teacher, student = us.load_teacher("demo:resnet14"), us.load_teacher("demo:resnet14").model
     graph = torch_pruning.DependencyGraph().build_dependency(student, teacher.example())
