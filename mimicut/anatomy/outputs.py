@@ -141,7 +141,7 @@ def check_declared(traced: Traced, outputs: Sequence[Output]) -> None:
     Raises:
         InputError: The message names output, kind and shape.
     """
-    nodes = {part: node for node, (part, _) in returned(traced).items()}
+    nodes = {part: node for node, part in traced.outputs.items()}
     for output in (o for o in outputs if o.declared and o.part in nodes):
         size = shape(nodes[output.part]) or ()
         row = ("one row for each image", len(size) == 2 or (output.kind == "scores" and len(size) == 1))
@@ -158,7 +158,7 @@ def check_declared(traced: Traced, outputs: Sequence[Output]) -> None:
 
 def class_counts(traced: Traced, outputs: Sequence[Output]) -> list[int]:
     """How many classes, or labels, each of those outputs has that names some."""
-    nodes = {part: node for node, (part, _) in returned(traced).items()}
+    nodes = {part: node for node, part in traced.outputs.items()}
     named = [output for output in outputs if output.kind in AGREEING and output.part in nodes]
     return [(shape(nodes[output.part]) or ())[output.class_axis] for output in named]
 

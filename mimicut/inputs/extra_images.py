@@ -164,11 +164,10 @@ def _read(
         return images, images
     if isinstance(source, (str, Path)) and not str(source).strip():
         raise InputError("found an empty name, expected a folder or file of pictures")
-    folders = [each for each in _paths(source) if each.is_dir()]
+    paths = _paths(source)
+    folders = [path for path in paths if path.is_dir()]
     if folders:
-        files = [
-            file for path in _paths(source) for file in (files_in(path) if path.is_dir() else [path]) if file.is_file()
-        ]
+        files = [file for path in paths for file in (files_in(path) if path.is_dir() else [path]) if file.is_file()]
         if len(files) > MOST:
             notes.append(f"{MOST:,} of the {len(files):,} pictures in {', '.join(map(str, folders))} are used")
         source = [str(files[index]) for index in _spread(len(files), MOST)] if files else str(folders[0])
