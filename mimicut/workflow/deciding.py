@@ -75,22 +75,23 @@ def read_network(teacher: Teacher, request: Request, intake: Intake, plan: Plan 
     drop = planned if plan is None else tuple(plan.drop)
     seam = plan.seam if plan and not request.seam else None
     anatomy = trace(teacher.model, intake.example, seam, points=request.seam, drop=drop)
-    anatomy.seam = with_kinds(anatomy.seam, request.output)
-    check_declared(anatomy.traced, anatomy.seam.outputs)
-    objects = request.min_agreement is not None and finds_objects(teacher.model, anatomy.seam, anatomy.traced.example)
-    check_fit(anatomy.seam, request.min_agreement, request.max_error, objects)
-    check_names(teacher, anatomy)
+    settle_outputs(teacher, anatomy, request)
     passes = needed_bytes(anatomy) if asks_images(request, plan) else 0
     check_memory(anatomy, request.memory_bytes, asked=request.max_memory is not None, passes=passes)
     return Network(teacher.model, anatomy, images_within(anatomy, memory.MEASURING * request.memory_bytes))
 
 
-def check_names(teacher: Teacher, anatomy: Anatomy) -> None:
-    """Refuse the user's names of classes where the network has another number of classes.
+def settle_outputs(teacher: Teacher, anatomy: Anatomy, request: Request) -> None:
+    """Give the outputs the kinds that the user declared, in place; check that kinds, thresholds and names of classes
+    fit the network.
 
     Raises:
-        InputError: They do not fit.
+        InputError: One does not.
     """
+    anatomy.seam = with_kinds(anatomy.seam, request.output)
+    check_declared(anatomy.traced, anatomy.seam.outputs)
+    objects = request.min_agreement is not None and finds_objects(teacher.model, anatomy.seam, anatomy.traced.example)
+    check_fit(anatomy.seam, request.min_agreement, request.max_error, objects)
     if teacher.given is not None and teacher.given.class_names is not None:
         check_class_names(teacher.classes, class_counts(anatomy.traced, anatomy.seam.outputs))
 

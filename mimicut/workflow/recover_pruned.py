@@ -11,8 +11,6 @@ from torch import nn
 
 from mimicut.anatomy.cost import count
 from mimicut.anatomy.find_seam import trace
-from mimicut.anatomy.outputs import check_declared
-from mimicut.anatomy.tracing import as_example
 from mimicut.base.errors import InputError
 from mimicut.base.guard import full_copy, on_device
 from mimicut.inputs.class_names import numbered
@@ -20,9 +18,7 @@ from mimicut.inputs.computed_weights import fold_computed_weights
 from mimicut.inputs.image_set import ImageSet, ImageSource
 from mimicut.inputs.input_source import InputSource
 from mimicut.inputs.teacher import Teacher
-from mimicut.proof.figures import finds_objects
 from mimicut.proof.image_check import check_images
-from mimicut.proof.output_figures import check_fit, with_kinds
 from mimicut.recovery.folds import batches_of
 from mimicut.recovery.mimic import mimic
 from mimicut.recovery.norms import VIEWS, refit_norms
@@ -38,7 +34,7 @@ from mimicut.runtime.export import check_formats
 from mimicut.surgery.head import put_under_head
 from mimicut.surgery.plan import Plan, describe
 from mimicut.surgery.seam import Seam
-from mimicut.workflow.deciding import check_names
+from mimicut.workflow.deciding import settle_outputs
 from mimicut.workflow.fill_report import Costs, report_of
 from mimicut.workflow.intake import Intake, known_images, say_notes, take_in
 from mimicut.workflow.proving import measure_student
@@ -99,11 +95,8 @@ def recover_pruned(  # type: ignore[misc]  # of RunOptions it names export_to it
     say_notes(say, notes)
     model = teacher.model
     anatomy = trace(model, intake.example, points=request.seam)
-    anatomy.seam = seam = with_kinds(anatomy.seam, request.output)
-    check_declared(anatomy.traced, seam.outputs)
-    check_names(teacher, anatomy)
-    objects = request.min_agreement is not None and finds_objects(model, seam, as_example(intake.example))
-    check_fit(seam, request.min_agreement, request.max_error, objects)
+    settle_outputs(teacher, anatomy, request)
+    seam = anatomy.seam
     student = full_copy(student).cpu().float().eval()
     fold_computed_weights(student, notes)  # as those of the teacher were
     costs = Costs(count(model, intake.example), count(student, intake.example))
