@@ -122,6 +122,9 @@ def compress(
     output: OutputKind = None,
     alternatives: Alternatives = False,
     to: Annotated[str, typer.Option(help=f"Also write the result, into its folder, as {FORMATS_HELP}")] = "",
+    int8: Annotated[
+        bool, typer.Option(help="The student is for INT8: it mimics in INT8 too; for a latency quantise, cut, or both")
+    ] = False,
     extra: Extra = "generated",
     labelled: Labelled = None,
     weights: Weights = None,
@@ -153,6 +156,7 @@ def compress(
         "force": force, "resume": resume, "held_out": held_out, "held_out_share": held_out_share, "labelled": labelled,
         "extra": extra, "seam": seam, "max_seconds": max_seconds, "min_agreement": min_agreement,
         "max_error": max_error, "output": output, "with_alternatives": alternatives, "export_to": formats_in(to),
+        "int8": int8,
         "max_memory": bytes_in(max_memory),
     }  # fmt: skip
     lists = {"keep": keep, "latency": latency, "latency_ms": latency_ms}
@@ -181,12 +185,14 @@ def _checked_budgets(
     from mimicut.recovery.recover import check_seconds
     from mimicut.results.folder import check_writable
     from mimicut.runtime.export import check_formats
-    from mimicut.surgery.budget import Budget, refuse_beside_plan, several_budgets
+    from mimicut.surgery.budget import Budget, or_whole, refuse_beside_plan, several_budgets
     from mimicut.surgery.plan import read_plan
 
     if options["export_to"]:
         check_formats(options["export_to"])
     budgets = several_budgets(shared, **{name: values or () for name, values in lists.items()})
+    if options["int8"] and plan is None:
+        budgets = {name: or_whole(budget) for name, budget in budgets.items()}
     if plan is not None:
         options["plan"] = read_plan(plan)
     found = {out / name if name else out: budget for name, budget in budgets.items()}

@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from mimicut.cli.option_values import formats_in, set_threads
-from mimicut.cli.options import FORMATS_HELP, Pretrained, Threads, Weights
+from mimicut.cli.options import FORMATS_HELP, Extra, Pretrained, Threads, Weights
 from mimicut.cli.printing import answer, say
+from mimicut.cli.terminal_progress import stages
 
 
 def export(
@@ -36,6 +37,10 @@ def export(
     explain: Annotated[
         bool, typer.Option(help="Compare every layer of each file with the student's: where it differs first")
     ] = False,
+    int8_steps: Annotated[
+        int, typer.Option(min=0, help="Steps in which the student learns in INT8, seeing its own rounding; 100 do most")
+    ] = 0,
+    extra: Extra = "generated",
     force: Annotated[bool, typer.Option(help="Replace previously exported files")] = False,
     threads: Threads = None,
 ) -> None:
@@ -47,7 +52,8 @@ def export(
     formats = formats_in(to)
     report = export_folder(
         folder, formats, images=images, held_out=held_out, teacher=teacher, weights=weights, pretrained=pretrained,
-        normalise=normalise, dynamic_size=dynamic_size, explain=explain, force=force,
+        normalise=normalise, dynamic_size=dynamic_size, explain=explain, int8_steps=int8_steps, extra=extra,
+        on_stage=stages(), force=force,
     )  # fmt: skip
     say(report.table())
     if explain:

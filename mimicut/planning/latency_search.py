@@ -226,9 +226,9 @@ def missed_latency(plan: Plan, latency: Mapping[str, Any]) -> str | None:
 
 
 def compare_latency(teacher: nn.Module, student: nn.Module, example: Any, setting: Setting) -> dict[str, Any]:
-    """Measure both latencies in turn, and the teacher against itself, for a report: milliseconds, and shares with their
-    quartiles over the rounds."""
-    prepared = prepare(teacher, example, setting)
+    """Measure both latencies in turn, the teacher's always in float32, and the teacher against itself, for a report:
+    milliseconds, and shares with their quartiles over the rounds."""
+    prepared = prepare(teacher, example, replace(setting, precision="float32"))
     try:
         networks: dict[str, nn.Module | Prepared] = {"teacher": prepared, "again": prepared, "student": student}
         found = measure(networks, example, setting, seconds=2 * MEASURED_SECONDS, precision=_PRECISION)

@@ -76,7 +76,7 @@ def plan_within(context: PlanningContext, budget: Budget, *, say: Say = lambda t
     If a budget with a latency has no divisor, widths are rounded to the multiples that were measured to pay off on the
     runtime.
     """
-    target = _target(context, budget)
+    target = target_ms(context, budget)
     if target is not None and budget.divisor is None:
         assert context.setting is not None
         budget = replace(budget, divisor=width_divisor(context.setting))
@@ -120,7 +120,7 @@ def _best_met(
         NoneMet: No candidate meets the latency.
     """
     met: list[MeasuredPlan] = []
-    tie = _tie(context)
+    tie = tie_of(context)
     for place, (predicted, candidate) in enumerate(ranked):
         least = min((found.error for found in met if found.error is not None), default=None)
         if met and (predicted is None or least is None or predicted >= tie * least):
@@ -146,7 +146,7 @@ def _known(error: float | None) -> float:
     return error
 
 
-def _tie(context: PlanningContext) -> float:
+def tie_of(context: PlanningContext) -> float:
     """The factor TIE; 1 if there is no recipe to mimic with, or mimicking would take too long."""
     if context.recipe is None or context.recipe.steps < SHORT:
         return 1.0
@@ -159,7 +159,7 @@ def _decided(context: PlanningContext, tried: Sequence[MeasuredPlan], say: Say) 
     """The plan with the least error; among close ones, the best after a few steps of mimicking."""
     if len(tried) == 1:
         return tried[0]
-    first, tie = min(tried, key=lambda found: _known(found.error)), _tie(context)
+    first, tie = min(tried, key=lambda found: _known(found.error)), tie_of(context)
     least = _known(first.error)
     near = [found for found in tried if _known(found.error) <= tie * least]
     if tie == 1 or len(near) == 1 or not math.isfinite(least):
@@ -192,8 +192,8 @@ def _ranked(
     return [*sorted(found, key=lambda pair: (round(pair[0], 4), -len(pair[1].drop))), *hopeless]
 
 
-def _target(context: PlanningContext, budget: Budget) -> float | None:
-    """Milliseconds; None without a latency."""
+def target_ms(context: PlanningContext, budget: Budget) -> float | None:
+    """The latency to meet in milliseconds; None without one."""
     latency = budget.latency
     if latency is None:
         return None

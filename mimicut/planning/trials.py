@@ -3,6 +3,8 @@
 import math
 from dataclasses import replace
 
+from torch import nn
+
 from mimicut.anatomy.graph import Anatomy
 from mimicut.base.errors import InputError, Stopped
 from mimicut.planning.recoverability import FOLDS, ROWS, hold_out, trial_views
@@ -35,6 +37,14 @@ def trial_error(context: PlanningContext, anatomy: Anatomy, plan: Plan) -> float
 def mimicked_error(context: PlanningContext, plan: Plan, steps: int = SHORT) -> float:
     """Error at the seam after a short recovery by `context.recipe`, on images that it did not learn from (unless there
     are three or fewer); infinite if it diverges."""
+    student = mimicked_student(context, plan, steps)
+    assert context.held is not None
+    return math.inf if student is None else _finite(context.held.judge.error(student))
+
+
+def mimicked_student(context: PlanningContext, plan: Plan, steps: int = SHORT) -> nn.Module | None:
+    """The student after a short recovery by `context.recipe`, from the images of `context.held` that do not judge; None
+    if it diverges."""
     assert context.recipe is not None
     assert context.held is not None
     student = cut(context.teacher, plan)
@@ -44,8 +54,8 @@ def mimicked_error(context: PlanningContext, plan: Plan, steps: int = SHORT) -> 
     except Stopped:  # a trial leaves nothing to keep
         raise KeyboardInterrupt from None
     except InputError:  # the loss is not a number; if the teacher is the cause, the recovery itself will say so
-        return math.inf
-    return _finite(context.held.judge.error(student))
+        return None
+    return student
 
 
 def _finite(error: float) -> float:

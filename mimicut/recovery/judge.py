@@ -45,15 +45,18 @@ class Judge:
                 deviation, square = squared_deviation(torch.cat(features))
                 self._deviations.append(deviation or square or 1.0)
 
-    def error(self, student: nn.Module, change: Callable[[int, Tensor], Tensor] | None = None) -> float:
+    def error(
+        self, student: nn.Module, change: Callable[[int, Tensor], Tensor] | None = None, seam: Seam | None = None
+    ) -> float:
         """Measure the error of a student.
 
         Args:
             student: Comes back as it was.
             change: From (index of a seam point, features) to what the features become before they are compared.
+            seam: The points in this student, where they are not those of the other students.
         """
         total, images = 0.0, 0
-        with guard.evaluating(student), capturing(student, self._seam) as capture:
+        with guard.evaluating(student), capturing(student, seam or self._seam) as capture:
             for (args, kwargs), wanted in zip(map(copied, self._batches), self._wanted, strict=True):
                 found = capture.features(*args, **kwargs)
                 found = found if change is None else [change(i, f) for i, f in enumerate(found)]

@@ -10,12 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from mimicut.base.disk import make_folder, remove, write
-from mimicut.base.errors import InputError, LawBroken, StoreError
+from mimicut.base.errors import InputError, LawBroken, StoreError, UnsupportedModel
+from mimicut.base.memory import PASSES, bound
+from mimicut.base.progress import SpokenProgress
 from mimicut.base.scratch import locked, replace_files
+from mimicut.inputs.extra_images import GENERATED, NONE, read_extra
 from mimicut.inputs.image_set import ImageSet, ImageSource, ImagesWithCall, bind_call, read_images, split
 from mimicut.inputs.preprocessing import Preprocessing, model_inputs
 from mimicut.inputs.teacher import Build, Teacher, own_teacher
 from mimicut.proof.int8_table import int8_table
+from mimicut.recovery.batches import WithExtra
+from mimicut.recovery.config import MimicConfig, preset
 from mimicut.results.export_checks import FIXED, check_exports, data_name, files_of
 from mimicut.results.folder import existing_result
 from mimicut.results.layer_errors import layer_errors
@@ -24,6 +29,8 @@ from mimicut.results.report import Report
 from mimicut.results.store import put_report, read, write_report
 from mimicut.results.teachers import code_of, load_again
 from mimicut.runtime.export import FILES, FORMATS, TOLERANCE, Exported, check_formats, export_into
+from mimicut.runtime.int8 import weight_bits
+from mimicut.runtime.int8_mimic import mimic_int8
 from mimicut.runtime.latency import Setting
 from mimicut.surgery.head import check_head
 from mimicut.surgery.plan import Plan, check_teacher
@@ -98,15 +105,27 @@ class _InputForm:
 
 
 @dataclass(frozen=True)
+class _MimicInInt8:
+    """How to mimic in INT8. extra: pictures beside the images, as of `compress`. memory: bytes of the process."""
+
+    config: MimicConfig
+    extra: ImageSource | ImageSet | str
+    memory: int
+    say: Callable[[str], None]
+
+
+@dataclass(frozen=True)
 class _Int8Comparison:
-    """What the table of float32 and INT8 needs: the seam, which knows the outputs; the images by which values are
-    quantised, those on which networks are compared, if any, and the teacher, or why there is none."""
+    """What INT8 and its table need: the seam, which knows the outputs; the images by which values are quantised, those
+    on which networks are compared, if any, and the teacher, or why there is none; and how to mimic, if at all."""
 
     seam: Seam
     quantise_by: ImageSet
     compare_on: ImageSet | None
     teacher_model: nn.Module | None
     without_teacher: str | None
+    mimic: _MimicInInt8 | None
+    required: bool
 
 
 def export_folder(
@@ -122,6 +141,11 @@ def export_folder(
     dynamic_size: bool = False,
     tolerance: float = TOLERANCE,
     explain: bool = False,
+    int8_steps: int = 0,
+    extra: ImageSource | ImageSet | str | None = GENERATED,
+    max_memory: int | None = None,
+    on_stage: Callable[[str], None] | None = None,
+    int8_required: bool = False,
     force: bool = False,
 ) -> Report:
     """Export the student of a result into its folder, with preprocessing.json, which says what images each file takes.
@@ -146,6 +170,11 @@ def export_folder(
         tolerance: The largest difference that is allowed, as a share of the largest output.
         explain: Whether each layer of each file is compared with the student's too (`explain_export`); the files stay
             the same.
+        int8_steps: Steps in which the student learns in INT8, seeing its own rounding (`int8_mimic`); 0 to round it
+            as it is. `int8_mimic.STEPS` gain most of what there is.
+        extra, max_memory: For these steps, as of `compress`.
+        on_stage: Receives a sentence at each stage of them.
+        int8_required: Whether the report's threshold holds for the INT8 file, too.
         force: Whether existing files are replaced.
 
     Returns:
@@ -163,12 +192,25 @@ def export_folder(
             f"exporting {folder} to int8: found no images; expected a few (--images DIR), from which it takes the "
             "ranges of the values"
         )
+    if int8_steps and (normalise or "int8" not in formats):
+        found = "files that normalise themselves" if normalise else f"the formats {', '.join(formats)}"
+        raise InputError(
+            f"exporting {folder}: found {int8_steps} steps in INT8 and {found}; expected the format int8, of a file "
+            "that takes images as the teacher does"
+        )
     path = existing_result(folder)
+
+    def recipe(report: Report) -> _MimicInInt8 | None:
+        views = str((report.config.get("mimic") or {}).get("views", "none"))
+        config = preset("default", steps=int8_steps, views=views)
+        say = on_stage or (lambda text: None)
+        return _MimicInInt8(config, NONE if extra is None else extra, bound(max_memory), say) if int8_steps else None
+
     try:
         with locked(path) as begun:
             return _exported(
                 path, formats, images, held_out, teacher, weights, pretrained, normalise, dynamic_size, tolerance,
-                explain, force, begun,
+                explain, force, begun, recipe, int8_required,
             )  # fmt: skip
     except BlockingIOError:
         raise StoreError(f"exporting to {path}: another export into it is under way; wait for it") from None
@@ -265,6 +307,8 @@ def _exported(
     explain: bool,
     force: bool,
     begun: Set[str],
+    recipe: Callable[[Report], _MimicInInt8 | None],
+    int8_required: bool,
 ) -> Report:
     """`export_folder` in a folder that is locked. begun: the files of a killed export, which are replaced."""
     plan, report, _ = read(path)
@@ -278,7 +322,7 @@ def _exported(
         assert real is not None  # refused above
         real, compared = _parts(real, compared, report)
         found = _teacher_model(plan, whole, form.preprocessing, teacher, weights, pretrained)
-        comparison = _Int8Comparison(plan.seam, real, compared, *found)
+        comparison = _Int8Comparison(plan.seam, real, compared, *found, recipe(report), int8_required)
     model = form.wrapped(_exported_part(plan, whole))
     batches = _batches(form, real if compared is None or len(compared) < FIXED else compared)
 
@@ -345,9 +389,11 @@ def _export(
         exported = export_into(
             model, example, scratch, formats=both, tolerance=tolerance, calibrate=calibrate, dynamic_size=dynamic_size
         )
+        mimicked = _mimicked_in_int8(model, exported, example, form, comparison)
         exports = _checked(model, exported, formats, batches, form, tolerance)
         table = _int8_table(model, exported, scratch, form, example, comparison, calibrate, report, tolerance)
-        report = replace(report, int8=table)
+        more = {"weight_bits": weight_bits(), "mimic": mimicked, "required": comparison.required}
+        report = replace(report, int8={**table, **more})
         if "onnx" not in formats:
             for file in files_of(exported.files["onnx"]):
                 remove(file)
@@ -358,6 +404,36 @@ def _export(
     report = replace(report, exports={**report.exports, **exports})
     write(scratch / PREPROCESSING, _description(form.preprocessing, report.exports))
     return report
+
+
+def _mimicked_in_int8(
+    model: nn.Module, exported: Exported, example: Any, form: _InputForm, comparison: _Int8Comparison
+) -> dict[str, Any] | None:
+    """Let the INT8 file learn, in place, if that was asked for; return what was done, or {"failed": why it was not}."""
+    recipe, few = comparison.mimic, comparison.quantise_by
+    if recipe is None:
+        return None
+    config, seam = recipe.config, comparison.seam
+    if exported.static is not None:
+        return {"failed": f"the file takes one number of images alone: {exported.static}"}
+    beside = read_extra(
+        recipe.extra, few, config.views, seed=config.seed, memory_bytes=recipe.memory,
+        most=config.steps * config.batch_size,
+    )  # fmt: skip
+    images: Any = bind_call(few, form.call)
+    if beside is not None:
+        images = WithExtra(images, replace(beside, call=form.call))
+    target = comparison.teacher_model or model
+    recipe.say(f"mimicking {config.steps} steps in INT8, on {len(few)} images")
+    progress = SpokenProgress(recipe.say, "step in INT8")
+    try:
+        return mimic_int8(
+            exported.files["int8"], model, example, (seam, seam), target, images, config,
+            on_step=lambda done, steps, loss: progress(done, steps), max_memory=int(PASSES * recipe.memory),
+        ).to_json()  # fmt: skip
+    except UnsupportedModel as error:
+        recipe.say(f"note: INT8 as rounded, without mimicking: {error}")
+        return {"failed": str(error)}
 
 
 def _int8_table(

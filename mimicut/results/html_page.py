@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from mimicut.proof.certificate import in_words
 from mimicut.results import layer_table
-from mimicut.results.report import Report, largest_error
+from mimicut.results.report import Report, int8_sentence, largest_error, where_measured
 from mimicut.surgery.plan import Plan
 
 _HASHES = 24  # of images that are printed; all of them are in report.json. Source: assumption.
@@ -125,8 +125,9 @@ def _sizes(report: Report) -> list[list[str]]:
         ("MACs of one image", report.macs_teacher, report.macs_student, "{:,}"),
     ]
     if report.latency:
-        how = f"ms on {report.latency['runtime']}, threads {report.latency['threads']}, batch {report.latency['batch']}"
-        rows.append((how, report.latency["teacher_ms"], report.latency["student_ms"], "{:.3f}"))
+        rows.append(
+            (where_measured(report.latency), report.latency["teacher_ms"], report.latency["student_ms"], "{:.3f}")
+        )
     if report.images_labelled:
         rows.append(
             (f"top-1 on {report.images_labelled:,} labelled, %", report.top1_teacher, report.top1_student, "{:.2f}")
@@ -186,6 +187,7 @@ def _int8(report: Report) -> dict[str, Any] | None:
         f"On {table['runtime']}, threads {table['threads']}, batch {table['batch']}, timed in turn; quantised on "
         f"{table['images_quantised_by']:,} images; agreement with the {reference} on {table['images']:,} others."
     )
+    text += f" {int8_sentence(table)}."
     if table["without_teacher"]:
         text += f" Without the teacher: {table['without_teacher']}"
     rows = [

@@ -163,6 +163,8 @@ class Report:
                 whose = f"of the agreement at {name}" if len(lows) > 1 else "of the interval"
                 words = f"the lower end {whose} is {low:.1%}, at least {self.min_agreement:.1%} was required"
                 found.append((words, low >= self.min_agreement))
+            if self.int8 is not None and self.int8.get("required"):
+                found.append(self._verdict_in_int8(self.min_agreement))
         if self.max_error is not None:
             others = [o for o in self.outputs if o["kind"] not in AGREEING]
             highs = {_name(o): o["error_high"] for o in others if o["error"] is not None} or dict.fromkeys(
@@ -228,6 +230,13 @@ class Report:
             )
         return lines
 
+    def _verdict_in_int8(self, least: float) -> tuple[str, bool]:
+        assert self.int8 is not None
+        low = next(row["top1_agreement_low"] for row in self.int8["rows"] if row["name"] == "student, INT8")
+        if low is None:
+            return f"the agreement in INT8 is unknown, but at least {least:.1%} was required", False
+        return f"in INT8 the lower end of the interval is {low:.1%}, at least {least:.1%} was required", low >= least
+
     def certificate(self) -> list[str]:
         """Sentences on what the held-out images prove; none where agreement is unknown and no threshold is set."""
         if self.top1_agreement is None or self.top1_agreement_low is None or not self.images_held_out:
@@ -260,6 +269,7 @@ class Report:
         for row in table["rows"]:
             share = "unknown" if row["top1_agreement"] is None else f"{row['top1_agreement']:.1%}"
             lines.append(f"  {row['name']}: {row['ms']:.3f} ms, {row['bytes'] / 1e6:.2f} MB, agreement {share}")
+        lines += [int8_sentence(table)]
         return lines + ([f"note: without the teacher: {table['without_teacher']}"] if table["without_teacher"] else [])
 
     def table(self, width: int = 100, before_notes: Sequence[str] = ()) -> str:
@@ -290,9 +300,10 @@ class Report:
         ]  # fmt: skip
         if self.latency:
             latency = self.latency
-            where = f"ms on {latency['runtime']}, threads {latency['threads']}, batch {latency['batch']}"
             between = f"  ({latency['share']:.1%}; quartiles {latency['share_low']:.1%} to {latency['share_high']:.1%})"
-            rows.append((where, f"{latency['teacher_ms']:.3f}", f"{latency['student_ms']:.3f}{between}"))
+            rows.append(
+                (where_measured(latency), f"{latency['teacher_ms']:.3f}", f"{latency['student_ms']:.3f}{between}")
+            )
         where = f"{self.images_labelled or 0:,} labelled"
         if self.images_labelled and self.objects_labelled is not None:
             for name, theirs, ours in (
@@ -372,6 +383,29 @@ def _name(output: Mapping[str, Any]) -> str:
 
 _AGREE = {"scores": "names the same class for {}", "multilabel": "agrees on {} of the labels",
           "map": "names the same class at {} of the positions"}  # fmt: skip
+
+
+def where_measured(latency: Mapping[str, Any]) -> str:
+    """The unit of a measured latency, and where it was measured."""
+    in_int8 = ", the student in INT8" if latency.get("precision") == "int8" else ""
+    return f"ms on {latency['runtime']}, threads {latency['threads']}, batch {latency['batch']}{in_int8}"
+
+
+def int8_sentence(table: Mapping[str, Any]) -> str:
+    """How the INT8 file was made: the bits of its weights, and what it learned in INT8."""
+    mimic, bits = table.get("mimic"), table.get("weight_bits")
+    weights = f"INT8 with weights of {bits} bits" if bits else "INT8"
+    if mimic is None:
+        return f"{weights}, rounded after training"
+    if mimic.get("failed"):
+        return f"{weights}, rounded after training; it did not mimic in INT8: {mimic['failed']}"
+    others = f"on {mimic['judged_by']} other images"
+    if not mimic["kept"]:
+        return f"{weights}, rounded after training: {mimic['steps']} steps of mimicking in INT8 did harm {others}"
+    return (
+        f"{weights}, mimicked for {mimic['kept']} steps in INT8 on {mimic['images']} images; {others} the error is "
+        f"{mimic['error']:.3g}, before {mimic['error_before']:.3g}"
+    )
 
 
 def _output_line(output: Mapping[str, Any]) -> str:

@@ -144,6 +144,17 @@ class _Int8Row(_Agreement):
     bytes: Count
 
 
+class _Int8Mimic(_Entry):
+    steps: Count = 0
+    kept: Count = 0
+    images: Count = 0
+    judged_by: Count = 0
+    error_before: Number | None = None
+    error: Number | None = None
+    unrounded: Count = 0
+    failed: str | None = None
+
+
 class _Int8(_Entry):
     runtime: str
     threads: Count | None
@@ -152,6 +163,9 @@ class _Int8(_Entry):
     images_quantised_by: Count
     without_teacher: str | None
     rows: list[_Int8Row]
+    weight_bits: Count | None = None
+    mimic: _Int8Mimic | None = None
+    required: bool = False
 
 
 class _Alternative(_Agreement):

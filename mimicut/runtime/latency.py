@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import FunctionType
@@ -33,11 +33,13 @@ from mimicut.anatomy.tracing import Example, as_example, export_program, quiet, 
 from mimicut.base.errors import InputError, LawBroken, MimicutError, UnsupportedModel, one_line
 from mimicut.base.guard import caches_kept, full_copy, seeded, structural_copy
 from mimicut.runtime.export import batch_of, batched, difference, in_float32, outputs_of, tensors_in
+from mimicut.runtime.int8 import quantise
 from mimicut.runtime.machine import machine, runtime_version
 from mimicut.runtime.onnx_file import write_onnx
 from mimicut.surgery.budget import RUNTIMES
 
 TOLERANCE = 1e-3  # of the largest output, in float32. Measured on CPUs: 1e-7 to 2e-6
+INT8_RUNTIMES = ("onnxruntime", "openvino")
 _PROVIDER = {"onnxruntime": "CPUExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 _BURST = 2.0  # ms that a sample takes at least, in passes one after another. Assumption: Python's own part is below 1 %
 _PATIENCE = 5  # times the seconds, at most, for a precision that is asked for. Assumption
@@ -52,7 +54,7 @@ class Setting:
         runtime: One of RUNTIMES.
         threads: Threads of one forward pass, on the CPU.
         batch: Images in one pass.
-        precision: "float32".
+        precision: "float32", or "int8" on a runtime that reads ONNX files: then the network is quantised first.
 
     Raises:
         InputError: A field has another value; the message says what was expected.
@@ -67,9 +69,15 @@ class Setting:
     precision: str = "float32"
 
     def __post_init__(self) -> None:
-        for name, found, expected in (("runtime", self.runtime, RUNTIMES), ("precision", self.precision, ("float32",))):
+        known = (("runtime", self.runtime, RUNTIMES), ("precision", self.precision, ("float32", "int8")))
+        for name, found, expected in known:
             if found not in expected:
                 raise InputError(f"measuring latency: found {name} {found!r}, expected of {', '.join(expected)}")
+        if self.precision == "int8" and self.runtime not in INT8_RUNTIMES:
+            raise InputError(
+                f"measuring latency in INT8: {self.runtime} runs no INT8 files of ONNX; expected of "
+                f"{', '.join(INT8_RUNTIMES)}"
+            )
         for name, count in (("threads", self.threads), ("batch", self.batch)):
             if isinstance(count, bool) or not isinstance(count, int) or count < 1:
                 raise InputError(f"measuring latency: found {name} {count!r}, expected a whole number from 1 on")
@@ -175,6 +183,8 @@ def available(runtime: str) -> str | None:
 def prepare(model: nn.Module, example: Any, setting: Setting) -> Prepared:
     """Convert a copy of `model`, in eval mode and float32, and load it for `setting`.
 
+    In INT8 its outputs are not compared, and the example alone gives the ranges: they do not change the time.
+
     Args:
         model: The network; it is untouched.
         example: Images (N, C, H, W), a tuple of arguments, or (args, kwargs); whatever has N as its first axis is
@@ -206,7 +216,7 @@ def prepare(model: nn.Module, example: Any, setting: Setting) -> Prepared:
                 f"preparing {name} for {runtime}: {one_line(error)}; expected a network that it can run; "
                 "measure on another runtime"
             ) from error
-    far = difference(found, expected)
+    far = difference(found, expected) if setting.precision == "float32" else 0.0
     if not far <= TOLERANCE:
         prepared.close()
         raise LawBroken(
@@ -253,6 +263,8 @@ def measure(
 ) -> dict[str, MeasuredLatency]:
     """Measure the latency of networks in turn. Every round has a turn of each, in an order that rotates and reverses.
 
+    Those that are prepared already may differ from `setting` in precision.
+
     A turn is one forward pass that is not timed, then as many as take 2 ms.
 
     Args:
@@ -272,9 +284,10 @@ def measure(
     """
     if not networks or not seconds >= 0:
         raise InputError(f"measuring {len(networks)} networks for {seconds} s: expected one or more, and 0 s or more")
-    strange = [n for n, v in networks.items() if isinstance(v, Prepared) and v.setting != setting]
+    ready_ones = {n: v.setting for n, v in networks.items() if isinstance(v, Prepared)}
+    strange = [n for n, at in ready_ones.items() if replace(at, precision=setting.precision) != setting]
     if strange:
-        found = networks[strange[0]].setting
+        found = ready_ones[strange[0]]
         raise InputError(f"measuring {strange[0]}: found it prepared for {found}, expected {setting}")
     ready: dict[str, Prepared] = {}
     try:
@@ -386,14 +399,21 @@ def _by_onnx(model: nn.Module, call: Example, setting: Setting) -> Callable[[], 
     clone = structural_copy(model)
     with tempfile.TemporaryDirectory(prefix="mimicut") as folder:
         path, program = Path(folder) / "model.onnx", export_program(clone, *call)
-        write_onnx(program, clone, path)
+
+        def opened(optimise: bool) -> Callable[[], Any]:
+            write_onnx(program, clone, path, optimise=optimise)
+            if setting.precision == "float32":
+                return _OPEN[setting.runtime](path, call, setting)
+            in_int8 = path.with_name("model.int8.onnx")
+            quantise(path, in_int8, [_arrays(call)])
+            return _OPEN[setting.runtime](in_int8, call, setting)
+
         try:
-            return _OPEN[setting.runtime](path, call, setting)
+            return opened(optimise=False)
         except InputError:
             raise
         except Exception:  # whatever a runtime raises at what the converter leaves over
-            write_onnx(program, clone, path, optimise=True)
-            return _OPEN[setting.runtime](path, call, setting)
+            return opened(optimise=True)
 
 
 def _onnxruntime(path: Path, call: Example, setting: Setting) -> Callable[[], Any]:

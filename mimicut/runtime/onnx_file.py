@@ -81,6 +81,18 @@ def operators_of(program: ExportedProgram, model: nn.Module) -> tuple[list[Opera
     return found, [str(value.name) for value in graph.outputs]
 
 
+def decomposed(program: ExportedProgram, model: nn.Module) -> ExportedProgram:
+    """The program in the operators that `write_onnx` writes: its values have the names that they have in the file.
+
+    Raises:
+        UnsupportedModel: As `write_onnx`.
+    """
+    try:
+        return _converted(program, False).exported_program
+    except Exception as error:
+        raise _cannot_write(error, model) from error
+
+
 def _axes(value: Any) -> tuple[int | None, ...]:
     return tuple(axis if isinstance(axis, int) else None for axis in value.shape)
 

@@ -306,6 +306,16 @@ def refuse_beside_plan(options: BudgetOptions) -> None:
         )
 
 
+def or_whole(options: BudgetOptions) -> BudgetOptions:
+    """The options of a budget; where they name none, of one that keeps the whole network: it may be only quantised.
+
+    >>> or_whole({"scheme": "all"}), or_whole({"latency": 0.5})
+    ({'scheme': 'all', 'keep': 1.0}, {'latency': 0.5})
+    """
+    named = (*SIZES, "keep_width", "latency", "latency_ms", "drop")
+    return options if any(options.get(name) is not None for name in named) else {**options, "keep": 1.0}
+
+
 def several_budgets(
     options: BudgetOptions,
     *,

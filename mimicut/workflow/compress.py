@@ -108,6 +108,7 @@ def compress(
     output: OutputKinds = None,
     with_alternatives: bool = False,
     export_to: Sequence[str] = (),
+    int8: bool = False,
     on_stage: OnStage | None = None,
     on_step: OnStep | None = None,
     **options: Unpack[BudgetOptions],
@@ -144,6 +145,9 @@ def compress(
         output: What the outputs are, where mimicut cannot see it: one of OUTPUT_KINDS, or {part: kind}.
         with_alternatives: Whether to report also how well cheaper ways recover the same cut.
         export_to: Formats in which `export_folder` also writes the saved result.
+        int8: The student is meant for INT8: after it was saved it mimics once more, seeing its own rounding, and is
+            written as model.int8.onnx; min_agreement holds for that file, too. With a latency (onnxruntime or openvino)
+            the planner weighs INT8 alone, a cut alone, and both. Without a budget nothing is cut.
         on_stage, on_step: Receive a sentence at each stage, and (steps done, steps, loss) after each step.
 
     Returns:
@@ -163,7 +167,7 @@ def compress(
         held_out_share=held_out_share, labelled=labelled, labels=labels, split_seed=split_seed, extra=extra,
         seam=seam, example=example, max_seconds=max_seconds, max_memory=max_memory, min_agreement=min_agreement,
         max_error=max_error, output=output,
-        with_alternatives=with_alternatives, export_to=export_to, **options,
+        with_alternatives=with_alternatives, export_to=export_to, int8=int8, **options,
     )  # fmt: skip
     return run_request(teacher, images, request, on_stage or (lambda text: None), on_step)
 
@@ -261,7 +265,7 @@ def _finished(run: _Begun) -> Result:
     remove_stopped(folder)
     finish_killed_export(folder)
     plan, report, _ = store.read(folder)
-    missing = [name for name in request.export_to if name not in report.exports]
+    missing = [name for name in request.formats_for(plan) if name not in report.exports]
     run.say("already complete" + (f", but not yet exported as {', '.join(missing)}" if missing else ""))
     if missing:
         report = _exported(run, folder, missing)
@@ -413,16 +417,23 @@ def _kept(run: _Run, result: Result, stopped: Stopped | None) -> Result:
     if stopped is not None:
         result = replace(result, stopped=True)
         raise Stopped(result, stopped.checkpoint)
-    if request.export_to:
+    formats = request.formats_for(run.plan)
+    if formats:
         run.say(f"exporting; the result itself is already saved in {result.folder}")
         assert result.folder is not None  # or the request is refused
-        result = replace(result, report=_exported(run, result.folder, request.export_to))
+        result = replace(result, report=_exported(run, result.folder, formats))
     return result
 
 
 def _exported(run: _Begun, folder: Path, formats: Sequence[str]) -> Report:
     held_out = run.intake.held_out if len(run.intake.held_out) else None
-    return export_folder(folder, formats, images=run.intake.few, held_out=held_out, teacher=run.teacher)
+    asked = run.recorded.request
+    int8 = "int8" in formats
+    return export_folder(
+        folder, formats, images=run.intake.few, held_out=held_out, teacher=run.teacher,
+        int8_steps=asked.int8_steps if int8 else 0, extra=asked.extra, max_memory=asked.max_memory, on_stage=run.say,
+        int8_required=asked.int8 and int8,
+    )  # fmt: skip
 
 
 def _save(folder: Path, result: Result, run: _Run, complete: bool) -> Path:

@@ -18,6 +18,7 @@ from mimicut.inputs.class_names import check_class_names
 from mimicut.inputs.teacher import Teacher
 from mimicut.planning.evidence import channel_evidence, needed_bytes
 from mimicut.planning.importance import Evidence
+from mimicut.planning.int8_choice import plan_int8
 from mimicut.planning.mixtures import plan_mixture
 from mimicut.planning.planner import make_plan, replan
 from mimicut.planning.survey import Findings
@@ -162,4 +163,5 @@ def _mixture(
     given = Findings(views=config.views, seed=config.seed, evidence=evidence, recipe=recipe)
     with on_device(network.model, config.device):
         few = intake.bound(intake.few)
-        return plan_mixture(network.model, network.anatomy, few, request.budget, given=given, say=say)
+        make = plan_int8 if request.int8 and request.budget.latency is not None else plan_mixture
+        return make(network.model, network.anatomy, few, request.budget, given=given, say=say)

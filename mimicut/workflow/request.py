@@ -31,7 +31,8 @@ from mimicut.results.stopped_runs import read_stopped, stopped_path
 from mimicut.results.store import read, weights_digest
 from mimicut.results.teachers import load_teacher
 from mimicut.runtime.export import check_formats
-from mimicut.surgery.budget import Budget, BudgetOptions, refuse_beside_plan
+from mimicut.runtime.int8_mimic import STEPS as INT8_STEPS
+from mimicut.surgery.budget import Budget, BudgetOptions, or_whole, refuse_beside_plan
 from mimicut.surgery.plan import Plan
 from mimicut.surgery.seam import SeamPoint
 
@@ -77,6 +78,7 @@ class Request:
     output: OutputKinds = None
     with_alternatives: bool = False
     export_to: tuple[str, ...] = ()
+    int8: bool = False
     folder: Path | None = None
     force: bool = False
     resume: bool = False
@@ -96,6 +98,16 @@ class Request:
     def draws_extra(self) -> bool:
         """Whether no extra images are given: they are drawn, or there are none."""
         return isinstance(self.extra, str) and self.extra in (GENERATED, NONE)
+
+    @property
+    def int8_steps(self) -> int:
+        """Steps in which the student mimics in INT8: none where nothing trains."""
+        return min(INT8_STEPS, self.config.steps) if self.int8 else 0
+
+    def formats_for(self, plan: Plan) -> tuple[str, ...]:
+        """The formats to export to: without INT8 where INT8 was weighed, and a cut alone loses less."""
+        weighed = self.int8 and plan.latency is not None and plan.latency.setting.get("precision") != "int8"
+        return tuple(name for name in self.export_to if not (weighed and name == "int8"))
 
     def check(self) -> None:
         """Check everything that does not depend on the teacher and the images.
@@ -122,10 +134,16 @@ class Request:
                 raise InputError(
                     f"exporting to {', '.join(self.export_to)}: no folder is given; expected one for the result"
                 )
+        if self.int8 and self.max_error is not None:
+            raise InputError(
+                "compressing for INT8: found max_error, which is not measured in INT8; expected min_agreement, or none"
+            )
         if self.config.device is not None:
             resolve_device(self.config.device)
         if self.budget is not None:
-            setting_of(self.budget)
+            setting = setting_of(self.budget)
+            if self.int8 and setting is not None:
+                replace(setting, precision="int8")  # refused on runtimes that have no INT8
 
 
 class RunOptions(TypedDict, total=False):
@@ -145,6 +163,7 @@ class RunOptions(TypedDict, total=False):
     max_error: float | None
     output: OutputKinds
     export_to: Sequence[str]
+    int8: bool
     folder: str | Path | None
     force: bool
 
@@ -178,6 +197,8 @@ def request_of(teacher: Teacher, **options: Unpack[RequestOptions]) -> Request:
     faults = [unknown_option(name, known) for name in options if name not in known]
     given = {n: v for n, v in options.items() if n in BudgetOptions.__annotations__ and v is not None}
     asked = cast(BudgetOptions, given)
+    if options.get("int8") and budget is None and plan is None:
+        asked = or_whole(asked)
     if plan is not None:
         if budget is not None:
             faults.append("a plan and a budget are both given; expected one, since a plan already fixes what is kept")
@@ -214,6 +235,8 @@ def run_request_of(teacher: Teacher, **options: Unpack[RunOptions]) -> Request:
 
 def _checked(teacher: Teacher, options: Mapping[str, Any], budget: Budget | None) -> Request:
     own: dict[str, Any] = {name: value for name, value in options.items() if name in _OWN}
+    if own.get("int8"):
+        own["export_to"] = dict.fromkeys([*(own.get("export_to") or ()), "int8"])
     for name in ("seam", "export_to"):
         if own.get(name) is not None:
             own[name] = tuple(own[name])

@@ -62,7 +62,8 @@ def run_file(
         "max_error": request.max_error,
         "output": [kind if part is None else f"{part}={kind}" for part, kind in check_kinds(request.output)],
         "alternatives": request.with_alternatives or None,
-        "to": ",".join(request.export_to),
+        "to": ",".join(name for name in request.export_to if not (request.int8 and name == "int8")),
+        "int8": request.int8 or None,
         "crossfit": request.crossfit,
         "threads": torch.get_num_threads(),
     }

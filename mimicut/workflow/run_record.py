@@ -40,6 +40,7 @@ def record_of(teacher: Teacher, request: Request, intake: Intake) -> dict[str, A
         "crossfit": request.crossfit,
         "alternatives": request.with_alternatives or None,
         "budget": request.budget and request.budget.to_json(),
+        "int8": request.int8 or None,
         "threads": torch.get_num_threads(),
         "versions": versions(),
     }

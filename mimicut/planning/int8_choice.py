@@ -1,0 +1,163 @@
+"""Quantise, cut, or both: which of them loses least within a latency, by measurement.
+
+Three ways to one latency on one runtime: INT8 alone, which cuts nothing; a cut alone, in float32; and a cut that is
+quantised, which may be milder for it. The latency of each is measured beside the teacher in float32, its error at the
+seam on images that it did not learn from.
+"""
+
+import math
+import tempfile
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from mimicut.anatomy.graph import Anatomy
+from mimicut.base.errors import OutOfReach, UnsupportedModel
+from mimicut.base.guard import named_tensors
+from mimicut.planning.latency_search import MeasuredPlan, measure_student, median_share, with_latency
+from mimicut.planning.mixtures import plan_within, target_ms, tie_of
+from mimicut.planning.planner import plan_widths
+from mimicut.planning.recoverability import hold_out
+from mimicut.planning.survey import Findings, PlanningContext, Say, surveyed
+from mimicut.planning.trials import SHORT, mimicked_student
+from mimicut.recovery.batches import Source, count, plain_batches, subset
+from mimicut.recovery.config import preset
+from mimicut.runtime.export import export, traced_as_exported
+from mimicut.runtime.int8_network import TrainableInt8
+from mimicut.surgery.budget import Budget
+from mimicut.surgery.head import put_under_head
+from mimicut.surgery.plan import Plan
+
+ALONE, CUT, BOTH = "INT8 alone", "a cut alone", "a cut and INT8"
+_RANGES = 64  # images from which a trial takes the ranges of INT8. Source: assumption.
+
+
+@dataclass(frozen=True)
+class _Way:
+    """A way to the latency: what was measured of it, or why it is none."""
+
+    name: str
+    found: MeasuredPlan | None = None
+    error: float = math.inf
+    reason: str = ""
+
+    def __str__(self) -> str:
+        if self.found is None:
+            return f"{self.name}: {self.reason}"
+        return f"{self.name}: {median_share(self.found):.2f} of the teacher's latency, error {self.error:.3f}"
+
+
+def plan_int8(
+    teacher: nn.Module,
+    anatomy: Anatomy,
+    few: Source | Tensor,
+    budget: Budget,
+    *,
+    given: Findings | None = None,
+    say: Say = lambda text: None,
+) -> Plan:
+    """Make the plan that loses least within a latency where the student may be quantised.
+
+    Args:
+        teacher, anatomy, few, budget, given, say: As for `plan_mixture`; the budget has a latency on a runtime that
+            reads INT8 files (`latency.INT8_RUNTIMES`).
+
+    Returns:
+        The plan. The precision in `plan.latency.setting` says whether its student is to be quantised; a note says what
+        was measured of each way.
+
+    Raises:
+        OutOfReach: No way meets the latency.
+        PlanError, InputError: As `plan_mixture`.
+    """
+    with surveyed(teacher, anatomy, few, budget, given, say) as context:
+        context = _ready_for_trials(context, given or Findings())
+        assert context.setting is not None  # as the budget has a latency
+        in_int8 = replace(context, setting=replace(context.setting, precision="int8"))
+        say("weighing INT8 alone, a cut alone, and both")
+        refused: OutOfReach | None = None
+        ways = []
+        for name, find in (
+            (ALONE, lambda: _alone(in_int8, budget)),
+            (CUT, lambda: _cut(context, budget, say)),
+            (BOTH, lambda: _cut(in_int8, budget, say)),
+        ):
+            try:
+                ways.append(_Way(name, *find()))
+            except OutOfReach as error:
+                refused = error if name == CUT else refused
+                ways.append(_Way(name, reason=str(error) if name == ALONE else "out of reach"))
+            except UnsupportedModel as error:
+                ways.append(_Way(name, reason=str(error)))
+            say(f"  {ways[-1]}")
+    best = min(ways, key=lambda way: way.error)
+    if best.found is None:
+        raise refused or UnsupportedModel(f"making a plan: {'; '.join(map(str, ways))}; expected one that meets it")
+    plan = best.found.plan
+    return replace(plan, notes=[*plan.notes, f"{best.name} loses least: {'; '.join(map(str, ways))}"])
+
+
+def _ready_for_trials(context: PlanningContext, given: Findings) -> PlanningContext:
+    """The context with images that judge, and a recipe: without mimicking where that would take too long."""
+    held = context.held or hold_out(
+        context.teacher, context.anatomy, context.few, views=context.views, seed=context.seed
+    )
+    recipe = context.recipe or preset("default", views=given.views, seed=given.seed)
+    steps = SHORT if tie_of(context) > 1 else 0
+    return replace(context, held=held, recipe=replace(recipe, steps=steps))
+
+
+def _alone(context: PlanningContext, budget: Budget) -> tuple[MeasuredPlan, float]:
+    """The plan that cuts nothing, and its error in INT8.
+
+    Raises:
+        OutOfReach: INT8 alone misses the latency or a size.
+    """
+    target = target_ms(context, budget)
+    assert target is not None
+    assert context.teacher_ms is not None
+    whole = replace(budget, keep=1.0, params=None, size_mb=None, keep_width=None, drop=())
+    plan = plan_widths(context.teacher, context.anatomy, whole)
+    student_ms, share = measure_student(context, plan, target / context.teacher_ms.ms_median)
+    smaller = [name for name in ("keep_width", *budget.sizes) if getattr(budget, name) is not None]
+    if student_ms.ms_median > target or smaller or budget.drop:
+        missed = [f"the budget of {name}" for name in smaller] + (["the blocks to drop"] if budget.drop else [])
+        raise OutOfReach(f"{share[0]:.2f} of the teacher's latency; it misses {(missed or ['the latency'])[0]}")
+    found = MeasuredPlan(plan, None, share, student_ms)
+    return replace(found, plan=with_latency(context, found, target)), _int8_error(context, context.teacher)
+
+
+def _cut(context: PlanningContext, budget: Budget, say: Say) -> tuple[MeasuredPlan, float]:
+    """The best cut within the latency, in the precision of the context, and its error after a short recovery."""
+    found = plan_within(context, budget, say=say)
+    assert context.recipe is not None
+    assert context.setting is not None
+    assert context.held is not None
+    student = mimicked_student(context, found.plan, context.recipe.steps)
+    if student is None:  # it diverged
+        return found, math.inf
+    if context.setting.precision == "float32":
+        return found, context.held.judge.error(student)
+    return found, _int8_error(context, put_under_head(context.teacher, student, context.anatomy.seam))
+
+
+def _int8_error(context: PlanningContext, network: nn.Module) -> float:
+    """The error of a whole network in INT8 on the images that judge; its ranges are those of the others.
+
+    Raises:
+        UnsupportedModel: It cannot be quantised, or takes one number of images alone.
+    """
+    assert context.held is not None
+    example, seam = context.anatomy.traced.example, context.anatomy.seam
+    few = subset(context.held.fit, list(range(min(_RANGES, count(context.held.fit)) // 2 * 2)))
+    batches = list(plain_batches(few, 2, torch.device("cpu"), torch.float32))
+    with tempfile.TemporaryDirectory(prefix="mimicut") as folder:
+        made = export(network, example, folder, formats=("int8",), calibrate=batches)
+        if made.static is not None:
+            raise UnsupportedModel(f"weighing INT8: its file takes one number of images alone ({made.static})")
+        ready, call, program = traced_as_exported(network, example, ("batch",))
+        rounded = TrainableInt8(made.files["int8"], ready, call, program, seam).network
+    device = next((t.device for t in named_tensors(context.teacher).values()), torch.device("cpu"))
+    error = context.held.judge.error(rounded.to(device), seam=rounded.seam)
+    return error if math.isfinite(error) else math.inf

@@ -1,0 +1,108 @@
+"""A short second mimic in which a student sees its own rounding to INT8.
+
+An INT8 file whose ranges are those of a few images (`int8.quantise`) is read back as a network that rounds as the file
+does (`int8_network`), learns the features so, and is written back. Loss, views and optimiser are those of the first
+mimic. It is judged on a part of the images that does not train it: there the file is never worse than it was.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from mimicut.base.errors import Diverged, Stopped, UnsupportedModel
+from mimicut.recovery.batches import Source, count, subset
+from mimicut.recovery.config import MimicConfig
+from mimicut.recovery.mimic import mimic
+from mimicut.recovery.pair import Pair
+from mimicut.recovery.rehearsal import FEWEST, divide
+from mimicut.recovery.settle_options import settle
+from mimicut.runtime.export import traced_as_exported
+from mimicut.runtime.int8_network import TrainableInt8
+from mimicut.surgery.seam import Seam
+
+STEPS = 100
+# Share of the rate that is measured for a student of a cut: this one is close to its goal already.
+RATE = 0.1
+
+
+@dataclass(frozen=True)
+class Int8Mimic:
+    """What the second mimic did.
+
+    Attributes:
+        steps: Steps that were taken.
+        kept: After how many of them the file is as it was written; 0 where each did harm on the images that judge.
+        images, judged_by: How many images it learned from, and how many others judged it.
+        error_before, error: The loss on the latter, before the first step and as it was written.
+        unrounded: How many activations the file rounds and the network that trained did not.
+    """
+
+    steps: int
+    kept: int
+    images: int
+    judged_by: int
+    error_before: float
+    error: float
+    unrounded: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def mimic_int8(
+    path: Path,
+    student: nn.Module,
+    example: Any,
+    seams: tuple[Seam, Seam],
+    target: nn.Module,
+    few: Source | Tensor,
+    config: MimicConfig,
+    *,
+    on_step: Callable[[int, int, float], None] | None = None,
+    max_memory: int | None = None,
+) -> Int8Mimic:
+    """Train the INT8 file of a student, in place.
+
+    Args:
+        path: The file, as `export` wrote it, for batches of any size.
+        student: The network in float32 that it was made from; untouched.
+        example: What it was exported with.
+        seams: Of the target and of the student.
+        target: The network whose features are learned: the teacher, or the student itself.
+        few: Images, as for `mimic`; a fifth of them only judges.
+        config: The recipe; the rate is a share of the measured one, precision is float32.
+        on_step, max_memory: As of `mimic`.
+
+    Raises:
+        UnsupportedModel: There are too few images, the features are not in the file, or it diverges. The
+            file is then as before, as it is when Ctrl-C stops it.
+    """
+    divided = divide(few, config.seed)
+    if divided is None:
+        raise UnsupportedModel(
+            f"mimicking in INT8: found {count(few)} images, expected at least {FEWEST} that differ, as some only judge"
+        )
+    fit, judging = (subset(few, indices) for indices in divided)
+    file = TrainableInt8(path, *traced_as_exported(student, example, ("batch",)), seams[1])
+    pair = Pair.of(target, file.network, (seams[0], file.network.seam))
+    config = replace(config, precision="float32", layout="contiguous", lr=None, start="cut", norm_mode="eval")
+    config, _ = settle(pair, fit, config, max_memory=max_memory)
+    assert config.lr is not None  # it is decided
+    try:
+        log = mimic(
+            target, file.network, (seams[0], file.network.seam), fit, replace(config, lr=RATE * config.lr),
+            choose=judging, on_step=on_step, max_memory=max_memory,
+        )  # fmt: skip
+    except Stopped:  # the file is still as it was
+        raise KeyboardInterrupt from None
+    except Diverged as error:
+        raise UnsupportedModel(f"mimicking in INT8: {error}") from error
+    errors = dict(log.errors)
+    if log.kept:
+        file.save(path)
+    before, after = errors.get(0, math.nan), errors.get(log.kept, math.nan)
+    return Int8Mimic(len(log.losses), log.kept, count(fit), count(judging), before, after, len(file.left))

@@ -1,0 +1,169 @@
+"""INT8 files that train: read back as a network that rounds as they do, and written back."""
+
+import platform
+from importlib import import_module
+
+import numpy as np
+import pytest
+import torch
+from nets import Attention, Chain, Concat, Depthwise, Grouped, LayerNorms, Residual, Shared
+
+import mimicut as us
+from mimicut.anatomy.find_seam import find_seam
+from mimicut.base.errors import UnsupportedModel
+from mimicut.proof.randomised import randomised
+from mimicut.recovery.config import preset
+from mimicut.runtime import int8
+from mimicut.runtime.export import run_onnx, traced_as_exported
+from mimicut.runtime.int8_mimic import mimic_int8
+from mimicut.runtime.int8_network import RoundedActivation, RoundedWeight, TrainableInt8
+from mimicut.surgery.seam import capturing
+
+
+def written(model, folder, images=64):
+    """The INT8 file of a model, its images, and what reads it."""
+    x = torch.randn(images, *model.size, generator=torch.Generator().manual_seed(0))
+    made = us.export(model, x[:2], folder, formats=["int8"], calibrate=x.split(2))
+    seam = find_seam(model, x[:2])
+    read = TrainableInt8(made.files["int8"], *traced_as_exported(model, x[:2], ["batch"]), seam)
+    return made.files["int8"], x, seam, read
+
+
+def relative(found, expected):
+    return float((found - expected).norm() / expected.norm())
+
+
+def outputs(path, x):
+    return run_onnx(path, [((x,), {})])[0][0]
+
+
+@pytest.mark.parametrize("kind", [Chain, Residual, Concat, Depthwise, Grouped, Shared])
+def test_a_file_that_is_read_and_written_gives_the_same(kind, tmp_path):
+    path, x, _, read = written(randomised(kind()), tmp_path)
+    assert (read.left == ()) == (kind not in (Depthwise, Grouped))  # what the converter writes as several operators
+    read.save(tmp_path / "again.onnx")
+    assert torch.equal(outputs(tmp_path / "again.onnx", x), outputs(path, x))
+
+
+@pytest.mark.parametrize("kind", [Chain, Residual, Depthwise, Attention, LayerNorms])
+def test_the_network_rounds_as_the_file_does(kind, tmp_path):
+    model = randomised(kind())
+    path, x, seam, read = written(model, tmp_path)
+    with capturing(model, seam) as capture, torch.no_grad():
+        plain = capture.features(x)[0]
+    found = read.network(x).detach()
+    assert found.shape == plain.shape
+    rounding = relative(outputs(path, x), model(x).detach())
+    assert 0.001 < relative(found, plain) < 5 * rounding
+
+
+def test_what_trained_is_what_the_file_computes(tmp_path):
+    model = randomised(Residual())
+    path, x, _, read = written(model, tmp_path)
+    before, generator = outputs(path, x), torch.Generator().manual_seed(1)
+    rounding = relative(before, model(x).detach())
+    with torch.no_grad():
+        for name, p in read.network.named_parameters():
+            if name not in read.network.seam.head:  # weights, biases and, as numbers, ranges
+                p.add_(0.2 * p.std(correction=0) * torch.randn(p.shape, generator=generator) if p.dim() else 0.1)
+        expected = model.fc(torch.flatten(model.pool(read.network(x)), 1))
+    read.save(tmp_path / "trained.onnx")
+    found = outputs(tmp_path / "trained.onnx", x)
+    assert relative(expected, before) > 0.1
+    assert relative(found, expected) < rounding  # that of the head alone
+
+
+def test_the_head_does_not_train(tmp_path):
+    read = written(randomised(Chain()), tmp_path)[-1]
+    assert {"network.fc.weight", "network.fc.bias"} <= set(read.network.seam.head)
+    assert "network.body.0.weight" not in read.network.seam.head
+
+
+def test_gradients_of_rounding():
+    rounding = RoundedActivation(0.5, -2, 5)
+    x = torch.tensor([-3.0, -0.8, 0.3, 1.1, 9.0], requires_grad=True)
+    found = rounding(x)
+    assert found.tolist() == [-1.0, -1.0, 0.5, 1.0, 2.5]
+    found.backward(torch.ones(5))
+    assert x.grad.tolist() == [0.0, 1.0, 1.0, 1.0, 0.0]
+    # Of the step: the end of the range, or what rounding adds, in steps; the step is 0.5 times e to the factor.
+    by_hand = 0.5 * (-2 + (-2 + 1.6) + (1 - 0.6) + (2 - 2.2) + 5)
+    assert float(rounding.log_factor.grad) == pytest.approx(by_hand, abs=1e-5)
+
+
+def test_a_weight_is_rounded_by_channel():
+    weight = torch.tensor([[1.27, 0.004, -0.5], [12.7, 0.04, 0.06]], requires_grad=True)
+    rounding = RoundedWeight(0, 127)
+    assert torch.allclose(rounding(weight), torch.tensor([[1.27, 0.0, -0.5], [12.7, 0.0, 0.1]]))
+    assert rounding.whole(weight).tolist() == [[127, 0, -50], [127, 0, 1]]
+    rounding(weight).sum().backward()
+    assert weight.grad.tolist() == [[1.0, 1.0, 1.0]] * 2
+
+
+def test_a_file_of_another_network_is_refused(tmp_path):
+    path, x, seam, _ = written(randomised(Chain()), tmp_path)
+    other = randomised(Chain(), seed=5)
+    with pytest.raises(UnsupportedModel, match="none of its weights in INT8 is one of the network's"):
+        TrainableInt8(path, *traced_as_exported(other, x[:2], ["batch"]), seam)
+
+
+def trained(tmp_path, model, images, steps=4, **options):
+    path, x, seam, _ = written(model, tmp_path)
+    before = path.read_bytes()
+    config = preset("default", steps=steps, seed=3)
+    done = mimic_int8(path, model, x[:2], (seam, seam), model, x[:images], config, **options)
+    return done, before, path
+
+
+def test_mimicking_in_int8_is_never_worse_on_images_set_aside(tmp_path):
+    model = randomised(Residual())
+    done, before, path = trained(tmp_path, model, 40, steps=20)
+    assert (done.steps, done.images, done.judged_by, done.unrounded) == (20, 30, 10, 0)
+    assert done.error <= done.error_before
+    assert (path.read_bytes() == before) == (done.kept == 0)
+
+
+def test_where_each_step_does_harm_the_file_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(import_module("mimicut.runtime.int8_mimic"), "RATE", 100.0)
+    done, before, path = trained(tmp_path, randomised(Residual()), 40)
+    assert done.kept == 0
+    assert done.error == done.error_before
+    assert path.read_bytes() == before
+
+
+def test_too_few_images(tmp_path):
+    with pytest.raises(UnsupportedModel, match="found 3 images, expected at least 4 that differ"):
+        trained(tmp_path, randomised(Chain()), 3)
+
+
+def test_ctrl_c_leaves_the_file(tmp_path):
+    def stop(done, steps, loss):
+        raise KeyboardInterrupt
+
+    model = randomised(Chain())
+    path, x, seam, _ = written(model, tmp_path)
+    before = path.read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        mimic_int8(path, model, x[:2], (seam, seam), model, x, preset("default", steps=4), on_step=stop)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("processor", "vnni", "bits"),
+    [("x86_64", True, 8), ("AMD64", False, 7), ("x86_64", False, 7), ("aarch64", False, 8)],
+)
+def test_bits_of_a_weight_by_processor(processor, vnni, bits, monkeypatch):
+    monkeypatch.setattr(platform, "machine", lambda: processor)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: vnni)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    assert int8.weight_bits() == bits
+
+
+@pytest.mark.parametrize(("bits", "largest"), [(7, 64), (8, 127)])
+def test_weights_have_these_bits(bits, largest, tmp_path, monkeypatch):
+    import onnx
+
+    monkeypatch.setattr(int8, "weight_bits", lambda: bits)
+    path, *_ = written(randomised(Chain()), tmp_path)
+    held = [onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer]
+    assert max(int(np.abs(t.astype(int)).max()) for t in held if t.dtype == np.int8 and t.size) == largest
