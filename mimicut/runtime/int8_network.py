@@ -2,15 +2,15 @@
 
 The network is the traced program that the file was made from. A tensor that the file quantises is found in it by its
 name, as the ONNX converter keeps the names of the program's values; a weight is found by its values, as quantisation
-renames weights, folds batch norms into them and transposes them. What trains are weights, biases and the ranges of the
-activations; what the file computes otherwise stays.
+renames weights, folds batch norms into them and transposes them. What trains are weights and biases; ranges of
+activations stay as the images gave them.
 """
 
 import copy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,44 +39,15 @@ _LAYERS = _CONVOLUTIONS | {"linear"}
 _NORMS = {"batch_norm": 7, "_native_batch_norm_legit_no_training": 6}
 
 
-class _Rounding(torch.autograd.Function):
-    """Round to the steps of a range. Gradients as in LSQ (Esser et al., ICLR 2020, arXiv 1902.08153): to the values
-    inside the range as if nothing were rounded, to the step by what each rounding adds."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, step: Tensor, low: int, high: int) -> Tensor:
-        ctx.save_for_backward(values, step)
-        ctx.ends = low, high
-        return torch.clamp((values / step).round_(), low, high).mul_(step)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        (values, step), (low, high) = ctx.saved_tensors, ctx.ends
-        places = values / step
-        rounded = torch.clamp(places.round(), low, high)
-        inside = (places >= low) & (places <= high)
-        of_step = (grad * torch.where(inside, rounded - places, rounded)).sum() if ctx.needs_input_grad[1] else None
-        return grad * inside, of_step, None, None
-
-
 class RoundedActivation(nn.Module):
-    """Rounds a tensor as a QuantizeLinear and its DequantizeLinear do; its range is a multiple, which trains, of the
-    one that the file has."""
+    """Rounds a tensor as a QuantizeLinear and its DequantizeLinear do; gradients go to the values inside its range."""
 
-    step: Tensor
-
-    def __init__(self, step: float, low: int, high: int):
+    def __init__(self, step: float, zero: int, low: int, high: int):
         super().__init__()
-        self.low, self.high = low, high
-        self.register_buffer("step", torch.tensor(step))
-        self.log_factor = nn.Parameter(torch.zeros(()))
-
-    def now(self) -> Tensor:
-        """The step between two values."""
-        return self.step * self.log_factor.exp()
+        self.step, self.zero, self.low, self.high = step, zero, low, high
 
     def forward(self, x: Tensor) -> Tensor:
-        return _Rounding.apply(x, self.now(), self.low, self.high)
+        return torch.fake_quantize_per_tensor_affine(x, self.step, self.zero, self.low, self.high)
 
 
 class RoundedWeight(nn.Module):
@@ -191,15 +162,14 @@ class TrainableInt8:
                 f"reading {path.name} of {model_name(model)} as a network that trains: none of its weights in INT8 is "
                 "one of the network's; expected a file that was written from this network"
             )
-        self._roundings, self.left = _round_activations(graph, file, values)
+        self.left = _round_activations(graph, file, values)
         _return_features(graph, [values[name] for name in features])
         trains = {w.parameter for w in self._weights} | {w.bias.parameter for w in self._weights if w.bias is not None}
-        trains |= {*file.unquantised(graph), *(f"{name}.log_factor" for name in self._roundings.values())}
-        self.network = Int8Network(graph, seam, trains - set(seam.head))
+        self.network = Int8Network(graph, seam, trains.union(file.unquantised(graph)).difference(seam.head))
 
     @torch.no_grad()
     def save(self, path: Path) -> None:
-        """Write the file with the weights and ranges of the network.
+        """Write the file with the weights of the network.
 
         Raises:
             OSError: The disk refuses.
@@ -208,8 +178,6 @@ class TrainableInt8:
         held: dict[str, Tensor] = dict(network.named_parameters())
         for name in file.unquantised(network):
             file.put(name, held[name])
-        for steps, target in self._roundings.items():
-            file.put(steps, cast(RoundedActivation, network.get_submodule(target)).now())
         for weight in self._weights:
             values = held[weight.parameter]
             whole = weight.rounding.whole(values)
@@ -257,9 +225,9 @@ class _File:
 
     def rounding(self, activation: str) -> RoundedActivation:
         """What rounds an activation as the file does."""
-        _, steps, zero = self.activations[activation].input
-        at, ends = int(self.array(zero)), np.iinfo(self.array(zero).dtype)
-        return RoundedActivation(float(self.array(steps)), int(ends.min) - at, int(ends.max) - at)
+        step, zero = (self.array(name) for name in self.activations[activation].input[1:])
+        ends = np.iinfo(zero.dtype)
+        return RoundedActivation(float(step), int(zero), int(ends.min), int(ends.max))
 
     def unrounded_uses(self, activation: str) -> set[str]:
         """Outputs of the nodes that read an activation as it was before it is quantised."""
@@ -423,24 +391,15 @@ def _bias_of(uses: Sequence[Node], names: tuple[str, str, str] | None) -> _Bias 
     return _Bias(str(bias.target), *names)
 
 
-def _round_activations(module: Any, file: _File, values: dict[str, Node]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Let the network round its activations as the file does; what is rounded takes its place in `values`.
-
-    Returns:
-        Name of the steps in the file -> the module that rounds so, one for all activations that share their steps; and
-        the names of activations that are not in the network.
-    """
-    left, targets = [], dict[str, str]()
-    for name, node in file.activations.items():
-        if name not in values:
-            left.append(name)
-            continue
-        steps = node.input[1]
-        if steps not in targets:
-            targets[steps] = f"activation_rounding_{len(targets) + 1}"
-            module.add_module(targets[steps], file.rounding(name))
-        values[name] = _insert(module.graph, values[name], targets[steps], file.unrounded_uses(name))
-    return targets, tuple(left)
+def _round_activations(module: Any, file: _File, values: dict[str, Node]) -> tuple[str, ...]:
+    """Let the network round its activations as the file does; what is rounded takes its place in `values`. Return the
+    names of activations that are not in the network."""
+    left = tuple(name for name in file.activations if name not in values)
+    for number, name in enumerate(name for name in file.activations if name in values):
+        target = f"activation_rounding_{number}"
+        module.add_module(target, file.rounding(name))
+        values[name] = _insert(module.graph, values[name], target, file.unrounded_uses(name))
+    return left
 
 
 def _insert(graph: Any, node: Node, target: str, but: Collection[str] = ()) -> Node:

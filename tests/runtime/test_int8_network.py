@@ -61,16 +61,15 @@ def test_what_trained_is_what_the_file_computes(tmp_path):
     model = randomised(Residual())
     path, x, _, read = written(model, tmp_path)
     before, generator = outputs(path, x), torch.Generator().manual_seed(1)
-    rounding = relative(before, model(x).detach())
     with torch.no_grad():
         for name, p in read.network.named_parameters():
-            if name not in read.network.seam.head:  # weights, biases and, as numbers, ranges
-                p.add_(0.2 * p.std(correction=0) * torch.randn(p.shape, generator=generator) if p.dim() else 0.1)
+            if name not in read.network.seam.head:
+                p.add_(0.1 * p.std(correction=0) * torch.randn(p.shape, generator=generator))
         expected = model.fc(torch.flatten(model.pool(read.network(x)), 1))
     read.save(tmp_path / "trained.onnx")
     found = outputs(tmp_path / "trained.onnx", x)
-    assert relative(expected, before) > 0.1
-    assert relative(found, expected) < rounding  # that of the head alone
+    assert relative(expected, before) > 0.05
+    assert relative(found, expected) < 0.3 * relative(expected, before)  # the head rounds, too
 
 
 def test_the_head_does_not_train(tmp_path):
@@ -79,16 +78,13 @@ def test_the_head_does_not_train(tmp_path):
     assert "network.body.0.weight" not in read.network.seam.head
 
 
-def test_gradients_of_rounding():
-    rounding = RoundedActivation(0.5, -2, 5)
+def test_an_activation_is_rounded_within_its_range():
+    rounding = RoundedActivation(0.5, 3, 1, 8)
     x = torch.tensor([-3.0, -0.8, 0.3, 1.1, 9.0], requires_grad=True)
     found = rounding(x)
     assert found.tolist() == [-1.0, -1.0, 0.5, 1.0, 2.5]
-    found.backward(torch.ones(5))
+    found.sum().backward()
     assert x.grad.tolist() == [0.0, 1.0, 1.0, 1.0, 0.0]
-    # Of the step: the end of the range, or what rounding adds, in steps; the step is 0.5 times e to the factor.
-    by_hand = 0.5 * (-2 + (-2 + 1.6) + (1 - 0.6) + (2 - 2.2) + 5)
-    assert float(rounding.log_factor.grad) == pytest.approx(by_hand, abs=1e-5)
 
 
 def test_a_weight_is_rounded_by_channel():

@@ -1,0 +1,212 @@
+"""INT8 alone, a cut alone, and both: agreement against measured latency, on the embedded task.
+
+    python -m benchmarks.studies.int8_frontier            # goes on where it was stopped; about two minutes a line
+    python -m benchmarks.studies.int8_frontier --page     # docs/int8.md and its picture, from the lines
+
+50 images that train and give INT8 its ranges, 2,000 test patches of which nothing was learned. For each teacher and
+seed the teacher and a student of KEEP of its MACs, each in float32, rounded to INT8, and mimicked in INT8; all are timed
+in turn, on one thread, on ONNX Runtime and on OpenVINO. Further, weights of 7 bits, which processors without VNNI need:
+their agreement alone.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import torch
+
+from benchmarks.json_lines import add, read
+from mimicut import demo
+from mimicut.base.environment import platform_kind, versions
+from mimicut.inputs.extra_images import GENERATED, read_extra
+from mimicut.inputs.image_set import ImageSet, read_images
+from mimicut.inputs.teacher import Teacher
+from mimicut.proof.int8_table import int8_table
+from mimicut.recovery.batches import WithExtra
+from mimicut.recovery.config import preset
+from mimicut.results.teachers import load_teacher
+from mimicut.runtime import int8
+from mimicut.runtime.export import FILES, Exported, export
+from mimicut.runtime.int8_mimic import STEPS, mimic_int8
+from mimicut.runtime.latency import Setting
+from mimicut.surgery.seam import Seam
+from mimicut.workflow.compress import compress
+
+OUT = Path(__file__).parents[1] / "results" / "int8_frontier.jsonl"
+DOCS = Path(__file__).parents[2] / "docs"
+TEACHERS, SEEDS = ("mobilenetv2_tiny", "resnet14", "vgg7", "vit_tiny"), (2021, 2022, 2023, 2024, 2025)
+SETTINGS = {"onnxruntime, batch 1": ("onnxruntime", 1), "onnxruntime, batch 16": ("onnxruntime", 16),
+            "openvino, batch 16": ("openvino", 16)}  # fmt: skip
+IMAGES, PATCHES, KEEP = 50, 2000, 0.6
+ROUNDED, MIMICKED = "{}, INT8", "{}, mimicked in INT8"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", action="append", choices=TEACHERS)
+    parser.add_argument("--seed", action="append", type=int)
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--page", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.page:
+        lines = read(options.out)
+        plot(lines, DOCS / "figures" / "int8.png")
+        (DOCS / "int8.md").write_text(text(lines), encoding="utf-8")
+        return
+    for seed in options.seed or SEEDS:
+        for name in options.teacher or TEACHERS:
+            if (name, seed) not in {(x["teacher"], x["seed"]) for x in read(options.out)}:
+                add(options.out, one(name, seed))
+
+
+def one(name: str, seed: int) -> dict[str, Any]:
+    begun, teacher = time.perf_counter(), load_teacher(f"demo:{name}")
+    few = read_images(demo.few_images(IMAGES, seed), teacher.preprocessing)
+    proof = read_images(demo.test_set()[0][:PATCHES], teacher.preprocessing)
+    made = compress(
+        teacher, few, keep=KEEP, held_out=proof, config=preset("default", views=teacher.views, seed=seed)
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as scratch:
+        files, learned = {}, {}
+        for bits in (8, 7):
+            with weights_of(bits):
+                for who, model in (("teacher", teacher.model), ("student", made.model)):
+                    place = Path(scratch, f"{who} {bits}")
+                    rounded, mimicked, done = in_int8(teacher, model, made.plan.seam, few, place, seed)
+                    files[who, bits], learned[f"{who}, {bits} bits"] = (rounded, mimicked), done
+        rows = {
+            place: table(files, teacher, made.plan.seam, proof, few, *SETTINGS[place], bits=8) for place in SETTINGS
+        }
+        seven = table(files, teacher, made.plan.seam, proof, few, "onnxruntime", 16, bits=7)
+    return {
+        "teacher": name, "seed": seed, "rows": rows, "mimic": learned, "weight_bits": int8.weight_bits(),
+        "seven_bits": {row["name"]: row["top1_agreement"] for row in seven},
+        "seconds": round(time.perf_counter() - begun, 1), "platform": platform_kind(1, "cpu"),
+        "versions": {k: v for k, v in versions().items() if k in ("python", "torch", "onnxruntime", "openvino")},
+    }  # fmt: skip
+
+
+@contextmanager
+def weights_of(bits: int) -> Iterator[None]:
+    """Quantise as on a processor of that kind."""
+    own = int8.weight_bits
+    try:
+        int8.weight_bits = lambda: bits
+        yield
+    finally:
+        int8.weight_bits = own
+
+
+def in_int8(
+    teacher: Teacher, model: torch.nn.Module, seam: Seam, few: ImageSet, folder: Path, seed: int
+) -> tuple[Exported, Exported, dict[str, Any]]:
+    """A network rounded to INT8, and mimicked in INT8 as `compress(int8=True)` does it."""
+    example, pairs = few.batch(range(2)), [few.batch([i, i + 1]) for i in range(0, IMAGES, 2)]
+    rounded = export(model, example, folder / "rounded", formats=("onnx", "int8"), calibrate=pairs)
+    mimicked = export(model, example, folder / "mimicked", formats=("onnx", "int8"), calibrate=pairs)
+    config = preset("default", steps=STEPS, views=teacher.views, seed=seed)
+    extra = read_extra(GENERATED, few, teacher.views, seed=seed, memory_bytes=2**30)
+    assert extra is not None
+    done = mimic_int8(
+        folder / "mimicked" / FILES["int8"], model, example, (seam, seam), teacher.model, WithExtra(few, extra), config
+    )
+    return rounded, mimicked, done.to_json()
+
+
+def table(
+    files: dict[tuple[str, int], tuple[Exported, Exported]],
+    teacher: Teacher,
+    seam: Seam,
+    proof: ImageSet,
+    few: ImageSet,
+    runtime: str,
+    batch: int,
+    bits: int,
+) -> list[dict[str, Any]]:
+    """Rows of the teacher and the student, each in float32, rounded, and mimicked."""
+    networks = {}
+    for who in ("teacher", "student"):
+        networks[who], networks[f"{who} again"] = files[who, bits]
+    found = int8_table(networks, teacher.model, proof, few.batch(range(2)), Setting(runtime, 1, batch), seam)["rows"]
+    names = {f"{who} again, INT8": MIMICKED.format(who) for who in ("teacher", "student")}
+    return [{**row, "name": names.get(row["name"], row["name"])} for row in found if not row["name"].endswith(" again")]
+
+
+def means(lines: list[dict[str, Any]], teacher: str, place: str) -> dict[str, tuple[float, float]]:
+    """Network -> median share of the float32 teacher's latency, and mean agreement in percent."""
+    of = [line["rows"][place] for line in lines if line["teacher"] == teacher]
+    names = [row["name"] for row in of[0]] if of else []
+    rows = {name: [next(r for r in found if r["name"] == name) for found in of] for name in names}
+    return {
+        name: (median(r["share"] for r in found), 100 * mean(r["top1_agreement"] for r in found))
+        for name, found in rows.items()
+    }
+
+
+def text(lines: list[dict[str, Any]]) -> str:
+    """docs/int8.md"""
+    seeds = sorted({line["seed"] for line in lines})
+    where = sorted({f"{x['platform']['processor']}, torch {x['versions']['torch']}, ONNX Runtime "
+                    f"{x['versions']['onnxruntime']}, OpenVINO {x['versions']['openvino']}" for x in lines})  # fmt: skip
+    bits = sorted({line["weight_bits"] for line in lines})
+    parts = [
+        "# INT8, a cut, or both",
+        "Made by `python -m benchmarks.studies.int8_frontier --page` from `benchmarks/results/int8_frontier.jsonl`; do "
+        f"not edit by hand. {IMAGES} unlabelled images, {PATCHES:,} test patches, {KEEP:.0%} of the MACs, seeds "
+        f"{', '.join(map(str, seeds))}; one thread; {'; '.join(where)}; weights of {' and '.join(map(str, bits))} bits.",
+        "Agreement with the float32 teacher in percent, mean over seeds; latency as a share of its own, median. "
+        f"*Mimicked* took {STEPS} steps in INT8 after it was rounded.",
+        "![Agreement against latency](figures/int8.png)",
+    ]
+    for place in SETTINGS:
+        rows = ["| network | agreement, % | " + " | ".join(TEACHERS) + " |", "|---|---|" + "--:|" * len(TEACHERS)]
+        found = {name: means(lines, name, place) for name in TEACHERS}
+        for network in next(iter(found.values())):
+            cells = [f"{100 * found[name][network][0]:.0f}" if found[name] else "" for name in TEACHERS]
+            agreements = ", ".join(f"{found[name][network][1]:.1f}" for name in TEACHERS if found[name])
+            rows.append(f"| {network} | {agreements} | " + " | ".join(cells) + " |")
+        parts += [f"## {place[0].upper()}{place[1:]}", "Latency in percent of the float32 teacher's.", "\n".join(rows)]
+    seven = ["| network | " + " | ".join(TEACHERS) + " |", "|---|" + "--:|" * len(TEACHERS)]
+    for network in ("student", ROUNDED.format("student"), MIMICKED.format("student"),
+                    ROUNDED.format("teacher"), MIMICKED.format("teacher")):  # fmt: skip
+        cells = [
+            f"{100 * mean(x['seven_bits'][network] for x in lines if x['teacher'] == name):.1f}" for name in TEACHERS
+        ]
+        seven.append(f"| {network} | " + " | ".join(cells) + " |")
+    parts += [
+        "## Weights of 7 bits",
+        "Processors without VNNI add products in 16 bits, which weights of 8 bits overflow. Agreement in percent:",
+        "\n".join(seven),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def plot(lines: list[dict[str, Any]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    place = "onnxruntime, batch 16"
+    figure, axes = pyplot.subplots(1, len(TEACHERS), figsize=(13, 3.4), layout="constrained")
+    for axis, name in zip(axes, TEACHERS, strict=True):
+        for network, (share, agreement) in means(lines, name, place).items():
+            axis.plot(100 * share, agreement, "s" if "teacher" in network else "o", color="C0" if "INT8" in network
+                      else "0.5", fillstyle="full" if "mimicked" in network or "INT8" not in network else "none")  # fmt: skip
+            axis.annotate(network, (100 * share, agreement), fontsize=7, xytext=(4, -9), textcoords="offset points")
+        axis.set_title(name, fontsize=10)
+        axis.set_xlim(left=0)
+        axis.margins(x=0.35, y=0.15)
+        axis.set_xlabel(f"latency, % ({place})", fontsize=8)
+    axes[0].set_ylabel("agreement with the teacher, %", fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()

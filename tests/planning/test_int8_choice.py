@@ -1,0 +1,124 @@
+"""INT8 alone, a cut alone, or both within a latency: with a clock that counts MACs, so that nothing is timed."""
+
+import pytest
+import torch
+from nets import Residual
+from torch.utils.flop_counter import FlopCounterMode
+
+import mimicut as us
+from mimicut.anatomy.find_seam import trace
+from mimicut.base.errors import InputError, OutOfReach, UnsupportedModel
+from mimicut.inputs.teacher import own_teacher
+from mimicut.planning import int8_choice, latency_search, mixtures
+from mimicut.planning import survey as survey_module
+from mimicut.planning.int8_choice import plan_int8
+from mimicut.planning.survey import Findings
+from mimicut.proof.randomised import randomised
+from mimicut.recovery.config import preset
+from mimicut.runtime.latency import MeasuredLatency
+from mimicut.surgery.budget import Budget
+
+SAID = us.Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3)
+
+
+class Loaded:
+    def __init__(self, model, example, setting):
+        self.model, self.precision = model, setting.precision
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Milliseconds are MACs, times what `clock` holds for a precision."""
+    times = {"float32": 1.0, "int8": 0.5}
+
+    def ms_of(network):
+        model, precision = (network.model, network.precision) if isinstance(network, Loaded) else (network, "float32")
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model.eval()(torch.zeros(1, 3, 8, 8))
+        return times[precision] * counter.get_total_flops() / 2000
+
+    def measure(networks, example, setting, *, seconds, precision=None):
+        found = {name: ms_of(network) for name, network in networks.items()}
+        return {name: MeasuredLatency(ms, ms, ms, 10, (ms,) * 10) for name, ms in found.items()}
+
+    for module in (latency_search, survey_module):
+        monkeypatch.setattr(module, "measure", measure)
+        monkeypatch.setattr(module, "prepare", Loaded)
+    monkeypatch.setattr(mixtures, "width_divisor", lambda setting: 1)
+    return times
+
+
+def few(count=24):
+    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def plan(latency, **options):
+    model = randomised(Residual())
+    anatomy = trace(model, model.example())
+    given = Findings(evidence=us.channel_evidence(model, anatomy, few()), recipe=preset("default", views="none"))
+    budget = Budget.of(latency=latency, runtime="onnxruntime", threads=1, depth="never", **options)
+    return plan_int8(model, anatomy, few(), budget, given=given)
+
+
+def test_int8_alone_where_it_meets_the_latency(clock):
+    found = plan(0.55)
+    assert not found.slices
+    assert found.latency.setting["precision"] == "int8"
+    assert found.latency.measured_share[0] == pytest.approx(0.5)
+    assert found.notes[-1].startswith("INT8 alone loses least: INT8 alone: 0.50 of the teacher's latency, error 0.0")
+    assert "a cut alone: 0.5" in found.notes[-1]
+
+
+def test_a_milder_cut_and_int8_where_int8_alone_is_too_slow(clock):
+    found = plan(0.4)
+    assert found.latency.setting["precision"] == "int8"
+    assert 0.92 * 0.4 <= found.latency.measured_share[0] <= 0.4
+    assert 0.7 < found.macs["student"] / found.macs["teacher"] < 0.85  # 0.4 over 0.5
+    assert "INT8 alone: 0.50 of the teacher's latency; it misses the latency" in found.notes[-1]
+
+
+def test_a_cut_alone_where_int8_saves_nothing(clock):
+    clock["int8"] = 1.2
+    found = plan(0.7)
+    assert found.latency.setting["precision"] == "float32"
+    assert found.slices
+    assert found.notes[-1].startswith("a cut alone loses least: INT8 alone: 1.20 of the teacher's latency; it misses")
+
+
+def test_a_size_rules_int8_alone_out(clock):
+    found = plan(0.55, params=0.8)
+    assert found.slices
+    assert "INT8 alone: 0.50 of the teacher's latency; it misses the budget of params" in found.notes[-1]
+
+
+def test_nothing_meets_the_latency(clock):
+    with pytest.raises(OutOfReach, match="out of reach: the teacher takes"):
+        plan(0.01)
+
+
+def test_where_int8_cannot_be_written_a_cut_is_taken(clock, monkeypatch):
+    def refuse(*_, **__):
+        raise UnsupportedModel("no such operator")
+
+    monkeypatch.setattr(int8_choice, "export", refuse)
+    found = plan(0.6)
+    assert found.latency.setting["precision"] == "float32"
+    assert "INT8 alone: no such operator" in found.notes[-1]
+
+
+@pytest.mark.parametrize("runtime", ["torch", "compile"])
+def test_runtimes_without_int8(runtime, tmp_path):
+    own = own_teacher(randomised(Residual()), SAID)
+    with pytest.raises(InputError, match=f"{runtime} runs no INT8 files of ONNX; expected of onnxruntime, openvino"):
+        us.compress(own, few(), latency=0.5, runtime=runtime, int8=True, folder=tmp_path / "small")
+
+
+def test_int8_takes_a_folder_and_no_bound_on_errors(tmp_path):
+    own = own_teacher(randomised(Residual()), SAID)
+    with pytest.raises(InputError, match="exporting to int8: no folder is given"):
+        us.compress(own, few(), keep=0.5, int8=True)
+    with pytest.raises(InputError, match="found max_error, which is not measured in INT8"):
+        us.compress(own, few(), keep=0.5, int8=True, max_error=0.1, folder=tmp_path / "small")
