@@ -24,7 +24,7 @@ LIBRARIES = {
     "pickle": set(), "matplotlib": {"results.picture"},
     "onnx": {
         "inputs.onnx_models", "inputs.onnx_operators", "inputs.onnx_reader", "results.export_checks", "runtime.export",
-        "runtime.int8", "runtime.layer_values",
+        "runtime.int8", "runtime.int8_network", "runtime.layer_values",
     },
     "onnxruntime": {
         "inputs.onnx_models", "runtime.export", "runtime.int8", "runtime.latency", "runtime.run_exported",
@@ -116,7 +116,7 @@ CHANGES = {
 # Calls of libraries that write a file: they stand inside `write_by`, or write to the system's temporary folder.
 WRITERS = {"save_file", "save_model", "savefig", "savez", "quantize_static", "quant_pre_process", "quantise"}
 TEMPORARY = {"results.export_checks.savez", "runtime.int8.quant_pre_process", "runtime.int8.quantize_static",
-             "runtime.int8.save", "runtime.export.save", "runtime.layer_values.save",
+             "runtime.int8.save", "runtime.export.save", "runtime.latency.quantise", "runtime.layer_values.save",
              "runtime.layer_values.save_model", "runtime.run_exported.savez"}  # fmt: skip
 
 
@@ -208,14 +208,14 @@ FLAGS = {
     "plan": f"{BUDGET} {TEACHER} --images --out --picture --seed --force --no-force",
     "compress": f"""{BUDGET} {TEACHER} --out --plan --preset --effort --steps --max-seconds --seed --device --precision
         --layout --max-memory --views --held-out --held-out-share --extra --crossfit --max-error --min-agreement
-        --class-names --output --alternatives --no-alternatives --to --labelled --mean --std --resize --tensorboard
-        --force --no-force --resume --no-resume --config""",
+        --class-names --output --alternatives --no-alternatives --to --int8 --no-int8 --labelled --mean --std --resize
+        --tensorboard --force --no-force --resume --no-resume --config""",
     "recover": """--out --to --preset --effort --steps --seed --device --precision --layout --max-memory
         --views --held-out --held-out-share --extra --max-error --min-agreement --output --labelled --weights
         --pretrained --no-pretrained --num-classes --class-names --input-size --mean --std
         --resize --seam --tensorboard --force --no-force --threads --config""",
     "export": """--to --images --held-out --teacher --weights --pretrained --no-pretrained --normalise --no-normalise
-        --dynamic-size --no-dynamic-size --explain --no-explain
+        --dynamic-size --no-dynamic-size --explain --no-explain --int8-steps --extra
         --force --no-force --threads""",
     "verify": """--teacher --labelled --weights --pretrained --no-pretrained --device --max-memory --max-error
         --min-agreement --threads""",

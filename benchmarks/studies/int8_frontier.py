@@ -1,12 +1,13 @@
 """INT8 alone, a cut alone, and both: agreement against measured latency, on the embedded task.
 
     python -m benchmarks.studies.int8_frontier            # goes on where it was stopped; about two minutes a line
+    python -m benchmarks.studies.int8_frontier --choices  # what the planner takes for a latency; minutes a line
     python -m benchmarks.studies.int8_frontier --page     # docs/int8.md and its picture, from the lines
 
 50 images that train and give INT8 its ranges, 2,000 test patches of which nothing was learned. For each teacher and
-seed the teacher and a student of KEEP of its MACs, each in float32, rounded to INT8, and mimicked in INT8; all are timed
-in turn, on one thread, on ONNX Runtime and on OpenVINO. Further, weights of 7 bits, which processors without VNNI need:
-their agreement alone.
+seed the teacher and a student of KEEP of its MACs, each in float32, rounded to INT8, and mimicked in INT8; all are
+timed in turn, on one thread, on ONNX Runtime and on OpenVINO. Further, weights of 7 bits, which processors without VNNI
+need: their agreement alone.
 """
 
 import argparse
@@ -43,6 +44,8 @@ TEACHERS, SEEDS = ("mobilenetv2_tiny", "resnet14", "vgg7", "vit_tiny"), (2021, 2
 SETTINGS = {"onnxruntime, batch 1": ("onnxruntime", 1), "onnxruntime, batch 16": ("onnxruntime", 16),
             "openvino, batch 16": ("openvino", 16)}  # fmt: skip
 IMAGES, PATCHES, KEEP = 50, 2000, 0.6
+SHARES = (0.7, 0.4)  # of the latency, for which the planner chooses
+VERSIONS = {k: v for k, v in versions().items() if k in ("python", "torch", "onnxruntime", "openvino")}
 ROUNDED, MIMICKED = "{}, INT8", "{}, mimicked in INT8"
 
 
@@ -51,17 +54,24 @@ def main() -> None:
     parser.add_argument("--teacher", action="append", choices=TEACHERS)
     parser.add_argument("--seed", action="append", type=int)
     parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--choices", action="store_true")
     parser.add_argument("--page", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.page:
         lines = read(options.out)
-        plot(lines, DOCS / "figures" / "int8.png")
+        plot([x for x in lines if "seed" in x], DOCS / "figures" / "int8.png")
         (DOCS / "int8.md").write_text(text(lines), encoding="utf-8")
+        return
+    if options.choices:
+        for name in options.teacher or TEACHERS:
+            for share in SHARES:
+                if (name, share) not in {(x["teacher"], x.get("share")) for x in read(options.out)}:
+                    add(options.out, choice(name, share))
         return
     for seed in options.seed or SEEDS:
         for name in options.teacher or TEACHERS:
-            if (name, seed) not in {(x["teacher"], x["seed"]) for x in read(options.out)}:
+            if (name, seed) not in {(x["teacher"], x.get("seed")) for x in read(options.out)}:
                 add(options.out, one(name, seed))
 
 
@@ -80,15 +90,31 @@ def one(name: str, seed: int) -> dict[str, Any]:
                     place = Path(scratch, f"{who} {bits}")
                     rounded, mimicked, done = in_int8(teacher, model, made.plan.seam, few, place, seed)
                     files[who, bits], learned[f"{who}, {bits} bits"] = (rounded, mimicked), done
-        rows = {
-            place: table(files, teacher, made.plan.seam, proof, few, *SETTINGS[place], bits=8) for place in SETTINGS
-        }
-        seven = table(files, teacher, made.plan.seam, proof, few, "onnxruntime", 16, bits=7)
+        known = teacher, made.plan.seam, proof, few
+        rows = {place: table(files, *known, *setting, bits=8) for place, setting in SETTINGS.items()}
+        seven = table(files, *known, "onnxruntime", 16, bits=7)
     return {
         "teacher": name, "seed": seed, "rows": rows, "mimic": learned, "weight_bits": int8.weight_bits(),
         "seven_bits": {row["name"]: row["top1_agreement"] for row in seven},
         "seconds": round(time.perf_counter() - begun, 1), "platform": platform_kind(1, "cpu"),
-        "versions": {k: v for k, v in versions().items() if k in ("python", "torch", "onnxruntime", "openvino")},
+        "versions": VERSIONS,
+    }  # fmt: skip
+
+
+def choice(name: str, share: float) -> dict[str, Any]:
+    """What `compress(latency=share, int8=True)` takes, and what it measured of each way."""
+    begun, teacher = time.perf_counter(), load_teacher(f"demo:{name}")
+    few = read_images(demo.few_images(IMAGES, SEEDS[0]), teacher.preprocessing)
+    with tempfile.TemporaryDirectory() as scratch:
+        plan = compress(
+            teacher, few, latency=share, runtime="onnxruntime", threads=1, batch=16, int8=True,
+            folder=Path(scratch, "small"), config=preset("default", effort="quick", views=teacher.views, seed=SEEDS[0]),
+        ).plan  # fmt: skip
+    assert plan.latency is not None
+    return {
+        "teacher": name, "share": share, "precision": plan.latency.setting["precision"],
+        "cut": bool(plan.slices or plan.drop), "note": plan.notes[-1], "measured": plan.latency.measured_share[0],
+        "seconds": round(time.perf_counter() - begun, 1), "platform": platform_kind(1, "cpu"), "versions": VERSIONS,
     }  # fmt: skip
 
 
@@ -151,15 +177,19 @@ def means(lines: list[dict[str, Any]], teacher: str, place: str) -> dict[str, tu
 
 def text(lines: list[dict[str, Any]]) -> str:
     """docs/int8.md"""
+    chosen, lines = [x for x in lines if "share" in x], [x for x in lines if "seed" in x]
     seeds = sorted({line["seed"] for line in lines})
-    where = sorted({f"{x['platform']['processor']}, torch {x['versions']['torch']}, ONNX Runtime "
-                    f"{x['versions']['onnxruntime']}, OpenVINO {x['versions']['openvino']}" for x in lines})  # fmt: skip
-    bits = sorted({line["weight_bits"] for line in lines})
+    names = {"torch": "torch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+    where = {
+        ", ".join([x["platform"]["processor"], *(f"{said} {x['versions'][name]}" for name, said in names.items())])
+        for x in lines
+    }
+    bits = " and ".join(str(each) for each in sorted({line["weight_bits"] for line in lines}))
     parts = [
         "# INT8, a cut, or both",
         "Made by `python -m benchmarks.studies.int8_frontier --page` from `benchmarks/results/int8_frontier.jsonl`; do "
         f"not edit by hand. {IMAGES} unlabelled images, {PATCHES:,} test patches, {KEEP:.0%} of the MACs, seeds "
-        f"{', '.join(map(str, seeds))}; one thread; {'; '.join(where)}; weights of {' and '.join(map(str, bits))} bits.",
+        f"{', '.join(map(str, seeds))}; one thread; {'; '.join(sorted(where))}; weights of {bits} bits.",
         "Agreement with the float32 teacher in percent, mean over seeds; latency as a share of its own, median. "
         f"*Mimicked* took {STEPS} steps in INT8 after it was rounded.",
         "![Agreement against latency](figures/int8.png)",
@@ -184,7 +214,19 @@ def text(lines: list[dict[str, Any]]) -> str:
         "Processors without VNNI add products in 16 bits, which weights of 8 bits overflow. Agreement in percent:",
         "\n".join(seven),
     ]
-    return "\n\n".join(parts) + "\n"
+    rows = ["| teacher | latency to meet | taken | measured | note |", "|---|--:|---|--:|---|"]
+    rows += [f"| {x['teacher']} | {x['share']:.0%} | {_taken(x)} | {x['measured']:.0%} | {x['note']} |" for x in chosen]
+    about = (
+        "What the planner takes for a share of the float32 teacher's latency on ONNX Runtime, batch 16 (`--choices`; one "
+        "seed). Errors are those at the seam after the closed form."
+    )
+    return "\n\n".join([*parts, "## What the planner takes", about, "\n".join(rows)]) + "\n"
+
+
+def _taken(line: dict[str, Any]) -> str:
+    if line["precision"] == "float32":
+        return "a cut alone"
+    return "a cut and INT8" if line["cut"] else "INT8 alone"
 
 
 def plot(lines: list[dict[str, Any]], path: Path) -> None:
@@ -197,8 +239,11 @@ def plot(lines: list[dict[str, Any]], path: Path) -> None:
     figure, axes = pyplot.subplots(1, len(TEACHERS), figsize=(13, 3.4), layout="constrained")
     for axis, name in zip(axes, TEACHERS, strict=True):
         for network, (share, agreement) in means(lines, name, place).items():
-            axis.plot(100 * share, agreement, "s" if "teacher" in network else "o", color="C0" if "INT8" in network
-                      else "0.5", fillstyle="full" if "mimicked" in network or "INT8" not in network else "none")  # fmt: skip
+            full = "mimicked" in network or "INT8" not in network
+            axis.plot(
+                100 * share, agreement, "s" if "teacher" in network else "o", fillstyle="full" if full else "none",
+                color="C0" if "INT8" in network else "0.5",
+            )  # fmt: skip
             axis.annotate(network, (100 * share, agreement), fontsize=7, xytext=(4, -9), textcoords="offset points")
         axis.set_title(name, fontsize=10)
         axis.set_xlim(left=0)

@@ -13,24 +13,52 @@ import torch
 from torch import Tensor, nn
 
 from mimicut.anatomy.graph import Anatomy
-from mimicut.base.errors import OutOfReach, UnsupportedModel
+from mimicut.base.errors import MimicutError, OutOfReach, UnsupportedModel
 from mimicut.base.guard import named_tensors
 from mimicut.planning.latency_search import MeasuredPlan, measure_student, median_share, with_latency
 from mimicut.planning.mixtures import plan_within, target_ms, tie_of
 from mimicut.planning.planner import plan_widths
 from mimicut.planning.recoverability import hold_out
-from mimicut.planning.survey import Findings, PlanningContext, Say, surveyed
+from mimicut.planning.survey import MEASURED_SECONDS, Findings, PlanningContext, Say, setting_of, surveyed
 from mimicut.planning.trials import SHORT, mimicked_student
 from mimicut.recovery.batches import Source, count, plain_batches, subset
 from mimicut.recovery.config import preset
 from mimicut.runtime.export import export, traced_as_exported
 from mimicut.runtime.int8_network import TrainableInt8
+from mimicut.runtime.latency import INT8_RUNTIMES, Prepared, measure, prepare
 from mimicut.surgery.budget import Budget
 from mimicut.surgery.head import put_under_head
 from mimicut.surgery.plan import Plan
 
 ALONE, CUT, BOTH = "INT8 alone", "a cut alone", "a cut and INT8"
 _RANGES = 64  # images from which a trial takes the ranges of INT8. Source: assumption.
+
+
+def note_on_int8(teacher: nn.Module, anatomy: Anatomy, budget: Budget) -> str | None:
+    """A note where INT8 alone would meet the latency for which a network was cut; None where it would not, or cannot be
+    measured."""
+    setting = setting_of(budget)
+    if setting is None or setting.runtime not in INT8_RUNTIMES or budget.sizes or budget.drop:
+        return None
+    networks: dict[str, Prepared] = {}
+    example = anatomy.traced.example
+    try:
+        networks["teacher"] = prepare(teacher, example, setting)
+        networks["int8"] = prepare(teacher, example, replace(setting, precision="int8"))
+        found = measure(networks, example, setting, seconds=MEASURED_SECONDS)
+    except MimicutError:
+        return None
+    finally:
+        for network in networks.values():
+            network.close()
+    share, own = found["int8"].over(found["teacher"])[0], found["teacher"].ms_median
+    assert budget.latency is not None  # as there is a setting
+    if share * own > min(budget.latency.ms or math.inf, own * (budget.latency.share or math.inf)):
+        return None
+    return (
+        f"INT8 alone takes {share:.2f} of the teacher's latency and cuts nothing: --int8 (int8=True) weighs it against "
+        "this cut"
+    )
 
 
 @dataclass(frozen=True)

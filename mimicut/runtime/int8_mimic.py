@@ -103,6 +103,6 @@ def mimic_int8(
         raise UnsupportedModel(f"mimicking in INT8: {error}") from error
     errors = dict(log.errors)
     if log.kept:
-        file.save(path)
+        file.write_to(path)
     before, after = errors.get(0, math.nan), errors.get(log.kept, math.nan)
     return Int8Mimic(len(log.losses), log.kept, count(fit), count(judging), before, after, len(file.left))

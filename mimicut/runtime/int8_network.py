@@ -168,7 +168,7 @@ class TrainableInt8:
         self.network = Int8Network(graph, seam, trains.union(file.unquantised(graph)).difference(seam.head))
 
     @torch.no_grad()
-    def save(self, path: Path) -> None:
+    def write_to(self, path: Path) -> None:
         """Write the file with the weights of the network.
 
         Raises:
@@ -189,7 +189,7 @@ class TrainableInt8:
                 bias = (held[weight.bias.parameter].double() / torch.from_numpy(step).double()).round()
                 file.put(weight.bias.values, bias.clamp(ends.min, ends.max))
                 file.put(weight.bias.steps, torch.from_numpy(step))
-        file.save(path)
+        file.write_to(path)
 
 
 class _File:
@@ -250,7 +250,7 @@ class _File:
             return None
         return bias.input[0], bias.input[1], source.input[1]
 
-    def save(self, path: Path) -> None:
+    def write_to(self, path: Path) -> None:
         write_by(path, lambda to: self._onnx.save(self._model, to), self._model.ByteSize())
 
 

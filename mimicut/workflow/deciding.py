@@ -18,7 +18,7 @@ from mimicut.inputs.class_names import check_class_names
 from mimicut.inputs.teacher import Teacher
 from mimicut.planning.evidence import channel_evidence, needed_bytes
 from mimicut.planning.importance import Evidence
-from mimicut.planning.int8_choice import plan_int8
+from mimicut.planning.int8_choice import note_on_int8, plan_int8
 from mimicut.planning.mixtures import plan_mixture
 from mimicut.planning.planner import make_plan, replan
 from mimicut.planning.survey import Findings
@@ -164,4 +164,8 @@ def _mixture(
     with on_device(network.model, config.device):
         few = intake.bound(intake.few)
         make = plan_int8 if request.int8 and request.budget.latency is not None else plan_mixture
-        return make(network.model, network.anatomy, few, request.budget, given=given, say=say)
+        plan = make(network.model, network.anatomy, few, request.budget, given=given, say=say)
+        if request.int8 or not plan.slices or seconds is not None:
+            return plan
+        note = note_on_int8(network.model, network.anatomy, request.budget)
+        return plan if note is None else replace(plan, notes=[*plan.notes, note])

@@ -11,7 +11,7 @@ from mimicut.base.errors import InputError, OutOfReach, UnsupportedModel
 from mimicut.inputs.teacher import own_teacher
 from mimicut.planning import int8_choice, latency_search, mixtures
 from mimicut.planning import survey as survey_module
-from mimicut.planning.int8_choice import plan_int8
+from mimicut.planning.int8_choice import note_on_int8, plan_int8
 from mimicut.planning.survey import Findings
 from mimicut.proof.randomised import randomised
 from mimicut.recovery.config import preset
@@ -44,7 +44,7 @@ def clock(monkeypatch):
         found = {name: ms_of(network) for name, network in networks.items()}
         return {name: MeasuredLatency(ms, ms, ms, 10, (ms,) * 10) for name, ms in found.items()}
 
-    for module in (latency_search, survey_module):
+    for module in (latency_search, survey_module, int8_choice):
         monkeypatch.setattr(module, "measure", measure)
         monkeypatch.setattr(module, "prepare", Loaded)
     monkeypatch.setattr(mixtures, "width_divisor", lambda setting: 1)
@@ -107,6 +107,19 @@ def test_where_int8_cannot_be_written_a_cut_is_taken(clock, monkeypatch):
     found = plan(0.6)
     assert found.latency.setting["precision"] == "float32"
     assert "INT8 alone: no such operator" in found.notes[-1]
+
+
+@pytest.mark.parametrize(("share", "said"), [(0.6, True), (0.4, False)])
+def test_a_note_where_int8_alone_would_do(clock, share, said):
+    model = randomised(Residual())
+    anatomy = trace(model, model.example())
+    note = note_on_int8(model, anatomy, Budget.of(latency=share, runtime="onnxruntime", threads=1))
+    assert note == (
+        "INT8 alone takes 0.50 of the teacher's latency and cuts nothing: --int8 (int8=True) weighs it against this cut"
+        if said
+        else None
+    )
+    assert note_on_int8(model, anatomy, Budget.of(latency=share, runtime="torch")) is None
 
 
 @pytest.mark.parametrize("runtime", ["torch", "compile"])

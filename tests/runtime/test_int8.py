@@ -1,6 +1,8 @@
 """INT8: quantised by images that the student learned from, compared on others, beside the teacher."""
 
 import json
+import shutil
+from dataclasses import replace
 from importlib import import_module
 
 import numpy as np
@@ -189,3 +191,70 @@ def test_compress_exports_too(place, quick, capsys):
     )
     assert code == 0
     assert line["int8"]["images"] == 2
+
+
+def small_and_int8(tmp_path, **options):
+    folder, own = tmp_path / "small", own_teacher(randomised(Residual()), SAID)
+    config = us.preset("default", steps=3, views="none")
+    return own, folder, us.compress(own, photos(24), keep=0.6, int8=True, folder=folder, config=config, **options)
+
+
+def test_a_student_for_int8_mimics_in_int8_and_is_measured_in_it(tmp_path, quick):
+    own, folder, result = small_and_int8(tmp_path, min_agreement=0.3)
+    assert (folder / "model.int8.onnx").is_file()
+    table = result.report.int8
+    assert [row["name"] for row in table["rows"]] == NAMES
+    assert table["mimic"]["steps"] == 3
+    assert table["mimic"]["error"] <= table["mimic"]["error_before"]
+    assert table["weight_bits"] in (7, 8)
+    verdicts = [line for line in result.report.certificate() if "in INT8 the lower end" in line]
+    low = table["rows"][-1]["top1_agreement_low"]
+    word = "GO" if low >= 0.3 else "NO GO"
+    assert verdicts == [f"{word}: in INT8 the lower end of the interval is {low:.1%}, at least 30.0% was required"]
+    assert replace(result.report, min_agreement=low + 0.001).go is False
+    assert replace(result.report, min_agreement=0.0).go is True
+    assert "int8 = true" in (folder / "run.toml").read_text()
+    assert "to = " not in (folder / "run.toml").read_text()
+    said = []
+    again = us.compress(
+        own, photos(24), keep=0.6, int8=True, folder=folder, config=us.preset("default", steps=3, views="none"),
+        resume=True, on_stage=said.append,
+    )  # fmt: skip
+    assert said == ["reading images", "already complete"]
+    assert again.report.int8 == table
+
+
+def test_int8_without_a_budget_cuts_nothing(tmp_path, quick):
+    folder, own = tmp_path / "small", own_teacher(randomised(Residual()), SAID)
+    result = us.compress(own, photos(24), int8=True, folder=folder, config=us.preset("default", steps=3, views="none"))
+    assert not result.plan.slices
+    assert result.report.int8["mimic"]["steps"] == 3
+    assert result.report.top1_agreement == 1.0
+
+
+def test_a_cut_that_loses_less_is_not_quantised():
+    """What the planner found slower in INT8 is not written in INT8."""
+    from mimicut.workflow import request
+
+    asked = request.Request(config=us.preset("default"), export_to=("onnx", "int8"), int8=True)
+    latency = type("L", (), {"setting": {"precision": "float32"}})
+    assert asked.formats_for(type("P", (), {"latency": latency})) == ("onnx",)
+    latency.setting = {"precision": "int8"}
+    assert asked.formats_for(type("P", (), {"latency": latency})) == ("onnx", "int8")
+    assert asked.formats_for(type("P", (), {"latency": None})) == ("onnx", "int8")
+
+
+def test_export_mimics_in_int8_on_request(made, tmp_path, quick):
+    own, folder = made
+    copy = tmp_path / "small"
+    shutil.copytree(folder, copy)
+    said = []
+    report = us.export_folder(
+        copy, ["int8"], images=photos(10), teacher=own, int8_steps=2, extra="none", force=True, on_stage=said.append
+    )
+    assert "mimicking 2 steps in INT8, on 8 images" in said
+    assert report.int8["mimic"]["steps"] == 2
+    with pytest.raises(InputError, match="found 2 steps in INT8 and files that normalise themselves"):
+        us.export_folder(copy, ["int8"], images=photos(10), teacher=own, int8_steps=2, normalise=True, force=True)
+    with pytest.raises(InputError, match="found 2 steps in INT8 and the formats onnx; expected the format int8"):
+        us.export_folder(copy, ["onnx"], images=photos(10), teacher=own, int8_steps=2, force=True)

@@ -41,7 +41,7 @@ def outputs(path, x):
 def test_a_file_that_is_read_and_written_gives_the_same(kind, tmp_path):
     path, x, _, read = written(randomised(kind()), tmp_path)
     assert (read.left == ()) == (kind not in (Depthwise, Grouped))  # what the converter writes as several operators
-    read.save(tmp_path / "again.onnx")
+    read.write_to(tmp_path / "again.onnx")
     assert torch.equal(outputs(tmp_path / "again.onnx", x), outputs(path, x))
 
 
@@ -66,7 +66,7 @@ def test_what_trained_is_what_the_file_computes(tmp_path):
             if name not in read.network.seam.head:
                 p.add_(0.1 * p.std(correction=0) * torch.randn(p.shape, generator=generator))
         expected = model.fc(torch.flatten(model.pool(read.network(x)), 1))
-    read.save(tmp_path / "trained.onnx")
+    read.write_to(tmp_path / "trained.onnx")
     found = outputs(tmp_path / "trained.onnx", x)
     assert relative(expected, before) > 0.05
     assert relative(found, expected) < 0.3 * relative(expected, before)  # the head rounds, too
