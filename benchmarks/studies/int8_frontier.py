@@ -4,7 +4,7 @@
     python -m benchmarks.studies.int8_frontier --choices  # what the planner takes for a latency; minutes a line
     python -m benchmarks.studies.int8_frontier --page     # docs/int8.md and its picture, from the lines
 
-50 images that train and give INT8 its ranges, 2,000 test patches of which nothing was learned. For each teacher and
+50 images that train and give INT8 its ranges, 1,000 test patches of which nothing was learned. For each teacher and
 seed the teacher and a student of KEEP of its MACs, each in float32, rounded to INT8, and mimicked in INT8; all are
 timed in turn, on one thread, on ONNX Runtime and on OpenVINO. Further, weights of 7 bits, which processors without VNNI
 need: their agreement alone.
@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.json_lines import add, read
 from mimicut import demo
-from mimicut.base.environment import platform_kind, versions
+from mimicut.base.environment import platform_kind
 from mimicut.inputs.extra_images import GENERATED, read_extra
 from mimicut.inputs.image_set import ImageSet, read_images
 from mimicut.inputs.teacher import Teacher
@@ -32,9 +32,11 @@ from mimicut.recovery.batches import WithExtra
 from mimicut.recovery.config import preset
 from mimicut.results.teachers import load_teacher
 from mimicut.runtime import int8
+from mimicut.runtime.divisors import width_divisor
 from mimicut.runtime.export import FILES, Exported, export
 from mimicut.runtime.int8_mimic import STEPS, mimic_int8
 from mimicut.runtime.latency import Setting
+from mimicut.runtime.machine import runtime_version
 from mimicut.surgery.seam import Seam
 from mimicut.workflow.compress import compress
 
@@ -43,9 +45,9 @@ DOCS = Path(__file__).parents[2] / "docs"
 TEACHERS, SEEDS = ("mobilenetv2_tiny", "resnet14", "vgg7", "vit_tiny"), (2021, 2022, 2023, 2024, 2025)
 SETTINGS = {"onnxruntime, batch 1": ("onnxruntime", 1), "onnxruntime, batch 16": ("onnxruntime", 16),
             "openvino, batch 16": ("openvino", 16)}  # fmt: skip
-IMAGES, PATCHES, KEEP = 50, 2000, 0.6
+IMAGES, PATCHES, KEEP = 50, 1000, 0.6
 SHARES = (0.7, 0.4)  # of the latency, for which the planner chooses
-VERSIONS = {k: v for k, v in versions().items() if k in ("python", "torch", "onnxruntime", "openvino")}
+VERSIONS = {"torch": torch.__version__, **{name: runtime_version(name) for name in ("onnxruntime", "openvino")}}
 ROUNDED, MIMICKED = "{}, INT8", "{}, mimicked in INT8"
 
 
@@ -79,20 +81,21 @@ def one(name: str, seed: int) -> dict[str, Any]:
     begun, teacher = time.perf_counter(), load_teacher(f"demo:{name}")
     few = read_images(demo.few_images(IMAGES, seed), teacher.preprocessing)
     proof = read_images(demo.test_set()[0][:PATCHES], teacher.preprocessing)
-    made = compress(
-        teacher, few, keep=KEEP, held_out=proof, config=preset("default", views=teacher.views, seed=seed)
-    )  # fmt: skip
+    config = preset("default", views=teacher.views, seed=seed)
+    divisor = width_divisor(Setting("onnxruntime"))  # as for a latency
+    made = compress(teacher, few, keep=KEEP, divisor=divisor, held_out=proof, config=config)
     with tempfile.TemporaryDirectory() as scratch:
-        files, learned = {}, {}
-        for bits in (8, 7):
+        files, learned = dict[tuple[str, int], tuple[Exported, Exported]](), {}
+        for who, model, bits in (("teacher", teacher.model, 8), ("student", made.model, 8), ("student", made.model, 7)):
             with weights_of(bits):
-                for who, model in (("teacher", teacher.model), ("student", made.model)):
-                    place = Path(scratch, f"{who} {bits}")
-                    rounded, mimicked, done = in_int8(teacher, model, made.plan.seam, few, place, seed)
-                    files[who, bits], learned[f"{who}, {bits} bits"] = (rounded, mimicked), done
+                rounded, mimicked, done = in_int8(
+                    teacher, model, made.plan.seam, few, Path(scratch, who, str(bits)), seed
+                )
+            files[who, bits], learned[f"{who}, {bits} bits"] = (rounded, mimicked), done
         known = teacher, made.plan.seam, proof, few
-        rows = {place: table(files, *known, *setting, bits=8) for place, setting in SETTINGS.items()}
-        seven = table(files, *known, "onnxruntime", 16, bits=7)
+        eight = {who: files[who, 8] for who in ("teacher", "student")}
+        rows = {place: table(eight, *known, *setting) for place, setting in SETTINGS.items()}
+        seven = table({"student": files["student", 7]}, *known, "onnxruntime", 16)
     return {
         "teacher": name, "seed": seed, "rows": rows, "mimic": learned, "weight_bits": int8.weight_bits(),
         "seven_bits": {row["name"]: row["top1_agreement"] for row in seven},
@@ -146,21 +149,20 @@ def in_int8(
 
 
 def table(
-    files: dict[tuple[str, int], tuple[Exported, Exported]],
+    files: dict[str, tuple[Exported, Exported]],
     teacher: Teacher,
     seam: Seam,
     proof: ImageSet,
     few: ImageSet,
     runtime: str,
     batch: int,
-    bits: int,
 ) -> list[dict[str, Any]]:
-    """Rows of the teacher and the student, each in float32, rounded, and mimicked."""
+    """Rows of each network in float32, rounded, and mimicked."""
     networks = {}
-    for who in ("teacher", "student"):
-        networks[who], networks[f"{who} again"] = files[who, bits]
+    for who in files:
+        networks[who], networks[f"{who} again"] = files[who]
     found = int8_table(networks, teacher.model, proof, few.batch(range(2)), Setting(runtime, 1, batch), seam)["rows"]
-    names = {f"{who} again, INT8": MIMICKED.format(who) for who in ("teacher", "student")}
+    names = {f"{who} again, INT8": MIMICKED.format(who) for who in files}
     return [{**row, "name": names.get(row["name"], row["name"])} for row in found if not row["name"].endswith(" again")]
 
 
@@ -203,8 +205,7 @@ def text(lines: list[dict[str, Any]]) -> str:
             rows.append(f"| {network} | {agreements} | " + " | ".join(cells) + " |")
         parts += [f"## {place[0].upper()}{place[1:]}", "Latency in percent of the float32 teacher's.", "\n".join(rows)]
     seven = ["| network | " + " | ".join(TEACHERS) + " |", "|---|" + "--:|" * len(TEACHERS)]
-    for network in ("student", ROUNDED.format("student"), MIMICKED.format("student"),
-                    ROUNDED.format("teacher"), MIMICKED.format("teacher")):  # fmt: skip
+    for network in ("student", ROUNDED.format("student"), MIMICKED.format("student")):
         cells = [
             f"{100 * mean(x['seven_bits'][network] for x in lines if x['teacher'] == name):.1f}" for name in TEACHERS
         ]
@@ -217,8 +218,8 @@ def text(lines: list[dict[str, Any]]) -> str:
     rows = ["| teacher | latency to meet | taken | measured | note |", "|---|--:|---|--:|---|"]
     rows += [f"| {x['teacher']} | {x['share']:.0%} | {_taken(x)} | {x['measured']:.0%} | {x['note']} |" for x in chosen]
     about = (
-        "What the planner takes for a share of the float32 teacher's latency on ONNX Runtime, batch 16 (`--choices`; one "
-        "seed). Errors are those at the seam after the closed form."
+        "What the planner takes for a share of the float32 teacher's latency on ONNX Runtime, batch 16 (`--choices`; "
+        "one seed). Errors are those at the seam after the closed form."
     )
     return "\n\n".join([*parts, "## What the planner takes", about, "\n".join(rows)]) + "\n"
 
