@@ -311,9 +311,7 @@ def _export_remarks(report: Report) -> list[str]:
     for e in report.exports.values():
         real = "random and real images" if e["error_real"] is not None else "random images"
         compared = e.get("not_run") or f"compared on {real}"
-        remarks.append(
-            f"{e['file']}: {compared}" + ("; it normalises by itself" if e.get("normalises") else "")
-        )
+        remarks.append(f"{e['file']}: {compared}" + ("; it normalises by itself" if e.get("normalises") else ""))
         if e["fixed_because"]:
             remarks[-1] += f"; its batch is fixed: {e['fixed_because']}"
         if e.get("size_fixed_because"):

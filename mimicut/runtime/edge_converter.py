@@ -19,9 +19,10 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np  # a bare environment can be checked
 
 # Format -> the packages that convert and run it.
 PACKAGES = {
@@ -30,7 +31,7 @@ PACKAGES = {
     "coreml": ("coremltools",),
     "tensorrt": ("torch-tensorrt", "tensorrt"),
 }
-Calls = list[list[np.ndarray]]
+Calls = list[list["np.ndarray"]]
 
 
 def check(kind: str) -> dict[str, Any]:
@@ -54,11 +55,11 @@ def _torch_fault(package: str, requirements: list[str]) -> str | None:
         found = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
         return f"{package} wants torch, and none is installed"
-    for requirement in map(Requirement, requirements):
-        if requirement.name == "torch" and (requirement.marker is None or requirement.marker.evaluate({"extra": ""})):
-            if not requirement.specifier.contains(found, prereleases=True):
-                version = importlib.metadata.version(package)
-                return f"{package} {version} wants torch {requirement.specifier}, found torch {found}"
+    for wanted in map(Requirement, requirements):
+        applies = wanted.name == "torch" and (wanted.marker is None or wanted.marker.evaluate({"extra": ""}))
+        if applies and not wanted.specifier.contains(found, prereleases=True):
+            version = importlib.metadata.version(package)
+            return f"{package} {version} wants torch {wanted.specifier}, found torch {found}"
     return None
 
 
@@ -149,6 +150,7 @@ def _run_executorch(path: str, calls: Calls) -> Calls:
 
 def _run_coreml(path: str, calls: Calls) -> Calls:
     import coremltools
+    import numpy as np
 
     with tempfile.TemporaryDirectory() as scratch:
         model = coremltools.models.MLModel(_unpacked(path, scratch), compute_units=coremltools.ComputeUnit.CPU_ONLY)
@@ -165,6 +167,7 @@ def _unpacked(path: str, folder: str) -> str:
 
 
 def _run_tensorrt(path: str, calls: Calls) -> Calls:
+    import numpy as np
     import tensorrt
     import torch
 
@@ -192,6 +195,7 @@ def describe_coreml(path: str) -> dict[str, Any]:
     """The shapes of "inputs" and "outputs", and the "numbers" of all constants of a Core ML package, without running
     it."""
     import coremltools
+    import numpy as np
 
     with tempfile.TemporaryDirectory() as scratch:
         model = coremltools.models.MLModel(_unpacked(path, scratch), skip_model_load=True)
@@ -217,6 +221,8 @@ RUN: dict[str, Callable[[str, Calls], Calls]] = {
 
 def calls_in(path: str) -> Calls:
     """The arrays of each call in an .npz file, as `arrays_of` names them."""
+    import numpy as np
+
     calls: dict[int, dict[int, np.ndarray]] = {}
     with np.load(path) as held:
         for name in held.files:
@@ -225,7 +231,7 @@ def calls_in(path: str) -> Calls:
     return [[calls[i][k] for k in sorted(calls[i])] for i in sorted(calls)]
 
 
-def arrays_of(calls: Calls) -> dict[str, np.ndarray]:
+def arrays_of(calls: Calls) -> dict[str, "np.ndarray"]:
     """CALL.PLACE -> array."""
     return {f"{i}.{k}": array for i, call in enumerate(calls) for k, array in enumerate(call)}
 
@@ -242,6 +248,8 @@ def main() -> None:
         elif what == "describe":
             found = describe_coreml(*paths)
         else:
+            import numpy as np
+
             path, inputs, outputs = paths
             np.savez(outputs, **arrays_of(RUN[kind](path, calls_in(inputs))))  # type: ignore[arg-type]
     except Exception as error:  # whatever a converter raises

@@ -145,7 +145,7 @@ def convert(kind: str, name: str, program: Path, target: Path) -> None:
 
 
 def run_edge(kind: str, path: Path, calls: Sequence[tuple[tuple, dict[str, Any]]]) -> list[list[Tensor]]:
-    """The output tensors of a file for each call, in a process of its own. A call has as many images as it was made for.
+    """The output tensors of a file for each call, of as many images as it was made for, in a process of its own.
 
     Raises:
         LawBroken: It does not run.
@@ -159,7 +159,9 @@ def run_edge(kind: str, path: Path, calls: Sequence[tuple[tuple, dict[str, Any]]
         if error is not None:
             operator = _operator_in(f"{error}\n{done.stderr}")
             at = f" at the operator {operator}" if operator else ""
-            raise LawBroken(f"running {path.name} in a process of its own: it stopped{at} with {error}; do not deploy it")
+            raise LawBroken(
+                f"running {path.name} in a process of its own: it stopped{at} with {error}; do not deploy it"
+            )
         return [[torch.from_numpy(array) for array in call] for call in calls_in(str(outputs))]
 
 
@@ -205,7 +207,11 @@ def check_structure(kind: str, path: Path, given: Sequence[Tensor], wanted: Sequ
 def _start(python: str, *arguments: str) -> subprocess.CompletedProcess:
     # Another environment is left to itself: neither PYTHONPATH nor the folder of the script lead into it.
     flag = "-P" if python == sys.executable else "-I"
-    return subprocess.run([python, flag, str(_SCRIPT), *arguments], capture_output=True, text=True)
+    command = [python, flag, str(_SCRIPT), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:  # what the variable names is no program
+        return subprocess.CompletedProcess(command, 1, "", str(error))
 
 
 def _answer(done: subprocess.CompletedProcess) -> tuple[Any, str | None]:

@@ -89,11 +89,12 @@ def export(
 
     "pt2" is model.pt2 (`torch.export`), "onnx" model.onnx, "openvino" model.xml and model.bin, "int8" model.int8.onnx
     (`int8.quantise`, for ONNX Runtime and OpenVINO); "litert", "executorch", "coreml" and "tensorrt" are those of
-    `edge_formats.EDGE`, made by converters in a process of their own, of one image and one size. Each file is loaded again, the program by torch, the others by
-    ONNX Runtime and OpenVINO on the CPU, in float32, and run on `example`. A file that does not load, or differs, is
-    written once more with the optimisations of torch's converter, and only then refused. Outputs that only the model's
-    own code can read (a dataclass, a namedtuple) become a dict of their tensors. Weights of more than 256 MiB are
-    written beside the ONNX file, to model.onnx.data. The model is untouched.
+    `edge_formats.EDGE`, made by converters in a process of their own, of one image and one size. Each file is loaded
+    again, the program by torch, the others by their runtimes, ONNX and OpenVINO on the CPU, in float32, and run on
+    `example`. Of those that are made from ONNX, one that does not load, or differs, is written once more with the
+    optimisations of torch's converter, and only then refused. Outputs that only the model's own code can read (a
+    dataclass, a namedtuple) become a dict of their tensors. Weights of more than 256 MiB are written beside the ONNX
+    file, to model.onnx.data. The model is untouched.
 
     Args:
         model: The network.
