@@ -78,8 +78,9 @@ def main() -> None:
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     done = {(line["network"], line["format"]) for line in read(RESULTS)}
-    for kind in _formats():
-        for name in NETWORKS:
+    formats = _formats()
+    for name in NETWORKS:
+        for kind in formats:
             if (name, kind) not in done:
                 add(RESULTS, one(name, kind))
 
@@ -127,14 +128,13 @@ def page(lines: list[dict[str, Any]]) -> str:
     return "\n".join([
         "# Files for phones", "",
         "Made by `python -m benchmarks.studies.edge_formats --page`. Each network is converted in float32 by the "
-        "format's own converter, from torch's exported program, and run in a process of its own on random images: the largest "
-        "difference of its outputs from the network's, as a share of the largest output; at most 1e-4 is allowed. "
-        "How to make such files: [phones and edge](how_to/phones_and_edge.md).", "",
+        "format's own converter, from torch's exported program, and run in a process of its own on random images: the "
+        "largest difference of its outputs from the network's, as a share of the largest output; at most 1e-4 is "
+        "allowed. How to make such files: [phones and edge](how_to/phones_and_edge.md).", "",
         f"{len(lines)} of {len(NETWORKS) * len(EDGE)} files were tried. {len(compared)} were run; they differ by at "
         f"most {max(compared, default=0.0):.0e}. TensorRT needs a GPU, and none was at hand. Core ML was not run: "
-        "*alike* means that the shapes of inputs and outputs and the number of weights are the network's. An empty place "
-        "was not tried.",
-        "",
+        "*alike* means that the shapes of inputs and outputs and the number of weights are the network's. An empty "
+        "place was not tried.", "",
         f"| network | {' | '.join(EDGE[kind].runtime for kind in kinds)} |", f"|---|{'---|' * len(kinds)}",
         *(f"| {' | '.join(row)} |" for row in rows), "",
         *(["## What stopped", "", *errors, ""] if errors else []),
