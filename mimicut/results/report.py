@@ -344,12 +344,12 @@ class Report:
         for export in self.exports.values():
             if export.get("size_fixed_because"):
                 lines.append(shortened(f"{export['file']} takes one size only: {export['size_fixed_because']}"))
-            error = largest_error(export)
+            largest = largest_error(export)
             lines.append(
                 f"{export['file']}: {export['bytes'] / 1e6:.2f} MB, {export['precision']}, batch {export['batch']}"
                 f"{', any height and width' if export.get('size') == 'any' else ''}; "
-                + (f"not run: {export.get('not_run')}" if error is None
-                   else f"run by itself, it is within {error:.0e} of the student")
+                + (f"not run: {export.get('not_run')}" if largest is None
+                   else f"run by itself, it is within {largest:.0e} of the student")
             )  # fmt: skip
         lines += self._in_int8()
         if self.macs_not_counted:
