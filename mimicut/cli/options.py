@@ -7,7 +7,7 @@ import typer
 
 _TEACHER, _BUDGET, _RECIPE, _IMAGES, _MACHINE = "Teacher", "Budget", "Recipe", "Images", "Machine"
 _RARE = "Rarely needed"
-FORMATS_HELP = "onnx, openvino, pt2, int8, separated by commas"
+FORMATS_HELP = "onnx, openvino, pt2, int8, litert, executorch, coreml, tensorrt, separated by commas"
 
 TeacherArg = Annotated[
     str,

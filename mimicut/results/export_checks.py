@@ -20,11 +20,14 @@ from mimicut.anatomy.tracing import as_example
 from mimicut.base.errors import LawBroken
 from mimicut.inputs.preprocessing import model_inputs
 from mimicut.runtime import run_exported
+from mimicut.runtime.edge_formats import EDGE, run_edge
 from mimicut.runtime.export import FILES, NOT_WANTED, Exported, difference, larger_images, outputs_of, run_onnx
 
 FIXED = 2  # images that a file takes whose batch cannot be free
 # A file may be so much larger than the model's tensors: names, the graph, alignment. Source: assumption.
 OVERHEAD_BYTES, OVERHEAD = 4 * 2**20, 1.1
+ONE_IMAGE = "files for phones and accelerators are made for one image at a time"
+_OF_ONNX = ("onnx", "openvino", "int8")
 EXTRA_NUMBERS = 2**14  # shapes, indices and scales that a graph holds beside the tensors. Source: assumption.
 _RUNNER = Path(run_exported.__file__)
 
@@ -37,7 +40,8 @@ def check_exports(
     call: Mapping[str, Any] | None,
     tolerance: float,
 ) -> dict[str, dict[str, Any]]:
-    """Run every file in a process of its own, compare its outputs with the model's, and count what it holds.
+    """Run every file that can be run here in a process of its own, compare its outputs with the model's, and count what
+    it holds.
 
     Args:
         model: What was exported.
@@ -58,14 +62,29 @@ def check_exports(
     return {
         f: {
             "file": FILES[f], "bytes": sizes[f], "precision": "int8" if f == "int8" else exported.precision,
-            "tolerance": None if f == "int8" else tolerance, "opset": exported.opset if f != "pt2" else None,
-            "batch": "any" if exported.static is None else str(FIXED), "fixed_because": exported.static,
-            "size": "any" if exported.static_size is None else "that of the images it was made with",
-            "size_fixed_because": None if exported.static_size == NOT_WANTED else exported.static_size,
-            "call": call, **errors[f],
+            "tolerance": None if f == "int8" else tolerance, "opset": exported.opset if f in _OF_ONNX else None,
+            "batch": str(_images_of(exported, f) or "any"), "fixed_because": _fixed_because(exported, f),
+            "size": "any" if _any_size(exported, f) else "that of the images it was made with",
+            "size_fixed_because": None if exported.static_size in (None, NOT_WANTED) else exported.static_size,
+            "call": call, "not_run": exported.not_run.get(f), **errors[f],
         }
         for f in formats
     }  # fmt: skip
+
+
+def _images_of(exported: Exported, kind: str) -> int | None:
+    """How many images a file takes; None where it may be any number."""
+    if kind in EDGE:
+        return exported.edge_images
+    return None if exported.static is None else FIXED
+
+
+def _fixed_because(exported: Exported, kind: str) -> str | None:
+    return ONE_IMAGE if kind in EDGE and exported.edge_images == 1 else exported.static
+
+
+def _any_size(exported: Exported, kind: str) -> bool:
+    return exported.static_size is None and kind not in EDGE
 
 
 def _errors_elsewhere(
@@ -79,21 +98,23 @@ def _errors_elsewhere(
     """error_random and error_real (None without real images): the largest difference of any output, as a share of that
     output's largest value, of the file in a process of its own."""
     errors: dict[str, float | None] = {"random": None, "real": None}
-    for name, batch in batches.items():
-        # A file whose batch is fixed takes FIXED images.
-        parts = [batch] if exported.static is None else list(batch.split(FIXED))
-        if exported.static_size is None and name == "random":
+    path, fixed = exported.files[kind], _images_of(exported, kind)
+    for name, batch in {} if kind in exported.not_run else batches.items():
+        parts = [batch] if fixed is None else [part for part in batch.split(fixed) if len(part) == fixed]
+        if _any_size(exported, kind) and name == "random":
             parts.append(larger_images(as_example(batch[:FIXED]))[0][0])
-        for part in (p for p in parts if exported.static is None or len(p) == FIXED):
-            given = as_example(model_inputs(part, call))
-            found, expected = run_elsewhere(exported.files[kind], part, call), outputs_of(model, *given)
-            error = difference(found, expected)
+        calls = [as_example(model_inputs(part, call)) for part in parts]
+        # A converter's runtime takes long to start: once for all.
+        of_edge = run_edge(kind, path, calls) if kind in EDGE else None
+        for i, (part, given) in enumerate(zip(parts, calls, strict=True)):
+            found = of_edge[i] if of_edge is not None else run_elsewhere(path, part, call)
+            error = difference(found, outputs_of(model, *given))
             errors[name] = max(error, errors[name] or 0.0)
             if kind == "int8":  # what INT8 loses is reported; the file must give here what it gives elsewhere
-                error = difference(found, *run_onnx(exported.files[kind], [given]))
+                error = difference(found, *run_onnx(path, [given]))
             if not error <= tolerance:
                 raise LawBroken(
-                    f"comparing {exported.files[kind].name} in a process of its own with "
+                    f"comparing {path.name} in a process of its own with "
                     f"{'what it gives here' if kind == 'int8' else 'the student'}, on {name} images: "
                     f"outputs differ by {error:.1e} of the largest in float32, expected at most {tolerance:.1e}; do "
                     "not deploy it, and please report the model"
@@ -142,11 +163,13 @@ def check_size(exported: Exported, path: Path, kind: str) -> int:
     """
     size = sum(p.stat().st_size for p in files_of(path))
     most = OVERHEAD * exported.bytes + OVERHEAD_BYTES
-    if size > most:
+    if size > most and kind != "tensorrt":  # an engine holds weights in the forms that its kernels want
         raise LawBroken(
             f"exporting {path.name}: it takes {size:,} bytes, expected at most {round(most):,} for the student's "
             "tensors; it holds more than the student"
         )
+    if kind in EDGE:  # whose tensors are not read here
+        return size
     if kind in ("onnx", "int8"):
         written, allowed, unit, slack = _onnx_numbers(path, kind), exported.numbers, "numbers", EXTRA_NUMBERS
     else:

@@ -28,6 +28,7 @@ from mimicut.results.load_result import load_model
 from mimicut.results.report import Report
 from mimicut.results.store import put_report, read, write_report
 from mimicut.results.teachers import code_of, load_again
+from mimicut.runtime.edge_formats import EDGE
 from mimicut.runtime.export import FILES, FORMATS, TOLERANCE, Exported, check_formats, export_into
 from mimicut.runtime.int8 import weight_bits
 from mimicut.runtime.int8_mimic import mimic_int8
@@ -156,7 +157,8 @@ def export_folder(
 
     Args:
         folder: The result.
-        formats: Any of "onnx", "openvino", "pt2", "int8".
+        formats: Any of "onnx", "openvino", "pt2", "int8", and of `edge_formats.EDGE`: "litert", "executorch", "coreml",
+            "tensorrt".
         images: Real images to compare with, prepared as the teacher's. "int8" requires some: those that the student
             learned from show how large values become.
         held_out: Further real images, preferred for comparisons.
@@ -169,7 +171,7 @@ def export_folder(
         dynamic_size: Whether files take images of any height and width, where the network allows it.
         tolerance: The largest difference that is allowed, as a share of the largest output.
         explain: Whether each layer of each file is compared with the student's too (`explain_export`); the files stay
-            the same.
+            the same. Not of those for phones.
         int8_steps: Steps in which the student learns in INT8, seeing its own rounding (`int8_mimic`); 0 to round it
             as it is. `int8_mimic.STEPS` gain most of what there is.
         extra, max_memory: For these steps, as of `compress`.
@@ -187,6 +189,8 @@ def export_folder(
     """
     formats = tuple(dict.fromkeys(formats))
     check_formats(formats)
+    if explain:
+        _refuse_layers(formats)
     if "int8" in formats and images is None:
         raise InputError(
             f"exporting {folder} to int8: found no images; expected a few (--images DIR), from which it takes the "
@@ -245,6 +249,7 @@ def explain_export(
         StoreError, PlanError: As `load`; or the report cannot be written.
     """
     check_formats([format])
+    _refuse_layers([format])
     path = existing_result(folder)
     plan, report, _ = read(path)
     file, entry = path / FILES[format], report.exports.get(format)
@@ -264,6 +269,15 @@ def explain_export(
     report = replace(report, exports={**report.exports, format: entry})
     put_report(path, report)
     return report
+
+
+def _refuse_layers(formats: Sequence[str]) -> None:
+    edge = [f for f in formats if f in EDGE]
+    if edge:
+        raise InputError(
+            f"comparing layers: found {', '.join(edge)}, whose files show no values of their layers; expected of "
+            f"{', '.join(f for f in FILES if f not in EDGE)}"
+        )
 
 
 def _with_layers(

@@ -14,7 +14,8 @@ PAGES = ("report.html", "README.md")
 RUN = "run.toml"  # the options that make the result again
 # Files that may lie beside those of a result, and are replaced with them.
 BESIDE = (*PAGES, RUN, "model.pt2", "model.onnx", "model.onnx.data", "model.xml", "model.bin", "model.int8.onnx",
-          "model.int8.onnx.data", "preprocessing.json")  # fmt: skip
+          "model.int8.onnx.data", "model.tflite", "model.pte", "model.mlpackage.zip", "model.engine",
+          "preprocessing.json")  # fmt: skip
 PLAN_DIGEST = "plan_sha256"  # key under STORED; results of release 0.1 have none
 STORED = "stored"  # key of report.json: what belongs to the folder and not to the report
 VERSION = 1  # of the folder; kept under STORED. Results of release 0.1 have none, which counts as 1.

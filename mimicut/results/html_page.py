@@ -302,8 +302,9 @@ def _exports(report: Report) -> list[list[Any]]:
     rows = []
     for e in report.exports.values():
         within = "" if e["tolerance"] is None else f" of at most {e['tolerance']:.0e}"
-        size, error = f"{e['bytes'] / 1e6:.2f} MB", f"{largest_error(e):.0e}{within}"
-        rows.append([e["file"], size, e["precision"], e["batch"], e["opset"] or "", error])
+        size, error = f"{e['bytes'] / 1e6:.2f} MB", largest_error(e)
+        shown = "not run" if error is None else f"{error:.0e}{within}"
+        rows.append([e["file"], size, e["precision"], e["batch"], e["opset"] or "", shown])
     return rows
 
 
@@ -311,9 +312,8 @@ def _export_remarks(report: Report) -> list[str]:
     remarks = []
     for e in report.exports.values():
         real = "random and real images" if e["error_real"] is not None else "random images"
-        remarks.append(
-            f"{e['file']}: compared on {real}" + ("; it normalises by itself" if e.get("normalises") else "")
-        )
+        compared = e.get("not_run") or f"compared on {real}"
+        remarks.append(f"{e['file']}: {compared}" + ("; it normalises by itself" if e.get("normalises") else ""))
         if e["fixed_because"]:
             remarks[-1] += f"; its batch is fixed: {e['fixed_because']}"
         if e.get("size_fixed_because"):

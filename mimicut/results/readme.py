@@ -6,6 +6,7 @@ from typing import Any
 
 from mimicut.inputs.preprocessing import NATIVE, Preprocessing
 from mimicut.results.report import Report
+from mimicut.runtime.edge_formats import EDGE
 from mimicut.surgery.plan import Plan
 
 _NAMED = ("timm:", "torchvision:", "hf:", "onnx:", "demo:")
@@ -32,7 +33,7 @@ def readme(report: Report, plan: Plan, *, has_run_file: bool = False, repository
         "## Load it", "", _takes(plan, preprocessing, size), "",
         *([] if pruned_by else _as_module(plan, source, size, repository)),
         *([] if _inputs(plan) else _with_runtimes(report, plan, size)),
-        *_other_files(pruned_by),
+        *_for_phones(report), *_other_files(pruned_by),
         *(_again(pruned_by) if has_run_file else []),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
@@ -107,6 +108,20 @@ def _with_runtimes(report: Report, plan: Plan, size: list[int]) -> list[str]:
     for kind, (runtime, *body) in code.items():
         lines += [f"With {runtime} alone{_condition(report, plan, kind)}:", "", "```python", *body, "```", ""]
     return lines
+
+
+def _for_phones(report: Report) -> list[str]:
+    """A line for each file that another tool's runtime reads."""
+    lines = []
+    for kind, edge in EDGE.items():
+        if (export := report.exports.get(kind)) is not None:
+            images = "one image" if export["batch"] == "1" else f"{export['batch']} images"
+            lines.append(f"- `{edge.file}` is for {edge.runtime}, {images} at a time.{_unrun(export)}")
+    return ["For phones and accelerators:", "", *lines, ""] if lines else []
+
+
+def _unrun(export: Mapping[str, Any]) -> str:
+    return f" It was not run here: {_text(export['not_run'])}." if export.get("not_run") else ""
 
 
 def _blank_array(report: Report, kind: str, size: list[int]) -> str:

@@ -355,11 +355,13 @@ class Report:
         for export in self.exports.values():
             if export.get("size_fixed_because"):
                 lines.append(shortened(f"{export['file']} takes one size only: {export['size_fixed_because']}"))
+            largest = largest_error(export)
             lines.append(
                 f"{export['file']}: {export['bytes'] / 1e6:.2f} MB, {export['precision']}, batch {export['batch']}"
                 f"{', any height and width' if export.get('size') == 'any' else ''}; "
-                f"run by itself, it is within {largest_error(export):.0e} of the student"
-            )
+                + (f"not run: {export.get('not_run')}" if largest is None
+                   else f"run by itself, it is within {largest:.0e} of the student")
+            )  # fmt: skip
         lines += self._in_int8()
         if self.macs_not_counted:
             lines.append("not counted as MACs: " + ", ".join(self.macs_not_counted))
@@ -447,9 +449,10 @@ def shortened(note: str, most: int = 150) -> str:
     return note[: most - 4].rsplit(" ", 1)[0].rstrip(",;:") + " ..."
 
 
-def largest_error(export: Mapping[str, Any]) -> float:
-    """The largest difference in an entry of `Report.exports`: of any output, on random and on real images."""
-    return max(error for error in (export["error_random"], export["error_real"]) if error is not None)
+def largest_error(export: Mapping[str, Any]) -> float | None:
+    """The largest difference in an entry of `Report.exports`: of any output, on random and on real images; None where
+    the file was not run."""
+    return max((error for error in (export["error_random"], export["error_real"]) if error is not None), default=None)
 
 
 def _plain(value: Any) -> Any:

@@ -132,7 +132,8 @@ class _Export(_Entry):
     size: str | None = None
     size_fixed_because: str | None = None
     normalises: bool = False
-    error_random: Number
+    not_run: str | None = None
+    error_random: Number | None
     error_real: Number | None
     layers: _Layers | None = None
 

@@ -1,4 +1,5 @@
-"""A model as files that run without its code: ONNX, OpenVINO and torch.export, each compared with the model."""
+"""A model as files that run without its code: ONNX, OpenVINO, torch.export and those for phones (`edge_formats`), each
+compared with the model."""
 
 import io
 import math
@@ -6,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,12 +30,14 @@ from mimicut.base.disk import make_folder, remove_folder, write_by
 from mimicut.base.errors import InputError, LawBroken, MimicutError, StoreError, UnsupportedModel, one_line
 from mimicut.base.guard import full_copy, named_tensors, structural_copy
 from mimicut.base.scratch import locked, replace_files
+from mimicut.runtime.edge_formats import EDGE, check_converter, check_structure, convert, not_run, run_edge
 from mimicut.runtime.int8 import quantise
 from mimicut.runtime.onnx_file import write_onnx
 from mimicut.runtime.readable_outputs import ReadableOutputs, is_readable, model_name
 from mimicut.surgery.seam import tensors
 
 FILES = {"pt2": "model.pt2", "onnx": "model.onnx", "openvino": "model.xml", "int8": "model.int8.onnx"}
+FILES |= {kind: edge.file for kind, edge in EDGE.items()}
 FORMATS = ("pt2", "onnx")  # by default
 NOT_WANTED = "no free size was asked for"
 OTHER_SIZE = (32, 64)  # pixels by which a free height and width are enlarged to check them. Assumption: strides fit 32
@@ -55,6 +58,8 @@ class Exported:
         numbers: How many numbers the tensors of the model hold.
         bytes: How many bytes they take in float32.
         precision: The precision of all files but the INT8 one.
+        edge_images: How many images the files for phones take: one, or as many as the example has.
+        not_run: Format -> why its file cannot be run here, and has no entry in `errors`.
     """
 
     files: dict[str, Path]
@@ -65,6 +70,8 @@ class Exported:
     bytes: int = 0
     precision: str = "float32"
     static_size: str | None = NOT_WANTED
+    edge_images: int | None = None
+    not_run: dict[str, str] = field(default_factory=dict)
 
 
 def export(
@@ -81,11 +88,13 @@ def export(
     """Write `model`, in eval mode and float32, as files that run without its code, and compare each with it.
 
     "pt2" is model.pt2 (`torch.export`), "onnx" model.onnx, "openvino" model.xml and model.bin, "int8" model.int8.onnx
-    (`int8.quantise`, for ONNX Runtime and OpenVINO). Each file is loaded again, the program by torch, the others by
-    ONNX Runtime and OpenVINO on the CPU, in float32, and run on `example`. A file that does not load, or differs, is
-    written once more with the optimisations of torch's converter, and only then refused. Outputs that only the model's
-    own code can read (a dataclass, a namedtuple) become a dict of their tensors. Weights of more than 256 MiB are
-    written beside the ONNX file, to model.onnx.data. The model is untouched.
+    (`int8.quantise`, for ONNX Runtime and OpenVINO); "litert", "executorch", "coreml" and "tensorrt" are those of
+    `edge_formats.EDGE`, made by converters in a process of their own, of one image and one size. Each file is loaded
+    again, the program by torch, the others by their runtimes, ONNX and OpenVINO on the CPU, in float32, and run on
+    `example`. Of those that are made from ONNX, one that does not load, or differs, is written once more with the
+    optimisations of torch's converter, and only then refused. Outputs that only the model's own code can read (a
+    dataclass, a namedtuple) become a dict of their tensors. Weights of more than 256 MiB are written beside the ONNX
+    file, to model.onnx.data. The model is untouched.
 
     Args:
         model: The network.
@@ -107,7 +116,7 @@ def export(
     Raises:
         UnsupportedModel: An operator or module cannot be written; the message names it.
         LawBroken: A file gives other outputs than the model.
-        InputError: A format is unknown or lacks the extra `export`, or INT8 was requested without images.
+        InputError: A format is unknown or lacks its packages, or INT8 was requested without images.
         StoreError: A file exists (without `force`) or cannot be written. After any error nothing is left behind.
     """
     folder = Path(folder)
@@ -160,7 +169,52 @@ def export_into(
     fixed = {} if batch_of(call) > 1 else {"batch": "the example is not a batch of 2 or more"}
     if not dynamic_size:
         fixed["size"] = NOT_WANTED
-    return _as_free_as_possible(ready, call, folder, formats, calibrate, tolerance, fixed)
+    edge = [f for f in formats if f in EDGE]
+    plain = [f for f in formats if f not in EDGE]
+    found = _as_free_as_possible(ready, call, folder, plain, calibrate, tolerance, fixed)
+    return _with_edge(ready, call, folder, edge, tolerance, found) if edge else found
+
+
+def _with_edge(
+    model: nn.Module, call: Example, folder: Path, formats: Sequence[str], tolerance: float, exported: Exported
+) -> Exported:
+    """Add the files for phones: of one image, or of the whole call if the network does not take one alone.
+
+    Raises:
+        UnsupportedModel, LawBroken: As `export`.
+    """
+    clone = structural_copy(model)
+    try:
+        call, program = (one := _first_image(call)), _traced(clone, one, {})
+        wanted = outputs_of(model, *call)
+    except UnsupportedModel:
+        program, wanted = _traced(clone, call, {}), outputs_of(model, *call)
+    errors, unrun = {}, {}
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch, FILES["pt2"])
+        _write_program(program, clone, source)
+        for kind in formats:
+            target = folder / FILES[kind]
+            write_by(target, partial(convert, kind, model_name(model), source), _bytes_of(model))
+            reason = not_run(kind)
+            if reason is None:
+                errors[kind] = _difference_of(model, kind, target, [call], [wanted], tolerance)
+            else:
+                unrun[kind] = reason
+                check_structure(kind, target, tensors_in(call), wanted, _kernel_numbers(program))
+    return replace(
+        exported, files={**exported.files, **{f: folder / FILES[f] for f in formats}},
+        errors={**exported.errors, **errors}, edge_images=batch_of(call), not_run=unrun,
+    )  # fmt: skip
+
+
+def _kernel_numbers(program: Any) -> int:
+    """How many numbers the kernels and matrices of a traced program hold that it uses; vectors may be folded into
+    them."""
+    used = {node.name for node in program.graph.nodes if node.users}
+    named = {**program.graph_signature.inputs_to_parameters, **program.graph_signature.inputs_to_buffers}
+    held = {id(t): t for name, to in named.items() if name in used and (t := program.state_dict.get(to)) is not None}
+    return sum(t.numel() for t in held.values() if t.dim() > 1)
 
 
 def traced_as_exported(model: nn.Module, example: Any, free: Iterable[str]) -> tuple[nn.Module, Example, Any]:
@@ -208,6 +262,9 @@ def check_formats(formats: Sequence[str]) -> None:
     needed["int8"] = needed["onnx"]
     found = (name for f in formats for name in needed.get(f, ()) if find_spec(name) is None)
     missing = list(dict.fromkeys(found))
+    for kind in formats:
+        if kind in EDGE:
+            check_converter(kind)
     if missing:
         raise InputError(
             f"exporting to {', '.join(formats)}: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not "
@@ -529,6 +586,7 @@ _RUN: dict[str, Callable[[Path, list[Example]], list[list[Tensor]]]] = {
     "onnx": run_onnx,
     "openvino": _run_openvino,
     "int8": run_onnx,
+    **{kind: partial(run_edge, kind) for kind in EDGE},
 }
 
 

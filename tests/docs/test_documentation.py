@@ -228,11 +228,11 @@ def check_values(name: str, given: dict) -> None:
     """The values of options are such as the code takes."""
     from mimicut.cli.option_values import formats_in
     from mimicut.recovery.config import preset
-    from mimicut.runtime.export import check_formats
+    from mimicut.runtime.export import FILES
     from mimicut.surgery.budget import BudgetOptions, several_budgets
 
-    if given.get("to"):
-        check_formats(formats_in(given["to"]))
+    if given.get("to"):  # whose packages need not be here
+        assert set(formats_in(given["to"])) <= set(FILES)
     if "preset" in given:
         preset(given["preset"], given.get("effort"), steps=given.get("steps"))
     budget = {key: value for key, value in given.items() if key in BudgetOptions.__annotations__ and value}
