@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mimicut.base import memory
 from mimicut.base.disk import make_folder, remove, write
 from mimicut.base.errors import InputError, LawBroken, StoreError, UnsupportedModel
-from mimicut.base.memory import PASSES, bound
 from mimicut.base.progress import SpokenProgress
 from mimicut.base.scratch import locked, replace_files
 from mimicut.inputs.extra_images import GENERATED, NONE, read_extra
@@ -20,7 +20,7 @@ from mimicut.inputs.preprocessing import Preprocessing, model_inputs
 from mimicut.inputs.teacher import Build, Teacher, own_teacher
 from mimicut.proof.int8_table import int8_table
 from mimicut.recovery.batches import WithExtra
-from mimicut.recovery.config import MimicConfig, preset
+from mimicut.recovery.config import preset
 from mimicut.results.export_checks import FIXED, check_exports, data_name, files_of
 from mimicut.results.folder import existing_result
 from mimicut.results.layer_errors import layer_errors
@@ -106,27 +106,37 @@ class _InputForm:
 
 
 @dataclass(frozen=True)
-class _MimicInInt8:
-    """How to mimic in INT8. extra: pictures beside the images, as of `compress`. memory: bytes of the process."""
+class _Asked:
+    """The arguments of `export_folder`, described there."""
 
-    config: MimicConfig
+    formats: tuple[str, ...]
+    images: ImageSource | ImageSet | None
+    held_out: ImageSource | ImageSet | None
+    teacher: str | Callable[[], nn.Module] | Teacher | None
+    weights: str | Path | None
+    pretrained: bool
+    normalise: bool
+    dynamic_size: bool
+    tolerance: float
+    explain: bool
+    int8_steps: int
     extra: ImageSource | ImageSet | str
-    memory: int
+    max_memory: int | None
     say: Callable[[str], None]
+    int8_required: bool
+    force: bool
 
 
 @dataclass(frozen=True)
 class _Int8Comparison:
     """What INT8 and its table need: the seam, which knows the outputs; the images by which values are quantised, those
-    on which networks are compared, if any, and the teacher, or why there is none; and how to mimic, if at all."""
+    on which networks are compared, if any, and the teacher, or why there is none."""
 
     seam: Seam
     quantise_by: ImageSet
     compare_on: ImageSet | None
     teacher_model: nn.Module | None
     without_teacher: str | None
-    mimic: _MimicInInt8 | None
-    required: bool
 
 
 def export_folder(
@@ -202,20 +212,14 @@ def export_folder(
             f"exporting {folder}: found {int8_steps} steps in INT8 and {found}; expected the format int8, of a file "
             "that takes images as the teacher does"
         )
+    asked = _Asked(
+        formats, images, held_out, teacher, weights, pretrained, normalise, dynamic_size, tolerance, explain,
+        int8_steps, NONE if extra is None else extra, max_memory, on_stage or (lambda text: None), int8_required, force,
+    )  # fmt: skip
     path = existing_result(folder)
-
-    def recipe(report: Report) -> _MimicInInt8 | None:
-        views = str((report.config.get("mimic") or {}).get("views", "none"))
-        config = preset("default", steps=int8_steps, views=views)
-        say = on_stage or (lambda text: None)
-        return _MimicInInt8(config, NONE if extra is None else extra, bound(max_memory), say) if int8_steps else None
-
     try:
         with locked(path) as begun:
-            return _exported(
-                path, formats, images, held_out, teacher, weights, pretrained, normalise, dynamic_size, tolerance,
-                explain, force, begun, recipe, int8_required,
-            )  # fmt: skip
+            return _exported(path, asked, begun)
     except BlockingIOError:
         raise StoreError(f"exporting to {path}: another export into it is under way; wait for it") from None
     except OSError as error:
@@ -307,41 +311,26 @@ def finish_killed_export(folder: str | Path) -> None:
         raise StoreError(f"working in {path}: {error}") from error
 
 
-def _exported(
-    path: Path,
-    formats: tuple[str, ...],
-    images: ImageSource | ImageSet | None,
-    held_out: ImageSource | ImageSet | None,
-    teacher: str | Callable[[], nn.Module] | Teacher | None,
-    weights: str | Path | None,
-    pretrained: bool,
-    normalise: bool,
-    dynamic_size: bool,
-    tolerance: float,
-    explain: bool,
-    force: bool,
-    begun: Set[str],
-    recipe: Callable[[Report], _MimicInInt8 | None],
-    int8_required: bool,
-) -> Report:
+def _exported(path: Path, asked: _Asked, begun: Set[str]) -> Report:
     """`export_folder` in a folder that is locked. begun: the files of a killed export, which are replaced."""
     plan, report, _ = read(path)
-    if not force:
-        _refuse_existing(path, formats, report, begun)
-    form = _InputForm(_preprocessing_of(path, plan), plan.call, normalise)
-    whole = load_model(path, _architecture(teacher))
-    real, compared = (None if some is None else _read(some, form.preprocessing) for some in (images, held_out))
+    if not asked.force:
+        _refuse_existing(path, asked.formats, report, begun)
+    form = _InputForm(_preprocessing_of(path, plan), plan.call, asked.normalise)
+    whole = load_model(path, _architecture(asked.teacher))
+    sources = (asked.images, asked.held_out)
+    real, compared = (None if some is None else _read(some, form.preprocessing) for some in sources)
     comparison = None
-    if "int8" in formats:
+    if "int8" in asked.formats:
         assert real is not None  # refused above
         real, compared = _parts(real, compared, report)
-        found = _teacher_model(plan, whole, form.preprocessing, teacher, weights, pretrained)
-        comparison = _Int8Comparison(plan.seam, real, compared, *found, recipe(report), int8_required)
+        found = _teacher_model(plan, whole, form.preprocessing, asked.teacher, asked.weights, asked.pretrained)
+        comparison = _Int8Comparison(plan.seam, real, compared, *found)
     model = form.wrapped(_exported_part(plan, whole))
     batches = _batches(form, real if compared is None or len(compared) < FIXED else compared)
 
     def fill(fresh: Path) -> Report:
-        made = _export(model, fresh, formats, form, batches, comparison, report, tolerance, dynamic_size, explain)
+        made = _export(model, fresh, asked, form, batches, comparison, report)
         for name in (FILES["onnx"], FILES["int8"]):
             data = f"{name}.data"
             if (fresh / name).exists() and (path / data).exists() and not (fresh / data).exists():
@@ -381,37 +370,33 @@ def export_programs(
 def _export(
     model: nn.Module,
     scratch: Path,
-    formats: tuple[str, ...],
+    asked: _Asked,
     form: _InputForm,
     batches: Mapping[str, Tensor],
     comparison: _Int8Comparison | None,
     report: Report,
-    tolerance: float,
-    dynamic_size: bool,
-    explain: bool,
 ) -> Report:
     """Fill `scratch` with the checked files and their description, and return the report with them in it."""
-    example = form.inputs(batches["random"][:FIXED])
+    example, formats = form.inputs(batches["random"][:FIXED]), asked.formats
+    options: dict[str, Any] = {"tolerance": asked.tolerance, "dynamic_size": asked.dynamic_size}
     if comparison is None:
-        exported = export_into(
-            model, example, scratch, formats=formats, tolerance=tolerance, dynamic_size=dynamic_size
-        )  # fmt: skip
-        exports = _checked(model, exported, formats, batches, form, tolerance)
+        exported = export_into(model, example, scratch, formats=formats, **options)
+        exports = _checked(model, exported, formats, batches, form, asked.tolerance)
     else:
         both = tuple(dict.fromkeys((*formats, "onnx")))  # the table compares INT8 with float32
         calibrate = _calibration(form, comparison.quantise_by)
-        exported = export_into(
-            model, example, scratch, formats=both, tolerance=tolerance, calibrate=calibrate, dynamic_size=dynamic_size
+        exported = export_into(model, example, scratch, formats=both, calibrate=calibrate, **options)
+        mimicked = (
+            None if not asked.int8_steps else _mimicked(model, exported, example, form, comparison, asked, report)
         )
-        mimicked = _mimicked_in_int8(model, exported, example, form, comparison)
-        exports = _checked(model, exported, formats, batches, form, tolerance)
-        table = _int8_table(model, exported, scratch, form, example, comparison, calibrate, report, tolerance)
-        more = {"weight_bits": weight_bits(), "mimic": mimicked, "required": comparison.required}
+        exports = _checked(model, exported, formats, batches, form, asked.tolerance)
+        table = _int8_table(model, exported, scratch, form, example, comparison, calibrate, report, asked.tolerance)
+        more = {"weight_bits": weight_bits(), "mimic": mimicked, "required": asked.int8_required}
         report = replace(report, int8={**table, **more})
         if "onnx" not in formats:
             for file in files_of(exported.files["onnx"]):
                 remove(file)
-    if explain:
+    if asked.explain:
         exports = {
             kind: _with_layers(model, exported.files[kind], kind, batches, form, e) for kind, e in exports.items()
         }
@@ -420,33 +405,34 @@ def _export(
     return report
 
 
-def _mimicked_in_int8(
-    model: nn.Module, exported: Exported, example: Any, form: _InputForm, comparison: _Int8Comparison
-) -> dict[str, Any] | None:
-    """Let the INT8 file learn, in place, if that was asked for; return what was done, or {"failed": why it was not}."""
-    recipe, few = comparison.mimic, comparison.quantise_by
-    if recipe is None:
-        return None
-    config, seam = recipe.config, comparison.seam
+def _mimicked(
+    model: nn.Module,
+    exported: Exported,
+    example: Any,
+    form: _InputForm,
+    comparison: _Int8Comparison,
+    asked: _Asked,
+    report: Report,
+) -> dict[str, Any]:
+    """Let the INT8 file learn, in place; return what was done, or {"failed": why it was not}."""
+    few, seam, memory_bytes = comparison.quantise_by, comparison.seam, memory.bound(asked.max_memory)
     if exported.static is not None:
         return {"failed": f"the file takes one number of images alone: {exported.static}"}
-    beside = read_extra(
-        recipe.extra, few, config.views, seed=config.seed, memory_bytes=recipe.memory,
-        most=config.steps * config.batch_size,
-    )  # fmt: skip
+    views = str((report.config.get("mimic") or {}).get("views", "none"))
+    config = preset("default", steps=asked.int8_steps, views=views)
+    most = config.steps * config.batch_size
+    beside = read_extra(asked.extra, few, views, seed=config.seed, memory_bytes=memory_bytes, most=most)
     images: Any = bind_call(few, form.call)
     if beside is not None:
         images = WithExtra(images, replace(beside, call=form.call))
-    target = comparison.teacher_model or model
-    recipe.say(f"mimicking {config.steps} steps in INT8, on {len(few)} images")
-    progress = SpokenProgress(recipe.say, "step in INT8")
+    asked.say(f"mimicking {config.steps} steps in INT8, on {len(few)} images")
     try:
         return mimic_int8(
-            exported.files["int8"], model, example, (seam, seam), target, images, config,
-            on_step=lambda done, steps, loss: progress(done, steps), max_memory=int(PASSES * recipe.memory),
+            exported.files["int8"], model, example, (seam, seam), comparison.teacher_model or model, images, config,
+            on_step=SpokenProgress(asked.say, "step in INT8"), max_memory=int(memory.PASSES * memory_bytes),
         ).to_json()  # fmt: skip
     except UnsupportedModel as error:
-        recipe.say(f"note: INT8 as rounded, without mimicking: {error}")
+        asked.say(f"note: INT8 as rounded, without mimicking: {error}")
         return {"failed": str(error)}
 
 
