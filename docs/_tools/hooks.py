@@ -18,6 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import generated
 
 _OUTSIDE = "repository"  # folder of the site for files from outside docs/
+# Pages that hold nearly every word: the search shows them after those that explain it.
+_RECORDS = ("LOG.md", "zoo.md", "repository/CHANGELOG.md", "repository/benchmarks/README.md")
 _LINK = re.compile(r"(?<=\]\()([^)#\s]+)(#[^)\s]*)?(?=\))")
 
 
@@ -56,6 +58,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         target = inside if inside != outside else f"{_OUTSIDE}/{_site_name(outside)}"
         return posixpath.relpath(target, posixpath.dirname(page.file.src_uri) or ".") + (match[2] or "")
 
+    if page.file.src_uri in _RECORDS:
+        page.meta["search"] = {"boost": 0.2}
     return _DIRECTIVE.sub(_directive, _LINK.sub(relinked, markdown))
 
 

@@ -139,6 +139,25 @@ def test_every_page_is_in_the_navigation():
     assert sorted(listed) == sorted(there | set(generated.PAGES))
 
 
+# What people type into the search -> the page that answers it.
+SEARCHED = {
+    "prune YOLO": "how_to/detector.md", "object detection": "how_to/detector.md",
+    "smaller ONNX": "how_to/onnx_file.md", "distil without labels": "concepts/mimic.md",
+    "distill without labels": "concepts/mimic.md", "knowledge distillation": "concepts/mimic.md",
+    "faster inference": "how_to/milliseconds.md", "few-shot structured pruning": "index.md",
+    "semantic segmentation": "how_to/segmentation.md", "make model smaller": "how_to/own_network.md",
+    "fine-tune": "how_to/labelled.md", "out of memory": "how_to/inputs_and_outputs.md",
+    "structured pruning": "concepts/groups_and_blocks.md",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("query", "page"), SEARCHED.items(), ids=SEARCHED)
+def test_a_page_has_the_words_by_which_people_look_for_it(query, page):
+    """Each word in the page, so that the site's search, which looks for them one by one, finds it."""
+    words = re.findall(r"[\w-]+", text_of(DOCS / page).lower())
+    assert not [word for word in query.lower().split() if word not in words]
+
+
 # ---- blocks of code
 
 
@@ -298,6 +317,11 @@ def test_the_figures_of_the_readme_are_those_of_the_pages():
     assert f"MiR as published: {mir:.0f} %; a cut of this size without training: {cut} %" in picture
     for words in (f"; {ours:.0f} % of", f"{surely:.0f} % where", f"MiR as published {mir:.0f} %"):
         assert words in text_of(ROOT / "README.md")
+
+
+def test_the_count_of_networks_is_that_of_the_zoo():
+    run, done = re.search(r"^(\d+) of \1 models were run: (\d+) done", text_of(DOCS / "zoo.md"), re.MULTILINE).groups()
+    assert f"[{run}\nmodels](docs/zoo.md) were run, {done} the whole way" in text_of(ROOT / "README.md")
 
 
 def test_drawings_are_the_same_in_light_and_dark():
