@@ -1,7 +1,7 @@
 """The commands of the README and of the how-to pages run as they stand, but for what only their reader has.
 
-A network that comes with the package stands in for one whose weights would be fetched, and one step for all of training.
-Other tests run the remaining blocks: `test_documentation` the Python of how-to pages, `test_hub` that of the hub.
+A network of the package stands in for one whose weights would be fetched, and one step for all of training. Other tests
+run the remaining blocks: `test_documentation` the Python of how-to pages, `test_hub` that of the hub.
 """
 
 import re
