@@ -176,6 +176,7 @@ SEARCHED = {
     "how_to/int8.md": ["quantize", "quantise", "quantization"],
     "how_to/labelled.md": ["fine-tune"],
     "how_to/milliseconds.md": ["faster inference", "speed up", "Raspberry Pi"],
+    "how_to/no_go.md": ["NO GO"],
     "how_to/onnx_file.md": ["smaller ONNX"],
     "how_to/own_network.md": ["make model smaller", "compress model"],
     "how_to/retrieval.md": ["image retrieval", "embeddings"],
