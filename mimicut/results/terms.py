@@ -28,8 +28,6 @@ class Term:
 
 
 TERMS = {
-    "teacher": Term("teacher", "teacher", "the network that was made smaller", "concepts"),
-    "student": Term("student", "student", "the smaller network", "concepts"),
     "held-out images": Term(
         "held-out", "held[- ]out", "images that influenced nothing, and only measure", "concepts/certificate"
     ),
