@@ -1,4 +1,4 @@
-"""The commands of the README and of the how-to pages run as they stand, but for what only their reader has.
+"""The commands of the README and of the first how-to pages run as they stand, but for what only their reader has.
 
 A network of the package stands in for one whose weights would be fetched, and one step for all of training. Other tests
 run the remaining blocks: `test_documentation` the Python of how-to pages, `test_hub` that of the hub.
@@ -7,12 +7,10 @@ run the remaining blocks: `test_documentation` the Python of how-to pages, `test
 import re
 import shlex
 import shutil
-from functools import partial
 from pathlib import Path
 
 import pytest
 from command_line import call
-from safetensors.torch import save_file
 
 import mimicut
 from mimicut.demo import few_images, photographs
@@ -20,23 +18,10 @@ from mimicut.demo import few_images, photographs
 ROOT = Path(__file__).parents[2]
 SMALL = "demo:vgg7"
 # What stands on a page -> what is run for it, in this order.
-STAND_INS = {
-    r"timm:resnet18 (?=.*--num-classes)": "timm:resnet18_ --no-pretrained --input-size 3x32x32 ",
-    r"(?:torchvision|timm):resnet(?:18|50)\b": SMALL,
-    r"resnet18_": "resnet18",
-    r"(torchvision:(?:retinanet|lraspp)\w+)": r"\1 --no-pretrained",
-    r"3x320x320|3x96x96": "3x64x64",
-    r"(^(?:compress|demo)(?!.*--effort).*)": r"\1 --steps 1",
-}
-# Lines that are left out: a latency wants an idle machine, the others weights or packages of the reader's own.
-LEFT_OUT = r"--latency|segformer|yolo|pruned\.py"
-# Page -> what its reader has done before.
-PAGES = {
-    "README.md": [], "docs/index.md": [], "docs/how_to/own_network.md": [], "docs/how_to/labelled.md": [],
-    "docs/how_to/onnx_file.md": [], "docs/how_to/retrieval.md": [], "docs/how_to/segmentation.md": [],
-    "docs/how_to/detector.md": [], "docs/how_to/milliseconds.md": [], "docs/tutorials/first_student.md": [],
-    "docs/how_to/no_go.md": ["compress mine.py:build photos/ --keep 0.5 --out strict/ --effort quick"],
-}  # fmt: skip
+STAND_INS = {r"(?:torchvision|timm):resnet(?:18|50)\b": SMALL, r"(^(?:compress|demo)(?!.*--effort).*)": r"\1 --steps 1"}
+PAGES = (
+    "README.md", "docs/index.md", "docs/how_to/own_network.md", "docs/how_to/labelled.md", "docs/how_to/onnx_file.md",
+)  # fmt: skip
 
 
 def text_of(page: str) -> str:
@@ -61,7 +46,6 @@ def desk(tmp_path_factory):
     teacher = mimicut.load_teacher(SMALL)
     mimicut.export(teacher.model, few_images(2, 0), place / "exported", formats=["onnx"])
     (place / "exported" / "model.onnx").rename(place / "model.onnx")
-    save_file(teacher.model.state_dict(), place / "my.safetensors")
     code = re.search(r"```python\n(# mine\.py\n.*?)```", text_of("docs/how_to/own_network.md"), re.DOTALL)
     (place / "mine.py").write_text(code[1], encoding="utf-8")
     return place
@@ -73,22 +57,8 @@ def test_the_commands_of_a_page_run(page, desk, tmp_path, capsys, monkeypatch):
     shutil.copytree(desk, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     lines = re.findall(rf"^ *\$ {mimicut.__name__} (.+)$", text_of(page), re.MULTILINE)
-    lines = [*PAGES[page], *(line for line in lines if not re.search(LEFT_OUT, line))]
     assert lines
     for line in lines:
         code, last, err = call(capsys, *shlex.split(stood_in(line), comments=True))
         assert last is not None, f"{line}\n{err}"
-        assert code == 0 or (code == 1 and re.search("--min-agreement|--max-error", line)), f"{line}\n{err}"
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
-def test_the_python_of_the_whole_path_runs(page, desk, tmp_path, monkeypatch):
-    shutil.copytree(desk, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    quick = partial(mimicut.compress, config=mimicut.preset("default", steps=1, views="pad_crop"))
-    monkeypatch.setitem(vars(mimicut), "compress", quick)
-    (block,) = re.findall(r"```python\n(import mimicut\n\nteacher = .*?)```", text_of(page), re.DOTALL)
-    found = {}
-    exec(stood_in(block.replace("budget=budget", "keep=0.5")), found)
-    assert found["result"].report.macs_student <= 0.5 * found["result"].report.macs_teacher
+        assert code == 0, f"{line}\n{err}"
