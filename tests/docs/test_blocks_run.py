@@ -1,7 +1,7 @@
 """The commands of the README and of the first how-to pages run as they stand, but for what only their reader has.
 
-A network of the package stands in for one whose weights would be fetched, and one step for all of training. Other tests
-run the remaining blocks: `test_documentation` the Python of how-to pages, `test_hub` that of the hub.
+A network of the package stands in for one whose weights would be fetched, and one step for all of training. The
+commands of all other pages are parsed, and their values checked, by `test_documentation`.
 """
 
 import re
@@ -36,7 +36,7 @@ def stood_in(text: str) -> str:
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
-    """A folder with what the pages presuppose: pictures, also in class folders, code, weights, an ONNX file."""
+    """A folder with what the pages presuppose: pictures, also in class folders, code, an ONNX file."""
     place = tmp_path_factory.mktemp("desk")
     for seed, name in enumerate(("photos", "other-photos")):
         photographs.write_few_images(place / name, 20, seed)
