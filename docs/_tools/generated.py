@@ -166,6 +166,24 @@ PAGES = {
 }
 
 
+# Page -> what people type into the search who look for it.
+SEARCHED = {
+    "index.md": ["few-shot structured pruning", "pip install"],
+    "concepts/groups_and_blocks.md": ["structured pruning", "channel pruning"],
+    "concepts/mimic.md": ["distil without labels", "distill without labels", "knowledge distillation"],
+    "how_to/detector.md": ["prune YOLO", "object detection"],
+    "how_to/inputs_and_outputs.md": ["out of memory"],
+    "how_to/int8.md": ["quantize", "quantise", "quantization"],
+    "how_to/labelled.md": ["fine-tune"],
+    "how_to/milliseconds.md": ["faster inference", "speed up", "Raspberry Pi"],
+    "how_to/no_go.md": ["NO GO"],
+    "how_to/onnx_file.md": ["smaller ONNX"],
+    "how_to/own_network.md": ["make model smaller", "compress model"],
+    "how_to/retrieval.md": ["image retrieval", "embeddings"],
+    "how_to/segmentation.md": ["semantic segmentation"],
+}
+
+
 def public_names() -> dict[str, str]:
     """Public name -> the module that defines it, such as `cut` -> `surgery.cut`."""
     text = (ROOT / PACKAGE / "__init__.py").read_text(encoding="utf-8")

@@ -18,6 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import generated
 
 _OUTSIDE = "repository"  # folder of the site for files from outside docs/
+# Start of a page's path -> how much its words count in the search: what explains comes before what lists or records.
+_BOOST = {"how_to/": 4, "concepts/": 4, "index.md": 4, "LOG.md": 0.2, "zoo.md": 0.2, "repository/": 0.2}
 _LINK = re.compile(r"(?<=\]\()([^)#\s]+)(#[^)\s]*)?(?=\))")
 
 
@@ -56,6 +58,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         target = inside if inside != outside else f"{_OUTSIDE}/{_site_name(outside)}"
         return posixpath.relpath(target, posixpath.dirname(page.file.src_uri) or ".") + (match[2] or "")
 
+    boost = next((boost for start, boost in _BOOST.items() if page.file.src_uri.startswith(start)), 1)
+    page.meta |= {"search": {"boost": boost}, "tags": generated.SEARCHED.get(page.file.src_uri, [])}
     return _DIRECTIVE.sub(_directive, _LINK.sub(relinked, markdown))
 
 
@@ -71,6 +75,12 @@ def on_page_content(content: str, page: Any, config: Any, files: Any) -> str:
         return match[0] if path is None else _drawing(path, attributes.get("alt", ""))
 
     return re.sub(r'<img [^>]*src="[^"]*concepts/[^"]*\.svg"[^>]*>', inlined, content)
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """The theme leaves its search without a name for those who hear the page."""
+    dialog = 'data-md-component="search" role="dialog"'
+    return output.replace(dialog, f'{dialog} aria-label="Search"')
 
 
 def _outside(page: str, link: str) -> str | None:

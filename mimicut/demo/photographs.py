@@ -77,8 +77,7 @@ def files() -> list[Path]:
         spec = find_spec(package)
         if spec is None or not spec.submodule_search_locations:
             raise InputError(
-                f"reading the demo's photographs: the package {package!r} is not installed; "
-                "install scikit-image and scikit-learn (their pictures are part of the demo)"
+                f"reading the demo's photographs: the package {package!r} is not installed; pip install 'mimicut[demo]'"
             )
         root = Path(spec.submodule_search_locations[0], folder)
         found += [root / name for name in names.split()]

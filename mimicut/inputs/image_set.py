@@ -167,6 +167,15 @@ def thumbnail(images: "ImageSet | InputSource", index: int, side: int = 96) -> s
     pixels = ((image * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).movedim(0, 2).numpy()
     picture = Image.fromarray(pixels[:, :, 0] if pre.input_size[0] == 1 else pixels)
     picture.thumbnail((side, side))
+    return _data_uri(picture)
+
+
+def grey_picture(rows: Sequence[Sequence[float]]) -> str:
+    """Rows of values from 0 (black) to 1 (white) as a data URI, a pixel for each."""
+    return _data_uri(Image.fromarray((np.asarray(rows) * 255).round().astype(np.uint8)))
+
+
+def _data_uri(picture: Image.Image) -> str:
     held = BytesIO()
     picture.save(held, "PNG")
     return f"data:image/png;base64,{b64encode(held.getvalue()).decode()}"

@@ -27,6 +27,7 @@ from mimicut.proof.detections import (
     mean_average_precision,
     read_detections,
 )
+from mimicut.proof.feature_maps import SHOWN, feature_maps
 from mimicut.proof.output_figures import OutputFigures, OutputMeter, cosines
 from mimicut.surgery.seam import AGREEING, Seam, capturing, tensors
 
@@ -59,6 +60,8 @@ class Figures:
             both answers.
         outputs: Each tensor that the network returns, measured by its kind.
         detections: How far a detector finds the objects that its teacher finds; None if the output is no boxes.
+        feature_maps: Where features of the first images are strong, as `feature_maps.feature_maps` has it, at the first
+            seam point that has places; empty if none has.
     """
 
     top1_agreement: float | None
@@ -74,6 +77,7 @@ class Figures:
     disagreements: tuple[dict[str, Any], ...] = ()
     outputs: tuple[OutputFigures, ...] = ()
     detections: DetectionFigures | None = None
+    feature_maps: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,7 @@ def figures(
     notes: list[str] = []
     errors = [FeatureError() for _ in seam.points]
     likeness: list[Tensor] = []
+    maps: list[dict[str, Any]] = []
     meters = [OutputMeter(output) for output in seam.outputs]
     answers: _Answers | None = _Answers("" if seam.scores is None else seam.scores.activation)
     objects: DetectionMeter | None = DetectionMeter()
@@ -139,6 +144,9 @@ def figures(
                     )
                 error.add(want.double(), have.double())
                 likeness.append(cosines(*(f.double().reshape(len(f), -1) for f in (want, have))))
+            if len(maps) < SHOWN:
+                shown = (feature_maps(want, have, where.start) for want, have in zip(wanted, found, strict=True))
+                maps += next(filter(None, shown), [])
             if objects is not None and not _add_objects(objects, teacher, seam, (theirs, ours), batch):
                 objects = None
             returned = [dict(tensors(output)) for output in (theirs, ours)]
@@ -185,8 +193,11 @@ def figures(
         detections = objects.figures()
         if detections.agreement is None:
             notes.append(f"neither network finds an object (score of at least {SURE}) in any held-out image")
-    found = Figures(None, None, None, relative, images, tuple(notes), cosine, outputs=outputs, detections=detections)
-    return found if answers is None else answers.completed(found)
+    measured = Figures(
+        None, None, None, relative, images, tuple(notes), cosine, outputs=outputs, detections=detections,
+        feature_maps=tuple(maps[:SHOWN]),
+    )  # fmt: skip
+    return measured if answers is None else answers.completed(measured)
 
 
 def _without_top1(seam: Seam) -> str:

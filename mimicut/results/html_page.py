@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from mimicut.proof.certificate import in_words
 from mimicut.results import layer_table
 from mimicut.results.report import Report, int8_sentence, largest_error, where_measured
+from mimicut.results.terms import TERMS, documentation, pieces
 from mimicut.surgery.plan import Plan
 
 _HASHES = 24  # of images that are printed; all of them are in report.json. Source: assumption.
@@ -57,16 +58,21 @@ def page(report: Report, plan: Plan) -> str:
         layer_header=layer_table.HEADER,
         layer_legend=layer_table.LEGEND,
         layers=_layers(report),
+        feature_maps=report.feature_maps,
         notes=report.notes,
         manifest=_manifest(report, plan),
         details=_details(report, plan),
+        terms=TERMS,
+        documentation=documentation(),
     )
 
 
 @cache
 def _template() -> Template:
     here = FileSystemLoader(Path(__file__).parent)
-    return Environment(loader=here, autoescape=True, undefined=StrictUndefined).get_template("page.html")
+    environment = Environment(loader=here, autoescape=True, undefined=StrictUndefined)
+    environment.filters["pieces"] = pieces
+    return environment.get_template("page.html")
 
 
 def _budget(plan: Plan) -> str:

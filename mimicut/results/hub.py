@@ -23,7 +23,8 @@ from mimicut.results.store import read
 from mimicut.surgery.plan import Plan
 
 CONFIG = "config.json"
-_PRIVATE: dict[str, Any] = {"disagreements": [], "images_check": {}}  # of the report: pictures, and names of files
+# Of the report: pictures, and names of files.
+_PRIVATE: dict[str, Any] = {"disagreements": [], "feature_maps": [], "images_check": {}}
 # Kind of an output -> what the hub calls such models.
 _TASKS = {
     "scores": "image-classification", "multilabel": "image-classification", "map": "image-segmentation",

@@ -27,6 +27,8 @@ class Report:
             disagreements: As in `proof.figures.Figures`.
         outputs: Each tensor that the network returns, as `proof.output_figures.OutputFigures` has it.
         detections: As `proof.detections.DetectionFigures`; None where the output is no boxes.
+        feature_maps: Of a few held-out images a thumbnail, and where the features of teacher and student are strong, as
+            grey pictures (data URIs; as in `proof.figures.Figures`).
         class_names: Class number -> its name, where the teacher's library or the user gives it.
         widths: Group -> [units that stay, units of the teacher].
         losses: [step, loss] of the mimic stage, at most a few hundred.
@@ -75,6 +77,7 @@ class Report:
     disagreements: tuple[dict[str, Any], ...] = ()
     outputs: tuple[dict[str, Any], ...] = ()
     detections: dict[str, Any] | None = None
+    feature_maps: tuple[dict[str, Any], ...] = ()
     class_names: dict[str, str] = field(default_factory=dict)
     widths: dict[str, Any] = field(default_factory=dict)
     losses: tuple[Any, ...] = ()
@@ -136,7 +139,7 @@ class Report:
         for name in ("top1_agreement", "top1_difference"):
             if len({data.get(f"{name}{end}") is None for end in ("", "_low", "_high")}) > 1:
                 raise StoreError(f"reading a report: {name} stands without its interval, or the interval without it")
-        tuples = ("macs_not_counted", "notes", "disagreements", "losses", "alternatives", "outputs")
+        tuples = ("macs_not_counted", "notes", "disagreements", "losses", "alternatives", "outputs", "feature_maps")
         lists = {key: tuple(data[key]) for key in tuples if key in data}
         return cls(**{**data, **lists})
 

@@ -53,6 +53,13 @@ class _Disagreement(_Entry):
     thumbnail: Picture | None = None
 
 
+class _FeatureMap(_Entry):
+    image: str
+    thumbnail: Picture | None
+    teacher: Picture
+    student: Picture
+
+
 class _Output(_Entry):
     part: str
     kind: Literal["scores", "multilabel", "embedding", "values", "map", "boxes"]
@@ -212,6 +219,7 @@ class ReportFields(TypedDict, total=False):
     disagreements: list[_Disagreement]
     outputs: list[_Output]
     detections: _Detections | None
+    feature_maps: list[_FeatureMap]
     class_names: dict[str, str]
     widths: dict[str, tuple[Count, Count]]
     losses: list[tuple[Count, Number | None]]

@@ -9,7 +9,7 @@ import torch
 
 from mimicut.anatomy.cost import Cost
 from mimicut.base.environment import platform_kind, versions
-from mimicut.inputs.image_set import ImageSet, thumbnail
+from mimicut.inputs.image_set import ImageSet, grey_picture, thumbnail
 from mimicut.proof.detections import DetectionAccuracy
 from mimicut.proof.figures import Accuracy, Figures
 from mimicut.proof.image_check import ImageCheck
@@ -115,6 +115,13 @@ def report_fields(found: Figures, held_out: ImageSet) -> dict[str, Any]:
         {**each, "image": held_out.names[each["image"]], "thumbnail": thumbnail(held_out, each["image"])}
         for each in found.disagreements
     )
+    data["feature_maps"] = tuple(
+        {
+            "image": held_out.names[each["image"]], "thumbnail": thumbnail(held_out, each["image"]),
+            **{who: grey_picture(each[who]) for who in ("teacher", "student")},
+        }
+        for each in found.feature_maps
+    )  # fmt: skip
     return data
 
 

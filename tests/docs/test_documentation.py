@@ -139,6 +139,14 @@ def test_every_page_is_in_the_navigation():
     assert sorted(listed) == sorted(there | set(generated.PAGES))
 
 
+def test_pages_that_people_search_for_exist():
+    """Their words are tags, which the search puts first."""
+    there = {str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md")}
+    assert set(generated.SEARCHED) <= there
+    words = [words for each in generated.SEARCHED.values() for words in each]
+    assert len(set(words)) == len(words)
+
+
 # ---- blocks of code
 
 
@@ -298,6 +306,11 @@ def test_the_figures_of_the_readme_are_those_of_the_pages():
     assert f"MiR as published: {mir:.0f} %; a cut of this size without training: {cut} %" in picture
     for words in (f"; {ours:.0f} % of", f"{surely:.0f} % where", f"MiR as published {mir:.0f} %"):
         assert words in text_of(ROOT / "README.md")
+
+
+def test_the_count_of_networks_is_that_of_the_zoo():
+    run, done = re.search(r"^(\d+) of \1 models were run: (\d+) done", text_of(DOCS / "zoo.md"), re.MULTILINE).groups()
+    assert f"[{run}\nmodels](docs/zoo.md) were run, {done} the whole way" in text_of(ROOT / "README.md")
 
 
 def test_drawings_are_the_same_in_light_and_dark():

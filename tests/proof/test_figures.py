@@ -45,6 +45,26 @@ def test_the_teacher_itself_agrees_wholly_and_the_mean_feature_has_error_one():
     assert figures(teacher, constant, SEAM, SCORES_NK).feature_error_relative == pytest.approx(1.0, rel=1e-6)
 
 
+@pytest.mark.parametrize("axes", [(0, 1, 2, 3), (0, 2, 3, 1)])
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_the_first_maps_by_hand(axes, batch_size):
+    """One place is strong, in both orders of the axes; the student is half as strong."""
+    images = torch.zeros(6, 2, 3, 3)
+    images[:, :, 1, 2] = torch.tensor([3.0, 4.0])
+
+    class Half(nn.Module):
+        def forward(self, x):
+            return x / 2
+
+    seam = Seam((SeamPoint("0"),), ((2, 3, 3),), ())
+    teacher, model = (nn.Sequential(first, nn.Identity()) for first in (nn.Identity(), Half()))
+    found = figures(teacher, model, seam, images.permute(axes), batch_size=batch_size)
+    rows = [[0.0] * 3, [0.0, 0.0, 1.0], [0.0] * 3]
+    half = [[value / 2 for value in row] for row in rows]
+    assert found.feature_maps == tuple({"image": i, "teacher": rows, "student": half} for i in range(4))
+    assert figures(scaler(1.0, 1.0, 1.0), scaler(1.0, 1.0, 1.0), SEAM, SCORES_NK).feature_maps == ()
+
+
 def test_several_points_are_averaged():
     teacher, model = scaler(1.0, 1.0, 1.0), scaler(1.0, 2.0, 1.0)
     one = figures(teacher, model, SEAM, SCORES_NK).feature_error_relative

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import fields, replace
+from email.message import Message
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from mimicut.proof.randomised import randomised
 from mimicut.results.html_page import page
 from mimicut.results.readme import readme
 from mimicut.results.report_schema import ReportFields
+from mimicut.results.terms import TERMS
 
 SAID = Preprocessing((3, 8, 8), (0.5,) * 3, (0.25,) * 3)
 VOID = {"meta", "link", "br", "img"}
@@ -69,7 +71,7 @@ def test_the_page_tells_what_the_report_does(result):
     plan, report, _ = read(result)
     text = (result / "report.html").read_text()
     assert text == page(report, plan)
-    said = " ".join(" ".join(Read(text).words).split())
+    said = " ".join(" ".join(Read(re.sub(r"</?a\b[^>]*>", "", text)).words).split())
     for words in (
         "Student of module", "Budget: 0.5 of the MACs.", f"{report.top1_agreement:.1%} on 20 images",
         f"{report.macs_teacher:,}", f"{report.macs_student:,}", "Loss over steps", "Manifest", "seeds",
@@ -84,14 +86,32 @@ def test_the_page_tells_what_the_report_does(result):
     first = report.disagreements[0]
     assert f"teacher: class {first['teacher'][0]} ({first['teacher'][1]:.0%})" in said
     assert first["thumbnail"] in text
+    assert len(report.feature_maps) == 4
+    assert all(each[picture] in text for each in report.feature_maps for picture in ("thumbnail", "teacher", "student"))
 
 
 def test_the_page_stands_alone_and_is_small(result):
     text = (result / "report.html").read_text()
     assert not re.search(r"<script|https?://(?!www\.w3\.org)|@import|url\(", text)
-    links = [v for k, v in Read(text).attributes if k in ("src", "href")]
-    assert all(v.startswith("data:") for v in links)
+    attributes = Read(text).attributes
+    places = {f"#{v}" for k, v in attributes if k == "id"}
+    links = {v for k, v in attributes if k in ("src", "href") and not v.startswith("data:")}
+    assert links <= places
+    assert {"#agreement", "#macs", "#seam", "#feature-error"} <= links
     assert len(text) < 2_000_000
+
+
+def test_words_lead_to_the_documentation_where_its_address_is_known(monkeypatch):
+    plan = us.make_plan(Chain(), us.trace(Chain(), torch.zeros(2, 3, 8, 8)), keep=0.5)
+    urls = Message()
+    urls["Project-URL"] = "Paper, https://example.org/paper"
+    monkeypatch.setattr("mimicut.results.terms.metadata", lambda name: urls)
+    assert "example.org" not in page(us.Report(), plan)
+    urls["Project-URL"] = "Documentation, https://example.org/docs"
+    links = [v for k, v in Read(page(us.Report(), plan)).attributes if k == "href" and "example.org" in v]
+    assert links == [f"https://example.org/docs/{term.page}/" for term in TERMS.values()]
+    docs = Path(__file__).parents[2] / "docs"
+    assert all((docs / f"{term.page}.md").is_file() for term in TERMS.values())
 
 
 def test_what_is_named_like_markup_is_text():
@@ -105,6 +125,7 @@ def test_what_is_named_like_markup_is_text():
 
 
 BAD = "</title><script>alert(1)</script>\"' onload=x \n```\nimport os\n[a](javascript:x)"
+DOT = "data:image/png;base64,YQ=="
 SHARES = dict.fromkeys(("top1_agreement", "top1_agreement_low", "top1_agreement_high"), 0.5)
 
 
@@ -126,6 +147,7 @@ def hostile_report():
         "alternatives": [{"name": BAD, "seconds": 1.0, **SHARES}], "versions": {"mimicut": BAD, BAD: BAD},
         "platform": {BAD: BAD}, "macs_not_counted": [BAD], "image_hashes": {BAD: [BAD]}, "losses": [[1, 0.5], [2, 0.1]],
         "config": {"mimic": {BAD: BAD, "seed": BAD}}, "crossfit": 5,
+        "feature_maps": [{"image": BAD, "thumbnail": None, **dict.fromkeys(("teacher", "student"), DOT)}],
     }  # fmt: skip
 
 
@@ -151,6 +173,8 @@ STRANGE = {
     "an address": {"disagreements": [{"image": "a", "teacher": [1, 0.5], "student": [2, 0.5], "thumbnail": "//x/a"}]},
     "a page as a picture": {"disagreements": [
         {"image": "a", "teacher": [1, 0.5], "student": [2, 0.5], "thumbnail": "data:text/html;base64,YQ=="}]},
+    "an address as a map": {"feature_maps": [
+        {"image": "a", "thumbnail": None, "teacher": "https://x/a.png", "student": "data:image/png;base64,YQ=="}]},
     "text for a number": {"crossfit": "<b>"},
     "an opset": {"exports": {"onnx": {**hostile_report()["exports"][BAD], "opset": "<b>"}}},
     "a class": {"disagreements": [{"image": "a", "teacher": ["<b>", 0.5], "student": [2, 0.5]}]},
