@@ -1,5 +1,7 @@
 """INT8 alone, a cut alone, or both within a latency: with a clock that counts MACs, so that nothing is timed."""
 
+from functools import cache
+
 import pytest
 import torch
 from nets import Residual
@@ -48,6 +50,7 @@ def clock(monkeypatch):
         monkeypatch.setattr(module, "measure", measure)
         monkeypatch.setattr(module, "prepare", Loaded)
     monkeypatch.setattr(mixtures, "width_divisor", lambda setting: 1)
+    monkeypatch.setattr(int8_choice, "SHORT", 3)
     return times
 
 
@@ -55,10 +58,16 @@ def few(count=24):
     return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def plan(latency, **options):
+@cache
+def read_network():
     model = randomised(Residual())
     anatomy = trace(model, model.example())
-    given = Findings(evidence=us.channel_evidence(model, anatomy, few()), recipe=preset("default", views="none"))
+    return model, anatomy, us.channel_evidence(model, anatomy, few())
+
+
+def plan(latency, **options):
+    model, anatomy, evidence = read_network()
+    given = Findings(evidence=evidence, recipe=preset("default", views="none"))
     budget = Budget.of(latency=latency, runtime="onnxruntime", threads=1, depth="never", **options)
     return plan_int8(model, anatomy, few(), budget, given=given)
 
@@ -80,6 +89,7 @@ def test_a_milder_cut_and_int8_where_int8_alone_is_too_slow(clock):
     assert "INT8 alone: 0.50 of the teacher's latency; it misses the latency" in found.notes[-1]
 
 
+@pytest.mark.long
 def test_a_cut_alone_where_int8_saves_nothing(clock):
     clock["int8"] = 1.2
     found = plan(0.7)
@@ -88,17 +98,20 @@ def test_a_cut_alone_where_int8_saves_nothing(clock):
     assert found.notes[-1].startswith("a cut alone loses least: INT8 alone: 1.20 of the teacher's latency; it misses")
 
 
+@pytest.mark.long
 def test_a_size_rules_int8_alone_out(clock):
     found = plan(0.55, params=0.8)
     assert found.slices
     assert "INT8 alone: 0.50 of the teacher's latency; it misses the budget of params" in found.notes[-1]
 
 
+@pytest.mark.long
 def test_nothing_meets_the_latency(clock):
     with pytest.raises(OutOfReach, match="out of reach: the teacher takes"):
         plan(0.01)
 
 
+@pytest.mark.long
 def test_where_int8_cannot_be_written_a_cut_is_taken(clock, monkeypatch):
     def refuse(*_, **__):
         raise UnsupportedModel("no such operator")

@@ -37,24 +37,24 @@ def outputs(path, x):
     return run_onnx(path, [((x,), {})])[0][0]
 
 
-@pytest.mark.parametrize("kind", [Chain, Residual, Concat, Depthwise, Grouped, Shared])
-def test_a_file_that_is_read_and_written_gives_the_same(kind, tmp_path):
-    path, x, _, read = written(randomised(kind()), tmp_path)
-    assert (read.left == ()) == (kind not in (Depthwise, Grouped))  # what the converter writes as several operators
-    read.write_to(tmp_path / "again.onnx")
-    assert torch.equal(outputs(tmp_path / "again.onnx", x), outputs(path, x))
+QUICK = [Residual, Attention]
+LONG = [pytest.param(kind, marks=pytest.mark.long) for kind in (Chain, Concat, Depthwise, Grouped, Shared, LayerNorms)]
 
 
-@pytest.mark.parametrize("kind", [Chain, Residual, Depthwise, Attention, LayerNorms])
-def test_the_network_rounds_as_the_file_does(kind, tmp_path):
+@pytest.mark.parametrize("kind", [*QUICK, *LONG])
+def test_a_network_rounds_as_its_file_does_and_is_written_back(kind, tmp_path):
     model = randomised(kind())
     path, x, seam, read = written(model, tmp_path)
+    # What the converter writes as several operators is rounded in the file alone.
+    assert (read.left == ()) == (kind not in (Depthwise, Grouped, Attention, LayerNorms))
     with capturing(model, seam) as capture, torch.no_grad():
         plain = capture.features(x)[0]
     found = read.network(x).detach()
     assert found.shape == plain.shape
+    assert 0.001 < relative(found, plain) < 0.2
     rounding = relative(outputs(path, x), model(x).detach())
-    assert 0.001 < relative(found, plain) < 5 * rounding
+    read.write_to(tmp_path / "again.onnx")
+    assert relative(outputs(tmp_path / "again.onnx", x), outputs(path, x)) < 0.2 * rounding
 
 
 def test_what_trained_is_what_the_file_computes(tmp_path):
@@ -96,6 +96,7 @@ def test_a_weight_is_rounded_by_channel():
     assert weight.grad.tolist() == [[1.0, 1.0, 1.0]] * 2
 
 
+@pytest.mark.long
 def test_a_file_of_another_network_is_refused(tmp_path):
     path, x, seam, _ = written(randomised(Chain()), tmp_path)
     other = randomised(Chain(), seed=5)
@@ -119,6 +120,7 @@ def test_mimicking_in_int8_is_never_worse_on_images_set_aside(tmp_path):
     assert (path.read_bytes() == before) == (done.kept == 0)
 
 
+@pytest.mark.long
 def test_where_each_step_does_harm_the_file_stays(tmp_path, monkeypatch):
     monkeypatch.setattr(import_module("mimicut.runtime.int8_mimic"), "RATE", 100.0)
     done, before, path = trained(tmp_path, randomised(Residual()), 40)
@@ -132,6 +134,7 @@ def test_too_few_images(tmp_path):
         trained(tmp_path, randomised(Chain()), 3)
 
 
+@pytest.mark.long
 def test_ctrl_c_leaves_the_file(tmp_path):
     def stop(done, steps, loss):
         raise KeyboardInterrupt
