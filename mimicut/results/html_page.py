@@ -30,7 +30,7 @@ def page(report: Report, plan: Plan) -> str:
         plan: How the student was cut, and from which teacher.
     """
     source = plan.teacher.get("source") or {}
-    return _template().render(
+    return template("page.html").render(
         name=str(source.get("spec") or plan.teacher.get("class") or "the teacher"),
         budget=_budget(plan),
         certificate=_certificate(report),
@@ -64,9 +64,10 @@ def page(report: Report, plan: Plan) -> str:
 
 
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """A page that lies beside this file; every value that it is given is escaped."""
     here = FileSystemLoader(Path(__file__).parent)
-    return Environment(loader=here, autoescape=True, undefined=StrictUndefined).get_template("page.html")
+    return Environment(loader=here, autoescape=True, undefined=StrictUndefined).get_template(name)
 
 
 def _budget(plan: Plan) -> str:
