@@ -74,13 +74,23 @@ def test_all_faults_are_said_at_once_and_nothing_is_run(capsys, place):
         "line 7, job 1: there is no option 'keap'; did you mean 'keep'?",
         "line 11, job 2: keep is 'half', expected a number",
         "line 13, job 3: images is nowhere, and there is no such file or folder",
-        "line 13, job 3: making a plan: keep is 2.0, expected a share above 0, at most 1",
+        "line 13, job 3: making a plan: keep is 2.0, expected a share",
         "line 21, job 4: there is no option 'resume'",
         "line 23, job 5: configuring mimic: found the preset 'best', expected one of",
         "line 23, job 5: its name is '../d', expected one that a folder can have",
         "line 28: there is no option 'other'",
     ):
         assert any(words in line for line in lines[1:]), (words, said)
+
+
+def test_the_file_on_the_page_about_many_jobs_has_five(capsys, place):
+    text = (ROOT / "docs/how_to/many_jobs.md").read_text().partition("```toml\n")[2].partition("```")[0]
+    (place / "gate").mkdir()
+    code, found, said = planned(capsys, place, text)
+    assert code == 0, said
+    assert "gate-camera" in found
+    assert "torchvision-resnet18-keep-0.5" in found
+    assert len(found) == 5
 
 
 @pytest.mark.parametrize(
@@ -278,28 +288,26 @@ def test_ten_jobs_on_ray_with_two_workers_of_which_one_is_killed_twice_equal_tho
 
 
 @pytest.mark.long
-def test_a_sweep_that_is_stopped_goes_on_to_the_same_results(place):
+def test_a_sweep_that_is_stopped_goes_on_where_it_was(place):
     (place / "jobs.toml").write_text(
-        HEAD + "extra = 'none'\nkeep = 0.5\nthreads = 1\n[[job]]\nsteps = 4\nname = 'short'\n"
-        "[[job]]\nsteps = 4000\nname = 'long'\nviews = 'none'\n"
+        HEAD + "extra = 'none'\nkeep = 0.5\n[[job]]\nname = 'first'\nsteps = 4\n[[job]]\nname = 'next'\nsteps = 200\n"
     )
-    process = sweep_process(place)
-    for line in process.stderr:
-        if line.startswith("1/2 short: done"):
-            break
-    end = time.monotonic() + 120
-    while not workers_of("long") and time.monotonic() < end:
+    process = sweep_process(place, "--threads", "1")
+    while not process.stderr.readline().startswith("1/2 first: done"):
+        assert process.poll() is None
+    while not workers_of("next"):
+        assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
     assert "the same command goes on" in err
     assert [each["exit_code"] for each in json.loads(out)["jobs"]] == [0, 130]
-    assert not workers_of("long")
-    weights = place / "fleet/short/weights.safetensors"
+    assert not workers_of("next")
+    weights = place / "fleet/first/weights.safetensors"
     before = weights.stat().st_mtime_ns
-    (place / "jobs.toml").write_text((place / "jobs.toml").read_text().replace("4000", "4"))
-    again = sweep_process(place)
+    again = sweep_process(place, "--threads", "1")
     out, err = again.communicate(timeout=300)
-    assert weights.stat().st_mtime_ns == before  # already complete
-    assert json.loads(out)["jobs"][0]["exit_code"] == 0
+    assert again.returncode == 0, err
+    assert [each["exit_code"] for each in json.loads(out)["jobs"]] == [0, 0]
+    assert weights.stat().st_mtime_ns == before  # it was complete

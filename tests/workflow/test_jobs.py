@@ -79,21 +79,21 @@ def test_a_second_interrupt_kills(tmp_path):
 
 
 def test_a_job_ends_with_the_process_that_waits_for_it(tmp_path):
-    """Its own import of the command line is enough: the pipe is watched before anything heavy is imported."""
-    (tmp_path / "net.py").write_text("import time\ndef build():\n    open('runs', 'w').close()\n    time.sleep(60)\n")
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch/__init__.py").write_text("import time\nopen('runs', 'w').close()\ntime.sleep(60)\n")
+    command = ["-m", "mimicut.cli.job_process", "inspect", "net.py:build", "--threads", "1"]
     code = (
-        "import subprocess, sys, os, time\nits, ours = os.pipe()\n"
-        "p = subprocess.Popen([sys.executable, '-m', 'mimicut.cli.job_process', 'inspect', 'net.py:build'], stdin=its)\n"
-        "print(p.pid, flush=True)\ntime.sleep(60)"
+        f"import subprocess, sys, os, time\nits, ours = os.pipe()\n"
+        f"print(subprocess.Popen([sys.executable, *{command}], stdin=its).pid, flush=True)\ntime.sleep(60)"
     )
     waiting = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True,
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}, text=True,
         stdout=subprocess.PIPE,
     )  # fmt: skip
     number = int(waiting.stdout.readline())
     while not (tmp_path / "runs").exists():
-        os.kill(number, 0)  # it lives
-        time.sleep(0.05)
+        assert alive(number)
+        time.sleep(0.02)
     waiting.kill()
     waiting.communicate()
     end = time.monotonic() + 20
