@@ -1,9 +1,9 @@
 """What a sweep costs above the work of its jobs, from ten of them, and what that is for 1,000: one JSON line.
 
-    python -m benchmarks.studies.sweep_cost                # five minutes on an idle machine
+    python -m benchmarks.studies.sweep_cost                # three minutes on an idle machine
 
-Ten jobs of the demo's networks (50 images, closed form alone, one thread each) run one after the other, then once more,
-when each is complete and has nothing left to do, then on Ray with two workers. Also written to results/sweep_cost.json.
+Ten jobs of the demo's networks (50 images, closed form alone, one thread each) run two at once, then once more, when
+each is complete and has nothing left to do. Also written to results/sweep_cost.json.
 
 - processor_seconds: of a sweep with all its jobs, as the system counts them; they hardly depend on what else runs.
 - job: above its own work, per job: those of the second sweep without those of reading the file alone. That is a
@@ -50,21 +50,20 @@ def measured(place: Path) -> dict[str, Any]:
     reading_many, _ = sweep(place, "many.toml", "here", "--dry-run")
     first, one = sweep(place, "ten.toml", "here")
     second, again = sweep(place, "ten.toml", "here")
-    _, ray = sweep(place, "ten.toml", "ray", "--address", "local", "--jobs", "2")
     count = len(one["jobs"])
     job = (second - reading) / count
     return {
         "jobs": count, "processor_seconds": {"first": round(first, 1), "again": round(second, 1)},
         "job": round(job, 2), "sweep": {str(count): round(reading, 1), str(MANY): round(reading_many, 1)},
         "processor_hours_of_1000": round((MANY * job + reading_many) / 3600, 2),
-        "clock": {"one_after_the_other": clock(one), "again": clock(again), "two_on_ray": clock(ray)},
+        "clock": {"first": clock(one), "again": clock(again)},
         "versions": versions(), "platform": platform_kind(1),
     }  # fmt: skip
 
 
 def sweep(place: Path, file: str, out: str, *more: str) -> tuple[float, dict[str, Any]]:
     """Processor seconds of the sweep and its jobs, and its table; empty where none is written."""
-    command = [sys.executable, "-m", "mimicut", "sweep", file, "--out", out, "--threads", "1", *more]
+    command = [sys.executable, "-m", "mimicut", "sweep", file, "--out", out, "--jobs", "2", "--threads", "1", *more]
     root = str(Path(__file__).parents[2])
     before = os.times()
     subprocess.run(command, cwd=place, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": root})

@@ -176,7 +176,7 @@ def _shares(jobs: "Sequence[Job]", at_once: int) -> list[str]:
         whose = "each" if len(kinds) == 1 else ", ".join(names[:5]) + (f", {len(names) - 5} more" if names[5:] else "")
         lines.append(
             f"{whose}: {share.threads} thread{'s' * (share.threads > 1)}, "
-            + (f"{share.gpus:g} of a GPU, " if share.gpus else "")
+            + (f"{share.gpus:g} GPU{'s' * (share.gpus > 1)}, " if share.gpus else "")
             + ("half of the free memory" if share.memory is None else f"{size_text(share.memory)} of memory")
         )
     return lines

@@ -99,7 +99,7 @@ class ThisMachine:
         needed, there = _gpus_for(count, gpus), len(_visible_gpus()) if gpus else 0
         if needed > there:
             raise InputError(
-                f"sharing this machine: {count} jobs at once with {gpus:g} of a GPU each need {needed} GPUs, found "
+                f"sharing this machine: {count} jobs at once with {gpus:g} GPUs each need {needed}, found "
                 f"{there}; expected fewer --jobs or less of --gpus"
             )
 

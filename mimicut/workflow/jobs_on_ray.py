@@ -17,6 +17,7 @@ from mimicut.workflow.jobs import RETRIES, Ended, Job, Share, run_job
 LOCAL = "local"  # the address that stands for a Ray of our own on this machine
 _ANSWER_SECONDS = 5.0  # in which a cluster is to answer. Source: assumption.
 _LOOK_SECONDS = 0.5
+_STORE_BYTES = 100_000_000  # of a Ray of our own, for what tasks return: some kilobytes each. Source: assumption.
 
 
 class Cluster:
@@ -31,7 +32,7 @@ class Cluster:
         if not fit:
             there = "; ".join(f"{each.get('CPU', 0):g} and {each.get('GPU', 0):g}" for each in machines[:5])
             raise InputError(
-                f"sharing Ray at {self._address}: a job asks for {cores} cores and {gpus:g} of a GPU on one machine, "
+                f"sharing Ray at {self._address}: a job asks for one machine with {cores} cores and {gpus:g} GPUs, "
                 f"found {len(machines)} with {there}; expected less of --threads or --gpus"
             )
         rooms = [int(each["memory"] / (each["CPU"] // cores)) for each in fit if each.get("memory")]
@@ -54,10 +55,17 @@ class Cluster:
                     job = left.pop()
                     of_job = task.options(num_cpus=job.share.threads, num_gpus=job.share.gpus)
                     waiting[of_job.remote(job, place, counter)] = job
-                if len(heard) > handed_on:
-                    handed_on = len(heard)
-                    ray.get(counter.tell.remote(handed_on))
-                for ended in ray.wait(list(waiting), num_returns=1, timeout=_LOOK_SECONDS)[0]:
+                try:
+                    if len(heard) > handed_on:
+                        handed_on = len(heard)
+                        ray.get(counter.tell.remote(handed_on))
+                    ready = ray.wait(list(waiting), num_returns=1, timeout=_LOOK_SECONDS)[0]
+                except (ray.exceptions.RayError, ConnectionError) as error:
+                    raise InputError(
+                        f"running jobs on Ray at {self._address}: the cluster was lost ({one_line(error)}); complete "
+                        "results stay, and the same command goes on"
+                    ) from error
+                for ended in ready:
                     yield waiting.pop(ended), self._got(ended)
 
     def _machines(self) -> list[dict[str, float]]:
@@ -95,7 +103,9 @@ def connected(address: str, count: int | None, gpus: float) -> Iterator[Cluster]
     except ImportError:
         raise InputError(f"{doing}: it is not installed (pip install 'mimicut[ray]')") from None
     _check_answer(address, doing)
-    own: dict[str, Any] = {"num_cpus": usable_cores(), "include_dashboard": False} if address == LOCAL else {}
+    own: dict[str, Any] = {}
+    if address == LOCAL:
+        own = {"num_cpus": usable_cores(), "include_dashboard": False, "object_store_memory": _STORE_BYTES}
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
     except (Exception, SystemExit) as error:  # Ray raises plain ones, and the last where it gives up on a cluster

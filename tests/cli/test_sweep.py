@@ -131,7 +131,7 @@ def test_a_file_without_jobs(capsys, place, text, words):
     ("options", "words"),
     [
         (("--jobs", 3, "--threads", 2), "3 jobs at once with 2 threads each are more than its 4 cores"),
-        (("--gpus", 1000), "1 jobs at once with 1000 of a GPU each need 1000 GPUs, found"),
+        (("--gpus", 1000), "1 jobs at once with 1000 GPUs each need 1000, found"),
         (("--address", "127.0.0.1:1"), "connecting to Ray at 127.0.0.1:1: nothing answers there"),
     ],
 )

@@ -118,9 +118,9 @@ def test_more_than_there_is_is_refused(monkeypatch):
     with pytest.raises(InputError, match=r"3 jobs at once with 3 threads each are more than its 8 cores"):
         ThisMachine(3).share(3)
     assert ThisMachine(4, 0.5).share(None) == Share(2, 0.5, 750_000_000)
-    with pytest.raises(InputError, match=r"5 jobs at once with 0.5 of a GPU each need 3 GPUs, found 2"):
+    with pytest.raises(InputError, match=r"5 jobs at once with 0.5 GPUs each need 3, found 2"):
         ThisMachine(5, 0.5)
-    with pytest.raises(InputError, match=r"2 jobs at once with 2 of a GPU each need 4 GPUs, found 2"):
+    with pytest.raises(InputError, match=r"2 jobs at once with 2 GPUs each need 4, found 2"):
         ThisMachine(2, 2)
 
 
@@ -153,10 +153,10 @@ def test_the_share_of_a_cluster_is_what_its_smallest_machine_has_for_a_job():
     assert cluster.share(8) == Share(8, 0, 4_000_000_000)
     assert cluster.at_once([Job(str(n), Path(), (), Share(2, 0, None)) for n in range(30)]) == 10
     with pytest.raises(
-        InputError, match=r"asks for 17 cores and 0 of a GPU on one machine, found 2 with 16 and 1; 4 and"
+        InputError, match=r"asks for one machine with 17 cores and 0 GPUs, found 2 with 16 and 1; 4 and"
     ):
         cluster.share(17)
-    with pytest.raises(InputError, match=r"asks for 1 cores and 2 of a GPU"):
+    with pytest.raises(InputError, match=r"asks for one machine with 1 cores and 2 GPUs"):
         jobs_on_ray.Cluster(ray, "auto", None, 2).share(1)
     assert jobs_on_ray.Cluster(ray, "auto", 3, 0.5).at_once([job(str(n), "") for n in range(30)]) == 2
 
