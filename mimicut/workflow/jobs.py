@@ -95,6 +95,7 @@ class ThisMachine:
     """
 
     def __init__(self, count: int, gpus: float = 0):
+        check_gpus(gpus)
         self._count, self._gpus, self._free = count, gpus, memory.available()
         needed, there = _gpus_for(count, gpus), len(_visible_gpus()) if gpus else 0
         if needed > there:
@@ -137,6 +138,12 @@ class ThisMachine:
                         yield waiting.pop(ended), ended.result()
             finally:
                 heard += [0, 0] if waiting else []  # the caller failed: nothing runs on without it
+
+
+def check_gpus(gpus: float) -> None:
+    """Raises: InputError for a number of GPUs that no job can have."""
+    if gpus > 1 and gpus != round(gpus):
+        raise InputError(f"sharing GPUs: found {gpus:g} for each job, expected a whole number, or a share below 1")
 
 
 def row_of(job: Job, end: Ended | None) -> dict[str, Any]:

@@ -12,11 +12,12 @@ from mimicut.base import memory
 from mimicut.base.environment import usable_cores
 from mimicut.base.errors import InputError, one_line
 from mimicut.base.interrupts import interrupts_counted, raise_interrupts
-from mimicut.workflow.jobs import RETRIES, Ended, Job, Share, run_job
+from mimicut.workflow.jobs import RETRIES, Ended, Job, Share, check_gpus, run_job
 
 LOCAL = "local"  # the address that stands for a Ray of our own on this machine
 _ANSWER_SECONDS = 5.0  # in which a cluster is to answer. Source: assumption.
 _LOOK_SECONDS = 0.5
+_STARTS = 3  # of a Ray of our own: it gives its parts 15 seconds, which a busy machine may not. Source: measured.
 _STORE_BYTES = 100_000_000  # of a Ray of our own, for what tasks return: some kilobytes each. Source: assumption.
 
 
@@ -98,6 +99,7 @@ def connected(address: str, count: int | None, gpus: float) -> Iterator[Cluster]
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
     doing = f"connecting to Ray at {address}"
+    check_gpus(gpus)
     try:
         import ray
     except ImportError:
@@ -106,12 +108,16 @@ def connected(address: str, count: int | None, gpus: float) -> Iterator[Cluster]
     own: dict[str, Any] = {}
     if address == LOCAL:
         own = {"num_cpus": usable_cores(), "include_dashboard": False, "object_store_memory": _STORE_BYTES}
-    try:
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
-    except (Exception, SystemExit) as error:  # Ray raises plain ones, and the last where it gives up on a cluster
-        raise InputError(
-            f"{doing}: {one_line(error)}; expected a cluster that runs (ray start --head), or local"
-        ) from error
+    for left in reversed(range(_STARTS if address == LOCAL else 1)):
+        try:
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
+            break
+        except (Exception, SystemExit) as error:  # Ray raises plain ones, and the last where it gives up on a cluster
+            ray.shutdown()
+            if not left:
+                raise InputError(
+                    f"{doing}: {one_line(error)}; expected a cluster that runs (ray start --head), or local"
+                ) from error
     raise_interrupts()  # Ray has put its own handlers there
     try:
         yield Cluster(ray, address, count, gpus)

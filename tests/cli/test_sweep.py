@@ -132,6 +132,7 @@ def test_a_file_without_jobs(capsys, place, text, words):
     [
         (("--jobs", 3, "--threads", 2), "3 jobs at once with 2 threads each are more than its 4 cores"),
         (("--gpus", 1000), "1 jobs at once with 1000 GPUs each need 1000, found"),
+        (("--gpus", 1.5), "found 1.5 for each job, expected a whole number, or a share below 1"),
         (("--address", "127.0.0.1:1"), "connecting to Ray at 127.0.0.1:1: nothing answers there"),
     ],
 )
