@@ -21,12 +21,12 @@ _CODES = (0, 1, 2, 3, INTERRUPTED)  # of compress; anything else is a crash, whi
 
 
 def sweep(
-    jobs: Annotated[
+    file: Annotated[
         Path, typer.Argument(help="TOML file: a table \\[\\[job]] of options of compress for each, and \\[defaults]")
     ],
     out: Annotated[Path, typer.Option(help="Folder for the table, the page and, by their names, the jobs' folders")],
-    at_once: Annotated[
-        int | None, typer.Option("--jobs", min=1, help="Jobs at once; default 1, on a cluster as many as it holds")
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Jobs at once; default 1, on a cluster as many as it holds")
     ] = None,
     threads: Annotated[
         int | None,
@@ -50,9 +50,9 @@ def sweep(
     from mimicut.results.sweep_table import make_place, summary, table, write_table
     from mimicut.workflow.jobs import row_of
 
-    found = _checked(jobs, out, on_ray=address is not None, elsewhere=address not in (None, "local"), gpus=gpus)
+    found = _checked(file, out, on_ray=address is not None, elsewhere=address not in (None, "local"), gpus=gpus)
     started = time.perf_counter()
-    with _machines(address, at_once, gpus) as machines:
+    with _machines(address, jobs, gpus) as machines:
         ready = [_job(name, options, machines, threads, bytes_in(max_memory)) for name, options in found.items()]
         shares = _shares(ready, machines.at_once(ready))
         for line in shares:

@@ -84,7 +84,7 @@ def test_a_job_ends_with_the_process_that_waits_for_it(tmp_path):
     command = ["-m", "mimicut.cli.job_process", "inspect", "net.py:build", "--threads", "1"]
     code = (
         f"import subprocess, sys, os, time\nits, ours = os.pipe()\n"
-        f"print(subprocess.Popen([sys.executable, *{command}], stdin=its).pid, flush=True)\ntime.sleep(60)"
+        f"print(subprocess.Popen([sys.executable, *{command}], stdin=its, stdout=2).pid, flush=True)\ntime.sleep(60)"
     )
     waiting = subprocess.Popen(
         [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}, text=True,
@@ -95,7 +95,8 @@ def test_a_job_ends_with_the_process_that_waits_for_it(tmp_path):
         assert alive(number)
         time.sleep(0.02)
     waiting.kill()
-    waiting.communicate()
+    waiting.wait()  # its job would hold the pipe of its words
+    waiting.stdout.close()
     end = time.monotonic() + 20
     while alive(number):
         assert time.monotonic() < end
