@@ -21,7 +21,7 @@ LIBRARIES = {
     "transformers": {"inputs.hugging_face_models"}, "open_clip": {"inputs.open_clip_models"},
     "huggingface_hub": {"inputs.hugging_face_models", "inputs.timm_models", "results.hub"},
     "jinja2": {"results.html_page"}, "pydantic": {"base.schema", "results.report_schema"},
-    "pickle": set(), "matplotlib": {"results.picture"},
+    "pickle": set(), "matplotlib": {"results.picture"}, "ray": {"workflow.jobs_on_ray"},
     "onnx": {
         "inputs.onnx_models", "inputs.onnx_operators", "inputs.onnx_reader", "results.export_checks", "runtime.export",
         "runtime.int8", "runtime.int8_network", "runtime.layer_values",
@@ -221,6 +221,7 @@ FLAGS = {
         --views --held-out --held-out-share --extra --max-error --min-agreement --output --labelled --weights
         --pretrained --no-pretrained --num-classes --class-names --input-size --mean --std
         --resize --seam --tensorboard --force --no-force --threads --config""",
+    "sweep": "--out --jobs --threads --gpus --max-memory --address --dry-run",
     "export": """--to --images --held-out --teacher --weights --pretrained --no-pretrained --normalise --no-normalise
         --dynamic-size --no-dynamic-size --explain --no-explain --int8-steps --extra
         --force --no-force --threads""",

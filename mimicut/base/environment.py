@@ -1,8 +1,8 @@
 """The versions of software and the kind of machine that a result was made with."""
 
+import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from os import cpu_count
 from typing import Any
 
 _PACKAGES = ("mimicut", "torch", "torchvision", "timm", "safetensors")
@@ -30,10 +30,17 @@ def platform_kind(threads: int | None = None, device: str = "cpu") -> dict[str, 
         "system": platform.system(),
         "machine": platform.machine(),
         "processor": _processor(),
-        "cores": cpu_count(),
+        "cores": os.cpu_count(),
         "threads": threads,
         "device": device,
     }
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _processor() -> str | None:

@@ -71,6 +71,24 @@ def interrupts_held() -> Iterator[Callable[[], None]]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def interrupts_counted() -> Iterator[list[int]]:
+    """Let Ctrl-C and SIGTERM only be counted inside: each is appended to the list that is yielded.
+
+    For a wait for other processes, which are told to stop in their turn. It works in the main thread alone.
+    """
+    heard: list[int] = []
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if main}
+    for number in before:
+        signal.signal(number, lambda number, frame: heard.append(number))
+    try:
+        yield heard
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _handlers() -> dict[int, Any]:
     """The signals that raise KeyboardInterrupt here, with their handlers."""
     names = ("SIGINT", "SIGTERM", "SIGALRM")  # the last one where an interrupt waits for an import

@@ -16,6 +16,7 @@ from mimicut.cli.cmd_inspect import inspect
 from mimicut.cli.cmd_plan import plan
 from mimicut.cli.cmd_push import push
 from mimicut.cli.cmd_recover import recover
+from mimicut.cli.cmd_sweep import sweep
 from mimicut.cli.cmd_verify import verify
 from mimicut.cli.printing import INTERRUPTED, say
 
@@ -33,6 +34,7 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     inspect: "inspect torchvision:resnet50 --no-pretrained",
     plan: "plan torchvision:resnet34 --no-pretrained --keep 0.5 --out plan.json",
     compress: "compress torchvision:resnet50 photos/ --keep 0.5 --out small/ --labelled val/",
+    sweep: "sweep jobs.toml --out fleet/ --jobs 2",
     recover: "recover timm:resnet50 pruned.py:build photos/ --out small/ --to pt2,onnx",
     verify: "verify small/ other-photos/ --labelled val/",
     export: "export small/ --to onnx,openvino --images photos/",

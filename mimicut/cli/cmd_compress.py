@@ -1,6 +1,7 @@
 """mimicut compress"""
 
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -144,31 +145,50 @@ def compress(
     config: ConfigFile = None,
 ) -> None:
     """Cut a teacher to a budget, make the student mimic it on a few images, verify and save the student."""
+    given = dict(locals())  # every argument by its name
     set_threads(threads)
     from mimicut.recovery.config import preset as recipe
 
-    shared: BudgetOptions = {
-        "params": params, "size_mb": size_mb, "keep_width": keep_width, "runtime": runtime, "threads": threads,
-        "batch": batch, "depth": depth, "scheme": scheme, "spare_ends": spare_ends, "drop": drop, "pin": pin,
-        "exclude": exclude, "min_channels": min_channels, "divisor": divisor, "score": importance, "seed": seed,
-    }  # fmt: skip
-    options: RequestOptions = {
-        "force": force, "resume": resume, "held_out": held_out, "held_out_share": held_out_share, "labelled": labelled,
-        "extra": extra, "seam": seam, "max_seconds": max_seconds, "min_agreement": min_agreement,
-        "max_error": max_error, "output": output, "with_alternatives": alternatives, "export_to": formats_in(to),
-        "int8": int8,
-        "max_memory": bytes_in(max_memory),
-    }  # fmt: skip
-    lists = {"keep": keep, "latency": latency, "latency_ms": latency_ms}
-    budgets = _checked_budgets(shared, lists, plan, out, options)
-    asked: ConfigChanges = {"steps": steps, "seed": seed, "device": device, "precision": precision, "layout": layout}
-    recipe(preset, effort, **asked)  # refuses impossible options before the teacher is loaded
+    budgets, options, asked = refuse_early(given)
     found = teacher_from(
         teacher, weights, pretrained, num_classes, part, input_size, mean, std, resize, views, class_names
     )
     asked["views"] = found.views
     options["config"] = recipe(preset, effort, **asked)
     _Runs(found, images, options, crossfit, tensorboard, len(budgets) > 1).all(budgets, out)
+
+
+_OF_BUDGET = """params size_mb keep_width runtime threads batch depth scheme spare_ends drop pin exclude min_channels
+    divisor seed"""
+_OF_REQUEST = "force resume held_out held_out_share labelled extra seam max_seconds min_agreement max_error output int8"
+
+
+def refuse_early(given: Mapping[str, Any]) -> "tuple[dict[Path, BudgetOptions], RequestOptions, ConfigChanges]":
+    """Refuse what can be refused before the teacher is loaded.
+
+    Args:
+        given: Every argument of the command, by its name.
+
+    Returns:
+        Folder -> options of its budget, the options of every run, and those of the recipe.
+
+    Raises:
+        MimicutError: As `compress`.
+    """
+    from mimicut.recovery.config import preset as recipe
+
+    def some(names: str) -> Any:
+        return {name: given[name] for name in names.split()}
+
+    shared: BudgetOptions = some(_OF_BUDGET)
+    shared["score"] = given["importance"]
+    options: RequestOptions = some(_OF_REQUEST)
+    options["with_alternatives"], options["export_to"] = given["alternatives"], formats_in(given["to"])
+    options["max_memory"] = bytes_in(given["max_memory"])
+    budgets = _checked_budgets(shared, some("keep latency latency_ms"), given["plan"], given["out"], options)
+    asked: ConfigChanges = some("steps seed device precision layout")
+    recipe(given["preset"], given["effort"], **asked)
+    return budgets, options, asked
 
 
 def _checked_budgets(

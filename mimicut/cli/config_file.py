@@ -23,31 +23,42 @@ def read_config(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
         InputError: The file cannot be read, or holds a key that the command does not know or a value of another kind;
             the line is named.
     """
-    import tomllib
-
     from mimicut.base.errors import InputError, unknown_option
 
-    try:
-        text = path.read_text(encoding="utf-8")
-        data = tomllib.loads(text)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"reading the config {path}: {error}; expected a TOML file of options") from error
+    text, data = read_toml(path, "config", "a TOML file of options")
     options: dict[str, Any] = {}
     for key, value in data.items():
-        name, line = key.replace("-", "_"), _line_of(text, key)
-        fault = _fault(key, value, known[name]) if name in known else unknown_option(key, known)
+        name, line = key.replace("-", "_"), line_of(text, key)
+        fault = fault_of(key, value, known[name]) if name in known else unknown_option(key, known)
         if fault is not None:
             raise InputError(f"reading the config {path}, line {line}: {fault}")
         if name in options:
             raise InputError(f"reading the config {path}, line {line}: {name} is given twice, with _ and with -")
-        several = _several(known[name])
+        several = element_type(known[name])
         options[name] = [value] if several is not None and not isinstance(value, list) else value
     return options
 
 
-def _fault(key: str, value: Any, kind: Any) -> str | None:
+def read_toml(path: Path, what: str, expected: str) -> tuple[str, dict[str, Any]]:
+    """The text of a TOML file and what is in it; what and expected are for the message.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    import tomllib
+
+    from mimicut.base.errors import InputError
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        return text, tomllib.loads(text)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"reading the {what} {path}: {error}; expected {expected}") from error
+
+
+def fault_of(key: str, value: Any, kind: Any) -> str | None:
     """What is wrong with a value for a parameter of this type, or None."""
-    several = _several(kind)
+    several = element_type(kind)
     one = several or _without_none(kind)
     expected = _WORDS.get(one, "text")
     if isinstance(value, dict):
@@ -75,13 +86,13 @@ def _without_none(kind: Any) -> Any:
     return next(each for each in get_args(kind) if each is not type(None))
 
 
-def _several(kind: Any) -> Any:
+def element_type(kind: Any) -> Any:
     """The type of an element if a parameter takes a list, else None."""
     kind = _without_none(kind)
     return get_args(kind)[0] if get_origin(kind) is list else None
 
 
-def _line_of(text: str, key: str) -> int:
+def line_of(text: str, key: str) -> int:
     """The line number of a key, from 1; 0 if not found."""
     pattern = re.compile(rf"""\s*\[*["']?{re.escape(key)}["']?\s*[=.\]]""")
     return next((number for number, line in enumerate(text.splitlines(), 1) if pattern.match(line)), 0)
@@ -89,12 +100,15 @@ def _line_of(text: str, key: str) -> int:
 
 def _use(context: typer.Context, path: Path | None) -> Path | None:
     if path is not None:
-        callback = context.command.callback
-        assert callback is not None  # a command has one; only groups may lack it
-        hints = get_type_hints(inspect.unwrap(callback))
-        names = {parameter.name for parameter in context.command.params} - {"config"}
-        context.default_map = read_config(path, {name: kind for name, kind in hints.items() if name in names})
+        context.default_map = read_config(path, option_types(context.command))
     return path
+
+
+def option_types(command: Any) -> dict[str, Any]:
+    """Name -> type of each option and argument of a command that a file may hold."""
+    hints = get_type_hints(inspect.unwrap(command.callback))
+    names = {parameter.name for parameter in command.params} - {"config"}
+    return {name: kind for name, kind in hints.items() if name in names}
 
 
 ConfigFile = Annotated[

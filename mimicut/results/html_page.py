@@ -31,7 +31,7 @@ def page(report: Report, plan: Plan) -> str:
         plan: How the student was cut, and from which teacher.
     """
     source = plan.teacher.get("source") or {}
-    return _template().render(
+    return template("page.html").render(
         name=str(source.get("spec") or plan.teacher.get("class") or "the teacher"),
         budget=_budget(plan),
         certificate=_certificate(report),
@@ -68,11 +68,12 @@ def page(report: Report, plan: Plan) -> str:
 
 
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """A page that lies beside this file; every value that it is given is escaped."""
     here = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=here, autoescape=True, undefined=StrictUndefined)
     environment.filters["pieces"] = pieces
-    return environment.get_template("page.html")
+    return environment.get_template(name)
 
 
 def _budget(plan: Plan) -> str:

@@ -64,7 +64,7 @@ def test_every_option_is_in_the_reference():
     for name, function in functions().items():
         for option in inspect.signature(function).parameters.values():
             shown = f"`{option.name.upper()}`" if option.default is option.empty else f"`{flag(function, option)}`"
-            if option.name == "out" and name in ("compress", "recover"):
+            if option.name == "out" and name in ("compress", "recover", "sweep"):
                 shown = "`--out`"  # required, and an option
             assert f"| {shown}" in parts[name], f"{name}: {option.name} is missing"
 

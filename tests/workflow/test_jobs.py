@@ -1,0 +1,169 @@
+"""Jobs in processes of their own: shares of the machine, kills, interrupts."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from mimicut.base.errors import InputError
+from mimicut.workflow import jobs, jobs_on_ray
+from mimicut.workflow.jobs import Job, Share, ThisMachine, row_of
+
+ROOT = Path(__file__).parents[2]
+STOPS = "import signal, sys\nsignal.signal(signal.SIGTERM, lambda *_: (print('{\"stopped\": 1}'), sys.exit(130)))\n"
+
+
+def job(name, code, *arguments):
+    return Job(name, Path(name), ("-c", code, *map(str, arguments)), Share(1, 0, None))
+
+
+def ended(machine, *given):
+    return {each.name: end for each, end in machine.execute(given)}
+
+
+def test_every_job_ends_as_its_process_does_and_has_its_threads():
+    code = "import os; print('words'); print('{\"threads\": \"' + os.environ['OMP_NUM_THREADS'] + '\"}')"
+    fails = "import sys; print('mimicut: no', file=sys.stderr); sys.exit(3)"
+    found = ended(ThisMachine(1), job("good", code), job("bad", fails))
+    assert (found["good"].code, found["good"].line, found["good"].starts) == (0, {"threads": "1"}, 1)
+    assert (found["bad"].code, found["bad"].line, found["bad"].said) == (3, None, "mimicut: no")
+    assert row_of(job("bad", ""), found["bad"])["said"] == "mimicut: no"
+
+
+def test_a_job_that_is_killed_is_started_again_and_not_for_ever(tmp_path):
+    code = (
+        "import os, sys; mark, times = sys.argv[1], int(sys.argv[2])\n"
+        "open(mark, 'a').write('x')\n"
+        "if os.path.getsize(mark) <= times: os.kill(os.getpid(), 9)\nprint('{}')"
+    )
+    found = ended(ThisMachine(1), job("twice", code, tmp_path / "a", 2), job("always", code, tmp_path / "b", 99))
+    assert (found["twice"].code, found["twice"].starts) == (0, 3)
+    assert (found["always"].code, found["always"].starts) == (-9, 4)
+    assert (tmp_path / "b").stat().st_size == 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_an_interrupt_stops_the_jobs_that_run_and_starts_no_other(tmp_path, number):
+    waits = STOPS + f"open({str(tmp_path / 'runs')!r}, 'w').close()\nimport time; time.sleep(60)"
+
+    def interrupt():
+        while not (tmp_path / "runs").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    before = signal.getsignal(number)
+    found = ended(ThisMachine(1), job("runs", waits), job("waits", waits))
+    assert signal.getsignal(number) is before
+    assert (found["runs"].code, found["runs"].line) == (130, {"stopped": 1})
+    assert (found["waits"].code, found["waits"].starts) == (130, 0)
+
+
+def test_a_second_interrupt_kills(tmp_path):
+    deaf = f"import signal, time; signal.signal(15, 1); open({str(tmp_path / 'runs')!r}, 'w').close(); time.sleep(60)"
+    count = []
+
+    def interrupts():
+        if (tmp_path / "runs").exists():
+            count.append(1)
+        return min(2, len(count))
+
+    found = jobs.run_job(job("deaf", deaf), tmp_path, interrupts)
+    assert (found.code, found.starts) == (130, 1)
+    assert found.seconds < 30
+
+
+def test_a_job_ends_with_the_process_that_waits_for_it(tmp_path):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch/__init__.py").write_text("import time\nopen('runs', 'w').close()\ntime.sleep(60)\n")
+    command = ["-m", "mimicut.cli.job_process", "inspect", "net.py:build", "--threads", "1"]
+    code = (
+        f"import subprocess, sys, os, time\nits, ours = os.pipe()\n"
+        f"print(subprocess.Popen([sys.executable, *{command}], stdin=its, stdout=2).pid, flush=True)\ntime.sleep(60)"
+    )
+    waiting = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}, text=True,
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    number = int(waiting.stdout.readline())
+    while not (tmp_path / "runs").exists():
+        assert alive(number)
+        time.sleep(0.02)
+    waiting.kill()
+    waiting.wait()  # its job would hold the pipe of its words
+    waiting.stdout.close()
+    end = time.monotonic() + 20
+    while alive(number):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def alive(number):
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_more_than_there_is_is_refused(monkeypatch):
+    monkeypatch.setattr(jobs, "usable_cores", lambda: 8)
+    monkeypatch.setattr(jobs, "_visible_gpus", lambda: ["4", "5"])
+    monkeypatch.setattr(jobs.memory, "available", lambda: 6_000_000_000)
+    assert ThisMachine(3).share(None) == Share(2, 0, 1_000_000_000)
+    assert ThisMachine(1).share(5) == Share(5, 0, 3_000_000_000)
+    with pytest.raises(InputError, match=r"3 jobs at once with 3 threads each are more than its 8 cores"):
+        ThisMachine(3).share(3)
+    assert ThisMachine(4, 0.5).share(None) == Share(2, 0.5, 750_000_000)
+    with pytest.raises(InputError, match=r"5 jobs at once with 0.5 GPUs each need 3, found 2"):
+        ThisMachine(5, 0.5)
+    with pytest.raises(InputError, match=r"2 jobs at once with 2 GPUs each need 4, found 2"):
+        ThisMachine(2, 2)
+
+
+def test_jobs_at_once_see_gpus_of_their_own(monkeypatch):
+    monkeypatch.setattr(jobs, "_visible_gpus", lambda: ["4", "5", "6", "7"])
+    seen = [
+        [jobs._gpu_environment(slot, gpus).get("CUDA_VISIBLE_DEVICES") for slot in range(2)] for gpus in (0.5, 1, 2)
+    ]
+    assert seen == [["4", "4"], ["4", "5"], ["4,5", "6,7"]]
+    assert jobs._gpu_environment(0, 0) == {}
+
+
+class FakeRay:
+    """Machines as `ray.nodes` has them."""
+
+    def __init__(self, *machines):
+        self._machines = machines
+
+    def nodes(self):
+        return [{"Alive": alive, "Resources": found} for alive, found in self._machines]
+
+
+def test_the_share_of_a_cluster_is_what_its_smallest_machine_has_for_a_job():
+    large, small = {"CPU": 16.0, "GPU": 1.0, "memory": 64e9}, {"CPU": 4.0, "memory": 4e9}
+    lost = {"CPU": 99.0, "GPU": 8.0, "memory": 1e9}
+    ray = FakeRay((True, large), (True, small), (False, lost))
+    cluster = jobs_on_ray.Cluster(ray, "auto", None, 0)
+    assert cluster.share(None) == Share(1, 0, 1_000_000_000)
+    assert cluster.share(2) == Share(2, 0, 2_000_000_000)
+    assert cluster.share(8) == Share(8, 0, 4_000_000_000)
+    assert cluster.at_once([Job(str(n), Path(), (), Share(2, 0, None)) for n in range(30)]) == 10
+    with pytest.raises(
+        InputError, match=r"asks for one machine with 17 cores and 0 GPUs, found 2 with 16 and 1; 4 and"
+    ):
+        cluster.share(17)
+    with pytest.raises(InputError, match=r"asks for one machine with 1 cores and 2 GPUs"):
+        jobs_on_ray.Cluster(ray, "auto", None, 2).share(1)
+    assert jobs_on_ray.Cluster(ray, "auto", 3, 0.5).at_once([job(str(n), "") for n in range(30)]) == 2
+
+
+def test_a_cluster_that_is_not_there_is_said_at_once():
+    with pytest.raises(InputError, match=r"connecting to Ray at ray://127.0.0.1:1: nothing answers there.*refused"):
+        jobs_on_ray._check_answer("ray://127.0.0.1:1", "connecting to Ray at ray://127.0.0.1:1")
+    with pytest.raises(InputError, match=r"nothing answers there"):
+        jobs_on_ray._check_answer("localhost:a", "connecting")
