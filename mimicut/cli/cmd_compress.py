@@ -15,6 +15,7 @@ from mimicut.cli.options import (
     ClassNames,
     Depth,
     Device,
+    Devices,
     Divisor,
     Drop,
     Effort,
@@ -110,6 +111,7 @@ def compress(
     max_seconds: MaxSeconds = None,
     seed: Seed = None,
     device: Device = None,
+    devices: Devices = None,
     precision: Precision = "auto",
     layout: Layout = "auto",
     max_memory: MaxMemory = None,
@@ -142,6 +144,7 @@ def compress(
 ) -> None:
     """Cut a teacher to a budget, make the student mimic it on a few images, verify and save the student."""
     set_threads(threads)
+    from mimicut.base.ranks import joined
     from mimicut.recovery.config import preset as recipe
 
     shared: BudgetOptions = {
@@ -157,14 +160,21 @@ def compress(
     }  # fmt: skip
     lists = {"keep": keep, "latency": latency, "latency_ms": latency_ms}
     budgets = _checked_budgets(shared, lists, plan, out, options)
-    asked: ConfigChanges = {"steps": steps, "seed": seed, "device": device, "precision": precision, "layout": layout}
-    recipe(preset, effort, **asked)  # refuses impossible options before the teacher is loaded
-    found = teacher_from(
-        teacher, weights, pretrained, num_classes, part, input_size, mean, std, resize, views, class_names
-    )
-    asked["views"] = found.views
-    options["config"] = recipe(preset, effort, **asked)
-    _Runs(found, images, options, crossfit, tensorboard, len(budgets) > 1).all(budgets, out)
+    with joined(devices, device, sys.argv[1:]) as own_device:
+        asked: ConfigChanges = {
+            "steps": steps,
+            "seed": seed,
+            "device": own_device,
+            "precision": precision,
+            "layout": layout,
+        }
+        recipe(preset, effort, **asked)  # refuses impossible options before the teacher is loaded
+        found = teacher_from(
+            teacher, weights, pretrained, num_classes, part, input_size, mean, std, resize, views, class_names
+        )
+        asked["views"] = found.views
+        options["config"] = recipe(preset, effort, **asked)
+        _Runs(found, images, options, crossfit, tensorboard, len(budgets) > 1).all(budgets, out)
 
 
 def _checked_budgets(
@@ -220,13 +230,22 @@ class _Runs:
         self._crossfit, self._tensorboard, self._several = crossfit, tensorboard, several
         self._lines: list[dict[str, Any]] = []
         self._stopped: Any = None
+        self._reason = ""
         self._code = 0
 
     def all(self, budgets: "dict[Path, BudgetOptions]", out: Path) -> None:
         """Run every budget, until the user stops one; print the JSON line, and exit with the worst code."""
-        for place, budget in budgets.items():
-            if self.one(place, budget):
-                break
+        from mimicut.base.errors import InputError
+        from mimicut.base.ranks import NotFirst, current
+
+        if self._several and current() is not None:
+            raise InputError("working on several devices (--devices): found several budgets, expected one for each run")
+        try:
+            for place, budget in budgets.items():
+                if self.one(place, budget):
+                    break
+        except NotFirst:
+            return
         self.end(out)
 
     def one(self, place: Path, budget: "BudgetOptions") -> bool:
@@ -251,6 +270,7 @@ class _Runs:
             return False
         except Stopped as stopped:
             result = self._stopped = stopped.log
+            self._reason = stopped.reason
         except KeyboardInterrupt:
             end_interrupted(place, weights_digest(place) != before)
         progress.end(result.report)
@@ -276,7 +296,8 @@ class _Runs:
         if self._stopped is not None:
             saved = "the student is saved as it is now"
             where = saved if self._stopped.folder else f"{out} holds another result and was not changed"
-            say(f"mimicut: stopped; {where}; the same command with --resume continues")
+            why = f" ({self._reason})" if self._reason else ""
+            say(f"mimicut: stopped{why}; {where}; the same command with --resume continues")
             sys.exit(INTERRUPTED)
         if self._code:
             sys.exit(self._code)

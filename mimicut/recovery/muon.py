@@ -39,7 +39,7 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, params: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         vectors = [p for group in self.param_groups for p in group["params"] if _is_vector(p)]
-        self.vectors = torch.optim.AdamW(vectors, lr=lr, weight_decay=0.0, foreach=True) if vectors else None
+        self.vectors = torch.optim.AdamW(vectors, lr=lr, weight_decay=0.0, **at_once(vectors)) if vectors else None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]  # it gives no loss
@@ -51,7 +51,7 @@ class Muon(torch.optim.Optimizer):
         if self.vectors is not None:
             self.vectors.step()
 
-    def _move(self, weights: list[nn.Parameter], lr: float, weight_decay: float, momentum: float) -> None:
+    def _move(self, weights: list[Tensor], lr: float, weight_decay: float, momentum: float) -> None:
         """Move weights of one shape by their gradients."""
         gradients = [w.grad for w in weights if w.grad is not None]
         averages = [self.state[w].setdefault("momentum", torch.zeros_like(w)) for w in weights]
@@ -62,18 +62,23 @@ class Muon(torch.optim.Optimizer):
         moves *= -lr * _SCALE * math.sqrt(moves.shape[2] if depthwise else max(moves.shape[1:]))
         if weight_decay:
             torch._foreach_mul_(weights, 1 - lr * weight_decay)
-        torch._foreach_add_(weights, moves.view(len(weights), *weights[0].shape).unbind())
+        torch._foreach_add_(weights, list(moves.view(len(weights), *weights[0].shape)))
 
 
-def _alike(weights: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+def _alike(weights: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     """Yield weights of one shape together, as many as _TOGETHER allows: a network has many alike, and small operations
     one by one cost more than what they compute, on an accelerator above all."""
-    by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+    by_shape: dict[torch.Size, list[Tensor]] = {}
     for weight in weights:
         by_shape.setdefault(weight.shape, []).append(weight)
     for shape, found in by_shape.items():
         most = max(1, _TOGETHER // shape.numel())
         yield from (found[at : at + most] for at in range(0, len(found), most))
+
+
+def at_once(parameters: list[nn.Parameter]) -> dict[str, Any]:
+    """The option with which torch's optimisers move all parameters at once: in one kernel on CUDA, else in a few."""
+    return {"fused": True} if parameters[0].device.type == "cuda" else {"foreach": True}
 
 
 def _is_vector(weight: Tensor) -> bool:
@@ -85,8 +90,8 @@ def orthogonal(matrices: Tensor) -> Tensor:
     """About U V' of each matrix (..., rows, columns) with the singular value decomposition U S V'.
 
     Its singular values are between 0.7 and 1.2: five steps of a Newton-Schulz iteration, no more. A step is
-    X <- P X with P = a I + b G + c G^2 and G = X X'. All these commute, so that of a long matrix it is the small G alone
-    that is iterated, G <- P G P, and X is multiplied by the product of all P at the end.
+    X <- P X with P = a I + b G + c G^2 and G = X X'. All these commute, so that of a long matrix the small G alone is
+    iterated, G <- P G P, and X is multiplied by the product of all P at the end.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     wide = matrices.mT if tall else matrices
