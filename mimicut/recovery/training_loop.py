@@ -121,7 +121,10 @@ class TrainingLoop:
         own = slice(0, images) if self._ranks is None else self._ranks.share(images)
         batch = part_of(batch, images, own)
         if self._folded is None:
-            self._prepare(batch)
+            try:
+                self._prepare(batch)
+            except torch.OutOfMemoryError as error:
+                raise self._out_of_memory(1, error) from error
         for group in self._optimiser.param_groups:
             group["lr"] = self._config.lr_at(step)
         with self._noting_untrained() if self.untrained is None else nullcontext():

@@ -104,7 +104,7 @@ def test_batch_statistics_of_several_devices_are_refused():
 
 
 def test_more_devices_than_there_are_is_one_clear_line():
-    with pytest.raises(InputError, match="working on 4000 devices: found .* core"), joined(4000, "cpu", []):
+    with pytest.raises(InputError, match=r"working on 4000 devices: found \d+ processor core"), joined(4000, "cpu", []):
         pass
     with pytest.raises(InputError, match="--devices 2 and --device cuda:1"), joined(2, "cuda:1", []):
         pass
