@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from benchmarks import json_lines
 from mimicut.anatomy.find_seam import trace
 from mimicut.base import memory
-from mimicut.base.environment import versions
+from mimicut.base.environment import platform_kind, versions
 from mimicut.base.layout import laid
 from mimicut.inputs.image_set import ImageSet, read_images
 from mimicut.planning.evidence import channel_evidence
@@ -46,7 +46,6 @@ from mimicut.recovery.pair import Pair
 from mimicut.recovery.settle_options import settle
 from mimicut.recovery.view_budget import affordable_views
 from mimicut.results.teachers import load_teacher
-from mimicut.runtime.machine import machine
 from mimicut.surgery.cut import cut
 from mimicut.surgery.seam import Seam, capturing
 
@@ -123,7 +122,12 @@ def main() -> None:
             print(f"{spec}: left out, {options.most_seconds:g} s are over", file=sys.stderr)
             continue
         line = measured(spec, device, images, batch, steps, only_step=options.only_step)
-        place = {"device": name, "threads": options.threads, "platform": machine(), "versions": versions()}
+        place = {
+            "device": name,
+            "threads": options.threads,
+            "platform": platform_kind(options.threads, options.device),
+            "versions": versions(),
+        }
         json_lines.add(options.out, {"network": spec, "images": images, "batch": batch, **line, **place})
         gc.collect()
 
@@ -252,8 +256,9 @@ def page(lines: list[dict[str, Any]]) -> str:
     text = [
         "# What it costs",
         "",
-        "Made by `python -m benchmarks.speed` and `--page`, whose docstring says what is a bare pass. Random weights and",
-        "images at 224 pixels, half the MACs kept. A step is one of mimicking, with views, optimiser and loss.",
+        "Made by `python -m benchmarks.speed` and `--page`, whose docstring says what a bare pass is. Random weights,",
+        "images at 224 pixels (the demo's network: 32), half the MACs kept. A step is one of mimicking, with views,",
+        "optimiser and loss.",
         "",
     ]
     for device in devices:
@@ -261,8 +266,8 @@ def page(lines: list[dict[str, Any]]) -> str:
         text += [f"## {device}", "", f"{json_lines.machine(own)}.", "", *_steps(own), "", *_stages(own), ""]
     if not any(not device.startswith("cpu") for device in devices):
         text += [
-            "## GPU", "", "Not measured: no GPU was to be had. The floors for one (a step at most 1.5 times its bare",
-            "passes) are open; `python -m benchmarks.speed --device cuda` measures them.", "",
+            "## GPU", "", "Not measured: no GPU was to be had. The floors for one are open;",
+            "`python -m benchmarks.speed --device cuda` measures them.", "",
         ]  # fmt: skip
     return "\n".join(text)
 

@@ -20,6 +20,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from mimicut.base.errors import InputError, MimicutError
 
@@ -139,20 +140,20 @@ def joined(devices: int | None, device: str | None, arguments: Sequence[str]) ->
         return
     kind = _checked_kind(count if started is None else int(os.environ.get("LOCAL_WORLD_SIZE", count)), device)
     with ExitStack() as ends:
+        rank, local, url = 0, 0, "env://"
         if started is None:
-            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+            port = _free_port()
+            url = f"tcp://127.0.0.1:{port}"
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             ends.enter_context(_others(count, place, arguments))
-            rank, local = 0, 0
         else:
-            place, rank = dict(os.environ), int(os.environ["RANK"])
+            rank = int(os.environ["RANK"])
             local = int(os.environ.get("LOCAL_RANK", rank))
         if kind == "cuda":
             torch.cuda.set_device(local)
         elif "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, torch.get_num_threads() // count))
-        # torchrun has a store of its own at that address.
-        serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-        store = dist.TCPStore(place["MASTER_ADDR"], int(place["MASTER_PORT"]), count, serves, timeout=_START)
+        store, *_ = next(iter(rendezvous(url, rank, count, timeout=_START)))
         dist.init_process_group(store=store, rank=rank, world_size=count, timeout=_WAIT)
         ends.callback(_leave)
         if rank:

@@ -122,7 +122,7 @@ class DeviceImages:
             draws = torch.rand(5 if views == "patches" else 3, generator=generator).tolist()
             if views == "crops":
                 row, column = (
-                    range(start := int(draw * (side - made + 1)), start + made)
+                    list(range(start := int(draw * (side - made + 1)), start + made))
                     for draw, side, made in zip(draws, sizes[index], self.size_hw, strict=False)
                 )
             else:

@@ -141,8 +141,8 @@ def recover(
             checkpoint=checkpoint, on_checkpoint=on_part, max_memory=max_memory, ranks=ranks,
         )  # fmt: skip
     except Stopped as stopped:
-        log, here = before.recovery(stopped.log), before.added_to(stopped.checkpoint)
-        raise Stopped(log, here, stopped.reason) from stopped
+        done, here = before.recovery(stopped.log), before.added_to(stopped.checkpoint)
+        raise Stopped(done, here, stopped.reason) from stopped
     return before.recovery(log)
 
 

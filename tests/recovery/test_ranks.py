@@ -193,7 +193,7 @@ def test_two_processes_give_the_student_of_one(tmp_path):
 @pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for the other process in /proc")
 def test_a_process_that_is_killed_leaves_a_file_to_go_on_from(place, monkeypatch):
-    options = ["--keep", "0.5", "--extra", "none", "--out", "small", "--steps", "400", "--device", "cpu"]
+    options = ["--keep", "0.5", "--extra", "none", "--out", "small", "--steps", "100", "--device", "cpu"]
     command = [sys.executable, "-m", "mimicut", "compress", "net.py:build", "photos", *options, "--devices", "2"]
     monkeypatch.setenv("PYTHONPATH", str(PACKAGE.parent))
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as first:
