@@ -213,9 +213,10 @@ TEACHER = "--weights --pretrained --no-pretrained --num-classes --part --input-s
 FLAGS = {
     "inspect": f"{TEACHER} --picture",
     "plan": f"{BUDGET} {TEACHER} --images --out --picture --seed --force --no-force",
-    "compress": f"""{BUDGET} {TEACHER} --out --plan --preset --effort --steps --max-seconds --seed --device --precision
-        --layout --max-memory --views --held-out --held-out-share --extra --crossfit --max-error --min-agreement
-        --class-names --output --alternatives --no-alternatives --to --int8 --no-int8 --labelled --mean --std --resize
+    "compress": f"""{BUDGET} {TEACHER} --out --plan --preset --effort --steps --max-seconds --seed --device --devices
+        --precision --layout --max-memory --views --held-out --held-out-share --extra --crossfit --max-error
+        --min-agreement --class-names --output --alternatives --no-alternatives --to --int8 --no-int8 --labelled --mean
+        --std --resize
         --tensorboard --force --no-force --resume --no-resume --config""",
     "recover": """--out --to --preset --effort --steps --seed --device --precision --layout --max-memory
         --views --held-out --held-out-share --extra --max-error --min-agreement --output --labelled --weights

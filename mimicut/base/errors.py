@@ -54,16 +54,18 @@ class BelowThreshold(MimicutError):
 
 
 class Stopped(KeyboardInterrupt):
-    """Ctrl-C, raised after a whole step of recovery, so that what was recovered until then can be used.
+    """Ctrl-C, or the end of another process of the run; raised after a whole step of recovery, so that what was
+    recovered until then can be used.
 
     Attributes:
         log: What was done: a `MimicLog`; from `recover` on a `Recovery`.
         checkpoint: The state to go on from.
+        reason: Why, where it was not Ctrl-C; else "".
     """
 
-    def __init__(self, log: Any, checkpoint: Any):
+    def __init__(self, log: Any, checkpoint: Any, reason: str = ""):
         super().__init__("stopped")
-        self.log, self.checkpoint = log, checkpoint
+        self.log, self.checkpoint, self.reason = log, checkpoint, reason
 
 
 def one_line(error: BaseException) -> str:

@@ -16,6 +16,7 @@ from mimicut.cli.options import (
     ClassNames,
     Depth,
     Device,
+    Devices,
     Divisor,
     Drop,
     Effort,
@@ -111,6 +112,7 @@ def compress(
     max_seconds: MaxSeconds = None,
     seed: Seed = None,
     device: Device = None,
+    devices: Devices = None,
     precision: Precision = "auto",
     layout: Layout = "auto",
     max_memory: MaxMemory = None,
@@ -147,15 +149,19 @@ def compress(
     """Cut a teacher to a budget, make the student mimic it on a few images, verify and save the student."""
     given = dict(locals())  # every argument by its name
     set_threads(threads)
+    from mimicut.base.ranks import joined
     from mimicut.recovery.config import preset as recipe
 
     budgets, options, asked = refuse_early(given)
-    found = teacher_from(
-        teacher, weights, pretrained, num_classes, part, input_size, mean, std, resize, views, class_names
-    )
-    asked["views"] = found.views
-    options["config"] = recipe(preset, effort, **asked)
-    _Runs(found, images, options, crossfit, tensorboard, len(budgets) > 1).all(budgets, out)
+    with joined(devices, device, sys.argv[1:]) as own_device:
+        asked["device"] = own_device
+        recipe(preset, effort, **asked)  # refuses impossible options before the teacher is loaded
+        found = teacher_from(
+            teacher, weights, pretrained, num_classes, part, input_size, mean, std, resize, views, class_names
+        )
+        asked["views"] = found.views
+        options["config"] = recipe(preset, effort, **asked)
+        _Runs(found, images, options, crossfit, tensorboard, len(budgets) > 1).all(budgets, out)
 
 
 _OF_BUDGET = """params size_mb keep_width runtime threads batch depth scheme spare_ends drop pin exclude min_channels
@@ -246,13 +252,22 @@ class _Runs:
         self._crossfit, self._tensorboard, self._several = crossfit, tensorboard, several
         self._lines: list[dict[str, Any]] = []
         self._stopped: Any = None
+        self._reason = ""
         self._code = 0
 
     def all(self, budgets: "dict[Path, BudgetOptions]", out: Path) -> None:
         """Run every budget, until the user stops one; print the JSON line, and exit with the worst code."""
-        for place, budget in budgets.items():
-            if self.one(place, budget):
-                break
+        from mimicut.base.errors import InputError
+        from mimicut.base.ranks import NotFirst, current
+
+        if self._several and current() is not None:
+            raise InputError("working on several devices (--devices): found several budgets, expected one for each run")
+        try:
+            for place, budget in budgets.items():
+                if self.one(place, budget):
+                    break
+        except NotFirst:
+            return
         self.end(out)
 
     def one(self, place: Path, budget: "BudgetOptions") -> bool:
@@ -277,6 +292,7 @@ class _Runs:
             return False
         except Stopped as stopped:
             result = self._stopped = stopped.log
+            self._reason = stopped.reason
         except KeyboardInterrupt:
             end_interrupted(place, weights_digest(place) != before)
         progress.end(result.report)
@@ -302,7 +318,8 @@ class _Runs:
         if self._stopped is not None:
             saved = "the student is saved as it is now"
             where = saved if self._stopped.folder else f"{out} holds another result and was not changed"
-            say(f"mimicut: stopped; {where}; the same command with --resume continues")
+            why = f" ({self._reason})" if self._reason else ""
+            say(f"mimicut: stopped{why}; {where}; the same command with --resume continues")
             sys.exit(INTERRUPTED)
         if self._code:
             sys.exit(self._code)

@@ -206,6 +206,10 @@ OutputKind = Annotated[
 ]
 
 Device = Annotated[str | None, typer.Option(help="Device that trains: cpu, cuda, ...", rich_help_panel=_MACHINE)]
+Devices = Annotated[
+    int | None,
+    typer.Option(help="Number of devices that mimic together (or start with torchrun)", rich_help_panel=_MACHINE),
+]
 Precision = Annotated[
     str,
     typer.Option(

@@ -8,7 +8,7 @@ Legend: image_chw is uint8 (0..255) or float32 (already preprocessed by the call
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,8 +23,8 @@ _WARP_ZOOM, _WARP_NOISE = 0.8, 0.1
 # and shares of the images with swapped channels, without colour, inverted. Source: measured on EfficientNet-Lite0
 # (docs/LOG.md), as a whole; each by itself is an assumption.
 _CONTRAST, _BRIGHTNESS, _SWAPPED, _GREY, _INVERTED = 0.3, 0.3, 0.3, 0.1, 0.1
-_ATTEMPTS = 10  # Source: torchvision.transforms.RandomResizedCrop.get_params, the same number of tries.
-_SHIFT = 8  # A shift of up to 1/8 of the side: 4 pixels at 32, the usual pad-and-crop. Assumption at other sizes.
+ATTEMPTS = 10  # Source: torchvision.transforms.RandomResizedCrop.get_params, the same number of tries.
+SHIFT = 8  # A shift of up to 1/8 of the side: 4 pixels at 32, the usual pad-and-crop. Assumption at other sizes.
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ def _resized_crop(
     image_chw: Tensor, size_hw: tuple[int, int], interpolation: str, generator: torch.Generator
 ) -> Tensor:
     # One draw of fixed length an image: what an image gets does not depend on how many tries the one before needed.
-    draws = torch.rand(4 * _ATTEMPTS + 1, generator=generator).tolist()
-    top, left, height, width = _crop_box(image_chw.shape[-2], image_chw.shape[-1], draws)
+    draws = torch.rand(4 * ATTEMPTS + 1, generator=generator).tolist()
+    top, left, height, width = crop_box(image_chw.shape[-2], image_chw.shape[-1], draws)
     crop = image_chw.permute(1, 2, 0).numpy()[top : top + height, left : left + width]
     scaled = resized(crop, size_hw, Image.Resampling[interpolation.upper()])
     scaled = scaled[:, ::-1] if draws[-1] < 0.5 else scaled
@@ -73,13 +73,14 @@ def resized(image_hwc: np.ndarray, size_hw: tuple[int, int], resample: Image.Res
     return np.stack([np.asarray(Image.fromarray(c).resize(width_height, resample)) for c in channels], axis=2)
 
 
-def _crop_box(height: int, width: int, draws: list[float]) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a random crop; the largest central one when no try fits.
+def crop_box(height: int, width: int, draws: Sequence[float]) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a random crop of a picture, from 4 ATTEMPTS uniform draws; the largest central one
+    when no try fits.
 
     Source: Szegedy et al., Going Deeper with Convolutions (2015), section 6; tries and fallback as in torchvision.
     """
     low, high = map(math.log, RESIZED_CROP_RATIO)
-    for k in range(_ATTEMPTS):
+    for k in range(ATTEMPTS):
         scale, ratio, down, across = draws[4 * k : 4 * k + 4]
         area = height * width * (RESIZED_CROP_SCALE[0] + scale * (RESIZED_CROP_SCALE[1] - RESIZED_CROP_SCALE[0]))
         aspect = math.exp(low + ratio * (high - low))
@@ -95,7 +96,7 @@ def _shift(image_chw: np.ndarray, down: float, across: float) -> np.ndarray:
     """Pad by reflection and crop back to the same size; `down` and `across` in [0, 1) choose the place."""
     for axis, draw in ((1, down), (2, across)):
         side = image_chw.shape[axis]
-        pad = min(side - 1, max(1, side // _SHIFT))
+        pad = min(side - 1, max(1, side // SHIFT))
         # Reflection, not zeros: nothing appears that the pixels' own range and normalisation do not contain.
         index = np.abs(np.arange(side) + int(draw * (2 * pad + 1)) - pad)
         image_chw = image_chw.take((side - 1) - np.abs((side - 1) - index), axis=axis)
@@ -162,14 +163,14 @@ def _mixup(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def _cutmix(images: Tensor, generator: torch.Generator) -> Tensor:
     """A box of another image in each, of a uniformly drawn share of its area. Source: Yun et al., arXiv 1905.04899."""
-    share, *centre = torch.rand(3, len(images), generator=generator)
-    inside = torch.ones(len(images), *[1] * (images.ndim - 1), dtype=torch.bool)
+    share, *centre = torch.rand(3, len(images), generator=generator).to(images.device)
+    inside = torch.ones(len(images), *[1] * (images.ndim - 1), dtype=torch.bool, device=images.device)
     for axis, middle in zip((-2, -1), centre, strict=True):
         side = images.shape[axis]
-        away = (torch.arange(side) + 0.5)[None] - side * middle[:, None]
+        away = (torch.arange(side, device=images.device) + 0.5)[None] - side * middle[:, None]
         mask = away.abs() < side * share.sqrt()[:, None] / 2
         inside = inside & mask.view(len(images), *[1] * (images.ndim + axis - 1), side, *[1] * (-1 - axis))
-    return torch.where(inside.to(images.device), _others(images, generator), images)
+    return torch.where(inside, _others(images, generator), images)
 
 
 def _either(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -222,8 +223,17 @@ def _warp(images: Tensor, generator: torch.Generator, degrees: float) -> Tensor:
     grid = torch.nn.functional.affine_grid(torch.stack(rows, 1), list(flat.shape), align_corners=False).to(flat)
     flat = torch.nn.functional.grid_sample(flat, grid, padding_mode="reflection", align_corners=False)
     spread = flat.flatten(1).std(1, correction=0)
-    flat = flat + _each(_WARP_NOISE * spread, flat) * torch.randn(flat.shape, generator=generator).to(flat)
+    flat = flat + _each(_WARP_NOISE * spread, flat) * _noise(flat, generator)
     return flat.reshape(images.shape).to(images)
+
+
+def _noise(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Normal numbers of the shape of `images`; those on an accelerator are drawn there, from a seed that is drawn."""
+    if images.device.type == "cpu":
+        return torch.randn(images.shape, generator=generator).to(images)
+    seed = int(torch.randint(2**62, (), generator=generator))
+    own = torch.Generator(images.device).manual_seed(seed)
+    return torch.randn(images.shape, generator=own, device=images.device).to(images)
 
 
 def _others(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -21,7 +21,7 @@ from mimicut.base.errors import InputError
 from mimicut.base.paths import usable_path
 from mimicut.inputs.augment import resized
 from mimicut.inputs.generated_pictures import SIDE, draw_pictures
-from mimicut.inputs.image_set import ImageSet, ImageSource, base_of, read_images
+from mimicut.inputs.image_set import ImageSet, ImageSource, Viewable, base_of, read_images
 from mimicut.inputs.image_sources import files_in
 from mimicut.inputs.preprocessing import Preprocessing, model_inputs
 
@@ -41,7 +41,7 @@ class ExtraImages:
     """Extra images, and the colours that they take.
 
     Args:
-        images: The images.
+        images: The images; `batches.held_on` puts them on an accelerator.
         means, deviations: Of the channels of each of the few images, as the network takes them: (n, C, 1, 1).
         lowest, highest: Of the values that the network takes.
         pictures: The pictures that the images are crops of, as they are evaluated; the images themselves where they are
@@ -49,7 +49,7 @@ class ExtraImages:
         call: How the network takes images, as in `model_inputs`; None if they are its only input.
     """
 
-    images: ImageSet
+    images: Viewable
     means: Tensor
     deviations: Tensor
     lowest: float
@@ -70,7 +70,8 @@ class ExtraImages:
         like = torch.randint(len(self.means), (len(made),), generator=generator)
         mean, deviation = made.mean((2, 3), keepdim=True), made.std((2, 3), keepdim=True, correction=0)
         scaled = (made - mean) / deviation.clamp_min(_LEAST_DEVIATION)
-        coloured = (scaled * self.deviations[like] + self.means[like]).clamp(self.lowest, self.highest)
+        deviations, means = (each[like].to(made.device) for each in (self.deviations, self.means))
+        coloured = (scaled * deviations + means).clamp(self.lowest, self.highest)
         return coloured if self.call is None else model_inputs(coloured, self.call)
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -65,7 +65,7 @@ class ImageSet:
         self.skipped = list(skipped)
         self.notes = list(notes)
         self.names = [i.name for i in self._images]
-        self.hashes = [i.origin for i in self._images]
+        self.hashes: list[Any] = [i.origin for i in self._images]
         self.contents = [i.content for i in self._images]
         first: dict[str, str] = {}
         seen = [
@@ -116,7 +116,11 @@ class ImageSet:
 
     def stored(self, index: int) -> Tensor:
         """The stored pixels of one image, before normalisation: uint8 or float32 (C, h, w)."""
-        return self._images[index].base("stored")
+        return self.pixels(index, "stored")
+
+    def pixels(self, index: int, base: str) -> Tensor:
+        """The "stored" or "evaluated" pixels of one image, before normalisation: uint8 or float32 (C, h, w)."""
+        return self._images[index].base(base)
 
     def view(self, indices: Iterable[int], views: str, generator: torch.Generator) -> Tensor:
         """Random variants, ready for the teacher: float32 (n, C, H, W). The same generator state gives the same bits.
@@ -181,11 +185,21 @@ def _data_uri(picture: Image.Image) -> str:
     return f"data:image/png;base64,{b64encode(held.getvalue()).decode()}"
 
 
+class Viewable(Protocol):
+    """What gives batches of images: an ImageSet, or the same images on an accelerator (`device_images`)."""
+
+    @property
+    def hashes(self) -> list[Any]: ...
+    def __len__(self) -> int: ...
+    def view(self, indices: Iterable[int], views: str, generator: torch.Generator) -> Tensor: ...
+    def batch(self, indices: Iterable[int] | None = None) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class ImagesWithCall:
     """Images for a network that takes more than images: batches are (args, kwargs), see `model_inputs`."""
 
-    images: ImageSet
+    images: Viewable
     call: Mapping[str, Any]
 
     def __len__(self) -> int:

@@ -98,6 +98,7 @@ class Preprocessing:
     def normalise(self, images_nchw: Tensor) -> Tensor:
         """Normalise uint8 (n, C, H, W) to float32: (x / 255 - mean) / std, rounded as torchvision's presets round."""
         mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (self.mean, self.std))
+        mean, std = mean.to(images_nchw.device), std.to(images_nchw.device)
         return images_nchw.to(torch.float32).div_(255).sub_(mean).div_(std)
 
 

@@ -9,8 +9,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from mimicut.base import memory
 from mimicut.base.errors import InputError
 from mimicut.inputs.augment import MIXES, VIEWS
+from mimicut.inputs.device_images import images_on, tensor_on
+from mimicut.inputs.extra_images import ExtraImages
+from mimicut.inputs.image_set import ImageSet, ImagesWithCall
 
 Batch = tuple[tuple, dict[str, Any]]
 """(args, kwargs) of the network's call."""
@@ -142,6 +146,30 @@ def subset(few: Source | Tensor, indices: list[int]) -> Source | Tensor:
     if isinstance(few, WithExtra):
         return replace(few, few=subset(few.few, indices))
     return few[indices] if isinstance(few, Tensor) else _Subset(few, list(indices))
+
+
+def on_accelerator(few: Source | Tensor, views: str, device: torch.device) -> Source | Tensor:
+    """The images held on `device`, where their views are made too, if it is an accelerator that has room for them
+    (TRAINING_IMAGES of what is free); else unchanged."""
+    if device.type != "cuda":
+        return few
+    free, _ = torch.cuda.mem_get_info(device)
+    return held_on(few, views, device, int(memory.TRAINING_IMAGES * free))
+
+
+def held_on(few: Any, views: str, device: torch.device, room: int) -> Any:
+    """The images held on `device`, where they fit into `room` bytes and their views can be made (`device_images`);
+    extra ones get half of it. What else a network takes stays where it is."""
+    if isinstance(few, WithExtra):
+        parts = (held_on(each, views, device, room // 2) for each in (few.few, few.extra))
+        return WithExtra(*parts)
+    if isinstance(few, (ImagesWithCall, ExtraImages)):
+        return replace(few, images=held_on(few.images, views, device, room))
+    if isinstance(few, ImageSet):
+        return images_on(few, views, device, room) or few
+    if isinstance(few, Tensor) and few.ndim == 4 and few.nbytes <= room:
+        return tensor_on(few, image_keys(few), device)
+    return few
 
 
 def place_batch(batch: Any, device: torch.device, dtype: torch.dtype) -> Batch:

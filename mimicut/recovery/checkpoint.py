@@ -35,9 +35,11 @@ def load_optimiser_state(optimiser: torch.optim.Optimizer, state: dict[str, Tens
     for number, (owner, parameter) in enumerate(_owners(optimiser)):
         mine = {key.partition("/")[2]: value for key, value in state.items() if key.partition("/")[0] == str(number)}
         if mine:
-            # A count of steps stays on the CPU, where torch's optimisers keep it.
+            # A count of steps stays on the CPU, where torch's optimisers keep it unless they are fused.
+            stays = not owner.defaults.get("fused")
             owner.state[parameter] = {
-                key: value.clone() if value.ndim == 0 else value.to(parameter.device) for key, value in mine.items()
+                key: value.clone() if value.ndim == 0 and stays else value.to(parameter.device, copy=True)
+                for key, value in mine.items()
             }
 
 

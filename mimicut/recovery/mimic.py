@@ -3,13 +3,17 @@
 The loss is the paper's and nothing else: with F the student's features and T the teacher's, the mean of (F - T)^2. No
 labels, no logits, no head. Of a seam with several points it is the sum of their errors, each in units of the teacher's
 own variance there.
-Not covered: several devices at once.
+Several processes, one for each device, may take the steps together: each passes its share of the same batch, and their
+gradients are added up, so that the student is that of one process up to rounding.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from torch import Tensor, nn
 
+from mimicut.base.errors import InputError
+from mimicut.base.ranks import Ranks
 from mimicut.recovery.batches import Source, count
 from mimicut.recovery.checkpoint import Checkpoint
 from mimicut.recovery.config import PRESETS, MimicConfig
@@ -31,6 +35,7 @@ def mimic(
     checkpoint: Checkpoint | None = None,
     on_checkpoint: Callable[[Checkpoint], None] | None = None,
     max_memory: int | None = None,
+    ranks: Ranks | None = None,
 ) -> MimicLog:
     """Train the body of `student` in place until its features at the seam are the teacher's.
 
@@ -57,6 +62,9 @@ def mimic(
         on_checkpoint: Called, about every minute, with what another call with the same arguments needs as `checkpoint`.
         max_memory: Bytes that a step may hold for its gradients. A batch that would hold more goes through in equal
             parts, but not with norm_mode "train", where batches are normalised as a whole.
+        ranks: The processes that take the steps together (`base.ranks.current()`), each with the same arguments but its
+            own device; not with norm_mode "train". Every process gets the first one's student to begin with.
+            If another process ends, Stopped is raised, as by Ctrl-C.
 
     Returns:
         How it went.
@@ -70,8 +78,24 @@ def mimic(
     pair = Pair.of(teacher, student, seam)
     check_pair(pair)
     count(few)
+    check_ranks(config, ranks)
     config, ways = settle(pair, few, config, checkpoint=checkpoint, max_memory=max_memory)
+    if ranks is not None:  # what is measured differs by rounding
+        config = replace(ranks.of_first(config), device=config.device)
     return train(
         pair, few, config, choose=choose, on_step=on_step, checkpoint=checkpoint, on_checkpoint=on_checkpoint,
-        max_memory=max_memory, ways=ways,
+        max_memory=max_memory, ways=ways, ranks=ranks,
     )  # fmt: skip
+
+
+def check_ranks(config: MimicConfig, ranks: Ranks | None) -> None:
+    """Check that several processes can mimic together as the config says.
+
+    Raises:
+        InputError: They cannot.
+    """
+    if ranks is not None and config.norm_mode == "train":
+        raise InputError(
+            f"mimicking on {ranks.count} devices: norm_mode is 'train', which normalises each device's images by "
+            "themselves; expected 'eval', as in the preset default, or one device"
+        )

@@ -2,8 +2,9 @@
 
 Convolutions on a CPU are mostly quicker on pixels whose channels are adjacent in memory ("channels_last"); bf16 is
 quicker for some networks where the processor multiplies it in hardware: EfficientNet-Lite0 takes 5 times as long in it
-where resnet18 takes a fifth (docs/LOG.md). So it is measured. The order of sums differs from layout to layout, and with
-it the last bits of a student: to get the same bits on any machine, name both.
+where resnet18 takes a fifth (docs/LOG.md). So it is measured; on CUDA the rule is bf16 with channels last, as its
+matrix units take them (assumption). The order of sums differs from layout to layout, and with it the last bits of a
+student: to get the same bits on any machine, name both.
 """
 
 import itertools
@@ -55,12 +56,15 @@ def ways(
     layouts, precisions = [layout], [precision]
     if layout == AUTO:
         convolves = any(p.ndim == 4 for model in models for p in model.parameters())
-        last = convolves and learns_channels_last(*models) and runs()
+        safe = device.type != "cpu" or learns_channels_last(*models)
+        last = convolves and safe and runs()
         layouts = ["contiguous"] + ["channels_last"] * last
-        if device.type == "cpu":  # where the rule is the other one
+        if device.type in ("cpu", "cuda"):  # where the rule is the other one
             layouts.reverse()
     if precision == AUTO:
         precisions = ["float32", "bf16"] if bf16_in_hardware(device) else ["float32"]
+        if device.type == "cuda":  # its matrix units take bf16 and no float32
+            precisions.reverse()
     return [Way(p, where) for p, where in itertools.product(precisions, layouts)]
 
 

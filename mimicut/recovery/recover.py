@@ -16,16 +16,17 @@ from torch import Tensor, nn
 from mimicut.base import guard, memory
 from mimicut.base.errors import InputError, Stopped
 from mimicut.base.progress import SpokenProgress
-from mimicut.recovery.batches import Source, WithExtra, count, images_in_batch, plain_batches
+from mimicut.base.ranks import Ranks
+from mimicut.recovery.batches import Source, WithExtra, count, images_in_batch, on_accelerator, plain_batches
 from mimicut.recovery.checkpoint import Checkpoint
 from mimicut.recovery.closed_form import ClosedFormLog, ClosedFormOptions, closed_form
 from mimicut.recovery.config import MimicConfig
 from mimicut.recovery.cut_student import CutStudent
 from mimicut.recovery.folds import batches_of
 from mimicut.recovery.judge import Judge
-from mimicut.recovery.mimic import mimic
+from mimicut.recovery.mimic import check_ranks, mimic
 from mimicut.recovery.norms import VIEWS, settle_norms
-from mimicut.recovery.pair import Pair
+from mimicut.recovery.pair import Pair, device_for
 from mimicut.recovery.precision_and_layout import describe_way
 from mimicut.recovery.rehearsal import LONGER_SHARE, MOST_STEPS, Rehearsal, divide, rehearse, try_rates
 from mimicut.recovery.rehearsal import VIEWS_SHARE as REHEARSED_VIEWS
@@ -88,6 +89,7 @@ def recover(
     checkpoint: Checkpoint | None = None,
     on_checkpoint: Callable[[Checkpoint], None] | None = None,
     max_memory: int | None = None,
+    ranks: Ranks | None = None,
 ) -> Recovery:
     """Bring a cut student back towards its teacher, in place.
 
@@ -104,6 +106,8 @@ def recover(
         checkpoint: As of `mimic`; continuing starts where mimic was, with as many steps as had been decided on.
         on_checkpoint: As of `mimic`.
         max_memory: Bytes that the passes of a stage may hold.
+        ranks: The processes that mimic together, as of `mimic`. All that comes before is done by the first one alone,
+            with its images to choose by, and shared.
 
     Returns:
         What was done.
@@ -114,21 +118,31 @@ def recover(
     """
     check_seconds(max_seconds)
     say = on_stage or (lambda text: None)
+    check_ranks(config, ranks)
+    few = on_accelerator(few, config.views, device_for(config.device, case.student))
+    if ranks is not None:
+        checkpoint = ranks.of_first(checkpoint)
+        choose = choose if ranks.first else None
     if checkpoint is not None:
         before = _Before.from_checkpoint(checkpoint)
         config = replace(config, steps=checkpoint.data["steps"])
         say(f"continuing after {len(checkpoint.data['losses'])} of {config.steps} steps")
-    else:
+    elif ranks is None:
         before, config = _Preparation(case, few, choose, max_seconds, max_memory, say).prepare(config)
+    else:
+        found = _Preparation(case, few, choose, max_seconds, max_memory, say).prepare(config) if ranks.first else None
+        before, shared = ranks.of_first(found)
+        config = replace(shared, device=config.device)
     few = before.images(few)
     on_part = on_checkpoint and (lambda part: on_checkpoint(before.added_to(part)))
     try:
         log = mimic(
             case.teacher, case.student, case.plan.seam, few, config, choose=choose, on_step=on_step,
-            checkpoint=checkpoint, on_checkpoint=on_part, max_memory=max_memory,
+            checkpoint=checkpoint, on_checkpoint=on_part, max_memory=max_memory, ranks=ranks,
         )  # fmt: skip
     except Stopped as stopped:
-        raise Stopped(before.recovery(stopped.log), before.added_to(stopped.checkpoint)) from stopped
+        done, here = before.recovery(stopped.log), before.added_to(stopped.checkpoint)
+        raise Stopped(done, here, stopped.reason) from stopped
     return before.recovery(log)
 
 

@@ -64,7 +64,8 @@ def settle(
     Raises:
         InputError: The layout asked for is not safe on this processor.
     """
-    if config.layout == "channels_last" and not learns_channels_last(pair.teacher, pair.student):
+    on_cpu = device_for(config.device, pair.student).type == "cpu"
+    if config.layout == "channels_last" and on_cpu and not learns_channels_last(pair.teacher, pair.student):
         raise InputError(
             "mimicking in the layout channels_last: torch writes outside its memory in the backward pass of strided "
             "1x1 convolutions with few inputs, which this network has; expected the layout contiguous, or auto"

@@ -13,10 +13,12 @@ from torch.nn.modules.batchnorm import _NormBase
 from mimicut.base import guard, memory
 from mimicut.base.errors import InputError, Stopped
 from mimicut.base.layout import laid
-from mimicut.recovery.batches import Passes, Source, count, images_in_batch, plain_batches
+from mimicut.base.ranks import RankLost, Ranks
+from mimicut.recovery.batches import Passes, Source, count, images_in_batch, on_accelerator, plain_batches
 from mimicut.recovery.checkpoint import Checkpoint
 from mimicut.recovery.config import OPTIMIZERS, PRECISIONS, MimicConfig
 from mimicut.recovery.judge import BestStudent, Judge
+from mimicut.recovery.muon import at_once
 from mimicut.recovery.pair import Pair, device_for, placed, placed_copy
 from mimicut.recovery.seam_error import LEAST_SPREAD, RunningDeviation
 from mimicut.recovery.training_loop import OnStep, TrainingLoop
@@ -35,6 +37,7 @@ class MimicLog:
     the first step on. kept: after how many steps the student is as it came back. ways: seconds of a trial's step in
     each precision and layout, where they were tried. parts: into how many a batch was divided to keep to the memory.
     untrained: the body's modules that run and that no gradient reached. extra: of a batch, how many were extra images.
+    halved: how often the parts were made half as large, since the device's memory ran out.
     """
 
     config: MimicConfig
@@ -49,6 +52,7 @@ class MimicLog:
     parts: int = 1
     untrained: tuple[str, ...] = ()
     extra: int = 0
+    halved: int = 0
 
     def to_json(self) -> dict[str, Any]:
         lists = {name: list(getattr(self, name)) for name in ("losses", "lrs", "errors", "untrained")}
@@ -66,6 +70,7 @@ def train(
     on_checkpoint: Callable[[Checkpoint], None] | None = None,
     max_memory: int | None = None,
     ways: dict[str, float] | None = None,
+    ranks: Ranks | None = None,
 ) -> MimicLog:
     """Train the student of a pair in place, as `mimic` does.
 
@@ -75,6 +80,7 @@ def train(
         config: With precision, layout and rate decided.
         choose, on_step, checkpoint, on_checkpoint, max_memory: As of `mimic`.
         ways: For the log.
+        ranks: As of `mimic`.
     """
     device, dtype = device_for(config.device, pair.student), PRECISIONS[config.precision]
     images, started = count(few), time.perf_counter()
@@ -87,7 +93,7 @@ def train(
         own, extra = images_in_batch(few, config.batch_size, config.extra_share)
         return MimicLog(
             config, images, own + extra, tuple(loop.losses), lrs, time.perf_counter() - started, errors, kept,
-            ways or {}, parts=max(1, loop.parts), untrained=loop.untrained or (), extra=extra,
+            ways or {}, parts=max(1, loop.parts), untrained=loop.untrained or (), extra=extra, halved=loop.halved,
         )  # fmt: skip
 
     with _student_restored(pair.student), ExitStack() as inside:
@@ -104,13 +110,16 @@ def train(
             inside.enter_context(capturing(pair.student, pair.student_seam)),
         )
         optimiser = _prepare(pair, config)
+        if ranks is not None:
+            ranks.copy_first(guard.named_tensors(pair.student).values())
+        few = on_accelerator(few, config.views, device)
         batches = Passes(
             few, config.batch_size, config.views, config.mixing, config.seed, device, dtype, config.mixing_rise,
             config.extra_share,
         )  # fmt: skip
         units = _loss_units(pair, captures[0], few, config.batch_size, device, dtype)
         best = None if choose is None else _best_student(pair, choose, units, config, device, dtype)
-        loop = TrainingLoop(pair, captures, units, optimiser, batches, config, best, max_memory)
+        loop = TrainingLoop(pair, captures, units, optimiser, batches, config, best, max_memory, ranks)
         if checkpoint is not None:
             loop.go_to(checkpoint)
         try:
@@ -120,6 +129,9 @@ def train(
                 raise
             here = loop.checkpoint()
             raise Stopped(log(), here) from error
+        except RankLost as error:
+            here = loop.checkpoint()
+            raise Stopped(log(), here, str(error)) from error
         finally:
             if best is not None:
                 best.restore()
@@ -159,9 +171,9 @@ def _prepare(pair: Pair, config: MimicConfig) -> torch.optim.Optimizer:
             body.append(parameter)
     if not body:
         raise InputError(f"mimicking: {type(student).__name__} has no parameter before its head that could learn")
-    adam, foreach = config.optimizer == "adamw", config.optimizer != "muon"
+    adam = config.optimizer == "adamw"
     options: dict[str, Any] = {"betas": (config.momentum, 0.999)} if adam else {"momentum": config.momentum}
-    options |= {"foreach": True} if foreach else {}
+    options |= {} if config.optimizer == "muon" else at_once(body)
     return OPTIMIZERS[config.optimizer](body, lr=config.lr, weight_decay=config.weight_decay, **options)
 
 

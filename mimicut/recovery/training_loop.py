@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mimicut.base import guard
+from mimicut.base import guard, memory
 from mimicut.base.errors import Diverged, InputError
 from mimicut.base.interrupts import interrupts_held
 from mimicut.base.layout import laid
+from mimicut.base.ranks import RankLost, Ranks
 from mimicut.recovery.batches import Batch, Passes, copied, count_in, equal_slices, part_of, repeat_image
 from mimicut.recovery.checkpoint import Checkpoint, load_optimiser_state, optimiser_state
 from mimicut.recovery.config import MimicConfig
@@ -47,10 +48,12 @@ class TrainingLoop:
         config: With precision, layout and rate decided.
         best: Judges the student from time to time; None: nobody does.
         max_memory: Bytes that a step may hold for its gradients; None: any.
+        ranks: The processes that take the steps together; None: this one alone.
 
     losses: of the steps that were read. parts: into how many a batch is divided to keep to the memory, 0 before the
-    first step. between_steps: whether no step is half done. untrained: names of the body's modules that run and that no
-    gradient reaches, known from the first step on.
+    first step. halved: how often that number was doubled, since the device's memory ran out. between_steps: whether no
+    step is half done. untrained: names of the body's modules that run and that no gradient reaches, known from the
+    first step on.
     """
 
     def __init__(
@@ -63,14 +66,16 @@ class TrainingLoop:
         config: MimicConfig,
         best: BestStudent | None,
         max_memory: int | None,
+        ranks: Ranks | None = None,
     ):
+        self._ranks = ranks
         self._pair, self._loss_units, self._max_memory = pair, loss_units, max_memory
         self._teacher_capture, self._student_capture = captures
         self._optimiser, self._batches, self._config, self.best = optimiser, batches, config, best
         self._device = optimiser.param_groups[0]["params"][0].device
         # Norms that are computed with their layers, in teacher and student; known from the first step on.
         self._folded: tuple[NormOfLayer, NormOfLayer] | None = None
-        self.parts = 0
+        self.parts = self.halved = 0
         self.losses: list[float] = []
         self._unread: list[Tensor] = []
         self.between_steps = True
@@ -110,20 +115,64 @@ class TrainingLoop:
         autocast = torch.autocast(
             self._device.type, torch.bfloat16, enabled=self._config.precision == "bf16", cache_enabled=False
         )
+        before = None if self._ranks is None else self._batches.state()
         batch = next(self._batches)
-        if self._folded is None:
-            self._prepare(batch)
-        assert self._folded is not None
         images = count_in(batch)
-        parts = [(part_of(batch, images, at), at.stop - at.start) for at in equal_slices(images, self.parts)]
+        own = slice(0, images) if self._ranks is None else self._ranks.share(images)
+        batch = part_of(batch, images, own)
+        if self._folded is None:
+            try:
+                self._prepare(batch)
+            except torch.OutOfMemoryError as error:
+                raise self._out_of_memory(1, error) from error
         for group in self._optimiser.param_groups:
             group["lr"] = self._config.lr_at(step)
-        self._optimiser.zero_grad(set_to_none=True)
         with self._noting_untrained() if self.untrained is None else nullcontext():
-            total, wanted = self._gradients(parts, images, step, autocast)
+            total, wanted = self._gradients_in_memory(batch, images, step, autocast)
+        if self._ranks is not None:
+            assert before is not None
+            try:
+                self._ranks.add_up([total, *self._found_gradients()])
+            except RankLost:  # the student is as before this step, and so are the batches to go on with
+                self._batches.go_to(before, step)
+                raise
         self._optimiser.step()
         self._unread.append(total)
         return wanted
+
+    def _found_gradients(self) -> list[Tensor]:
+        parameters = (p for group in self._optimiser.param_groups for p in group["params"])
+        return [p.grad for p in parameters if p.grad is not None]
+
+    def _gradients_in_memory(
+        self, batch: Batch, images: int, step: int, autocast: torch.autocast
+    ) -> tuple[Tensor, list[Tensor]]:
+        """As `_gradients`, of a batch in twice as many parts for as long as the memory of the device runs out.
+
+        images: of the whole batch, of which `batch` may be this process's share.
+        """
+        own = count_in(batch)
+        while True:
+            self._optimiser.zero_grad(set_to_none=True)
+            parts = [(part_of(batch, own, at), at.stop - at.start) for at in equal_slices(own, self.parts)]
+            try:
+                return self._gradients(parts, images, step, autocast)
+            except torch.OutOfMemoryError as error:
+                if self._config.norm_mode == "train" or self.parts >= own:
+                    raise self._out_of_memory(parts[0][1], error) from error
+            self._optimiser.zero_grad(set_to_none=True)
+            memory.trim()
+            torch.cuda.empty_cache()  # does nothing where CUDA was not used
+            self.parts, self.halved = min(own, 2 * self.parts), self.halved + 1
+
+    def _out_of_memory(self, images: int, error: Exception) -> InputError:
+        whole = "; batches are normalised as a whole (norm_mode 'train') and cannot go through in parts"
+        return InputError(
+            f"mimicking on {self._device}: its memory ran out with {images} image(s) at once"
+            f"{whole if self._config.norm_mode == 'train' else ''} ({str(error).splitlines()[0][:200]}); expected room "
+            "for one: free what else holds it, give precision bf16, a smaller input or batch, or another device. The "
+            "student's tensors are as before"
+        )
 
     def _gradients(
         self, parts: list[tuple[Batch, int]], images: int, step: int, autocast: torch.autocast
@@ -140,7 +189,7 @@ class TrainingLoop:
                 check_features(self._pair.seam, wanted, found)
             errors = zip(mean_squared_errors(found, wanted), self._loss_units, strict=True)
             loss: Any = sum(error / unit for error, unit in errors)
-            loss = loss if len(parts) == 1 else loss * (size / images)
+            loss = loss if size == images else loss * (size / images)
             with guard.backward_pass(self._pair.student):
                 loss.backward()
             total = total + loss.detach()

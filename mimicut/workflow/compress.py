@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, NoReturn, Unpack
 
 from torch import nn
 
@@ -12,6 +12,7 @@ from mimicut.anatomy.cost import count, count_teacher
 from mimicut.base.errors import LawBroken, Stopped
 from mimicut.base.guard import named_tensors, on_device, same_bits
 from mimicut.base.interrupts import interrupts_held
+from mimicut.base.ranks import NotFirst, Ranks, current
 from mimicut.inputs.class_names import numbered
 from mimicut.inputs.extra_images import GENERATED
 from mimicut.inputs.image_set import ImageSet, ImageSource
@@ -21,6 +22,7 @@ from mimicut.proof.image_check import ImageCheck
 from mimicut.proof.output_figures import OutputKinds
 from mimicut.recovery.config import MimicConfig
 from mimicut.recovery.cut_student import CutStudent
+from mimicut.recovery.mimic import check_ranks
 from mimicut.recovery.precision_and_layout import emulated
 from mimicut.recovery.recover import Recovery, recover
 from mimicut.results import store
@@ -213,6 +215,10 @@ def run_request(
     recorded: Recorded | None = None,
 ) -> Result:
     """Run `compress` from a request. recorded: what run.toml records, if different from the arguments here."""
+    ranks = current()
+    check_ranks(request.config, ranks)
+    if ranks is not None and not ranks.first:
+        _help(teacher, images, request, ranks)
     run = _begun(teacher, images, request, recorded or Recorded(images, request), say, on_step)
     if is_finished(run.destination, run.record):
         return _finished(run)
@@ -221,6 +227,8 @@ def run_request(
     if run.destination.stopped is None:
         plan, anatomy = decide(teacher, run.network, run.intake, request, run.given_plan, allowance, say)
         run = replace(run, given_plan=plan, network=replace(run.network, anatomy=anatomy))
+    if ranks is not None:
+        ranks.of_first(run.plan.to_json())
     if not run.plan.slices and not run.plan.drop:
         run = replace(run, request=replace(request, config=replace(request.config, steps=0, start="cut")))
         run.notes.append("nothing is cut: the model is the teacher, bit for bit, and there is nothing to mimic")
@@ -236,6 +244,24 @@ def run_request(
     )
     result = Result(_completed(run, recovered.model), run.plan, report, recovered.recovery, None)
     return _kept(run, result, recovered.stopped)
+
+
+def _help(teacher: Teacher, images: ImageSource | ImageSet, request: Request, ranks: Ranks) -> NoReturn:
+    """What a process that is not the first one does: mimic by the first one's plan. It writes nothing.
+
+    Raises:
+        NotFirst: It is done.
+    """
+    request = replace(request, folder=None, export_to=(), resume=False)
+    begun = _begun(teacher, images, request, Recorded(images, request), lambda text: None, None)
+    plan = Plan.from_json(ranks.of_first(None))
+    if plan.slices or plan.drop:
+        network = read_network(teacher, request, begun.intake, plan)
+        looked = ImageCheck()
+        run = _Run(**vars(begun), network=network, looked=looked, given_plan=plan, notes=[])
+        with on_device(network.model, request.config.device):
+            _recovered_student(run, cut(network.model, plan).to(request.config.device or "cpu"), Allowance(None), ranks)
+    raise NotFirst
 
 
 def _begun(
@@ -324,10 +350,19 @@ def _recover(run: _Run, student: nn.Module, allowance: Allowance) -> _Recovered:
     with on_device(model, request.config.device):
         if request.config.device is not None:
             student = student.to(request.config.device)
-        recovery, stopped = _recovered_student(run, student, allowance)
+        recovery, stopped = _recovered_student(
+            run, student, allowance, current() if run.plan.slices or run.plan.drop else None
+        )
         log = recovery.mimic
         if stopped is not None:
-            run.notes.append(f"stopped after {len(log.losses)} of {log.config.steps} steps")
+            why = f": {stopped.reason}" if stopped.reason else ""
+            run.notes.append(f"stopped after {len(log.losses)} of {log.config.steps} steps{why}")
+            run.say(run.notes[-1])
+        if log.halved:
+            run.notes.append(
+                f"the memory of {request.config.device} was not enough for a batch of {log.batch} at once: it went "
+                f"through in {log.parts} parts, whose gradients add up to those of the whole batch"
+            )
             run.say(run.notes[-1])
         run.say("putting the student under the teacher's head and verifying it")
         result = put_under_head(model, student, run.plan.seam)
@@ -337,8 +372,11 @@ def _recover(run: _Run, student: nn.Module, allowance: Allowance) -> _Recovered:
     return _Recovered(result.to(original_device), recovery, proof, stopped)
 
 
-def _recovered_student(run: _Run, student: nn.Module, allowance: Allowance) -> tuple[Recovery, Stopped | None]:
-    """Train `student` in place. After Ctrl-C return the recovery so far, and the exception."""
+def _recovered_student(
+    run: _Run, student: nn.Module, allowance: Allowance, ranks: Ranks | None
+) -> tuple[Recovery, Stopped | None]:
+    """Train `student` in place. After Ctrl-C, or where another process ended, return the recovery so far, and the
+    exception."""
     request, intake, keep = run.request, run.intake, _checkpoints(run)
     try:
         recovery = recover(
@@ -347,7 +385,7 @@ def _recovered_student(run: _Run, student: nn.Module, allowance: Allowance) -> t
             request.config,
             choose=intake.choose and intake.bound(intake.choose), max_seconds=allowance.left, on_stage=run.say,
             on_step=run.on_step, checkpoint=run.destination.stopped, on_checkpoint=keep,
-            max_memory=request.pass_bytes,
+            max_memory=request.pass_bytes, ranks=ranks,
         )  # fmt: skip
     except Stopped as error:
         keep(error.checkpoint)
@@ -416,7 +454,7 @@ def _kept(run: _Run, result: Result, stopped: Stopped | None) -> Result:
                 _checkpoints(run)(stopped.checkpoint, saved=store.weights_digest(folder))
     if stopped is not None:
         result = replace(result, stopped=True)
-        raise Stopped(result, stopped.checkpoint)
+        raise Stopped(result, stopped.checkpoint, stopped.reason)
     formats = request.formats_for(run.plan)
     if formats:
         run.say(f"exporting; the result itself is already saved in {result.folder}")

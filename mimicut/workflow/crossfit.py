@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from mimicut.base.errors import InputError, Stopped
+from mimicut.base.ranks import current
 from mimicut.inputs.image_set import ImageSet, ImageSource
 from mimicut.inputs.teacher import Teacher
 from mimicut.proof.certificate import binomial_interval, check_threshold
@@ -60,6 +61,8 @@ def crossfit(
         raise InputError("crossfit: found held-out images as well; expected either crossfit or those")
     if folds < 2:
         raise InputError(f"crossfit: found {folds} folds, expected 2 up to the number of different images")
+    if current() is not None:
+        raise InputError("crossfit: found several devices (--devices); expected one, on which fold follows fold")
     options["held_out_share"] = 0.0
     request = request_of(teacher, **options)
     found = read_given(teacher, images, request)

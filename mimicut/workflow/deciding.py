@@ -25,6 +25,8 @@ from mimicut.planning.survey import Findings
 from mimicut.proof.figures import finds_objects
 from mimicut.proof.image_check import ImageCheck, check_images
 from mimicut.proof.output_figures import check_fit, with_kinds
+from mimicut.recovery.batches import on_accelerator
+from mimicut.recovery.pair import device_for
 from mimicut.recovery.recover import EVIDENCE_SHARE, about
 from mimicut.surgery.plan import Plan
 from mimicut.workflow.intake import Intake
@@ -144,8 +146,9 @@ def decide(
 def _evidence(network: Network, intake: Intake, request: Request, seconds: float | None, say: Say) -> Evidence:
     config = request.config
     with on_device(network.model, config.device):
+        few = on_accelerator(intake.bound(intake.few), config.views, device_for(config.device, network.model))
         evidence = channel_evidence(
-            network.model, network.anatomy, intake.bound(intake.few), views=config.views, seed=config.seed,
+            network.model, network.anatomy, few, views=config.views, seed=config.seed,
             max_seconds=None if seconds is None else EVIDENCE_SHARE * seconds,
             on_expected=lambda seconds: say(f"measuring on the images which channels matter, {about(seconds)}"),
             on_progress=SpokenProgress(say, "batch or group"), max_memory=request.pass_bytes,

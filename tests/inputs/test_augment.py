@@ -5,7 +5,7 @@ from PIL import Image
 
 from mimicut.base.errors import InputError
 from mimicut.inputs import augment
-from mimicut.inputs.augment import RESIZED_CROP_RATIO, VIEWS, _crop_box
+from mimicut.inputs.augment import RESIZED_CROP_RATIO, VIEWS, crop_box
 from mimicut.inputs.image_set import Preprocessing, read_images
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -100,7 +100,7 @@ def test_patches_keep_the_shape_when_not_square():
 
 def test_resized_crops_cover_what_they_should():
     draws = torch.rand(2000, 41, generator=generator()).tolist()
-    boxes = [_crop_box(300, 400, d) for d in draws]
+    boxes = [crop_box(300, 400, d) for d in draws]
     shares = [h * w / 120_000 for _, _, h, w in boxes]
     ratios = [w / h for _, _, h, w in boxes]
     assert 0.078 < min(shares) < 0.1
@@ -126,7 +126,7 @@ def test_resized_crops_are_mirrored_half_the_time():
     ("height", "width", "box"), [(10, 90, (0, 38, 10, 13)), (90, 10, (38, 0, 13, 10)), (1, 1, (0, 0, 1, 1))]
 )
 def test_crop_of_a_strip_is_the_largest_central_one(height, width, box):
-    assert _crop_box(height, width, [0.9999] * 41) == box
+    assert crop_box(height, width, [0.9999] * 41) == box
 
 
 def test_crop_sees_detail_that_the_evaluation_view_lost():

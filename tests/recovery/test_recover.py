@@ -182,7 +182,7 @@ def test_muon_makes_all_directions_alike_and_vectors_move_by_adamw():
     torch.manual_seed(0)
     left, right = torch.linalg.qr(torch.randn(6, 6))[0], torch.linalg.qr(torch.randn(6, 6))[0]
     matrix = left @ torch.diag(torch.tensor([10.0, 3.0, 1.0, 0.5, 0.3, 0.1])) @ right
-    for given in (matrix, matrix[:4], matrix[:, :4]):
+    for given in (matrix, matrix[:4], matrix[:, :4], matrix[:5]):
         values = torch.linalg.svdvals(orthogonal(given))
         assert float(values.max()) < 1.3
         assert float(values.min()) > 0.3
@@ -193,6 +193,31 @@ def test_muon_makes_all_directions_alike_and_vectors_move_by_adamw():
     assert torch.allclose(weight, -0.1 * 0.2 * 6**0.5 * orthogonal(matrix), atol=1e-6)
     assert torch.allclose(deep.flatten(1).norm(dim=1), torch.full((4,), 0.1 * 0.2 * 3.0), atol=1e-6)
     assert torch.allclose(bias, -0.01 * bias.grad.sign(), atol=1e-5)
+
+
+def test_muon_moves_weights_of_one_shape_together_as_it_moves_each_alone():
+    def moved(names):
+        torch.manual_seed(1)
+        weights = {n: nn.Parameter(torch.randn(*s)) for n, s in shapes.items()}
+        for weight in weights.values():
+            weight.grad = torch.randn_like(weight)
+        optimiser = Muon([weights[n] for n in names], lr=0.1, weight_decay=0.01, momentum=0.9)
+        optimiser.step()
+        optimiser.step()
+        return weights
+
+    shapes = {"a": (6, 4, 3, 3), "b": (6, 4, 3, 3), "c": (8, 8), "d": (8, 8), "e": (5, 1, 3, 3), "f": (5, 1, 3, 3)}
+    together = moved(shapes)
+    for name in shapes:
+        assert torch.allclose(moved([name])[name], together[name], atol=1e-6)
+    # Newton-Schulz as it is written in its source, on the matrix itself and in float64.
+    matrix = torch.randn(12, 40, dtype=torch.float64)
+    plain = matrix / matrix.norm()
+    for _ in range(5):
+        gram = plain @ plain.T
+        plain = 3.4445 * plain + (-4.7750 * gram + 2.0315 * gram @ gram) @ plain
+    assert torch.allclose(orthogonal(torch.stack([-matrix, matrix]))[1], plain, atol=1e-10)
+    assert torch.allclose(orthogonal(matrix[:, :13]).T, orthogonal(matrix[:, :13].T), atol=1e-10)
 
 
 def test_effort_is_a_dial_over_steps():

@@ -1,0 +1,230 @@
+"""Several processes, one for each device, that train one student together.
+
+Every process runs the same program and takes its part of each batch; gradients are added up. What is decided (plan,
+closed form, rates) is decided by the first one, which alone writes files and prints. The processes are started by
+`joined`, or by torchrun; torch.distributed connects them, over NCCL between CUDA devices, over gloo between CPUs.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import pairwise
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from mimicut.base.errors import InputError, MimicutError
+
+# How long all may take to start, and how long one may wait for the others, who wait while the first one decides.
+# Source: assumption.
+_START, _WAIT = timedelta(minutes=10), timedelta(days=1)
+_END_SECONDS = 10.0  # that a process may take to end after the first one
+_Process = tuple[subprocess.Popen[bytes], IO[bytes]]
+_started: list[_Process] = []  # by this process, each with what it writes to stderr
+
+
+class RankLost(MimicutError):
+    """Another process of the run ended, so that no step can be taken any more."""
+
+    exit_code = 1
+
+
+class NotFirst(Exception):
+    """The work of a process that is not the first one is done: the first one alone goes on."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that train together. rank: from 0, the first one. count: how many there are."""
+
+    rank: int
+    count: int
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def share(self, images: int) -> slice:
+        """Which images of a batch are this process's.
+
+        Raises:
+            InputError: There are fewer images than processes.
+        """
+        if images < self.count:
+            raise InputError(
+                f"mimicking on {self.count} devices: a batch has {images} images, expected at least one for each "
+                "device; use fewer devices, or give more images"
+            )
+        edges = [images * i // self.count for i in range(self.count + 1)]
+        return [slice(a, b) for a, b in pairwise(edges)][self.rank]
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its sum over all processes, in place.
+
+        Raises:
+            RankLost: Another process ended.
+        """
+        flat = torch.cat([t.detach().flatten() for t in tensors])
+        with _losses():
+            dist.all_reduce(flat)
+        for tensor, found in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(found.view_as(tensor))
+
+    def copy_first(self, tensors: Iterable[Tensor]) -> None:
+        """Give each tensor the values that it has in the first process, in place. Raises: RankLost: another ended."""
+        for tensor in tensors:
+            with _losses(), torch.no_grad():
+                given = tensor.detach().contiguous()
+                dist.broadcast(given, 0)
+                tensor.copy_(given)
+
+    def of_first(self, value: Any) -> Any:
+        """The first process's value, in every process. Raises: RankLost: another one ended."""
+        held = [value]
+        with _losses():
+            dist.broadcast_object_list(held, 0)
+        return held[0]
+
+
+@contextmanager
+def _losses() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        own = str(error).strip().splitlines()[0][:120]
+        raise RankLost(f"another process of this run ended ({own}){''.join(map(_last_words, _started))}") from error
+
+
+def current() -> Ranks | None:
+    """The processes that this one is connected with; None where it is alone."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() < 2:
+        return None
+    return Ranks(dist.get_rank(), dist.get_world_size())
+
+
+@contextmanager
+def joined(devices: int | None, device: str | None, arguments: Sequence[str]) -> Iterator[str | None]:
+    """Be one of several processes inside: as torchrun says; or, with `devices`, the first one, which starts the others.
+
+    The others run the same command, print nothing, and end with the first one at the latest.
+
+    Args:
+        devices: How many; None: as many as torchrun started, or this process alone.
+        device: "cpu", "cuda" or None, which is "cuda" where there is one.
+        arguments: Of the command `mimicut` that the others run.
+
+    Yields:
+        The device of this process; `device` where it is alone.
+
+    Raises:
+        InputError: There are not so many devices, or torchrun started another number of processes.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else None
+    if devices is not None and started not in (None, devices):
+        raise InputError(
+            f"working on {devices} devices (--devices): torchrun started {started} processes; give the same number, or "
+            "leave --devices out"
+        )
+    count = devices if started is None else started
+    if count is None or count == 1:
+        yield device
+        return
+    kind = _checked_kind(count if started is None else int(os.environ.get("LOCAL_WORLD_SIZE", count)), device)
+    with ExitStack() as ends:
+        rank, local, url = 0, 0, "env://"
+        if started is None:
+            port = _free_port()
+            url = f"tcp://127.0.0.1:{port}"
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            ends.enter_context(_others(count, place, arguments))
+        else:
+            rank = int(os.environ["RANK"])
+            local = int(os.environ.get("LOCAL_RANK", rank))
+        if kind == "cuda":
+            torch.cuda.set_device(local)
+        elif "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, torch.get_num_threads() // count))
+        store, *_ = next(iter(rendezvous(url, rank, count, timeout=_START)))
+        dist.init_process_group(store=store, rank=rank, world_size=count, timeout=_WAIT)
+        ends.callback(_leave)
+        if rank:
+            nothing = ends.enter_context(open(os.devnull, "w"))
+            ends.enter_context(redirect_stdout(nothing))
+            ends.enter_context(redirect_stderr(nothing))
+        yield f"cuda:{local}" if kind == "cuda" else "cpu"
+
+
+def _checked_kind(count: int, device: str | None) -> str:
+    """The kind of device, of which there are so many on this machine."""
+    if count < 1 or device not in (None, "cpu", "cuda"):
+        raise InputError(
+            f"working on several devices: found --devices {count} and --device {device}; expected a number from 1, and "
+            "cpu or cuda (several are counted from the first one on)"
+        )
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    there = torch.cuda.device_count() if kind == "cuda" else len(os.sched_getaffinity(0))
+    if count > there:
+        what = "CUDA device(s)" if kind == "cuda" else "processor core(s), of which each process needs one"
+        instead = f"--devices {there} or fewer" if there else "--device cpu"
+        raise InputError(f"working on {count} devices: found {there} {what}; give {instead}")
+    return kind
+
+
+@contextmanager
+def _others(count: int, place: dict[str, str], arguments: Sequence[str]) -> Iterator[None]:
+    """The same command in all processes but the first."""
+    shared = os.environ | place | {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    command = [sys.executable, "-m", "mimicut", *arguments]
+    with ExitStack() as held, _ended_with_us():
+        for rank in range(1, count):
+            words = held.enter_context(tempfile.TemporaryFile())
+            own = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            # In a session of its own: Ctrl-C is for the first one, which lets a step end.
+            process = subprocess.Popen(
+                command, env=own, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=words,
+                start_new_session=True,
+            )  # fmt: skip
+            _started.append((process, words))
+        yield
+
+
+@contextmanager
+def _ended_with_us() -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for process, _ in _started:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_END_SECONDS)
+            process.kill()
+            process.wait()
+        _started.clear()
+
+
+def _last_words(other: _Process) -> str:
+    process, words = other
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(1.0)
+    words.seek(0)
+    lines = words.read().decode(errors="replace").strip().splitlines()
+    return f"; its last words: {lines[-1][:300]}" if lines and process.poll() else ""
+
+
+def _leave() -> None:
+    with suppress(RuntimeError):
+        dist.destroy_process_group()
+
+
+def _free_port() -> int:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return int(held.getsockname()[1])

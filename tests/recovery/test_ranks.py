@@ -1,0 +1,215 @@
+"""Several processes that mimic one student, and a device whose memory runs out."""
+
+import copy
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import nets
+import pytest
+import torch
+from nets import Chain
+
+import mimicut
+from mimicut.anatomy.find_seam import trace
+from mimicut.base import guard
+from mimicut.base.errors import InputError, Stopped
+from mimicut.base.ranks import RankLost, Ranks, joined
+from mimicut.planning.planner import make_plan
+from mimicut.recovery.config import preset
+from mimicut.recovery.mimic import mimic
+from mimicut.recovery.training_loop import TrainingLoop
+from mimicut.results.stopped_runs import stopped_path
+from mimicut.surgery.cut import cut
+
+PACKAGE = Path(mimicut.__file__).parent
+FEW = torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+
+
+def networks():
+    torch.manual_seed(0)
+    teacher = Chain().eval()
+    anatomy = trace(teacher, FEW[:2])
+    return teacher, cut(teacher, make_plan(teacher, anatomy, keep_width=0.5)), anatomy.seam
+
+
+def recipe(steps=6, **changes):
+    return preset("default", steps=steps, lr=1e-2, views="none", batch_size=8, **changes)
+
+
+class Alone:
+    """One process of one: there is nothing to add, and the others are lost at a step."""
+
+    rank, count, first = 0, 1, True
+
+    def __init__(self, lost_at):
+        self.left = lost_at
+
+    def share(self, images):
+        return slice(0, images)
+
+    def add_up(self, tensors):
+        if not self.left:
+            raise RankLost("another process of this run ended (test)")
+        self.left -= 1
+
+    def copy_first(self, tensors):
+        pass
+
+    def of_first(self, value):
+        return value
+
+
+def test_the_shares_of_all_processes_are_the_batch():
+    shares = [Ranks(rank, 3).share(8) for rank in range(3)]
+    assert [i for share in shares for i in range(8)[share]] == list(range(8))
+    with pytest.raises(InputError, match="at least one for each device"):
+        Ranks(0, 3).share(2)
+
+
+def test_gradients_of_the_shares_add_up_to_those_of_the_batch(monkeypatch):
+    found = []
+    monkeypatch.setattr(Ranks, "add_up", lambda self, tensors: found.append([t.clone() for t in tensors]))
+    monkeypatch.setattr(Ranks, "copy_first", lambda self, tensors: None)
+    monkeypatch.setattr(Ranks, "of_first", lambda self, value: value)
+    teacher, student, seam = networks()
+    for ranks in (Ranks(0, 1), Ranks(0, 3), Ranks(1, 3), Ranks(2, 3)):
+        mimic(teacher, copy.deepcopy(student), seam, FEW, recipe(steps=1), ranks=ranks)
+    whole, *parts = found
+    assert len(whole) > 3
+    for place, wanted in enumerate(whole):
+        total = sum(part[place] for part in parts)
+        assert torch.allclose(total, wanted, rtol=1e-4, atol=1e-7)
+
+
+def test_a_lost_process_stops_the_run_between_steps_and_it_goes_on_to_the_same_bits():
+    teacher, student, seam = networks()
+    whole, other = copy.deepcopy(student), copy.deepcopy(student)
+    mimic(teacher, whole, seam, FEW, recipe())
+    with pytest.raises(Stopped, match="stopped") as stopped:
+        mimic(teacher, other, seam, FEW, recipe(), ranks=Alone(lost_at=4))
+    assert "another process" in stopped.value.reason
+    assert len(stopped.value.log.losses) == 4
+    mimic(teacher, other, seam, FEW, recipe(), checkpoint=stopped.value.checkpoint)
+    for name, tensor in guard.named_tensors(whole).items():
+        assert guard.same_bits(tensor, guard.named_tensors(other)[name]), name
+
+
+def test_batch_statistics_of_several_devices_are_refused():
+    teacher, student, seam = networks()
+    with pytest.raises(InputError, match="2 devices: norm_mode is 'train'"):
+        mimic(teacher, student, seam, FEW, recipe(norm_mode="train"), ranks=Ranks(0, 2))
+
+
+def test_more_devices_than_there_are_is_one_clear_line():
+    with pytest.raises(InputError, match=r"working on 4000 devices: found \d+ processor core"), joined(4000, "cpu", []):
+        pass
+    with pytest.raises(InputError, match="--devices 2 and --device cuda:1"), joined(2, "cuda:1", []):
+        pass
+
+
+def test_torchrun_with_another_number_of_processes_is_refused(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(InputError, match="torchrun started 3"), joined(2, "cpu", []):
+        pass
+
+
+# --- memory of the device
+
+
+def memory_runs_out(monkeypatch, most):
+    """Let a pass over more than `most` images end as on a device whose memory ran out."""
+    plain = TrainingLoop._features
+
+    def features(self, capture, folded, batch):
+        if len(batch[0][0]) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return plain(self, capture, folded, batch)
+
+    monkeypatch.setattr(TrainingLoop, "_features", features)
+
+
+def test_a_batch_that_does_not_fit_goes_through_in_parts_to_the_same_student(monkeypatch):
+    teacher, student, seam = networks()
+    whole, parted = copy.deepcopy(student), copy.deepcopy(student)
+    mimic(teacher, whole, seam, FEW, recipe())
+    memory_runs_out(monkeypatch, 3)
+    log = mimic(teacher, parted, seam, FEW, recipe())
+    assert (log.parts, log.halved) == (4, 2)
+    with torch.no_grad():
+        wanted, found = whole(FEW), parted(FEW)
+    assert float((wanted - found).norm() / wanted.norm()) < 1e-4
+
+
+def test_no_room_for_one_image_ends_in_a_clear_line_and_the_student_is_as_before(monkeypatch):
+    teacher, student, seam = networks()
+    before = copy.deepcopy(student.state_dict())
+    memory_runs_out(monkeypatch, 0)
+    with pytest.raises(InputError, match=r"its memory ran out with 1 image\(s\) at once"):
+        mimic(teacher, student, seam, FEW, recipe(layout="contiguous"))
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+
+
+# --- two processes
+
+_MIMIC = """
+import sys
+import torch
+from pathlib import Path
+from test_ranks import FEW, networks, recipe
+from mimicut.base.ranks import current
+from mimicut.recovery.mimic import mimic
+
+torch.set_num_threads(1)
+if sys.argv[2] == "two":
+    rank = int(sys.argv[3])
+    torch.distributed.init_process_group(init_method=f"file://{sys.argv[4]}", rank=rank, world_size=2)
+teacher, student, seam = networks()
+mimic(teacher, student, seam, FEW, recipe(steps=20), ranks=current())
+with torch.no_grad():
+    torch.save(student(FEW), sys.argv[1])
+"""
+
+
+@pytest.mark.long
+def test_two_processes_give_the_student_of_one(tmp_path):
+    def start(*arguments):
+        path = os.pathsep.join([str(PACKAGE.parent), str(Path(nets.__file__).parent)])
+        command = [sys.executable, "-c", _MIMIC, *map(str, arguments)]
+        return subprocess.Popen(command, cwd=Path(__file__).parent, env=os.environ | {"PYTHONPATH": path})
+
+    out = [tmp_path / name for name in ("one", "first", "second")]
+    processes = [start(out[0], "one"), *(start(out[1 + r], "two", r, tmp_path / "store") for r in range(2))]
+    assert [process.wait(300) for process in processes] == [0, 0, 0]
+    one, first, second = (torch.load(each) for each in out)
+    assert torch.equal(first, second)
+    assert float((one - first).norm() / one.norm()) < 1e-4
+    assert not torch.equal(one, networks()[1](FEW))
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for the other process in /proc")
+def test_a_process_that_is_killed_leaves_a_file_to_go_on_from(place, monkeypatch):
+    options = ["--keep", "0.5", "--extra", "none", "--out", "small", "--steps", "100", "--device", "cpu"]
+    command = [sys.executable, "-m", "mimicut", "compress", "net.py:build", "photos", *options, "--devices", "2"]
+    monkeypatch.setenv("PYTHONPATH", str(PACKAGE.parent))
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as first:
+        said = ""
+        while "  step " not in said:
+            line = first.stderr.readline()
+            assert line, said
+            said += line
+        (other,) = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
+        os.kill(int(other), signal.SIGKILL)
+        said += first.stderr.read()
+        assert first.wait(60) == 130, said
+    assert "another process of this run ended" in said
+    assert "the same command with --resume continues" in said
+    assert stopped_path("small").exists()
+    again = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    assert "continuing after" in again.stderr
+    assert not stopped_path("small").exists()
