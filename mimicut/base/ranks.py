@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from io import StringIO
 from itertools import pairwise
 from typing import IO, Any
 
@@ -157,9 +158,8 @@ def joined(devices: int | None, device: str | None, arguments: Sequence[str]) ->
         dist.init_process_group(store=store, rank=rank, world_size=count, timeout=_WAIT)
         ends.callback(_leave)
         if rank:
-            nothing = ends.enter_context(open(os.devnull, "w"))
-            ends.enter_context(redirect_stdout(nothing))
-            ends.enter_context(redirect_stderr(nothing))
+            ends.enter_context(redirect_stdout(StringIO()))
+            ends.enter_context(redirect_stderr(StringIO()))
         yield f"cuda:{local}" if kind == "cuda" else "cpu"
 
 
