@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import json
 import os
 import re
 import shlex
@@ -298,6 +299,14 @@ def test_the_figures_of_the_readme_are_those_of_the_pages():
     assert f"MiR as published: {mir:.0f} %; a cut of this size without training: {cut} %" in picture
     for words in (f"; {ours:.0f} % of", f"{surely:.0f} % where", f"MiR as published {mir:.0f} %"):
         assert words in text_of(ROOT / "README.md")
+
+
+def test_the_cost_of_many_jobs_is_the_measured_one():
+    found = json.loads(text_of(ROOT / "benchmarks" / "results" / "sweep_cost.json"))
+    page = " ".join(text_of(DOCS / "how_to" / "many_jobs.md").split())
+    assert f"{found['job']:.1f} s of processor time for each" in page
+    assert f"for 1,000 jobs it makes {found['processor_hours_of_1000']:.1f} hours on one core" in page
+    assert f"in {found['sweep']['10']} s and 1,000 in {found['sweep']['1000']} s" in page
 
 
 def test_drawings_are_the_same_in_light_and_dark():
