@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import json
 import os
 import re
 import shlex
@@ -311,6 +312,14 @@ def test_the_figures_of_the_readme_are_those_of_the_pages():
 def test_the_count_of_networks_is_that_of_the_zoo():
     run, done = re.search(r"^(\d+) of \1 models were run: (\d+) done", text_of(DOCS / "zoo.md"), re.MULTILINE).groups()
     assert f"[{run}\nmodels](docs/zoo.md) were run, {done} the whole way" in text_of(ROOT / "README.md")
+
+
+def test_the_cost_of_many_jobs_is_the_measured_one():
+    found = json.loads(text_of(ROOT / "benchmarks" / "results" / "sweep_cost.json"))
+    page = " ".join(text_of(DOCS / "how_to" / "many_jobs.md").split())
+    assert f"{found['job']:.1f} s of processor time for each" in page
+    assert f"for 1,000 jobs it makes {found['processor_hours_of_1000']} hours on one core" in page
+    assert f"in {found['sweep']['10']} s and 1,000 in {found['sweep']['1000']} s" in page
 
 
 def test_drawings_are_the_same_in_light_and_dark():
