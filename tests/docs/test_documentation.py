@@ -238,7 +238,7 @@ def check_values(name: str, given: dict) -> None:
     from mimicut.cli.option_values import formats_in
     from mimicut.recovery.config import preset
     from mimicut.runtime.export import FILES
-    from mimicut.surgery.budget import BudgetOptions, several_budgets
+    from mimicut.surgery.budget import BudgetOptions, or_whole, several_budgets
 
     if given.get("to"):  # whose packages need not be here
         assert set(formats_in(given["to"])) <= set(FILES)
@@ -250,7 +250,7 @@ def check_values(name: str, given: dict) -> None:
     showing = name == "plan" and given.get("images") and not sized
     if name in ("compress", "plan") and not given.get("plan") and not showing:
         for options in several_budgets(budget, **lists).values():
-            mimicut.Budget.of(**options)
+            mimicut.Budget.of(**(or_whole(options) if given.get("int8") else options))
 
 
 @pytest.mark.parametrize(

@@ -227,7 +227,8 @@ def test_onnx_runtime_does_not_fall_back_in_silence(monkeypatch):
         (("torch", 1, 0), "found batch 0, expected"),
         (("torch", 1.5, 1), "found threads 1.5, expected"),
         (("torch", 1, True), "found batch True, expected"),
-        (("torch", 1, 1, "int8"), "found precision 'int8', expected of float32"),
+        (("torch", 1, 1, "int4"), "found precision 'int4', expected of float32, int8"),
+        (("torch", 1, 1, "int8"), "in INT8: torch runs no INT8 files of ONNX; expected of onnxruntime, openvino"),
     ],
 )
 def test_bad_settings(setting, said):
