@@ -129,6 +129,15 @@ def test_where_each_step_does_harm_the_file_stays(tmp_path, monkeypatch):
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize(("least", "changed"), [(0.0, True), (1.0, False)])
+def test_only_a_clear_gain_changes_the_file(least, changed, tmp_path, monkeypatch):
+    monkeypatch.setattr(int8, "weight_bits", lambda: 7)
+    monkeypatch.setattr(import_module("mimicut.runtime.int8_mimic"), "LEAST_GAIN", least)
+    done, before, path = trained(tmp_path, randomised(Residual()), 40, steps=20)
+    assert (path.read_bytes() != before) is changed is (done.kept > 0)
+    assert (done.error < done.error_before) is changed
+
+
 def test_too_few_images(tmp_path):
     with pytest.raises(UnsupportedModel, match="found 3 images, expected at least 4 that differ"):
         trained(tmp_path, randomised(Chain()), 3)
