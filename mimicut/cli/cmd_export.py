@@ -38,7 +38,7 @@ def export(
         bool, typer.Option(help="Compare every layer of each file with the student's: where it differs first")
     ] = False,
     int8_steps: Annotated[
-        int, typer.Option(min=0, help="Steps in which the student learns in INT8, seeing its own rounding; 100 do most")
+        int, typer.Option(min=0, help="Steps in which the student learns in INT8, seeing its own rounding; try 100")
     ] = 0,
     extra: Extra = "generated",
     force: Annotated[bool, typer.Option(help="Replace previously exported files")] = False,

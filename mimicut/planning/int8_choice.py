@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mimicut.anatomy.graph import Anatomy
-from mimicut.base.errors import MimicutError, OutOfReach, UnsupportedModel
+from mimicut.base.errors import LawBroken, MimicutError, OutOfReach, UnsupportedModel
 from mimicut.base.guard import named_tensors
 from mimicut.planning.latency_search import MeasuredPlan, measure_student, median_share, with_latency
 from mimicut.planning.mixtures import plan_within, target_ms, tie_of
@@ -116,10 +116,10 @@ def plan_int8(
             except OutOfReach as error:
                 refused = error if name == CUT else refused
                 ways.append(_Way(name, reason=str(error) if name == ALONE else "out of reach"))
-            except UnsupportedModel as error:
+            except (UnsupportedModel, LawBroken) as error:  # of INT8; a cut that breaks a law is found out later
                 ways.append(_Way(name, reason=str(error)))
             say(f"  {ways[-1]}")
-    best = min(ways, key=lambda way: way.error)
+    best = min(ways, key=lambda way: (way.error, way.found is None))
     if best.found is None:
         raise refused or UnsupportedModel(f"making a plan: {'; '.join(map(str, ways))}; expected one that meets it")
     plan = best.found.plan
@@ -178,7 +178,8 @@ def _int8_error(context: PlanningContext, network: nn.Module) -> float:
     """
     assert context.held is not None
     example, seam = context.anatomy.traced.example, context.anatomy.seam
-    few = subset(context.held.fit, list(range(min(_RANGES, count(context.held.fit)) // 2 * 2)))
+    images = min(_RANGES, count(context.held.fit))
+    few = subset(context.held.fit, [i % images for i in range(images + images % 2)])  # in pairs
     batches = list(plain_batches(few, 2, torch.device("cpu"), torch.float32))
     with tempfile.TemporaryDirectory(prefix="mimicut") as folder:
         made = export(network, example, folder, formats=("int8",), calibrate=batches)

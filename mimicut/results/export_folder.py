@@ -18,6 +18,7 @@ from mimicut.inputs.extra_images import GENERATED, NONE, read_extra
 from mimicut.inputs.image_set import ImageSet, ImageSource, ImagesWithCall, bind_call, read_images, split
 from mimicut.inputs.preprocessing import Preprocessing, model_inputs
 from mimicut.inputs.teacher import Build, Teacher, own_teacher
+from mimicut.proof.image_check import refuse_shared
 from mimicut.proof.int8_table import int8_table
 from mimicut.recovery.batches import WithExtra
 from mimicut.recovery.config import preset
@@ -183,7 +184,7 @@ def export_folder(
         explain: Whether each layer of each file is compared with the student's too (`explain_export`); the files stay
             the same. Not of those for phones.
         int8_steps: Steps in which the student learns in INT8, seeing its own rounding (`int8_mimic`); 0 to round it
-            as it is. `int8_mimic.STEPS` gain most of what there is.
+            as it is. `compress` takes `int8_mimic.STEPS`.
         extra, max_memory: For these steps, as of `compress`.
         on_stage: Receives a sentence at each stage of them.
         int8_required: Whether the report's threshold holds for the INT8 file, too.
@@ -209,8 +210,8 @@ def export_folder(
     if int8_steps and (normalise or "int8" not in formats):
         found = "files that normalise themselves" if normalise else f"the formats {', '.join(formats)}"
         raise InputError(
-            f"exporting {folder}: found {int8_steps} steps in INT8 and {found}; expected the format int8, of a file "
-            "that takes images as the teacher does"
+            f"exporting {folder}: found {int8_steps} steps in INT8 and {found}; expected the format int8 (--to int8), "
+            "without --normalise"
         )
     asked = _Asked(
         formats, images, held_out, teacher, weights, pretrained, normalise, dynamic_size, tolerance, explain,
@@ -391,7 +392,8 @@ def _export(
         )
         exports = _checked(model, exported, formats, batches, form, asked.tolerance)
         table = _int8_table(model, exported, scratch, form, example, comparison, calibrate, report, asked.tolerance)
-        more = {"weight_bits": weight_bits(), "mimic": mimicked, "required": asked.int8_required}
+        required = asked.int8_required or bool((report.int8 or {}).get("required"))
+        more = {"weight_bits": weight_bits(), "mimic": mimicked, "required": required}
         report = replace(report, int8={**table, **more})
         if "onnx" not in formats:
             for file in files_of(exported.files["onnx"]):
@@ -418,11 +420,15 @@ def _mimicked(
     few, seam, memory_bytes = comparison.quantise_by, comparison.seam, memory.bound(asked.max_memory)
     if exported.static is not None:
         return {"failed": f"the file takes one number of images alone: {exported.static}"}
-    views = str((report.config.get("mimic") or {}).get("views", "none"))
-    config = preset("default", steps=asked.int8_steps, views=views)
+    own = report.config.get("mimic") or {}
+    views = str(own.get("views", "none"))
+    config = preset("default", steps=asked.int8_steps, views=views, seed=own.get("seed"))
+    config = replace(config, extra_share=own.get("extra_share", config.extra_share))
     most = config.steps * config.batch_size
     beside = read_extra(asked.extra, few, views, seed=config.seed, memory_bytes=memory_bytes, most=most)
     images: Any = bind_call(few, form.call)
+    if beside is not None and beside.pictures is not None:
+        refuse_shared(beside.pictures, {"held-out": comparison.compare_on})
     if beside is not None:
         images = WithExtra(images, replace(beside, call=form.call))
     asked.say(f"mimicking {config.steps} steps in INT8, on {len(few)} images")

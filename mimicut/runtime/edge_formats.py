@@ -209,7 +209,7 @@ def _start(python: str, *arguments: str) -> subprocess.CompletedProcess:
     flag = "-P" if python == sys.executable else "-I"
     command = [python, flag, str(_SCRIPT), *arguments]
     try:
-        return subprocess.run(command, capture_output=True, text=True)
+        return subprocess.run(command, capture_output=True, text=True, errors="replace")
     except OSError as error:  # what the variable names is no program
         return subprocess.CompletedProcess(command, 1, "", str(error))
 

@@ -185,8 +185,9 @@ def _with_edge(
     """
     clone = structural_copy(model)
     try:
-        call, program = (one := _first_image(call)), _traced(clone, one, {})
-        wanted = outputs_of(model, *call)
+        one = _first_image(call)
+        program, wanted = _traced(clone, one, {}), outputs_of(model, *one)
+        call = one
     except UnsupportedModel:
         program, wanted = _traced(clone, call, {}), outputs_of(model, *call)
     errors, unrun = {}, {}

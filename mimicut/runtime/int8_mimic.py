@@ -79,7 +79,7 @@ def mimic_int8(
         example: What it was exported with.
         seams: Of the target and of the student.
         target: The network whose features are learned: the teacher, or the student itself.
-        few: Images, as for `mimic`; a fifth of them only judges.
+        few: Images, as for `mimic`; a quarter of them only judges.
         config: The recipe; the rate is a share of the measured one, precision is float32.
         on_step, max_memory: As of `mimic`.
 

@@ -31,7 +31,9 @@ _OUTPUT = "_QuantizeLinear_Input"  # what ONNX Runtime puts behind the name of a
 # Features found in the traced program may differ from the model's by so much of the largest. Source: assumption;
 # rounding is 1e-6 to 1e-5.
 _SAME = 1e-4
+_SAME_STEP = 1.001  # times its own rule, above which the step of a channel is the file's
 _FOLDED = "_folded_bias"
+_MOST = 2**31 - 2**8  # of a bias in whole numbers; the largest of 32 bits but for the rounding of its scale
 _HALF = 0.51  # steps between a weight and what stands for it in the file, with rounding of their own
 _CONVOLUTIONS = {"conv1d", "conv2d", "conv3d", "convolution"}
 _LAYERS = _CONVOLUTIONS | {"linear"}
@@ -51,30 +53,40 @@ class RoundedActivation(nn.Module):
 
 
 class RoundedWeight(nn.Module):
-    """Rounds a weight, each channel to as many steps as the file has between zero and the channel's largest value."""
+    """Rounds a weight, each channel to as many steps as the file has between zero and the channel's largest value.
 
-    def __init__(self, axis: int | None, steps: int):
+    Args:
+        axis: That of the channels; None for a weight with one range.
+        steps: How many there are.
+        least: The least step of each channel, (channels,) or (): the file's own where it is larger than that rule has
+            it, as bias and weight of a channel share their scale, and a bias has 32 bits.
+    """
+
+    least: Tensor
+
+    def __init__(self, axis: int | None, steps: int, least: Tensor):
         super().__init__()
         self.axis, self.steps = axis, steps
+        self.register_buffer("least", least)
 
     def step(self, weight: Tensor) -> Tensor:
-        """The step between two values, (channels,), or () of a weight with one range."""
+        """The step between two values, (channels,) or ()."""
         size = weight.detach().abs()
         others = [i for i in range(weight.dim()) if i != self.axis]
         largest = size.amax(others) if self.axis is not None else size.amax()
-        return largest.clamp_min(torch.finfo(largest.dtype).tiny * 2**16) / self.steps
+        return torch.maximum(largest / self.steps, self.least)
 
-    def whole(self, weight: Tensor) -> Tensor:
+    def whole(self, weight: Tensor, step: Tensor) -> Tensor:
         """The whole numbers that stand for it."""
-        return (weight.detach() / self._along(weight)).round().clamp(-self.steps, self.steps)
+        return (weight.detach() / self.along(step, weight.dim())).round().clamp(-self.steps, self.steps)
 
-    def _along(self, weight: Tensor) -> Tensor:
-        step = self.step(weight)
-        return step if self.axis is None else step.reshape([-1 if i == self.axis else 1 for i in range(weight.dim())])
+    def along(self, step: Tensor, axes: int) -> Tensor:
+        """Steps with as many axes as the weight."""
+        return step if self.axis is None else step.reshape([-1 if i == self.axis else 1 for i in range(axes)])
 
     def forward(self, weight: Tensor) -> Tensor:
-        step = self._along(weight)
-        return weight + ((weight / step).round().clamp(-self.steps, self.steps) * step - weight).detach()
+        step = self.step(weight)
+        return weight + (self.whole(weight, step) * self.along(step, weight.dim()) - weight).detach()
 
 
 @dataclass(frozen=True)
@@ -180,15 +192,15 @@ class TrainableInt8:
             file.put(name, held[name])
         for weight in self._weights:
             values = held[weight.parameter]
-            whole = weight.rounding.whole(values)
-            file.put(weight.values, whole.T if weight.transposed else whole)
-            file.put(weight.steps, weight.rounding.step(values))
+            step = weight.rounding.step(values)
             if weight.bias is not None:
-                step = file.array(weight.bias.input_steps) * file.array(weight.steps)
-                ends = torch.iinfo(torch.int32)
-                bias = (held[weight.bias.parameter].double() / torch.from_numpy(step).double()).round()
-                file.put(weight.bias.values, bias.clamp(ends.min, ends.max))
-                file.put(weight.bias.steps, torch.from_numpy(step))
+                bias, of_input = held[weight.bias.parameter], torch.from_numpy(file.array(weight.bias.input_steps))
+                step = torch.maximum(step, bias.abs() / (of_input * _MOST))
+                file.put(weight.bias.values, (bias.double() / (of_input * step).double()).round().clamp(-_MOST, _MOST))
+                file.put(weight.bias.steps, of_input * step)
+            whole = weight.rounding.whole(values, step)
+            file.put(weight.values, whole.T if weight.transposed else whole)
+            file.put(weight.steps, step)
         file.write_to(path)
 
 
@@ -265,8 +277,8 @@ class _Finder(Interpreter):
     def run_node(self, n: Node) -> Any:
         made = super().run_node(n)
         for i, tensor in enumerate(self.wanted):
-            alike = i not in self.found and isinstance(made, Tensor) and made.shape == tensor.shape
-            if alike and (made - tensor).abs().max() <= _SAME * tensor.abs().max():
+            number = isinstance(made, Tensor) and made.is_floating_point() and made.shape == tensor.shape
+            if number and i not in self.found and (made - tensor).abs().max() <= _SAME * tensor.abs().max():
                 self.found[i] = n.name
         return made
 
@@ -359,10 +371,17 @@ def _round_weights(module: Any, file: _File) -> list[_Weight]:
             continue
         axis = next((a.i for a in node.attribute if a.name == "axis"), 1) % whole.dim() if steps.dim() else None
         along = [-1 if i == axis else 1 for i in range(whole.dim())]
+        if not whole.any():  # nothing to find it by, and nothing to learn that a channel could show
+            continue
         name, transposed = _parameter_like(whole * steps.reshape(along), steps.reshape(along), free)
         if name is None:
             continue
-        rounding = RoundedWeight(1 - axis if transposed and axis is not None else axis, int(whole.abs().max()))
+        most = int(whole.abs().max())
+        usual = free[name].T if transposed else free[name]
+        others = [i for i in range(whole.dim()) if i != axis]
+        largest = (usual.abs().amax(others) if axis is not None else usual.abs().max()) / most
+        least = torch.where(steps > _SAME_STEP * largest, steps, 0.0)
+        rounding = RoundedWeight(1 - axis if transposed and axis is not None else axis, most, least)
         bias = _bias_of(uses[name], file.bias(values))
         found.append(_Weight(name, values, node.input[1], rounding, transposed, bias))
         module.add_module(f"weight_rounding_{len(found)}", rounding)
@@ -373,13 +392,14 @@ def _round_weights(module: Any, file: _File) -> list[_Weight]:
 
 
 def _parameter_like(wanted: Tensor, steps: Tensor, free: Mapping[str, Tensor]) -> tuple[str | None, bool]:
-    """The parameter with these values up to rounding, and whether it has them transposed."""
+    """The parameter that is nearest to these values, each within half a step, and whether it has them transposed."""
+    found: list[tuple[float, str, bool]] = []
     for name, tensor in free.items():
         for transposed in (False, True) if tensor.dim() == 2 else (False,):
             have = tensor.T if transposed else tensor
             if have.shape == wanted.shape and bool(((have - wanted).abs() <= _HALF * steps).all()):
-                return name, transposed
-    return None, False
+                found.append((float((have - wanted).square().sum()), name, transposed))
+    return min(found)[1:] if found else (None, False)
 
 
 def _bias_of(uses: Sequence[Node], names: tuple[str, str, str] | None) -> _Bias | None:

@@ -110,6 +110,11 @@ def _check(request: Request, held_out: int) -> None:
             "crossfit: found alternatives as well, but no image is held out to judge them by; expected either crossfit "
             "or alternatives"
         )
+    if request.int8 and request.min_agreement is not None:
+        raise InputError(
+            f"crossfit: found a required agreement of {request.min_agreement} for INT8, and no image is held out to "
+            "measure the INT8 file; expected held-out images instead of crossfit"
+        )
     if request.min_agreement is not None and request.budget is not None and request.budget.searches:
         raise InputError(
             f"crossfit: found a required agreement of {request.min_agreement} together with a latency or depth; that "

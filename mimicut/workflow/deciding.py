@@ -12,6 +12,7 @@ from mimicut.anatomy.footprint import check_memory, images_within
 from mimicut.anatomy.graph import Anatomy
 from mimicut.anatomy.outputs import check_declared, class_counts
 from mimicut.base import memory
+from mimicut.base.errors import InputError
 from mimicut.base.guard import on_device
 from mimicut.base.progress import SpokenProgress
 from mimicut.inputs.class_names import check_class_names
@@ -95,6 +96,11 @@ def settle_outputs(teacher: Teacher, anatomy: Anatomy, request: Request) -> None
     check_declared(anatomy.traced, anatomy.seam.outputs)
     objects = request.min_agreement is not None and finds_objects(teacher.model, anatomy.seam, anatomy.traced.example)
     check_fit(anatomy.seam, request.min_agreement, request.max_error, objects)
+    if request.int8 and request.min_agreement is not None and anatomy.seam.scores is None:
+        raise InputError(
+            f"requiring an agreement of {request.min_agreement} in INT8, where only a row of class scores is compared, "
+            "and this network returns none; leave out --min-agreement or --int8"
+        )
     if teacher.given is not None and teacher.given.class_names is not None:
         check_class_names(teacher.classes, class_counts(anatomy.traced, anatomy.seam.outputs))
 

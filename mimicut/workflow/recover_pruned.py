@@ -30,7 +30,7 @@ from mimicut.results import store
 from mimicut.results.export_folder import export_programs
 from mimicut.results.folder import check_writable
 from mimicut.results.report import Report
-from mimicut.runtime.export import check_formats
+from mimicut.runtime.export import FILES, check_formats
 from mimicut.surgery.head import put_under_head
 from mimicut.surgery.plan import Plan, describe
 from mimicut.surgery.seam import Seam
@@ -135,7 +135,8 @@ def _checked_formats(teacher: Teacher, export_to: Sequence[str]) -> tuple[str, .
     formats = tuple(dict.fromkeys(export_to))
     check_formats(formats)
     if "int8" in formats:
-        raise InputError("exporting a recovered student: found int8, expected one or more of pt2, onnx, openvino")
+        others = ", ".join(name for name in FILES if name != "int8")
+        raise InputError(f"exporting a recovered student: found int8, expected one or more of {others}")
     return formats
 
 

@@ -105,8 +105,9 @@ class Request:
         return min(INT8_STEPS, self.config.steps) if self.int8 else 0
 
     def formats_for(self, plan: Plan) -> tuple[str, ...]:
-        """The formats to export to: without INT8 where INT8 was weighed, and a cut alone loses less."""
-        weighed = self.int8 and plan.latency is not None and plan.latency.setting.get("precision") != "int8"
+        """The formats to export to: without INT8 where the planner weighed it, and a cut alone loses less."""
+        asked = self.int8 and self.budget is not None and self.budget.latency is not None
+        weighed = asked and plan.latency is not None and plan.latency.setting.get("precision") != "int8"
         return tuple(name for name in self.export_to if not (weighed and name == "int8"))
 
     def check(self) -> None:

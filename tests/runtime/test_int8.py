@@ -239,12 +239,16 @@ def test_a_cut_that_loses_less_is_not_quantised():
     """What the planner found slower in INT8 is not written in INT8."""
     from mimicut.workflow import request
 
-    asked = request.Request(config=us.preset("default"), export_to=("onnx", "int8"), int8=True)
+    budget = us.Budget.of(latency=0.5, runtime="onnxruntime")
+    asked = request.Request(config=us.preset("default"), export_to=("onnx", "int8"), int8=True, budget=budget)
     latency = type("L", (), {"setting": {"precision": "float32"}})
     assert asked.formats_for(type("P", (), {"latency": latency})) == ("onnx",)
     latency.setting = {"precision": "int8"}
     assert asked.formats_for(type("P", (), {"latency": latency})) == ("onnx", "int8")
     assert asked.formats_for(type("P", (), {"latency": None})) == ("onnx", "int8")
+    latency.setting = {"precision": "float32"}  # of a plan that is given, for which INT8 was not weighed
+    given = replace(asked, budget=None)
+    assert given.formats_for(type("P", (), {"latency": latency})) == ("onnx", "int8")
 
 
 def test_export_mimics_in_int8_on_request(made, tmp_path, quick):

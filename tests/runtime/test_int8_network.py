@@ -78,6 +78,29 @@ def test_the_head_does_not_train(tmp_path):
     assert "network.body.0.weight" not in read.network.seam.head
 
 
+class Thresholds(Chain):
+    """Masks of the features' shape, channels and a whole layer of weights that are zero."""
+
+    def forward(self, x):
+        x = self.body(x)
+        return self.fc(self.pool(torch.where(x > 0.1, x, 0.5 * x)).flatten(1))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1e-6])
+def test_channels_without_weights_keep_their_biases(gamma, tmp_path):
+    model = randomised(Thresholds())
+    with torch.no_grad():
+        model.body[1].weight[:3] = gamma
+        model.body[1].bias[:3] = 2.0
+        model.body[4].weight.zero_()  # a layer that gives its biases alone
+    path, x, _, read = written(model, tmp_path)
+    rounding = relative(outputs(path, x), model(x).detach())
+    simulated = model.fc(model.pool(torch.where((y := read.network(x).detach()) > 0.1, y, 0.5 * y)).flatten(1)).detach()
+    assert relative(simulated, outputs(path, x)) < max(2 * rounding, 0.02)
+    read.write_to(tmp_path / "again.onnx")
+    assert relative(outputs(tmp_path / "again.onnx", x), outputs(path, x)) < 1e-6
+
+
 def test_an_activation_is_rounded_within_its_range():
     rounding = RoundedActivation(0.5, 3, 1, 8)
     x = torch.tensor([-3.0, -0.8, 0.3, 1.1, 9.0], requires_grad=True)
@@ -89,9 +112,9 @@ def test_an_activation_is_rounded_within_its_range():
 
 def test_a_weight_is_rounded_by_channel():
     weight = torch.tensor([[1.27, 0.004, -0.5], [12.7, 0.04, 0.06]], requires_grad=True)
-    rounding = RoundedWeight(0, 127)
+    rounding = RoundedWeight(0, 127, torch.zeros(2))
     assert torch.allclose(rounding(weight), torch.tensor([[1.27, 0.0, -0.5], [12.7, 0.0, 0.1]]))
-    assert rounding.whole(weight).tolist() == [[127, 0, -50], [127, 0, 1]]
+    assert rounding.whole(weight, rounding.step(weight)).tolist() == [[127, 0, -50], [127, 0, 1]]
     rounding(weight).sum().backward()
     assert weight.grad.tolist() == [[1.0, 1.0, 1.0]] * 2
 
