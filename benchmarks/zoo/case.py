@@ -82,9 +82,10 @@ def peak_memory_mib() -> int:
 def _export(teacher: Any, result: Any, few: Any, line: dict[str, Any]) -> None:
     """Only where the cut network cannot be exported is the teacher tried: what it cannot either is not the cut's."""
     from mimicut.base.errors import MimicutError
+    from mimicut.runtime.edge_formats import EDGE
     from mimicut.runtime.export import FILES, export
 
-    formats = [f for f in FILES if f != "int8"]
+    formats = [f for f in FILES if f != "int8" and f not in EDGE]
     with tempfile.TemporaryDirectory() as scratch:
         try:
             found = export(result, few, scratch, formats=formats)
