@@ -42,23 +42,28 @@ def sweep(
         str | None,
         typer.Option(help="Run on Ray: ray://HOST:PORT, auto, or local for one that is started on this machine"),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the table and page of another sweep in --out")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the file, say each job's share of the machine, and run nothing")
     ] = False,
 ) -> None:
     """Run a file of compress jobs, each in a process of its own, here or on a Ray cluster; the same command goes on."""
-    from mimicut.results.sweep_table import make_place, summary, table, write_table
+    from mimicut.results.sweep_table import check_replaceable, make_place, summary, table, write_table
     from mimicut.workflow.jobs import row_of
 
     found = _checked(file, out, on_ray=address is not None, elsewhere=address not in (None, "local"), gpus=gpus)
     started = time.perf_counter()
     with _machines(address, jobs, gpus) as machines:
         ready = [_job(name, options, machines, threads, bytes_in(max_memory)) for name, options in found.items()]
+        planned = [row_of(job, None) for job in ready]
+        check_replaceable(out, planned, force)
         shares = _shares(ready, machines.at_once(ready))
         for line in shares:
             say(line)
         if dry_run:
-            answer({"jobs": [row_of(job, None) for job in ready]})
+            answer({"jobs": planned})
             return
         make_place(out)
         ended: dict[str, Ended] = {}
@@ -89,37 +94,73 @@ def _checked(path: Path, out: Path, on_ray: bool, elsewhere: bool, gpus: float) 
     command = typer.main.get_command(holder)
     jobs, faults = read_jobs(path, command)
     found: dict[str, dict[str, Any]] = {}
-    places: dict[Path, str] = {}
+    places = _Places(out)
     for job in jobs:
         options = {"out": str(out / job.name), **job.options}
         if "tensorboard" in options:
             options["tensorboard"] = str(Path(options["tensorboard"]) / job.name)
-        wrong = list(_faults(command, options, on_ray and not gpus, elsewhere))
-        if job.name in ("", ".", "..") or Path(job.name).name != job.name:
+        wrong = [f"{name} is {text!r}, and no process can be given that" for name, text in _unsayable(job.options)]
+        sayable = not wrong and "\0" not in job.name
+        if job.name in ("", ".", "..") or Path(job.name).name != job.name or "\0" in job.name:
             wrong.append(f"its name is {job.name!r}, expected one that a folder can have")
-        folder = Path(options["out"]).resolve()
-        taken = next((places[each] for each in (folder, *folder.parents) if each in places), None)
-        if taken is not None or job.name in found:
-            wrong.append(
-                f"{job.name} goes to {options['out']}, as {taken or 'another job of that name'} does; give one of them "
-                "another name or out"
-            )
+        if sayable:
+            wrong += _faults(command, options, on_ray and not gpus, elsewhere)
+            taken = places.take(Path(options["out"]), f"{job.name} ({job.where})")
+            if taken is not None or job.name in found:
+                wrong.append(
+                    f"{job.name} goes to {options['out']}, as {taken or 'another job of that name'} does; give one of "
+                    "them another name or out"
+                )
         faults += [f"{job.where}: {fault}" for fault in wrong]
-        found[job.name], places[folder] = options, f"{job.name} ({job.where})"
+        found[job.name] = options
     if faults:
         count = f"{len(faults)} faults" if len(faults) > 1 else "one fault"
         raise InputError("\n  ".join([f"reading the jobs {path}: {count}; nothing was run", *faults]))
     return found
 
 
+class _Places:
+    """Folders of jobs, none of which may hold another's files or the sweep's own."""
+
+    def __init__(self, out: Path):
+        from mimicut.results.sweep_table import PAGE, TABLE
+
+        whole = out.resolve()
+        self._taken = {whole / name: f"the sweep's own {name}" for name in (TABLE, PAGE)}
+        self._above = {each: "the sweep's own table" for each in (whole, *whole.parents)}
+
+    def take(self, folder: Path, who: str) -> str | None:
+        """Who is there already, above it or below it; None if nobody is."""
+        whole = folder.resolve()
+        by = next((self._taken[each] for each in (whole, *whole.parents) if each in self._taken), None)
+        by = by or self._above.get(whole)
+        self._taken.setdefault(whole, who)
+        for each in whole.parents:
+            self._above.setdefault(each, who)
+        return by
+
+
+def _unsayable(options: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, value in options.items():
+        texts = [str(each) for each in (value if isinstance(value, list) else [value])]
+        yield from ((name, text) for text in texts if "\0" in text)
+
+
 def _faults(command: Any, options: dict[str, Any], without_gpu: bool, elsewhere: bool) -> Iterator[str]:
     """What `compress` would refuse before it loads the teacher, and what no job could run with."""
+    from mimicut.base.environment import usable_cores
     from mimicut.base.errors import MimicutError
     from mimicut.cli.jobs_file import arguments
 
     for name in () if elsewhere else ("images", "held_out", "labelled"):
         if name in options and not Path(options[name]).exists():
             yield f"{name} is {options[name]}, and there is no such file or folder"
+    threads = options.get("threads", 1)
+    if threads < 1 or (threads > usable_cores() and not elsewhere):
+        most = "" if elsewhere else f" to {usable_cores()}, which are the cores of this machine"
+        yield f"threads is {threads}, expected a number from 1{most}"
+    if options.get("devices", 1) < 1:
+        yield f"devices is {options['devices']}, expected a number from 1"
     if without_gpu and str(options.get("device", "")).startswith("cuda"):
         yield f"device is {options['device']}, and no job gets a GPU; expected --gpus"
     try:
@@ -153,15 +194,19 @@ def _job(name: str, options: dict[str, Any], machines: "Machines", threads: int 
     from mimicut.cli.jobs_file import arguments
     from mimicut.workflow.jobs import Job
 
+    devices = options.get("devices", 1)
     share = machines.share(options.get("threads", threads))
+    if share.threads < devices:  # each device has a process, which needs a core
+        share = machines.share(devices)
     if "max_memory" in options or memory is not None:
         share = replace(share, memory=bytes_in(str(options["max_memory"])) if "max_memory" in options else memory)
-    more: dict[str, Any] = {"threads": share.threads}
+    job = Job(name, Path(options["out"]), (), share, devices)
+    more: dict[str, Any] = {"threads": job.own_threads}
     if share.memory is not None:
         more["max_memory"] = share.memory
     if share.gpus:
         more["device"] = options.get("device", "cuda")
-    return Job(name, Path(options["out"]), (*_PROCESS, *arguments({**options, **more})), share)
+    return replace(job, arguments=(*_PROCESS, *arguments({**options, **more})))
 
 
 def _shares(jobs: "Sequence[Job]", at_once: int) -> list[str]:

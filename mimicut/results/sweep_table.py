@@ -19,6 +19,7 @@ from mimicut.results.html_page import template
 
 TABLE, PAGE = "sweep.json", "sweep.html"
 HEADER = ("job", "agreement (95 %)", "MACs", "latency", "seconds", "result", "folder, or why not")
+_TITLE = "<title>Sweep of "  # of the page
 _KINDS = {"GO": "go", "NO GO": "nogo", "failed": "nogo"}
 
 
@@ -28,7 +29,7 @@ def verdict(row: dict[str, Any]) -> str:
         return "stopped" if row["starts"] else "not started"
     if row["result"] is None or row["exit_code"] not in (0, 1):
         return "failed"
-    return {True: "GO", False: "NO GO", None: "done"}[row["result"]["go"]]
+    return {True: "GO", False: "NO GO", None: "done"}[row["result"].get("go")]
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> str:
@@ -95,6 +96,51 @@ def make_place(folder: Path) -> None:
             make_folder(path)
     except OSError as error:
         raise StoreError(f"{doing}: {error}; name another folder") from error
+
+
+def check_replaceable(folder: Path, rows: Sequence[dict[str, Any]], force: bool) -> None:
+    """Check that a table and a page which are there are an earlier one of this sweep, before any work.
+
+    Args:
+        folder: Of the sweep.
+        rows: Its jobs.
+        force: Whether those of another sweep may be replaced as well; anything else may not.
+
+    Raises:
+        StoreError: They are not; the message says what they are.
+    """
+    doing = f"saving the table of the sweep to {folder}"
+    found = {name: _text(folder / name) for name in (TABLE, PAGE) if os.path.lexists(folder / name)}
+    there = _rows(found.get(TABLE, '{"jobs": []}'))
+    foreign = [TABLE] if there is None else []
+    if _TITLE not in found.get(PAGE, _TITLE):
+        foreign.append(PAGE)
+    if foreign:
+        raise StoreError(
+            f"{doing}: its {' and '.join(foreign)} is not one that mimicut sweep wrote; name another folder"
+        )
+    ours = {(row["job"], row["folder"]) for row in rows}
+    others = [name for name, place in there or [] if (name, place) not in ours]
+    if others and not force:
+        raise StoreError(
+            f"{doing}: it holds the table of another sweep (with {', '.join(others[:3])}); name another folder, or "
+            "replace it with --force"
+        )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _rows(text: str) -> list[tuple[str, str]] | None:
+    """(job, folder) of each row of a table; None for what is no table."""
+    try:
+        return [(row["job"], row["folder"]) for row in json.loads(text)["jobs"]]
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def write_table(folder: Path, rows: Sequence[dict[str, Any]], shares: Sequence[str], seconds: float) -> None:

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import queue
+import signal
 import subprocess
 import sys
 import time
@@ -36,12 +37,26 @@ class Share:
 
 @dataclass(frozen=True)
 class Job:
-    """arguments: of Python, whose last line on stdout is one JSON document. folder: where its result goes."""
+    """One process, and those that it starts.
+
+    Attributes:
+        name: Of its row.
+        folder: Where its result goes.
+        arguments: Of Python, whose last line on stdout is one JSON document.
+        share: What it has of the machine.
+        processes: How many compute at once in it, and divide its threads.
+    """
 
     name: str
     folder: Path
     arguments: tuple[str, ...]
     share: Share
+    processes: int = 1
+
+    @property
+    def own_threads(self) -> int:
+        """Those of each of its processes."""
+        return max(1, self.share.threads // self.processes)
 
 
 @dataclass(frozen=True)
@@ -200,7 +215,7 @@ def _process(
 ) -> tuple[int, str, str]:
     """(exit code, stdout, stderr)"""
     # Threads are fixed before torch is imported: the result of a sum depends on how many share it.
-    own = {"OMP_NUM_THREADS": str(job.share.threads), **environment}
+    own = {"OMP_NUM_THREADS": str(job.own_threads), **environment}
     its_end, our_end = os.pipe()  # which the job sees closed when this process ends
     try:
         # A session of its own: Ctrl-C on a terminal reaches this process alone, which hands it on once.
@@ -214,16 +229,32 @@ def _process(
     finally:
         os.close(its_end)
     asked = 0
-    while True:
+    with process:
         try:
-            out, said = process.communicate(timeout=_LOOK_SECONDS)
+            while True:
+                try:
+                    out, said = process.communicate(timeout=_LOOK_SECONDS)
+                    return process.returncode, out, said
+                except subprocess.TimeoutExpired:
+                    now = interrupts()
+                    if now > 1 or (process.poll() or 0) < 0:  # what it started may hold its pipes open
+                        _kill(process)
+                    elif now > asked:
+                        process.terminate()
+                    asked = now
+        finally:
+            if process.returncode is None:  # the look at interrupts failed: nothing waits for the job any longer
+                _kill(process)
             os.close(our_end)
-            return process.returncode, out, said
-        except subprocess.TimeoutExpired:
-            now = interrupts()
-            if now > asked:
-                (process.terminate if now == 1 else process.kill)()
-                asked = now
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """Kill a job with everything that it started in its session."""
+    if not hasattr(os, "killpg"):  # Windows
+        process.kill()
+        return
+    with suppress(ProcessLookupError, PermissionError):  # macOS's word for one that has ended
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _visible_gpus() -> list[str]:

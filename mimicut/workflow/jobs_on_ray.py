@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,11 +13,12 @@ from mimicut.base import memory
 from mimicut.base.environment import usable_cores
 from mimicut.base.errors import InputError, one_line
 from mimicut.base.interrupts import interrupts_counted, raise_interrupts
-from mimicut.workflow.jobs import RETRIES, Ended, Job, Share, check_gpus, run_job
+from mimicut.workflow.jobs import INTERRUPTED, RETRIES, Ended, Job, Share, check_gpus, run_job
 
 LOCAL = "local"  # the address that stands for a Ray of our own on this machine
 _ANSWER_SECONDS = 5.0  # in which a cluster is to answer. Source: assumption.
 _LOOK_SECONDS = 0.5
+_KILL_SECONDS = 5.0  # in which killed jobs are to be gone, before they are left alone. Source: assumption.
 _STARTS = 3  # of a Ray of our own: it gives its parts 15 seconds, which a busy machine may not. Source: measured.
 _STORE_BYTES = 100_000_000  # of a Ray of our own, for what tasks return: some kilobytes each. Source: assumption.
 
@@ -49,18 +51,20 @@ class Cluster:
         counter = ray.remote(num_cpus=0)(_Interrupts).remote()
         task = ray.remote(max_retries=RETRIES)(_run)  # of a task whose worker dies
         waiting: dict[Any, Job] = {}
-        handed_on = 0
+        handed_on, end = 0, float("inf")
         with interrupts_counted() as heard:
             while waiting or left:
-                while left and len(waiting) < (self._count or len(jobs)):
+                while left and not heard and len(waiting) < (self._count or len(jobs)):
                     job = left.pop()
                     of_job = task.options(num_cpus=job.share.threads, num_gpus=job.share.gpus)
                     waiting[of_job.remote(job, place, counter)] = job
                 try:
                     if len(heard) > handed_on:
                         handed_on = len(heard)
-                        ray.get(counter.tell.remote(handed_on))
-                    ready = ray.wait(list(waiting), num_returns=1, timeout=_LOOK_SECONDS)[0]
+                        told = self._tell(counter, handed_on, waiting)
+                        if handed_on > 1 or not told:
+                            end = min(end, time.monotonic() + _KILL_SECONDS)
+                    ready = ray.wait(list(waiting), num_returns=1, timeout=_LOOK_SECONDS)[0] if waiting else []
                 except (ray.exceptions.RayError, ConnectionError) as error:
                     raise InputError(
                         f"running jobs on Ray at {self._address}: the cluster was lost ({one_line(error)}); complete "
@@ -68,6 +72,23 @@ class Cluster:
                     ) from error
                 for ended in ready:
                     yield waiting.pop(ended), self._got(ended)
+                if heard:
+                    yield from ((job, _not_run(0)) for job in reversed(left))
+                    left.clear()
+                if time.monotonic() > end:  # they end with their workers, and these with our connection
+                    yield from ((job, _not_run(1)) for job in waiting.values())
+                    return
+
+    def _tell(self, counter: Any, count: int, waiting: dict[Any, Job]) -> bool:
+        """Hand interrupts on to the jobs that run, and cancel the tasks that wait for room; False if nobody hears."""
+        try:
+            running = self._ray.get(counter.tell.remote(count), timeout=_ANSWER_SECONDS)
+        except self._ray.exceptions.RayError:
+            return False
+        for task, job in waiting.items():
+            if job.name not in running:
+                self._ray.cancel(task)
+        return True
 
     def _machines(self) -> list[dict[str, float]]:
         return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
@@ -75,8 +96,15 @@ class Cluster:
     def _got(self, ended: Any) -> Ended:
         try:
             return self._ray.get(ended)
+        except self._ray.exceptions.TaskCancelledError:
+            return _not_run(0)
         except (self._ray.exceptions.RayError, OSError) as error:
             return Ended(1, None, one_line(error), 0.0, 1 + RETRIES)
+
+
+def _not_run(starts: int) -> Ended:
+    """The end of a job of which nothing came back because of an interrupt."""
+    return Ended(INTERRUPTED, None, "", 0.0, starts)
 
 
 def _room(machine: dict[str, float], share: Share) -> int:
@@ -144,11 +172,15 @@ class _Interrupts:
 
     def __init__(self) -> None:
         self._count = 0
+        self._asked: set[str] = set()
 
-    def tell(self, count: int) -> None:
+    def tell(self, count: int) -> set[str]:
+        """The names of the jobs whose tasks have asked: a task that first asks from now on starts no job."""
         self._count = count
+        return self._asked
 
-    def count(self) -> int:
+    def count(self, name: str) -> int:
+        self._asked.add(name)
         return self._count
 
 
@@ -157,4 +189,11 @@ def _run(job: Job, place: Path, counter: Any) -> Ended:
 
     if not place.is_dir():
         return Ended(2, None, f"running {job.name}: {place} is not a folder of {socket.gethostname()}", 0.0, 0)
-    return run_job(job, place, lambda: ray.get(counter.count.remote()))
+
+    def interrupts() -> int:
+        try:
+            return int(ray.get(counter.count.remote(job.name), timeout=_ANSWER_SECONDS))
+        except ray.exceptions.RayError:  # lost with its machine, which is no reason to stop this job
+            return 0
+
+    return run_job(job, place, interrupts)

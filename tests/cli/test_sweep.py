@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from command_line import call
 
+from mimicut.base import environment
+from mimicut.base.errors import StoreError
 from mimicut.cli import cmd_sweep
 from mimicut.results import sweep_table
 from mimicut.results.store import weights_digest
@@ -22,7 +24,8 @@ HEAD = '[defaults]\nteacher = "net.py:build"\nimages = "photos"\n'
 
 @pytest.fixture(autouse=True)
 def _cores(monkeypatch):
-    monkeypatch.setattr(jobs, "usable_cores", lambda: 4)
+    for module in (jobs, environment):
+        monkeypatch.setattr(module, "usable_cores", lambda: 4)
     monkeypatch.setattr(jobs.memory, "available", lambda: 4_000_000_000)
 
 
@@ -100,6 +103,19 @@ def test_the_file_on_the_page_about_many_jobs_has_five(capsys, place):
          "line 6, job 2: net.py-build goes to fleet/net.py-build, as net.py-build (line 4, job 1) does; give one of"),
         ('[[job]]\nkeep = 0.5\nname = "a"\nout = "x"\n[[job]]\nkeep = 0.7\nname = "b"\nout = "x/inner/"\n',
          "line 8, job 2: b goes to x/inner/, as a (line 4, job 1) does"),
+        ('[[job]]\nkeep = 0.5\nname = "b"\nout = "x/inner"\n[[job]]\nkeep = 0.7\nname = "a"\nout = "x"\n',
+         "line 8, job 2: a goes to x, as b (line 4, job 1) does"),
+        ('[[job]]\nkeep = 0.5\nout = "fleet"\n',
+         "net.py-build goes to fleet, as the sweep's own table does"),
+        ('[[job]]\nkeep = 0.5\nname = "sweep.html"\n',
+         "sweep.html goes to fleet/sweep.html, as the sweep's own sweep.html does"),
+        ('[[job]]\nkeep = 0.5\nname = "a\\u0000b"\n', r"line 4, job 1: its name is 'a\x00b', expected one that"),
+        ('[[job]]\nkeep = 0.5\nheld-out = "a\\u0000b"\n',
+         r"line 4, job 1: held_out is 'a\x00b', and no process can be given that"),
+        ('[[job]]\nkeep = 0.5\nthreads = 0\n', "line 4, job 1: threads is 0, expected a number from 1 to 4"),
+        ('[[job]]\nkeep = 0.5\nthreads = 5\n',
+         "line 4, job 1: threads is 5, expected a number from 1 to 4, which are the cores of this machine"),
+        ('[[job]]\nkeep = 0.5\ndevices = 0\n', "line 4, job 1: devices is 0, expected a number from 1"),
         ('[[job]]\nkeep = 0.5\nout = "x"\n[[job]]\nkeep = 0.7\nout = "y"\n',
          "net.py-build goes to y, as another job of that name does"),
         ('[[job]]\nname = "a"\n', "line 4, job 1: making a plan"),
@@ -143,6 +159,45 @@ def test_more_than_there_is_or_a_cluster_that_is_not_there(capsys, place, option
     assert len(said.splitlines()) == 1
 
 
+@pytest.mark.parametrize(("threads", "share", "own"), [(1, 2, 1), (4, 4, 2)])
+def test_the_devices_of_a_job_divide_its_threads(capsys, place, monkeypatch, threads, share, own):
+    commands = []
+    made = cmd_sweep._job
+    monkeypatch.setattr(cmd_sweep, "_job", lambda *given: commands.append(made(*given)) or commands[0])
+    _, found, _ = planned(capsys, place, HEAD + f"[[job]]\nkeep = 0.5\ndevices = 2\nthreads = {threads}\n")
+    assert found["net.py-build"]["threads"] == share
+    assert f"--threads={own}" in commands[0].arguments
+    assert commands[0].own_threads == own
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words", "forced"),
+    [
+        ("sweep.html", "<title>Of my own</title>", "its sweep.html is not one that mimicut sweep wrote", False),
+        ("sweep.json", "[1]", "its sweep.json is not one that mimicut sweep wrote", False),
+        ("sweep.json", '{"jobs": [{"job": "x", "folder": "fleet/x"}]}',
+         "it holds the table of another sweep (with x); name another folder, or replace it with --force", True),
+    ],
+)  # fmt: skip
+def test_files_of_others_are_not_replaced(capsys, place, monkeypatch, name, text, words, forced):
+    monkeypatch.setattr(jobs.ThisMachine, "execute", lambda machine, given: pytest.fail("a job was run"))
+    (place / "jobs.toml").write_text(HEAD + "[[job]]\nkeep = 0.5\n")
+    (place / "fleet").mkdir()
+    (place / "fleet" / name).write_text(text)
+    code, _, said = call(capsys, "sweep", "jobs.toml", "--out", "fleet")
+    assert code == 2
+    assert words in said
+    assert call(capsys, "sweep", "jobs.toml", "--out", "fleet", "--force", "--dry-run")[0] == (0 if forced else 2)
+    assert (place / "fleet" / name).read_text() == text
+
+
+def test_the_table_of_fewer_of_the_same_jobs_is_replaced(tmp_path):
+    sweep_table.write_table(tmp_path, ROWS[:2], [], 1.0)
+    sweep_table.check_replaceable(tmp_path, ROWS, force=False)
+    with pytest.raises(StoreError, match=r"another sweep \(with poor\)"):
+        sweep_table.check_replaceable(tmp_path, ROWS[:1], force=False)
+
+
 def test_cuda_on_ray_needs_gpus(capsys, place):
     text = HEAD + '[[job]]\nkeep = 0.5\ndevice = "cuda"\n'
     _, _, said = planned(capsys, place, text, "--address", "127.0.0.1:1")
@@ -164,7 +219,12 @@ def row(name, code, starts=1, result=None, said=None):
 ROWS = [
     row("<b>good</b>", 0, result=RESULT),
     row("poor", 1, result=RESULT | {"go": False}),
-    row("free", 0, result=RESULT | {"go": None, "top1_agreement": None, "latency_ms_teacher": None}),
+    row(
+        "free",
+        0,
+        result={name: value for name, value in RESULT.items() if name != "go"}
+        | {"top1_agreement": None, "latency_ms_teacher": None},
+    ),
     row("bad", 2, said="reading images\nmimicut: found <none>"),
     row("crashed", -11, starts=4, said=""),
     row("stopped", 130, result=RESULT),

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -103,6 +104,60 @@ def test_a_job_ends_with_the_process_that_waits_for_it(tmp_path):
         time.sleep(0.02)
 
 
+@pytest.fixture
+def sleeper(tmp_path):
+    """Code of a job that starts a process which holds its pipes, and where that one writes its number."""
+    mark = tmp_path / "sleeper"
+    child = f"import os, time; open({str(mark)!r} + '.part', 'w').write(str(os.getpid())); time.sleep(50)"
+    wait = f"import os, time\nwhile not os.path.exists({str(mark)!r} + '.part'): time.sleep(0.01)\n"
+    code = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {child!r}])\n{wait}"
+    return f"{code}time.sleep(0.1); os.rename({str(mark)!r} + '.part', {str(mark)!r})\n", mark
+
+
+def gone(mark):
+    end = time.monotonic() + 10
+    while alive(int(mark.read_text())) and time.monotonic() < end:
+        time.sleep(0.02)
+    return not alive(int(mark.read_text()))
+
+
+def test_a_job_does_not_outlive_a_failure_of_what_asks_for_interrupts(tmp_path, sleeper):
+    code, mark = sleeper
+
+    def interrupts():
+        if mark.exists():
+            raise RuntimeError("the actor died")
+        return 0
+
+    with pytest.raises(RuntimeError, match="the actor died"):
+        jobs.run_job(job("lost", code + "time.sleep(60)"), tmp_path, interrupts)
+    assert gone(mark)
+
+
+def test_what_a_job_started_is_killed_with_it(tmp_path, sleeper):
+    code, mark = sleeper
+    found = jobs.run_job(job("parent", code + "time.sleep(60)"), tmp_path, lambda: 2 * mark.exists())
+    assert (found.code, found.starts) == (130, 1)
+    assert found.seconds < 30
+    assert gone(mark)
+
+
+def test_what_a_crashed_job_started_does_not_keep_it_from_its_next_start(tmp_path, sleeper):
+    code, mark = sleeper
+    once = f"import os, sys\nif os.path.exists({str(mark)!r}): sys.exit(0)\n{code}os.kill(os.getpid(), 9)"
+    found = jobs.run_job(job("parent", once), tmp_path, lambda: 0)
+    assert (found.code, found.starts) == (0, 2)
+    assert found.seconds < 30
+    assert gone(mark)
+
+
+def test_processes_of_a_job_divide_its_threads():
+    code = "import os; print('{\"threads\": \"' + os.environ['OMP_NUM_THREADS'] + '\"}')"
+    two = Job("two", Path("two"), ("-c", code), Share(5, 0, None), processes=2)
+    assert ended(ThisMachine(1), two)["two"].line == {"threads": "2"}
+    assert Job("many", Path(), (), Share(1, 0, None), processes=2).own_threads == 1
+
+
 def alive(number):
     try:
         return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -132,6 +187,14 @@ def test_jobs_at_once_see_gpus_of_their_own(monkeypatch):
     ]
     assert seen == [["4", "4"], ["4", "5"], ["4,5", "6,7"]]
     assert jobs._gpu_environment(0, 0) == {}
+
+
+class RayError(Exception):
+    """The base of what Ray raises."""
+
+
+class TaskCancelledError(RayError):
+    """Of a task that is cancelled."""
 
 
 class FakeRay:
@@ -167,3 +230,57 @@ def test_a_cluster_that_is_not_there_is_said_at_once():
         jobs_on_ray._check_answer("ray://127.0.0.1:1", "connecting to Ray at ray://127.0.0.1:1")
     with pytest.raises(InputError, match=r"nothing answers there"):
         jobs_on_ray._check_answer("localhost:a", "connecting")
+
+
+class BusyRay(FakeRay):
+    """A cluster with room for one job, which never ends.
+
+    Args:
+        heard: Whether the actor lives.
+    """
+
+    exceptions = SimpleNamespace(RayError=RayError, TaskCancelledError=TaskCancelledError)
+
+    def __init__(self, heard):
+        super().__init__((True, {"CPU": 1.0}))
+        self.heard, self.started, self.cancelled, self.told, self.waited = heard, [], set(), [], 0
+
+    def remote(self, **options):
+        task = SimpleNamespace(options=lambda **options: SimpleNamespace(remote=self._start))
+        counter = SimpleNamespace(tell=SimpleNamespace(remote=lambda count: count))
+        return lambda what: task if "max_retries" in options else SimpleNamespace(remote=lambda: counter)
+
+    def _start(self, given, place, counter):
+        self.started.append(given.name)
+        return given.name
+
+    def wait(self, tasks, num_returns, timeout):
+        if self.heard or not self.waited:
+            os.kill(os.getpid(), signal.SIGINT)  # the user at the terminal
+        self.waited += 1
+        assert self.waited < 20, "the sweep does not end"
+        return [name for name in tasks if name in self.cancelled], []
+
+    def get(self, what, timeout=None):
+        if what in self.cancelled:
+            raise TaskCancelledError
+        if not self.heard:
+            raise RayError
+        self.told.append(what)
+        return {self.started[0]}
+
+    def cancel(self, task):
+        self.cancelled.add(task)
+
+
+@pytest.mark.parametrize("heard", [True, False], ids=["the actor lives", "the actor is lost"])
+def test_an_interrupt_ends_a_sweep_on_ray_whatever_its_tasks_do(monkeypatch, heard):
+    monkeypatch.setattr(jobs_on_ray, "_KILL_SECONDS", 0.0)
+    ray = BusyRay(heard)
+    found = ended(jobs_on_ray.Cluster(ray, "auto", 2, 0), *[job(name, "") for name in ("runs", "queued", "left")])
+    assert ray.started == ["runs", "queued"]
+    assert {name: (end.code, end.starts) for name, end in found.items()} == {
+        "runs": (130, 1), "queued": (130, 0 if heard else 1), "left": (130, 0)
+    }  # fmt: skip
+    assert ray.cancelled == ({"queued"} if heard else set())
+    assert ray.told == ([1, 2] if heard else [])
