@@ -4,7 +4,7 @@ The loss is the paper's and nothing else: with F the student's features and T th
 labels, no logits, no head. Of a seam with several points it is the sum of their errors, each in units of the teacher's
 own variance there.
 Several processes, one for each device, may take the steps together: each passes its share of the same batch, and their
-gradients are added up, so that the student is that of one process up to rounding.
+gradients are added up: each step is that of one process up to rounding, which grows with the steps.
 """
 
 from collections.abc import Callable, Sequence
