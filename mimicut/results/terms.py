@@ -35,7 +35,7 @@ TERMS = {
         "agreement", "agreement|agrees", "how often the student gives the teacher's answer", "concepts/certificate"
     ),
     "95 % interval": Term(
-        "interval", "95 % interval|interval", "the range in which the figure for all images like these very probably lies",
+        "interval", "95 % interval|interval", "the range in which the figure for all such images very probably lies",
         "concepts/certificate",
     ),
     "seam": Term(
