@@ -105,6 +105,14 @@ def test_batch_statistics_of_several_devices_are_refused():
         mimic(teacher, student, seam, FEW, recipe(norm_mode="train"), ranks=Ranks(0, 2))
 
 
+@pytest.mark.parametrize("what", ["teacher", "images"])
+def test_a_process_with_another_teacher_or_other_images_is_refused(monkeypatch, what):
+    teacher, student, seam = networks()
+    monkeypatch.setattr(Ranks, "of_first", lambda self, value: {**value, what: "other"})
+    with pytest.raises(InputError, match=f"2 devices: the {what} of process 1 differ"):
+        mimic(teacher, student, seam, FEW, recipe(), ranks=Ranks(1, 2))
+
+
 def test_more_devices_than_there_are_is_one_clear_line():
     with pytest.raises(InputError, match=r"working on 4000 devices: found \d+ processor core"), joined(4000, "cpu", []):
         pass
@@ -271,7 +279,8 @@ def test_two_processes_give_the_student_of_one(tmp_path):
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for the other process in /proc")
 def test_a_process_that_is_killed_leaves_a_file_to_go_on_from(place, monkeypatch):
     options = ["--keep", "0.5", "--extra", "none", "--out", "small", "--steps", "100", "--device", "cpu"]
-    command = [sys.executable, "-m", "mimicut", "compress", "net.py:build", "photos", *options, "--devices", "2"]
+    options += ["--devices", "2", "--tensorboard", "log"]
+    command = [sys.executable, "-m", "mimicut", "compress", "net.py:build", "photos", *options]
     monkeypatch.setenv("PYTHONPATH", str(PACKAGE.parent))
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as first:
         said = ""
@@ -286,6 +295,7 @@ def test_a_process_that_is_killed_leaves_a_file_to_go_on_from(place, monkeypatch
     assert "another process of this run ended" in said
     assert "the same command with --resume continues" in said
     assert stopped_path("small").exists()
+    assert len(list(Path("log").iterdir())) == 1  # of the first process alone
     again = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
     assert "continuing after" in again.stderr
