@@ -10,25 +10,33 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from io import StringIO
+from itertools import count as numbers
 from itertools import pairwise
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
-from mimicut.base.errors import InputError, MimicutError
+from mimicut.base.environment import usable_cores
+from mimicut.base.errors import InputError, MimicutError, one_line
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
 
 # How long all may take to start, and how long one may wait for the others, who wait while the first one decides.
 # Source: assumption.
 _START, _WAIT = timedelta(minutes=10), timedelta(days=1)
-_END_SECONDS = 10.0  # that a process may take to end after the first one
+_END_SECONDS = 10.0  # that a process may take to end after the first one, or what it sent to arrive after its end
+_LONGEST_PAUSE = 0.05  # seconds between two looks at what is awaited; shorter in the beginning. Source: assumption.
+# By which torch's message tells a lost connection from a mistake of ours, such as a tensor that cannot be sent.
+_LOST = ("connection", "timed out", "timeout", "socket", "peer")
 _Process = tuple[subprocess.Popen[bytes], IO[bytes]]
 _started: list[_Process] = []  # by this process, each with what it writes to stderr
 
@@ -76,24 +84,58 @@ class Ranks:
         """
         flat = torch.cat([t.detach().flatten() for t in tensors])
         with _losses():
-            dist.all_reduce(flat)
+            _await(dist.all_reduce(flat, async_op=True), flat)
         for tensor, found in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(found.view_as(tensor))
 
     def copy_first(self, tensors: Iterable[Tensor]) -> None:
         """Give each tensor the values that it has in the first process, in place. Raises: RankLost: another ended."""
         for tensor in tensors:
-            with _losses(), torch.no_grad():
-                given = tensor.detach().contiguous()
-                dist.broadcast(given, 0)
-                tensor.copy_(given)
+            given = tensor.detach().flatten()
+            _broadcast(given.view(torch.uint8))  # as bytes: backends do not send every type
+            with torch.no_grad():
+                tensor.copy_(given.view_as(tensor))
 
     def of_first(self, value: Any) -> Any:
         """The first process's value, in every process. Raises: RankLost: another one ended."""
-        held = [value]
+        held, device = [value], "cpu" if "cpu:" in dist.get_backend_config() else "cuda"
+        self.add_up([torch.zeros(1, device=device)])  # all are here: what follows cannot be interrupted
         with _losses():
             dist.broadcast_object_list(held, 0)
         return held[0]
+
+
+def _broadcast(tensor: Tensor) -> None:
+    if tensor.numel():
+        with _losses():
+            _await(dist.broadcast(tensor, 0, async_op=True), tensor)
+
+
+def _await(work: Any, tensor: Tensor) -> None:
+    """Wait for what was begun with a tensor; Ctrl-C, and the end of a process that was started here, end the wait.
+
+    On CUDA it is only put in the queue of the device.
+    """
+    ended_at = None
+    try:
+        for pause in _pauses():
+            if tensor.device.type == "cuda" or work.is_completed():
+                break
+            if ended_at is None and any(process.poll() is not None for process, _ in _started):
+                ended_at = time.monotonic()
+            if ended_at is not None and time.monotonic() - ended_at > _END_SECONDS:
+                raise RankLost(f"another process of this run ended{_all_last_words()}")
+            time.sleep(pause)
+    except BaseException:
+        # What was begun cannot be taken back, and would be waited for at the end of this process.
+        for process, _ in _started:
+            process.kill()
+        raise
+    work.wait()
+
+
+def _pauses() -> Iterator[float]:
+    return (min(_LONGEST_PAUSE, 1e-4 * 1.2**n) for n in numbers())
 
 
 @contextmanager
@@ -102,7 +144,9 @@ def _losses() -> Iterator[None]:
         yield
     except RuntimeError as error:
         own = str(error).strip().splitlines()[0][:120]
-        raise RankLost(f"another process of this run ended ({own}){''.join(map(_last_words, _started))}") from error
+        if not isinstance(error, dist.DistError) and not any(word in str(error).lower() for word in _LOST):
+            raise
+        raise RankLost(f"another process of this run ended ({own}){_all_last_words()}") from error
 
 
 def current() -> Ranks | None:
@@ -141,11 +185,9 @@ def joined(devices: int | None, device: str | None, arguments: Sequence[str]) ->
         return
     kind = _checked_kind(count if started is None else int(os.environ.get("LOCAL_WORLD_SIZE", count)), device)
     with ExitStack() as ends:
-        rank, local, url = 0, 0, "env://"
+        rank, local = 0, 0
         if started is None:
-            port = _free_port()
-            url = f"tcp://127.0.0.1:{port}"
-            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
             ends.enter_context(_others(count, place, arguments))
         else:
             rank = int(os.environ["RANK"])
@@ -154,13 +196,54 @@ def joined(devices: int | None, device: str | None, arguments: Sequence[str]) ->
             torch.cuda.set_device(local)
         elif "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, torch.get_num_threads() // count))
-        store, *_ = next(iter(rendezvous(url, rank, count, timeout=_START)))
-        dist.init_process_group(store=store, rank=rank, world_size=count, timeout=_WAIT)
+        try:
+            store = _met(count, int(place["MASTER_PORT"])) if started is None else _store_of_environment()
+            dist.init_process_group(store=store, rank=rank, world_size=count, timeout=_WAIT)
+        except dist.DistError as error:
+            raise InputError(f"{_not_met(count)} ({one_line(error)}){_all_last_words()}") from error
         ends.callback(_leave)
         if rank:
             ends.enter_context(redirect_stdout(StringIO()))
             ends.enter_context(redirect_stderr(StringIO()))
         yield f"cuda:{local}" if kind == "cuda" else "cpu"
+
+
+def _met(count: int, port: int) -> "Store":
+    """Wait, in the first process, for those that it started.
+
+    Raises:
+        InputError: One of them ended, or they took too long.
+    """
+    store: Store = dist.TCPStore(  # type: ignore[attr-defined]  # documented, but the stubs do not export it
+        "127.0.0.1", port, count, is_master=True, timeout=_START, wait_for_workers=False
+    )
+    began, all_here = time.monotonic(), [_here(rank) for rank in range(1, count)]
+    for pause in _pauses():
+        if store.check(all_here):
+            return store
+        if any(process.poll() is not None for process, _ in _started):
+            raise InputError(f"{_not_met(count)}: one of them ended{_all_last_words()}")
+        if time.monotonic() - began > _START.total_seconds():
+            break
+        time.sleep(pause)
+    raise InputError(f"{_not_met(count)}: they did not start within {_START}; is the machine busy with other work?")
+
+
+def _store_of_environment() -> "Store":
+    """Where a process that was started meets the others; the first one is told that it is here."""
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, _ = next(iter(rendezvous("env://", timeout=_START)))
+    store.set(_here(rank), "")
+    return store
+
+
+def _here(rank: int) -> str:
+    return f"mimicut/here/{rank}"
+
+
+def _not_met(count: int) -> str:
+    return f"working on {count} devices: the processes for them could not be connected"
 
 
 def _checked_kind(count: int, device: str | None) -> str:
@@ -171,7 +254,7 @@ def _checked_kind(count: int, device: str | None) -> str:
             "cpu or cuda (several are counted from the first one on)"
         )
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    there = torch.cuda.device_count() if kind == "cuda" else len(os.sched_getaffinity(0))
+    there = torch.cuda.device_count() if kind == "cuda" else usable_cores()
     if count > there:
         what = "CUDA device(s)" if kind == "cuda" else "processor core(s), of which each process needs one"
         instead = f"--devices {there} or fewer" if there else "--device cpu"
@@ -208,6 +291,10 @@ def _ended_with_us() -> Iterator[None]:
             process.kill()
             process.wait()
         _started.clear()
+
+
+def _all_last_words() -> str:
+    return "".join(map(_last_words, _started))
 
 
 def _last_words(other: _Process) -> str:

@@ -4,14 +4,17 @@ The loss is the paper's and nothing else: with F the student's features and T th
 labels, no logits, no head. Of a seam with several points it is the sum of their errors, each in units of the teacher's
 own variance there.
 Several processes, one for each device, may take the steps together: each passes its share of the same batch, and their
-gradients are added up, so that the student is that of one process up to rounding.
+gradients are added up: each step is that of one process up to rounding, which grows with the steps.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from hashlib import sha256
 
+import torch
 from torch import Tensor, nn
 
+from mimicut.base import guard
 from mimicut.base.errors import InputError
 from mimicut.base.ranks import Ranks
 from mimicut.recovery.batches import Source, count
@@ -70,7 +73,8 @@ def mimic(
         How it went.
 
     Raises:
-        InputError: Images, student or options do not fit, or the loss stops being finite.
+        InputError: Images, student or options do not fit, the loss stops being finite, or this process has another
+            teacher or other images than the first one of `ranks`.
         UnsupportedModel: The seam cannot be captured.
 
     Source: MiR (Wang et al., CVPR 2022, arXiv 2201.02620): pre-pool mean squared error under a frozen head.
@@ -79,6 +83,8 @@ def mimic(
     check_pair(pair)
     count(few)
     check_ranks(config, ranks)
+    if ranks is not None:
+        _check_same(ranks, teacher, few)
     config, ways = settle(pair, few, config, checkpoint=checkpoint, max_memory=max_memory)
     if ranks is not None:  # what is measured differs by rounding
         config = replace(ranks.of_first(config), device=config.device)
@@ -99,3 +105,23 @@ def check_ranks(config: MimicConfig, ranks: Ranks | None) -> None:
             f"mimicking on {ranks.count} devices: norm_mode is 'train', which normalises each device's images by "
             "themselves; expected 'eval', as in the preset default, or one device"
         )
+
+
+def _check_same(ranks: Ranks, teacher: nn.Module, few: Source | Tensor) -> None:
+    """Check that this process has the teacher and the images of the first one: else gradients of two tasks add up."""
+    images = _digest([few]) if isinstance(few, Tensor) else [str(each) for each in getattr(few, "hashes", ())]
+    own = {"teacher": _digest(guard.named_tensors(teacher).values()), "images": images}
+    wanted = ranks.of_first(own)
+    for what, found in own.items():
+        if found != wanted[what]:
+            raise InputError(
+                f"mimicking on {ranks.count} devices: the {what} of process {ranks.rank} differ(s) from those of the "
+                "first one; give every process the same weights, and the same images in the same order"
+            )
+
+
+def _digest(tensors: Iterable[Tensor]) -> str:
+    whole = sha256()
+    for tensor in tensors:
+        whole.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return whole.hexdigest()

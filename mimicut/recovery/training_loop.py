@@ -133,8 +133,9 @@ class TrainingLoop:
             assert before is not None
             try:
                 self._ranks.add_up([total, *self._found_gradients()])
-            except RankLost:  # the student is as before this step, and so are the batches to go on with
+            except (RankLost, KeyboardInterrupt):  # the student is as before this step, and so are the batches
                 self._batches.go_to(before, step)
+                self.between_steps = True
                 raise
         self._optimiser.step()
         self._unread.append(total)

@@ -35,7 +35,8 @@ TERMS = {
         "agreement", "agreement|agrees", "how often the student gives the teacher's answer", "concepts/certificate"
     ),
     "95 % interval": Term(
-        "interval", "95 % interval|interval", "what so many images prove about others like them", "concepts/certificate"
+        "interval", "95 % interval|interval", "the range in which the figure for all such images very probably lies",
+        "concepts/certificate",
     ),
     "seam": Term(
         "seam", "seam", "where the body of a network ends and its head begins; the head stays bit for bit",

@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, Unpack
 
+import torch
 from torch import nn
 
 from mimicut.anatomy.cost import count, count_teacher
-from mimicut.base.errors import LawBroken, Stopped
+from mimicut.base.errors import InputError, LawBroken, Stopped, one_line
 from mimicut.base.guard import named_tensors, on_device, same_bits
 from mimicut.base.interrupts import interrupts_held
 from mimicut.base.ranks import NotFirst, Ranks, current
@@ -31,7 +32,7 @@ from mimicut.results.files import PLAN
 from mimicut.results.folder import existing_result
 from mimicut.results.load_result import load_model
 from mimicut.results.report import Report
-from mimicut.results.stopped_runs import remove_stopped
+from mimicut.results.stopped_runs import remove_stopped, stopped_path
 from mimicut.surgery.budget import Budget, BudgetOptions
 from mimicut.surgery.cut import cut
 from mimicut.surgery.head import check_head, put_under_head
@@ -162,6 +163,11 @@ def compress(
         Stopped: Ctrl-C while the student mimics. The student is first verified and saved as it is, unless another
             result is in `folder`, with the file to `resume` from. Stopped is a KeyboardInterrupt whose `log` is the
             Result.
+        NotFirst: This process is one of an initialised `torch.distributed` group, and not its first one: its part, to
+            mimic, is done, and the first one alone has a Result.
+
+    In an initialised `torch.distributed` group of two processes or more, all of them must make this call with the same
+    arguments but the device: they mimic together (`base.ranks`).
     """
     teacher = teacher_of(teacher, images, example)
     request = request_of(
@@ -215,11 +221,30 @@ def run_request(
     recorded: Recorded | None = None,
 ) -> Result:
     """Run `compress` from a request. recorded: what run.toml records, if different from the arguments here."""
+    try:
+        return _run_request(teacher, images, request, recorded or Recorded(images, request), say, on_step)
+    except torch.OutOfMemoryError as error:
+        kept = None if request.folder is None else stopped_path(request.folder)
+        going_on = f"; {kept} has its last steps: with --resume it goes on from there" if kept and kept.exists() else ""
+        raise InputError(
+            f"compressing on {request.config.device or 'the device of the teacher'}: its memory ran out "
+            f"({one_line(error)}); free what else holds it, give a smaller input, or another device{going_on}"
+        ) from error
+
+
+def _run_request(
+    teacher: Teacher,
+    images: ImageSource | ImageSet,
+    request: Request,
+    recorded: Recorded,
+    say: OnStage,
+    on_step: OnStep | None,
+) -> Result:
     ranks = current()
     check_ranks(request.config, ranks)
     if ranks is not None and not ranks.first:
         _help(teacher, images, request, ranks)
-    run = _begun(teacher, images, request, recorded or Recorded(images, request), say, on_step)
+    run = _begun(teacher, images, request, recorded, say, on_step)
     if is_finished(run.destination, run.record):
         return _finished(run)
     run = _read(run)

@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import nets
 import pytest
@@ -14,7 +16,7 @@ from nets import Chain
 
 import mimicut
 from mimicut.anatomy.find_seam import trace
-from mimicut.base import guard
+from mimicut.base import guard, ranks
 from mimicut.base.errors import InputError, Stopped
 from mimicut.base.ranks import RankLost, Ranks, joined
 from mimicut.planning.planner import make_plan
@@ -44,15 +46,15 @@ class Alone:
 
     rank, count, first = 0, 1, True
 
-    def __init__(self, lost_at):
-        self.left = lost_at
+    def __init__(self, lost_at, error=RankLost):
+        self.left, self.error = lost_at, error
 
     def share(self, images):
         return slice(0, images)
 
     def add_up(self, tensors):
         if not self.left:
-            raise RankLost("another process of this run ended (test)")
+            raise self.error("another process of this run ended (test)")
         self.left -= 1
 
     def copy_first(self, tensors):
@@ -75,8 +77,8 @@ def test_gradients_of_the_shares_add_up_to_those_of_the_batch(monkeypatch):
     monkeypatch.setattr(Ranks, "copy_first", lambda self, tensors: None)
     monkeypatch.setattr(Ranks, "of_first", lambda self, value: value)
     teacher, student, seam = networks()
-    for ranks in (Ranks(0, 1), Ranks(0, 3), Ranks(1, 3), Ranks(2, 3)):
-        mimic(teacher, copy.deepcopy(student), seam, FEW, recipe(steps=1), ranks=ranks)
+    for each in (Ranks(0, 1), Ranks(0, 3), Ranks(1, 3), Ranks(2, 3)):
+        mimic(teacher, copy.deepcopy(student), seam, FEW, recipe(steps=1), ranks=each)
     whole, *parts = found
     assert len(whole) > 3
     for place, wanted in enumerate(whole):
@@ -103,6 +105,14 @@ def test_batch_statistics_of_several_devices_are_refused():
         mimic(teacher, student, seam, FEW, recipe(norm_mode="train"), ranks=Ranks(0, 2))
 
 
+@pytest.mark.parametrize("what", ["teacher", "images"])
+def test_a_process_with_another_teacher_or_other_images_is_refused(monkeypatch, what):
+    teacher, student, seam = networks()
+    monkeypatch.setattr(Ranks, "of_first", lambda self, value: {**value, what: "other"})
+    with pytest.raises(InputError, match=f"2 devices: the {what} of process 1 differ"):
+        mimic(teacher, student, seam, FEW, recipe(), ranks=Ranks(1, 2))
+
+
 def test_more_devices_than_there_are_is_one_clear_line():
     with pytest.raises(InputError, match=r"working on 4000 devices: found \d+ processor core"), joined(4000, "cpu", []):
         pass
@@ -115,6 +125,81 @@ def test_torchrun_with_another_number_of_processes_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(InputError, match="torchrun started 3"), joined(2, "cpu", []):
         pass
+
+
+# --- what goes between processes
+
+
+@pytest.fixture
+def alone(tmp_path):
+    """A group of one process."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield Ranks(0, 1)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def other(monkeypatch):
+    """Another process, as if started here."""
+    with tempfile.TemporaryFile() as words, subprocess.Popen([sys.executable, "-c", "input()"], stdin=-1) as process:
+        monkeypatch.setattr(ranks, "_started", [(process, words)])
+        words.write(b"no room left\n")
+        yield process
+        process.kill()
+
+
+class Hanging:
+    """What another process never answers."""
+
+    def is_completed(self):
+        return False
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int16, torch.bfloat16, torch.complex64, torch.int64])
+def test_tensors_of_every_type_are_sent(alone, dtype):
+    for tensor in (torch.ones((), dtype=dtype), torch.ones(2, 3, dtype=dtype).T, torch.ones(0, dtype=dtype)):
+        before = tensor.clone()
+        alone.copy_first([tensor])
+        assert guard.same_bits(tensor, before)
+    assert alone.of_first({"plan": [1, None]}) == {"plan": [1, None]}
+
+
+def test_what_cannot_be_added_up_is_not_called_a_lost_process(alone):
+    with pytest.raises(RuntimeError, match="type"):
+        alone.add_up([torch.ones(2, dtype=torch.int16)])
+
+
+def test_an_interrupt_ends_the_wait_for_a_process_that_hangs(other, monkeypatch):
+    monkeypatch.setattr(ranks, "time", SimpleNamespace(sleep=lambda seconds: signal.raise_signal(signal.SIGINT)))
+    with pytest.raises(KeyboardInterrupt):
+        ranks._await(Hanging(), torch.ones(1))
+    assert other.wait(10) != 0  # else the end of this process would wait for it
+
+
+def test_the_end_of_a_process_ends_the_wait_for_it(other, monkeypatch):
+    monkeypatch.setattr(ranks, "_END_SECONDS", 0.0)
+    other.communicate(b"")
+    with pytest.raises(RankLost, match="ended; its last words: no room left"):
+        ranks._await(Hanging(), torch.ones(1))
+
+
+def test_a_process_that_ends_before_it_is_connected_is_one_clear_line(monkeypatch):
+    monkeypatch.setattr(ranks, "usable_cores", lambda: 2)
+    expected = pytest.raises(InputError, match="could not be connected: one of them ended; its last words")
+    with expected, joined(2, "cpu", ["no-such-command"]):
+        pass
+
+
+def test_an_interrupt_while_gradients_are_added_up_leaves_the_student_as_before_that_step():
+    teacher, student, seam = networks()
+    whole = copy.deepcopy(student)
+    mimic(teacher, whole, seam, FEW, recipe())
+    with pytest.raises(Stopped) as stopped:
+        mimic(teacher, student, seam, FEW, recipe(), ranks=Alone(lost_at=4, error=KeyboardInterrupt))
+    assert len(stopped.value.log.losses) == 4
+    mimic(teacher, student, seam, FEW, recipe(), checkpoint=stopped.value.checkpoint)
+    for name, tensor in guard.named_tensors(whole).items():
+        assert guard.same_bits(tensor, guard.named_tensors(student)[name]), name
 
 
 # --- memory of the device
@@ -194,7 +279,8 @@ def test_two_processes_give_the_student_of_one(tmp_path):
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for the other process in /proc")
 def test_a_process_that_is_killed_leaves_a_file_to_go_on_from(place, monkeypatch):
     options = ["--keep", "0.5", "--extra", "none", "--out", "small", "--steps", "100", "--device", "cpu"]
-    command = [sys.executable, "-m", "mimicut", "compress", "net.py:build", "photos", *options, "--devices", "2"]
+    options += ["--devices", "2", "--tensorboard", "log"]
+    command = [sys.executable, "-m", "mimicut", "compress", "net.py:build", "photos", *options]
     monkeypatch.setenv("PYTHONPATH", str(PACKAGE.parent))
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as first:
         said = ""
@@ -209,6 +295,7 @@ def test_a_process_that_is_killed_leaves_a_file_to_go_on_from(place, monkeypatch
     assert "another process of this run ended" in said
     assert "the same command with --resume continues" in said
     assert stopped_path("small").exists()
+    assert len(list(Path("log").iterdir())) == 1  # of the first process alone
     again = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
     assert "continuing after" in again.stderr

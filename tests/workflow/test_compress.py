@@ -188,6 +188,19 @@ def test_what_is_refused_leaves_nothing_behind(tmp_path, options, error, words):
     assert all(torch.equal(t, before[n]) for n, t in teacher.model.state_dict().items())
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_memory_that_runs_out_is_one_clear_line_with_the_file_to_go_on_from(tmp_path, monkeypatch, kept):
+    def no_room(*arguments):
+        if kept:
+            stopped_path(tmp_path / "small").touch()
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("mimicut.workflow.compress.decide", no_room)
+    words = r"its memory ran out \(OutOfMemoryError: CUDA.*another device"
+    with pytest.raises(InputError, match=words + (r"; .*small\.stopped\.safetensors has .*--resume" if kept else "$")):
+        compress(make_teacher(), images(), keep=0.5, folder=tmp_path / "small")
+
+
 def test_an_existing_folder_is_refused_before_any_work(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
