@@ -19,9 +19,10 @@ test-all: test
 	$(BIN)/python -m pytest -m long
 
 # Kills, signals, disks that refuse, injected exceptions, hostile files and images: under half an hour on two cores;
-# counts are written to benchmarks/results/attacks_*.json. ATTACKS=0.1 takes a tenth of them.
+# counts are written to benchmarks/results/attacks_*.json. ATTACKS=0.1 takes a tenth of them. Processes take each other's
+# tests, as a few are long.
 attack: $(VENV)/.ready
-	$(BIN)/python -m pytest tests/attacks
+	$(BIN)/python -m pytest tests/attacks --dist worksteal
 
 # What is missing of the table (three to four hours on two cores for all of it), and docs/results.md from its lines.
 table: $(VENV)/.ready
