@@ -1,10 +1,10 @@
 """Every image trains and every image certifies, though never the same student."""
 
-from dataclasses import re
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
-import replace
 import torch
 from command_line import call
 from nets import Chain, Residual
