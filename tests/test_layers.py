@@ -222,7 +222,7 @@ FLAGS = {
         --views --held-out --held-out-share --extra --max-error --min-agreement --output --labelled --weights
         --pretrained --no-pretrained --num-classes --class-names --input-size --mean --std
         --resize --seam --tensorboard --force --no-force --threads --config""",
-    "sweep": "--out --jobs --threads --gpus --max-memory --address --dry-run --force --no-force",
+    "sweep": "--out --jobs --threads --gpus --max-memory --address --dry-run --force",
     "export": """--to --images --held-out --teacher --weights --pretrained --no-pretrained --normalise --no-normalise
         --dynamic-size --no-dynamic-size --explain --no-explain --int8-steps --extra
         --force --no-force --threads""",
