@@ -97,7 +97,8 @@ def one(name: str, seed: int) -> dict[str, Any]:
         rows = {place: table(eight, *known, *setting) for place, setting in SETTINGS.items()}
         seven = table({"student": files["student", 7]}, *known, "onnxruntime", 16)
     return {
-        "teacher": name, "seed": seed, "least_gain": LEAST_GAIN, "rows": rows, "mimic": learned, "weight_bits": int8.weight_bits(),
+        "teacher": name, "seed": seed, "least_gain": LEAST_GAIN, "rows": rows, "mimic": learned,
+        "weight_bits": int8.weight_bits(),
         "seven_bits": {row["name"]: row["top1_agreement"] for row in seven},
         "seconds": round(time.perf_counter() - begun, 1), "platform": platform_kind(1, "cpu"),
         "versions": VERSIONS,
