@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from mimicut.anatomy.graph import Anatomy
 from mimicut.base.errors import LawBroken, MimicutError, OutOfReach, UnsupportedModel
-from mimicut.base.guard import named_tensors
 from mimicut.planning.latency_search import MeasuredPlan, measure_student, median_share, with_latency
 from mimicut.planning.mixtures import plan_within, target_ms, tie_of
 from mimicut.planning.planner import plan_widths
 from mimicut.planning.recoverability import hold_out
 from mimicut.planning.survey import MEASURED_SECONDS, Findings, PlanningContext, Say, setting_of, surveyed
-from mimicut.planning.trials import SHORT, mimicked_student
+from mimicut.planning.trials import SHORT, finite, mimicked_error, mimicked_student
 from mimicut.recovery.batches import Source, count, plain_batches, subset
 from mimicut.recovery.config import preset
+from mimicut.recovery.pair import device_for
 from mimicut.runtime.export import export, traced_as_exported
 from mimicut.runtime.int8_network import TrainableInt8
 from mimicut.runtime.latency import INT8_RUNTIMES, Prepared, measure, prepare
@@ -53,7 +53,7 @@ def note_on_int8(teacher: nn.Module, anatomy: Anatomy, budget: Budget) -> str | 
             network.close()
     share, own = found["int8"].over(found["teacher"])[0], found["teacher"].ms_median
     assert budget.latency is not None  # as there is a setting
-    if share * own > min(budget.latency.ms or math.inf, own * (budget.latency.share or math.inf)):
+    if share * own > budget.latency.target(own):
         return None
     return (
         f"INT8 alone takes {share:.2f} of the teacher's latency and cuts nothing: --int8 (int8=True) weighs it against "
@@ -161,12 +161,11 @@ def _cut(context: PlanningContext, budget: Budget, say: Say) -> tuple[MeasuredPl
     found = plan_within(context, budget, say=say)
     assert context.recipe is not None
     assert context.setting is not None
-    assert context.held is not None
+    if context.setting.precision == "float32":
+        return found, mimicked_error(context, found.plan, context.recipe.steps)
     student = mimicked_student(context, found.plan, context.recipe.steps)
     if student is None:  # it diverged
         return found, math.inf
-    if context.setting.precision == "float32":
-        return found, context.held.judge.error(student)
     return found, _int8_error(context, put_under_head(context.teacher, student, context.anatomy.seam))
 
 
@@ -187,6 +186,5 @@ def _int8_error(context: PlanningContext, network: nn.Module) -> float:
             raise UnsupportedModel(f"weighing INT8: its file takes one number of images alone ({made.static})")
         ready, call, program = traced_as_exported(network, example, ("batch",))
         rounded = TrainableInt8(made.files["int8"], ready, call, program, seam).network
-    device = next((t.device for t in named_tensors(context.teacher).values()), torch.device("cpu"))
-    error = context.held.judge.error(rounded.to(device), seam=rounded.seam)
-    return error if math.isfinite(error) else math.inf
+    rounded = rounded.to(device_for(None, context.teacher))
+    return finite(context.held.judge.error(rounded, seam=rounded.seam))

@@ -200,6 +200,4 @@ def target_ms(context: PlanningContext, budget: Budget) -> float | None:
     if context.setting is None:
         raise PlanError("making a plan: found a latency but no runtime to measure it on; give one (--runtime)")
     assert context.teacher_ms is not None
-    own = context.teacher_ms.ms_median
-    shares = [] if latency.share is None else [latency.share * own]
-    return min([*shares, *([] if latency.ms is None else [latency.ms])])
+    return latency.target(context.teacher_ms.ms_median)

@@ -31,7 +31,7 @@ def trial_error(context: PlanningContext, anatomy: Anatomy, plan: Plan) -> float
         views=context.views, seed=context.seed, most_views=trial_views(context.anatomy), folds=FOLDS, rows=ROWS
     )
     solve(context.teacher, student, anatomy, todo, plan.slices, held.fit, options)
-    return min(_finite(bare), _finite(held.judge.error(student)))
+    return min(finite(bare), finite(held.judge.error(student)))
 
 
 def mimicked_error(context: PlanningContext, plan: Plan, steps: int = SHORT) -> float:
@@ -39,7 +39,7 @@ def mimicked_error(context: PlanningContext, plan: Plan, steps: int = SHORT) -> 
     are three or fewer); infinite if it diverges."""
     student = mimicked_student(context, plan, steps)
     assert context.held is not None
-    return math.inf if student is None else _finite(context.held.judge.error(student))
+    return math.inf if student is None else finite(context.held.judge.error(student))
 
 
 def mimicked_student(context: PlanningContext, plan: Plan, steps: int = SHORT) -> nn.Module | None:
@@ -58,5 +58,6 @@ def mimicked_student(context: PlanningContext, plan: Plan, steps: int = SHORT) -
     return student
 
 
-def _finite(error: float) -> float:
+def finite(error: float) -> float:
+    """The error; infinite where it is not a number."""
     return error if math.isfinite(error) else math.inf

@@ -64,6 +64,15 @@ class Latency:
     def __post_init__(self) -> None:
         _raise(self.faults())
 
+    def target(self, teacher_ms: float) -> float:
+        """The milliseconds to meet, where the teacher takes so many.
+
+        >>> Latency(share=0.5, ms=3).target(10.0)
+        3
+        """
+        shares = [] if self.share is None else [self.share * teacher_ms]
+        return min([*shares, *([] if self.ms is None else [self.ms])])
+
     def faults(self) -> list[str]:
         found = []
         if self.share is None and self.ms is None:
