@@ -44,7 +44,7 @@ def ignore_interrupts() -> None:
 @contextmanager
 def interrupts_held() -> Iterator[Callable[[], None]]:
     """Hold Ctrl-C and SIGTERM back inside, until the function that is yielded is called, which raises it. A second one
-    is raised at once.
+    is raised at once; one that waits at the end is raised there, in place of an error too, which might be handled.
 
     It works only where they would raise KeyboardInterrupt: in the main thread, without a handler of the caller's.
     """
@@ -65,10 +65,10 @@ def interrupts_held() -> Iterator[Callable[[], None]]:
         signal.signal(number, hold)
     try:
         yield release
-        release()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        release()
 
 
 @contextmanager

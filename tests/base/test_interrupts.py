@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,23 @@ def test_it_is_held(raising, number):
             work(times)
     assert done == [1]
     assert signal.getsignal(number) is interrupts.interrupt
+
+
+@SIGNALS
+@pytest.mark.parametrize("late", [False, True], ids=["before an error", "while the handlers are put back"])
+def test_one_that_waits_is_never_lost(raising, number, late, monkeypatch):
+    put_back = signal.signal
+
+    def interrupted(which, handler):
+        if late and which == number and handler is interrupts.interrupt and signal.getsignal(which) is not handler:
+            os.kill(os.getpid(), number)
+        return put_back(which, handler)
+
+    monkeypatch.setattr(interrupts.signal, "signal", interrupted)
+    with pytest.raises(KeyboardInterrupt), suppress(OSError), interrupts.interrupts_held():
+        if not late:
+            signal.raise_signal(number)
+            raise OSError
 
 
 def test_handlers_of_the_caller_are_left_alone():
