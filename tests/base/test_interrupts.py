@@ -117,11 +117,15 @@ def test_one_that_waits_is_never_lost(raising, number, late, monkeypatch):
             os.kill(os.getpid(), number)
         return put_back(which, handler)
 
+    def work():
+        with suppress(OSError), interrupts.interrupts_held():
+            if not late:
+                signal.raise_signal(number)
+                raise OSError
+
     monkeypatch.setattr(interrupts.signal, "signal", interrupted)
-    with pytest.raises(KeyboardInterrupt), suppress(OSError), interrupts.interrupts_held():
-        if not late:
-            signal.raise_signal(number)
-            raise OSError
+    with pytest.raises(KeyboardInterrupt):
+        work()
 
 
 def test_handlers_of_the_caller_are_left_alone():
