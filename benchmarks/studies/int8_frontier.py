@@ -168,12 +168,12 @@ def table(
 
 
 def means(lines: list[dict[str, Any]], teacher: str, place: str) -> dict[str, tuple[float, float]]:
-    """Network -> median share of the float32 teacher's latency, and mean agreement in percent."""
+    """Network -> median share of the float32 teacher's latency, and mean agreement, both in percent."""
     of = [line["rows"][place] for line in lines if line["teacher"] == teacher]
     names = [row["name"] for row in of[0]] if of else []
     rows = {name: [next(r for r in found if r["name"] == name) for found in of] for name in names}
     return {
-        name: (median(r["share"] for r in found), 100 * mean(r["top1_agreement"] for r in found))
+        name: (100 * median(r["share"] for r in found), 100 * mean(r["top1_agreement"] for r in found))
         for name, found in rows.items()
     }
 
@@ -193,18 +193,21 @@ def text(lines: list[dict[str, Any]]) -> str:
         "Made by `python -m benchmarks.studies.int8_frontier --page` from `benchmarks/results/int8_frontier.jsonl`; do "
         f"not edit by hand. {IMAGES} unlabelled images, {PATCHES:,} test patches, {KEEP:.0%} of the MACs, seeds "
         f"{', '.join(map(str, seeds))}; one thread; {'; '.join(sorted(where))}; weights of {bits} bits.",
-        "Agreement with the float32 teacher in percent, mean over seeds; latency as a share of its own, median. "
+        "Agreement with the float32 teacher, mean over seeds; latency as a share of its own, median. "
         f"*Mimicked* took {STEPS} steps in INT8 after it was rounded.",
         "![Agreement against latency](figures/int8.png)",
     ]
-    for place in SETTINGS:
-        rows = ["| network | agreement, % | " + " | ".join(TEACHERS) + " |", "|---|---|" + "--:|" * len(TEACHERS)]
+    for place, (runtime, batch) in SETTINGS.items():
+        rows = ["| network | " + " | ".join(TEACHERS) + " |", "|---|" + "--:|" * len(TEACHERS)]
         found = {name: means(lines, name, place) for name in TEACHERS}
         for network in next(iter(found.values())):
-            cells = [f"{100 * found[name][network][0]:.0f}" if found[name] else "" for name in TEACHERS]
-            agreements = ", ".join(f"{found[name][network][1]:.1f}" for name in TEACHERS if found[name])
-            rows.append(f"| {network} | {agreements} | " + " | ".join(cells) + " |")
-        parts += [f"## {place[0].upper()}{place[1:]}", "Latency in percent of the float32 teacher's.", "\n".join(rows)]
+            cells = ["{:.0f} % at {:.1f}".format(*found[name][network]) if found[name] else "" for name in TEACHERS]
+            rows.append(f"| {network} | " + " | ".join(cells) + " |")
+        parts += [
+            f"## {names[runtime]}, batch {batch}",
+            "Latency in percent of the float32 teacher's, at which agreement in percent.",
+            "\n".join(rows),
+        ]
     seven = ["| network | " + " | ".join(TEACHERS) + " |", "|---|" + "--:|" * len(TEACHERS)]
     for network in ("student", ROUNDED.format("student"), MIMICKED.format("student")):
         cells = [
@@ -247,10 +250,10 @@ def plot(lines: list[dict[str, Any]], path: Path) -> None:
         for network, (share, agreement) in means(lines, name, place).items():
             full = "mimicked" in network or "INT8" not in network
             axis.plot(
-                100 * share, agreement, "s" if "teacher" in network else "o", fillstyle="full" if full else "none",
+                share, agreement, "s" if "teacher" in network else "o", fillstyle="full" if full else "none",
                 color="C0" if "INT8" in network else "0.5",
             )  # fmt: skip
-            axis.annotate(network, (100 * share, agreement), fontsize=7, xytext=(4, -9), textcoords="offset points")
+            axis.annotate(network, (share, agreement), fontsize=7, xytext=(4, -9), textcoords="offset points")
         axis.set_title(name, fontsize=10)
         axis.set_xlim(left=0)
         axis.margins(x=0.35, y=0.15)

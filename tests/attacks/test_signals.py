@@ -96,7 +96,14 @@ def interrupted(number, place):
 
 
 @SIGNALS
-@pytest.mark.parametrize("name", ["save Chain", "replace Chain", "report Chain", "checkpoint"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "save Chain",
+        "checkpoint",
+        *(pytest.param(f"{kind} Chain", marks=pytest.mark.attack) for kind in ("replace", "report")),
+    ],
+)
 def test_signals_before_and_after_every_change_leave_nothing(name, number, tmp_path):
     scenario, changes = SCENARIOS[name], tmp_path / "changes"
 

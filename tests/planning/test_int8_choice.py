@@ -81,6 +81,7 @@ def test_int8_alone_where_it_meets_the_latency(clock):
     assert "a cut alone: 0.5" in found.notes[-1]
 
 
+@pytest.mark.long
 def test_a_milder_cut_and_int8_where_int8_alone_is_too_slow(clock):
     found = plan(0.4)
     assert found.latency.setting["precision"] == "int8"

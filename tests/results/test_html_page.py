@@ -234,6 +234,7 @@ def test_the_page_opens_in_a_browser_without_errors_and_fits(result, width, tmp_
     assert 'data-small="0"' in found.stdout
 
 
+@pytest.mark.long
 def test_the_readme_code_runs(result, tmp_path):
     us.export_folder(result, ["onnx", "pt2", "openvino"], teacher=Chain)
     page = (result / "report.html").read_text()

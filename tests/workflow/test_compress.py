@@ -310,7 +310,7 @@ def test_a_module_without_a_known_size_is_a_teacher_of_224_pixels_and_a_note_say
     assert teacher_of(randomised(Chain()), read).preprocessing == PREPROCESSING
 
 
-@pytest.mark.parametrize("few", [24, 260], ids=["last step", "best step"])
+@pytest.mark.parametrize("few", [pytest.param(24, marks=pytest.mark.long), 260], ids=["last step", "best step"])
 def test_a_stopped_run_is_saved_and_goes_on_to_the_same_result(tmp_path, few, monkeypatch):
     config, given = preset("default", steps=6, lr=3e-3, views="none"), images(few)
     whole = compress(make_teacher(), given, keep=0.5, folder=tmp_path / "whole", config=config)

@@ -66,6 +66,7 @@ def test_by_default_pictures_are_drawn_and_the_report_says_so(teacher, few, tmp_
     assert 'extra = "generated"' in (tmp_path / "small" / "run.toml").read_text()
 
 
+@pytest.mark.long
 def test_given_pictures_help_to_mimic_and_to_nothing_else(teacher, few, tmp_path):
     others = pictures(tmp_path / "others", 5, 7)
     runs = {
