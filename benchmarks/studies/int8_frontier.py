@@ -1,6 +1,7 @@
 """INT8 alone, a cut alone, and both: agreement against measured latency, on the embedded task.
 
     python -m benchmarks.studies.int8_frontier            # goes on where it was stopped; about two minutes a line
+    python -m benchmarks.studies.int8_frontier --real     # networks of ImageNet; a quarter of an hour a line
     python -m benchmarks.studies.int8_frontier --choices  # what the planner takes for a latency; minutes a line
     python -m benchmarks.studies.int8_frontier --page     # docs/int8.md and its picture, from the lines
 
@@ -8,6 +9,9 @@
 seed the teacher and a student of KEEP of its MACs, each in float32, rounded to INT8, and mimicked in INT8; all are
 timed in turn, on one thread, on ONNX Runtime and on OpenVINO. Further, weights of 7 bits, which processors without VNNI
 need: their agreement alone.
+
+Of the networks of ImageNet: 1,000 pictures in place of patches (`python -m benchmarks.real fetch`), at SIDE pixels, a
+student of KEEP_REAL and STEPS_REAL steps, as on docs/real.md; the student alone mimics in INT8.
 """
 
 import argparse
@@ -22,6 +26,7 @@ from typing import Any
 import torch
 
 from benchmarks.json_lines import add, read
+from benchmarks.real.task import image_sets, teacher_of
 from mimicut import demo
 from mimicut.base.environment import platform_kind
 from mimicut.inputs.extra_images import GENERATED, read_extra
@@ -46,6 +51,7 @@ TEACHERS, SEEDS = ("mobilenetv2_tiny", "resnet14", "vgg7", "vit_tiny"), (2021, 2
 SETTINGS = {"onnxruntime, batch 1": ("onnxruntime", 1), "onnxruntime, batch 16": ("onnxruntime", 16),
             "openvino, batch 16": ("openvino", 16)}  # fmt: skip
 IMAGES, PATCHES, KEEP = 50, 1000, 0.6
+REAL, SIDE, KEEP_REAL, STEPS_REAL = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"), 160, 0.7, 100
 SHARES = (0.7, 0.4)  # of the latency, for which the planner chooses
 VERSIONS = {"torch": torch.__version__, **{name: runtime_version(name) for name in ("onnxruntime", "openvino")}}
 ROUNDED, MIMICKED = "{}, INT8", "{}, mimicked in INT8"
@@ -53,9 +59,10 @@ ROUNDED, MIMICKED = "{}, INT8", "{}, mimicked in INT8"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", action="append", choices=TEACHERS)
+    parser.add_argument("--teacher", action="append", choices=(*TEACHERS, *REAL))
     parser.add_argument("--seed", action="append", type=int)
     parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--real", action="store_true")
     parser.add_argument("--choices", action="store_true")
     parser.add_argument("--page", action="store_true")
     options = parser.parse_args()
@@ -71,31 +78,40 @@ def main() -> None:
                 if (name, share) not in {(x["teacher"], x.get("share")) for x in read(options.out)}:
                     add(options.out, choice(name, share))
         return
-    for seed in options.seed or SEEDS:
-        for name in options.teacher or TEACHERS:
+    for seed in options.seed or (SEEDS[:1] if options.real else SEEDS):
+        for name in options.teacher or (REAL if options.real else TEACHERS):
             if (name, seed) not in {(x["teacher"], x.get("seed")) for x in read(options.out)}:
                 add(options.out, one(name, seed))
 
 
 def one(name: str, seed: int) -> dict[str, Any]:
-    begun, teacher = time.perf_counter(), load_teacher(f"demo:{name}")
-    few = read_images(demo.few_images(IMAGES, seed), teacher.preprocessing)
-    proof = read_images(demo.test_set()[0][:PATCHES], teacher.preprocessing)
-    config = preset("default", views=teacher.views, seed=seed)
+    begun, real = time.perf_counter(), name in REAL
+    teacher = teacher_of(name, SIDE) if real else load_teacher(f"demo:{name}")
+    if real:
+        few, proof = image_sets(teacher, IMAGES, seed, PATCHES)
+    else:
+        few = read_images(demo.few_images(IMAGES, seed), teacher.preprocessing)
+        proof = read_images(demo.test_set()[0][:PATCHES], teacher.preprocessing)
+    steps = {"steps": STEPS_REAL} if real else {}
+    config = preset("default", views=teacher.views, seed=seed, **steps)
     divisor = width_divisor(Setting("onnxruntime"))  # as for a latency
-    made = compress(teacher, few, keep=KEEP, divisor=divisor, held_out=proof, config=config)
+    made = compress(
+        teacher, few, keep=KEEP_REAL if real else KEEP, divisor=divisor, held_out=proof, config=config
+    )  # fmt: skip
+    ways = [("teacher", teacher.model, 8), ("student", made.model, 8), *([] if real else [("student", made.model, 7)])]
     with tempfile.TemporaryDirectory() as scratch:
-        files, learned = dict[tuple[str, int], tuple[Exported, Exported]](), {}
-        for who, model, bits in (("teacher", teacher.model, 8), ("student", made.model, 8), ("student", made.model, 7)):
+        files, learned = dict[tuple[str, int], list[Exported]](), {}
+        for who, model, bits in ways:
             with weights_of(bits):
-                rounded, mimicked, done = in_int8(
-                    teacher, model, made.plan.seam, few, Path(scratch, who, str(bits)), seed
-                )
-            files[who, bits], learned[f"{who}, {bits} bits"] = (rounded, mimicked), done
+                *files[who, bits], done = in_int8(
+                    teacher, model, made.plan.seam, few, Path(scratch, who, str(bits)), seed,
+                    mimics=not (real and who == "teacher"),
+                )  # fmt: skip
+            learned[f"{who}, {bits} bits"] = done
         known = teacher, made.plan.seam, proof, few
         eight = {who: files[who, 8] for who in ("teacher", "student")}
         rows = {place: table(eight, *known, *setting) for place, setting in SETTINGS.items()}
-        seven = table({"student": files["student", 7]}, *known, "onnxruntime", 16)
+        seven = [] if real else table({"student": files["student", 7]}, *known, "onnxruntime", 16)
     return {
         "teacher": name, "seed": seed, "least_gain": LEAST_GAIN, "rows": rows, "mimic": learned,
         "weight_bits": int8.weight_bits(),
@@ -134,11 +150,14 @@ def weights_of(bits: int) -> Iterator[None]:
 
 
 def in_int8(
-    teacher: Teacher, model: torch.nn.Module, seam: Seam, few: ImageSet, folder: Path, seed: int
-) -> tuple[Exported, Exported, dict[str, Any]]:
-    """A network rounded to INT8, and mimicked in INT8 as `compress(int8=True)` does it."""
+    teacher: Teacher, model: torch.nn.Module, seam: Seam, few: ImageSet, folder: Path, seed: int, *, mimics: bool
+) -> tuple[Any, ...]:
+    """A network rounded to INT8, one mimicked in INT8 as `compress(int8=True)` does it if it `mimics`, and what it
+    did."""
     example, pairs = few.batch(range(2)), [few.batch([i, i + 1]) for i in range(0, IMAGES, 2)]
     rounded = export(model, example, folder / "rounded", formats=("onnx", "int8"), calibrate=pairs)
+    if not mimics:
+        return rounded, None
     mimicked = export(model, example, folder / "mimicked", formats=("onnx", "int8"), calibrate=pairs)
     config = preset("default", steps=STEPS, views=teacher.views, seed=seed)
     extra = read_extra(GENERATED, few, teacher.views, seed=seed, memory_bytes=2**30)
@@ -150,7 +169,7 @@ def in_int8(
 
 
 def table(
-    files: dict[str, tuple[Exported, Exported]],
+    files: dict[str, list[Exported]],
     teacher: Teacher,
     seam: Seam,
     proof: ImageSet,
@@ -159,9 +178,9 @@ def table(
     batch: int,
 ) -> list[dict[str, Any]]:
     """Rows of each network in float32, rounded, and mimicked."""
-    networks = {}
-    for who in files:
-        networks[who], networks[f"{who} again"] = files[who]
+    networks = dict[str, Exported]()
+    for who, of in files.items():
+        networks |= dict(zip((who, f"{who} again"), of, strict=False))
     found = int8_table(networks, teacher.model, proof, few.batch(range(2)), Setting(runtime, 1, batch), seam)["rows"]
     names = {f"{who} again, INT8": MIMICKED.format(who) for who in files}
     return [{**row, "name": names.get(row["name"], row["name"])} for row in found if not row["name"].endswith(" again")]
@@ -181,7 +200,8 @@ def means(lines: list[dict[str, Any]], teacher: str, place: str) -> dict[str, tu
 def text(lines: list[dict[str, Any]]) -> str:
     """docs/int8.md"""
     chosen, lines = [x for x in lines if "share" in x], [x for x in lines if "seed" in x]
-    seeds = sorted({line["seed"] for line in lines})
+    small, real = ([x for x in lines if x["teacher"] in of] for of in (TEACHERS, REAL))
+    seeds = sorted({line["seed"] for line in small})
     names = {"torch": "torch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
     where = {
         ", ".join([x["platform"]["processor"], *(f"{said} {x['versions'][name]}" for name, said in names.items())])
@@ -197,21 +217,25 @@ def text(lines: list[dict[str, Any]]) -> str:
         f"*Mimicked* took {STEPS} steps in INT8 after it was rounded.",
         "![Agreement against latency](figures/int8.png)",
     ]
+    if real:
+        parts.insert(
+            2,
+            f"EfficientNet-Lite: ImageNet's 1,000 classes at {SIDE} pixels, {PATCHES:,} pictures, {KEEP_REAL:.0%} of "
+            f"the MACs, {STEPS_REAL} steps, seed {', '.join(map(str, sorted({x['seed'] for x in real})))}, as on "
+            "[Real networks](real.md).",
+        )
     for place, (runtime, batch) in SETTINGS.items():
-        rows = ["| network | " + " | ".join(TEACHERS) + " |", "|---|" + "--:|" * len(TEACHERS)]
-        found = {name: means(lines, name, place) for name in TEACHERS}
-        for network in next(iter(found.values())):
-            cells = ["{:.0f} % at {:.1f}".format(*found[name][network]) if found[name] else "" for name in TEACHERS]
-            rows.append(f"| {network} | " + " | ".join(cells) + " |")
         parts += [
             f"## {names[runtime]}, batch {batch}",
             "Latency in percent of the float32 teacher's, at which agreement in percent.",
-            "\n".join(rows),
+            _rows(small, TEACHERS, place),
         ]
+        if real:
+            parts.append(_rows(real, REAL, place))
     seven = ["| network | " + " | ".join(TEACHERS) + " |", "|---|" + "--:|" * len(TEACHERS)]
     for network in ("student", ROUNDED.format("student"), MIMICKED.format("student")):
         cells = [
-            f"{100 * mean(x['seven_bits'][network] for x in lines if x['teacher'] == name):.1f}" for name in TEACHERS
+            f"{100 * mean(x['seven_bits'][network] for x in small if x['teacher'] == name):.1f}" for name in TEACHERS
         ]
         seven.append(f"| {network} | " + " | ".join(cells) + " |")
     parts += [
@@ -232,6 +256,16 @@ def text(lines: list[dict[str, Any]]) -> str:
     return "\n\n".join([*parts, *(["## What the planner takes", about, "\n".join(rows)] if chosen else [])]) + "\n"
 
 
+def _rows(lines: list[dict[str, Any]], teachers: tuple[str, ...], place: str) -> str:
+    """A table of these teachers' latencies and agreements."""
+    found = {name: means(lines, name, place) for name in teachers}
+    rows = ["| network | " + " | ".join(teachers) + " |", "|---|" + "--:|" * len(teachers)]
+    for network in dict.fromkeys(network for of in found.values() for network in of):
+        cells = ["{:.0f} % at {:.1f}".format(*of[network]) if network in of else "" for of in found.values()]
+        rows.append(f"| {network} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 def _taken(line: dict[str, Any]) -> str:
     if line["precision"] == "float32":
         return "a cut alone"
@@ -245,8 +279,12 @@ def plot(lines: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     place = "onnxruntime, batch 16"
-    figure, axes = pyplot.subplots(1, len(TEACHERS), figsize=(13, 3.4), layout="constrained")
-    for axis, name in zip(axes, TEACHERS, strict=True):
+    shown = [name for name in (*TEACHERS, *REAL) if any(line["teacher"] == name for line in lines)]
+    height = -(-len(shown) // 4)
+    figure, axes = pyplot.subplots(height, 4, figsize=(13, 3.4 * height), layout="constrained", squeeze=False)
+    for axis in axes.flat[len(shown) :]:
+        axis.set_axis_off()
+    for axis, name in zip(axes.flat, shown, strict=False):
         for network, (share, agreement) in means(lines, name, place).items():
             full = "mimicked" in network or "INT8" not in network
             axis.plot(
@@ -258,7 +296,7 @@ def plot(lines: list[dict[str, Any]], path: Path) -> None:
         axis.set_xlim(left=0)
         axis.margins(x=0.35, y=0.15)
         axis.set_xlabel(f"latency, % ({place})", fontsize=8)
-    axes[0].set_ylabel("agreement with the teacher, %", fontsize=8)
+    axes[0, 0].set_ylabel("agreement with the teacher, %", fontsize=8)
     figure.savefig(path, dpi=110)
 
 

@@ -6,7 +6,7 @@ import random
 import re
 import sys
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import CellType, FunctionType
 from typing import Any
@@ -16,12 +16,28 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from mimicut.base.errors import InputError, UnsupportedModel
+from mimicut.base.errors import InputError, UnsupportedModel, one_line
 
 
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Every parameter and buffer under every name that it has; also buffers that a state dict leaves out."""
     return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+
+
+@contextmanager
+def memory_error(doing: str, device: str | None, going_on: Callable[[], str] = str) -> Iterator[None]:
+    """Let what a device says when its memory runs out be an error of ours. going_on: further words for its end.
+
+    Raises:
+        InputError: It ran out inside.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"{doing} on {device or 'the device of the teacher'}: its memory ran out ({one_line(error)}); free what "
+            f"else holds it, give a smaller input, or another device{going_on()}"
+        ) from error
 
 
 @torch.no_grad()

@@ -3,25 +3,31 @@
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import FrameType
 from typing import Any
 
-_AGAIN_SECONDS = 0.05
+_AGAIN_SECONDS, _WAIT_SECONDS = 0.05, 30.0  # Source: assumption; the longest import that was seen took 20 s.
+_held_back: list[float] = []  # when an interrupt came, or was tried again, that could not be raised
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
     """A signal handler that raises KeyboardInterrupt, but not where that would be swallowed or end the process: while
-    a module is imported, and in Python code that an operator of torch calls. It then tries again in a moment.
+    a module is imported, and in Python code that an operator of torch calls. It then tries again in a moment, and after
+    half a minute, as in a module that never ends, raises all the same.
 
     Raises:
         KeyboardInterrupt: It can be raised here.
     """
     if hasattr(signal, "setitimer") and _is_unsafe(frame):
-        _try_again()
-        return
+        _held_back.append(time.monotonic())
+        if _held_back[-1] - _held_back[0] < _WAIT_SECONDS:
+            _try_again()
+            return
+    _held_back.clear()
     raise KeyboardInterrupt
 
 

@@ -18,12 +18,11 @@ from mimicut.base.disk import make_folder, move, remove, remove_folder, write
 from mimicut.base.interrupts import interrupts_held
 
 Returned = TypeVar("Returned")
-_INSIDE = "export"  # what scratch folders inside a folder are for; the name that earlier releases used, too
+_INSIDE = "export"  # what scratch folders inside a folder are for
 _MOMENT_SECONDS, _AGAIN_SECONDS = 2.0, 0.01
 _COMPLETE, _NAMES = f".{_INSIDE}.complete", ".names"
-_FOLDERS = re.compile(
-    rf"\.{_INSIDE}(\.[0-9a-f]{{8}}\.saving|\.complete|[a-z0-9_]{{8}})"
-)  # the last of an earlier release
+_FOLDERS = re.compile(rf"\.{_INSIDE}\.([0-9a-f]{{8}}\.saving|complete)")
+_NAMES_BYTES = 2**16  # Source: assumption, far above what our own files need.
 _FILES = re.compile(r"\.(report\.json|report\.html|README\.md)\.[0-9a-f]{8}\.saving")  # of an earlier release
 
 
@@ -134,9 +133,9 @@ def replace_file(path: Path, writer: Callable[[Path], None]) -> None:
 def _finish(folder: Path) -> frozenset[str]:
     """Move the files of a complete replacement, data before what refers to it and reports last; return their names."""
     complete = folder / _COMPLETE
-    if not complete.is_dir():
+    if not os.path.lexists(complete):
         return frozenset()
-    names = (complete / _NAMES).read_text(encoding="utf-8").splitlines()
+    names = _checked_names(complete)
     for name in sorted(names, key=lambda n: (n == "report.json", not n.endswith((".data", ".bin")), n)):
         file = complete / name
         if file.exists() and file.stat().st_size:
@@ -148,6 +147,27 @@ def _finish(folder: Path) -> frozenset[str]:
     move(complete, done)
     remove_folder(done)
     return frozenset(names)
+
+
+def _checked_names(complete: Path) -> list[str]:
+    """What a complete replacement replaces. The folder may come from elsewhere: nothing may reach beyond it.
+
+    Raises:
+        OSError: It is a link, or names something else than files of its own.
+    """
+    listed = complete / _NAMES
+    if complete.is_symlink() or not _is_plain(listed) or listed.stat().st_size > _NAMES_BYTES:
+        raise OSError(f"{complete} is none that mimicut left: remove it")
+    names = listed.read_text(encoding="utf-8", errors="replace").splitlines()
+    for name in names:
+        file = complete / name
+        if Path(name).name != name or name in ("", "..") or (os.path.lexists(file) and not _is_plain(file)):
+            raise OSError(f"{complete} is none that mimicut left, as it names {name!r}: remove it")
+    return names
+
+
+def _is_plain(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
 
 
 def _made(folder: Path, name: str) -> tuple[Path, int | None]:

@@ -138,6 +138,8 @@ def _item(item: Any, reader: Reader, name: str) -> Decoded:
             )
         return _item(item[key], reader, name)
     if isinstance(item, (str, Path)):
+        if Path(item).exists() and not Path(item).is_file():
+            raise ValueError(f"{_printable(item)} is no file")  # one that is read for ever, such as a pipe
         return replace(reader.file(Path(item), str(item)), name=_printable(item))
     if isinstance(item, Image.Image):
         origin = hashlib.sha256(f"{item.mode}{item.size}".encode() + item.tobytes()).hexdigest()

@@ -151,6 +151,8 @@ def _check_replaceable(path: Path, force: bool) -> None:
             foreign = _foreign_files(path)
     except BlockingIOError:
         raise StoreError(f"saving to {path}: an export into it is under way; wait for it") from None
+    except OSError as error:
+        raise StoreError(f"saving to {path}: {error}; nothing was changed there") from error
     if foreign:
         raise StoreError(
             f"saving to {path}: it is not a result of mimicut (found {', '.join(foreign[:3])}), so force does not "

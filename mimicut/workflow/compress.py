@@ -6,12 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, Unpack
 
-import torch
 from torch import nn
 
 from mimicut.anatomy.cost import count, count_teacher
-from mimicut.base.errors import InputError, LawBroken, Stopped, one_line
-from mimicut.base.guard import named_tensors, on_device, same_bits
+from mimicut.base.errors import LawBroken, Stopped
+from mimicut.base.guard import memory_error, named_tensors, on_device, same_bits
 from mimicut.base.interrupts import interrupts_held
 from mimicut.base.ranks import NotFirst, Ranks, current
 from mimicut.inputs.class_names import numbered
@@ -221,15 +220,13 @@ def run_request(
     recorded: Recorded | None = None,
 ) -> Result:
     """Run `compress` from a request. recorded: what run.toml records, if different from the arguments here."""
-    try:
-        return _run_request(teacher, images, request, recorded or Recorded(images, request), say, on_step)
-    except torch.OutOfMemoryError as error:
+
+    def going_on() -> str:
         kept = None if request.folder is None else stopped_path(request.folder)
-        going_on = f"; {kept} has its last steps: with --resume it goes on from there" if kept and kept.exists() else ""
-        raise InputError(
-            f"compressing on {request.config.device or 'the device of the teacher'}: its memory ran out "
-            f"({one_line(error)}); free what else holds it, give a smaller input, or another device{going_on}"
-        ) from error
+        return f"; {kept} has its last steps: with --resume it goes on from there" if kept and kept.exists() else ""
+
+    with memory_error("compressing", request.config.device, going_on):
+        return _run_request(teacher, images, request, recorded or Recorded(images, request), say, on_step)
 
 
 def _run_request(

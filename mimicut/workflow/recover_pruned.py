@@ -12,7 +12,7 @@ from torch import nn
 from mimicut.anatomy.cost import count
 from mimicut.anatomy.find_seam import trace
 from mimicut.base.errors import InputError
-from mimicut.base.guard import full_copy, on_device
+from mimicut.base.guard import full_copy, memory_error, on_device
 from mimicut.inputs.class_names import numbered
 from mimicut.inputs.computed_weights import fold_computed_weights
 from mimicut.inputs.image_set import ImageSet, ImageSource
@@ -101,10 +101,11 @@ def recover_pruned(  # type: ignore[misc]  # of RunOptions it names export_to it
     fold_computed_weights(student, notes)  # as those of the teacher were
     costs = Costs(count(model, intake.example), count(student, intake.example))
     put_under_head(model, student, seam)  # fails before any work if the student does not fit
-    with on_device(model, request.config.device):
+    device = request.config.device
+    with memory_error("recovering a pruned student", device), on_device(model, device):
         looked = check_images(model, seam, intake.few, intake.call, held_out=intake.held_out, beside=intake.choose)
         say_notes(say, looked.notes)
-        notes += [*looked.notes, *emulated(request.config.precision, request.config.device)]
+        notes += [*looked.notes, *emulated(request.config.precision, device)]
         log = _mimicked(model, student, seam, intake, request, say, on_step)
         say("putting the student under the teacher's head and verifying it")
         result = put_under_head(model, student, seam)

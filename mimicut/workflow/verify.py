@@ -8,6 +8,7 @@ import torch
 
 from mimicut.base import memory
 from mimicut.base.environment import platform_kind, versions
+from mimicut.base.guard import memory_error
 from mimicut.inputs.class_names import numbered
 from mimicut.inputs.image_set import ImageSet, ImageSource, bind_call
 from mimicut.inputs.input_source import recorded_inputs
@@ -77,13 +78,14 @@ def verify_folder(
     check_threshold(min_agreement, len(held_out))
     notes += [*held_out_notes(held_out), *digest_notes(folder)]
     images_labelled, labels = labelled_images(original, labelled, None, plan.call, memory_bytes, inputs)
-    if device is not None:
-        original.model.to(device)
-        model.to(device)
-    found = figures(original.model, model, plan.seam, bind_call(held_out, plan.call))
-    measured = None
-    if images_labelled is not None:
-        measured = measured_accuracy(original.model, model, bind_call(images_labelled, plan.call), labels)
+    with memory_error(f"verifying {folder}", device):
+        if device is not None:
+            original.model.to(device)
+            model.to(device)
+        found = figures(original.model, model, plan.seam, bind_call(held_out, plan.call))
+        measured = None
+        if images_labelled is not None:
+            measured = measured_accuracy(original.model, model, bind_call(images_labelled, plan.call), labels)
     return replace(
         stored,
         **report_fields(found, held_out),

@@ -1,7 +1,7 @@
 """Files that come from elsewhere: whatever is in them, they are refused in our own words, or give the same outputs.
 
 `make attack` tries 10,000 changes of a result's files and 1,000 hostile images, or the share that ATTACKS says, and
-writes the counts to benchmarks/results/attacks_files.json; `make test` tries a few.
+writes the counts to benchmarks/results/attacks.json; `make test` tries a few.
 """
 
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from attacks import SHARE
+from attacks import SHARE, record
 from hostile import Attacked, hostile_image, mutated_bytes, target_plan, target_report, target_weights
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -23,7 +23,6 @@ from mimicut.inputs.preprocessing import Preprocessing
 from mimicut.results.store import read
 
 RELEASE = Path(__file__).parents[1] / "data" / "result_of_release_0_1"
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "attacks_files.json"
 SAMPLE, IMAGES, EXAMPLES = 40, 40, 25
 FULL = round(10_000 * SHARE)
 MOST_SECONDS, MOST_BYTES = 2.0, 500e6
@@ -76,12 +75,6 @@ def try_images(folder: Path, seeds: range) -> dict[str, float]:
     return {**dict(sorted(found.items())), "most_seconds": round(slowest, 2), "grown_mb": round(grown / 1e6)}
 
 
-def record(name: str, counts: dict) -> None:
-    """Keep the counts of a whole run, from which docs/reliability.md is made."""
-    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    RESULTS.write_text(json.dumps({**known, name: counts}, indent=1) + "\n")
-
-
 def test_a_few_changes_of_a_result_are_refused_or_change_nothing(attacked):
     counts = try_mutations(attacked, range(SAMPLE))
     assert counts["refused"] > 0
@@ -94,7 +87,7 @@ def test_a_few_hostile_images_are_refused_or_read(tmp_path, monkeypatch):
 
 @pytest.mark.attack
 def test_changes_of_a_result_are_refused_or_change_nothing(attacked):
-    record("result_files", {"tries": FULL, **try_mutations(attacked, range(FULL))})
+    record("changes of a result", tries=FULL, **try_mutations(attacked, range(FULL)))
 
 
 @pytest.mark.attack
@@ -102,9 +95,9 @@ def test_hostile_images_are_refused_or_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # one of them is "."
     tries = max(1, FULL // 10)
     counts = try_images(tmp_path / "images", range(tries))
-    record("images", {"tries": tries, **counts})
     assert counts["most_seconds"] <= MOST_SECONDS
     assert counts["grown_mb"] * 1e6 <= MOST_BYTES
+    record("hostile images", tries=tries, **counts)
 
 
 QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None, "derandomize": True}

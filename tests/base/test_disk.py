@@ -149,15 +149,44 @@ def test_a_replaced_file_is_the_old_or_the_new_one(tmp_path, number):
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"plan.json": "new"}
 
 
+@pytest.mark.parametrize("name", ["../outside", "/outside", "a/../../outside", "", ".", "..", "link", "inner"])
+def test_a_replacement_that_another_hand_left_reaches_nothing_outside(tmp_path, name):
+    own, outside = tmp_path / "own", tmp_path / "outside"
+    complete = own / ".export.complete"
+    (complete / "inner").mkdir(parents=True)
+    outside.write_text("theirs")
+    (complete / "link").symlink_to(outside)
+    (complete / ".names").write_text(f"plan.json\n{outside if name == '/outside' else name}\n")
+    (complete / "plan.json").write_text("new")
+    with (
+        pytest.raises(OSError, match=r"\.export\.complete is none that mimicut left, as it names .*: remove it"),
+        locked(own),
+    ):
+        raise AssertionError
+    assert outside.read_text() == "theirs"
+    assert not (own / "plan.json").exists()
+
+
+def test_a_replacement_that_is_a_link_moves_nothing(tmp_path):
+    own, theirs = tmp_path / "own", tmp_path / "theirs"
+    own.mkdir()
+    theirs.mkdir()
+    for name in (".names", "plan.json"):
+        (theirs / name).write_text("plan.json")
+    (own / ".export.complete").symlink_to(theirs)
+    with pytest.raises(OSError, match="is none that mimicut left: remove it"), locked(own):
+        raise AssertionError
+    assert sorted(p.name for p in theirs.iterdir()) == [".names", "plan.json"]
+
+
 @pytest.mark.parametrize(
     ("name", "folder", "ours"),
     [
         (".export.0a1b2c3d.saving", True, True),
         (".export.complete", True, True),
-        (".exportab12_xyz", True, True),  # of an earlier release, as is the next
-        (".report.json.0a1b2c3d.saving", False, True),
+        (".report.json.0a1b2c3d.saving", False, True),  # of an earlier release
+        (".export_backups", True, False),
         (".export_settings", True, False),
-        (".exportab12_xyz", False, False),
         (".notes.0a1b2c3d.saving", False, False),
         ("export.0a1b2c3d.saving", True, False),
     ],

@@ -56,6 +56,20 @@ def test_it_waits_for_an_import(raising, number, tmp_path, monkeypatch):
 
 
 @SIGNALS
+def test_an_import_that_never_ends_is_ended(raising, number, tmp_path, monkeypatch):
+    (tmp_path / "endless.py").write_text(f"import signal\nsignal.raise_signal({int(number)})\nwhile True: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(interrupts, "_WAIT_SECONDS", 0.2)
+
+    def work():
+        import endless  # noqa: F401
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert not interrupts._held_back
+
+
+@SIGNALS
 def test_it_is_raised_again_where_a_destructor_swallows_it(raising, number):
     class Held:
         def __del__(self):

@@ -1,3 +1,4 @@
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -557,6 +558,15 @@ def test_subset_keeps_the_order_asked_for():
     assert images.subset([3, 1]).batch()[:, 0, 0, 0].tolist() == [3, 1]
     assert images.batch([4, 0])[:, 0, 0, 0].tolist() == [4, 0]
     assert images.batch([]).shape == (0, 3, 32, 32)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such pipes")
+def test_a_pipe_in_a_list_is_skipped(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    found = read_images([tmp_path / "pipe.png", tmp_path / "a.png"], PRE)
+    assert len(found) == 1
+    assert any("pipe.png is no file" in note for note in found.notes)
 
 
 def test_split_of_fifty():

@@ -16,13 +16,16 @@ from pathlib import Path
 from mimicut.base import disk
 
 SHARE = float(os.environ.get("ATTACKS", "1"))  # of the attacks of the whole suite
-COUNTS = Path(__file__).parents[2] / "benchmarks" / "results" / "attacks_crash.json"
+COUNTS = Path(__file__).parents[2] / "benchmarks" / "results" / "attacks.json"
 
 
 def record(name, **counts):
-    """Put the counts of one attack into the file; several test processes may do so at once."""
+    """Put the counts of one attack that was survived into the file, where all of it was made; several test processes
+    may do so at once. `make attack` begins without the file, so that what was not survived is not in it."""
     import fcntl
 
+    if SHARE < 1:
+        return
     with COUNTS.open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)

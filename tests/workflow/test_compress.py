@@ -190,15 +190,34 @@ def test_what_is_refused_leaves_nothing_behind(tmp_path, options, error, words):
 
 @pytest.mark.parametrize("kept", [False, True])
 def test_memory_that_runs_out_is_one_clear_line_with_the_file_to_go_on_from(tmp_path, monkeypatch, kept):
-    def no_room(*arguments):
+    def no_room_left(*arguments):
         if kept:
             stopped_path(tmp_path / "small").touch()
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        no_room()
 
-    monkeypatch.setattr("mimicut.workflow.compress.decide", no_room)
+    monkeypatch.setattr("mimicut.workflow.compress.decide", no_room_left)
     words = r"its memory ran out \(OutOfMemoryError: CUDA.*another device"
     with pytest.raises(InputError, match=words + (r"; .*small\.stopped\.safetensors has .*--resume" if kept else "$")):
         compress(make_teacher(), images(), keep=0.5, folder=tmp_path / "small")
+
+
+def no_room(*arguments, **options):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def test_memory_that_runs_out_while_it_verifies_is_one_clear_line(tmp_path, monkeypatch):
+    few = us.demo.few_images(8, 0)
+    compress("demo:vgg7", few, keep=0.5, folder=tmp_path / "small", config=replace(CONFIG, steps=0, start="cut"))
+    monkeypatch.setattr("mimicut.workflow.verify.figures", no_room)
+    with pytest.raises(InputError, match=r"verifying .*small on cpu: its memory ran out \(OutOfMemoryError: CUDA"):
+        verify_folder(tmp_path / "small", few, device="cpu")
+
+
+def test_memory_that_runs_out_while_a_pruned_student_is_recovered_is_one_clear_line(monkeypatch):
+    teacher = make_teacher()
+    monkeypatch.setattr("mimicut.workflow.recover_pruned.check_images", no_room)
+    with pytest.raises(InputError, match=r"recovering a pruned student on the device of the teacher: its memory ran"):
+        us.recover_pruned(teacher, teacher.model, images(), config=CONFIG)
 
 
 def test_an_existing_folder_is_refused_before_any_work(tmp_path):
