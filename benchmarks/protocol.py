@@ -121,7 +121,7 @@ def read_tuned() -> dict[str, Any]:
 _TEACHERS = ("demo:resnet14", "demo:mobilenetv2_tiny", "demo:vgg7")
 _NO_BLOCKS = {("demo:vgg7", "practise"): "a plain network has no residual block to drop"}
 _WIDTHS: tuple[dict[str, Any], ...] = ({"keep_width": 0.5}, {"keep_width": 0.3})
-# Beside the two of the issue one at which MiR loses 4 to 8 points, where that is neither of them: of a plain network
+# Beside the two common ones one at which MiR loses 4 to 8 points, where that is neither of them: of a plain network
 # every width is cut, not only those inside blocks, so that 0.5 leaves a quarter of its MACs.
 _MILD: dict[str, tuple[dict[str, Any], ...]] = {
     "demo:resnet14": ({"keep_width": 0.55},),

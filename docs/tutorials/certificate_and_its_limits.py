@@ -60,7 +60,7 @@ for i, (agreement, low, high, truth) in enumerate(users):
     axes.plot(i, 100 * truth, "x", color="#b3362b", label="truth, 10,000 patches" if i == 0 else None)
 axes.set_xlabel("user")
 axes.set_ylabel("agreement, %")
-axes.legend(frameon=False)
+_ = axes.legend(frameon=False)
 inside = sum(low <= truth <= high for _, low, high, truth in users)
 print(f"the truth lies inside the interval of {inside} of {len(users)} users")
 

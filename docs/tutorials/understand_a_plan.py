@@ -57,7 +57,7 @@ for row, label, offset in zip(kept, ("by evidence", "by the size of weights"), (
     axes.bar(np.arange(len(names)) + offset, 100 * row, 0.4, label=label)
 axes.set_xticks(range(len(names)), names)
 axes.set_ylabel("channels that stay, %")
-axes.legend(frameon=False)
+_ = axes.legend(frameon=False)
 
 # %% [markdown]
 # ## The closed form

@@ -9,14 +9,17 @@ import random
 import resource
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from attacks import SHARE, record
 from hostile import Attacked, hostile_image, mutated_bytes, target_plan, target_report, target_weights
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays, scalar_dtypes, unicode_string_dtypes
 
 import mimicut as us
 from mimicut.inputs.preprocessing import Preprocessing
@@ -87,7 +90,11 @@ def test_a_few_hostile_images_are_refused_or_read(tmp_path, monkeypatch):
 
 @pytest.mark.attack
 def test_changes_of_a_result_are_refused_or_change_nothing(attacked):
-    record("changes of a result", tries=FULL, **try_mutations(attacked, range(FULL)))
+    counts = try_mutations(attacked, range(FULL))
+    record(
+        "changes of a result", attacks=sum(n for how, n in counts.items() if how.startswith(("refused", "same"))),
+        **counts,
+    )  # fmt: skip
 
 
 @pytest.mark.attack
@@ -97,7 +104,7 @@ def test_hostile_images_are_refused_or_read(tmp_path, monkeypatch):
     counts = try_images(tmp_path / "images", range(tries))
     assert counts["most_seconds"] <= MOST_SECONDS
     assert counts["grown_mb"] * 1e6 <= MOST_BYTES
-    record("hostile images", tries=tries, **counts)
+    record("hostile images", attacks=tries, **counts)
 
 
 QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None, "derandomize": True}
@@ -133,6 +140,22 @@ def test_any_report_is_shown_or_refused(examples):
     @given(fields_of("report.json"))
     def check(data):
         target_report(json.dumps(data).encode(), plan)
+
+    check()
+
+
+ARRAYS = arrays(
+    scalar_dtypes() | unicode_string_dtypes() | st.just(np.dtype(object)), array_shapes(min_dims=0, max_dims=5)
+)
+
+
+@pytest.mark.parametrize("examples", [EXAMPLES, pytest.param(FULL // 10, marks=pytest.mark.attack)])
+def test_any_array_is_read_or_refused(examples):
+    @settings(max_examples=examples, **QUIET)
+    @given(ARRAYS | st.lists(ARRAYS, max_size=3))
+    def check(images):
+        with suppress(us.MimicutError):
+            us.read_images(images, PREPROCESSING).batch([0])
 
     check()
 

@@ -1,4 +1,4 @@
-"""Every command on every page runs as it stands, but for what only its reader has.
+"""Every command, and then the Python, on every page runs as it stands, but for what only its reader has.
 
 Small networks stand in for those whose weights would be fetched, and one step for all of training; ELSEWHERE says which
 commands need what no test has. All of them are parsed, and their values checked, by `test_documentation`.
@@ -7,13 +7,18 @@ commands need what no test has. All of them are parsed, and their values checked
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+import torchvision
 from command_line import call
 
 import mimicut
 from mimicut.demo import few_images, photographs
+from mimicut.recovery.config import PRESETS
 
 ROOT = Path(__file__).parents[2]
 SMALL = "demo:vgg7"
@@ -31,6 +36,8 @@ STAND_INS = {
     r"(^(?:compress|demo|recover)(?!.*(?:--effort|--config)).*)": r"\1 --steps 1",
     r"--effort quick": "--steps 1",
     r'effort = "quick"': "steps = 1",
+    r'"torchvision:resnet50", weights="my.safetensors"': f'"{SMALL}"',
+    r"\bms=\d+": "share=0.95",
 }
 # Commands that need what is not here, each with what that is.
 ELSEWHERE = {
@@ -42,6 +49,8 @@ ELSEWHERE = {
     "--to litert": "its converter",
     "ray://": "a cluster",
     "strict/": "a result whose threshold is missed",
+    "from ultralytics": "Ultralytics",
+    "from_pretrained(": "an account of the hub",
 }
 PAGES = [
     str(path.relative_to(ROOT))
@@ -57,6 +66,10 @@ def text_of(page: str) -> str:
 
 def commands_of(page: str) -> list[str]:
     return re.findall(rf"^ *\$ {mimicut.__name__} (.+)$", text_of(page), re.MULTILINE)
+
+
+def python_of(page: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", text_of(page), re.MULTILINE | re.DOTALL)
 
 
 def stood_in(text: str) -> str:
@@ -110,8 +123,26 @@ def test_the_commands_of_a_page_run(page, desk, tmp_path, capsys, monkeypatch):
         code, last, err = call(capsys, *arguments)
         assert last is not None, f"{line}\n{err}"
         assert code == 0 or (code == 1 and re.search("--max-error|--min-agreement|sweep", line)), f"{line}\n{err}"
+    monkeypatch.setitem(PRESETS, "default", replace(PRESETS["default"], steps=1))
+    names = given(page)
+    for block in python_of(page):
+        if not any(needed in block for needed in ELSEWHERE):
+            exec(compile(stood_in(block), page, "exec"), names)
+
+
+def given(page: str) -> dict[str, Any]:
+    """What a page's Python calls by a name that it does not define."""
+    if page.endswith("detector.md"):
+        return {"image_chw": torch.rand(3, 64, 64)}
+    if page.endswith("pruned_elsewhere.md"):
+        names: dict[str, Any] = {"__name__": "pruned"}
+        exec(code_of("pruned_elsewhere.md", "# pruned.py"), names)
+        model = torchvision.models.resnet18()
+        return {"model": model, "pruned": names["build"](), "images": torch.rand(12, 3, 32, 32)}
+    images = few_images(12, 0)
+    return {"model": mimicut.load_teacher(SMALL).model, "images": images, "example": images[:2]}
 
 
 def test_what_is_not_run_stands_on_a_page():
-    lines = [line for page in PAGES for line in commands_of(page)]
+    lines = [line for page in PAGES for line in (*commands_of(page), *python_of(page))]
     assert [needed for needed in ELSEWHERE if not any(needed in line for line in lines)] == []
