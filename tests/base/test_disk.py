@@ -93,6 +93,15 @@ def test_a_library_that_fails_on_a_full_disk_is_no_reason_to_blame_the_model(tmp
         disk.write_by(tmp_path / "file", lambda path: (_ for _ in ()).throw(RuntimeError("no operator")), 1000)
 
 
+def test_where_no_space_can_be_asked_for_what_is_free_counts(tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "posix_fallocate")
+    free = disk.shutil.disk_usage(tmp_path).free
+    disk.check_space(tmp_path, free // 2)
+    with pytest.raises(OSError, match="No space left on device for a file of"):
+        disk.check_space(tmp_path, 2 * free)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_scratch_folders_of_the_dead_are_removed_and_of_the_living_stay(tmp_path):
     code = "import sys, os; from pathlib import Path; from mimicut.base.scratch import scratch\n"
     code += "with scratch(Path(sys.argv[1]), 'small'): print('made', flush=True); sys.stdin.read()"
