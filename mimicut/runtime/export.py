@@ -29,6 +29,7 @@ from mimicut.anatomy.tracing import (
 from mimicut.base.disk import make_folder, remove_folder, write_by
 from mimicut.base.errors import InputError, LawBroken, MimicutError, StoreError, UnsupportedModel, one_line
 from mimicut.base.guard import full_copy, named_tensors, structural_copy
+from mimicut.base.interrupts import interrupts_held
 from mimicut.base.scratch import locked, replace_files
 from mimicut.runtime.edge_formats import EDGE, check_converter, check_structure, convert, not_run, run_edge
 from mimicut.runtime.int8 import quantise
@@ -486,20 +487,20 @@ def _output_of(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
 class _ErrorsKept(io.FileIO):
     """A file that keeps its first error for later: torch ends the process where one is raised while it writes."""
 
-    error: OSError | None = None
+    error: BaseException | None = None
 
     def write(self, data: Any) -> int:
         left = memoryview(data).cast("B")
         while len(left) and self.error is None:
             try:
                 left = left[super().write(left) :]
-            except OSError as error:
+            except BaseException as error:
                 self.error = error
         return len(data)
 
 
 def _save_program(program: Any, path: Path) -> None:
-    with _ErrorsKept(path, "w") as file:
+    with interrupts_held(), _ErrorsKept(path, "w") as file:
         torch.export.save(program, file)
     if file.error is not None:
         raise file.error

@@ -69,6 +69,9 @@ WITHOUT_A_TEACHER = {
 }  # fmt: skip
 
 
+CALLED_BY_TORCH = {"_ErrorsKept.write"}
+
+
 def captured(model, seam, given):
     with us.capturing(model, seam) as capture:
         capture.features(given)
@@ -92,14 +95,21 @@ def same(one, other):
 def counted(work, stop_at=None):
     """Run `work`; return how many functions of the package it entered. At number `stop_at` an exception is raised.
 
-    Generators are left out: one is entered again to put things back, as are the functions that do so.
+    Generators are left out: one is entered again to put things back, as are the functions that do so. So is what torch
+    calls while it writes a program: there an exception ends the process, so that interrupts are held.
     """
     entered = [0]
 
     def watch(frame, event, argument):
         code = frame.f_code
         own = "/mimicut/" in code.co_filename and not code.co_filename.endswith("base/guard.py")
-        if event == "call" and own and not code.co_flags & 0x20 and code.co_name[0] != "<":
+        if (
+            event == "call"
+            and own
+            and not code.co_flags & 0x20
+            and code.co_name[0] != "<"
+            and code.co_qualname not in CALLED_BY_TORCH
+        ):
             entered[0] += 1
             if entered[0] == stop_at:
                 raise Injected(f"{code.co_filename}:{code.co_name}")

@@ -1,13 +1,17 @@
 """A disk that refuses is said to be full, in every format; nothing is left, and the process lives."""
 
+import signal
+import sys
 from contextlib import contextmanager
 from importlib import import_module
 
 import pytest
 import torch
+from attacks import in_child
 from torch import nn
 
 from mimicut.base.errors import StoreError
+from mimicut.base.interrupts import raise_interrupts
 from mimicut.runtime.export import export
 
 resource = pytest.importorskip("resource")  # not on Windows
@@ -48,3 +52,25 @@ def test_a_full_disk_is_said_in_every_format(tmp_path, monkeypatch, kind, checke
     with full(), pytest.raises(StoreError, match=r"exporting to .*(File too large|No space)"):
         export(net(), given, tmp_path / "new", **options)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_while_a_program_is_written_does_not_abort_the_process(tmp_path, monkeypatch, number):
+    module = import_module("mimicut.runtime.export")
+    program, write, heard = torch.export.export(net(), (torch.zeros(2, 3, 8, 8),)), module._ErrorsKept.write, []
+
+    def interrupted(file, data):
+        heard.append(number)
+        if len(heard) == 3:  # when the writer has begun, and would end the process
+            signal.raise_signal(number)
+        return write(file, data)
+
+    def work():
+        raise_interrupts()
+        monkeypatch.setattr(module._ErrorsKept, "write", interrupted)
+        try:
+            module._save_program(program, tmp_path / "model.pt2")
+        except KeyboardInterrupt:
+            sys.exit(130 if len(heard) > 3 else 1)
+
+    assert in_child(work) == 130
