@@ -10,6 +10,20 @@ if not hasattr(os, "fork"):  # on Windows
     collect_ignore_glob = ["test_*.py"]
 
 
+# Tests that take minutes, the longest first.
+LONG = (
+    "test_signals_while_it_works", "test_signals_while_it_imports", "test_changes_of_a_result", "test_clocks_that_jump",
+    "test_every_kill_of_a_run_is_survived", "test_after_an_exception",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """Long tests begin first, half of them in each process: those that begin last would run alone."""
+    if os.environ.get("ATTACK") == "whole":
+        items.sort(key=lambda item: next((i for i, name in enumerate(LONG) if item.name.startswith(name)), len(LONG)))
+        items[:] = items[::2] + items[1::2]
+
+
 def pytest_sessionstart(session):
     session.began = time.perf_counter()
 

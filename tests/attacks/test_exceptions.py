@@ -162,7 +162,7 @@ def attack(name, folder, attempts):
 @pytest.mark.attack
 @pytest.mark.parametrize("name", CALLS)
 def test_after_an_exception_the_teacher_is_as_before(name, tmp_path):
-    number = in_fresh_process(attack, name, tmp_path, len(thinned(range(30))))
+    number = in_fresh_process(attack, name, tmp_path, len(thinned(range(20))))
     record(f"injected exceptions: {name}", attacks=number)
 
 
