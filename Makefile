@@ -20,10 +20,10 @@ test-all: test
 
 # Kills, signals, disks that refuse, injected exceptions, hostile files and images, ten jobs of which two lose their
 # worker; what was survived is counted in benchmarks/results/attacks.json. ATTACKS=0.1 takes a tenth of them and counts
-# nothing. Processes take each other's tests, as a few are long.
+# nothing.
 attack: $(VENV)/.ready
 	$(if $(ATTACKS),,rm -f benchmarks/results/attacks.json)
-	$(if $(ATTACKS),,ATTACK=whole) $(BIN)/python -m pytest tests/attacks --dist worksteal
+	$(if $(ATTACKS),,ATTACK=whole) $(BIN)/python -m pytest tests/attacks
 	$(BIN)/python -m pytest tests/cli/test_sweep.py -m attack -n 0
 
 # What is missing of the table (three to four hours on two cores for all of it), and docs/results.md from its lines.
