@@ -109,6 +109,22 @@ def trim() -> None:
     _return_freed()
 
 
+@contextmanager
+def own_garbage() -> Iterator[None]:
+    """Leave out of the garbage collections inside what was there before: each stage asks for one (`trim`), and among
+    the million objects of torch it takes longer than the stage of a small network. Source: measured, 0.22 s each.
+    """
+    ours = not gc.get_freeze_count()  # else the caller has chosen what is left out
+    if ours:
+        gc.collect()
+        gc.freeze()
+    try:
+        yield
+    finally:
+        if ours:
+            gc.unfreeze()
+
+
 class Slack:
     """Returns freed memory whenever the process holds SLACK_BYTES more of it than at first."""
 

@@ -12,8 +12,8 @@ from mimicut.anatomy.cost import count, count_teacher
 from mimicut.base.errors import LawBroken, Stopped
 from mimicut.base.guard import memory_error, named_tensors, on_device, same_bits
 from mimicut.base.interrupts import interrupts_held
+from mimicut.base.memory import own_garbage
 from mimicut.base.ranks import NotFirst, Ranks, current
-from mimicut.inputs.class_names import numbered
 from mimicut.inputs.extra_images import GENERATED
 from mimicut.inputs.image_set import ImageSet, ImageSource
 from mimicut.inputs.teacher import Teacher
@@ -225,7 +225,7 @@ def run_request(
         kept = None if request.folder is None else stopped_path(request.folder)
         return f"; {kept} has its last steps: with --resume it goes on from there" if kept and kept.exists() else ""
 
-    with memory_error("compressing", request.config.device, going_on):
+    with memory_error("compressing", request.config.device, going_on), own_garbage():
         return _run_request(teacher, images, request, recorded or Recorded(images, request), say, on_step)
 
 
@@ -432,15 +432,14 @@ def _completed(run: _Run, model: nn.Module) -> nn.Module:
 
 
 def _report(run: _Run, recovered: _Recovered, costs: Costs) -> Report:
-    proof, plan = recovered.proof, run.plan
+    proof, plan, log = recovered.proof, run.plan, recovered.recovery.mimic
     closed = recovered.recovery.closed_form
     unsolved = [closed.unsolved] if closed is not None and closed.unsolved else []
     notes = [*run.teacher.notes, *run.notes, *plan.notes, *unsolved, *proof.figures.notes]
     groups = run.network.anatomy.groups
     return replace(
-        report_of(costs, proof, recovered.recovery.mimic, run.intake, run.looked, run.request, run.started, notes),
+        report_of(run.teacher, costs, proof, log, run.intake, run.looked, run.request, run.started, notes),
         widths={name: [plan.widths.get(name, group.width), group.width] for name, group in groups.items()},
-        class_names=numbered(run.teacher.classes),
         alternatives=tuple(proof.alternatives),
     )
 

@@ -9,7 +9,9 @@ import torch
 
 from mimicut.anatomy.cost import Cost
 from mimicut.base.environment import platform_kind, versions
+from mimicut.inputs.class_names import numbered
 from mimicut.inputs.image_set import ImageSet, grey_picture, thumbnail
+from mimicut.inputs.teacher import Teacher
 from mimicut.proof.detections import DetectionAccuracy
 from mimicut.proof.figures import Accuracy, Figures
 from mimicut.proof.image_check import ImageCheck
@@ -34,6 +36,7 @@ class Costs:
 
 
 def report_of(
+    teacher: Teacher,
     costs: Costs,
     proof: Proof,
     log: MimicLog,
@@ -60,6 +63,7 @@ def report_of(
         **_extra_fields(intake, log),
         image_hashes=intake.hashes if _extra_used(log) else {**intake.hashes, "extra": []},
         images_check=looked.to_json(),
+        class_names=numbered(teacher.classes),
         steps=len(log.losses),
         seconds=time.perf_counter() - started,
         config={"mimic": log.config.to_json()},

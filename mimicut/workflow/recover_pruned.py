@@ -13,7 +13,7 @@ from mimicut.anatomy.cost import count
 from mimicut.anatomy.find_seam import trace
 from mimicut.base.errors import InputError
 from mimicut.base.guard import full_copy, memory_error, on_device
-from mimicut.inputs.class_names import numbered
+from mimicut.base.memory import own_garbage
 from mimicut.inputs.computed_weights import fold_computed_weights
 from mimicut.inputs.image_set import ImageSet, ImageSource
 from mimicut.inputs.input_source import InputSource
@@ -102,7 +102,7 @@ def recover_pruned(  # type: ignore[misc]  # of RunOptions it names export_to it
     costs = Costs(count(model, intake.example), count(student, intake.example))
     put_under_head(model, student, seam)  # fails before any work if the student does not fit
     device = request.config.device
-    with memory_error("recovering a pruned student", device), on_device(model, device):
+    with memory_error("recovering a pruned student", device), own_garbage(), on_device(model, device):
         looked = check_images(model, seam, intake.few, intake.call, held_out=intake.held_out, beside=intake.choose)
         say_notes(say, looked.notes)
         notes += [*looked.notes, *emulated(request.config.precision, device)]
@@ -112,8 +112,7 @@ def recover_pruned(  # type: ignore[misc]  # of RunOptions it names export_to it
         proof = measure_student(model, result, seam, intake, say)
     result = result.cpu()
     notes = [*teacher.notes, *notes, *proof.figures.notes]
-    report = report_of(costs, proof, log, intake, looked, request, started, notes)
-    report = replace(report, class_names=numbered(teacher.classes))
+    report = report_of(teacher, costs, proof, log, intake, looked, request, started, notes)
     if request.folder is None:
         return result, report
     plan = Plan(describe(model, teacher.to_json()), seam, {}, {}, {}, [], call=intake.call, pruned_by=named)

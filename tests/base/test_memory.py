@@ -1,8 +1,10 @@
 """The bound on memory: how it is told, what it is by default, and what is refused before the work."""
 
 import ctypes
+import gc
 import os
 import sys
+import weakref
 
 import pytest
 import torch
@@ -235,3 +237,28 @@ def test_another_c_library_is_no_error(monkeypatch):
         memory.Slack().trim()
     finally:
         memory._figures.cache_clear()
+
+
+class Cycle:
+    def __init__(self):
+        self.own = self
+
+
+def test_collections_of_a_run_leave_out_what_was_there_before():
+    gc.unfreeze()  # of the tests
+    before = Cycle()
+    was, inside = weakref.ref(before), None
+    with memory.own_garbage():
+        frozen = gc.get_freeze_count()
+        assert frozen
+        with memory.own_garbage():
+            pass
+        assert gc.get_freeze_count() == frozen  # the outer one's stays
+        del before
+        inside = weakref.ref(Cycle())
+        gc.collect()
+        assert inside() is None
+        assert was() is not None
+    assert not gc.get_freeze_count()
+    gc.collect()
+    assert was() is None
