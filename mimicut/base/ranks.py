@@ -183,7 +183,8 @@ def joined(devices: int | None, device: str | None, arguments: Sequence[str]) ->
     if count is None or count == 1:
         yield device
         return
-    kind = _checked_kind(count if started is None else int(os.environ.get("LOCAL_WORLD_SIZE", count)), device)
+    here = count if started is None else int(os.environ.get("LOCAL_WORLD_SIZE", count))  # on this machine
+    kind = _checked_kind(here, device)
     with ExitStack() as ends:
         rank, local = 0, 0
         if started is None:
@@ -195,7 +196,7 @@ def joined(devices: int | None, device: str | None, arguments: Sequence[str]) ->
         if kind == "cuda":
             torch.cuda.set_device(local)
         elif "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, torch.get_num_threads() // count))
+            torch.set_num_threads(max(1, torch.get_num_threads() // here))
         try:
             store = _met(count, int(place["MASTER_PORT"])) if started is None else _store_of_environment()
             dist.init_process_group(store=store, rank=rank, world_size=count, timeout=_WAIT)

@@ -191,6 +191,7 @@ def _job(name: str, options: dict[str, Any], machines: "Machines", threads: int 
     """The job with its share of the machines, which its process is told."""
     from dataclasses import replace
 
+    from mimicut.base.errors import InputError
     from mimicut.cli.jobs_file import arguments
     from mimicut.workflow.jobs import Job
 
@@ -206,6 +207,11 @@ def _job(name: str, options: dict[str, Any], machines: "Machines", threads: int 
         more["max_memory"] = share.memory
     if share.gpus:
         more["device"] = options.get("device", "cuda")
+        if more["device"] != "cpu" and devices > share.gpus:
+            raise InputError(
+                f"sharing the machines: the job {name} has {devices} devices and {share.gpus:g} GPUs; expected --gpus "
+                f"{devices}, or fewer devices"
+            )
     return replace(job, arguments=(*_PROCESS, *arguments({**options, **more})))
 
 

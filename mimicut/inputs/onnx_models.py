@@ -344,7 +344,8 @@ def _compare(
         ) from error
     found = list(made.values()) if isinstance(made, dict) else [made]
     low = 20 if any(t.data_type in (10, 16) for t in model.graph.initializer) else 1  # half precision rounds
-    worst = max((_difference(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
+    differences = [_difference(a, b) for a, b in zip(expected, found, strict=True)]
+    worst = torch.tensor([0.0, *differences]).max().item()  # NaN where one is
     if not worst <= _DEVIATION * low:
         raise UnsupportedModel(
             f"loading {spec}: the network that was read from it differs from the file by {worst:.1e} of the largest "

@@ -123,7 +123,10 @@ def plan_int8(
     if best.found is None:
         raise refused or UnsupportedModel(f"making a plan: {'; '.join(map(str, ways))}; expected one that meets it")
     plan = best.found.plan
-    return replace(plan, notes=[*plan.notes, f"{best.name} loses least: {'; '.join(map(str, ways))}"])
+    assert context.recipe is not None
+    judged = f"after {steps} steps" if (steps := context.recipe.steps) else "before mimicking, which helps cuts alone"
+    note = f"{best.name} loses least (errors {judged}): {'; '.join(map(str, ways))}"
+    return replace(plan, notes=[*plan.notes, note])
 
 
 def _ready_for_trials(context: PlanningContext, given: Findings) -> PlanningContext:

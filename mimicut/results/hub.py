@@ -4,16 +4,18 @@ Everything goes through `huggingface_hub`, with its own token, cache and endpoin
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from mimicut.base.errors import InputError, StoreError
-from mimicut.results.files import PAGES, PLAN, REPORT, STORED, WEIGHTS, read_json
+from mimicut.base.errors import InputError, MimicutError, StoreError
+from mimicut.results.files import BESIDE, PAGES, PLAN, REPORT, RUN, STORED, WEIGHTS, read_json
 from mimicut.results.folder import existing_result
 from mimicut.results.html_page import page
 from mimicut.results.load_result import load
@@ -23,8 +25,13 @@ from mimicut.results.store import read
 from mimicut.surgery.plan import Plan
 
 CONFIG = "config.json"
+_EXPORTED = frozenset(BESIDE) - {*PAGES, RUN}
 # Of the report: pictures, and names of files.
 _PRIVATE: dict[str, Any] = {"disagreements": [], "feature_maps": [], "images_check": {}}
+# What names an image file or a folder.
+_NAMING = re.compile(
+    r"\.(png|jpe?g|jpe|bmp|gif|tiff?|webp|ppm|pgm|avif|heic|jp2|npy|npz|dcm|nii(\.gz)?)\b|[/\\]", re.IGNORECASE
+)
 # Kind of an output -> what the hub calls such models.
 _TASKS = {
     "scores": "image-classification", "multilabel": "image-classification", "map": "image-segmentation",
@@ -37,13 +44,15 @@ def push_to_hub(
 ) -> str:
     """Publish a result: the model, its exported files, the report, a model card, a config.json with the main figures.
 
-    Pictures stay at home, and names of files with them: the report is published without the images that teacher and
-    student answer differently, and run.toml, which names folders, is left out. The folder itself is not changed.
+    Pictures stay at home, and names of their files with them: the report is published without the images that teacher
+    and student answer differently, its notes without what names a file, and run.toml, which names folders, is left out.
+    The plan goes along as it is, with the teacher as you named it. The folder itself is not changed. Exported files of
+    an earlier result in that repository are removed from it.
 
     Args:
         folder: The result.
         repository: USER/NAME; it is made where it does not exist.
-        private: Whether a repository that is made is private.
+        private: Publish only where the repository is private; one that is made is.
         message: Of the commit.
 
     Returns:
@@ -53,34 +62,59 @@ def push_to_hub(
         StoreError: The folder is not a whole result, or the hub refuses.
         InputError: The name is no USER/NAME.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     path = existing_result(folder)
     files = published(path, repository)
     with _hub(repository, f"publishing {path}"):
         api = HfApi(library_name="mimicut")
         address = api.create_repo(repository, private=private, exist_ok=True)
-        added = [CommitOperationAdd(name, value) for name, value in files.items()]
-        api.create_commit(repository, added, commit_message=message)
+        if private and not api.repo_info(repository).private:
+            raise InputError(f"publishing {path}: {repository} is there already, and public; expected a private one")
+        changes: list[Any] = [CommitOperationAdd(name, value) for name, value in files.items()]
+        stale = (_EXPORTED & set(api.list_repo_files(repository))) - set(files)
+        changes += [CommitOperationDelete(name) for name in sorted(stale)]
+        api.create_commit(repository, changes, commit_message=message)
     return str(address)
 
 
 def published(folder: Path, repository: str) -> dict[str, bytes | Path]:
     """Name of a file in the repository -> its content, or the file that it is."""
     plan, _, _ = read(folder)
-    data = read_json(folder / REPORT) | _PRIVATE
+    data = read_json(folder / REPORT)
+    data |= {**_PRIVATE, "notes": [text for note in data.get("notes", ()) if (text := _unnamed(note))]}
     report = Report.from_json({key: value for key, value in data.items() if key != STORED})
     exported = {str(each["file"]) for each in report.exports.values()}
     names = {PLAN, WEIGHTS, "preprocessing.json", "model.bin", *exported, *(f"{name}.data" for name in exported)}
+    shown = _with_short_spec(plan)
     texts = {
         REPORT: json.dumps(data, indent=1) + "\n",
-        PAGES[0]: page(report, plan),
-        PAGES[1]: card(report, plan, repository),
-        CONFIG: json.dumps(_config(report, plan), indent=1) + "\n",
+        PAGES[0]: page(report, shown),
+        PAGES[1]: card(report, shown, repository),
+        CONFIG: json.dumps(_config(report, shown), indent=1) + "\n",
     }
     return {name: folder / name for name in sorted(names) if (folder / name).is_file()} | {
         name: text.encode() for name, text in texts.items()
     }
+
+
+def _with_short_spec(plan: Plan) -> Plan:
+    """The plan with a teacher in a file or folder named without the folders around it."""
+    source = plan.teacher.get("source") or {}
+    spec = str(source.get("spec") or "")
+    kind = found[0] if (found := re.match(r"[a-z_]{2,}:", spec)) else ""  # "timm:"; of "net.py:build" none
+    place = Path(spec.removeprefix(kind))
+    if kind not in ("", "onnx:") and not place.is_absolute():
+        return plan
+    return replace(plan, teacher={**plan.teacher, "source": {**source, "spec": kind + place.name}})
+
+
+def _unnamed(note: str) -> str:
+    """A note without what names a file in it; empty where that is its beginning."""
+    if not _NAMING.search(note):
+        return note
+    begin = re.split(r": | \(", note)[0]
+    return "" if _NAMING.search(begin) else begin
 
 
 def from_pretrained(
@@ -156,6 +190,8 @@ def _hub(repository: str, doing: str) -> Iterator[None]:
         raise InputError(f"{doing}: found the name {repository!r}; expected USER/NAME")
     try:
         yield
+    except MimicutError:
+        raise
     except HFValidationError as error:
         raise InputError(f"{doing}: {error}") from error
     except Exception as error:  # the client's own kinds, and those of whatever it sends requests by

@@ -408,8 +408,8 @@ def int8_sentence(table: Mapping[str, Any]) -> str:
     if not mimic["kept"]:
         return f"{weights}, rounded after training: {mimic['steps']} steps of mimicking in INT8 changed little {others}"
     return (
-        f"{weights}, mimicked for {mimic['kept']} steps in INT8 on {mimic['images']} images; {others} the error is "
-        f"{mimic['error']:.3g}, before {mimic['error_before']:.3g}"
+        f"{weights}, mimicked for {mimic['kept']} steps in INT8 on {mimic['images']} images; {others}, "
+        f"by which the step was chosen, the error is {mimic['error']:.3g}, before {mimic['error_before']:.3g}"
     )
 
 

@@ -433,7 +433,7 @@ def _difference_of(
         raise LawBroken(
             f"running {path.name} of {model_name(model)}: {one_line(error)}; expected the model's outputs"
         ) from error
-    largest = max(difference(*pair) for pair in zip(found, wanted, strict=True))
+    largest = _largest(found, wanted)
     if name == "int8":
         tolerance = sys.float_info.max
     elif not largest <= tolerance:
@@ -460,7 +460,7 @@ def _rounding(model: nn.Module, calls: list[Example], wanted: list[list[Tensor]]
         ]
     except MimicutError:
         return 0.0
-    found = max(difference(*pair) for pair in zip(wanted, exact, strict=True))
+    found = _largest(wanted, exact)
     return found if math.isfinite(found) else 0.0
 
 
@@ -603,6 +603,11 @@ def difference(found: list[Tensor], expected: list[Tensor]) -> float:
     pairs = [(f.double(), e.double()) for f, e in zip(found, expected, strict=True) if e.numel()]
     shares = [(f - e).abs().max() / e.abs().max().clamp_min(1e-300) for f, e in pairs]
     return torch.stack(shares).max().item() if shares else 0.0
+
+
+def _largest(found: list[list[Tensor]], expected: list[list[Tensor]]) -> float:
+    """The largest `difference` of any call; NaN where one is."""
+    return torch.tensor([difference(*pair) for pair in zip(found, expected, strict=True)]).max().item()
 
 
 def in_float32(model: nn.Module, example: Any) -> tuple[nn.Module, Example]:

@@ -12,16 +12,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from mimicut.base.disk import move, remove
 from mimicut.base.errors import Diverged, Stopped, UnsupportedModel
-from mimicut.recovery.batches import Source, count, subset
+from mimicut.recovery.batches import Batch, Source, count, plain_batches, subset
 from mimicut.recovery.config import MimicConfig
 from mimicut.recovery.mimic import mimic
 from mimicut.recovery.pair import Pair
 from mimicut.recovery.rehearsal import FEWEST, divide
 from mimicut.recovery.settle_options import settle
-from mimicut.runtime.export import traced_as_exported
+from mimicut.runtime.export import in_float32, outputs_of, run_onnx, traced_as_exported
 from mimicut.runtime.int8_network import TrainableInt8
 from mimicut.surgery.seam import Seam
 
@@ -32,6 +34,7 @@ RATE = 0.1
 # By what share the error must fall, on images that do not train, for the file to be changed. Source: measured
 # (docs/LOG.md): smaller gains there do not show in agreement with the teacher.
 LEAST_GAIN = 0.05
+BATCH = 16  # images that a file is given at once
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Int8Mimic:
     Attributes:
         steps: Steps that were taken.
         kept: After how many of them the file is as it was written; 0 where none was clearly better on the images that
-            judge (LEAST_GAIN), and the file stayed as it was.
+            judge (LEAST_GAIN), or its file was not, and the file stayed as it was.
         images, judged_by: How many images it learned from, and how many others judged it.
         error_before, error: The loss on the latter, before the first step and as it was written.
         unrounded: How many activations the file rounds and the network that trained did not.
@@ -110,7 +113,34 @@ def mimic_int8(
     errors = dict(log.errors)
     before, after = errors.get(0, math.nan), errors.get(log.kept, math.nan)
     kept = log.kept if after <= (1 - LEAST_GAIN) * before else 0
-    if kept:
-        file.write_to(path)
+    if kept and not _is_better(file, path, target, example, judging):
+        kept = 0
     images = count(fit), count(judging)
     return Int8Mimic(len(log.losses), kept, *images, before, after if kept else before, len(file.left))
+
+
+def _is_better(trained: TrainableInt8, path: Path, target: nn.Module, example: Any, judging: Source | Tensor) -> bool:
+    """Write the trained file in the place of `path` where its outputs, run as they will be, are nearer to the target's
+    on the images that judge; say whether it is there. What trained rounds as the file does, but for what it left."""
+    fresh = path.with_name(f"trained.{path.name}")
+    reference, _ = in_float32(target, example)
+    calls = list(plain_batches(judging, BATCH, torch.device("cpu"), torch.float32))
+    wanted = [outputs_of(reference, *call) for call in calls]
+    try:
+        trained.write_to(fresh)
+        better = _file_error(fresh, calls, wanted) < _file_error(path, calls, wanted)
+        if better:
+            move(fresh, path)
+    finally:
+        remove(fresh)
+    return better
+
+
+def _file_error(path: Path, calls: list[Batch], wanted: list[list[Tensor]]) -> float:
+    """The squared error of a file's outputs, over their own squares."""
+    error = size = 0.0
+    for found, expected in zip(run_onnx(path, calls), wanted, strict=True):
+        for have, want in zip(found, expected, strict=True):
+            error += float((have.double() - want.double()).square().sum())
+            size += float(want.double().square().sum())
+    return error / size if size else math.inf

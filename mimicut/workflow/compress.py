@@ -243,6 +243,8 @@ def _run_request(
         _help(teacher, images, request, ranks)
     run = _begun(teacher, images, request, recorded, say, on_step)
     if is_finished(run.destination, run.record):
+        if ranks is not None:
+            ranks.of_first(None)  # there is nothing to help with
         return _finished(run)
     run = _read(run)
     allowance = Allowance(request.max_seconds)
@@ -276,7 +278,10 @@ def _help(teacher: Teacher, images: ImageSource | ImageSet, request: Request, ra
     """
     request = replace(request, folder=None, export_to=(), resume=False)
     begun = _begun(teacher, images, request, Recorded(images, request), lambda text: None, None)
-    plan = Plan.from_json(ranks.of_first(None))
+    decided = ranks.of_first(None)
+    if decided is None:  # the result is there already
+        raise NotFirst
+    plan = Plan.from_json(decided)
     if plan.slices or plan.drop:
         network = read_network(teacher, request, begun.intake, plan)
         looked = ImageCheck()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -185,7 +186,8 @@ def row_of(job: Job, end: Ended | None) -> dict[str, Any]:
 def run_job(
     job: Job, place: Path, interrupts: Callable[[], int], environment: Mapping[str, str] | None = None
 ) -> Ended:
-    """Run a job to its end, once more where its process is killed.
+    """Run a job to its end, once more where its process is killed or stops without being asked to: one of its processes
+    was killed, or somebody else stopped it.
 
     Args:
         job: The job.
@@ -198,7 +200,7 @@ def run_job(
     while starts <= RETRIES and not interrupts():
         starts += 1
         code, out, said = _process(job, place, interrupts, environment or {})
-        if code >= 0:
+        if code >= 0 and code != INTERRUPTED:
             break
     if interrupts() and code < 0:
         code = INTERRUPTED
@@ -262,7 +264,7 @@ def _visible_gpus() -> list[str]:
 
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
-        return [name for name in named.split(",") if name]
+        return list(takewhile(lambda name: name not in ("", "-1"), named.replace(" ", "").split(",")))  # as CUDA does
     return [str(number) for number in range(torch.cuda.device_count())]
 
 

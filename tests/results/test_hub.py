@@ -9,6 +9,9 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -20,6 +23,7 @@ import mimicut
 from mimicut.base.errors import InputError, StoreError
 from mimicut.results.files import read_json
 
+hub_module = import_module("mimicut.results.hub")
 TREE = "f" * 40  # what stands for every commit
 
 
@@ -27,6 +31,7 @@ class StandIn(BaseHTTPRequestHandler):
     """What the client asks of a hub: make a repository, say how files are sent, take a commit, list, send files."""
 
     files: dict[str, dict[str, bytes]]
+    private: dict[str, bool]
     requests: list[str]
 
     def log_message(self, *args):
@@ -51,7 +56,8 @@ class StandIn(BaseHTTPRequestHandler):
             name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else f"me/{asked['name']}"
             if name.startswith("nobody/"):
                 return self.json({"error": "You don't have the rights"}, 403)
-            self.files.setdefault(name, {})
+            if name not in self.files:
+                self.files[name], self.private[name] = {}, asked.get("private") or asked.get("visibility") == "private"
             return self.json({"url": f"http://{self.headers['Host']}/{name}"})
         if self.path == "/api/validate-yaml":
             return self.json({"errors": [], "warnings": []})
@@ -64,11 +70,16 @@ class StandIn(BaseHTTPRequestHandler):
         for line in map(json.loads, body.splitlines()):
             if line["key"] == "file":
                 self.files[found[1]][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            if line["key"] == "deletedFile":
+                del self.files[found[1]][line["value"]["path"]]
         self.json({"commitUrl": f"http://{self.headers['Host']}/{found[1]}/commit/{TREE}", "commitOid": TREE})
 
     def do_GET(self):
         path = self.path.partition("?")[0]
         self.requests.append(path)
+        asked = re.fullmatch(r"/api/models/([^/]+/[^/]+)", path)
+        if asked is not None and asked[1] in self.files:
+            return self.json({"id": asked[1], "private": self.private[asked[1]], "siblings": [], "tags": []})
         listed = re.fullmatch(r"/api/models/(.+/.+)/(revision|tree)/.+", path)
         if listed is not None and listed[1] in self.files:
             held = self.files[listed[1]]
@@ -88,7 +99,7 @@ class StandIn(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    kind = type("Hub", (StandIn,), {"files": {}, "requests": []})
+    kind = type("Hub", (StandIn,), {"files": {}, "private": {}, "requests": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
@@ -111,9 +122,10 @@ def result(tmp_path_factory):
     folder = tmp_path_factory.mktemp("result")
     images = folder / "photos"
     images.mkdir()
-    for i in range(6):
-        pixels = torch.randint(0, 256, (16, 16), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
+    for i in range(7):  # the last two are equal, and one is broken
+        pixels = torch.randint(0, 256, (16, 16), generator=torch.Generator().manual_seed(min(i, 5)), dtype=torch.uint8)
         Image.fromarray(pixels.numpy()).save(images / f"patient-{i}.png")
+    (images / "patient-7.png").write_text("no picture")
     config = mimicut.preset("paper", steps=1)
     mimicut.compress("demo:vgg7", images, keep=0.6, config=config, extra=None, folder=folder / "small")
     return folder / "small"
@@ -159,11 +171,16 @@ def test_pictures_and_names_of_files_stay_at_home(hub, result):
     named = read_json(result / "report.json")["disagreements"]
     assert named
     assert named[0]["image"].startswith("patient-")
+    notes = read_json(result / "report.json")["notes"]
+    assert sum("patient-" in note for note in notes) >= 2
     before = {path.name: path.read_bytes() for path in result.iterdir()}
     mimicut.push_to_hub(result, "me/small")
     for name, data in hub.files["me/small"].items():
         assert not [word for word in (b"patient-", b"data:image", b"photos") if word in data], name
     assert "run.toml" not in hub.files["me/small"]
+    published = json.loads(hub.files["me/small"]["report.json"])["notes"]
+    assert "1 image(s) skipped, because they could not be read" in published
+    assert len(published) == len(notes)
     assert {path.name: path.read_bytes() for path in result.iterdir()} == before
 
 
@@ -177,6 +194,35 @@ def test_a_hub_that_refuses_is_one_sentence(hub, result, tmp_path):
             mimicut.push_to_hub(result, name)
     with pytest.raises(StoreError, match=r"plan\.json"):
         mimicut.push_to_hub(tmp_path, "me/small")
+
+
+@pytest.mark.parametrize(
+    ("spec", "shown"),
+    [
+        ("timm:resnet18", "timm:resnet18"), ("hf:me/vit", "hf:me/vit"), ("hf:/home/ann/vit", "hf:vit"),
+        ("onnx:/home/ann/acme/model.onnx", "onnx:model.onnx"), ("/home/ann/net.py:build", "net.py:build"),
+        ("module", "module"),
+    ],
+)  # fmt: skip
+def test_the_card_names_no_folder_of_the_teacher(spec, shown):
+    plan = SimpleNamespace(teacher={"source": {"spec": spec, "input": "image"}})
+    with mock.patch.object(hub_module, "replace", lambda plan, teacher: SimpleNamespace(teacher=teacher)):
+        assert hub_module._with_short_spec(plan).teacher["source"] == {"spec": shown, "input": "image"}
+
+
+def test_exports_of_an_earlier_result_are_removed(hub, result):
+    hub.files["me/small"], hub.private["me/small"] = {"model.int8.onnx": b"old", "LICENSE": b"mine"}, False
+    mimicut.push_to_hub(result, "me/small")
+    assert "model.int8.onnx" not in hub.files["me/small"]
+    assert hub.files["me/small"]["LICENSE"] == b"mine"
+
+
+def test_what_is_to_be_private_is_not_published(hub, result):
+    mimicut.push_to_hub(result, "me/open")
+    with pytest.raises(InputError, match="me/open is there already, and public; expected a private one"):
+        mimicut.push_to_hub(result, "me/open", private=True)
+    mimicut.push_to_hub(result, "me/own", private=True)
+    mimicut.push_to_hub(result, "me/own", private=True)
 
 
 def test_the_command_prints_the_address(hub, result, capsys):

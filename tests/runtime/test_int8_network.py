@@ -139,8 +139,26 @@ def test_mimicking_in_int8_is_never_worse_on_images_set_aside(tmp_path):
     model = randomised(Residual())
     done, before, path = trained(tmp_path, model, 40, steps=20)
     assert (done.steps, done.images, done.judged_by, done.unrounded) == (20, 30, 10, 0)
-    assert done.error <= done.error_before
     assert (path.read_bytes() == before) == (done.kept == 0)
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("worse", [False, True])
+def test_the_file_changes_only_where_what_it_computes_is_nearer(tmp_path, monkeypatch, worse):
+    module = import_module("mimicut.runtime.int8_mimic")
+    monkeypatch.setattr(int8, "weight_bits", lambda: 7)
+    monkeypatch.setattr(module, "LEAST_GAIN", 0.0)
+    measured, errors = module._file_error, {}
+
+    def error(path, calls, wanted):
+        times = 2 if worse and path.name.startswith("trained") else 1
+        errors[path.name] = times * measured(path, calls, wanted)
+        return errors[path.name]
+
+    monkeypatch.setattr(module, "_file_error", error)
+    done, before, path = trained(tmp_path, randomised(Residual()), 40, steps=20)
+    assert (errors[f"trained.{path.name}"] > errors[path.name]) is worse
+    assert (path.read_bytes() == before) is (done.kept == 0) is worse
 
 
 @pytest.mark.long
