@@ -253,7 +253,7 @@ def _clip(reader: GraphReader, node: Node) -> None:
 
 def _softmax(reader: GraphReader, node: Node) -> None:
     x, old = reader.data(node), reader.opset < 13
-    axis = int(node.get("axis", 1 if old else -1)) % len(x.shape)
+    axis = _own_axis(x, node.get("axis", 1 if old else -1))
     whole = axis == len(x.shape) - 1 or math.prod(x.shape[axis + 1 :]) == 1
     _require(not old or whole, "it runs over several axes at once, as before version 13; export with opset 13 or newer")
     kind = "Softmax" if node.kind == "Softmax" else "LogSoftmax"
@@ -396,8 +396,7 @@ def _reduction(kind: str, **more: Any) -> Rule:
                 reader.set(node, x)
                 return
             axes = list(range(len(x.shape)))
-        axes = sorted(a % len(x.shape) for a in axes)
-        _require(not any(x.shape[a] % PRIME == 0 for a in axes), "it runs over the images of a batch")
+        axes = sorted(_own_axis(x, axis) for axis in axes)
         reader.set(node, reader.apply(node, kind, x, axes=axes, keep=bool(node.get("keepdims", 1)), **more))
 
     return rule
@@ -406,14 +405,14 @@ def _reduction(kind: str, **more: Any) -> Rule:
 def _sum_of_squares(reader: GraphReader, node: Node) -> None:
     x = reader.data(node)
     square = reader.apply(node, "mul", x, x)
-    axes = [a % len(x.shape) for a in reader.numbers(node, "axes", 1) or range(len(x.shape))]
+    axes = [_own_axis(x, a) for a in reader.numbers(node, "axes", 1) or range(len(x.shape))]
     reader.set(node, reader.apply(node, "reduce_sum", square, axes=axes, keep=bool(node.get("keepdims", 1))))
 
 
 def _extreme_place(kind: str) -> Rule:
     def rule(reader: GraphReader, node: Node) -> None:
         x = reader.data(node)
-        axis = int(node.get("axis", 0)) % len(x.shape)
+        axis = _own_axis(x, node.get("axis", 0))
         reader.set(node, reader.apply(node, kind, x, axis=axis, keep=bool(node.get("keepdims", 1))))
 
     return rule
@@ -423,7 +422,7 @@ def _topk(reader: GraphReader, node: Node) -> None:
     x = reader.data(node)
     count = int(reader.constant(node, 1, "k").reshape(-1)[0]) if reader.has(node, 1) else int(node.get("k"))
     options = {
-        "count": count, "axis": int(node.get("axis", -1)) % len(x.shape), "largest": bool(node.get("largest", 1)),
+        "count": count, "axis": _own_axis(x, node.get("axis", -1)), "largest": bool(node.get("largest", 1)),
         "ordered": bool(node.get("sorted", 1)),
     }  # fmt: skip
     reader.set(node, *reader.emit(node, "topk", options, [x], outputs=2))
@@ -431,13 +430,14 @@ def _topk(reader: GraphReader, node: Node) -> None:
 
 def _cumsum(reader: GraphReader, node: Node) -> None:
     _require(not node.get("exclusive", 0) and not node.get("reverse", 0), "it is exclusive or in reverse")
-    axis = int(reader.constant(node, 1, "axis").reshape(-1)[0])
-    reader.set(node, reader.apply(node, "cumsum", reader.data(node), axis=axis))
+    x = reader.data(node)
+    axis = _own_axis(x, reader.constant(node, 1, "axis").reshape(-1)[0])
+    reader.set(node, reader.apply(node, "cumsum", x, axis=axis))
 
 
 def _lp_norm(reader: GraphReader, node: Node) -> None:
     x = reader.data(node)
-    axis, order = int(node.get("axis", -1)) % len(x.shape), int(node.get("p", 2))
+    axis, order = _own_axis(x, node.get("axis", -1)), int(node.get("p", 2))
     reader.set(node, reader.apply(node, "div", x, reader.apply(node, "norm", x, axes=[axis], keep=True, order=order)))
 
 
@@ -616,7 +616,7 @@ def _slice(reader: GraphReader, node: Node) -> None:
         size = x.shape[axis]
         if step < 0:
             _require((step, start % size) == (-1, size - 1) and end < -size, "it runs backwards over a part of an axis")
-            value = reader.apply(node, "flip", value, axis=axis)
+            value = reader.apply(node, "flip", value, axis=_own_axis(value, axis))
             continue
         start, end, step = slice(start, end, step).indices(size)
         if (start, end, step) == (0, size, 1):
@@ -661,7 +661,7 @@ def _gather(reader: GraphReader, node: Node) -> None:
 
 def _gather_elements(reader: GraphReader, node: Node) -> None:
     x, index = reader.data(node, 0), reader.data(node, 1)
-    reader.set(node, reader.apply(node, "gather_elements", x, index, axis=int(node.get("axis", 0)) % len(x.shape)))
+    reader.set(node, reader.apply(node, "gather_elements", x, index, axis=_own_axis(x, node.get("axis", 0))))
 
 
 def _pad(reader: GraphReader, node: Node) -> None:
@@ -773,7 +773,13 @@ def _depth_to_space(reader: GraphReader, node: Node) -> None:
 
 def _einsum(reader: GraphReader, node: Node) -> None:
     values = [reader.data(node, i) for i in range(len(node.inputs))]
-    reader.set(node, reader.apply(node, "einsum", *values, equation=node.get("equation")))
+    equation = node.get("equation").replace(" ", "")
+    given, arrow, made = equation.partition("->")
+    made = made if arrow else "".join(letter for letter in given if given.count(letter) == 1)
+    terms = zip(given.split(","), values, strict=True)
+    of_images = {letter for term, v in terms for letter, n in zip(term, v.shape, strict=False) if n % PRIME == 0}
+    _require("." in given or (len(of_images) == 1 and of_images <= set(made)), "it runs over the images of a batch")
+    reader.set(node, reader.apply(node, "einsum", *values, equation=equation))
 
 
 def _grid_sample(reader: GraphReader, node: Node) -> None:
@@ -783,6 +789,17 @@ def _grid_sample(reader: GraphReader, node: Node) -> None:
         "align_corners": bool(node.get("align_corners", 0)),
     }  # fmt: skip
     reader.set(node, reader.apply(node, "grid_sample", reader.data(node, 0), reader.data(node, 1), **options))
+
+
+def _own_axis(x: Value, axis: Any) -> int:
+    """An axis, counted from the first; what runs over it must not mix the images of a batch.
+
+    Raises:
+        Unreadable: It is the axis of images.
+    """
+    axis = int(axis) % len(x.shape)
+    _require(x.shape[axis] % PRIME != 0, "it runs over the images of a batch")
+    return axis
 
 
 def _require(holds: bool, otherwise: str) -> None:

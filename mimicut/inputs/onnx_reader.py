@@ -8,6 +8,7 @@ constants alone are computed here, by onnx's own reference code, and leave no st
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -344,6 +345,11 @@ class GraphReader:
             sizes = [int(abs(n)) for a in arrays.values() if a.dtype.kind == "i" for n in a.reshape(-1)[:64]]
             if math.prod(max(n, 1) for n in sizes if n < 2**62) > _MOST_FOLDED:
                 raise Unreadable("it makes a constant for each image, or one that is too large")
+        together = sum(a.size for a in arrays.values())
+        with suppress(ValueError):  # shapes that do not fit each other
+            together = max(together, math.prod(np.broadcast_shapes(*(a.shape for a in arrays.values()))))
+        if together > _MOST_FOLDED:
+            raise Unreadable(f"it makes a constant of about {together:,} numbers, expected at most {_MOST_FOLDED:,}")
         kinds = [helper.np_dtype_to_tensor_dtype(a.dtype) for a in arrays.values()]
         graph = helper.make_graph(
             [node.proto],

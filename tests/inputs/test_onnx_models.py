@@ -1,6 +1,7 @@
 """Teachers from ONNX files: small networks, written by torch's exporters or by hand."""
 
 import warnings
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -292,6 +293,43 @@ def test_what_cannot_be_read_is_named(change, said, tmp_path):
     options = {"nodes": [CONV, ("Relu", ["c"], ["y"])], "constants": WEIGHT | more, **change}
     with pytest.raises(UnsupportedModel, match=said):
         us.load_teacher(by_hand(tmp_path / "n.onnx", **options))
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        ("ReduceSum", ["c", "zero"], ["y"]), ("ReduceSumSquare", ["c"], ["y"], {"axes": [0]}),
+        ("ArgMax", ["c"], ["y"], {"axis": 0}), ("TopK", ["c", "one"], ["y", "places"], {"axis": 0}),
+        ("CumSum", ["c", "zero"], ["y"]), ("LpNormalization", ["c"], ["y"], {"axis": 0}),
+        ("Softmax", ["c"], ["y"], {"axis": 0}), ("Slice", ["c", "last", "far", "zero", "back"], ["y"]),
+        ("Einsum", ["c", "c"], ["y"], {"equation": "nchw, mchw -> nm"}),
+        ("Einsum", ["c"], ["y"], {"equation": "nchw->chw"}),
+    ],
+    ids=lambda node: node[0],
+)  # fmt: skip
+def test_what_runs_over_the_images_of_a_batch_is_refused(node, tmp_path):
+    constants = {
+        "zero": np.array([0]), "one": np.array([1]), "last": np.array([-1]), "far": np.array([-(2**62)]),
+        "back": np.array([-1]),
+    }  # fmt: skip
+    constants["zero"] = np.array(0) if node[0] == "CumSum" else constants["zero"]
+    with pytest.raises(UnsupportedModel, match="it runs over the images of a batch"):
+        us.load_teacher(by_hand(tmp_path / "n.onnx", [CONV, node], constants=WEIGHT | constants))
+
+
+def test_constants_that_would_fill_the_memory_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(import_module("mimicut.inputs.onnx_reader"), "_MOST_FOLDED", 2**20)
+    nodes = [("Concat", [f"k{i}", f"k{i}"], [f"k{i + 1}"], {"axis": 0}) for i in range(40)]
+    nodes += [("ReduceSum", ["k40"], ["s"], {"keepdims": 0}), CONV, ("Add", ["c", "s"], ["y"])]
+    constants = WEIGHT | {"k0": np.ones(1000, np.float32)}
+    with pytest.raises(
+        UnsupportedModel, match=r"it makes a constant of about 2,048,000 numbers, expected at most 1,048,576"
+    ):
+        us.load_teacher(by_hand(tmp_path / "n.onnx", nodes, constants=constants))
+    outer = [("Add", ["k", "l"], ["m"]), ("ReduceSum", ["m"], ["s"], {"keepdims": 0}), CONV, ("Add", ["c", "s"], ["y"])]
+    many = {"k": np.ones((1, 2000), np.float32), "l": np.ones((2000, 1), np.float32)}
+    with pytest.raises(UnsupportedModel, match=r"it makes a constant of about 4,000,000 numbers"):
+        us.load_teacher(by_hand(tmp_path / "n.onnx", outer, constants=WEIGHT | many))
 
 
 def test_a_part_that_is_taken_backwards_is_refused(tmp_path):
