@@ -265,16 +265,19 @@ def _checked_kind(count: int, device: str | None) -> str:
 
 @contextmanager
 def _others(count: int, place: dict[str, str], arguments: Sequence[str]) -> Iterator[None]:
-    """The same command in all processes but the first."""
+    """The same command in all processes but the first, which end with it, however it ends."""
     shared = os.environ | place | {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-    command = [sys.executable, "-m", "mimicut", *arguments]
+    command = [sys.executable, "-m", "mimicut.cli.job_process", *arguments]
     with ExitStack() as held, _ended_with_us():
+        their_end, our_end = os.pipe()  # which they see closed when this process is no more
+        held.callback(os.close, their_end)
+        held.callback(os.close, our_end)
         for rank in range(1, count):
             words = held.enter_context(tempfile.TemporaryFile())
             own = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             # In a session of its own: Ctrl-C is for the first one, which lets a step end.
             process = subprocess.Popen(
-                command, env=own, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=words,
+                command, env=own, stdin=their_end, stdout=subprocess.DEVNULL, stderr=words,
                 start_new_session=True,
             )  # fmt: skip
             _started.append((process, words))

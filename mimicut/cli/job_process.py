@@ -1,4 +1,5 @@
-"""A job of a sweep: the command line in a process that ends at once when the process that waits for it is no more.
+"""A job of a sweep, or one of the processes of `--devices`: the command line in a process that ends at once when the
+process that waits for it is no more.
 
 `python -m mimicut.cli.job_process compress ...`: standard input is a pipe that the waiting process holds open. Without
 this, a job whose waiting process was killed would go on beside its own second start, in the same folder.

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -300,3 +301,25 @@ def test_a_process_that_is_killed_leaves_a_file_to_go_on_from(place, monkeypatch
     assert again.returncode == 0, again.stderr
     assert "continuing after" in again.stderr
     assert not stopped_path("small").exists()
+
+
+def test_the_others_end_with_a_first_process_that_is_killed(tmp_path):
+    (tmp_path / "slow.py").write_text("import time\ntime.sleep(120)\n")
+    first = (
+        "import os\nfrom mimicut.base import ranks\n"
+        "with ranks._others(2, {}, ['inspect', 'slow.py:build']):\n"
+        "    print(ranks._started[0][0].pid, flush=True)\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", first], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    for _ in range(300):
+        try:
+            os.kill(int(run.stdout), 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    raise AssertionError("the other process is still there")
