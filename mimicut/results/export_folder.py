@@ -434,7 +434,7 @@ def _mimicked(
     asked.say(f"mimicking {config.steps} steps in INT8, on {len(few)} images")
     try:
         return mimic_int8(
-            exported.files["int8"], model, example, (seam, seam), comparison.teacher_model or model, images, config,
+            exported.files["int8"], model, example, seam, comparison.teacher_model or model, images, config,
             on_step=SpokenProgress(asked.say, "step in INT8"), max_memory=int(memory.PASSES * memory_bytes),
         ).to_json()  # fmt: skip
     except UnsupportedModel as error:

@@ -131,7 +131,7 @@ def trained(tmp_path, model, images, steps=4, **options):
     path, x, seam, _ = written(model, tmp_path)
     before = path.read_bytes()
     config = preset("default", steps=steps, seed=3)
-    done = mimic_int8(path, model, x[:2], (seam, seam), model, x[:images], config, **options)
+    done = mimic_int8(path, model, x[:2], seam, model, x[:images], config, **options)
     return done, before, path
 
 
@@ -151,7 +151,7 @@ def test_the_file_changes_only_where_what_it_computes_is_nearer(tmp_path, monkey
     measured, errors = module._file_error, {}
 
     def error(path, calls, wanted):
-        times = 2 if worse and path.name.startswith("trained") else 1
+        times = 10 if worse and path.name.startswith("trained") else 1
         errors[path.name] = times * measured(path, calls, wanted)
         return errors[path.name]
 
@@ -193,7 +193,7 @@ def test_ctrl_c_leaves_the_file(tmp_path):
     path, x, seam, _ = written(model, tmp_path)
     before = path.read_bytes()
     with pytest.raises(KeyboardInterrupt):
-        mimic_int8(path, model, x[:2], (seam, seam), model, x, preset("default", steps=4), on_step=stop)
+        mimic_int8(path, model, x[:2], seam, model, x, preset("default", steps=4), on_step=stop)
     assert path.read_bytes() == before
 
 
