@@ -406,7 +406,7 @@ def int8_sentence(table: Mapping[str, Any]) -> str:
         return f"{weights}, rounded after training; it did not mimic in INT8: {mimic['failed']}"
     others = f"on {mimic['judged_by']} other images"
     if not mimic["kept"]:
-        return f"{weights}, rounded after training: {mimic['steps']} steps of mimicking in INT8 changed little {others}"
+        return f"{weights}, rounded after training: {mimic['steps']} steps of mimicking in INT8 helped little {others}"
     return (
         f"{weights}, mimicked for {mimic['kept']} steps in INT8 on {mimic['images']} images; {others}, "
         f"by which the step was chosen, the error is {mimic['error']:.3g}, before {mimic['error_before']:.3g}"
