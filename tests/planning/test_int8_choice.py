@@ -78,7 +78,7 @@ def test_int8_alone_where_it_meets_the_latency(clock):
     assert found.latency.setting["precision"] == "int8"
     assert found.latency.measured_share[0] == pytest.approx(0.5)
     assert found.notes[-1].startswith(
-        "INT8 alone loses least (errors after 50 steps): INT8 alone: 0.50 of the teacher's latency, error 0.0"
+        "INT8 alone loses least (errors after 3 steps): INT8 alone: 0.50 of the teacher's latency, error 0.0"
     )
     assert "a cut alone: 0.5" in found.notes[-1]
 
@@ -99,7 +99,7 @@ def test_a_cut_alone_where_int8_saves_nothing(clock):
     assert found.latency.setting["precision"] == "float32"
     assert found.slices
     assert found.notes[-1].startswith(
-        "a cut alone loses least (errors after 50 steps): INT8 alone: 1.20 of the teacher's latency; it misses"
+        "a cut alone loses least (errors after 3 steps): INT8 alone: 1.20 of the teacher's latency; it misses"
     )
 
 
