@@ -108,7 +108,9 @@ def _read_file(path: Path, spec: str) -> tuple[Any, str]:
             "nodes), expected an ONNX model; check that it is one, and was copied completely"
         )
     beside = sorted({e.value for t in model.graph.initializer for e in t.external_data if e.key == "location"})
-    absent = [name for name in beside if not (path.parent / name).is_file()]
+    around = path.parent.resolve()
+    found = {name: (around / name).resolve() for name in beside}
+    absent = [name for name, file in found.items() if not (file.is_relative_to(around) and file.is_file())]
     if absent:
         raise InputError(
             f"loading {spec}: its weights are in {', '.join(absent[:3])}, expected beside it in {path.parent}; copy "

@@ -380,6 +380,15 @@ def test_bad_files_and_options(files, networks, tmp_path):
     (tmp_path / "weights.bin").unlink()
     with pytest.raises(InputError, match=r"its weights are in weights.bin, expected beside it"):
         us.load_teacher(spec)
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "outside").write_bytes(bytes(100))
+    for tensor in model.graph.initializer:
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        del tensor.external_data[:]
+        tensor.external_data.add(key="location", value="../outside")
+    (tmp_path / "inner" / "n.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match=r"its weights are in \.\./outside, expected beside it"):
+        us.load_teacher(f"onnx:{tmp_path}/inner/n.onnx")
     with pytest.raises(InputError, match="written for that size"):
         us.load_teacher(files[Maps], input_size=(3, 64, 64))
     with pytest.raises(InputError, match="found num_classes, but the file fixes the architecture"):
