@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all attack table docs tutorials clean
+.PHONY: demo test test-all attack pages table docs tutorials clean
 
 demo: $(VENV)/.ready
 	$(BIN)/mimicut demo
@@ -12,7 +12,7 @@ test: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not long and not attack"
+	$(BIN)/python -m pytest -m "not long and not attack and not pages"
 
 # The same, and then what takes long: whole architectures, benchmarks, every method.
 test-all: test
@@ -25,6 +25,10 @@ attack: $(VENV)/.ready
 	$(if $(ATTACKS),,rm -f benchmarks/results/attacks.json)
 	$(if $(ATTACKS),,ATTACK=whole) $(BIN)/python -m pytest tests/attacks
 	$(BIN)/python -m pytest tests/cli/test_sweep.py -m attack -n 0
+
+# Every command and block of Python on every page: a quarter of an hour or two.
+pages: $(VENV)/.ready
+	$(BIN)/python -m pytest tests/docs/test_blocks_run.py -m "long or pages"
 
 # What is missing of the table (three to four hours on two cores for all of it), and docs/results.md from its lines.
 table: $(VENV)/.ready

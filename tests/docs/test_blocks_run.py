@@ -1,7 +1,8 @@
 """Every command, and then the Python, on every page runs as it stands, but for what only its reader has.
 
 Small networks stand in for those whose weights would be fetched, and one step for all of training; ELSEWHERE says which
-commands need what no test has. All of them are parsed, and their values checked, by `test_documentation`.
+commands need what no test has. All of them are parsed, and their values checked, by `test_documentation`. Pages that
+take minutes each are run by `make pages`.
 """
 
 import re
@@ -59,6 +60,10 @@ PAGES = [
     and path.name not in ("LOG.md", "first_student.md")  # history, and a tutorial, which is run by itself
 ]
 
+SLOW = {  # minutes each: `make pages`
+    f"docs/how_to/{name}.md" for name in ("detector", "devices", "int8", "many_jobs", "milliseconds")
+} | {"docs/reference/teachers.md"}  # fmt: skip
+
 
 def text_of(page: str) -> str:
     return (ROOT / page).read_text(encoding="utf-8")
@@ -106,8 +111,9 @@ def desk(tmp_path_factory):
     return place
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page", [pytest.param(p, marks=pytest.mark.pages if p in SLOW else pytest.mark.long) for p in PAGES]
+)
 def test_the_commands_of_a_page_run(page, desk, tmp_path, capsys, monkeypatch):
     shutil.copytree(desk, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
