@@ -37,6 +37,7 @@ STAND_INS = {
     r"(^(?:compress|demo|recover)(?!.*(?:--effort|--config)).*)": r"\1 --steps 1",
     r"--effort quick": "--steps 1",
     r'effort = "quick"': "steps = 1",
+    r"min-agreement = 0\.9": "min-agreement = 0.1",  # of four held-out images
     r'"torchvision:resnet50", weights="my.safetensors"': f'"{SMALL}"',
     r"\bms=\d+": "share=0.95",
 }
