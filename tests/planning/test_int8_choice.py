@@ -1,5 +1,6 @@
 """INT8 alone, a cut alone, or both within a latency: with a clock that counts MACs, so that nothing is timed."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -81,6 +82,20 @@ def test_int8_alone_where_it_meets_the_latency(clock):
         "INT8 alone loses least (errors after 3 steps): INT8 alone: 0.50 of the teacher's latency, error 0.0"
     )
     assert "a cut alone: 0.5" in found.notes[-1]
+
+
+def test_int8_alone_is_judged_beside_the_teacher_on_a_machine_that_has_slowed_down(clock, monkeypatch):
+    measured = int8_choice.measure_student
+
+    def slower(*arguments):
+        found, share = measured(*arguments)
+        return replace(found, ms_median=3 * found.ms_median), share
+
+    monkeypatch.setattr(int8_choice, "measure_student", slower)
+    monkeypatch.setattr(int8_choice, "_cut", lambda *_: (_ for _ in ()).throw(OutOfReach("not asked for here")))
+    found = plan(0.55)
+    assert not found.slices
+    assert found.latency.measured_share[0] == pytest.approx(0.5)
 
 
 @pytest.mark.long
