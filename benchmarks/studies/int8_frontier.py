@@ -289,13 +289,15 @@ def plot(lines: list[dict[str, Any]], path: Path) -> None:
             full = "mimicked" in network or "INT8" not in network
             axis.plot(
                 share, agreement, "s" if "teacher" in network else "o", fillstyle="full" if full else "none",
-                color="C0" if "INT8" in network else "0.5",
+                color="C0" if "INT8" in network else "0.5", linestyle="", label=network,
             )  # fmt: skip
-            axis.annotate(network, (share, agreement), fontsize=7, xytext=(4, -9), textcoords="offset points")
         axis.set_title(name, fontsize=10)
         axis.set_xlim(left=0)
-        axis.margins(x=0.35, y=0.15)
-        axis.set_xlabel(f"latency, % ({place})", fontsize=8)
+        axis.margins(x=0.1, y=0.1)
+        axis.set_xlabel("latency, % (ONNX Runtime, batch 16)", fontsize=8)
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8, frameon=False
+    )
     axes[0, 0].set_ylabel("agreement with the teacher, %", fontsize=8)
     figure.savefig(path, dpi=110)
 
