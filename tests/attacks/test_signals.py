@@ -101,8 +101,7 @@ def interrupted(number, place):
     "name",
     [
         "save Chain",
-        "checkpoint",
-        *(pytest.param(f"{kind} Chain", marks=pytest.mark.attack) for kind in ("replace", "report")),
+        *(pytest.param(name, marks=pytest.mark.attack) for name in ("replace Chain", "report Chain", "checkpoint")),
     ],
 )
 def test_signals_before_and_after_every_change_leave_nothing(name, number, tmp_path):

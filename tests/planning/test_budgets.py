@@ -114,6 +114,7 @@ def test_milliseconds_are_met_too_and_the_smaller_of_two_wishes_counts(clock):
     assert 0.92 * 0.7 <= found.share[0] <= 0.7
 
 
+@pytest.mark.long
 def test_other_budgets_hold_beside_a_latency(clock):
     model = randomised(Residual())
     found = plan_within(known(model), Budget.of(latency=0.8, params=0.4))

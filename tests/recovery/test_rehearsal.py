@@ -180,6 +180,7 @@ def test_a_rate_that_does_harm_is_made_smaller_and_one_that_always_does_is_not_t
     assert any("left out" in text for text in said)
 
 
+@pytest.mark.long
 def test_extra_images_that_only_do_harm_are_left_out(monkeypatch):
     teacher, anatomy, plan, images = setting()
     said = []

@@ -215,6 +215,7 @@ def test_a_killed_export_is_made_again_without_force(result, monkeypatch, name):
         us.export_folder(result, ["pt2"], teacher=Chain)
 
 
+@pytest.mark.long
 def test_two_exports_at_once_do_not_mix(result, monkeypatch):
     run, told = checks.run_elsewhere, []
 

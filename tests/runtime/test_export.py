@@ -79,6 +79,7 @@ class Told(nn.Module):
         return Output(self.net(x), (maps, {"mean": maps.mean((2, 3))}), 3)
 
 
+@pytest.mark.long
 def test_outputs_of_a_class_of_its_own_become_a_dict_that_runs_elsewhere(tmp_path):
     model, given = Told().eval(), images(3)
     found = export(model, images(), tmp_path, formats=("pt2", "onnx"))
@@ -91,7 +92,7 @@ def test_outputs_of_a_class_of_its_own_become_a_dict_that_runs_elsewhere(tmp_pat
 
 
 @pytest.mark.parametrize(
-    "net", [Chain, ThreeAxes, *(pytest.param(n, marks=pytest.mark.long) for n in (FusedHeads, HandWritten, Biased))]
+    "net", [Chain, *(pytest.param(n, marks=pytest.mark.long) for n in (ThreeAxes, FusedHeads, HandWritten, Biased))]
 )
 def test_both_files_run_elsewhere_on_any_batch(net, tmp_path):
     model = net().train()
@@ -203,6 +204,7 @@ def test_what_cannot_be_written_is_named(odd, said, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_a_file_that_differs_is_refused_and_removed(tmp_path, monkeypatch):
     write = module.write_onnx
     other = torch.export.export(Chain().eval(), (images(),), strict=False)

@@ -201,6 +201,7 @@ def small_and_int8(tmp_path, **options):
     return own, folder, us.compress(own, photos(24), keep=0.6, int8=True, folder=folder, config=config, **options)
 
 
+@pytest.mark.long
 def test_a_student_for_int8_mimics_in_int8_and_is_measured_in_it(tmp_path, quick):
     own, folder, result = small_and_int8(tmp_path, min_agreement=0.3)
     assert (folder / "model.int8.onnx").is_file()

@@ -135,6 +135,7 @@ def trained(tmp_path, model, images, steps=4, **options):
     return done, before, path
 
 
+@pytest.mark.long
 def test_mimicking_in_int8_is_never_worse_on_images_set_aside(tmp_path):
     model = randomised(Residual())
     done, before, path = trained(tmp_path, model, 40, steps=20)

@@ -161,6 +161,7 @@ def test_labelled_images_and_those_to_choose_by_are_refused_too(teacher, few, tm
         compress(teacher, many, held_out=others, keep=0.5, config=CONFIG, extra=many)
 
 
+@pytest.mark.long
 def test_what_trained_never_certifies_afterwards(teacher, few, tmp_path):
     others, small = pictures(tmp_path / "others", 4, 4), tmp_path / "small"
     compress(teacher, few, keep=0.6, config=CONFIG, extra=others, folder=small)
@@ -191,6 +192,7 @@ def test_where_nothing_was_mimicked_the_report_says_nothing_of_extra_images(teac
     assert "extra images" not in report.table()
 
 
+@pytest.mark.long
 def test_what_is_also_learned_from_is_said_and_what_did_not_help_trained_nothing(teacher, few, tmp_path):
     aside = pictures(tmp_path / "aside", 3, 9)
     report = compress(teacher, few, keep=0.5, config=CONFIG, extra=few, held_out=aside).report
@@ -223,6 +225,7 @@ def test_grey_pictures_help_a_network_of_colours(teacher, few, tmp_path):
     assert compress(teacher, few, keep=0.5, config=CONFIG, extra=tmp_path).report.extra == "given"
 
 
+@pytest.mark.long
 def test_a_student_that_another_tool_pruned_learns_from_them_too(teacher, few, tmp_path):
     from mimicut.surgery.cut import cut
 
