@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 SMALL = "demo:vgg7"
 # What stands on a page -> what is run for it, in this order.
 STAND_INS = {
+    r'"torchvision:resnet50", weights="my.safetensors"': f'"{SMALL}"',
     r"(?:torchvision|timm):resnet18 (.*)--num-classes 0": r"demo:embedder_tiny \1",
     r"torchvision:lraspp_mobilenet_v3_large (.*)--input-size \S+": r"demo:segmenter_tiny \1",
     r"(?:torchvision|timm):resnet18\b(?! pruned)": SMALL,
@@ -38,7 +39,6 @@ STAND_INS = {
     r"--effort quick": "--steps 1",
     r'effort = "quick"': "steps = 1",
     r"min-agreement = 0\.9": "min-agreement = 0.1",  # of four held-out images
-    r'"torchvision:resnet50", weights="my.safetensors"': f'"{SMALL}"',
     r"\bms=\d+": "share=0.95",
 }
 # Commands that need what is not here, each with what that is.
@@ -134,6 +134,8 @@ def test_the_commands_of_a_page_run(page, desk, tmp_path, capsys, monkeypatch):
     names = given(page)
     for block in python_of(page):
         if not any(needed in block for needed in ELSEWHERE):
+            for folder in re.findall(r'folder="([^"]+)"', block):  # a command may have made the same one
+                shutil.rmtree(folder, ignore_errors=True)
             exec(compile(stood_in(block), page, "exec"), names)
 
 
