@@ -1,8 +1,9 @@
 """Several processes, one for each device, that train one student together.
 
-Every process runs the same program and takes its part of each batch; gradients are added up. What is decided (plan,
-closed form, rates) is decided by the first one, which alone writes files and prints. The processes are started by
-`joined`, or by torchrun; torch.distributed connects them, over NCCL between CUDA devices, over gloo between CPUs.
+Every process runs the same program. Each takes its part of the images: what evidence and the closed form learn of
+them, and the gradients of mimicking, are added up. What is decided (plan, solved layers, rates) is decided by the first
+one, which alone writes files and prints. The processes are started by `joined`, or by torchrun; torch.distributed
+connects them, over NCCL between CUDA devices, over gloo between CPUs.
 """
 
 import os
@@ -76,12 +77,20 @@ class Ranks:
         edges = [images * i // self.count for i in range(self.count + 1)]
         return [slice(a, b) for a, b in pairwise(edges)][self.rank]
 
+    def owns(self, number: int) -> bool:
+        """Whether work is this process's; it is numbered from 0, and given to all in turn."""
+        return number % self.count == self.rank
+
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over all processes, in place.
 
         Raises:
             RankLost: Another process ended.
         """
+        if len(tensors) == 1 and tensors[0].is_contiguous():  # without a copy
+            with _losses():
+                _await(dist.all_reduce(tensors[0].detach(), async_op=True), tensors[0])
+            return
         flat = torch.cat([t.detach().flatten() for t in tensors])
         with _losses():
             _await(dist.all_reduce(flat, async_op=True), flat)

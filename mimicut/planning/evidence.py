@@ -22,6 +22,7 @@ from mimicut.anatomy.tracing import shape
 from mimicut.base import guard
 from mimicut.base.layout import laid, layout_for
 from mimicut.base.memory import trim
+from mimicut.base.ranks import Ranks
 from mimicut.planning.elimination import Reader, eliminate
 from mimicut.planning.importance import Evidence
 from mimicut.recovery.batches import Batch, Source, copied
@@ -58,6 +59,7 @@ def channel_evidence(
     seed: int = 0,
     max_seconds: float | None = None,
     max_memory: int | None = None,
+    ranks: Ranks | None = None,
     on_expected: Callable[[float], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evidence:
@@ -70,6 +72,8 @@ def channel_evidence(
         max_seconds: Time limit; groups not reached by then get no evidence.
         max_memory: Bytes to hold besides the network, by default MEMORY_BYTES. To keep to it fewer views run at once;
             one view is always run, whatever it needs (`needed_bytes`).
+        ranks: The processes that measure together; all make this call. Each takes its share of the views and of the
+            groups, as many views as the first one has time for, and has the evidence of all.
         on_expected: Receives the expected seconds before the work.
         on_progress: Receives (done, total) of batches and groups.
 
@@ -88,20 +92,27 @@ def channel_evidence(
     lead = watchable_copy(teacher)
     tensors = guard.named_tensors(lead)
     views_made = max(1, affordable_views(anatomy) // 2)
-    if on_expected or max_seconds is not None:
+    first = ranks is None or ranks.first
+    if first and (on_expected or max_seconds is not None):
         a_view = measure_view_seconds(teacher, few, views)
         cubes = sum(_size(tensors[name]) ** 3 for name in names)
         expected = 2 * views_made * a_view + matrix_seconds(cubes, anatomy, a_view) + _A_LAYER * len(names)
+        expected /= ranks.count if ranks else 1
         if max_seconds is not None:
             expected, views_made = min(expected, max_seconds), min(views_made, views_within(max_seconds, a_view))
         if on_expected:
             on_expected(expected)
-        if not views_made:
-            return Evidence({}, {})
     size = _part_size(anatomy, tensors, names, MEMORY_BYTES if max_memory is None else max_memory)
+    if ranks is not None:
+        views_made, size, max_seconds = ranks.of_first((views_made, size, max_seconds))
+        if -(-views_made // size) < ranks.count:  # there is not a part for each
+            ranks = None
+    if not (views_made and (first or ranks)):
+        return Evidence({}, {})
     made = iterate_batches(few, lead, views, mixing, seed, views_made)
     parts = (part for batch, _ in made for part in _parts(batch, size))
-    total, done = -(-views_made // size) + len(reads), 0
+    count = ranks.count if ranks else 1
+    total, done = -(-views_made // (count * size)) + -(-len(reads) // count), 0
 
     def step() -> None:
         nonlocal done
@@ -111,11 +122,13 @@ def channel_evidence(
 
     least = max(-(-views_made // 4), min(views_made, _LEAST_GRADIENT_VIEWS))
     with guard.seeded(seed), guard.evaluating(teacher), guard.evaluating(lead):
-        moments, force = _listen(lead, anatomy, names, parts, least, seed, late, step)
+        moments, force = _listen(lead, anatomy, names, parts, least, seed, late, step, ranks)
     trim()
-    done = total - len(reads)
+    done = total - -(-len(reads) // count)
     scores, errors = {}, {}
-    for name, members in reads.items():
+    for number, (name, members) in enumerate(reads.items()):
+        if ranks and not ranks.owns(number):
+            continue
         group, read = anatomy.groups[name], [(n, units) for n, units in members if n in moments]
         if read and not late():
             layers_of = [
@@ -125,6 +138,22 @@ def channel_evidence(
         step()
     del moments, force
     trim()
+    return Evidence(scores, errors) if ranks is None else _of_all(ranks, Evidence(scores, errors), reads, anatomy, lead)
+
+
+def _of_all(ranks: Ranks, own: Evidence, reads: Iterable[str], anatomy: Anatomy, lead: nn.Module) -> Evidence:
+    """The evidence of every group that a process has: found (1), scores and errors of each, one after the other."""
+    sizes = [1 + 2 * anatomy.groups[name].width + 1 for name in reads]
+    like = next(iter(guard.named_tensors(lead).values()))
+    flat = torch.zeros(sum(sizes), dtype=torch.float64, device=like.device)
+    for name, place in zip(reads, flat.split(sizes), strict=True):
+        if name in own.scores:
+            place.copy_(torch.from_numpy(np.concatenate([[1.0], own.scores[name], own.errors[name]])))
+    ranks.add_up([flat])
+    scores, errors = {}, {}
+    for name, place in zip(reads, flat.cpu().split(sizes), strict=True):
+        if place[0]:
+            scores[name], errors[name] = np.split(place[1:].numpy(), [anatomy.groups[name].width])
     return Evidence(scores, errors)
 
 
@@ -183,11 +212,12 @@ def _listen(
     seed: int,
     late: Callable[[], bool],
     step: Callable[[], None],
+    ranks: Ranks | None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """weight -> second moments of its inputs (groups, channels x kernel, again) or (groups, channels, channels), and
     the squared gradient of the features at each output, summed over positions, over the teacher's squared deviation
     (outputs,). parts: the first `least` views are those of which gradients are taken. late(): whether the views that
-    are left are too many. step(): called after each part."""
+    are left are too many. step(): called after each part of this process."""
     tensors = guard.named_tensors(lead)
     sums: dict[str, Tensor] = {}
     rows: dict[str, int] = {}
@@ -225,18 +255,28 @@ def _listen(
     with capturing(lead, anatomy.seam) as capture:
         if len(units) > 1:  # what counts how much must be known before
             parts, units = _weighed(capture, parts, least)
-        for args, kwargs in parts:
-            if seen and late():
+        for number, (args, kwargs) in enumerate(parts):
+            begun, seen = seen, seen + _length(args, kwargs)
+            if ranks is not None and not ranks.owns(number):
+                continue
+            if rows and late():
                 break
-            count = _length(args, kwargs)
-            if seen >= least:
+            draws.manual_seed(seed + number)  # the same in whichever process
+            if begun >= least:
                 with Watch(ids_of(lead, names), after=note):
-                    capture.features(*args, **kwargs)
+                    spread.add([f[:0] for f in capture.features(*args, **kwargs)])
             else:
                 with guard.backward_pass(lead), Watch(ids_of(lead, names), after=note):
                     spread.add(_pushed(capture, args, kwargs, units, draws))
-            seen += count
             step()
+    if ranks is not None:
+        spread.add_up(ranks)
+        for name in [name for name in names if name in sums]:
+            force = energy.get(name, sums[name].new_zeros(len(tensors[name])))
+            counts = sums[name].new_tensor([rows[name], name in energy])
+            ranks.add_up([sums[name], force, counts])
+            rows[name] = int(counts[0])
+            energy |= {name: force} if counts[1] else {}
     if len(units) == 1:
         energy = {name: each / spread.values()[0] for name, each in energy.items()}
     return {name: total / rows[name] for name, total in sums.items() if name in energy}, energy
@@ -285,6 +325,12 @@ class _Spread:
         old = zip(self._sums, self._squares, strict=True) if self._sums else none
         found = [(s + f.sum(0), q + f.square().sum().item()) for f, (s, q) in zip(feats, old, strict=True)]
         self._sums, self._squares = [s for s, _ in found], [q for _, q in found]
+
+    def add_up(self, ranks: Ranks) -> None:
+        """Over the views of all processes, each of which has added some, be it none."""
+        numbers = self._sums[0].new_tensor([self._views, *self._squares])
+        ranks.add_up([*self._sums, numbers])
+        self._views, self._squares = int(numbers[0]), numbers[1:].tolist()
 
     def values(self) -> list[float]:
         pairs = zip(self._sums, self._squares, strict=True)

@@ -11,8 +11,8 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
-from itertools import accumulate, chain
+from dataclasses import dataclass, replace
+from itertools import accumulate, chain, islice
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from mimicut.anatomy.graph import Anatomy
 from mimicut.base import guard
 from mimicut.base.layout import laid, layout_for
 from mimicut.base.memory import trim
+from mimicut.base.ranks import Ranks
 from mimicut.inputs import augment
 from mimicut.recovery.batches import Batch, Source, count
 from mimicut.recovery.cut_student import CutStudent
@@ -122,6 +123,7 @@ def closed_form(
     few: Source | Tensor,
     options: ClosedFormOptions = ClosedFormOptions(),
     *,
+    ranks: Ranks | None = None,
     on_layer: Callable[[int, int], None] | None = None,
 ) -> ClosedFormLog:
     """Solve the layers of the student, in place.
@@ -133,6 +135,8 @@ def closed_form(
         case: The networks; the student is changed.
         few: Images, as for `mimic`. Fewer than two different ones change nothing: none is left to judge.
         options: How.
+        ranks: The processes that solve together; all make this call. Each runs its share of the batches, the first
+            one solves, and all have its layers.
         on_layer: Called with (layers done, layers in all).
 
     Returns:
@@ -142,7 +146,9 @@ def closed_form(
         InputError: The images do not fit.
     """
     layers = layers_to_solve(case.anatomy, case.plan, case.student)
-    return solve(case.teacher, case.student, case.anatomy, layers, case.plan.slices, few, options, on_layer=on_layer)
+    return solve(
+        case.teacher, case.student, case.anatomy, layers, case.plan.slices, few, options, ranks=ranks, on_layer=on_layer
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -155,6 +161,7 @@ def solve(
     few: Source | Tensor,
     options: ClosedFormOptions,
     *,
+    ranks: Ranks | None = None,
     on_layer: Callable[[int, int], None] | None = None,
 ) -> ClosedFormLog:
     """Solve these layers of `student`, in place, as `closed_form` does.
@@ -167,7 +174,7 @@ def solve(
         slices: What the student keeps of each weight: name -> axis -> indices.
         few: The images.
         options: How.
-        on_layer: Called with (layers done, layers in all).
+        ranks, on_layer: As of `closed_form`.
     """
     started = time.perf_counter()
     images = count(few) if layers else 0
@@ -180,9 +187,13 @@ def solve(
     watchable = watchable_copy(teacher)
     tensors = CutTensors(guard.named_tensors(watchable), guard.named_tensors(student), slices)
     positions = torch.Generator().manual_seed(options.seed)
-    fold_of = [batch.fold for batch in schedule.batches]
-    sampling = Sampling(fold_of, schedule.folds, options.rows, schedule.most_kept, positions)
     batches = make_batches(schedule.batches, few, student, options.views, options.mixes, draws)
+    if ranks is not None and ranks.count <= schedule.taking_part[0]:  # there is a batch for each
+        schedule, batches = schedule.of(ranks), islice(batches, ranks.rank, None, ranks.count)
+    else:
+        ranks = None
+    fold_of = [batch.fold for batch in schedule.batches]
+    sampling = Sampling(fold_of, schedule.folds, options.rows, schedule.most_kept, positions, ranks)
     solved: list[Solved] = []
 
     def go_on(done: Solved) -> bool:
@@ -226,6 +237,12 @@ class _Schedule:
     views_room: int
     views_useful: int
     most_kept: int
+
+    def of(self, ranks: Ranks) -> "_Schedule":
+        """With the batches of this process alone."""
+        batches = self.batches[ranks.rank :: ranks.count]
+        taking_part = [len(range(ranks.rank, number, ranks.count)) for number in self.taking_part]
+        return replace(self, batches=batches, taking_part=taking_part)
 
 
 def _schedule(
@@ -302,7 +319,14 @@ def _solve_in_lockstep(
                 raise RuntimeError(f"{name} runs where {layer.weight} was expected")
             moments = collect_moments(layer, wanted, found, tensors, sampling)
             del wanted, found  # else they would be held beside those of the next halt
-            done, ridge = solve_layer(layer, moments, tensors.student, ridge)
+            done, ridge, goes_on = None, ridge, True
+            if sampling.ranks is None or sampling.ranks.first:
+                done, ridge = solve_layer(layer, moments, tensors.student, ridge)
+                goes_on = go_on(done)
             del moments
-            if not go_on(done):
+            if sampling.ranks is not None:
+                written = [name for name in (layer.weight, layer.constant) if name is not None]
+                sampling.ranks.copy_first([tensors.student[name] for name in written])
+                done, goes_on = sampling.ranks.of_first((done, goes_on))
+            if not goes_on:
                 break

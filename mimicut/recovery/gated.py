@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from mimicut.base.ranks import Ranks
+
 ROUNDS = 3  # Source: measured on the demo's networks: 8 or 30 are hardly better (docs/LOG.md).
 
 
@@ -46,6 +48,30 @@ class Gated:
             activated: What the activation is given in the teacher, s Y + t (g, n, m).
         """
         self._rows.append((part, x, residual, activated))
+
+    def collect(self, ranks: Ranks, parts: int) -> None:
+        """Keep the rows of all processes, each of which has some: its own at its place, zeros elsewhere, added up."""
+        first = self._rows[0][1:]
+        sizes = torch.zeros(ranks.count, parts, dtype=torch.int64, device=first[0].device)
+        for part, x, _, _ in self._rows:
+            sizes[ranks.rank, part] += x.shape[1]
+        ranks.add_up([sizes])
+        ends = sizes.cumsum(0)
+        of_all = {
+            part: tuple(each.new_zeros(len(each), total, each.shape[2]) for each in first)
+            for part, total in enumerate(ends[-1].tolist())
+            if total
+        }
+        free = (ends - sizes)[ranks.rank].tolist()  # where the next rows of each part belong
+        for part, *rows in self._rows:
+            at = slice(free[part], free[part] + rows[0].shape[1])
+            for place, each in zip(of_all[part], rows, strict=True):
+                place[:, at] = each
+            free[part] = at.stop
+        self._rows = [(part, x, residual, activated) for part, (x, residual, activated) in of_all.items()]
+        for _, *rows in self._rows:
+            for each in rows:
+                ranks.add_up([each])
 
     def error(self, parts: Sequence[int], change: Tensor) -> float:
         """Squared error after the activation over these parts, with the change B (g, m, D) of the prior weights."""

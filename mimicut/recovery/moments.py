@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mimicut.base.ranks import Ranks
 from mimicut.recovery.gated import Gated
 from mimicut.recovery.layers import Layer, affine_of, channels_last, columns, geometry
 from mimicut.recovery.lockstep import Seen
@@ -51,6 +52,13 @@ class Moments:
     gated: Gated | None
     sums: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
+    def add_up(self, ranks: Ranks) -> None:
+        """Over the batches of all processes, in place."""
+        for each in (self.gram, self.cross, self.residual, self.target, self.rows):
+            ranks.add_up([each])
+        if self.gated is not None:
+            self.gated.collect(ranks, len(self.rows))
+
     def gram_of(self, parts: Sequence[int]) -> Tensor:
         """X'X over these parts (g, D, D)."""
         at = tuple(parts)
@@ -79,7 +87,8 @@ class Sampling:
     """Which rows a layer is solved from.
 
     fold_of: the fold of each batch. folds: how many there are. rows: how many rows of all views are taken. most_kept:
-    how many inputs of rows may be kept for a layer that an activation follows. draws: random positions.
+    how many inputs of rows may be kept for a layer that an activation follows. draws: random positions. ranks: the
+    processes whose batches count too; None: this one is alone.
     """
 
     fold_of: Sequence[int]
@@ -87,6 +96,7 @@ class Sampling:
     rows: int
     most_kept: int
     draws: torch.Generator
+    ranks: Ranks | None = None
 
 
 def collect_moments(
@@ -105,7 +115,10 @@ def collect_moments(
     sums = _Sums(rows, sampling.folds)
     for fold, theirs, ours in zip(sampling.fold_of[: len(found)], wanted, found, strict=True):
         sums.add(fold % sums.parts, *rows.read(theirs, ours))
-    return sums.finish()
+    moments = sums.finish()
+    if sampling.ranks is not None:
+        moments.add_up(sampling.ranks)
+    return moments
 
 
 class _Rows:
@@ -127,6 +140,10 @@ class _Rows:
         bias = None if layer.bias is None else tensors.student[layer.bias].detach().to(self._dtype)
         self._bias = None if bias is None else bias.unflatten(0, (self._geometry.groups, -1))[:, None]
         views = sum(len(seen.input) for seen in found)
+        if sampling.ranks is not None:
+            of_all = torch.tensor([views], device=weight.device)
+            sampling.ranks.add_up([of_all])
+            views = int(of_all)
         each = max(LEAST_POSITIONS, -(-sampling.rows // views))
         if layer.gate is not None:
             each = max(1, min(each, sampling.most_kept // (self.prior[:, 0].numel() * views)))

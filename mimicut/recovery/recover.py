@@ -106,8 +106,8 @@ def recover(
         checkpoint: As of `mimic`; continuing starts where mimic was, with as many steps as had been decided on.
         on_checkpoint: As of `mimic`.
         max_memory: Bytes that the passes of a stage may hold.
-        ranks: The processes that mimic together, as of `mimic`. All that comes before is done by the first one alone,
-            with its images to choose by, and shared.
+        ranks: The processes that solve the closed form and mimic together, as of `closed_form` and `mimic`. All else is
+            done by the first one alone, with its images to choose by, and shared.
 
     Returns:
         What was done.
@@ -128,10 +128,14 @@ def recover(
         config = replace(config, steps=checkpoint.data["steps"])
         say(f"continuing after {len(checkpoint.data['losses'])} of {config.steps} steps")
     elif ranks is None:
-        before, config = _Preparation(case, few, choose, max_seconds, max_memory, say).prepare(config)
+        before, config = _Preparation(case, few, choose, max_seconds, max_memory, say, None).prepare(config)
     else:
-        found = _Preparation(case, few, choose, max_seconds, max_memory, say).prepare(config) if ranks.first else None
-        before, shared = ranks.of_first(found)
+        found = None
+        if ranks.first:
+            found = _Preparation(case, few, choose, max_seconds, max_memory, say, ranks).prepare(config)
+        while isinstance(decided := ranks.of_first(found), ClosedFormOptions):
+            closed_form(case, few, decided, ranks=ranks)
+        before, shared = decided
         config = replace(shared, device=config.device)
     few = before.images(few)
     on_part = on_checkpoint and (lambda part: on_checkpoint(before.added_to(part)))
@@ -209,8 +213,9 @@ class _Preparation:
         max_seconds: float | None,
         max_memory: int | None,
         say: Callable[[str], None],
+        ranks: Ranks | None,
     ):
-        self._case, self._few, self._choose, self._say = case, few, choose, say
+        self._case, self._few, self._choose, self._say, self._ranks = case, few, choose, say, ranks
         self._max_seconds, self._max_memory, self._begun = max_seconds, max_memory, time.perf_counter()
 
     def _seconds_left(self) -> float | None:
@@ -262,15 +267,12 @@ class _Preparation:
         judge = None if self._choose is None else self._judge()
         errors = {} if judge is None else {"cut": judge.error(case.student)}
         start = [(t, t.detach().clone()) for t in guard.named_tensors(case.student).values()]
-        closed = closed_form(
-            case,
-            self._few,
-            ClosedFormOptions(
-                views=config.views, seed=config.seed, max_seconds=most, most_views=most_views,
-                max_memory=self._max_memory,
-            ),
-            on_layer=SpokenProgress(say, "layer"),
-        )  # fmt: skip
+        options = ClosedFormOptions(
+            views=config.views, seed=config.seed, max_seconds=most, most_views=most_views, max_memory=self._max_memory
+        )
+        if self._ranks is not None:
+            self._ranks.of_first(options)  # for which the others wait
+        closed = closed_form(case, self._few, options, ranks=self._ranks, on_layer=SpokenProgress(say, "layer"))
         memory.trim()
         if closed.unsolved:
             say(f"note: {closed.unsolved}")

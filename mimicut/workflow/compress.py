@@ -37,7 +37,15 @@ from mimicut.surgery.cut import cut
 from mimicut.surgery.head import check_head, put_under_head
 from mimicut.surgery.plan import Plan
 from mimicut.surgery.seam import SeamPoint
-from mimicut.workflow.deciding import Allowance, Network, decide, look_at_images, read_network
+from mimicut.workflow.deciding import (
+    SHARE_EVIDENCE,
+    Allowance,
+    Network,
+    decide,
+    look_at_images,
+    read_network,
+    share_evidence,
+)
 from mimicut.workflow.fill_report import Costs, report_of
 from mimicut.workflow.intake import Intake, known_images, say_notes, take_in
 from mimicut.workflow.proving import Proof, add_alternatives, measure_latency, measure_student
@@ -249,7 +257,7 @@ def _run_request(
     run = _read(run)
     allowance = Allowance(request.max_seconds)
     if run.destination.stopped is None:
-        plan, anatomy = decide(teacher, run.network, run.intake, request, run.given_plan, allowance, say)
+        plan, anatomy = decide(teacher, run.network, run.intake, request, run.given_plan, allowance, say, ranks)
         run = replace(run, given_plan=plan, network=replace(run.network, anatomy=anatomy))
     if ranks is not None:
         ranks.of_first(run.plan.to_json())
@@ -271,7 +279,8 @@ def _run_request(
 
 
 def _help(teacher: Teacher, images: ImageSource | ImageSet, request: Request, ranks: Ranks) -> NoReturn:
-    """What a process that is not the first one does: mimic by the first one's plan. It writes nothing.
+    """What a process that is not the first one does: its share of evidence, closed form and mimicking, by the first
+    one's plan. It writes nothing.
 
     Raises:
         NotFirst: It is done.
@@ -279,6 +288,11 @@ def _help(teacher: Teacher, images: ImageSource | ImageSet, request: Request, ra
     request = replace(request, folder=None, export_to=(), resume=False)
     begun = _begun(teacher, images, request, Recorded(images, request), lambda text: None, None)
     decided = ranks.of_first(None)
+    if decided == SHARE_EVIDENCE:
+        share_evidence(
+            read_network(teacher, request, begun.intake, None), begun.intake, request, None, begun.say, ranks
+        )
+        decided = ranks.of_first(None)
     if decided is None:  # the result is there already
         raise NotFirst
     plan = Plan.from_json(decided)

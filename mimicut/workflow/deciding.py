@@ -15,6 +15,7 @@ from mimicut.base import memory
 from mimicut.base.errors import InputError
 from mimicut.base.guard import on_device
 from mimicut.base.progress import SpokenProgress
+from mimicut.base.ranks import Ranks
 from mimicut.inputs.class_names import check_class_names
 from mimicut.inputs.teacher import Teacher
 from mimicut.planning.evidence import channel_evidence, needed_bytes
@@ -34,6 +35,7 @@ from mimicut.workflow.intake import Intake
 from mimicut.workflow.request import Request
 
 Say = Callable[[str], None]
+SHARE_EVIDENCE = "evidence"  # what the first of several processes asks the others for
 _Found = TypeVar("_Found")
 
 
@@ -122,6 +124,7 @@ def decide(
     plan: Plan | None,
     allowance: Allowance,
     say: Say,
+    ranks: Ranks | None = None,
 ) -> tuple[Plan, Anatomy]:
     """Decide what to keep.
 
@@ -130,6 +133,8 @@ def decide(
         plan: A given plan, which is resolved again and otherwise kept; None to make one.
         allowance: The time left; planning deducts its own.
         say: Receives a sentence for each stage.
+        ranks: The processes of which this is the first; the others wait for what they are asked for (SHARE_EVIDENCE:
+            to call `share_evidence`), and then for the plan.
 
     Returns:
         The plan, and the anatomy without the blocks that it drops.
@@ -140,7 +145,9 @@ def decide(
     assert request.budget is not None  # as there is no plan
     evidence = None
     if asks_images(request, plan):
-        evidence = allowance.run(lambda: _evidence(network, intake, request, allowance.left, say))
+        if ranks is not None:
+            ranks.of_first(SHARE_EVIDENCE)
+        evidence = allowance.run(lambda: share_evidence(network, intake, request, allowance.left, say, ranks))
     if not request.budget.searches:
         made = make_plan(model, anatomy, request.budget, evidence=evidence, source=source)
         return replace(made, call=intake.call), anatomy
@@ -149,13 +156,16 @@ def decide(
     return made, trace(model, intake.example, anatomy.seam, drop=made.drop, whole=anatomy)
 
 
-def _evidence(network: Network, intake: Intake, request: Request, seconds: float | None, say: Say) -> Evidence:
+def share_evidence(
+    network: Network, intake: Intake, request: Request, seconds: float | None, say: Say, ranks: Ranks | None
+) -> Evidence:
+    """The channel evidence, measured by all processes together, or by this one alone."""
     config = request.config
     with on_device(network.model, config.device):
         few = on_accelerator(intake.bound(intake.few), config.views, device_for(config.device, network.model))
         evidence = channel_evidence(
             network.model, network.anatomy, few, views=config.views, seed=config.seed,
-            max_seconds=None if seconds is None else EVIDENCE_SHARE * seconds,
+            max_seconds=None if seconds is None else EVIDENCE_SHARE * seconds, ranks=ranks,
             on_expected=lambda seconds: say(f"measuring on the images which channels matter, {about(seconds)}"),
             on_progress=SpokenProgress(say, "batch or group"), max_memory=request.pass_bytes,
         )  # fmt: skip

@@ -241,39 +241,89 @@ def test_no_room_for_one_image_ends_in_a_clear_line_and_the_student_is_as_before
 
 # --- two processes
 
-_MIMIC = """
+_START = """
 import sys
 import torch
-from pathlib import Path
-from test_ranks import FEW, networks, recipe
+from test_ranks import *
 from mimicut.base.ranks import current
-from mimicut.recovery.mimic import mimic
 
 torch.set_num_threads(1)
 if sys.argv[2] == "two":
     rank = int(sys.argv[3])
     torch.distributed.init_process_group(init_method=f"file://{sys.argv[4]}", rank=rank, world_size=2)
+"""
+_MIMIC = (
+    _START
+    + """
 teacher, student, seam = networks()
 mimic(teacher, student, seam, FEW, recipe(steps=20), ranks=current())
 with torch.no_grad():
     torch.save(student(FEW), sys.argv[1])
 """
+)
+_DECIDE = (
+    _START
+    + """
+from mimicut.demo import few_images
+from mimicut.planning.evidence import channel_evidence
+from mimicut.recovery.closed_form import ClosedFormOptions, closed_form
+from mimicut.recovery.cut_student import CutStudent
+
+few = few_images(40, 0)
+teacher = mimicut.load_teacher("demo:resnet14").model
+anatomy = trace(teacher, few[:2])
+said = []
+evidence = channel_evidence(
+    teacher, anatomy, few, views="patches", ranks=current(), on_progress=lambda *done: said.append(done)
+)
+plan = make_plan(teacher, anatomy, keep=0.5, evidence=evidence)
+student = cut(teacher, plan)
+case, options = CutStudent(teacher, student, anatomy, plan), ClosedFormOptions(views="patches", count_views=400)
+log = closed_form(case, few, options, ranks=current())
+with torch.no_grad():
+    found = {"plan": plan.keep, "layers": [vars(each) for each in log.layers], "features": student(few)}
+errors = {name: torch.from_numpy(each[1:]) for name, each in evidence.errors.items()}
+torch.save(found | {"evidence": errors, "said": said}, sys.argv[1])
+"""
+)
 
 
-@pytest.mark.long
-def test_two_processes_give_the_student_of_one(tmp_path):
+def of_one_and_of_two(tmp_path, code):
+    """What a program leaves in the file that is its first argument: alone, and in each of two processes."""
+
     def start(*arguments):
         path = os.pathsep.join([str(PACKAGE.parent), str(Path(nets.__file__).parent)])
-        command = [sys.executable, "-c", _MIMIC, *map(str, arguments)]
+        command = [sys.executable, "-c", code, *map(str, arguments)]
         return subprocess.Popen(command, cwd=Path(__file__).parent, env=os.environ | {"PYTHONPATH": path})
 
     out = [tmp_path / name for name in ("one", "first", "second")]
     processes = [start(out[0], "one"), *(start(out[1 + r], "two", r, tmp_path / "store") for r in range(2))]
     assert [process.wait(300) for process in processes] == [0, 0, 0]
-    one, first, second = (torch.load(each) for each in out)
+    return [torch.load(each) for each in out]
+
+
+@pytest.mark.long
+def test_two_processes_give_the_student_of_one(tmp_path):
+    one, first, second = of_one_and_of_two(tmp_path, _MIMIC)
     assert torch.equal(first, second)
     assert float((one - first).norm() / one.norm()) < 1e-4
     assert not torch.equal(one, networks()[1](FEW))
+
+
+@pytest.mark.long
+def test_two_processes_find_the_evidence_and_solve_the_layers_of_one(tmp_path):
+    one, first, second = of_one_and_of_two(tmp_path, _DECIDE)
+    assert torch.equal(first["features"], second["features"])
+    assert first["plan"] == second["plan"] == one["plan"]
+    assert len(one["evidence"]) > 3
+    for name, errors in one["evidence"].items():
+        assert torch.allclose(first["evidence"][name], errors, rtol=1e-4), name
+        assert torch.equal(second["evidence"][name], first["evidence"][name])
+    assert len(second["said"]) <= len(first["said"]) < 0.7 * len(one["said"])  # parts and groups were divided
+    assert [each["ridge"] for each in first["layers"]] == [each["ridge"] for each in one["layers"]]
+    assert any(each["gated"] for each in one["layers"])
+    assert [each["gated"] for each in first["layers"]] == [each["gated"] for each in one["layers"]]
+    assert float((one["features"] - first["features"]).norm() / one["features"].norm()) < 1e-4
 
 
 @pytest.mark.long
