@@ -405,7 +405,7 @@ def _by_onnx(model: nn.Module, call: Example, setting: Setting) -> Callable[[], 
             if setting.precision == "float32":
                 return _OPEN[setting.runtime](path, call, setting)
             in_int8 = path.with_name("model.int8.onnx")
-            quantise(path, in_int8, [_arrays(call)])
+            quantise(path, in_int8, [_arrays(call)], tries=False)
             return _OPEN[setting.runtime](in_int8, call, setting)
 
         try:

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 
 import numpy as np
@@ -14,9 +15,11 @@ from nets import Chain, Residual
 
 import mimicut as us
 from mimicut.base.errors import InputError, LawBroken, UnsupportedModel
+from mimicut.demo import few_images
 from mimicut.inputs.preprocessing import Preprocessing
 from mimicut.inputs.teacher import own_teacher
 from mimicut.proof.randomised import randomised
+from mimicut.runtime import int8
 from mimicut.runtime.export import FILES, run_onnx
 
 module = import_module("mimicut.results.export_folder")
@@ -39,6 +42,36 @@ def made(tmp_path_factory):
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(import_module("mimicut.proof.int8_table"), "_SECONDS", 0.0)
+
+
+@pytest.mark.parametrize("nearer", ["best", "narrow"])
+def test_ranges_are_those_with_which_the_outputs_are_nearer(nearer, tmp_path, monkeypatch, capsys):
+    import onnx
+
+    monkeypatch.setattr(int8, "NARROW", 99.0)
+    monkeypatch.setattr(int8, "_distance", lambda path, *_: float(path.stem != nearer))
+    x = torch.randn(32, 3, 8, 8)
+    made = us.export(randomised(Chain()), x[:2], tmp_path, formats=["int8"], calibrate=x.split(8))
+    graph = onnx.load(made.files["int8"]).graph
+    scale = next(onnx.numpy_helper.to_array(t) for t in graph.initializer if t.name == "x_scale")
+    whole = float(x.max() - x.min()) / 255
+    assert float(scale) == pytest.approx(whole, rel=1e-4) if nearer == "best" else 0.3 * whole < scale < 0.8 * whole
+    assert capsys.readouterr().out == ""  # on which ONNX Runtime reports its histograms
+
+
+@pytest.mark.long
+def test_narrow_ranges_bring_a_trained_network_nearer(tmp_path, monkeypatch):
+    teacher = us.load_teacher("demo:resnet14")
+    few = us.read_images(few_images(50, 0), teacher.preprocessing).batch(range(50))
+    others = us.read_images(few_images(200, 1), teacher.preprocessing).batch(range(200))
+    errors = []
+    for tries in (True, False):
+        monkeypatch.setattr(import_module("mimicut.runtime.export"), "quantise", partial(int8.quantise, tries=tries))
+        made = us.export(
+            teacher.model, few[:2], tmp_path / str(tries), calibrate=few.split(2), formats=["onnx", "int8"]
+        )
+        errors.append(int8._distance(made.files["int8"], made.files["onnx"], [{"x": others.numpy()}]))
+    assert errors[0] < 0.8 * errors[1]
 
 
 def test_a_file_in_int8_is_smaller_and_near(tmp_path):

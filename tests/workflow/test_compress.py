@@ -18,6 +18,7 @@ from torch import nn
 import mimicut as us
 from mimicut.base import disk
 from mimicut.base.errors import InputError, LawBroken, PlanError, Stopped, StoreError, UnsupportedModel
+from mimicut.demo import few_images
 from mimicut.inputs.teacher import own_teacher
 from mimicut.proof.randomised import randomised
 from mimicut.recovery.config import preset
@@ -206,7 +207,7 @@ def no_room(*arguments, **options):
 
 
 def test_memory_that_runs_out_while_it_verifies_is_one_clear_line(tmp_path, monkeypatch):
-    few = us.demo.few_images(8, 0)
+    few = few_images(8, 0)
     compress("demo:vgg7", few, keep=0.5, folder=tmp_path / "small", config=replace(CONFIG, steps=0, start="cut"))
     monkeypatch.setattr("mimicut.workflow.verify.figures", no_room)
     with pytest.raises(InputError, match=r"verifying .*small on cpu: its memory ran out \(OutOfMemoryError: CUDA"):
