@@ -1,5 +1,7 @@
 import gc
 import os
+from contextlib import suppress
+from functools import cache
 
 import numpy as np
 import pytest
@@ -25,6 +27,15 @@ def _one_thread():
     """Tests run side by side, one on each core; more threads would only wait for each other. So do their processes."""
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _functions_of_onnx_read_once():
+    """torch parses the source of each of ONNX's functions anew for every file that it writes: half a second."""
+    with suppress(ImportError, AttributeError):
+        from torch.onnx._internal._lazy_import import onnxscript_apis
+
+        onnxscript_apis.get_torchlib_ops = cache(onnxscript_apis.get_torchlib_ops)
 
 
 @pytest.fixture

@@ -99,44 +99,49 @@ def _errors_elsewhere(
     output's largest value, of the file in a process of its own."""
     errors: dict[str, float | None] = {"random": None, "real": None}
     path, fixed = exported.files[kind], _images_of(exported, kind)
+    parts = list[tuple[str, Tensor]]()
     for name, batch in {} if kind in exported.not_run else batches.items():
-        parts = [batch] if fixed is None else [part for part in batch.split(fixed) if len(part) == fixed]
+        parts += [(name, part) for part in batch.split(fixed or len(batch)) if len(part) == (fixed or len(batch))]
         if _any_size(exported, kind) and name == "random":
-            parts.append(larger_images(as_example(batch[:FIXED]))[0][0])
-        calls = [as_example(model_inputs(part, call)) for part in parts]
-        # A converter's runtime takes long to start: once for all.
-        of_edge = run_edge(kind, path, calls) if kind in EDGE else None
-        for i, (part, given) in enumerate(zip(parts, calls, strict=True)):
-            found = of_edge[i] if of_edge is not None else run_elsewhere(path, part, call)
-            error = difference(found, outputs_of(model, *given))
-            errors[name] = max(error, errors[name] or 0.0)
-            if kind == "int8":  # what INT8 loses is reported; the file must give here what it gives elsewhere
-                error = difference(found, *run_onnx(path, [given]))
-            if not error <= tolerance:
-                raise LawBroken(
-                    f"comparing {path.name} in a process of its own with "
-                    f"{'what it gives here' if kind == 'int8' else 'the student'}, on {name} images: "
-                    f"outputs differ by {error:.1e} of the largest in float32, expected at most {tolerance:.1e}; do "
-                    "not deploy it, and please report the model"
-                )
+            parts.append((name, larger_images(as_example(batch[:FIXED]))[0][0]))
+    calls = [as_example(model_inputs(part, call)) for _, part in parts]
+    # A process takes seconds to start: one for all.
+    found = run_edge(kind, path, calls) if kind in EDGE else run_elsewhere(path, [[part] for _, part in parts], call)
+    here = run_onnx(path, calls) if kind == "int8" else None
+    for i, (name, _) in enumerate(parts):
+        error = difference(found[i], outputs_of(model, *calls[i]))
+        errors[name] = max(error, errors[name] or 0.0)
+        if here is not None:  # what INT8 loses is reported; the file must give here what it gives elsewhere
+            error = difference(found[i], here[i])
+        if not error <= tolerance:
+            raise LawBroken(
+                f"comparing {path.name} in a process of its own with "
+                f"{'what it gives here' if kind == 'int8' else 'the student'}, on {name} images: "
+                f"outputs differ by {error:.1e} of the largest in float32, expected at most {tolerance:.1e}; do "
+                "not deploy it, and please report the model"
+            )
     return {f"error_{name}": error for name, error in errors.items()}
 
 
-def run_elsewhere(path: Path, batch: Tensor, call: Mapping[str, Any] | None, *more: Tensor) -> list[Tensor]:
-    """The outputs of an exported file for `batch` (N, C, H, W), run in a process that imports nothing of mimicut; more:
-    what further inputs of the file take.
+def run_elsewhere(path: Path, passes: Sequence[Sequence[Tensor]], call: Mapping[str, Any] | None) -> list[list[Tensor]]:
+    """The outputs of an exported file in each of several passes, run in a process that imports nothing of mimicut.
+
+    Args:
+        path: The file.
+        passes: What the inputs of the file take in each: images (N, C, H, W), and what further inputs there are.
+        call: How the model takes images, see `model_inputs`.
 
     Raises:
         LawBroken: The process fails.
     """
+    if not passes:
+        return []
     with tempfile.TemporaryDirectory(prefix="mimicut") as scratch:
         given, result = Path(scratch) / "given.npz", Path(scratch) / "result.npz"
-        np.savez(
-            given,
-            batch.numpy(),
-            *(each.numpy() for each in more),
-            call=json.dumps(call or {"keyword": None, "options": {}}),
-        )
+        arrays: dict[str, Any] = {
+            f"{n}.{i}": each.numpy() for n, inputs in enumerate(passes) for i, each in enumerate(inputs)
+        }
+        np.savez(given, call=json.dumps(call or {"keyword": None, "options": {}}), **arrays)
         process = subprocess.run(
             [sys.executable, "-P", str(_RUNNER), str(path), str(given), str(result)], capture_output=True, text=True
         )
@@ -144,7 +149,10 @@ def run_elsewhere(path: Path, batch: Tensor, call: Mapping[str, Any] | None, *mo
             message = " / ".join(process.stderr.strip().splitlines()[-3:]) or f"exit code {process.returncode}"
             raise LawBroken(f"running {path.name} in a process of its own: {message[-600:]}; do not deploy it")
         with np.load(result) as outputs:
-            return [torch.from_numpy(outputs[name]) for name in outputs.files]
+            found: list[list[Tensor]] = [[] for _ in passes]
+            for name in outputs.files:
+                found[int(name.partition(".")[0])].append(torch.from_numpy(outputs[name]))
+            return found
 
 
 def check_size(exported: Exported, path: Path, kind: str) -> int:

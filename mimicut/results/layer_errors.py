@@ -103,7 +103,7 @@ def _compare_part(
     for column, (copy, more, taken) in copies.items():
         said = {**(call or {"keyword": None, "options": {}}), **more}
         try:
-            found = run_elsewhere(copy, part, said, *(values[layer] for layer in taken))
+            (found,) = run_elsewhere(copy, [[part, *(values[layer] for layer in taken)]], said)
         except LawBroken as error:
             raise UnsupportedModel(
                 f"comparing {copy.name} layer by layer: a copy of it that also returns what its layers give does not "

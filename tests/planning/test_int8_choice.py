@@ -73,6 +73,7 @@ def plan(latency, **options):
     return plan_int8(model, anatomy, few(), budget, given=given)
 
 
+@pytest.mark.long
 def test_int8_alone_where_it_meets_the_latency(clock):
     found = plan(0.55)
     assert not found.slices

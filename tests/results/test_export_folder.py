@@ -89,7 +89,9 @@ def test_the_normalisation_can_go_into_the_files(result):
 
 def test_a_file_that_differs_elsewhere_fails_the_export(result, monkeypatch):
     before = {p.name: p.read_bytes() for p in result.iterdir()}
-    monkeypatch.setattr(checks, "run_elsewhere", lambda path, batch, call: [torch.zeros(len(batch), 5)])
+    monkeypatch.setattr(
+        checks, "run_elsewhere", lambda path, passes, call: [[torch.zeros(len(x), 5)] for (x,) in passes]
+    )
     with pytest.raises(LawBroken, match=r"model\.onnx in a process of its own .* random images: outputs differ by 1"):
         us.export_folder(result, ["onnx"], teacher=Chain)
     assert {p.name: p.read_bytes() for p in result.iterdir()} == before
@@ -165,7 +167,10 @@ def test_tensors_that_no_pass_uses_are_no_reason_to_refuse(tmp_path):
 
 
 def test_a_value_that_is_no_number_fails_the_export(result, monkeypatch):
-    monkeypatch.setattr(checks, "run_elsewhere", lambda path, batch, call: [torch.full((len(batch), 5), torch.nan)])
+    def nothing(path, passes, call):
+        return [[torch.full((len(x), 5), torch.nan)] for (x,) in passes]
+
+    monkeypatch.setattr(checks, "run_elsewhere", nothing)
     with pytest.raises(LawBroken, match="outputs differ by nan of the largest"):
         us.export_folder(result, ["onnx"], teacher=Chain)
 
@@ -252,14 +257,16 @@ def test_a_part_is_exported_by_itself(tmp_path):
 
 def test_the_runner_imports_nothing_of_mimicut(result):
     us.export(us.load(result, Chain), torch.zeros(2, 3, 8, 8), result, formats=["pt2"])
-    np.savez(result.parent / "given.npz", np.ones((2, 3, 8, 8), np.float32), call='{"keyword": null, "options": {}}')
+    batches = {f"{number}.0": np.ones((2 + number, 3, 8, 8), np.float32) for number in range(2)}
+    np.savez(result.parent / "given.npz", call='{"keyword": null, "options": {}}', **batches)
     code = (
         "import sys, runpy; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__');"
         "assert not any(m.partition('.')[0] == 'mimicut' for m in sys.modules)"
     )
     paths = [result / "model.pt2", result.parent / "given.npz", result.parent / "out.npz"]
     subprocess.run([sys.executable, "-P", "-c", code, str(checks._RUNNER), *map(str, paths)], check=True)
-    assert np.load(result.parent / "out.npz")["arr_0"].shape == (2, 5)
+    found = np.load(result.parent / "out.npz")
+    assert {name: found[name].shape for name in found.files} == {"0.0": (2, 5), "1.0": (3, 5)}
 
 
 def test_the_command_line(place, capsys):

@@ -330,7 +330,8 @@ def test_a_module_without_a_known_size_is_a_teacher_of_224_pixels_and_a_note_say
     assert teacher_of(randomised(Chain()), read).preprocessing == PREPROCESSING
 
 
-@pytest.mark.parametrize("few", [pytest.param(24, marks=pytest.mark.long), 260], ids=["last step", "best step"])
+@pytest.mark.long
+@pytest.mark.parametrize("few", [24, 260], ids=["last step", "best step"])
 def test_a_stopped_run_is_saved_and_goes_on_to_the_same_result(tmp_path, few, monkeypatch):
     config, given = preset("default", steps=6, lr=3e-3, views="none"), images(few)
     whole = compress(make_teacher(), given, keep=0.5, folder=tmp_path / "whole", config=config)
@@ -471,6 +472,7 @@ def test_a_stopped_run_that_was_killed_while_it_saved_its_part_goes_on(tmp_path,
     assert sorted(p.name for p in tmp_path.iterdir()) == ["small", "whole"]
 
 
+@pytest.mark.long
 def test_folds_that_were_interrupted_are_made_when_the_run_is_resumed(tmp_path, monkeypatch):
     module, folder = import_module("mimicut.workflow.crossfit"), tmp_path / "small"
     asked = {"keep": 0.5, "folder": folder, "config": CONFIG, "resume": True}
@@ -560,7 +562,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch
 def test_no_time_is_said_and_still_gives_a_result():
     said = []
     result = compress(
-        make_teacher(), images(), keep=0.5, config=preset("default", views="none"), max_seconds=0.0,
+        make_teacher(), images(), keep=0.5, config=preset("default", steps=3, views="none"), max_seconds=0.0,
         on_stage=said.append,
     )  # fmt: skip
     assert result.report.steps == 0

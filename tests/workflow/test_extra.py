@@ -114,7 +114,7 @@ def test_a_stopped_run_with_extra_images_continues_to_the_same_bits(teacher, few
 def test_held_out_images_among_the_extra_ones_are_refused_by_name(teacher, few, tmp_path):
     held_out = pictures(tmp_path / "held_out", 3, 3)
     others = pictures(tmp_path / "others", 4, 4)
-    compress(teacher, few, keep=0.5, config=CONFIG, held_out=held_out, extra=others)
+    compress(teacher, few, keep=0.5, config=CONFIG, held_out=held_out, extra=others, max_seconds=0)
     (others / "again.png").write_bytes((held_out / "3_1.png").read_bytes())
     with pytest.raises(InputError, match=r"1 of 3 held-out images .*3_1\.png is .*again\.png"):
         compress(teacher, few, keep=0.5, config=CONFIG, held_out=held_out, extra=others)
