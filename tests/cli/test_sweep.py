@@ -314,18 +314,9 @@ def kill_worker(process, name, seen, seconds=300):
     raise AssertionError(f"{name} was not started again: {process.communicate()}")
 
 
-@pytest.mark.parametrize(
-    "kept",
-    [
-        pytest.param({"vgg7": (0.4, 0.6, 0.8)}, marks=pytest.mark.long),
-        pytest.param(
-            {"vgg7": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8), "resnet14": (0.4, 0.5, 0.6, 0.7)}, marks=pytest.mark.attack
-        ),
-    ],
-    ids=["three", "ten"],
-)
-def test_jobs_on_ray_with_two_workers_of_which_one_is_killed_twice_equal_those_one_after_the_other(
-    kept, capsys, tmp_path, monkeypatch
+@pytest.mark.attack
+def test_ten_jobs_on_ray_with_two_workers_of_which_one_is_killed_twice_equal_those_one_after_the_other(
+    capsys, tmp_path, monkeypatch
 ):
     pytest.importorskip("ray")
     from mimicut.demo.photographs import write_few_images
@@ -333,6 +324,7 @@ def test_jobs_on_ray_with_two_workers_of_which_one_is_killed_twice_equal_those_o
     monkeypatch.chdir(tmp_path)
     write_few_images("photos", 50, seed=1)
     options = {"effort": "quick", "extra": "none", "max-memory": "2G"}
+    kept = {"vgg7": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8), "resnet14": (0.4, 0.5, 0.6, 0.7)}
     text = "[defaults]\nimages = 'photos'\n" + "".join(f"{name} = '{value}'\n" for name, value in options.items())
     text += "".join(f"[[job]]\nteacher = 'demo:{name}'\nkeep = {list(keeps)}\n" for name, keeps in kept.items())
     (tmp_path / "jobs.toml").write_text(text)
