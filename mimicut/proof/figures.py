@@ -145,7 +145,9 @@ def figures(
                 error.add(want.double(), have.double())
                 likeness.append(cosines(*(f.double().reshape(len(f), -1) for f in (want, have))))
             if len(maps) < SHOWN:
-                shown = (feature_maps(want, have, where.start) for want, have in zip(wanted, found, strict=True))
+                size_hw = next(((t.shape[2], t.shape[3]) for _, t in tensors(batch) if t.ndim == 4), None)
+                pairs = zip(wanted, found, strict=True)
+                shown = (feature_maps(want, have, where.start, size_hw) for want, have in pairs)
                 maps += next(filter(None, shown), [])
             if objects is not None and not _add_objects(objects, teacher, seam, (theirs, ours), batch):
                 objects = None

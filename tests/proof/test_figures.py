@@ -65,6 +65,24 @@ def test_the_first_maps_by_hand(axes, batch_size):
     assert figures(scaler(1.0, 1.0, 1.0), scaler(1.0, 1.0, 1.0), SEAM, SCORES_NK).feature_maps == ()
 
 
+def test_maps_of_patches_by_hand():
+    """Tokens of a network as a transformer gives them: one of its own, and then a patch of 4 x 4 pixels each."""
+
+    class Tokens(nn.Module):
+        def forward(self, x):
+            patches = nn.functional.avg_pool2d(x, 4).flatten(2).transpose(1, 2)
+            return torch.cat([patches.new_full((len(x), 1, 1), 9.0), patches], 1)
+
+    images = torch.zeros(2, 1, 8, 12)
+    images[:, :, 4:, 8:] = 5.0  # the last patch
+    seam = Seam((SeamPoint("0"),), ((2, 7, 1),), ())
+    model = nn.Sequential(Tokens(), nn.Flatten())
+    strong = [[0.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
+    assert figures(model, model, seam, images).feature_maps == tuple(
+        {"image": i, "teacher": strong, "student": strong} for i in range(2)
+    )
+
+
 def test_several_points_are_averaged():
     teacher, model = scaler(1.0, 1.0, 1.0), scaler(1.0, 2.0, 1.0)
     one = figures(teacher, model, SEAM, SCORES_NK).feature_error_relative
