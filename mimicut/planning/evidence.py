@@ -97,7 +97,7 @@ def channel_evidence(
         a_view = measure_view_seconds(teacher, few, views)
         cubes = sum(_size(tensors[name]) ** 3 for name in names)
         expected = 2 * views_made * a_view + matrix_seconds(cubes, anatomy, a_view) + _A_LAYER * len(names)
-        expected /= ranks.count if ranks else 1
+        expected /= 1 if ranks is None else ranks.count
         if max_seconds is not None:
             expected, views_made = min(expected, max_seconds), min(views_made, views_within(max_seconds, a_view))
         if on_expected:

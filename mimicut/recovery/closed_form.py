@@ -319,14 +319,15 @@ def _solve_in_lockstep(
                 raise RuntimeError(f"{name} runs where {layer.weight} was expected")
             moments = collect_moments(layer, wanted, found, tensors, sampling)
             del wanted, found  # else they would be held beside those of the next halt
-            done, ridge, goes_on = None, ridge, True
+            solved: Any = None
             if sampling.ranks is None or sampling.ranks.first:
-                done, ridge = solve_layer(layer, moments, tensors.student, ridge)
-                goes_on = go_on(done)
+                solved = solve_layer(layer, moments, tensors.student, ridge)
             del moments
             if sampling.ranks is not None:
                 written = [name for name in (layer.weight, layer.constant) if name is not None]
                 sampling.ranks.copy_first([tensors.student[name] for name in written])
-                done, goes_on = sampling.ranks.of_first((done, goes_on))
-            if not goes_on:
+                solved = sampling.ranks.of_first(solved)
+            done, ridge = solved
+            goes_on = go_on(done)
+            if not (goes_on if sampling.ranks is None else sampling.ranks.of_first(goes_on)):
                 break

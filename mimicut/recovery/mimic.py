@@ -84,7 +84,7 @@ def mimic(
     count(few)
     check_ranks(config, ranks)
     if ranks is not None:
-        _check_same(ranks, teacher, few)
+        check_same(ranks, teacher, few)
     config, ways = settle(pair, few, config, checkpoint=checkpoint, max_memory=max_memory)
     if ranks is not None:  # what is measured differs by rounding
         config = replace(ranks.of_first(config), device=config.device)
@@ -107,15 +107,19 @@ def check_ranks(config: MimicConfig, ranks: Ranks | None) -> None:
         )
 
 
-def _check_same(ranks: Ranks, teacher: nn.Module, few: Source | Tensor) -> None:
-    """Check that this process has the teacher and the images of the first one: else gradients of two tasks add up."""
+def check_same(ranks: Ranks, teacher: nn.Module, few: Source | Tensor) -> None:
+    """Check that this process has the teacher and the images of the first one: else sums of two tasks add up.
+
+    Raises:
+        InputError: It has others.
+    """
     images = _digest([few]) if isinstance(few, Tensor) else [str(each) for each in getattr(few, "hashes", ())]
     own = {"teacher": _digest(guard.named_tensors(teacher).values()), "images": images}
     wanted = ranks.of_first(own)
     for what, found in own.items():
         if found != wanted[what]:
             raise InputError(
-                f"mimicking on {ranks.count} devices: the {what} of process {ranks.rank} differ(s) from those of the "
+                f"working on {ranks.count} devices: the {what} of process {ranks.rank} differ(s) from those of the "
                 "first one; give every process the same weights, and the same images in the same order"
             )
 

@@ -24,7 +24,7 @@ from mimicut.recovery.config import MimicConfig
 from mimicut.recovery.cut_student import CutStudent
 from mimicut.recovery.folds import batches_of
 from mimicut.recovery.judge import Judge
-from mimicut.recovery.mimic import check_ranks, mimic
+from mimicut.recovery.mimic import check_ranks, check_same, mimic
 from mimicut.recovery.norms import VIEWS, settle_norms
 from mimicut.recovery.pair import Pair, device_for
 from mimicut.recovery.precision_and_layout import describe_way
@@ -121,6 +121,7 @@ def recover(
     check_ranks(config, ranks)
     few = on_accelerator(few, config.views, device_for(config.device, case.student))
     if ranks is not None:
+        check_same(ranks, case.teacher, few)
         checkpoint = ranks.of_first(checkpoint)
         choose = choose if ranks.first else None
     if checkpoint is not None:
@@ -133,6 +134,7 @@ def recover(
         found = None
         if ranks.first:
             found = _Preparation(case, few, choose, max_seconds, max_memory, say, ranks).prepare(config)
+        # What the first one sends the others: how to solve, if it does, and then what it decided.
         while isinstance(decided := ranks.of_first(found), ClosedFormOptions):
             closed_form(case, few, decided, ranks=ranks)
         before, shared = decided
@@ -258,6 +260,7 @@ class _Preparation:
         """Run the closed form, and settle the norms if there are images to choose by."""
         case, say = self._case, self._say
         expected = expected_seconds(case.anatomy, case.plan, case.student, view_seconds)
+        expected /= 1 if self._ranks is None else self._ranks.count
         most = None if self._max_seconds is None else CLOSED_SHARE * self._max_seconds
         most_views = None if most is None else views_within(most, view_seconds)
         if most is not None and not most_views:
@@ -346,7 +349,8 @@ class _Preparation:
     ) -> Rehearsal | None:
         """cut: the student before the closed form, which is changed; not needed with images to choose by."""
         case, few, say = self._case, self._few, self._say
-        left, cost = self._seconds_left(), REHEARSED_VIEWS * closed.seconds + MOST_STEPS * step_seconds
+        alone = closed.seconds * (1 if self._ranks is None else self._ranks.count)  # as a rehearsal is
+        left, cost = self._seconds_left(), REHEARSED_VIEWS * alone + MOST_STEPS * step_seconds
         if self._choose is None and divide(few, config.seed) is None:
             say(f"not rehearsing: {count(few)} images are too few, or too similar, to set some aside")
             return None

@@ -20,6 +20,7 @@ from mimicut.anatomy.tracing import as_example
 from mimicut.base.errors import LawBroken
 from mimicut.inputs.preprocessing import model_inputs
 from mimicut.runtime import run_exported
+from mimicut.runtime.edge_converter import arrays_of, calls_in
 from mimicut.runtime.edge_formats import EDGE, run_edge
 from mimicut.runtime.export import FILES, NOT_WANTED, Exported, difference, larger_images, outputs_of, run_onnx
 
@@ -104,6 +105,8 @@ def _errors_elsewhere(
         parts += [(name, part) for part in batch.split(fixed or len(batch)) if len(part) == (fixed or len(batch))]
         if _any_size(exported, kind) and name == "random":
             parts.append((name, larger_images(as_example(batch[:FIXED]))[0][0]))
+    if not parts:
+        return {"error_random": None, "error_real": None}
     calls = [as_example(model_inputs(part, call)) for _, part in parts]
     # A process takes seconds to start: one for all.
     found = run_edge(kind, path, calls) if kind in EDGE else run_elsewhere(path, [[part] for _, part in parts], call)
@@ -134,13 +137,9 @@ def run_elsewhere(path: Path, passes: Sequence[Sequence[Tensor]], call: Mapping[
     Raises:
         LawBroken: The process fails.
     """
-    if not passes:
-        return []
     with tempfile.TemporaryDirectory(prefix="mimicut") as scratch:
         given, result = Path(scratch) / "given.npz", Path(scratch) / "result.npz"
-        arrays: dict[str, Any] = {
-            f"{n}.{i}": each.numpy() for n, inputs in enumerate(passes) for i, each in enumerate(inputs)
-        }
+        arrays: dict[str, Any] = arrays_of([[each.numpy() for each in inputs] for inputs in passes])
         np.savez(given, call=json.dumps(call or {"keyword": None, "options": {}}), **arrays)
         process = subprocess.run(
             [sys.executable, "-P", str(_RUNNER), str(path), str(given), str(result)], capture_output=True, text=True
@@ -148,11 +147,7 @@ def run_elsewhere(path: Path, passes: Sequence[Sequence[Tensor]], call: Mapping[
         if process.returncode:
             message = " / ".join(process.stderr.strip().splitlines()[-3:]) or f"exit code {process.returncode}"
             raise LawBroken(f"running {path.name} in a process of its own: {message[-600:]}; do not deploy it")
-        with np.load(result) as outputs:
-            found: list[list[Tensor]] = [[] for _ in passes]
-            for name in outputs.files:
-                found[int(name.partition(".")[0])].append(torch.from_numpy(outputs[name]))
-            return found
+        return [[torch.from_numpy(array) for array in outputs] for outputs in calls_in(str(result))]
 
 
 def check_size(exported: Exported, path: Path, kind: str) -> int:

@@ -7,9 +7,10 @@ Weights are quantised by channel, activations by tensor, and written as pairs of
 import platform
 import tempfile
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,10 @@ import torch
 
 from mimicut.anatomy.tracing import quiet
 
-# Percent of the values of an activation, from each end, between which a narrow range lies. Source: measured on the
-# demo's teachers: 99.99 and 99.999 leave more error, 99.9 five times as much (docs/LOG.md).
+# Percent of an activation's values that a narrow range holds; as many are beyond either end. Source: measured on the
+# demo's teachers: 99.99 and 99.999 leave more error, 99.95 three times as much (docs/LOG.md).
 NARROW = 99.995
+_STDOUT = Lock()  # whoever holds it has redirected stdout
 
 
 def weight_bits() -> int:
@@ -52,7 +54,7 @@ def quantise(source: Path, target: Path, batches: Sequence[Sequence[np.ndarray]]
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     with tempfile.TemporaryDirectory(prefix="mimicut") as scratch, quiet("root"):
-        folded, best, narrow = (Path(scratch) / f"{name}.onnx" for name in ("folded", "best", "narrow"))
+        folded, widest, narrow = (Path(scratch) / f"{name}.onnx" for name in ("folded", "widest", "narrow"))
         quant_pre_process(source, folded, skip_symbolic_shape=True)
         graph = onnx.load(folded, load_external_data=False).graph
         names, outputs = [each.name for each in graph.input], list(graph.output)
@@ -60,14 +62,23 @@ def quantise(source: Path, target: Path, batches: Sequence[Sequence[np.ndarray]]
         if len(computed) < len(outputs):  # ONNX Runtime takes an output that is an input for a cycle
             _put_outputs(folded, computed, folded)
         feeds = [dict(zip(names, arrays, strict=True)) for arrays in batches]
-        _write(folded, best, feeds)
+        _write(folded, widest, feeds)
+        best = widest
         if tries:
-            # The histograms of the first batch get as many more bins as later ones have larger values.
-            feeds.sort(key=lambda feed: -float(np.std(feed[names[0]])))
+            # The largest first: a histogram gets more bins for each later value that is larger than those before.
+            feeds.sort(key=_largest, reverse=True)
             one_by_one = {"CalibPercentile": NARROW, "CalibStridedMinMax": 1}
-            _write(folded, narrow, feeds, calibrate_method=CalibrationMethod.Percentile, extra_options=one_by_one)
-            best = min(best, narrow, key=lambda path: _distance(path, folded, feeds))
+            with suppress(Exception):  # whatever ONNX Runtime raises at infinities, of which it makes no histogram
+                _write(folded, narrow, feeds, calibrate_method=CalibrationMethod.Percentile, extra_options=one_by_one)
+                distances = _distances([widest, narrow], folded, feeds)
+                best = narrow if distances[1] < distances[0] else widest
         _put_outputs(best, outputs, target)
+
+
+def _largest(feed: dict[str, np.ndarray]) -> float:
+    """The largest magnitude in an input's floats."""
+    floats = [array for array in feed.values() if array.dtype.kind == "f" and array.size]
+    return max((float(np.abs(array).max()) for array in floats), default=0.0)
 
 
 def _write(source: Path, target: Path, feeds: Sequence[dict[str, np.ndarray]], **options: Any) -> None:
@@ -86,25 +97,32 @@ def _write(source: Path, target: Path, feeds: Sequence[dict[str, np.ndarray]], *
         def get_next(self) -> dict | None:
             return next(self._left, None)
 
-    with redirect_stdout(StringIO()):  # on which ONNX Runtime reports
+    with _STDOUT, redirect_stdout(StringIO()):  # on which ONNX Runtime reports
         quantize_static(
             source, target, Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, reduce_range=weight_bits() == 7, **options,
         )  # fmt: skip
 
 
-def _distance(path: Path, plain: Path, feeds: Sequence[dict[str, np.ndarray]]) -> float:
-    """The squared error of the float outputs of one file over the squares of another's, all outputs added up."""
+def _distances(paths: Sequence[Path], plain: Path, feeds: Sequence[dict[str, np.ndarray]]) -> list[float]:
+    """Of each file the squared error of its float outputs over the squares of another's, all outputs added up."""
     import onnxruntime
 
-    sessions = [onnxruntime.InferenceSession(str(each), providers=["CPUExecutionProvider"]) for each in (path, plain)]
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors
+    sessions = [
+        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]) for path in (plain, *paths)
+    ]
     names = [each.name for each in sessions[0].get_outputs() if each.type == "tensor(float)"]
-    errors, squares = np.zeros(len(names)), np.zeros(len(names))
+    if not names:
+        return [0.0] * len(paths)
+    errors, squares = np.zeros((len(paths), len(names))), np.zeros(len(names))
     for feed in feeds:
-        for at, (found, wanted) in enumerate(zip(*(each.run(names, feed) for each in sessions), strict=True)):
-            errors[at] += np.square(found - wanted, dtype=np.float64).sum()
-            squares[at] += np.square(wanted, dtype=np.float64).sum()
-    return float((errors / np.maximum(squares, 1e-300)).sum())
+        wanted, *found = ([v.astype(np.float64) for v in session.run(names, feed)] for session in sessions)
+        squares += [np.square(w).sum() for w in wanted]
+        errors += [[np.square(f - w).sum() for f, w in zip(each, wanted, strict=True)] for each in found]
+    return (errors / np.maximum(squares, 1e-300)).sum(1).tolist()
 
 
 def _put_outputs(source: Path, outputs: Sequence[Any], target: Path) -> None:

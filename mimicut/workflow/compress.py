@@ -41,6 +41,7 @@ from mimicut.workflow.deciding import (
     SHARE_EVIDENCE,
     Allowance,
     Network,
+    asks_images,
     decide,
     look_at_images,
     read_network,
@@ -170,11 +171,11 @@ def compress(
         Stopped: Ctrl-C while the student mimics. The student is first verified and saved as it is, unless another
             result is in `folder`, with the file to `resume` from. Stopped is a KeyboardInterrupt whose `log` is the
             Result.
-        NotFirst: This process is one of an initialised `torch.distributed` group, and not its first one: its part, to
-            mimic, is done, and the first one alone has a Result.
+        NotFirst: This process is one of an initialised `torch.distributed` group, and not its first one: its part is
+            done, and the first one alone has a Result.
 
     In an initialised `torch.distributed` group of two processes or more, all of them must make this call with the same
-    arguments but the device: they mimic together (`base.ranks`).
+    arguments but the device: they work together (`base.ranks`).
     """
     teacher = teacher_of(teacher, images, example)
     request = request_of(
@@ -287,11 +288,12 @@ def _help(teacher: Teacher, images: ImageSource | ImageSet, request: Request, ra
     """
     request = replace(request, folder=None, export_to=(), resume=False)
     begun = _begun(teacher, images, request, Recorded(images, request), lambda text: None, None)
-    decided = ranks.of_first(None)
+    # Read now, while the first one does so too.
+    whole = read_network(teacher, request, begun.intake, None) if asks_images(request, request.plan) else None
+    decided = ranks.of_first(None)  # SHARE_EVIDENCE, if there is any; then the plan, or None where there is a result
     if decided == SHARE_EVIDENCE:
-        share_evidence(
-            read_network(teacher, request, begun.intake, None), begun.intake, request, None, begun.say, ranks
-        )
+        assert whole is not None  # the first one was asked for the same
+        share_evidence(whole, begun.intake, request, None, begun.say, ranks)
         decided = ranks.of_first(None)
     if decided is None:  # the result is there already
         raise NotFirst

@@ -28,6 +28,7 @@ from mimicut.proof.figures import finds_objects
 from mimicut.proof.image_check import ImageCheck, check_images
 from mimicut.proof.output_figures import check_fit, with_kinds
 from mimicut.recovery.batches import on_accelerator
+from mimicut.recovery.mimic import check_same
 from mimicut.recovery.pair import device_for
 from mimicut.recovery.recover import EVIDENCE_SHARE, about
 from mimicut.surgery.plan import Plan
@@ -163,6 +164,8 @@ def share_evidence(
     config = request.config
     with on_device(network.model, config.device):
         few = on_accelerator(intake.bound(intake.few), config.views, device_for(config.device, network.model))
+        if ranks is not None:
+            check_same(ranks, network.model, few)
         evidence = channel_evidence(
             network.model, network.anatomy, few, views=config.views, seed=config.seed,
             max_seconds=None if seconds is None else EVIDENCE_SHARE * seconds, ranks=ranks,

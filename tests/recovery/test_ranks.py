@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,8 +22,12 @@ from mimicut.anatomy.find_seam import trace
 from mimicut.base import guard, ranks
 from mimicut.base.errors import InputError, Stopped
 from mimicut.base.ranks import RankLost, Ranks, joined
+from mimicut.planning import evidence
 from mimicut.planning.planner import make_plan
+from mimicut.proof.randomised import randomised
+from mimicut.recovery.closed_form import ClosedFormOptions, closed_form
 from mimicut.recovery.config import preset
+from mimicut.recovery.cut_student import CutStudent
 from mimicut.recovery.mimic import mimic
 from mimicut.recovery.training_loop import TrainingLoop
 from mimicut.results.stopped_runs import stopped_path
@@ -63,6 +69,96 @@ class Alone:
 
     def of_first(self, value):
         return value
+
+
+class Side:
+    """One of several processes that are threads here: each tensor goes through a list that all of them see."""
+
+    def __init__(self, rank, count, shared):
+        self.rank, self.count, self.first, self.shared = rank, count, not rank, shared
+
+    owns = Ranks.owns
+
+    def _all(self, value):
+        values, barrier = self.shared
+        values[self.rank] = value
+        barrier.wait(60)
+        found = list(values)
+        barrier.wait(60)
+        return found
+
+    def of_first(self, value):
+        return self._all(value)[0]
+
+    def copy_first(self, tensors):
+        for tensor in tensors:
+            tensor.copy_(self._all(tensor.clone())[0])
+
+    def add_up(self, tensors):
+        for tensor in tensors:
+            found = self._all(tensor.clone())
+            assert len({(each.shape, each.dtype) for each in found}) == 1
+            tensor.copy_(sum(found))
+
+
+def side_by_side(count, work):
+    """What `work(ranks)` returns in each of so many processes."""
+    shared = [None] * count, threading.Barrier(count)
+
+    def run(rank):
+        try:
+            with torch.no_grad():
+                return work(Side(rank, count, shared))
+        except BaseException:
+            shared[1].abort()
+            raise
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(run, range(count)))
+
+
+@pytest.mark.parametrize("points", [None, ["stage1", "stage2"]], ids=["one point", "two points"])
+@pytest.mark.parametrize(
+    ("count", "seconds", "part"), [(2, None, 16), (5, None, 8), (3, 1e9, 16), (60, None, 16)],
+    ids=["two", "some without gradients", "a time limit", "more than parts"],
+)  # fmt: skip
+def test_processes_have_the_evidence_of_one(points, count, seconds, part, monkeypatch):
+    monkeypatch.setattr(evidence, "_PART", part)
+    monkeypatch.setattr(evidence, "affordable_views", lambda anatomy: 2 * 90)
+    teacher = randomised(nets.Residual())
+    anatomy, few = trace(teacher, FEW[:2], points=points), FEW
+
+    def work(ranks, model=teacher):
+        return evidence.channel_evidence(copy.deepcopy(model), anatomy, few, max_seconds=seconds, ranks=ranks)
+
+    alone, found = work(None), side_by_side(count, work)
+    assert len(alone.scores) > 3
+    for each in found if count < 60 else found[:1]:
+        assert each.scores.keys() == alone.scores.keys()
+        for name, scores in alone.scores.items():
+            assert (each.scores[name] == scores).all(), name
+            assert each.errors[name][1:] == pytest.approx(alone.errors[name][1:], rel=1e-4), name
+    assert count < 60 or not any(each.scores for each in found[1:])
+
+
+@pytest.mark.parametrize(("count", "views"), [(2, 300), (3, 300), (9, 24)], ids=["two", "three", "more than batches"])
+def test_processes_solve_the_layers_of_one(count, views):
+    teacher = randomised(nets.Residual())
+    anatomy = trace(teacher, FEW[:2])
+    plan = make_plan(teacher, anatomy, keep_width=0.5)
+
+    def work(ranks):
+        student = cut(teacher, plan).eval()
+        case = CutStudent(copy.deepcopy(teacher), student, anatomy, plan)
+        log = closed_form(case, FEW, ClosedFormOptions(count_views=views), ranks=ranks)
+        return student(FEW), [(each.layer, each.ridge, each.gated) for each in log.layers]
+
+    (alone, layers), found = work(None), side_by_side(count, work)
+    assert any(gated for *_, gated in layers)
+    for features, own in found:
+        assert own == layers
+        assert torch.allclose(features, alone, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(cut(teacher, plan).eval()(FEW), alone, rtol=1e-2)
 
 
 def test_the_shares_of_all_processes_are_the_batch():
@@ -241,89 +337,38 @@ def test_no_room_for_one_image_ends_in_a_clear_line_and_the_student_is_as_before
 
 # --- two processes
 
-_START = """
+_MIMIC = """
 import sys
 import torch
-from test_ranks import *
+from test_ranks import FEW, networks, recipe
 from mimicut.base.ranks import current
+from mimicut.recovery.mimic import mimic
 
 torch.set_num_threads(1)
 if sys.argv[2] == "two":
     rank = int(sys.argv[3])
     torch.distributed.init_process_group(init_method=f"file://{sys.argv[4]}", rank=rank, world_size=2)
-"""
-_MIMIC = (
-    _START
-    + """
 teacher, student, seam = networks()
 mimic(teacher, student, seam, FEW, recipe(steps=20), ranks=current())
 with torch.no_grad():
     torch.save(student(FEW), sys.argv[1])
 """
-)
-_DECIDE = (
-    _START
-    + """
-from mimicut.demo import few_images
-from mimicut.planning.evidence import channel_evidence
-from mimicut.recovery.closed_form import ClosedFormOptions, closed_form
-from mimicut.recovery.cut_student import CutStudent
-
-few = few_images(40, 0)
-teacher = mimicut.load_teacher("demo:resnet14").model
-anatomy = trace(teacher, few[:2])
-said = []
-evidence = channel_evidence(
-    teacher, anatomy, few, views="patches", ranks=current(), on_progress=lambda *done: said.append(done)
-)
-plan = make_plan(teacher, anatomy, keep=0.5, evidence=evidence)
-student = cut(teacher, plan)
-case, options = CutStudent(teacher, student, anatomy, plan), ClosedFormOptions(views="patches", count_views=400)
-log = closed_form(case, few, options, ranks=current())
-with torch.no_grad():
-    found = {"plan": plan.keep, "layers": [vars(each) for each in log.layers], "features": student(few)}
-errors = {name: torch.from_numpy(each[1:]) for name, each in evidence.errors.items()}
-torch.save(found | {"evidence": errors, "said": said}, sys.argv[1])
-"""
-)
 
 
-def of_one_and_of_two(tmp_path, code):
-    """What a program leaves in the file that is its first argument: alone, and in each of two processes."""
-
+@pytest.mark.long
+def test_two_processes_give_the_student_of_one(tmp_path):
     def start(*arguments):
         path = os.pathsep.join([str(PACKAGE.parent), str(Path(nets.__file__).parent)])
-        command = [sys.executable, "-c", code, *map(str, arguments)]
+        command = [sys.executable, "-c", _MIMIC, *map(str, arguments)]
         return subprocess.Popen(command, cwd=Path(__file__).parent, env=os.environ | {"PYTHONPATH": path})
 
     out = [tmp_path / name for name in ("one", "first", "second")]
     processes = [start(out[0], "one"), *(start(out[1 + r], "two", r, tmp_path / "store") for r in range(2))]
     assert [process.wait(300) for process in processes] == [0, 0, 0]
-    return [torch.load(each) for each in out]
-
-
-@pytest.mark.long
-def test_two_processes_give_the_student_of_one(tmp_path):
-    one, first, second = of_one_and_of_two(tmp_path, _MIMIC)
+    one, first, second = (torch.load(each) for each in out)
     assert torch.equal(first, second)
     assert float((one - first).norm() / one.norm()) < 1e-4
     assert not torch.equal(one, networks()[1](FEW))
-
-
-@pytest.mark.long
-def test_two_processes_find_the_evidence_and_solve_the_layers_of_one(tmp_path):
-    one, first, second = of_one_and_of_two(tmp_path, _DECIDE)
-    assert torch.equal(first["features"], second["features"])
-    assert first["plan"] == second["plan"] == one["plan"]
-    assert len(one["evidence"]) > 3
-    for name, errors in one["evidence"].items():
-        assert torch.allclose(first["evidence"][name], errors, rtol=1e-4), name
-        assert torch.equal(second["evidence"][name], first["evidence"][name])
-    assert len(second["said"]) <= len(first["said"]) < 0.7 * len(one["said"])  # parts and groups were divided
-    assert [each["ridge"] for each in first["layers"]] == [each["ridge"] for each in one["layers"]]
-    assert any(each["gated"] for each in one["layers"])
-    assert [each["gated"] for each in first["layers"]] == [each["gated"] for each in one["layers"]]
-    assert float((one["features"] - first["features"]).norm() / one["features"].norm()) < 1e-4
 
 
 @pytest.mark.long

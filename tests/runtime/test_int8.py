@@ -44,18 +44,18 @@ def quick(monkeypatch):
     monkeypatch.setattr(import_module("mimicut.proof.int8_table"), "_SECONDS", 0.0)
 
 
-@pytest.mark.parametrize("nearer", ["best", "narrow"])
+@pytest.mark.parametrize("nearer", ["widest", "narrow"])
 def test_ranges_are_those_with_which_the_outputs_are_nearer(nearer, tmp_path, monkeypatch, capsys):
     import onnx
 
     monkeypatch.setattr(int8, "NARROW", 99.0)
-    monkeypatch.setattr(int8, "_distance", lambda path, *_: float(path.stem != nearer))
+    monkeypatch.setattr(int8, "_distances", lambda paths, *_: [float(path.stem != nearer) for path in paths])
     x = torch.randn(32, 3, 8, 8)
     made = us.export(randomised(Chain()), x[:2], tmp_path, formats=["int8"], calibrate=x.split(8))
     graph = onnx.load(made.files["int8"]).graph
     scale = next(onnx.numpy_helper.to_array(t) for t in graph.initializer if t.name == "x_scale")
     whole = float(x.max() - x.min()) / 255
-    assert float(scale) == pytest.approx(whole, rel=1e-4) if nearer == "best" else 0.3 * whole < scale < 0.8 * whole
+    assert float(scale) == pytest.approx(whole, rel=1e-4) if nearer == "widest" else 0.3 * whole < scale < 0.8 * whole
     assert capsys.readouterr().out == ""  # on which ONNX Runtime reports its histograms
 
 
@@ -64,14 +64,43 @@ def test_narrow_ranges_bring_a_trained_network_nearer(tmp_path, monkeypatch):
     teacher = us.load_teacher("demo:resnet14")
     few = us.read_images(few_images(50, 0), teacher.preprocessing).batch(range(50))
     others = us.read_images(few_images(200, 1), teacher.preprocessing).batch(range(200))
-    errors = []
+    paths = []
     for tries in (True, False):
         monkeypatch.setattr(import_module("mimicut.runtime.export"), "quantise", partial(int8.quantise, tries=tries))
         made = us.export(
             teacher.model, few[:2], tmp_path / str(tries), calibrate=few.split(2), formats=["onnx", "int8"]
         )
-        errors.append(int8._distance(made.files["int8"], made.files["onnx"], [{"x": others.numpy()}]))
-    assert errors[0] < 0.8 * errors[1]
+        paths.append(made.files["int8"])
+    narrow, widest = int8._distances(paths, made.files["onnx"], [{"x": others.numpy()}])
+    assert narrow < 0.8 * widest
+
+
+class Masked(Chain):
+    """An activation that holds infinities, and an output that is no float."""
+
+    def forward(self, x):
+        scores = super().forward(x)
+        return torch.where(scores > 0, scores, -torch.inf).softmax(1) > 0.1
+
+
+def test_what_has_no_histogram_and_outputs_that_are_no_floats_keep_the_widest_ranges(tmp_path):
+    x = torch.randn(16, 3, 8, 8)
+    made = us.export(randomised(Masked()), x[:2], tmp_path, formats=["int8"], calibrate=x.split(8))
+    (found,) = run_onnx(made.files["int8"], [((x,), {})])[0]
+    assert found.dtype == torch.bool
+
+
+def test_the_distance_of_a_file_by_hand(tmp_path):
+    x = torch.randn(8, 3, 8, 8)
+    model = randomised(Chain())
+    paths = [us.export(model, x[:2], tmp_path / "plain", formats=["onnx"]).files["onnx"]]
+    plain = model(x).detach()
+    with torch.no_grad():
+        model.fc.weight.mul_(1.1)
+        model.fc.bias.mul_(1.1)
+    paths.append(us.export(model, x[:2], tmp_path / "other", formats=["onnx"]).files["onnx"])
+    assert int8._distances(paths, paths[0], [{"x": x.numpy()}]) == pytest.approx([0.0, 0.01], rel=1e-3)
+    assert float((model(x).detach() - plain).square().sum() / plain.square().sum()) == pytest.approx(0.01, rel=1e-3)
 
 
 def test_a_file_in_int8_is_smaller_and_near(tmp_path):

@@ -177,7 +177,7 @@ def test_where_each_step_does_harm_the_file_stays(tmp_path, monkeypatch):
 
 
 def test_only_a_clear_gain_changes_the_file(tmp_path, monkeypatch):
-    """The network of the test before this one: there it gains."""
+    """It does gain: see `test_the_file_changes_only_where_what_it_computes_is_nearer`."""
     monkeypatch.setattr(int8, "weight_bits", lambda: 7)
     monkeypatch.setattr(import_module("mimicut.runtime.int8_mimic"), "LEAST_GAIN", 1.0)
     done, before, path = trained(tmp_path, randomised(Residual()), 40, steps=20)
