@@ -208,7 +208,7 @@ OutputKind = Annotated[
 Device = Annotated[str | None, typer.Option(help="Device that trains: cpu, cuda, ...", rich_help_panel=_MACHINE)]
 Devices = Annotated[
     int | None,
-    typer.Option(help="Number of devices that mimic together (or start with torchrun)", rich_help_panel=_MACHINE),
+    typer.Option(help="Number of devices that work together (or start with torchrun)", rich_help_panel=_MACHINE),
 ]
 Precision = Annotated[
     str,

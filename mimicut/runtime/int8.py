@@ -19,7 +19,7 @@ import torch
 from mimicut.anatomy.tracing import quiet
 
 # Percent of an activation's values that a narrow range holds; as many are beyond either end. Source: measured on the
-# demo's teachers: 99.99 and 99.999 leave more error, 99.95 three times as much (docs/LOG.md).
+# demo's teachers: 99.99 and 99.999 leave more error, 99.95 more than twice as much (docs/LOG.md).
 NARROW = 99.995
 _STDOUT = Lock()  # whoever holds it has redirected stdout
 
