@@ -2,6 +2,7 @@
 
     python -m benchmarks.studies.int8_frontier            # goes on where it was stopped; about two minutes a line
     python -m benchmarks.studies.int8_frontier --real     # networks of ImageNet; a quarter of an hour a line
+    python -m benchmarks.studies.int8_frontier --whole    # the same, uncut and mimicked in INT8; as long
     python -m benchmarks.studies.int8_frontier --choices  # what the planner takes for a latency; minutes a line
     python -m benchmarks.studies.int8_frontier --page     # docs/int8.md and its picture, from the lines
 
@@ -12,7 +13,8 @@ of 7 bits, which processors without VNNI need, and ranges from the smallest valu
 Runtime's own.
 
 Of the networks of ImageNet: 1,000 pictures in place of patches (`python -m benchmarks.real fetch`), at SIDE pixels, a
-student of KEEP_REAL and STEPS_REAL steps, as on docs/real.md; the student alone mimics in INT8.
+student of KEEP_REAL and STEPS_REAL steps, as on docs/real.md. What the teacher gains by mimicking in INT8 has lines of
+its own (--whole).
 """
 
 import argparse
@@ -31,6 +33,7 @@ import torch
 from benchmarks.json_lines import add, read
 from benchmarks.real.task import image_sets, teacher_of
 from mimicut import demo
+from mimicut.anatomy.find_seam import find_seam
 from mimicut.base.environment import platform_kind
 from mimicut.inputs.extra_images import GENERATED, read_extra
 from mimicut.inputs.image_set import ImageSet, read_images
@@ -67,6 +70,7 @@ def main() -> None:
     parser.add_argument("--seed", action="append", type=int)
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--real", action="store_true")
+    parser.add_argument("--whole", action="store_true")
     parser.add_argument("--choices", action="store_true")
     parser.add_argument("--page", action="store_true")
     options = parser.parse_args()
@@ -82,10 +86,12 @@ def main() -> None:
                 if (name, share) not in {(x["teacher"], x.get("share")) for x in read(options.out)}:
                     add(options.out, choice(name, share))
         return
-    for seed in options.seed or (SEEDS[:1] if options.real else SEEDS):
-        for name in options.teacher or (REAL if options.real else TEACHERS):
-            if (name, seed) not in {(x["teacher"], x.get("seed")) for x in read(options.out)}:
-                add(options.out, one(name, seed))
+    real, make = options.real or options.whole, uncut if options.whole else one
+    for seed in options.seed or (SEEDS[:1] if real else SEEDS):
+        for name in options.teacher or (REAL if real else TEACHERS):
+            key = name, seed, options.whole
+            if key not in {(x["teacher"], x.get("seed"), x.get("whole", False)) for x in read(options.out)}:
+                add(options.out, make(name, seed))
 
 
 def one(name: str, seed: int) -> dict[str, Any]:
@@ -129,6 +135,22 @@ def one(name: str, seed: int) -> dict[str, Any]:
         "widest_ranges": {row["name"]: row["top1_agreement"] for row in widest},
         "seconds": round(time.perf_counter() - begun, 1), "platform": platform_kind(1, "cpu"),
         "versions": VERSIONS,
+    }  # fmt: skip
+
+
+def uncut(name: str, seed: int) -> dict[str, Any]:
+    """A network of ImageNet as it is: rounded, and mimicked in INT8."""
+    begun, teacher = time.perf_counter(), teacher_of(name, SIDE)
+    few, proof = image_sets(teacher, IMAGES, seed, PATCHES)
+    seam = find_seam(teacher.model, few.batch(range(2)))
+    with tempfile.TemporaryDirectory() as scratch:
+        *files, done = in_int8(teacher, teacher.model, seam, few, Path(scratch), seed, mimics=True)
+        known = {"teacher": files}, teacher, seam, proof, few
+        rows = {place: table(*known, *setting) for place, setting in SETTINGS.items()}
+    return {
+        "teacher": name, "seed": seed, "whole": True, "least_gain": LEAST_GAIN, "rows": rows, "mimic": done,
+        "weight_bits": int8.weight_bits(), "seconds": round(time.perf_counter() - begun, 1),
+        "platform": platform_kind(1, "cpu"), "versions": VERSIONS,
     }  # fmt: skip
 
 
@@ -210,9 +232,10 @@ def table(
 
 def means(lines: list[dict[str, Any]], teacher: str, place: str) -> dict[str, tuple[float, float]]:
     """Network -> median share of the float32 teacher's latency, and mean agreement, both in percent."""
-    of = [line["rows"][place] for line in lines if line["teacher"] == teacher]
-    names = [row["name"] for row in of[0]] if of else []
-    rows = {name: [next(r for r in found if r["name"] == name) for found in of] for name in names}
+    rows = dict[str, list[dict[str, Any]]]()
+    for line in lines:
+        for row in line["rows"][place] if line["teacher"] == teacher else ():
+            rows.setdefault(row["name"], []).append(row)
     return {
         name: (100 * median(r["share"] for r in found), 100 * mean(r["top1_agreement"] for r in found))
         for name, found in rows.items()
@@ -302,7 +325,7 @@ def _ranges(lines: list[dict[str, Any]]) -> str:
         network = ROUNDED.format(who)
         own, widest = [], []
         for name in teachers:
-            of = [line for line in lines if line["teacher"] == name]
+            of = [line for line in lines if line["teacher"] == name and "widest_ranges" in line]
             own.append(f"{means(of, name, place)[network][1]:.2f}")
             widest.append(f"{100 * mean(line['widest_ranges'][network] for line in of):.2f}")
         rows += [f"| {who}, ranges of mimicut | {' | '.join(own)} |", f"| {who}, widest | {' | '.join(widest)} |"]
