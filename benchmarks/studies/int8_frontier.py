@@ -245,6 +245,7 @@ def means(lines: list[dict[str, Any]], teacher: str, place: str) -> dict[str, tu
 def text(lines: list[dict[str, Any]]) -> str:
     """docs/int8.md"""
     chosen, lines = [x for x in lines if "share" in x], [x for x in lines if "seed" in x]
+    chosen.sort(key=lambda line: (TEACHERS.index(line["teacher"]), -line["share"]))
     small, real = ([x for x in lines if x["teacher"] in of] for of in (TEACHERS, REAL))
     seeds = sorted({line["seed"] for line in small})
     names = {"torch": "torch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
@@ -276,7 +277,7 @@ def text(lines: list[dict[str, Any]]) -> str:
             _rows(small, TEACHERS, place),
         ]
         if real:
-            parts.append(_rows(real, REAL, place))
+            parts.append(_rows(real, tuple(name for name in REAL if any(x["teacher"] == name for x in real)), place))
     seven = ["| network | " + " | ".join(TEACHERS) + " |", "|---|" + "--:|" * len(TEACHERS)]
     for network in ("student", ROUNDED.format("student"), MIMICKED.format("student")):
         cells = [
@@ -311,7 +312,8 @@ def _rows(lines: list[dict[str, Any]], teachers: tuple[str, ...], place: str) ->
     """A table of these teachers' latencies and agreements."""
     found = {name: means(lines, name, place) for name in teachers}
     rows = ["| network | " + " | ".join(teachers) + " |", "|---|" + "--:|" * len(teachers)]
-    for network in dict.fromkeys(network for of in found.values() for network in of):
+    networks = dict.fromkeys(network for of in found.values() for network in of)
+    for network in sorted(networks, key=lambda name: name.startswith("student")):
         cells = ["{:.0f} % at {:.1f}".format(*of[network]) if network in of else "" for of in found.values()]
         rows.append(f"| {network} | {' | '.join(cells)} |")
     return "\n".join(rows)
