@@ -3,15 +3,20 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all attack pages table docs tutorials clean
+.PHONY: demo test code-checks quick-tests test-all attack pages table docs tutorials clean
 
 demo: $(VENV)/.ready
 	$(BIN)/mimicut demo
 
 test: $(VENV)/.ready
+	$(MAKE) -j 2 code-checks quick-tests
+
+code-checks:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+quick-tests:
 	$(BIN)/python -m pytest -m "not long and not attack and not pages"
 
 # The same, and then what takes long: whole architectures, benchmarks, every method.

@@ -33,6 +33,7 @@ def test_groups_agree(spec, size, groups):
     assert (found["outcome"], found["agree"], found["skipped"]) == ("agrees", groups, {})
 
 
+@pytest.mark.long
 def test_a_grouped_convolution_that_it_reads_wrongly():
     found = oracle.compare(*both("torchvision:regnet_y_400mf"))
     assert (found["outcome"], found["compared"], found["agree"]) == ("differs", 37, 22)

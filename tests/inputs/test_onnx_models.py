@@ -185,6 +185,7 @@ def test_modules_have_the_names_of_the_network(files):
     assert {"conv1.weight", "conv2.bias", "fc.weight", "gate.1.weight"} <= names
 
 
+@pytest.mark.long
 def test_a_result_loads_without_the_file_and_is_verified_with_it(networks, tmp_path):
     path = tmp_path / "net.onnx"
     spec = written(networks[Convolutions], path)

@@ -89,7 +89,7 @@ def idle(model, name):
     return model
 
 
-@pytest.mark.parametrize("share", [0.8, 0.6, 0.4])
+@pytest.mark.parametrize("share", [*(pytest.param(share, marks=pytest.mark.long) for share in (0.8, 0.6)), 0.4])
 @pytest.mark.parametrize("depth", ["never", "auto"])
 def test_a_latency_is_met_and_not_undercut(clock, share, depth):
     model = randomised(Residual())
@@ -141,6 +141,7 @@ def test_depth_alone_leaves_the_widths(clock):
     assert found.share[0] <= 0.7
 
 
+@pytest.mark.long
 def test_budgets_of_macs_may_mix_too():
     model = idle(randomised(Residual()), "stage1.2")
     facts = known(model, setting=None)
@@ -265,6 +266,7 @@ def test_a_runtime_that_is_not_here_is_said_before_any_work(monkeypatch):
         us.compress(own_teacher(Residual(), PREPROCESSING), None, latency=0.5, runtime="openvino")
 
 
+@pytest.mark.long
 def test_the_error_told_is_that_of_the_plan_that_was_met(clock, monkeypatch):
     monkeypatch.setattr(mixtures, "HOPELESS", float("inf"))
     facts = known(randomised(Residual()))
@@ -281,6 +283,7 @@ def test_patterns_protect_blocks_and_wrong_ones_are_named(clock):
         plan_mixture(model, anatomy, few(), Budget.of(latency=0.7, pin=["nonsense"]))
 
 
+@pytest.mark.long
 def test_a_plan_of_another_machine_saves_its_result_all_the_same(clock, monkeypatch, tmp_path):
     model = own_teacher(randomised(Residual()), PREPROCESSING)
     plan = us.compress(model, few(), latency=0.6, config=CONFIG, threads=1).plan

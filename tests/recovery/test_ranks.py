@@ -141,7 +141,10 @@ def test_processes_have_the_evidence_of_one(points, count, seconds, part, monkey
     assert count < 60 or not any(each.scores for each in found[1:])
 
 
-@pytest.mark.parametrize(("count", "views"), [(2, 300), (3, 300), (9, 24)], ids=["two", "three", "more than batches"])
+@pytest.mark.parametrize(
+    ("count", "views"), [(2, 300), (3, 300), pytest.param(9, 24, marks=pytest.mark.long)],
+    ids=["two", "three", "more than batches"],
+)  # fmt: skip
 def test_processes_solve_the_layers_of_one(count, views):
     teacher = randomised(nets.Residual())
     anatomy = trace(teacher, FEW[:2])

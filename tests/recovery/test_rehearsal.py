@@ -91,6 +91,7 @@ def test_the_rate_is_that_of_the_network_whatever_a_batch_holds(images, batch):
     assert 1e-3 < measure_rate(Pair.of(teacher, student, plan.seam), few[:images], config) < 1
 
 
+@pytest.mark.long
 def test_a_rate_that_diverges_is_made_smaller():
     teacher, anatomy, plan, few = setting()
     student = cut(teacher, plan).eval()

@@ -132,6 +132,7 @@ def test_every_tensor_comes_back_bit_for_bit(saved, student):
     assert sorted(p.name for p in saved.parent.iterdir()) == ["result"]
 
 
+@pytest.mark.long
 def test_a_fresh_process_gives_the_same_outputs(saved, student, tmp_path):
     (tmp_path / "mine.py").write_text(BUILDER)
     torch.manual_seed(5)

@@ -41,11 +41,13 @@ def outputs(path, x):
     return run_onnx(path, [((x,), {})])[0][0]
 
 
-QUICK = [Residual, Attention]
-LONG = [pytest.param(kind, marks=pytest.mark.long) for kind in (Chain, Concat, Depthwise, Grouped, Shared, LayerNorms)]
+LONG = [
+    pytest.param(kind, marks=pytest.mark.long)
+    for kind in (Chain, Concat, Depthwise, Grouped, Shared, LayerNorms, Attention)
+]
 
 
-@pytest.mark.parametrize("kind", [*QUICK, *LONG])
+@pytest.mark.parametrize("kind", [Residual, *LONG])
 def test_a_network_rounds_as_its_file_does_and_is_written_back(kind, tmp_path):
     model = randomised(kind())
     path, x, seam, read = written(model, tmp_path)
@@ -148,7 +150,7 @@ def test_mimicking_in_int8_is_never_worse_on_images_set_aside(tmp_path):
     assert [each.name for each in path.parent.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize("worse", [False, True])
+@pytest.mark.parametrize("worse", [pytest.param(False, marks=pytest.mark.long), True])
 def test_the_file_changes_only_where_what_it_computes_is_nearer(tmp_path, monkeypatch, worse):
     module = import_module("mimicut.runtime.int8_mimic")
     monkeypatch.setattr(int8, "weight_bits", lambda: 7)
@@ -176,6 +178,7 @@ def test_where_each_step_does_harm_the_file_stays(tmp_path, monkeypatch):
     assert path.read_bytes() == before
 
 
+@pytest.mark.long
 def test_only_a_clear_gain_changes_the_file(tmp_path, monkeypatch):
     """It does gain: see `test_the_file_changes_only_where_what_it_computes_is_nearer`."""
     monkeypatch.setattr(int8, "weight_bits", lambda: 7)

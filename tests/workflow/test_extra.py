@@ -53,6 +53,7 @@ def weights(result):
     return {name: tensor.clone() for name, tensor in result.model.state_dict().items()}
 
 
+@pytest.mark.long
 def test_by_default_pictures_are_drawn_and_the_report_says_so(teacher, few, tmp_path):
     result = compress(teacher, few, keep=0.5, config=CONFIG, folder=tmp_path / "small")
     report = result.report
