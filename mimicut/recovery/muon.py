@@ -23,6 +23,9 @@ _VECTOR_RATE = 0.1
 # of its rows' size, on the Gram matrix 2 r + 17. Source: counted; measured on one core, a third of the time for
 # 256 x 2304, five sixths for 768 x 1536 (docs/LOG.md).
 _LONG = 1.5
+# Rows from which a symmetric product is computed by its upper triangle on a CPU, in so many strips of rows. Source:
+# measured on one core (docs/LOG.md): three quarters of the time at 768 rows, no gain at 192.
+_SPLIT, _STRIPS = 256, 4
 _TOGETHER = 2**24  # Numbers that move at once, for the memory of their copies. Source: assumption.
 
 
@@ -103,22 +106,35 @@ def orthogonal(matrices: Tensor) -> Tensor:
 def _polynomial(gram: Tensor) -> Tensor:
     """P of a Gram matrix G."""
     a, b, c = _COEFFICIENTS
-    made = b * gram + c * (gram @ gram)
+    made = b * gram + c * _symmetric(gram, gram)
     made.diagonal(dim1=-2, dim2=-1).add_(a)
     return made
 
 
 def _by_steps(wide: Tensor) -> Tensor:
     for _ in range(_ITERATIONS):
-        wide = _polynomial(wide @ wide.mT) @ wide
+        wide = _polynomial(_symmetric(wide, wide.mT)) @ wide
     return wide
 
 
 def _by_gram(wide: Tensor) -> Tensor:
-    gram = wide @ wide.mT
+    gram = _symmetric(wide, wide.mT)
     product = step = _polynomial(gram)
     for _ in range(_ITERATIONS - 1):
-        gram = step @ gram @ step
+        gram = _symmetric(step, _symmetric(gram, step))
         step = _polynomial(gram)
-        product = step @ product
+        product = _symmetric(step, product)
     return product @ wide
+
+
+def _symmetric(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right (..., n, n), where that is symmetric, as products of a matrix's polynomials are."""
+    rows = left.shape[-2]
+    if rows < _SPLIT or left.device.type != "cpu":
+        return left @ right
+    made, strip = left.new_empty((*left.shape[:-1], rows)), -(-rows // _STRIPS)
+    for at in range(0, rows, strip):
+        upper = left[..., at : at + strip, :] @ right[..., at:]
+        made[..., at : at + strip, at:] = upper
+        made[..., at + strip :, at : at + strip] = upper[..., strip:].mT
+    return made
