@@ -17,7 +17,6 @@ import argparse
 import copy
 import gc
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -118,16 +117,17 @@ def main() -> None:
     steps = options.steps or (5 if cpu else 5 * _TOGETHER)
     name = _cpu(options.threads) if cpu else torch.cuda.get_device_name(device)
     for spec in options.networks:
-        if not cpu and time.perf_counter() - began > options.most_seconds:
-            print(f"{spec}: left out, {options.most_seconds:g} s are over", file=sys.stderr)
-            continue
-        line = measured(spec, device, images, batch, steps, only_step=options.only_step)
         place = {
             "device": name,
             "threads": options.threads,
             "platform": platform_kind(options.threads, options.device),
             "versions": versions(),
         }
+        if not cpu and time.perf_counter() - began > options.most_seconds:
+            why = f"{options.most_seconds:g} s were over"
+            json_lines.add(options.out, {"network": spec, "left_out": why, **place})
+            continue
+        line = measured(spec, device, images, batch, steps, only_step=options.only_step)
         json_lines.add(options.out, {"network": spec, "images": images, "batch": batch, **line, **place})
         gc.collect()
 
@@ -259,8 +259,10 @@ def bare_step(pair: Pair, ready: Tensor, config: MimicConfig) -> Callable[[], No
 def page(lines: list[dict[str, Any]]) -> str:
     """docs/speed.md, from the last line of each network and device."""
     lines = [{**line, "device": _cpu(line["threads"])} if _on_cpu(line) else line for line in lines]
-    last = {(line["device"], line["network"]): line for line in lines}
-    devices = list(dict.fromkeys(device for device, _ in last))
+    last = {(line["device"], line["network"]): line for line in lines if "left_out" not in line}
+    left = {(line["device"], line["network"]): line["left_out"] for line in lines if "left_out" in line}
+    left = {key: why for key, why in left.items() if key not in last}
+    devices = list(dict.fromkeys(device for device, _ in (*last, *left)))
     text = [
         "# What it costs",
         "",
@@ -273,7 +275,11 @@ def page(lines: list[dict[str, Any]]) -> str:
     ]
     for device in devices:
         own = [line for (where, _), line in last.items() if where == device]
-        text += [f"## {device}", "", f"{json_lines.machine(own)}.", "", *_steps(own), "", *_stages(own), ""]
+        text += [f"## {device}", ""]
+        if own:
+            text += [f"{json_lines.machine(own)}.", "", *_steps(own), "", *_stages(own), ""]
+        not_run = [f"{name} ({why})" for (where, name), why in left.items() if where == device]
+        text += [f"Not run: {', '.join(not_run)}.", ""] if not_run else []
     if not any(not device.startswith("cpu") for device in devices):
         text += [
             "## GPU", "", "Not measured: no GPU was to be had. The floors for one are open;",

@@ -264,7 +264,9 @@ def _listen(
             draws.manual_seed(seed + number)  # the same in whichever process
             if begun >= least:
                 with Watch(ids_of(lead, names), after=note):
-                    spread.add([f[:0] for f in capture.features(*args, **kwargs)])
+                    feats = capture.features(*args, **kwargs)
+                if ranks is not None:  # a process may have no part of the others
+                    spread.add([f[:0] for f in feats])
             else:
                 with guard.backward_pass(lead), Watch(ids_of(lead, names), after=note):
                     spread.add(_pushed(capture, args, kwargs, units, draws))
