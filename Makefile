@@ -11,12 +11,12 @@ demo: $(VENV)/.ready
 test: $(VENV)/.ready
 	$(MAKE) -j 2 code-checks quick-tests
 
-code-checks:
+code-checks: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-quick-tests:
+quick-tests: $(VENV)/.ready
 	$(BIN)/python -m pytest -m "not long and not attack and not pages"
 
 # The same, and then what takes long: whole architectures, benchmarks, every method.

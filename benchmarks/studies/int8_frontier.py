@@ -87,6 +87,8 @@ def main() -> None:
                     add(options.out, choice(name, share))
         return
     real, make = options.real or options.whole, uncut if options.whole else one
+    if unfit := [name for name in options.teacher or () if (name in REAL) != real]:
+        parser.error(f"--teacher {' '.join(unfit)}: expected one of {', '.join(REAL if real else TEACHERS)}")
     for seed in options.seed or (SEEDS[:1] if real else SEEDS):
         for name in options.teacher or (REAL if real else TEACHERS):
             key = name, seed, options.whole
@@ -122,7 +124,7 @@ def one(name: str, seed: int) -> dict[str, Any]:
         eight = {who: files[who, 8] for who in ("teacher", "student")}
         rows = {place: table(eight, *known, *setting) for place, setting in SETTINGS.items()}
         seven = [] if real else table({"student": files["student", 7]}, *known, "onnxruntime", 16)
-        with widest_ranges():
+        with weights_of(8), widest_ranges():
             wide = {
                 who: [*in_int8(teacher, model, made.plan.seam, few, Path(scratch, who, "wide"), seed, mimics=False)][:1]
                 for who, model in (("teacher", teacher.model), ("student", made.model))
@@ -143,7 +145,7 @@ def uncut(name: str, seed: int) -> dict[str, Any]:
     begun, teacher = time.perf_counter(), teacher_of(name, SIDE)
     few, proof = image_sets(teacher, IMAGES, seed, PATCHES)
     seam = find_seam(teacher.model, few.batch(range(2)))
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, weights_of(8):
         *files, done = in_int8(teacher, teacher.model, seam, few, Path(scratch), seed, mimics=True)
         known = {"teacher": files}, teacher, seam, proof, few
         rows = {place: table(*known, *setting) for place, setting in SETTINGS.items()}
@@ -320,6 +322,7 @@ def _rows(lines: list[dict[str, Any]], teachers: tuple[str, ...], place: str) ->
 
 
 def _ranges(lines: list[dict[str, Any]]) -> str:
+    lines = [line for line in lines if "widest_ranges" in line]
     teachers = [name for name in (*TEACHERS, *REAL) if any(line["teacher"] == name for line in lines)]
     rows = ["| network, in INT8 | " + " | ".join(teachers) + " |", "|---|" + "--:|" * len(teachers)]
     place = "onnxruntime, batch 16"
@@ -327,7 +330,7 @@ def _ranges(lines: list[dict[str, Any]]) -> str:
         network = ROUNDED.format(who)
         own, widest = [], []
         for name in teachers:
-            of = [line for line in lines if line["teacher"] == name and "widest_ranges" in line]
+            of = [line for line in lines if line["teacher"] == name]
             own.append(f"{means(of, name, place)[network][1]:.2f}")
             widest.append(f"{100 * mean(line['widest_ranges'][network] for line in of):.2f}")
         rows += [f"| {who}, ranges of mimicut | {' | '.join(own)} |", f"| {who}, widest | {' | '.join(widest)} |"]

@@ -215,7 +215,10 @@ def joined(devices: int | None, device: str | None, arguments: Sequence[str]) ->
         if rank:
             ends.enter_context(redirect_stdout(StringIO()))
             ends.enter_context(redirect_stderr(StringIO()))
-        yield f"cuda:{local}" if kind == "cuda" else "cpu"
+        try:
+            yield f"cuda:{local}" if kind == "cuda" else "cpu"
+        except RankLost as error:  # while mimicking it is a Stopped, with a file to go on from
+            raise RankLost(f"{error}; nothing was to be saved yet: run the same command again") from error
 
 
 def _met(count: int, port: int) -> "Store":

@@ -81,7 +81,10 @@ def check_class_names(names: Sequence[str], classes: Sequence[int]) -> None:
         )
     if len(names) not in classes:
         which = " or ".join(map(str, dict.fromkeys(classes)))
-        raise InputError(f"reading the class names: found {len(names)} names, but the network has {which} classes")
+        raise InputError(
+            f"reading the class names: found {len(names)} names, but the network has {which} classes; give one name for "
+            "each, in the order of its outputs"
+        )
 
 
 def _in_order(found: Any, doing: str) -> tuple[str, ...]:

@@ -105,8 +105,9 @@ def _matmul(reader: GraphReader, node: Node) -> None:
 def _gemm(reader: GraphReader, node: Node) -> None:
     a, b = (reader.plain(name) for name in node.inputs[:2])
     alpha, beta = float(node.get("alpha", 1.0)), float(node.get("beta", 1.0))
+    _require(not node.get("transA", 0), "it transposes its first factor (transA); expected images on axis 0")
     _require(
-        isinstance(a, Value) and isinstance(b, np.ndarray) and not node.get("transA", 0),
+        isinstance(a, Value) and isinstance(b, np.ndarray),
         "it is a product of two values that are computed from the image; expected a layer with weights",
     )
     assert isinstance(a, Value)
@@ -291,7 +292,7 @@ def _pair(kind: str, whole: str | None = None) -> Rule:
 
 def _number(array: np.ndarray) -> float | int | bool:
     value = array.reshape(-1)[0].item() if array.dtype.name != "bfloat16" else float(array.reshape(-1)[0])
-    return int(value) if isinstance(value, float) and value == int(value) and abs(value) == 2 else value
+    return int(value) if isinstance(value, float) and abs(value) == 2 else value
 
 
 def _for_any_batch(reader: GraphReader, array: np.ndarray, beside: Value) -> np.ndarray:

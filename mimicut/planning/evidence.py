@@ -73,7 +73,8 @@ def channel_evidence(
         max_memory: Bytes to hold besides the network, by default MEMORY_BYTES. To keep to it fewer views run at once;
             one view is always run, whatever it needs (`needed_bytes`).
         ranks: The processes that measure together; all make this call. Each takes its share of the views and of the
-            groups, as many views as the first one has time for, and has the evidence of all.
+            groups; the first one decides how many views there is time for; all get the whole evidence. Where there
+            are fewer parts of views than processes, the first one measures alone and the others get none.
         on_expected: Receives the expected seconds before the work.
         on_progress: Receives (done, total) of batches and groups.
 
@@ -92,17 +93,18 @@ def channel_evidence(
     lead = watchable_copy(teacher)
     tensors = guard.named_tensors(lead)
     views_made = max(1, affordable_views(anatomy) // 2)
+    size = _part_size(anatomy, tensors, names, MEMORY_BYTES if max_memory is None else max_memory)
     first = ranks is None or ranks.first
     if first and (on_expected or max_seconds is not None):
         a_view = measure_view_seconds(teacher, few, views)
         cubes = sum(_size(tensors[name]) ** 3 for name in names)
         expected = 2 * views_made * a_view + matrix_seconds(cubes, anatomy, a_view) + _A_LAYER * len(names)
-        expected /= 1 if ranks is None else ranks.count
+        if ranks is not None and -(-views_made // size) >= ranks.count:
+            expected /= ranks.count
         if max_seconds is not None:
             expected, views_made = min(expected, max_seconds), min(views_made, views_within(max_seconds, a_view))
         if on_expected:
             on_expected(expected)
-    size = _part_size(anatomy, tensors, names, MEMORY_BYTES if max_memory is None else max_memory)
     if ranks is not None:
         views_made, size, max_seconds = ranks.of_first((views_made, size, max_seconds))
         if -(-views_made // size) < ranks.count:  # there is not a part for each
@@ -142,7 +144,7 @@ def channel_evidence(
 
 
 def _of_all(ranks: Ranks, own: Evidence, reads: Iterable[str], anatomy: Anatomy, lead: nn.Module) -> Evidence:
-    """The evidence of every group that a process has: found (1), scores and errors of each, one after the other."""
+    """The evidence of all processes together. Sent as one row: for each group 1 if it was found, its scores, errors."""
     sizes = [1 + 2 * anatomy.groups[name].width + 1 for name in reads]
     like = next(iter(guard.named_tensors(lead).values()))
     flat = torch.zeros(sum(sizes), dtype=torch.float64, device=like.device)
@@ -265,7 +267,7 @@ def _listen(
             if begun >= least:
                 with Watch(ids_of(lead, names), after=note):
                     feats = capture.features(*args, **kwargs)
-                if ranks is not None:  # a process may have no part of the others
+                if ranks is not None:  # a process may have such parts alone, and its sums need their shapes
                     spread.add([f[:0] for f in feats])
             else:
                 with guard.backward_pass(lead), Watch(ids_of(lead, names), after=note):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mimicut.anatomy.graph import Anatomy
 from mimicut.base.errors import LawBroken, MimicutError, OutOfReach, UnsupportedModel
-from mimicut.planning.latency_search import MeasuredPlan, measure_student, median_share, with_latency
+from mimicut.planning.latency_search import OVER, MeasuredPlan, measure_student, median_share, with_latency
 from mimicut.planning.mixtures import plan_within, target_ms, tie_of
 from mimicut.planning.planner import plan_widths
 from mimicut.planning.recoverability import hold_out
@@ -153,7 +153,7 @@ def _alone(context: PlanningContext, budget: Budget) -> tuple[MeasuredPlan, floa
     wanted = target / context.teacher_ms.ms_median  # compared as a share: the machine may be slower by now
     student_ms, share = measure_student(context, plan, wanted)
     smaller = [name for name in ("keep_width", *budget.sizes) if getattr(budget, name) is not None]
-    if share[0] > wanted or smaller or budget.drop:
+    if share[0] > OVER * wanted or smaller or budget.drop:
         missed = [f"the budget of {name}" for name in smaller] + (["the blocks to drop"] if budget.drop else [])
         raise OutOfReach(f"{share[0]:.2f} of the teacher's latency; it misses {(missed or ['the latency'])[0]}")
     found = MeasuredPlan(plan, None, share, student_ms)

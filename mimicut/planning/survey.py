@@ -39,6 +39,7 @@ class PlanningContext:
         order: Blocks by their error at the seam relative to what they save, least first.
         held: The images on which trials are judged; None if no block may be dropped.
         recipe: The recipe by which mixtures with similar errors mimic for a few steps; None if they do not.
+        max_memory: Bytes that passes of these trials may hold; None for the defaults of `recover`.
         setting: Where latency is measured; None, like all that follow, if it is not.
         pace: Predicted milliseconds of the MACs of each module.
         prepared: The teacher, loaded on the runtime.
@@ -60,6 +61,7 @@ class PlanningContext:
     prepared: Prepared | None = None
     teacher_ms: MeasuredLatency | None = None
     spread: tuple[float, float, float] | None = None
+    max_memory: int | None = None
     _traced: dict[tuple[str, ...], Anatomy] = field(default_factory=dict, repr=False)
 
     def without(self, drop: tuple[str, ...]) -> Anatomy:
@@ -79,12 +81,13 @@ class PlanningContext:
 @dataclass(frozen=True, kw_only=True)
 class Findings:
     """What a survey takes beside the network and its images. views, seed: of random views. evidence: as for
-    `make_plan`. recipe: as in `PlanningContext`."""
+    `make_plan`. recipe, max_memory: as in `PlanningContext`."""
 
     views: str = "none"
     seed: int = 0
     evidence: Evidence | None = None
     recipe: MimicConfig | None = None
+    max_memory: int | None = None
 
 
 def setting_of(budget: Budget) -> Setting | None:
@@ -123,7 +126,7 @@ def survey(
         few: The images that decide which blocks matter.
         setting: Where latency is measured; None to measure nothing and to count the MACs that blocks save.
         depth: As in `Budget`; with "never" no block is considered.
-        given: Views, seed, evidence and recipe.
+        given: Views, seed, evidence, recipe and memory.
         fixed: Whether the module of that name must not change.
         say: Receives sentences about the progress.
 
@@ -154,7 +157,7 @@ def survey(
         order = tuple(sorted(found, key=lambda r: r.error / max(saved[r.block], 1e-12)))
     return PlanningContext(
         teacher, anatomy, few, given.views, given.seed, given.evidence, order, held, given.recipe, setting, pace,
-        prepared, teacher_ms, spread,
+        prepared, teacher_ms, spread, given.max_memory,
     )  # fmt: skip
 
 

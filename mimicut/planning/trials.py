@@ -50,7 +50,8 @@ def mimicked_student(context: PlanningContext, plan: Plan, steps: int = SHORT) -
     student = cut(context.teacher, plan)
     config = replace(context.recipe, steps=steps, device=None)
     try:
-        recover(CutStudent(context.teacher, student, context.without(tuple(plan.drop)), plan), context.held.fit, config)
+        case = CutStudent(context.teacher, student, context.without(tuple(plan.drop)), plan)
+        recover(case, context.held.fit, config, max_memory=context.max_memory)
     except Stopped:  # a trial leaves nothing to keep
         raise KeyboardInterrupt from None
     except InputError:  # the loss is not a number; if the teacher is the cause, the recovery itself will say so

@@ -8,8 +8,8 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 SHOWN = 4  # images. Source: assumption: as many as a person compares.
 _SIDE = 32  # places along a side; larger maps are averaged. Source: assumption: more is not seen in a small picture.
-# Tokens that stand before those of the image's patches: one for the class, and registers. Source: assumption; DINOv2's
-# largest have five.
+# Tokens that stand before those of the image's patches: one for the class, and registers. Source: assumption; DINOv2
+# with registers has five.
 _MOST_OTHERS = 8
 
 
@@ -26,7 +26,8 @@ def feature_maps(theirs: Tensor, ours: Tensor, first: int, size_hw: tuple[int, i
 
     Returns:
         For each image its number ("image"), and rows of values from 0 to 1 ("teacher", "student"); nothing if the
-        features have no places: another number of axes, or one place.
+        features have no places: another number of axes, or one place. Of (N, C, places) the channels are taken for
+        tokens where they are as many as patches would be.
 
     >>> feature_maps(torch.ones(1, 2, 1, 2), torch.tensor([[[[2.0, 0.0]], [[0.0, 0.0]]]]), 5, None)
     [{'image': 5, 'teacher': [[0.71, 0.71]], 'student': [[1.0, 0.0]]}]

@@ -136,7 +136,7 @@ def closed_form(
         few: Images, as for `mimic`. Fewer than two different ones change nothing: none is left to judge.
         options: How.
         ranks: The processes that solve together; all make this call. Each runs its share of the batches, the first
-            one solves, and all have its layers.
+            one solves, and all get its layers. Where there are fewer batches than processes, each solves by itself.
         on_layer: Called with (layers done, layers in all).
 
     Returns:

@@ -20,8 +20,8 @@ _SCALE = 0.2  # root mean square of AdamW's steps
 # Vectors (biases, norms) move by AdamW with this share of the learning rate. Source: measured (docs/LOG.md).
 _VECTOR_RATE = 0.1
 # Columns for each row from which the Gram matrix alone is iterated: five steps on the matrix cost 5 (2 r + 1) products
-# of its rows' size, on the Gram matrix 2 r + 17. Source: counted; measured on one core, a third of the time for
-# 256 x 2304, five sixths for 768 x 1536 (docs/LOG.md).
+# of its rows' size, on the Gram matrix 2 r + 17. Source: counted, without _STRIPS; measured on one core, a third of
+# the time for 256 x 2304, five sixths for 768 x 1536 (docs/LOG.md).
 _LONG = 1.5
 # Rows from which a symmetric product is computed by its upper triangle on a CPU, in so many strips of rows. Source:
 # measured on one core (docs/LOG.md): three quarters of the time at 768 rows, no gain at 192.
@@ -128,7 +128,7 @@ def _by_gram(wide: Tensor) -> Tensor:
 
 
 def _symmetric(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right (..., n, n), where that is symmetric, as products of a matrix's polynomials are."""
+    """left @ right (..., n, n), of which it is known that it is symmetric."""
     rows = left.shape[-2]
     if rows < _SPLIT or left.device.type != "cpu":
         return left @ right

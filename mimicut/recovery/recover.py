@@ -218,6 +218,7 @@ class _Preparation:
         ranks: Ranks | None,
     ):
         self._case, self._few, self._choose, self._say, self._ranks = case, few, choose, say, ranks
+        self._processes = 1 if ranks is None else ranks.count
         self._max_seconds, self._max_memory, self._begun = max_seconds, max_memory, time.perf_counter()
 
     def _seconds_left(self) -> float | None:
@@ -239,7 +240,8 @@ class _Preparation:
         config, ways, step_seconds = self._settle(config)
         before = replace(before, ways=ways)
         if before.closed_form is not None:
-            rehearsal = self._rehearse(cut, config, before.closed_form, step_seconds)
+            slower = self._expected(view_seconds, 1) / max(1e-9, self._expected(view_seconds, self._processes))
+            rehearsal = self._rehearse(cut, config, before.closed_form, slower, step_seconds)
             if rehearsal is not None:
                 before = replace(before, rehearsal=rehearsal.to_json())
                 rate = rehearsal.rate
@@ -256,11 +258,14 @@ class _Preparation:
         say(f"mimicking {config.steps} steps on {count(self._few)} images{beside}, {seconds}")
         return before, config
 
+    def _expected(self, view_seconds: float, processes: int) -> float:
+        """Seconds of the closed form."""
+        return expected_seconds(self._case.anatomy, self._case.plan, self._case.student, view_seconds, processes)
+
     def _solve(self, config: MimicConfig, view_seconds: float) -> _Before:
         """Run the closed form, and settle the norms if there are images to choose by."""
         case, say = self._case, self._say
-        expected = expected_seconds(case.anatomy, case.plan, case.student, view_seconds)
-        expected /= 1 if self._ranks is None else self._ranks.count
+        expected = self._expected(view_seconds, self._processes)
         most = None if self._max_seconds is None else CLOSED_SHARE * self._max_seconds
         most_views = None if most is None else views_within(most, view_seconds)
         if most is not None and not most_views:
@@ -345,12 +350,12 @@ class _Preparation:
             raise KeyboardInterrupt from None  # a trial leaves nothing to keep
 
     def _rehearse(
-        self, cut: nn.Module | None, config: MimicConfig, closed: ClosedFormLog, step_seconds: float
+        self, cut: nn.Module | None, config: MimicConfig, closed: ClosedFormLog, slower: float, step_seconds: float
     ) -> Rehearsal | None:
-        """cut: the student before the closed form, which is changed; not needed with images to choose by."""
+        """cut: the student before the closed form, which is changed; not needed with images to choose by. slower: how
+        much longer the closed form takes one process, which rehearses alone."""
         case, few, say = self._case, self._few, self._say
-        alone = closed.seconds * (1 if self._ranks is None else self._ranks.count)  # as a rehearsal is
-        left, cost = self._seconds_left(), REHEARSED_VIEWS * alone + MOST_STEPS * step_seconds
+        left, cost = self._seconds_left(), REHEARSED_VIEWS * slower * closed.seconds + MOST_STEPS * step_seconds
         if self._choose is None and divide(few, config.seed) is None:
             say(f"not rehearsing: {count(few)} images are too few, or too similar, to set some aside")
             return None

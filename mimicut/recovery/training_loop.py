@@ -239,8 +239,9 @@ class TrainingLoop:
             teacher = foldable(self._pair.teacher, self._teacher_capture)
             self._folded = teacher, {} if trains_norms else foldable(self._pair.student, self._student_capture)
             if not self.parts:
-                # Batches that are normalised as a whole are not divided.
-                most = None if trains_norms else self._max_memory
+                # Batches that are normalised as a whole are not divided; the bound is of this process's memory, and an
+                # accelerator has its own: where that runs out, the batch is halved.
+                most = None if trains_norms or self._device.type != "cpu" else self._max_memory
                 self.parts = 1 if most is None else self._parts_within(most, images, one)
 
     def _parts_within(self, most_bytes: int, images: int, one: Batch) -> int:

@@ -41,7 +41,8 @@ _FEWEST = 8  # Views that are better than none. Source: assumption.
 # the network's own layers; seconds for each layer; views that are timed. Source: measured, of five networks all are
 # within a factor of two (docs/LOG.md).
 _SOLVES, _SLOWER, _SECONDS_PER_LAYER, _TIMED = 4, 1.5, 0.15, 4
-_TRIES, _TRIES_SECONDS = 10, 0.2  # Source: assumption.
+# The most tries of a view's time, and the seconds after which no further one begins. Source: assumption.
+_TRIES, _TRIES_SECONDS = 10, 0.2
 
 
 def views_per_batch(anatomy: Anatomy) -> int:
@@ -193,7 +194,9 @@ def measure_view_seconds(model: nn.Module, few: Source | Tensor, views: str) -> 
     return min(tries)
 
 
-def expected_seconds(anatomy: Anatomy, plan: Plan, student: nn.Module, view_seconds: float) -> float:
+def expected_seconds(
+    anatomy: Anatomy, plan: Plan, student: nn.Module, view_seconds: float, processes: int = 1
+) -> float:
     """About how many seconds `closed_form` will take.
 
     Args:
@@ -201,14 +204,15 @@ def expected_seconds(anatomy: Anatomy, plan: Plan, student: nn.Module, view_seco
         plan: By which the student was cut.
         student: The student.
         view_seconds: Of the teacher, as `measure_view_seconds` gives them.
+        processes: How many share the passes; one alone solves.
     """
     tensors = guard.named_tensors(student)
     layers = layers_to_solve(anatomy, plan, student)
     sizes = [(len(tensors[layer.weight]), tensors[layer.weight][0].numel(), layer.gate) for layer in layers]
     work = sum(ROWS * size * (size + outputs * (4 * ROUNDS if gate else 1)) for outputs, size, gate in sizes)
     work += sum(_SOLVES * size**3 for _, size, _ in sizes)
-    views = affordable_views(anatomy, useful_views(anatomy, layers))
-    return 2 * views * view_seconds + matrix_seconds(work, anatomy, view_seconds) + _SECONDS_PER_LAYER * len(layers)
+    passes = 2 * affordable_views(anatomy, useful_views(anatomy, layers)) * view_seconds
+    return passes / processes + matrix_seconds(work, anatomy, view_seconds) + _SECONDS_PER_LAYER * len(layers)
 
 
 def matrix_seconds(macs: float, anatomy: Anatomy, view_seconds: float) -> float:

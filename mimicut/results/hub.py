@@ -28,10 +28,13 @@ CONFIG = "config.json"
 _EXPORTED = frozenset(BESIDE) - {*PAGES, RUN}
 # Of the report: pictures, and names of files.
 _PRIVATE: dict[str, Any] = {"disagreements": [], "feature_maps": [], "images_check": {}}
-# What names an image file or a folder.
+# What names an image file or a folder, or begins a list of names, which may have no suffix.
 _NAMING = re.compile(
-    r"\.(png|jpe?g|jpe|bmp|gif|tiff?|webp|ppm|pgm|avif|heic|jp2|npy|npz|dcm|nii(\.gz)?)\b|[/\\]", re.IGNORECASE
+    r"\.(png|jpe?g|jpe|bmp|gif|tiff?|webp|ppm|pgm|avif|heic|jp2|npy|npz|dcm|nii(\.gz)?)\b|[/\\]"
+    r"|\b(skipped, because|in the folder ignored|equal in pixels)\b",
+    re.IGNORECASE,
 )
+_OF_A_LIST = re.compile(r"skipped, because|in the folder ignored|equal in pixels")
 # Kind of an output -> what the hub calls such models.
 _TASKS = {
     "scores": "image-classification", "multilabel": "image-classification", "map": "image-segmentation",
@@ -114,7 +117,7 @@ def _unnamed(note: str) -> str:
     if not _NAMING.search(note):
         return note
     begin = re.split(r": | \(", note)[0]
-    return "" if _NAMING.search(begin) else begin
+    return "" if _NAMING.search(_OF_A_LIST.sub("", begin)) else begin
 
 
 def from_pretrained(
@@ -197,6 +200,6 @@ def _hub(repository: str, doing: str) -> Iterator[None]:
     except Exception as error:  # the client's own kinds, and those of whatever it sends requests by
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise StoreError(
-            f"{doing}: the hub says: {first}; check the name, the connection, and that you are logged in "
-            "(`hf auth login`, or HF_TOKEN)"
+            f"{doing}: the hub, or its client on this machine, says: {first}; check the name, the connection, room on "
+            "the disk, and that you are logged in (`hf auth login`, or HF_TOKEN)"
         ) from error

@@ -33,7 +33,7 @@ def readme(report: Report, plan: Plan, *, has_run_file: bool = False, repository
         "## Load it", "", _takes(plan, preprocessing, size), "",
         *([] if pruned_by else _as_module(plan, source, size, repository)),
         *([] if _inputs(plan) else _with_runtimes(report, plan, size)),
-        *_for_phones(report), *_other_files(pruned_by),
+        *_for_phones(report), *_other_files(report, pruned_by),
         *(_again(pruned_by) if has_run_file else []),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
@@ -128,11 +128,16 @@ def _blank_array(report: Report, kind: str, size: list[int]) -> str:
     return f"images = numpy.zeros(({_batch(report, kind)}, {_joined(size)}), numpy.float32)"
 
 
-def _other_files(pruned_by: str | None) -> list[str]:
+def _other_files(report: Report, pruned_by: str | None) -> list[str]:
     if pruned_by:
         return [f"Another tool ({_text(pruned_by)}) pruned this student; `report.json` has all figures."]
+    in_int8 = (
+        "`model.int8.onnx` is the same network in INT8, for ONNX Runtime and OpenVINO; `report.json` compares the two."
+        if "int8" in report.exports
+        else "`mimicut export . --to int8 --images DIR` writes the same network in INT8, as `model.int8.onnx`."
+    )
     return [
-        "`mimicut export . --to int8 --images DIR` writes the same network in INT8, as `model.int8.onnx`.", "",
+        in_int8, "",
         "`plan.json` says which channels and blocks were kept (edit a copy and pass it to `mimicut compress --plan`),",
         "`weights.safetensors` holds the tensors, `report.json` all figures.",
     ]  # fmt: skip

@@ -544,7 +544,8 @@ def _write_int8(calibrate: Sequence[Any], model: nn.Module, source: Path, target
         raise
     except Exception as error:  # whatever ONNX Runtime raises
         raise UnsupportedModel(
-            f"quantising {model_name(model)}: {one_line(error)}; expected operators that ONNX Runtime can quantise"
+            f"quantising {model_name(model)}: {one_line(error)}; expected operators that ONNX Runtime can quantise; "
+            "leave INT8 out, or quantise the float32 file (--to onnx) with another tool"
         ) from error
 
 

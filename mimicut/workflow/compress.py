@@ -403,8 +403,8 @@ def _recover(run: _Run, student: nn.Module, allowance: Allowance) -> _Recovered:
             run.say(run.notes[-1])
         if log.halved:
             run.notes.append(
-                f"the memory of {request.config.device} was not enough for a batch of {log.batch} at once: it went "
-                f"through in {log.parts} parts, whose gradients add up to those of the whole batch"
+                f"the memory of {request.config.device or 'the device'} was not enough for a batch of {log.batch} at "
+                f"once: it went through in {log.parts} parts, whose gradients add up to those of the whole batch"
             )
             run.say(run.notes[-1])
         run.say("putting the student under the teacher's head and verifying it")

@@ -182,7 +182,9 @@ def _mixture(
     assert request.budget is not None  # as there is no plan
     config = request.config
     recipe = config if seconds is None else None  # trials would use up the remaining time
-    given = Findings(views=config.views, seed=config.seed, evidence=evidence, recipe=recipe)
+    given = Findings(
+        views=config.views, seed=config.seed, evidence=evidence, recipe=recipe, max_memory=request.pass_bytes
+    )
     with on_device(network.model, config.device):
         few = intake.bound(intake.few)
         make = plan_int8 if request.int8 and request.budget.latency is not None else plan_mixture

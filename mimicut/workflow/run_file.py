@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from mimicut.base.ranks import current
 from mimicut.inputs.build_by_name import parse_spec
 from mimicut.inputs.extra_images import GENERATED, NONE
 from mimicut.inputs.image_set import ImageSet, ImageSource
@@ -67,6 +68,11 @@ def run_file(
         "crossfit": request.crossfit,
         "threads": torch.get_num_threads(),
     }
+    ranks = current()
+    if ranks is not None:  # each process has its own device, and on a CPU its share of the threads
+        kind = str(request.config.device).partition(":")[0]
+        shared = ranks.count if kind == "cpu" else 1
+        options |= {"devices": ranks.count, "device": kind, "threads": torch.get_num_threads() * shared}
     if request.example is not None:
         comments.append(f"example {_FROM_PYTHON}")
     if request.budget is not None and request.budget.latency is not None:

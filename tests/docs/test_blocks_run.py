@@ -118,7 +118,7 @@ def desk(tmp_path_factory):
 def test_the_commands_of_a_page_run(page, desk, tmp_path, capsys, monkeypatch):
     shutil.copytree(desk, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    # What a page shows does not depend on how many views, or for how long, is measured.
+    # What a page shows does not depend on how many views are seen, or for how long something is timed.
     monkeypatch.setattr("mimicut.recovery.view_budget.MACS", 3e8)
     monkeypatch.setattr("mimicut.planning.survey.MEASURED_SECONDS", 0.1)
     monkeypatch.setattr("mimicut.proof.int8_table._SECONDS", 0.0)

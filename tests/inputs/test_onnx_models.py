@@ -180,6 +180,24 @@ def test_an_older_version_of_the_operators(networks, tmp_path):
     assert difference(networks[Attention], teacher) < 1e-5
 
 
+def test_the_oldest_version_that_is_read(tmp_path):
+    nodes = [
+        CONV, ("BatchNormalization", ["c", "one", "zero", "zero", "one"], ["n"]), ("Relu", ["n"], ["r"]),
+        ("MaxPool", ["r"], ["m"], {"kernel_shape": [2, 2], "strides": [2, 2]}), ("GlobalAveragePool", ["m"], ["g"]),
+        ("Flatten", ["g"], ["f"]), ("Gemm", ["f", "v", "b"], ["y"], {"transB": 1}),
+    ]  # fmt: skip
+    ones = np.ones(4, np.float32)
+    constants = WEIGHT | {"one": ones, "zero": 0 * ones, "v": WEIGHT["w"][:3, 0, 0, :1] * np.ones((1, 4), np.float32)}
+    spec = by_hand(tmp_path / "n.onnx", nodes, constants=constants | {"b": ones[:3]}, opset=7)
+    assert any(note.startswith("compared with the file") for note in us.load_teacher(spec).notes)
+
+
+def test_an_infinite_constant(tmp_path):
+    nodes = [CONV, ("Greater", ["c", "inf"], ["g"]), ("Cast", ["g"], ["y"], {"to": 1})]
+    spec = by_hand(tmp_path / "n.onnx", nodes, constants=WEIGHT | {"inf": np.array(-np.inf, np.float32)})
+    assert any(note.startswith("compared with the file") for note in us.load_teacher(spec).notes)
+
+
 def test_modules_have_the_names_of_the_network(files):
     names = set(us.load_teacher(files[Convolutions]).model.state_dict())
     assert {"conv1.weight", "conv2.bias", "fc.weight", "gate.1.weight"} <= names

@@ -94,9 +94,10 @@ def test_int8_alone_is_judged_beside_the_teacher_on_a_machine_that_has_slowed_do
 
     monkeypatch.setattr(int8_choice, "measure_student", slower)
     monkeypatch.setattr(int8_choice, "_cut", lambda *_: (_ for _ in ()).throw(OutOfReach("not asked for here")))
-    found = plan(0.55)
-    assert not found.slices
-    assert found.latency.measured_share[0] == pytest.approx(0.5)
+    for share in (0.55, 0.49):  # a cut that is so little above the target counts as met, too
+        found = plan(share)
+        assert not found.slices
+        assert found.latency.measured_share[0] == pytest.approx(0.5)
 
 
 @pytest.mark.long

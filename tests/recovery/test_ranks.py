@@ -351,6 +351,12 @@ torch.set_num_threads(1)
 if sys.argv[2] == "two":
     rank = int(sys.argv[3])
     torch.distributed.init_process_group(init_method=f"file://{sys.argv[4]}", rank=rank, world_size=2)
+    for dtype in (torch.float32, torch.float64, torch.int64):  # one alone is added in place, others in a copy
+        own = [torch.full((2, 3), rank + 1, dtype=dtype), torch.full((3, 2), rank + 1, dtype=dtype).T]
+        for tensors in (own[:1], own[1:], [each.clone() for each in own]):
+            before = [each.clone() for each in tensors]
+            current().add_up(tensors)
+            assert all((each == 3).all() and not (each == old).all() for each, old in zip(tensors, before)), tensors
 teacher, student, seam = networks()
 mimic(teacher, student, seam, FEW, recipe(steps=20), ranks=current())
 with torch.no_grad():

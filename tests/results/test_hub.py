@@ -184,10 +184,27 @@ def test_pictures_and_names_of_files_stay_at_home(hub, result):
     assert {path.name: path.read_bytes() for path in result.iterdir()} == before
 
 
+@pytest.mark.parametrize(
+    ("note", "published"),
+    [
+        ("2 other file(s) in the folder ignored: Anna.txt, b.pdf", "2 other file(s) in the folder ignored"),
+        ("1 image(s) skipped, because they could not be read: Anna.HEIF: HEIC is not read; convert it to JPEG",
+         "1 image(s) skipped, because they could not be read"),
+        ("3 image(s) equal in pixels to another (IM0001 = IM0002, ...)", "3 image(s) equal in pixels to another"),
+        ("stopped after 3 of 9 steps: of 3 images", "stopped after 3 of 9 steps: of 3 images"),
+        ("pictures/anna.jpg is gone", ""),
+    ],
+)  # fmt: skip
+def test_notes_are_published_without_names_of_files(note, published):
+    assert hub_module._unnamed(note) == published
+
+
 def test_a_hub_that_refuses_is_one_sentence(hub, result, tmp_path):
-    with pytest.raises(StoreError, match=r"publishing .*small: the hub says: .*403.*logged in"):
+    with pytest.raises(
+        StoreError, match=r"publishing .*small: the hub, or its client on this machine, says: .*403.*logged in"
+    ):
         mimicut.push_to_hub(result, "nobody/small")
-    with pytest.raises(StoreError, match=r"fetching me/absent: the hub says: .*404"):
+    with pytest.raises(StoreError, match=r"fetching me/absent: the hub, or its client on this machine, says: .*404"):
         mimicut.from_pretrained("me/absent")
     for name in ("small", "me/", "me/small/more", "me/sm all"):
         with pytest.raises(InputError, match="publishing"):

@@ -76,18 +76,33 @@ def test_narrow_ranges_bring_a_trained_network_nearer(tmp_path, monkeypatch):
 
 
 class Masked(Chain):
-    """An activation that holds infinities, and an output that is no float."""
+    """An activation that holds infinities."""
 
     def forward(self, x):
         scores = super().forward(x)
-        return torch.where(scores > 0, scores, -torch.inf).softmax(1) > 0.1
+        return torch.where(scores > 0, scores, -torch.inf).softmax(1)
 
 
-def test_what_has_no_histogram_and_outputs_that_are_no_floats_keep_the_widest_ranges(tmp_path):
-    x = torch.randn(16, 3, 8, 8)
-    made = us.export(randomised(Masked()), x[:2], tmp_path, formats=["int8"], calibrate=x.split(8))
-    (found,) = run_onnx(made.files["int8"], [((x,), {})])[0]
-    assert found.dtype == torch.bool
+class Decided(Chain):
+    """An output that is no float."""
+
+    def forward(self, x):
+        return super().forward(x) > 0.1
+
+
+@pytest.mark.parametrize("network", [Masked, Decided])
+def test_what_has_no_histogram_and_outputs_that_are_no_floats_keep_the_widest_ranges(network, tmp_path, monkeypatch):
+    import onnx
+
+    x, model, steps = torch.randn(16, 3, 8, 8), randomised(network()), []
+    monkeypatch.setattr(int8, "NARROW", 99.0)
+    for tries in (True, False):
+        monkeypatch.setattr(import_module("mimicut.runtime.export"), "quantise", partial(int8.quantise, tries=tries))
+        made = us.export(model, x[:2], tmp_path / str(tries), formats=["int8"], calibrate=x.split(8))
+        held = onnx.load(made.files["int8"]).graph.initializer
+        steps.append({t.name: onnx.numpy_helper.to_array(t).tolist() for t in held if t.name.endswith("_scale")})
+    assert steps[0]
+    assert steps[0] == steps[1]
 
 
 def test_the_distance_of_a_file_by_hand(tmp_path):
@@ -324,6 +339,7 @@ def test_export_mimics_in_int8_on_request(made, tmp_path, quick):
     )
     assert "mimicking 2 steps in INT8, on 8 images" in said
     assert report.int8["mimic"]["steps"] == 2
+    assert "`model.int8.onnx` is the same network in INT8" in (copy / "README.md").read_text(encoding="utf-8")
     with pytest.raises(InputError, match="found 2 steps in INT8 and files that normalise themselves"):
         us.export_folder(copy, ["int8"], images=photos(10), teacher=own, int8_steps=2, normalise=True, force=True)
     with pytest.raises(InputError, match="found 2 steps in INT8 and the formats onnx; expected the format int8"):

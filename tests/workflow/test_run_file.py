@@ -9,6 +9,7 @@ import torch
 from nets import Chain
 
 import mimicut as us
+from mimicut.base.ranks import Ranks
 from mimicut.inputs.preprocessing import Preprocessing
 from mimicut.inputs.teacher import own_teacher
 from mimicut.surgery.budget import Budget, Latency
@@ -42,6 +43,15 @@ def test_everything_that_was_asked_for_is_in_it():
     }  # fmt: skip
     assert found == expected
     assert text.count("#") == 2
+
+
+def test_of_several_devices_it_says_what_starts_them_again(monkeypatch):
+    monkeypatch.setattr("mimicut.workflow.run_file.current", lambda: Ranks(0, 3))
+    teacher = us.load_teacher("demo:resnet14")
+    for own, kind, share in (("cuda:0", "cuda", 1), ("cpu", "cpu", 3)):
+        found, _ = written(teacher, "photos", config=replace(CONFIG, device=own))
+        assert (found["devices"], found["device"]) == (3, kind)
+        assert found["threads"] == share * torch.get_num_threads()
 
 
 @pytest.mark.parametrize(
