@@ -82,7 +82,7 @@ def check_class_names(names: Sequence[str], classes: Sequence[int]) -> None:
     if len(names) not in classes:
         which = " or ".join(map(str, dict.fromkeys(classes)))
         raise InputError(
-            f"reading the class names: found {len(names)} names, but the network has {which} classes; give one name for "
+            f"reading the class names: found {len(names)} names, but the network has {which} classes; give one for "
             "each, in the order of its outputs"
         )
 
