@@ -17,6 +17,7 @@ Not covered: decoding of files, several devices, exports.
 import argparse
 import copy
 import gc
+import json
 import math
 import statistics
 import time
@@ -30,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import json_lines
+from benchmarks.studies import device_scaling
 from benchmarks.studies.compress_cost import whole_run
 from mimicut.anatomy.find_seam import trace
 from mimicut.base import memory
@@ -301,6 +303,8 @@ def page(lines: list[dict[str, Any]]) -> str:
             "## GPU", "", "Not measured: no GPU was to be had. The floors for one are open;",
             "`python -m benchmarks.speed --device cuda` measures them.", "",
         ]  # fmt: skip
+    if device_scaling.OUT.exists():
+        text += device_scaling.table(json.loads(device_scaling.OUT.read_text(encoding="utf-8")))
     return "\n".join(text)
 
 
