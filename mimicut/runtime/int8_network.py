@@ -60,24 +60,33 @@ class RoundedWeight(nn.Module):
         steps: How many there are.
         least: The least step of each channel, (channels,) or (): the file's own where it is larger than that rule has
             it, as bias and weight of a channel share their scale, and a bias has 32 bits.
+        factor: By which the weight is multiplied first: what a folded batch norm makes of its channels, as many axes as
+            the weight; None for none. So the weight trains as it did beside the norm: folded, channels with a small
+            factor would move too far (measured: docs/LOG.md).
     """
 
     least: Tensor
+    factor: Tensor | None
 
-    def __init__(self, axis: int | None, steps: int, least: Tensor):
+    def __init__(self, axis: int | None, steps: int, least: Tensor, factor: Tensor | None = None):
         super().__init__()
         self.axis, self.steps = axis, steps
         self.register_buffer("least", least)
+        self.register_buffer("factor", factor)
+
+    def scaled(self, weight: Tensor) -> Tensor:
+        """The weight of which the file has the whole numbers."""
+        return weight if self.factor is None else weight * self.factor
 
     def step(self, weight: Tensor) -> Tensor:
-        """The step between two values, (channels,) or ()."""
+        """The step between two values of a scaled weight, (channels,) or ()."""
         size = weight.detach().abs()
         others = [i for i in range(weight.dim()) if i != self.axis]
         largest = size.amax(others) if self.axis is not None else size.amax()
         return torch.maximum(largest / self.steps, self.least)
 
     def whole(self, weight: Tensor, step: Tensor) -> Tensor:
-        """The whole numbers that stand for it."""
+        """The whole numbers that stand for a scaled weight."""
         return (weight.detach() / self.along(step, weight.dim())).round().clamp(-self.steps, self.steps)
 
     def along(self, step: Tensor, axes: int) -> Tensor:
@@ -85,6 +94,7 @@ class RoundedWeight(nn.Module):
         return step if self.axis is None else step.reshape([-1 if i == self.axis else 1 for i in range(axes)])
 
     def forward(self, weight: Tensor) -> Tensor:
+        weight = self.scaled(weight)
         step = self.step(weight)
         return weight + (self.whole(weight, step) * self.along(step, weight.dim()) - weight).detach()
 
@@ -167,8 +177,9 @@ class TrainableInt8:
         for node in [n for n in graph.graph.nodes if n.op == "call_module"]:  # checks of the inputs
             graph.graph.erase_node(node)
         features = _find_features(graph, model, call, seam)
-        values = {node.name: node for node in graph.graph.nodes} | _fold_norms(graph)
-        self._weights = _round_weights(graph, file)
+        moved, folded = _fold_norms(graph)
+        values = {node.name: node for node in graph.graph.nodes} | moved
+        self._weights = _round_weights(graph, file, folded)
         if not self._weights:
             raise UnsupportedModel(
                 f"reading {path.name} of {model_name(model)} as a network that trains: none of its weights in INT8 is "
@@ -191,7 +202,7 @@ class TrainableInt8:
         for name in file.unquantised(network):
             file.put(name, held[name])
         for weight in self._weights:
-            values = held[weight.parameter]
+            values = weight.rounding.scaled(held[weight.parameter])
             step = weight.rounding.step(values)
             if weight.bias is not None:
                 bias, of_input = held[weight.bias.parameter], torch.from_numpy(file.array(weight.bias.input_steps))
@@ -302,13 +313,14 @@ def _find_features(graph: GraphModule, model: nn.Module, call: Example, seam: Se
 
 
 @torch.no_grad()
-def _fold_norms(module: Any) -> dict[str, Node]:
+def _fold_norms(module: Any) -> tuple[dict[str, Node], dict[str, tuple[Tensor, Tensor]]]:
     """Fold each batch norm into the convolution before it, as quantisation does.
 
     Returns:
-        The name of what a folded norm gave -> the convolution that now gives it.
+        The name of what a folded norm gave -> the convolution that now gives it; the name of a folded weight -> the
+        weight as it was, and the factor of its channels.
     """
-    graph, moved = module.graph, dict[str, Node]()
+    graph, moved, folded = module.graph, dict[str, Node](), dict[str, tuple[Tensor, Tensor]]()
     for norm in list(graph.nodes):
         layer = _layer_of(norm)
         if layer is None:
@@ -316,8 +328,9 @@ def _fold_norms(module: Any) -> dict[str, Node]:
         weight, bias = _tensor(module, layer.args[1]), _tensor(module, (*layer.args, None)[2])
         scale, shift, mean, variance = (_tensor(module, node) for node in norm.args[1:5])
         factor = (variance + norm.args[_NORMS[operator(norm)]]).rsqrt() * (1 if scale is None else scale)
-        name = str(layer.args[1].target)
-        _put(module, name, weight * factor.reshape(-1, *[1] * (weight.dim() - 1)))
+        name, along = str(layer.args[1].target), factor.reshape(-1, *[1] * (weight.dim() - 1))
+        folded[name] = weight, along
+        _put(module, name, weight * along)
         _put(module, name + _FOLDED, ((0 if bias is None else bias) - mean) * factor + (0 if shift is None else shift))
         with graph.inserting_before(layer):
             made = graph.get_attr(name + _FOLDED)
@@ -328,7 +341,7 @@ def _fold_norms(module: Any) -> dict[str, Node]:
             node.replace_all_uses_with(layer)
         for node in [*results, norm]:
             graph.erase_node(node)
-    return moved
+    return moved, folded
 
 
 def _layer_of(norm: Any) -> Any:
@@ -356,8 +369,11 @@ def _put(module: Any, name: str, values: Tensor) -> None:
 
 
 @torch.no_grad()
-def _round_weights(module: Any, file: _File) -> list[_Weight]:
-    """Let the network round its weights as the file does: those whose values the file has, up to half a step."""
+def _round_weights(module: Any, file: _File, folded: Mapping[str, tuple[Tensor, Tensor]]) -> list[_Weight]:
+    """Let the network round its weights as the file does: those whose values the file has, up to half a step.
+
+    folded: as `_fold_norms` returns it; such a weight is again as it was, and its rounding has the factor.
+    """
     graph, found = module.graph, []
     uses: dict[str, list[Node]] = {}
     for node in graph.nodes:
@@ -381,7 +397,10 @@ def _round_weights(module: Any, file: _File) -> list[_Weight]:
         others = [i for i in range(whole.dim()) if i != axis]
         largest = (usual.abs().amax(others) if axis is not None else usual.abs().max()) / most
         least = torch.where(steps > _SAME_STEP * largest, steps, 0.0)
-        rounding = RoundedWeight(1 - axis if transposed and axis is not None else axis, most, least)
+        unfolded, factor = folded.get(name, (None, None))
+        rounding = RoundedWeight(1 - axis if transposed and axis is not None else axis, most, least, factor)
+        if unfolded is not None:
+            _put(module, name, unfolded)
         bias = _bias_of(uses[name], file.bias(values))
         found.append(_Weight(name, values, node.input[1], rounding, transposed, bias))
         module.add_module(f"weight_rounding_{len(found)}", rounding)
