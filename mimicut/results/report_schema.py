@@ -154,6 +154,7 @@ class _Int8Row(_Agreement):
 
 class _Int8Mimic(_Entry):
     steps: Count = 0
+    rate: Number | None = None  # not in reports of before
     kept: Count = 0
     images: Count = 0
     judged_by: Count = 0

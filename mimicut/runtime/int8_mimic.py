@@ -12,6 +12,7 @@ that for one that it does not take back (measured: docs/LOG.md).
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mimicut.base import guard
 from mimicut.base.disk import move, remove
 from mimicut.base.errors import Diverged, Stopped, UnsupportedModel
 from mimicut.recovery.batches import Batch, Source, count, plain_batches, subset
@@ -32,9 +34,10 @@ from mimicut.runtime.int8_network import TrainableInt8
 from mimicut.surgery.seam import Seam, SeamPoint
 
 STEPS = 100
-# Share of the rate that is measured for a student of a cut: this one is close to its goal already. Source: measured
-# (docs/LOG.md).
-RATE = 0.1
+# Shares of the rate that is measured for a student of a cut, and steps that try each: the first one that brings the
+# network nearer is taken, or the last. A student that has learned these images is at its goal already; a network that
+# rounding has thrown far off needs more. Source: measured (docs/LOG.md).
+RATES, TRIED = (0.3, 0.1, 0.03), 10
 # By what share the error must fall, on images that do not train, for the file to be changed. Source: measured
 # (docs/LOG.md): nothing between 0 and 0.1 is better or worse on 24 files.
 LEAST_GAIN = 0.01
@@ -47,6 +50,7 @@ class Int8Mimic:
 
     Attributes:
         steps: Steps that were taken.
+        rate: The rate that was taken.
         kept: After how many of them the file is as it was written; 0 where none was clearly better on the images that
             judge (LEAST_GAIN), or its file was not, and the file stayed as it was.
         images, judged_by: How many images it learned from, and how many others judged it.
@@ -55,6 +59,7 @@ class Int8Mimic:
     """
 
     steps: int
+    rate: float
     kept: int
     images: int
     judged_by: int
@@ -107,12 +112,10 @@ def mimic_int8(
     pair = Pair.of(target, file.network, seams)
     config = replace(config, precision="float32", layout="contiguous", lr=None, start="cut", norm_mode="eval")
     config, _ = settle(pair, fit, config, max_memory=max_memory)
-    assert config.lr is not None  # it is decided
+    options: dict[str, Any] = {"choose": judging, "max_memory": max_memory}
     try:
-        log = mimic(
-            target, file.network, seams, fit, replace(config, lr=RATE * config.lr),
-            choose=judging, on_step=on_step, max_memory=max_memory,
-        )  # fmt: skip
+        config = _with_rate(target, file.network, seams, fit, config, options)
+        log = mimic(target, file.network, seams, fit, config, on_step=on_step, **options)
     except Stopped:  # the file is still as it was
         raise KeyboardInterrupt from None
     except Diverged as error:
@@ -123,7 +126,29 @@ def mimic_int8(
     if kept and not _is_better(file, path, target, example, judging):
         kept = 0
     images = count(fit), count(judging)
-    return Int8Mimic(len(log.losses), kept, *images, before, after if kept else before, len(file.left))
+    return Int8Mimic(
+        len(log.losses), config.lr or 0.0, kept, *images, before, after if kept else before, len(file.left)
+    )
+
+
+def _with_rate(
+    target: nn.Module,
+    network: nn.Module,
+    seams: tuple[Seam, Seam],
+    fit: Source | Tensor,
+    config: MimicConfig,
+    options: dict[str, Any],
+) -> MimicConfig:
+    """The config with the first of RATES that brings a copy of the network nearer in a few steps, or the last one."""
+    assert config.lr is not None  # it is decided
+    tried = replace(config, steps=min(TRIED, config.steps))
+    for share in RATES[:-1]:
+        with suppress(Diverged):  # then it is too large
+            trial = guard.full_copy(network)
+            errors = mimic(target, trial, seams, fit, replace(tried, lr=share * config.lr), **options).errors
+            if errors[-1][1] < errors[0][1]:
+                return replace(config, lr=share * config.lr)
+    return replace(config, lr=RATES[-1] * config.lr)
 
 
 def _at_the_outputs(seam: Seam) -> Seam:

@@ -1,6 +1,7 @@
 """INT8 files that train: read back as a network that rounds as they do, and written back."""
 
 import platform
+from dataclasses import replace
 from importlib import import_module
 
 import numpy as np
@@ -171,11 +172,21 @@ def test_the_file_changes_only_where_what_it_computes_is_nearer(tmp_path, monkey
 
 @pytest.mark.long
 def test_where_each_step_does_harm_the_file_stays(tmp_path, monkeypatch):
-    monkeypatch.setattr(import_module("mimicut.runtime.int8_mimic"), "RATE", 100.0)
+    monkeypatch.setattr(import_module("mimicut.runtime.int8_mimic"), "RATES", (100.0,))
     done, before, path = trained(tmp_path, randomised(Residual()), 40)
     assert done.kept == 0
     assert done.error == done.error_before
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(("rates", "taken"), [((1e6, 0.1, 0.03), 0.1), ((1e6, 1e5), 1e5)])
+def test_the_first_rate_that_helps_is_taken_or_the_last(rates, taken, tmp_path, monkeypatch):
+    module, lr = import_module("mimicut.runtime.int8_mimic"), []
+    monkeypatch.setattr(int8, "weight_bits", lambda: 7)
+    monkeypatch.setattr(module, "RATES", rates)
+    monkeypatch.setattr(module, "settle", lambda *a, **k: (lr.append(0.01), (replace(a[2], lr=0.01), {}))[1])
+    done, _, _ = trained(tmp_path, randomised(Residual()), 40, steps=20)
+    assert done.rate == pytest.approx(taken * lr[0])
 
 
 @pytest.mark.long
