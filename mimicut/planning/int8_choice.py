@@ -103,11 +103,19 @@ def plan_int8(
         context = _ready_for_trials(context, given or Findings())
         assert context.setting is not None  # as the budget has a latency
         in_int8 = replace(context, setting=replace(context.setting, precision="int8"))
+
+        def alone() -> tuple[MeasuredPlan, float]:
+            nonlocal in_int8
+            whole = _whole(in_int8, budget)
+            assert in_int8.pace is not None  # as there is a setting
+            in_int8 = replace(in_int8, pace=in_int8.pace.times(median_share(whole)))  # by which cuts are predicted
+            return _alone(in_int8, budget, whole)
+
         say("weighing INT8 alone, a cut alone, and both")
         refused: OutOfReach | None = None
         ways = []
         for name, find in (
-            (ALONE, lambda: _alone(in_int8, budget)),
+            (ALONE, alone),
             (CUT, lambda: _cut(context, budget, say)),
             (BOTH, lambda: _cut(in_int8, budget, say)),
         ):
@@ -139,25 +147,35 @@ def _ready_for_trials(context: PlanningContext, given: Findings) -> PlanningCont
     return replace(context, held=held, recipe=replace(recipe, steps=steps))
 
 
-def _alone(context: PlanningContext, budget: Budget) -> tuple[MeasuredPlan, float]:
-    """The plan that cuts nothing, and its error in INT8.
+def _whole(context: PlanningContext, budget: Budget) -> MeasuredPlan:
+    """The plan that cuts nothing, and how fast it is in INT8."""
+    whole = replace(budget, keep=1.0, params=None, size_mb=None, keep_width=None, drop=())
+    plan = plan_widths(context.teacher, context.anatomy, whole)
+    student_ms, share = measure_student(context, plan, _wanted(context, budget))
+    return MeasuredPlan(plan, None, share, student_ms)
+
+
+def _wanted(context: PlanningContext, budget: Budget) -> float:
+    """The latency to meet as a share of the teacher's: the machine may be slower by now."""
+    target = target_ms(context, budget)
+    assert target is not None
+    assert context.teacher_ms is not None
+    return target / context.teacher_ms.ms_median
+
+
+def _alone(context: PlanningContext, budget: Budget, whole: MeasuredPlan) -> tuple[MeasuredPlan, float]:
+    """`_whole` as a plan for this latency, and its error in INT8.
 
     Raises:
         OutOfReach: INT8 alone misses the latency or a size.
     """
-    target = target_ms(context, budget)
+    share, target = median_share(whole), target_ms(context, budget)
     assert target is not None
-    assert context.teacher_ms is not None
-    whole = replace(budget, keep=1.0, params=None, size_mb=None, keep_width=None, drop=())
-    plan = plan_widths(context.teacher, context.anatomy, whole)
-    wanted = target / context.teacher_ms.ms_median  # compared as a share: the machine may be slower by now
-    student_ms, share = measure_student(context, plan, wanted)
     smaller = [name for name in ("keep_width", *budget.sizes) if getattr(budget, name) is not None]
-    if share[0] > OVER * wanted or smaller or budget.drop:
+    if share > OVER * _wanted(context, budget) or smaller or budget.drop:
         missed = [f"the budget of {name}" for name in smaller] + (["the blocks to drop"] if budget.drop else [])
-        raise OutOfReach(f"{share[0]:.2f} of the teacher's latency; it misses {(missed or ['the latency'])[0]}")
-    found = MeasuredPlan(plan, None, share, student_ms)
-    return replace(found, plan=with_latency(context, found, target)), _int8_error(context, context.teacher)
+        raise OutOfReach(f"{share:.2f} of the teacher's latency; it misses {(missed or ['the latency'])[0]}")
+    return replace(whole, plan=with_latency(context, whole, target)), _int8_error(context, context.teacher)
 
 
 def _cut(context: PlanningContext, budget: Budget, say: Say) -> tuple[MeasuredPlan, float]:

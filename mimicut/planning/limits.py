@@ -23,6 +23,11 @@ class Pace:
     rest: float
     fixed: float = 0.0
 
+    def times(self, share: float) -> "Pace":
+        """The pace at which all takes that share of the time."""
+        each = {name: share * ms for name, ms in self.ms_a_mac.items()}
+        return Pace(each, share * self.rest, share * self.fixed)
+
 
 class Costs:
     """One figure as a function of how many units each group keeps: a row of factors for each term."""

@@ -109,6 +109,13 @@ def test_a_milder_cut_and_int8_where_int8_alone_is_too_slow(clock):
     assert "INT8 alone: 0.50 of the teacher's latency; it misses the latency" in found.notes[-1]
 
 
+def test_a_cut_that_is_fast_enough_in_int8_alone_is_found(clock):
+    found = plan(0.4, min_channels=6)
+    assert found.latency.setting["precision"] == "int8"
+    assert found.slices
+    assert "a cut alone: out of reach" in found.notes[-1]
+
+
 @pytest.mark.long
 def test_a_cut_alone_where_int8_saves_nothing(clock):
     clock["int8"] = 1.2
