@@ -77,6 +77,7 @@ def main() -> None:
     parser.add_argument("--page", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    import_module("mimicut.proof.int8_table").MOST = PATCHES  # of so many small images all fit the memory
     if options.page:
         lines = read(options.out)
         plot([x for x in lines if "seed" in x], DOCS / "figures" / "int8.png")
