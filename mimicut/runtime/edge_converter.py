@@ -102,7 +102,7 @@ def _write_coreml(source: str, target: str) -> None:
     import coremltools
 
     made = coremltools.convert(
-        _program(source).run_decompositions({}),
+        _without_aliases(_program(source).run_decompositions({})),
         minimum_deployment_target=coremltools.target.iOS16,
         compute_precision=coremltools.precision.FLOAT32,  # its own default is half precision
     )
@@ -112,6 +112,17 @@ def _write_coreml(source: str, target: str) -> None:
         with zipfile.ZipFile(target, "w") as archive:  # a package is a folder, and what is exported are files
             for file in sorted(p for p in package.rglob("*") if p.is_file()):
                 archive.write(file, file.relative_to(scratch))
+
+
+def _without_aliases(program: Any) -> Any:
+    """The program with what `aten.alias` gives replaced by what it was given, which is the same: coremltools 9 does not
+    know it. One that is an output keeps its name."""
+    for node in list(program.graph.nodes):
+        if str(node.target).startswith("aten.alias") and all(user.op != "output" for user in node.users):
+            node.replace_all_uses_with(node.args[0])
+            program.graph.erase_node(node)
+    program.graph_module.recompile()
+    return program
 
 
 def _write_tensorrt(source: str, target: str) -> None:

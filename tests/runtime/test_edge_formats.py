@@ -235,3 +235,15 @@ def test_arrays_keep_their_order(tmp_path):
     calls = [[np.array(10 * i + k) for k in range(12)] for i in range(11)]
     np.savez(tmp_path / "calls.npz", **edge_converter.arrays_of(calls))
     assert edge_converter.calls_in(str(tmp_path / "calls.npz")) == calls
+
+
+class Aliased(torch.nn.Module):
+    def forward(self, x):
+        return torch.ops.aten.alias(x.relu()) + 1, torch.ops.aten.alias(x.sigmoid())
+
+
+def test_aliases_are_what_they_stand_for_but_for_outputs():
+    program = edge_converter._without_aliases(torch.export.export(Aliased(), (IMAGES,)).run_decompositions({}))
+    assert [str(node.target) for node in program.graph.nodes].count("aten.alias.default") == 1
+    for found, wanted in zip(program.module()(IMAGES), Aliased()(IMAGES), strict=True):
+        assert torch.equal(found, wanted)
