@@ -568,6 +568,20 @@ def test_nothing_that_could_learn_is_said(teacher, images):
         mimic(teacher, copy.deepcopy(teacher), Seam((SeamPoint("one", "input"),), ((3, 8, 8),), ()), images, quick())
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_denormals_are_zero_while_it_steps_and_as_before_afterwards(before, teacher, images):
+    if not torch.set_flush_denormal(before):
+        pytest.skip("this processor cannot flush them")
+    small, seen = torch.tensor(1e-40), []
+    try:
+        options = {"on_step": lambda *_: seen.append((small * 1.0).item())}
+        mimic(teacher, pruned(teacher), SEAM, images, quick(steps=2), **options)
+        assert seen == [0.0, 0.0]
+        assert ((small * 1.0).item() == 0.0) is before
+    finally:
+        torch.set_flush_denormal(False)
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
 @pytest.mark.parametrize("chooses", [False, True], ids=["last", "best"])
 def test_going_on_from_a_checkpoint_comes_to_the_same_bits(teacher, images, optimizer, chooses):
