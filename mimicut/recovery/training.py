@@ -141,8 +141,8 @@ def train(
 
 @contextmanager
 def _denormals_flushed() -> Iterator[None]:
-    """Numbers below 1e-38 are zero in this thread, on CPUs that can: products of them take many times as long, and after
-    a closed form there are such. Measured (docs/LOG.md): a step took half as long again."""
+    """Numbers below 1e-38 are zero in this thread, on CPUs that can: products of them take many times as long, and
+    after a closed form there are such. Measured (docs/LOG.md): a step took half as long again."""
     smallest = torch.tensor(1e-40)
     before = (smallest * 1.0).item() == 0.0
     torch.set_flush_denormal(True)
