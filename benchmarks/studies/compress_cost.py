@@ -8,7 +8,6 @@ included; stages: when each began; mimic_seconds: of the steps alone; error: at 
 """
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -37,9 +36,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     for spec in options.teachers:
-        line = whole_run(spec, options.images, options.steps, options.keep, options.device)
-        print(json.dumps(line), flush=True)
-        add(options.out, line)
+        add(options.out, whole_run(spec, options.images, options.steps, options.keep, options.device))
 
 
 def whole_run(spec: str, images: int, steps: int, keep: float, device: str) -> dict[str, Any]:

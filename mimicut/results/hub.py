@@ -28,13 +28,12 @@ CONFIG = "config.json"
 _EXPORTED = frozenset(BESIDE) - {*PAGES, RUN}
 # Of the report: pictures, and names of files.
 _PRIVATE: dict[str, Any] = {"disagreements": [], "feature_maps": [], "images_check": {}}
-# What names an image file or a folder, or begins a list of names, which may have no suffix.
+# What names an image file or a folder.
 _NAMING = re.compile(
-    r"\.(png|jpe?g|jpe|bmp|gif|tiff?|webp|ppm|pgm|avif|heic|jp2|npy|npz|dcm|nii(\.gz)?)\b|[/\\]"
-    r"|\b(skipped, because|in the folder ignored|equal in pixels)\b",
-    re.IGNORECASE,
+    r"\.(png|jpe?g|jpe|bmp|gif|tiff?|webp|ppm|pgm|avif|heic|jp2|npy|npz|dcm|nii(\.gz)?)\b|[/\\]", re.IGNORECASE
 )
-_OF_A_LIST = re.compile(r"skipped, because|in the folder ignored|equal in pixels")
+# What begins a list of names, which may have no suffix.
+_LISTING = re.compile(r"skipped, because|in the folder ignored|equal in pixels")
 # Kind of an output -> what the hub calls such models.
 _TASKS = {
     "scores": "image-classification", "multilabel": "image-classification", "map": "image-segmentation",
@@ -114,10 +113,10 @@ def _with_short_spec(plan: Plan) -> Plan:
 
 def _unnamed(note: str) -> str:
     """A note without what names a file in it; empty where that is its beginning."""
-    if not _NAMING.search(note):
+    if not (_NAMING.search(note) or _LISTING.search(note)):
         return note
     begin = re.split(r": | \(", note)[0]
-    return "" if _NAMING.search(_OF_A_LIST.sub("", begin)) else begin
+    return "" if _NAMING.search(begin) else begin
 
 
 def from_pretrained(
