@@ -191,6 +191,8 @@ def test_pictures_and_names_of_files_stay_at_home(hub, result):
         ("1 image(s) skipped, because they could not be read: Anna.HEIF: HEIC is not read; convert it to JPEG",
          "1 image(s) skipped, because they could not be read"),
         ("3 image(s) equal in pixels to another (IM0001 = IM0002, ...)", "3 image(s) equal in pixels to another"),
+        ("2 of 9 held-out images are near-duplicates of another held-out image; it is narrower: IM01 like IM02, ...",
+         "2 of 9 held-out images are near-duplicates of another held-out image; it is narrower"),
         ("stopped after 3 of 9 steps: of 3 images", "stopped after 3 of 9 steps: of 3 images"),
         ("pictures/anna.jpg is gone", ""),
     ],
