@@ -32,8 +32,8 @@ _PRIVATE: dict[str, Any] = {"disagreements": [], "feature_maps": [], "images_che
 _NAMING = re.compile(
     r"\.(png|jpe?g|jpe|bmp|gif|tiff?|webp|ppm|pgm|avif|heic|jp2|npy|npz|dcm|nii(\.gz)?)\b|[/\\]", re.IGNORECASE
 )
-# What begins a list of names, which may have no suffix.
-_LISTING = re.compile(r"skipped, because|in the folder ignored|equal in pixels|near-duplicate")
+# Notes on images may list them by name, which may have no suffix.
+_LISTING = re.compile(r"\bimage|file\(s\)")
 # Kind of an output -> what the hub calls such models.
 _TASKS = {
     "scores": "image-classification", "multilabel": "image-classification", "map": "image-segmentation",

@@ -193,7 +193,9 @@ def test_pictures_and_names_of_files_stay_at_home(hub, result):
         ("3 image(s) equal in pixels to another (IM0001 = IM0002, ...)", "3 image(s) equal in pixels to another"),
         ("2 of 9 held-out images are near-duplicates of another held-out image; it is narrower: IM01 like IM02, ...",
          "2 of 9 held-out images are near-duplicates of another held-out image; it is narrower"),
-        ("stopped after 3 of 9 steps: of 3 images", "stopped after 3 of 9 steps: of 3 images"),
+        ("1 of 9 images are blank (one flat colour): IM01", "1 of 9 images are blank"),
+        ("the features of 1 of 9 images are outliers: IM01", "the features of 1 of 9 images are outliers"),
+        ("stopped after 3 of 9 steps: no time", "stopped after 3 of 9 steps: no time"),
         ("pictures/anna.jpg is gone", ""),
     ],
 )  # fmt: skip
