@@ -187,14 +187,14 @@ def test_a_few_steps_are_mimicked_and_judged(monkeypatch):
     assert 0 < trials.mimicked_error(facts, plan) < 0.9 * facts.held.judge.error(cut(facts.teacher, plan))
     assert facts.teacher(few()).sum() == before
 
-    def stopped(*_):
+    def stopped(*_, **__):
         raise Stopped(None, None)
 
     monkeypatch.setattr(trials, "recover", stopped)
     with pytest.raises(KeyboardInterrupt) as caught:
         trials.mimicked_error(facts, plan)
     assert not isinstance(caught.value, Stopped)  # which would have a result
-    monkeypatch.setattr(trials, "recover", lambda *_: None)
+    monkeypatch.setattr(trials, "recover", lambda *_, **__: None)
     monkeypatch.setattr(type(facts.held.judge), "error", lambda *_: float("nan"))
     assert trials.mimicked_error(facts, plan) == float("inf")
     assert trials.trial_error(facts, facts.anatomy, plan) == float("inf")
