@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mimicut.cli.option_values import formats_in, set_threads
-from mimicut.cli.options import FORMATS_HELP, Extra, Pretrained, Threads, Weights
+from mimicut.cli.options import FORMATS_HELP, Device, Extra, Pretrained, Threads, Weights
 from mimicut.cli.printing import answer, say
 from mimicut.cli.terminal_progress import stages
 
@@ -41,6 +41,7 @@ def export(
         int, typer.Option(min=0, help="Steps in which the student learns in INT8, seeing its own rounding; try 100")
     ] = 0,
     extra: Extra = "generated",
+    device: Device = None,
     force: Annotated[bool, typer.Option(help="Replace previously exported files")] = False,
     threads: Threads = None,
 ) -> None:
@@ -53,7 +54,7 @@ def export(
     report = export_folder(
         folder, formats, images=images, held_out=held_out, teacher=teacher, weights=weights, pretrained=pretrained,
         normalise=normalise, dynamic_size=dynamic_size, explain=explain, int8_steps=int8_steps, extra=extra,
-        on_stage=stages(), force=force,
+        device=device, on_stage=stages(), force=force,
     )  # fmt: skip
     say(report.table())
     if explain:

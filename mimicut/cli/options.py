@@ -150,7 +150,7 @@ Effort = Annotated[
 MaxSeconds = Annotated[
     float | None,
     typer.Option(
-        help="Time limit for evidence and recovery, which takes as many steps as fit", rich_help_panel=_RECIPE
+        help="Time limit for evidence, planning and recovery, which takes as many steps as fit", rich_help_panel=_RECIPE
     ),
 ]
 Steps = Annotated[

@@ -208,5 +208,7 @@ def _int8_error(context: PlanningContext, network: nn.Module) -> float:
             raise UnsupportedModel(f"weighing INT8: its file takes one number of images alone ({made.static})")
         ready, call, program = traced_as_exported(network, example, ("batch",))
         rounded = TrainableInt8(made.files["int8"], ready, call, program, seam).network
-    rounded = rounded.to(device_for(None, context.teacher))
+    device = device_for(None, context.teacher)
+    rounded.create_tensors_on(device)
+    rounded = rounded.to(device)
     return finite(context.held.judge.error(rounded, seam=rounded.seam))

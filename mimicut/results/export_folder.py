@@ -122,7 +122,9 @@ class _Asked:
     explain: bool
     int8_steps: int
     extra: ImageSource | ImageSet | str
+    device: str | None
     max_memory: int | None
+    max_seconds: float | None
     say: Callable[[str], None]
     int8_required: bool
     force: bool
@@ -155,7 +157,9 @@ def export_folder(
     explain: bool = False,
     int8_steps: int = 0,
     extra: ImageSource | ImageSet | str | None = GENERATED,
+    device: str | None = None,
     max_memory: int | None = None,
+    max_seconds: float | None = None,
     on_stage: Callable[[str], None] | None = None,
     int8_required: bool = False,
     force: bool = False,
@@ -185,7 +189,8 @@ def export_folder(
             the same. Not of those for phones.
         int8_steps: Steps in which the student learns in INT8, seeing its own rounding (`int8_mimic`); 0 to round it
             as it is. `compress` takes `int8_mimic.STEPS`.
-        extra, max_memory: For these steps, as of `compress`.
+        extra, device, max_memory: For these steps, as of `compress`.
+        max_seconds: For all that these steps need: they are as many as fit.
         on_stage: Receives a sentence at each stage of them.
         int8_required: Whether the report's threshold holds for the INT8 file, too.
         force: Whether existing files are replaced.
@@ -215,7 +220,8 @@ def export_folder(
         )
     asked = _Asked(
         formats, images, held_out, teacher, weights, pretrained, normalise, dynamic_size, tolerance, explain,
-        int8_steps, NONE if extra is None else extra, max_memory, on_stage or (lambda text: None), int8_required, force,
+        int8_steps, NONE if extra is None else extra, device, max_memory, max_seconds, on_stage or (lambda text: None),
+        int8_required, force,
     )  # fmt: skip
     path = existing_result(folder)
     try:
@@ -422,7 +428,7 @@ def _mimicked(
         return {"failed": f"the file takes one number of images alone: {exported.static}"}
     own = report.config.get("mimic") or {}
     views = str(own.get("views", "none"))
-    config = preset("default", steps=asked.int8_steps, views=views, seed=own.get("seed"))
+    config = preset("default", steps=asked.int8_steps, views=views, seed=own.get("seed"), device=asked.device)
     config = replace(config, extra_share=own.get("extra_share", config.extra_share))
     most = config.steps * config.batch_size
     beside = read_extra(asked.extra, few, views, seed=config.seed, memory_bytes=memory_bytes, most=most)
@@ -436,6 +442,7 @@ def _mimicked(
         return mimic_int8(
             exported.files["int8"], model, example, seam, comparison.teacher_model or model, images, config,
             on_step=SpokenProgress(asked.say, "step in INT8"), max_memory=int(memory.PASSES * memory_bytes),
+            max_seconds=asked.max_seconds,
         ).to_json()  # fmt: skip
     except UnsupportedModel as error:
         asked.say(f"note: INT8 as rounded, without mimicking: {error}")

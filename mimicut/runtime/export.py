@@ -566,7 +566,7 @@ def run_onnx(path: Path, calls: list[Example]) -> list[list[Tensor]]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.enable_cpu_mem_arena = False  # it keeps what every operator once needed
-    options.log_severity_level = 3  # errors; it warns of its own optimisations by the hundred
+    options.log_severity_level = 4  # its errors are raised, and it warns of its own optimisations by the hundred
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [given.name for given in session.get_inputs()]
     feeds = [dict(zip(names, (t.detach().numpy() for t in tensors_in(call)), strict=True)) for call in calls]

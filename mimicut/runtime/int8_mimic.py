@@ -11,6 +11,7 @@ that for one that it does not take back (measured: docs/LOG.md).
 """
 
 import math
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +27,7 @@ from mimicut.base.errors import Diverged, Stopped, UnsupportedModel
 from mimicut.recovery.batches import Batch, Source, count, plain_batches, subset
 from mimicut.recovery.config import MimicConfig
 from mimicut.recovery.mimic import mimic
-from mimicut.recovery.pair import Pair
+from mimicut.recovery.pair import Pair, device_for
 from mimicut.recovery.rehearsal import FEWEST, divide
 from mimicut.recovery.settle_options import settle
 from mimicut.runtime.export import in_float32, outputs_of, run_onnx, traced_as_exported
@@ -83,6 +84,7 @@ def mimic_int8(
     *,
     on_step: Callable[[int, int, float], None] | None = None,
     max_memory: int | None = None,
+    max_seconds: float | None = None,
 ) -> Int8Mimic:
     """Train the INT8 file of a student, in place.
 
@@ -94,14 +96,16 @@ def mimic_int8(
             boxes, or behind a softmax or sigmoid.
         target: The network whose features are learned: the teacher, or the student itself.
         few: Images, as for `mimic`; a quarter of them only judges.
-        config: The recipe; the rate is a share of the measured one, precision is float32.
+        config: The recipe; the rate is a share of the measured one, precision is float32. Steps run on its device, the
+            written file on the CPU.
         on_step, max_memory: As of `mimic`.
+        max_seconds: For all of it: the steps are as many as fit, by the pace of those that try a rate.
 
     Raises:
-        UnsupportedModel: There are too few images, the features are not in the file, or it diverges. The
+        UnsupportedModel: There are too few images or no time, the features are not in the file, or it diverges. The
             file is then as before, as it is when Ctrl-C stops it.
     """
-    divided = divide(few, config.seed)
+    begun, divided = time.perf_counter(), divide(few, config.seed)
     if divided is None:
         raise UnsupportedModel(
             f"mimicking in INT8: found {count(few)} images, expected at least {FEWEST} that differ, as some only judge"
@@ -109,13 +113,17 @@ def mimic_int8(
     fit, judging = (subset(few, indices) for indices in divided)
     seam = _at_the_outputs(seam)
     file = TrainableInt8(path, *traced_as_exported(student, example, ("batch",)), seam)
+    file.network.create_tensors_on(device_for(config.device, file.network))
     seams = seam, file.network.seam
     pair = Pair.of(target, file.network, seams)
     config = replace(config, precision="float32", layout="contiguous", lr=None, start="cut", norm_mode="eval")
     config, _ = settle(pair, fit, config, max_memory=max_memory)
     options: dict[str, Any] = {"choose": judging, "max_memory": max_memory}
     try:
-        config = _with_rate(target, file.network, seams, fit, config, options)
+        config, step_seconds = _with_rate(target, file.network, seams, fit, config, options)
+        if max_seconds is not None:
+            left = max_seconds - (time.perf_counter() - begun)
+            config = replace(config, steps=_steps_within(left, config.steps, step_seconds))
         log = mimic(target, file.network, seams, fit, config, on_step=on_step, **options)
     except Stopped:  # the file is still as it was
         raise KeyboardInterrupt from None
@@ -139,17 +147,36 @@ def _with_rate(
     fit: Source | Tensor,
     config: MimicConfig,
     options: dict[str, Any],
-) -> MimicConfig:
-    """The config with the first of RATES that brings a copy of the network nearer in a few steps, or the last one."""
+) -> tuple[MimicConfig, float]:
+    """The config with the first of RATES that brings a copy of the network nearer in a few steps, or the last one; and
+    how long a step took, in seconds."""
     assert config.lr is not None  # it is decided
-    tried = replace(config, steps=min(TRIED, config.steps))
+    tried, begun, steps = replace(config, steps=min(TRIED, config.steps)), time.perf_counter(), 0
+    rate = RATES[-1]
     for share in RATES[:-1]:
+        steps += tried.steps
         with suppress(Diverged):  # then it is too large
             trial = guard.full_copy(network)
             errors = mimic(target, trial, seams, fit, replace(tried, lr=share * config.lr), **options).errors
             if errors[-1][1] < errors[0][1]:
-                return replace(config, lr=share * config.lr)
-    return replace(config, lr=RATES[-1] * config.lr)
+                rate = share
+                break
+    return replace(config, lr=rate * config.lr), (time.perf_counter() - begun) / steps
+
+
+def _steps_within(seconds: float, steps: int, step_seconds: float) -> int:
+    """As many of the steps as fit.
+
+    Raises:
+        UnsupportedModel: None does.
+    """
+    fit = min(steps, int(seconds / step_seconds))
+    if fit < 1:
+        raise UnsupportedModel(
+            f"mimicking in INT8: found {max(0.0, seconds):.0f} s left of the time limit, expected {step_seconds:.1f} s "
+            "for a step; give more time (--max-seconds), or leave it out (--int8-steps 0 of export)"
+        )
+    return fit
 
 
 def _at_the_outputs(seam: Seam) -> Seam:

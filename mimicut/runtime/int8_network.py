@@ -145,6 +145,13 @@ class Int8Network(nn.Module):
             batch_axes=seam.batch_axes,
         )
 
+    def create_tensors_on(self, device: torch.device) -> None:
+        """Let operators that create tensors do so on a device; the trace has the one on which it was made."""
+        for node in self.network.graph.nodes:
+            if node.kwargs.get("device") is not None:
+                node.update_kwarg("device", device)
+        self.network.recompile()
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         found = self.network(*tree_leaves((args, kwargs)))
         return found if len(found) > 1 else found[0]

@@ -64,6 +64,10 @@ from mimicut.workflow.request import (
 from mimicut.workflow.run_file import run_file
 from mimicut.workflow.run_record import CheckpointWriter, check_same, is_finished, record_of
 
+# The share of the time left for recovery that is kept for mimicking in INT8, where that follows. Source: assumption:
+# 100 steps, and up to 20 that try a rate, follow 400 by default.
+INT8_SHARE = 0.25
+
 
 @dataclass(frozen=True)
 class Result:
@@ -148,7 +152,7 @@ def compress(
         seam: Points where the features are taken, instead of those found automatically.
         example: Input to trace with, images first, or `((), {"pixel_values": images})`; by default two blank images,
             or two of the samples.
-        max_seconds: Time limit for evidence, planning and recovery, which then takes as many steps as fit.
+        max_seconds: Time limit for evidence, planning, recovery and mimicking in INT8, which take as many steps as fit.
         max_memory: Bound on the resident memory of this process, in bytes; by default 4 GB, or half of what is free.
         min_agreement: Required lower end of the agreement's interval (`Report.go` says whether it is reached), for
             every output that is classes.
@@ -276,7 +280,7 @@ def _run_request(
         config=_config(recovered.recovery, run.request, law),
     )
     result = Result(_completed(run, recovered.model), run.plan, report, recovered.recovery, None)
-    return _kept(run, result, recovered.stopped)
+    return _kept(run, result, recovered.stopped, allowance)
 
 
 def _help(teacher: Teacher, images: ImageSource | ImageSet, request: Request, ranks: Ranks) -> NoReturn:
@@ -337,7 +341,7 @@ def _finished(run: _Begun) -> Result:
     missing = [name for name in request.formats_for(plan) if name not in report.exports]
     run.say("already complete" + (f", but not yet exported as {', '.join(missing)}" if missing else ""))
     if missing:
-        report = _exported(run, folder, missing)
+        report = _exported(run, folder, missing, request.max_seconds)
     report = replace(report, min_agreement=request.min_agreement, max_error=request.max_error)
     return Result(load_model(folder, run.teacher.architecture()), plan, report, None, folder)
 
@@ -421,15 +425,20 @@ def _recovered_student(
     """Train `student` in place. After Ctrl-C, or where another process ended, return the recovery so far, and the
     exception."""
     request, intake, keep = run.request, run.intake, _checkpoints(run)
-    try:
-        recovery = recover(
-            CutStudent(run.network.model, student, run.network.anatomy, run.plan),
-            intake.training,
-            request.config,
-            choose=intake.choose and intake.bound(intake.choose), max_seconds=allowance.left, on_stage=run.say,
-            on_step=run.on_step, checkpoint=run.destination.stopped, on_checkpoint=keep,
-            max_memory=request.pass_bytes, ranks=ranks,
+    max_seconds = allowance.left
+    if max_seconds is not None and run.recorded.request.int8_steps and "int8" in request.formats_for(run.plan):
+        max_seconds *= 1 - INT8_SHARE
+    case = CutStudent(run.network.model, student, run.network.anatomy, run.plan)
+
+    def recovered() -> Recovery:
+        return recover(
+            case, intake.training, request.config, choose=intake.choose and intake.bound(intake.choose),
+            max_seconds=max_seconds, on_stage=run.say, on_step=run.on_step, checkpoint=run.destination.stopped,
+            on_checkpoint=keep, max_memory=request.pass_bytes, ranks=ranks,
         )  # fmt: skip
+
+    try:
+        recovery = allowance.run(recovered)
     except Stopped as error:
         keep(error.checkpoint)
         return error.log, error
@@ -477,7 +486,7 @@ def _config(recovery: Recovery, request: Request, law: Any) -> dict[str, Any]:
     }
 
 
-def _kept(run: _Run, result: Result, stopped: Stopped | None) -> Result:
+def _kept(run: _Run, result: Result, stopped: Stopped | None, allowance: Allowance) -> Result:
     """Save and export the result, as far as the request says.
 
     Raises:
@@ -501,18 +510,18 @@ def _kept(run: _Run, result: Result, stopped: Stopped | None) -> Result:
     if formats:
         run.say(f"exporting; the result itself is already saved in {result.folder}")
         assert result.folder is not None  # or the request is refused
-        result = replace(result, report=_exported(run, result.folder, formats))
+        result = replace(result, report=_exported(run, result.folder, formats, allowance.left))
     return result
 
 
-def _exported(run: _Begun, folder: Path, formats: Sequence[str]) -> Report:
+def _exported(run: _Begun, folder: Path, formats: Sequence[str], max_seconds: float | None) -> Report:
     held_out = run.intake.held_out if len(run.intake.held_out) else None
     asked = run.recorded.request
     int8 = "int8" in formats
     return export_folder(
         folder, formats, images=run.intake.few, held_out=held_out, teacher=run.teacher,
-        int8_steps=asked.int8_steps if int8 else 0, extra=asked.extra, max_memory=asked.max_memory, on_stage=run.say,
-        int8_required=asked.int8 and int8,
+        int8_steps=asked.int8_steps if int8 else 0, extra=asked.extra, device=asked.config.device,
+        max_memory=asked.max_memory, max_seconds=max_seconds, on_stage=run.say, int8_required=asked.int8 and int8,
     )  # fmt: skip
 
 

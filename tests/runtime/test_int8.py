@@ -19,6 +19,7 @@ from mimicut.demo import few_images
 from mimicut.inputs.preprocessing import Preprocessing
 from mimicut.inputs.teacher import own_teacher
 from mimicut.proof.randomised import randomised
+from mimicut.results import store
 from mimicut.runtime import int8
 from mimicut.runtime.export import FILES, run_onnx
 
@@ -327,6 +328,25 @@ def test_a_cut_that_loses_less_is_not_quantised():
     latency.setting = {"precision": "float32"}  # of a plan that is given, for which INT8 was not weighed
     given = replace(asked, budget=None)
     assert given.formats_for(type("P", (), {"latency": latency})) == ("onnx", "int8")
+
+
+def test_a_part_of_the_time_is_kept_for_int8(tmp_path, monkeypatch):
+    module, seconds = import_module("mimicut.workflow.compress"), {}
+
+    def recovered(*args, max_seconds, **options):
+        seconds["recover"] = max_seconds
+        return recover(*args, max_seconds=max_seconds, **options)
+
+    def exported(folder, formats, *, max_seconds, **options):
+        seconds["export"] = max_seconds
+        return store.read(folder)[1]
+
+    recover = module.recover
+    monkeypatch.setattr(module, "recover", recovered)
+    monkeypatch.setattr(module, "export_folder", exported)
+    small_and_int8(tmp_path, max_seconds=4000.0)
+    assert 2900 < seconds["recover"] < 3000
+    assert seconds["recover"] < seconds["export"] < 4000
 
 
 def test_export_mimics_in_int8_on_request(made, tmp_path, quick):

@@ -205,6 +205,39 @@ def test_too_few_images(tmp_path):
         trained(tmp_path, randomised(Chain()), 3)
 
 
+def test_steps_are_as_many_as_fit(tmp_path, monkeypatch):
+    module = import_module("mimicut.runtime.int8_mimic")
+    monkeypatch.setattr(module, "_with_rate", lambda *a: (replace(a[4], lr=1e-3), 1000.0))
+    model, config = randomised(Chain()), preset("default", steps=5)
+    path, x, seam, _ = written(model, tmp_path)
+    before, call = path.read_bytes(), (path, model, x[:2], seam, model, x, config)
+    with pytest.raises(UnsupportedModel, match=r"found 0 s left of the time limit, expected 1000\.0 s for a step"):
+        mimic_int8(*call, max_seconds=0.0)
+    assert path.read_bytes() == before
+    assert mimic_int8(*call, max_seconds=3500.0).steps == 3
+
+
+class Places(torch.nn.Module):
+    """Creates a tensor while it runs."""
+
+    size = (1, 8, 8)
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.fc((self.conv(x) + torch.arange(8.0, device=x.device)).relu().mean((2, 3)))
+
+
+def test_the_network_runs_on_another_device(tmp_path, monkeypatch):
+    _, x, _, read = written(randomised(Places()), tmp_path)
+    monkeypatch.setattr(RoundedActivation, "forward", lambda self, x: x)  # torch has none for a device without data
+    network, meta = read.network, torch.device("meta")
+    network.create_tensors_on(meta)
+    assert network.to(meta)(x.to(meta)).device == meta
+
+
 @pytest.mark.long
 def test_ctrl_c_leaves_the_file(tmp_path):
     def stop(done, steps, loss):
