@@ -224,7 +224,7 @@ FLAGS = {
         --resize --seam --tensorboard --force --no-force --threads --config""",
     "sweep": "--out --jobs --threads --gpus --max-memory --address --dry-run --force",
     "export": """--to --images --held-out --teacher --weights --pretrained --no-pretrained --normalise --no-normalise
-        --dynamic-size --no-dynamic-size --explain --no-explain --int8-steps --extra
+        --dynamic-size --no-dynamic-size --explain --no-explain --int8-steps --extra --device
         --force --no-force --threads""",
     "verify": """--teacher --labelled --weights --pretrained --no-pretrained --device --max-memory --max-error
         --min-agreement --threads""",

@@ -38,6 +38,7 @@ from mimicut.base.environment import platform_kind
 from mimicut.inputs.extra_images import GENERATED, read_extra
 from mimicut.inputs.image_set import ImageSet, read_images
 from mimicut.inputs.teacher import Teacher
+from mimicut.planning.trials import SHORT
 from mimicut.proof.int8_table import int8_table
 from mimicut.recovery.batches import WithExtra
 from mimicut.recovery.config import preset
@@ -160,13 +161,14 @@ def uncut(name: str, seed: int) -> dict[str, Any]:
 
 
 def choice(name: str, share: float) -> dict[str, Any]:
-    """What `compress(latency=share, int8=True)` takes, and what it measured of each way."""
+    """What `compress(latency=share, int8=True)` takes, and what it measured of each way. The student takes only as many
+    steps as those by which the planner judges cuts."""
     begun, teacher = time.perf_counter(), load_teacher(f"demo:{name}")
     few = read_images(demo.few_images(IMAGES, SEEDS[0]), teacher.preprocessing)
     with tempfile.TemporaryDirectory() as scratch:
         plan = compress(
             teacher, few, latency=share, runtime="onnxruntime", threads=1, batch=16, int8=True,
-            folder=Path(scratch, "small"), config=preset("default", effort="quick", views=teacher.views, seed=SEEDS[0]),
+            folder=Path(scratch, "small"), config=preset("default", steps=SHORT, views=teacher.views, seed=SEEDS[0]),
         ).plan  # fmt: skip
     assert plan.latency is not None
     return {
@@ -236,11 +238,15 @@ def table(
 
 
 def means(lines: list[dict[str, Any]], teacher: str, place: str) -> dict[str, tuple[float, float]]:
-    """Network -> median share of the float32 teacher's latency, and mean agreement, both in percent."""
+    """Network -> median share of the float32 teacher's latency, and mean agreement, both in percent. Of a teacher that
+    has been mimicked in a line of its own (--whole), its rows are those of that line."""
     rows = dict[str, list[dict[str, Any]]]()
-    for line in lines:
-        for row in line["rows"][place] if line["teacher"] == teacher else ():
-            rows.setdefault(row["name"], []).append(row)
+    own = [line for line in lines if line["teacher"] == teacher]
+    apart = any(line.get("whole") for line in own)
+    for line in own:
+        for row in line["rows"][place]:
+            if not apart or line.get("whole", False) == row["name"].startswith("teacher"):
+                rows.setdefault(row["name"], []).append(row)
     return {
         name: (100 * median(r["share"] for r in found), 100 * mean(r["top1_agreement"] for r in found))
         for name, found in rows.items()
@@ -310,7 +316,7 @@ def text(lines: list[dict[str, Any]]) -> str:
     rows += [f"| {x['teacher']} | {x['share']:.0%} | {_taken(x)} | {x['measured']:.0%} | {x['note']} |" for x in chosen]
     about = (
         "What the planner takes for a share of the float32 teacher's latency on ONNX Runtime, batch 16 (`--choices`; "
-        "one seed). Errors are those at the seam after the closed form."
+        "one seed). Errors are those at the seam, of cuts after as many steps as the note says."
     )
     if any("least_gain" not in line for line in lines):
         parts.insert(

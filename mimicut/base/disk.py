@@ -108,6 +108,13 @@ def remove_folder(path: Path) -> None:
         path.rmdir()
 
 
+def remove_empty_folder(path: Path) -> None:
+    """Remove a folder, if it is there and nothing is in it."""
+    if path.is_dir() and not path.is_symlink():
+        with _change("remove folder", path), suppress(OSError):  # of another process, which put something there
+            path.rmdir()
+
+
 def check_space(folder: Path, size: int) -> None:
     """Check that the disk takes a file of `size` bytes, by asking for it; nothing is left. Where none can be asked for
     (macOS, Windows) its free space counts.

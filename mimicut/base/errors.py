@@ -91,5 +91,5 @@ def unknown_option(name: str, known: Iterable[str]) -> str:
     """
     names = sorted(known)
     near = difflib.get_close_matches(name, names, 1)
-    hint = f"did you mean {near[0]!r}?" if near else f"expected of {', '.join(names)}"
+    hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(names)}"
     return f"there is no option {name!r}; {hint}"

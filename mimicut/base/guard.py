@@ -33,11 +33,42 @@ def memory_error(doing: str, device: str | None, going_on: Callable[[], str] = s
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
         raise InputError(
             f"{doing} on {device or 'the device of the teacher'}: its memory ran out ({one_line(error)}); free what "
-            f"else holds it, give a smaller input, or another device{going_on()}"
+            "else holds it, give a smaller input, less to the stages before mimicking (--max-memory), or another "
+            f"device{going_on()}"
         ) from error
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device says that its memory ran out; its libraries say so in words of their own.
+
+    >>> out_of_memory(torch.OutOfMemoryError("")), out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"))
+    (True, True)
+    >>> out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    False
+    """
+    return isinstance(error, torch.OutOfMemoryError) or bool(re.search("out of memory|_ALLOC_FAILED", str(error)))
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """float32 is float32 inside: by default GPUs multiply in TF32, with 10 bits, in convolutions. Also a decorator."""
+    try:
+        before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    except RuntimeError:  # set by the newer fp32_precision, with which torch does not let these be mixed
+        yield
+        return
+    try:
+        torch.backends.cudnn.allow_tf32 = False
+        torch.set_float32_matmul_precision("highest")
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before[0]
+        torch.set_float32_matmul_precision(before[1])
 
 
 @torch.no_grad()

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 # How long all may take to start, and how long one may wait for the others, who wait while the first one decides.
 # Source: assumption.
 _START, _WAIT = timedelta(minutes=10), timedelta(days=1)
+_CONNECT = timedelta(seconds=30)  # with what is known to be there. Source: assumption.
+_ANSWER_SECONDS = 1.0  # that a look at whether a machine answers may take: nothing interrupts it
 _END_SECONDS = 10.0  # that a process may take to end after the first one, or what it sent to arrive after its end
 _LONGEST_PAUSE = 0.05  # seconds between two looks at what is awaited; shorter in the beginning. Source: assumption.
 # By which torch's message tells a lost connection from a mistake of ours, such as a tensor that cannot be sent.
@@ -94,8 +96,9 @@ class Ranks:
         flat = torch.cat([t.detach().flatten() for t in tensors])
         with _losses():
             _await(dist.all_reduce(flat, async_op=True), flat)
-        for tensor, found in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-            tensor.copy_(found.view_as(tensor))
+        parts = flat.split([t.numel() for t in tensors])
+        found = [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+        torch._foreach_copy_([t.detach() for t in tensors], found)  # on CUDA a few copies instead of one for each
 
     def copy_first(self, tensors: Iterable[Tensor]) -> None:
         """Give each tensor the values that it has in the first process, in place. Raises: RankLost: another ended."""
@@ -144,7 +147,7 @@ def _await(work: Any, tensor: Tensor) -> None:
 
 
 def _pauses() -> Iterator[float]:
-    return (min(_LONGEST_PAUSE, 1e-4 * 1.2**n) for n in numbers())
+    return (min(_LONGEST_PAUSE, 1e-4 * 1.2 ** min(n, 100)) for n in numbers())
 
 
 @contextmanager
@@ -152,10 +155,9 @@ def _losses() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        own = str(error).strip().splitlines()[0][:120]
         if not isinstance(error, dist.DistError) and not any(word in str(error).lower() for word in _LOST):
             raise
-        raise RankLost(f"another process of this run ended ({own}){_all_last_words()}") from error
+        raise RankLost(f"another process of this run ended{_all_last_words()}") from error
 
 
 def current() -> Ranks | None:
@@ -165,8 +167,42 @@ def current() -> Ranks | None:
     return Ranks(dist.get_rank(), dist.get_world_size())
 
 
+def is_first() -> bool:
+    """Whether this process is alone, or the first of those that were started together, connected or not yet.
+
+    Raises:
+        InputError: Who started it gave it numbers that cannot be.
+    """
+    found = _started_as()
+    return found is None or found[0] == 0
+
+
+def asked_count(devices: int | None) -> int:
+    """How many processes are to work together: as many as torchrun started, or `devices`, or this one alone.
+
+    Raises:
+        InputError: torchrun started another number of processes.
+    """
+    found = _started_as()
+    if devices is not None and found is not None and found[1] != devices:
+        raise InputError(
+            f"working on {devices} devices (--devices): torchrun started {found[1]} processes; give the same number, "
+            "or leave --devices out"
+        )
+    if found is not None:
+        return found[1]
+    return 1 if devices is None else devices
+
+
+def count_here(count: int) -> int:
+    """How many of all processes are on this machine: all of them, if torchrun does not say otherwise."""
+    return count if _started_as() is None else _number("LOCAL_WORLD_SIZE", count, low=1)
+
+
 @contextmanager
-def joined(devices: int | None, device: str | None, arguments: Sequence[str]) -> Iterator[str | None]:
+def joined(
+    devices: int | None, device: str | None, arguments: Sequence[str], threads: int | None = None
+) -> Iterator[str | None]:
     """Be one of several processes inside: as torchrun says; or, with `devices`, the first one, which starts the others.
 
     The others run the same command, print nothing, and end with the first one at the latest.
@@ -175,40 +211,42 @@ def joined(devices: int | None, device: str | None, arguments: Sequence[str]) ->
         devices: How many; None: as many as torchrun started, or this process alone.
         device: "cpu", "cuda" or None, which is "cuda" where there is one.
         arguments: Of the command `mimicut` that the others run.
+        threads: Those that all processes on this machine divide. None: on CPUs as many as torch takes, on CUDA each
+            process takes so many; OMP_NUM_THREADS says how many each process has.
 
     Yields:
         The device of this process; `device` where it is alone.
 
     Raises:
-        InputError: There are not so many devices, or torchrun started another number of processes.
+        InputError: There are not so many devices, torchrun started another number of processes, or they could not be
+            connected.
     """
-    started = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else None
-    if devices is not None and started not in (None, devices):
-        raise InputError(
-            f"working on {devices} devices (--devices): torchrun started {started} processes; give the same number, or "
-            "leave --devices out"
-        )
-    count = devices if started is None else started
-    if count is None or count == 1:
+    found, count = _started_as(), asked_count(devices)
+    if count == 1:
         yield device
         return
-    here = count if started is None else int(os.environ.get("LOCAL_WORLD_SIZE", count))  # on this machine
-    kind = _checked_kind(here, device)
+    here = count_here(count)
+    kind = checked_kind(here, device)
     with ExitStack() as ends:
-        rank, local = 0, 0
-        if started is None:
-            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        rank, local, store = 0, 0, None
+        if found is None:
+            store = _store("127.0.0.1", 0, True)
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
             ends.enter_context(_others(count, place, arguments))
         else:
-            rank = int(os.environ["RANK"])
-            local = int(os.environ.get("LOCAL_RANK", rank))
+            rank = found[0]
+            local = _number("LOCAL_RANK", rank)
         if kind == "cuda":
             torch.cuda.set_device(local)
-        elif "OMP_NUM_THREADS" not in os.environ:
+        if threads is not None:
+            torch.set_num_threads(max(1, threads // here))
+        elif kind == "cpu" and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, torch.get_num_threads() // here))
         try:
-            store = _met(count, int(place["MASTER_PORT"])) if started is None else _store_of_environment()
-            dist.init_process_group(store=store, rank=rank, world_size=count, timeout=_WAIT)
+            store = store or _store_of_environment(rank, count)
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun may keep the store of the one before
+            own = dist.PrefixStore(f"mimicut/{attempt}", store)  # type: ignore[attr-defined]  # as TCPStore
+            _connect(own, rank, count)
         except dist.DistError as error:
             raise InputError(f"{_not_met(count)} ({one_line(error)}){_all_last_words()}") from error
         ends.callback(_leave)
@@ -221,33 +259,99 @@ def joined(devices: int | None, device: str | None, arguments: Sequence[str]) ->
             raise RankLost(f"{error}; nothing was to be saved yet: run the same command again") from error
 
 
-def _met(count: int, port: int) -> "Store":
-    """Wait, in the first process, for those that it started.
+def _started_as() -> tuple[int, int] | None:
+    """(rank, count) of this process, as torchrun says, or the process that started this one; None where none did."""
+    if "RANK" not in os.environ:
+        return None
+    count = _number("WORLD_SIZE", 1, low=1)
+    return (_number("RANK", high=count - 1) if count > 1 else 0), count
+
+
+def _number(name: str, otherwise: int | None = None, low: int = 0, high: int | None = None) -> int:
+    """A variable of the environment that torchrun sets; `otherwise` where it is not set.
 
     Raises:
-        InputError: One of them ended, or they took too long.
+        InputError: It is no such number.
     """
-    store: Store = dist.TCPStore(  # type: ignore[attr-defined]  # documented, but the stubs do not export it
-        "127.0.0.1", port, count, is_master=True, timeout=_START, wait_for_workers=False
+    text = os.environ.get(name)
+    if text is None and otherwise is not None:
+        return otherwise
+    try:
+        found = int(text or "")
+    except ValueError:
+        found = low - 1
+    if found < low or (high is not None and found > high):
+        most = "" if high is None else f" to {high}"
+        raise _unfit(name, f"a whole number from {low}{most}")
+    return found
+
+
+def _unfit(name: str, expected: str) -> InputError:
+    text = os.environ.get(name)
+    there = f"no {name}" if text is None else f"{name}={text!r}"
+    return InputError(
+        f"working on several devices: found {there} in the environment, expected {expected}; torchrun sets it, and "
+        "without the variable RANK this process works alone"
     )
-    began, all_here = time.monotonic(), [_here(rank) for rank in range(1, count)]
-    for pause in _pauses():
+
+
+def _connect(store: "Store", rank: int, count: int) -> None:
+    """Wait until all processes are there, which an interrupt can end, and connect them, which takes a moment then."""
+    _meet(store, rank, count)
+    dist.init_process_group(store=store, rank=rank, world_size=count, timeout=_START)
+    store.set_timeout(_WAIT)
+    set_timeout: Any = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # before torch 2.15
+    set_timeout(_WAIT)
+
+
+def _meet(store: "Store", rank: int, count: int) -> None:
+    """Say that this process is there, and wait for the others.
+
+    Raises:
+        InputError: One that was started here ended, or they took too long.
+    """
+    store.set(_here(rank), "")
+    all_here = [_here(each) for each in range(count)]
+    for _ in _tries(count):
         if store.check(all_here):
-            return store
+            return
         if any(process.poll() is not None for process, _ in _started):
             raise InputError(f"{_not_met(count)}: one of them ended{_all_last_words()}")
+
+
+def _tries(count: int) -> Iterator[None]:
+    """Moments at which to look for the others.
+
+    Raises:
+        InputError: They took too long.
+    """
+    began = time.monotonic()
+    for pause in _pauses():
+        yield
         if time.monotonic() - began > _START.total_seconds():
             break
         time.sleep(pause)
     raise InputError(f"{_not_met(count)}: they did not start within {_START}; is the machine busy with other work?")
 
 
-def _store_of_environment() -> "Store":
-    """Where a process that was started meets the others; the first one is told that it is here."""
-    from torch.distributed.rendezvous import rendezvous
+def _store_of_environment(rank: int, count: int) -> "Store":
+    """Where a process that was started meets the others: the first one opens it, if torchrun has not."""
+    host, port = os.environ.get("MASTER_ADDR"), _number("MASTER_PORT", low=1, high=2**16 - 1)
+    if not host:
+        raise _unfit("MASTER_ADDR", "the name or address of the machine of the first process")
+    opens = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    for _ in () if opens else _tries(count):  # torch's own wait for it cannot be interrupted
+        with suppress(OSError):
+            socket.create_connection((host, port), timeout=_ANSWER_SECONDS).close()
+            break
+    return _store(host, port, opens)
 
-    store, rank, _ = next(iter(rendezvous("env://", timeout=_START)))
-    store.set(_here(rank), "")
+
+def _store(host: str, port: int, opens: bool) -> Any:
+    """A TCPStore. port: 0 for any that is free."""
+    own = {"is_master": opens, "multi_tenant": opens, "wait_for_workers": False}
+    store = dist.TCPStore(host, port, timeout=_CONNECT, **own)  # type: ignore[attr-defined]  # not in the stubs
+    store.set_timeout(_START)
     return store
 
 
@@ -259,14 +363,20 @@ def _not_met(count: int) -> str:
     return f"working on {count} devices: the processes for them could not be connected"
 
 
-def _checked_kind(count: int, device: str | None) -> str:
-    """The kind of device, of which there are so many on this machine."""
+def checked_kind(count: int, device: str | None, *, elsewhere: bool = False) -> str:
+    """The kind of device, of which there are so many on this machine. elsewhere: it will be another machine.
+
+    Raises:
+        InputError: There are not so many, or several are not counted so.
+    """
     if count < 1 or device not in (None, "cpu", "cuda"):
         raise InputError(
             f"working on several devices: found --devices {count} and --device {device}; expected a number from 1, and "
             "cpu or cuda (several are counted from the first one on)"
         )
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if elsewhere:
+        return kind
     there = torch.cuda.device_count() if kind == "cuda" else usable_cores()
     if count > there:
         what = "CUDA device(s)" if kind == "cuda" else "processor core(s), of which each process needs one"
@@ -325,9 +435,3 @@ def _last_words(other: _Process) -> str:
 def _leave() -> None:
     with suppress(RuntimeError):
         dist.destroy_process_group()
-
-
-def _free_port() -> int:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return int(held.getsockname()[1])

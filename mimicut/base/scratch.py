@@ -11,10 +11,11 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TypeVar
 
-from mimicut.base.disk import make_folder, move, remove, remove_folder, write
+from mimicut.base.disk import make_folder, move, remove, remove_empty_folder, remove_folder, write
 from mimicut.base.interrupts import interrupts_held
 
 Returned = TypeVar("Returned")
@@ -24,6 +25,8 @@ _COMPLETE, _NAMES = f".{_INSIDE}.complete", ".names"
 _FOLDERS = re.compile(rf"\.{_INSIDE}\.([0-9a-f]{{8}}\.saving|complete)")
 _NAMES_BYTES = 2**16  # Source: assumption, far above what our own files need.
 _FILES = re.compile(r"\.(report\.json|report\.html|README\.md)\.[0-9a-f]{8}\.saving")  # of an earlier release
+# What runs that are under way in this thread save to -> whether something was there when they began.
+_reserved: ContextVar[dict[Path, bool] | None] = ContextVar("_reserved", default=None)
 
 
 @contextmanager
@@ -94,6 +97,79 @@ def turn_in(folder: Path) -> Iterator[None]:
     finally:
         if opened is not None:
             os.close(opened)
+
+
+@contextmanager
+def reserved(path: Path) -> Iterator[None]:
+    """Keep `path` for the result of one run, from its beginning to its end; a run inside a run has it already.
+
+    A locked file beside it says so. Its lock ends with the process, however that ends, so that one which a killed
+    process left keeps nobody away; it is removed at the end, with folders above it that were made for it and are
+    empty. Where there are no locks, or no file can be made, nothing is kept.
+
+    Args:
+        path: A whole path (resolved); whether something is there does not matter.
+
+    Raises:
+        BlockingIOError: Another run has it, and still had it after a moment.
+    """
+    mine = _reserved.get() or {}
+    if path in mine or not path.name:  # "/" is no place for a result
+        yield
+        return
+    file, opened, missing = path.with_name(f".{path.name}.running"), None, list[Path]()
+    with suppress(OSError):
+        missing = [folder for folder in path.parents if not folder.exists()]
+    before = _reserved.set({**mine, path: os.path.lexists(path)})
+    try:
+        with interrupts_held():
+            opened = _opened(file)
+        yield
+    finally:
+        _reserved.reset(before)
+        with interrupts_held():
+            if opened is not None:
+                with suppress(OSError):
+                    remove(file)  # while it is locked: who waits for it sees that it is another one by now
+                os.close(opened)
+            for folder in missing:
+                remove_empty_folder(folder)
+
+
+def came_meanwhile(path: Path) -> bool:
+    """Whether something is at `path` that was not there when a run in this thread reserved it."""
+    return not (_reserved.get() or {}).get(path, True) and os.path.lexists(path)
+
+
+def _opened(file: Path) -> int | None:
+    """Make a file, if it is not there, and lock it; None where that is not possible.
+
+    Raises:
+        BlockingIOError: Another process has locked it.
+    """
+    until, made = time.monotonic() + _MOMENT_SECONDS, False
+    while True:
+        try:
+            if not file.parent.exists():
+                with suppress(FileExistsError):  # of another process
+                    make_folder(file.parent)
+            if not file.exists():
+                made = True
+                write(file, "")
+            opened = _lock(file, seconds=_MOMENT_SECONDS, how=os.O_RDWR)  # NFS locks only what can be written
+        except BlockingIOError:
+            raise
+        except FileNotFoundError:  # another run ended, and removed it
+            if time.monotonic() > until:
+                return None
+            time.sleep(_AGAIN_SECONDS)
+            continue
+        except OSError:
+            return None
+        if opened is None and made:
+            with suppress(OSError):
+                remove(file)
+        return opened
 
 
 def replace_files(folder: Path, fill: Callable[[Path], Returned]) -> Returned:
@@ -197,12 +273,13 @@ def _clear(folder: Path, is_ours: Callable[[Path], bool]) -> None:
                         os.close(opened)
 
 
-def _lock(folder: Path, *, seconds: float | None = 0.0) -> int | None:
+def _lock(folder: Path, *, seconds: float | None = 0.0, how: int = os.O_RDONLY) -> int | None:
     """An open file that holds the lock of a folder until it is closed; None where there are no locks.
 
     Args:
-        folder: The folder.
+        folder: The folder, or a file.
         seconds: How long another one that holds it is waited for; None for as long as it takes.
+        how: It is opened so.
 
     Raises:
         BlockingIOError: Another holds it.
@@ -213,7 +290,7 @@ def _lock(folder: Path, *, seconds: float | None = 0.0) -> int | None:
         try:
             import fcntl
 
-            opened = os.open(folder, os.O_RDONLY)
+            opened = os.open(folder, how)
         except (ImportError, PermissionError):
             return None
         try:
@@ -232,4 +309,4 @@ def _lock(folder: Path, *, seconds: float | None = 0.0) -> int | None:
         except OSError:
             os.close(opened)
             return None
-        os.close(opened)  # another folder has its name by now
+        os.close(opened)  # another one has its name by now

@@ -68,7 +68,7 @@ from mimicut.cli.terminal_progress import StepProgress, stages
 
 if TYPE_CHECKING:
     from mimicut.inputs.teacher import Teacher
-    from mimicut.recovery.config import ConfigChanges
+    from mimicut.recovery.config import ConfigChanges, MimicConfig
     from mimicut.results.report import Report
     from mimicut.surgery.budget import BudgetOptions
     from mimicut.workflow.request import RequestOptions
@@ -149,11 +149,13 @@ def compress(
     """Cut a teacher to a budget, make the student mimic it on a few images, verify and save the student."""
     given = dict(locals())  # every argument by its name
     set_threads(threads)
-    from mimicut.base.ranks import joined
+    from mimicut.base.ranks import is_first, joined
     from mimicut.recovery.config import preset as recipe
+    from mimicut.results.folder import one_run
 
     budgets, options, asked = refuse_early(given)
-    with joined(devices, device, sys.argv[1:]) as own_device:
+    places = budgets if is_first() else ()
+    with one_run(*places), joined(devices, device, sys.argv[1:], threads) as own_device:
         asked["device"] = own_device
         recipe(preset, effort, **asked)  # refuses impossible options before the teacher is loaded
         found = teacher_from(
@@ -169,11 +171,14 @@ _OF_BUDGET = """params size_mb keep_width runtime threads batch depth scheme spa
 _OF_REQUEST = "force resume held_out held_out_share labelled extra seam max_seconds min_agreement max_error output int8"
 
 
-def refuse_early(given: Mapping[str, Any]) -> "tuple[dict[Path, BudgetOptions], RequestOptions, ConfigChanges]":
+def refuse_early(
+    given: Mapping[str, Any], *, elsewhere: bool = False
+) -> "tuple[dict[Path, BudgetOptions], RequestOptions, ConfigChanges]":
     """Refuse what can be refused before the teacher is loaded.
 
     Args:
         given: Every argument of the command, by its name.
+        elsewhere: Whether another machine will run it, whose devices are not known here.
 
     Returns:
         Folder -> options of its budget, the options of every run, and those of the recipe.
@@ -193,8 +198,34 @@ def refuse_early(given: Mapping[str, Any]) -> "tuple[dict[Path, BudgetOptions], 
     options["max_memory"] = bytes_in(given["max_memory"])
     budgets = _checked_budgets(shared, some("keep latency latency_ms"), given["plan"], given["out"], options)
     asked: ConfigChanges = some("steps seed device precision layout")
-    recipe(given["preset"], given["effort"], **asked)
+    _check_devices(given, recipe(given["preset"], given["effort"], **asked), len(budgets), elsewhere)
     return budgets, options, asked
+
+
+def _check_devices(given: Mapping[str, Any], config: "MimicConfig", budgets: int, elsewhere: bool) -> None:
+    """Refuse devices that are not there, and what several of them cannot do together."""
+    import torch
+
+    from mimicut.base.errors import InputError
+    from mimicut.base.guard import resolve_device
+    from mimicut.base.ranks import Ranks, asked_count, checked_kind, count_here
+    from mimicut.recovery.mimic import check_ranks
+
+    count = asked_count(given["devices"])
+    if count != 1:
+        checked_kind(count_here(count), config.device, elsewhere=elsewhere)
+        check_ranks(config, Ranks(0, count))
+        for several, what in ((given["crossfit"] is not None, "crossfit"), (budgets > 1, "several budgets")):
+            if several:
+                raise InputError(
+                    f"working on {count} devices: found {what}, whose runs follow one another on one device; expected "
+                    "one run, or no --devices"
+                )
+    elif config.device is not None and not elsewhere:
+        device = torch.device(config.device)
+        # A GPU that is there is not touched: in a sweep it is for the jobs.
+        if device.type != "cuda" or torch.cuda.device_count() <= (device.index or 0):
+            resolve_device(config.device)
 
 
 def _checked_budgets(
@@ -257,11 +288,8 @@ class _Runs:
 
     def all(self, budgets: "dict[Path, BudgetOptions]", out: Path) -> None:
         """Run every budget, until the user stops one; print the JSON line, and exit with the worst code."""
-        from mimicut.base.errors import InputError
-        from mimicut.base.ranks import NotFirst, current
+        from mimicut.base.ranks import NotFirst
 
-        if self._several and current() is not None:
-            raise InputError("working on several devices (--devices): found several budgets, expected one for each run")
         try:
             for place, budget in budgets.items():
                 if self.one(place, budget):

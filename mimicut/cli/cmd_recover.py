@@ -86,7 +86,7 @@ def recover(
     set_threads(threads)
     from mimicut.base.memory import parsed
     from mimicut.recovery.config import preset as recipe
-    from mimicut.results.folder import check_writable
+    from mimicut.results.folder import check_writable, one_run
     from mimicut.results.teachers import load_teacher
     from mimicut.workflow.recover_pruned import recover_pruned
 
@@ -99,12 +99,13 @@ def recover(
     )
     most = None if max_memory is None else parsed(max_memory)
     progress = StepProgress(tensorboard)
-    _, report = recover_pruned(
-        found, load_teacher(student).model, images, folder=out, force=force, named=student, config=how,
-        export_to=formats_in(to), held_out=held_out, held_out_share=held_out_share, labelled=labelled, extra=extra,
-        seam=seam, min_agreement=min_agreement, max_error=max_error, output=output,
-        max_memory=most, on_stage=stages(), on_step=progress,
-    )  # fmt: skip
+    with one_run(out):
+        _, report = recover_pruned(
+            found, load_teacher(student).model, images, folder=out, force=force, named=student, config=how,
+            export_to=formats_in(to), held_out=held_out, held_out_share=held_out_share, labelled=labelled, extra=extra,
+            seam=seam, min_agreement=min_agreement, max_error=max_error, output=output,
+            max_memory=most, on_stage=stages(), on_step=progress,
+        )  # fmt: skip
     progress.end(report)
     say(report.table())
     answer(result_line(report, str(out)))

@@ -50,12 +50,14 @@ def sweep(
     ] = False,
 ) -> None:
     """Run a file of compress jobs, each in a process of its own, here or on a Ray cluster; the same command goes on."""
+    from mimicut.results.folder import one_run
     from mimicut.results.sweep_table import check_replaceable, make_place, summary, table, write_table
     from mimicut.workflow.jobs import row_of
 
     found = _checked(file, out, on_ray=address is not None, elsewhere=address not in (None, "local"), gpus=gpus)
     started = time.perf_counter()
-    with _machines(address, jobs, gpus) as machines:
+    alone = one_run(None if dry_run else out, doing="saving the table of the sweep", what="sweep or run")
+    with alone, _machines(address, jobs, gpus) as machines:
         ready = [_job(name, options, machines, threads, bytes_in(max_memory)) for name, options in found.items()]
         planned = [row_of(job, None) for job in ready]
         check_replaceable(out, planned, force)
@@ -70,9 +72,9 @@ def sweep(
         for job, end in machines.execute(ready):
             ended[job.name] = end
             _say_end(row_of(job, end), len(ended), len(ready), time.perf_counter() - started)
-    rows = [row_of(job, ended[job.name]) for job in ready]
-    say(table(rows))
-    write_table(out, rows, shares, time.perf_counter() - started)
+        rows = [row_of(job, ended[job.name]) for job in ready]
+        say(table(rows))
+        write_table(out, rows, shares, time.perf_counter() - started)
     answer({"jobs": rows, "folder": str(out)})
     code = max(row["exit_code"] if row["exit_code"] in _CODES else 1 for row in rows)
     if code == INTERRUPTED:
@@ -159,13 +161,15 @@ def _faults(command: Any, options: dict[str, Any], without_gpu: bool, elsewhere:
     if threads < 1 or (threads > usable_cores() and not elsewhere):
         most = "" if elsewhere else f" to {usable_cores()}, which are the cores of this machine"
         yield f"threads is {threads}, expected a number from 1{most}"
-    if options.get("devices", 1) < 1:
-        yield f"devices is {options['devices']}, expected a number from 1"
+    devices = options.get("devices", 1)
+    if devices < 1:
+        yield f"devices is {devices}, expected a number from 1"
+        options = {**options, "devices": 1}
     if without_gpu and str(options.get("device", "")).startswith("cuda"):
         yield f"device is {options['device']}, and no job gets a GPU; expected --gpus"
     try:
         with command.make_context("compress", ["--resume", *arguments(options)]) as context:
-            refuse_early(context.params)
+            refuse_early(context.params, elsewhere=elsewhere)
     except MimicutError as error:
         yield str(error)
     except Exception as error:
@@ -198,11 +202,17 @@ def _job(name: str, options: dict[str, Any], machines: "Machines", threads: int 
     devices = options.get("devices", 1)
     share = machines.share(options.get("threads", threads))
     if share.threads < devices:  # each device has a process, which needs a core
-        share = machines.share(devices)
+        try:
+            share = machines.share(devices)
+        except InputError as error:
+            raise InputError(
+                f"sharing the machines: the job {name} has devices = {devices}, each with a core of its own, and there "
+                "are not as many for it; expected fewer devices or --jobs"
+            ) from error
     if "max_memory" in options or memory is not None:
         share = replace(share, memory=bytes_in(str(options["max_memory"])) if "max_memory" in options else memory)
     job = Job(name, Path(options["out"]), (), share, devices)
-    more: dict[str, Any] = {"threads": job.own_threads}
+    more: dict[str, Any] = {"threads": share.threads}  # which its processes divide
     if share.memory is not None:
         more["max_memory"] = share.memory
     if share.gpus:

@@ -65,9 +65,12 @@ def formats_in(to: str) -> list[str]:
 
 
 def set_threads(threads: int | None) -> None:
-    if threads is not None:
-        import torch
+    """Set how many threads torch takes; numbers below 1e-38, which make mimicking slow, are zero in all of them: those
+    that torch starts later have what is set here (`recovery.training`)."""
+    import torch
 
+    torch.set_flush_denormal(True)
+    if threads is not None:
         torch.set_num_threads(max(1, threads))
 
 

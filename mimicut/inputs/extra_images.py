@@ -20,6 +20,7 @@ from torch import Tensor
 from mimicut.base.errors import InputError
 from mimicut.base.paths import usable_path
 from mimicut.inputs.augment import resized
+from mimicut.inputs.file_names import listed
 from mimicut.inputs.generated_pictures import SIDE, draw_pictures
 from mimicut.inputs.image_set import ImageSet, ImageSource, Viewable, base_of, read_images
 from mimicut.inputs.image_sources import files_in
@@ -170,7 +171,8 @@ def _read(
     if folders:
         files = [file for path in paths for file in (files_in(path) if path.is_dir() else [path]) if file.is_file()]
         if len(files) > MOST:
-            notes.append(f"{MOST:,} of the {len(files):,} pictures in {', '.join(map(str, folders))} are used")
+            named = listed(map(str, folders))
+            notes.append(f"{MOST:,} of the {len(files):,} pictures in {named} are used")
         source = [str(files[index]) for index in _spread(len(files), MOST)] if files else str(folders[0])
     pictures = read_images(source, preprocessing, memory_bytes=bound, keep="evaluated" if crops else "stored")
     if not crops or pictures.floats:

@@ -37,6 +37,10 @@ def build_hugging_face(
         size_hw: Height and width of the images, where they may differ from those of its configuration. With weights
             its table of positions stays, and is interpolated in every call, by an option of the model's.
 
+    Returns:
+        The model. Its options hold "config"; for an id, which can look like a folder, also "hub": whether the weights
+        are those of the id.
+
     Raises:
         InputError: transformers is not installed, the name or an option does not fit, or the weights cannot be had or
             do not hold every tensor of the model.
@@ -65,7 +69,9 @@ def build_hugging_face(
         model = _with_weights(name, kind, config)
     preprocessing, notes = _preprocessing(name, config, look_up=record is None and not from_class)
     config.architectures = [kind.__name__]
-    options = {"config": json.loads(config.to_json_string(use_diff=False))}
+    options: dict[str, Any] = {"config": json.loads(config.to_json_string(use_diff=False))}
+    if record is None and not from_class and not Path(name).is_dir():
+        options["hub"] = pretrained
     call = None
     if other_size is not None and pretrained and _INTERPOLATE in inspect.signature(model.forward).parameters:
         call = {"keyword": None, "options": {_INTERPOLATE: True}}

@@ -31,6 +31,7 @@ from mimicut.base.errors import InputError
 from mimicut.base.paths import usable_path
 from mimicut.inputs.augment import VIEWS
 from mimicut.inputs.decode import Decoded, Reader
+from mimicut.inputs.file_names import NAMED, listed, quoted
 from mimicut.inputs.image_sources import Items, from_array, from_items, from_path
 from mimicut.inputs.input_source import InputSource
 from mimicut.inputs.preprocessing import Preprocessing, model_inputs
@@ -357,8 +358,9 @@ def _notes(images: ImageSet) -> Iterator[str]:
     if n < FEW:
         yield f"only {n} image(s): enough to run, too few to prove much about the result"
     if images.skipped:
-        named = "; ".join(f"{name}: {reason}" for name, reason in images.skipped[:5])
-        more = f"; and {len(images.skipped) - 5} more" if len(images.skipped) > 5 else ""
+        # A reason may name the file, too.
+        named = "; ".join(quoted(f"{name}: {reason}") for name, reason in images.skipped[:NAMED])
+        more = f"; and {len(images.skipped) - NAMED} more" if len(images.skipped) > NAMED else ""
         yield f"{len(images.skipped)} image(s) skipped, because they could not be read: {named}{more}"
     if images.duplicates:
-        yield f"{len(images.duplicates)} image(s) equal in pixels to another ({' = '.join(images.duplicates[0])}, ...)"
+        yield f"{len(images.duplicates)} image(s) equal in pixels to another ({listed(images.duplicates, ' = ')})"

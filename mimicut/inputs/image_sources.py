@@ -19,6 +19,7 @@ from torch import Tensor
 from mimicut.base import memory
 from mimicut.base.errors import InputError
 from mimicut.inputs.decode import Decoded, Reader, Unreadable
+from mimicut.inputs.file_names import listed
 
 _SUFFIXES = {
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif",
@@ -276,8 +277,8 @@ def _from_files(
             skipped.append((name, _reason(error)))
     if not images:
         raise InputError(_none(what, len(files), "file(s)", skipped or ignored))
-    first = ", ".join(name for name, _ in ignored[:3])
-    notes = [f"{len(ignored)} other file(s) in the folder ignored: {first}"] if ignored else []
+    named = listed(name for name, _ in ignored)
+    notes = [f"{len(ignored)} other file(s) in the folder ignored: {named}"] if ignored else []
     return images, skipped, notes
 
 

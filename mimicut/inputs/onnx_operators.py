@@ -6,11 +6,22 @@ it raises `Unreadable` with the reason. Source: the ONNX operator specification,
 
 import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-from mimicut.inputs.onnx_reader import PRIME, GraphReader, Node, PerImage, Unreadable, Value, as_tensor
+from mimicut.inputs.onnx_reader import (
+    NO_BATCH,
+    PRIME,
+    GraphReader,
+    Node,
+    PerImage,
+    Unreadable,
+    Value,
+    as_tensor,
+    type_name,
+)
 
 Rule = Callable[[GraphReader, Node], None]
 _SIXTH = 1 / 6
@@ -35,6 +46,8 @@ def _conv(reader: GraphReader, node: Node) -> None:
         "out_channels": weight.shape[1] * groups if turned else weight.shape[0],
         "kernel_size": kernel, "stride": strides, "dilation": dilations, "groups": groups, "bias": bias is not None,
     }  # fmt: skip
+    fed = options["in_channels"]
+    _require(x.shape[1] == fed, f"its weight has shape {weight.shape}, for {fed} channels, but its input {x.shape[1]}")
     if turned:
         _require("output_shape" not in node.attributes, "it has an output_shape; export it with pads")
         _require(node.get("auto_pad", "NOTSET") in ("NOTSET", "VALID"), "it has auto_pad; export it with pads")
@@ -88,6 +101,7 @@ def _matmul(reader: GraphReader, node: Node) -> None:
     a, b = (reader.plain(name) for name in node.inputs[:2])
     if not (isinstance(a, Value) and isinstance(b, np.ndarray) and b.ndim == 2 and b.dtype.kind == "f"):
         x, y = reader.data(node, 0), reader.data(node, 1)
+        _require(bool(x.shape) and x.shape[-1] % PRIME != 0, "it runs over the images of a batch")
         reader.set(node, reader.apply(node, "matmul", x, y))
         return
     follower = reader.only_user(node.outputs[0], "Add")
@@ -116,7 +130,7 @@ def _gemm(reader: GraphReader, node: Node) -> None:
     if alpha != 1:
         weight = weight * np.float32(alpha)
     if reader.has(node, 2):
-        bias = np.broadcast_to(reader.constant(node, 2, "bias").reshape(-1), weight.shape[:1])
+        bias = _spread(reader.constant(node, 2, "bias").reshape(-1), weight.shape[:1], "bias")
         bias = bias if beta == 1 else bias * np.float32(beta)
     _linear(reader, node, a, weight, bias, node.inputs[1:3] if alpha == beta == 1 else [])
 
@@ -124,6 +138,7 @@ def _gemm(reader: GraphReader, node: Node) -> None:
 def _linear(
     reader: GraphReader, node: Node, x: Value, weight: np.ndarray, bias: np.ndarray | None, origin: Sequence[str]
 ) -> None:
+    _require(x.shape[-1] % PRIME != 0, NO_BATCH)
     tensors = {"weight": as_tensor(weight)} | ({} if bias is None else {"bias": as_tensor(bias)})
     options = {"in_features": weight.shape[1], "out_features": weight.shape[0], "bias": bias is not None}
     names = list(origin)
@@ -135,12 +150,16 @@ def _linear(
 def _batch_norm(reader: GraphReader, node: Node) -> None:
     x = reader.data(node)
     _require(not node.get("training_mode", 0), "it is in training mode; export the network after model.eval()")
+    _require(
+        bool(node.get("spatial", 1)),
+        "it has spatial 0, a mean and a variance for each place; expected one for each channel",
+    )
     names = ("weight", "bias", "running_mean", "running_var")
     tensors = {n: as_tensor(reader.constant(node, i, n)) for i, n in enumerate(names, start=1)}
     kind = {2: "BatchNorm1d", 3: "BatchNorm1d", 4: "BatchNorm2d", 5: "BatchNorm3d"}.get(len(x.shape))
     _require(kind is not None, f"its input has {len(x.shape)} axes")
     options = {
-        "num_features": len(tensors["weight"]), "eps": float(node.get("epsilon", 1e-5)),
+        "num_features": x.shape[1], "eps": float(node.get("epsilon", 1e-5)),
         "momentum": 1 - float(node.get("momentum", 0.9)),
     }  # fmt: skip
     reader.set(node, *reader.emit(node, str(kind), options, [x], tensors, node.inputs[1:5]))
@@ -149,20 +168,21 @@ def _batch_norm(reader: GraphReader, node: Node) -> None:
 def _instance_norm(reader: GraphReader, node: Node) -> None:
     x = reader.data(node)
     tensors = {n: as_tensor(reader.constant(node, i, n)) for i, n in ((1, "weight"), (2, "bias"))}
-    options = {"num_features": len(tensors["weight"]), "eps": float(node.get("epsilon", 1e-5)), "affine": True}
+    options = {"num_features": x.shape[1], "eps": float(node.get("epsilon", 1e-5)), "affine": True}
     kind = f"InstanceNorm{len(x.shape) - 2}d"
     reader.set(node, *reader.emit(node, kind, options, [x], tensors, node.inputs[1:3]))
 
 
 def _layer_norm(reader: GraphReader, node: Node) -> None:
     x, scale = reader.data(node), reader.constant(node, 1, "scale")
-    shape = list(x.shape[int(node.get("axis", -1)) % len(x.shape) :])
-    tensors = {"weight": as_tensor(np.broadcast_to(scale, shape))}
+    shape = list(x.shape[_own_axis(x, node.get("axis", -1)) :])
+    _require(all(n % PRIME for n in shape), "it runs over the images of a batch")
+    tensors = {"weight": as_tensor(_spread(scale, shape, "scale"))}
     options = {"normalized_shape": shape, "eps": float(node.get("epsilon", 1e-5))}
     if node.kind == "LayerNormalization":
         options["bias"] = reader.has(node, 2)
         if options["bias"]:
-            tensors["bias"] = as_tensor(np.broadcast_to(reader.constant(node, 2, "bias"), shape))
+            tensors["bias"] = as_tensor(_spread(reader.constant(node, 2, "bias"), shape, "bias"))
         reader.set(node, *reader.emit(node, "LayerNorm", options, [x], tensors, node.inputs[1:3]))
     else:
         reader.set(node, *reader.emit(node, "RMSNorm", options, [x], tensors, node.inputs[1:2]))
@@ -173,6 +193,8 @@ def _group_norm(reader: GraphReader, node: Node) -> None:
     tensors = {}
     for place, name in ((1, "weight"), (2, "bias")):
         values = reader.constant(node, place, name)
+        fits = values.shape in ((groups,), x.shape[1:2])
+        _require(fits, f"its {name} has shape {values.shape}, expected {(groups,)} or {x.shape[1:2]}")
         tensors[name] = as_tensor(np.repeat(values, x.shape[1] // len(values)))  # of a group before version 21
     options = {"num_groups": groups, "num_channels": x.shape[1], "eps": float(node.get("epsilon", 1e-5))}
     reader.set(node, *reader.emit(node, "GroupNorm", options, [x], tensors, node.inputs[1:3]))
@@ -180,7 +202,8 @@ def _group_norm(reader: GraphReader, node: Node) -> None:
 
 def _prelu(reader: GraphReader, node: Node) -> None:
     x, slope = reader.data(node), reader.constant(node, 1, "slope")
-    channels = slope.size == 1 or slope.shape == (x.shape[1], *[1] * (len(x.shape) - 2))
+    shape = slope.shape[1:] if len(slope.shape) == len(x.shape) and slope.shape[0] == 1 else slope.shape
+    channels = slope.size == 1 or shape == (x.shape[1], *[1] * (len(x.shape) - 2))
     _require(channels, f"its slope has shape {slope.shape}, expected one for each channel")
     tensors = {"weight": as_tensor(slope.reshape(-1))}
     reader.set(node, *reader.emit(node, "PReLU", {"num_parameters": slope.size}, [x], tensors, node.inputs[1:2]))
@@ -344,7 +367,7 @@ def _cast(reader: GraphReader, node: Node) -> None:
         wanted = str(like.meta.dtype if isinstance(like, Value) else as_tensor(like).dtype).removeprefix("torch.")
     else:
         number = int(node.get("to", 1))
-        _require(number in _TYPES, f"it converts to type {number} of ONNX, expected one that torch computes with")
+        _require(number in _TYPES, f"it converts to {type_name(number)}, expected one that torch computes with")
         wanted = _TYPES[number]
     plain = str(x.meta.dtype).removeprefix("torch.") == wanted
     reader.set(node, x if plain else reader.apply(node, "to", x, dtype=wanted))
@@ -485,8 +508,7 @@ def _shaped(reader: GraphReader, node: Node, x: Value, sizes: list[int]) -> None
 
 def _flatten(reader: GraphReader, node: Node) -> None:
     x = reader.data(node)
-    axis = int(node.get("axis", 1))
-    axis += len(x.shape) if axis < 0 else 0
+    axis = _axis(node.get("axis", 1), len(x.shape), last=len(x.shape))
     _shaped(reader, node, x, reader.sizes_for(x, [math.prod(x.shape[:axis]), math.prod(x.shape[axis:])]))
 
 
@@ -498,7 +520,7 @@ def _transpose(reader: GraphReader, node: Node) -> None:
 def _squeeze(reader: GraphReader, node: Node) -> None:
     x = reader.data(node)
     axes = reader.numbers(node, "axes", 1, [i for i, n in enumerate(x.shape) if n == 1])
-    axes = sorted(a % len(x.shape) for a in axes)
+    axes = sorted(_axis(a, len(x.shape)) for a in axes)
     _require(all(x.shape[a] == 1 for a in axes), f"its axes {axes} do not have length 1 for any number of images")
     reader.set(node, reader.apply(node, "squeeze", x, axes=axes) if axes else x)
 
@@ -506,14 +528,14 @@ def _squeeze(reader: GraphReader, node: Node) -> None:
 def _unsqueeze(reader: GraphReader, node: Node) -> None:
     x = reader.data(node)
     axes = reader.numbers(node, "axes", 1)
-    axes = sorted(a % (len(x.shape) + len(axes)) for a in axes)
+    axes = sorted(_axis(a, len(x.shape) + len(axes)) for a in axes)
     reader.set(node, reader.apply(node, "unsqueeze", x, axes=axes))
 
 
 def _concat(reader: GraphReader, node: Node) -> None:
     known = [reader.plain(name) for name in node.inputs if name]
     first = next(v for v in known if isinstance(v, Value))
-    axis = int(node.get("axis", 1)) % len(first.shape)
+    axis = _axis(node.get("axis", 1), len(first.shape))
     values = []
     for value, name in zip(known, node.inputs, strict=False):
         if isinstance(value, np.ndarray):
@@ -585,15 +607,15 @@ def _constant_of_shape(reader: GraphReader, node: Node) -> None:
 
 def _split(reader: GraphReader, node: Node) -> None:
     x = reader.data(node)
-    axis, count = int(node.get("axis", 0)) % len(x.shape), len(node.outputs)
+    axis, count = _axis(node.get("axis", 0), len(x.shape)), len(node.outputs)
     size = x.shape[axis]
+    _require(size % PRIME != 0, "it splits a batch of images")
     sizes = reader.numbers(node, "split", 1)
     if sizes is None:
         count = int(node.get("num_outputs", count))
         each = math.ceil(size / count)
         sizes = [min(each, size - i * each) for i in range(count)]
     _require(len(sizes) == len(node.proto.output), f"it returns {len(node.proto.output)} pieces of sizes {sizes}")
-    _require(size % PRIME != 0, "it splits a batch of images")
     if len(sizes) == 1:
         reader.set(node, x)
         return
@@ -613,24 +635,36 @@ def _slice(reader: GraphReader, node: Node) -> None:
     steps = reader.numbers(node, "steps", 4) or [1] * len(starts)
     value = x
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        axis %= len(x.shape)
+        axis = _axis(axis, len(x.shape))
         size = x.shape[axis]
+        if step > 0 and _is_whole(slice(start, end, step), size, reader.batch):
+            continue
+        _require(size % PRIME != 0 or step < 0, "it takes some images out of a batch")
+        places = range(size)[start:end:step]
         if step < 0:
-            _require((step, start % size) == (-1, size - 1) and end < -size, "it runs backwards over a part of an axis")
-            value = reader.apply(node, "flip", value, axis=_own_axis(value, axis))
-            continue
-        start, end, step = slice(start, end, step).indices(size)
-        if (start, end, step) == (0, size, 1):
-            continue
-        _require(size % PRIME != 0, "it takes some images out of a batch")
-        to = None if end == size else end
-        value = reader.apply(node, "slice", value, axis=axis, start=start, end=to, step=step)
+            axis = _own_axis(value, axis)
+            places = places[::-1]
+        if places != range(size):
+            to = None if places.stop >= size else places.stop
+            value = reader.apply(node, "slice", value, axis=axis, start=places.start, end=to, step=places.step)
+        if step < 0:
+            value = reader.apply(node, "flip", value, axis=axis)
     reader.set(node, value)
+
+
+def _is_whole(part: slice, size: int, batch: int | None) -> bool:
+    """Whether it takes all of an axis; of one that counts images, as many as a file for `batch` of them has."""
+    if range(size)[part] == range(size):
+        return True
+    if size % PRIME or not batch or part.step != 1 or max(abs(part.start), abs(part.stop)) >= PRIME:
+        return False
+    written = range(size // PRIME * batch)
+    return written[part] == written
 
 
 def _gather(reader: GraphReader, node: Node) -> None:
     table, index = reader.plain(node.inputs[0]), reader.known(node.inputs[1])
-    axis = int(node.get("axis", 0)) % (len(table.shape))
+    axis = _axis(node.get("axis", 0), len(table.shape))
     if isinstance(index, Value):
         _require(isinstance(table, np.ndarray) and axis == 0 and table.ndim == 2, "its places depend on the image")
         reader.set(node, reader.apply(node, "embedding", reader.data(node, 0), index))
@@ -668,7 +702,7 @@ def _gather_elements(reader: GraphReader, node: Node) -> None:
 def _pad(reader: GraphReader, node: Node) -> None:
     x, mode = reader.data(node), node.get("mode", "constant")
     rank, pads = len(x.shape), reader.numbers(node, "pads", 1)
-    axes = [a % rank for a in (reader.numbers(node, "axes", 3) or range(rank))]
+    axes = [_axis(a, rank) for a in (reader.numbers(node, "axes", 3) or range(rank))]
     before, after = _halves(pads)
     amounts = {a: (b, e) for a, b, e in zip(axes, before, after, strict=True)}
     if not any(pads):
@@ -692,16 +726,17 @@ def _resize(reader: GraphReader, node: Node) -> None:
     if sizes == size:
         reader.set(node, x)
         return
+    pairs = list(zip(size[2:], sizes[2:], strict=True))
     mode = node.get("mode", "nearest")
     way = node.get("coordinate_transformation_mode", "asymmetric" if reader.opset < 11 else "half_pixel")
     rounding = node.get("nearest_mode", "floor" if reader.opset < 11 else "round_prefer_floor")
     flat = {3: "linear", 4: "bilinear", 5: "trilinear"}[len(size)]
     options: dict[str, Any] = {}
-    whole = all(b % a == 0 for a, b in zip(size[2:], sizes[2:], strict=True))
+    whole = all(b % a == 0 for a, b in pairs)
+    first = way == "pytorch_half_pixel" and any(b == 1 < a for a, b in pairs)
+    _require(not first, "it makes an axis of length 1 by pytorch_half_pixel; export it with half_pixel")
     if mode == "nearest":
-        floor = rounding == "floor" or (
-            whole and max(b // a for a, b in zip(size[2:], sizes[2:], strict=True)) <= 2 and rounding != "ceil"
-        )
+        floor = rounding == "floor" or (whole and max(b // a for a, b in pairs) <= 2 and rounding != "ceil")
         if way == "asymmetric" and floor and rounding != "round_prefer_ceil":
             options["mode"] = "nearest"
         elif way in ("half_pixel", "pytorch_half_pixel") and whole and rounding.startswith("round"):
@@ -716,13 +751,13 @@ def _resize(reader: GraphReader, node: Node) -> None:
         _require(mode != "cubic" or len(size) == 4, "it is cubic over other than two axes")
         options["mode"] = flat if mode == "linear" else "bicubic"
         options["align_corners"] = way == "align_corners"
-        if node.get("antialias", 0):
+        if _antialiased(node, any(b < a for a, b in pairs), way):
             options["antialias"] = True
     exact = scales is None or all(
         abs(a * s - b) < 1e-4 for a, s, b in zip(size[2:], scales[2:], sizes[2:], strict=True)
     )
     if whole and exact:
-        options["scale_factor"] = [float(b // a) for a, b in zip(size[2:], sizes[2:], strict=True)]
+        options["scale_factor"] = [float(b // a) for a, b in pairs]
     elif exact:
         options["size"] = sizes[2:]
     else:
@@ -730,9 +765,35 @@ def _resize(reader: GraphReader, node: Node) -> None:
     reader.set(node, reader.apply(node, "interpolate", x, **options))
 
 
+def _antialiased(node: Node, smaller: bool, way: str) -> bool:
+    """Whether torch computes the file's filter with antialias: cubic with -0.5 instead of -0.75, and without weights of
+    pixels outside. Source: measured against ONNX Runtime 1.32: equal to 1e-6, all others differ by 2e-2 and more.
+
+    Args:
+        node: Of mode linear or cubic.
+        smaller: Whether any axis gets shorter, so that the file's own antialias takes effect.
+        way: How it places pixels.
+
+    Raises:
+        Unreadable: torch has no such filter.
+    """
+    cubic, outside, wide = node.get("mode") == "cubic", bool(node.get("exclude_outside", 0)), node.get("antialias", 0)
+    a = float(node.get("cubic_coeff_a", -0.75)) if cubic else None
+    if not (wide and smaller) and (not cubic or (a, outside) == (-0.75, False)):
+        return False
+    fits = outside and a in (None, -0.5) and (wide or not smaller) and way != "align_corners"
+    has = f"cubic_coeff_a {a:g}, " if a is not None else ""
+    _require(
+        bool(fits),
+        f"it has {has}exclude_outside {int(outside)} and antialias {wide} by {way}; expected "
+        + ("-0.75, 0 and 0, or -0.5, 1 and 1 by half_pixel" if cubic else "0 and 0, or 1 and 1 by half_pixel"),
+    )
+    return True
+
+
 def _resize_goal(reader: GraphReader, node: Node, size: list[int]) -> tuple[list[float] | None, list[int]]:
     """The scales where it has them, and the sizes that it makes, of all axes."""
-    axes = [a % len(size) for a in node.get("axes", list(range(len(size))))]
+    axes = [_axis(a, len(size)) for a in node.get("axes", list(range(len(size))))]
     at = 1 if reader.opset < 11 else 2
     scales: list[float] | None = None
     if "scales" in node.attributes:  # Upsample 7
@@ -748,6 +809,17 @@ def _resize_goal(reader: GraphReader, node: Node, size: list[int]) -> tuple[list
     made = [sizes.get(i, n) for i, n in enumerate(size)]
     if size[0] % PRIME == 0 and made[0] == batch:
         made[0] = size[0]
+    policy = node.get("keep_aspect_ratio_policy", "stretch")
+    if policy != "stretch":
+        ratios = [Fraction(made[i], size[i]) for i in sizes]
+        scale = min(ratios) if policy == "not_larger" else max(ratios)
+        exact = [n * scale if i in sizes else n for i, n in enumerate(size)]
+        _require(
+            all(n == int(n) for n in exact),
+            f"its keep_aspect_ratio_policy is {policy}, by a scale that does not give whole sizes; export it with the "
+            "sizes that it makes",
+        )
+        made = [int(n) for n in exact]
     return None, made
 
 
@@ -796,11 +868,30 @@ def _own_axis(x: Value, axis: Any) -> int:
     """An axis, counted from the first; what runs over it must not mix the images of a batch.
 
     Raises:
-        Unreadable: It is the axis of images.
+        Unreadable: It is the axis of images, or there is none.
     """
-    axis = int(axis) % len(x.shape)
+    axis = _axis(axis, len(x.shape))
     _require(x.shape[axis] % PRIME != 0, "it runs over the images of a batch")
     return axis
+
+
+def _axis(axis: Any, rank: int, last: int | None = None) -> int:
+    """An axis of `rank`, counted from the first. last: the last one, where that is another.
+
+    Raises:
+        Unreadable: There is none.
+    """
+    last = rank - 1 if last is None else last
+    _require(-rank <= int(axis) <= last, f"its axis is {int(axis)}, expected {-rank} to {last}")
+    return int(axis) if axis >= 0 else int(axis) + rank
+
+
+def _spread(array: np.ndarray, shape: Sequence[int], what: str) -> np.ndarray:
+    """A constant, broadcast to `shape`. what: its name. Raises: Unreadable where it does not fit."""
+    try:
+        return np.broadcast_to(array, tuple(shape))
+    except ValueError:
+        raise Unreadable(f"its {what} has shape {array.shape}, expected {tuple(shape)}") from None
 
 
 def _require(holds: bool, otherwise: str) -> None:

@@ -22,7 +22,7 @@ from mimicut.inputs.onnx_network import CONSTANT, OnnxNetwork, make_module
 PRIME = 1_000_003  # images; larger than any size in a network
 _MOST_FOLDED = 2**28  # numbers in one constant that is computed here. Source: assumption.
 _MASKING = -100.0  # Source: transformers and timm: what masks of attention hold is at or below it.
-_NO_BATCH = (
+NO_BATCH = (
     "it is written for one number of images; export the network again with a free batch axis (torch.onnx.export: "
     "dynamic_shapes, or dynamic_axes)"
 )
@@ -193,12 +193,15 @@ class GraphReader:
             outputs: How many tensors it returns.
 
         Raises:
-            Unreadable: torch cannot call it with these shapes.
+            Unreadable: A tensor does not have the size that the layer holds, or torch cannot call it with these shapes.
         """
         try:
             with torch.device("meta"), torch.no_grad():
                 module = make_module(kind, options).eval()
+                _check_sizes(module, tensors or {})
                 made = module(*(v.meta for v in inputs))
+        except Unreadable:
+            raise
         except Exception as error:
             shapes = " and ".join(str(_for_one(v.shape)) for v in inputs)
             raise Unreadable(
@@ -305,7 +308,7 @@ class GraphReader:
             sizes[sizes.index(-1)] = total // rest
             counting = [i for i, n in enumerate(sizes) if n % PRIME == 0]
         if len(counting) > 1 or (counting and not total):
-            raise Unreadable(_NO_BATCH)
+            raise Unreadable(NO_BATCH)
         return [-1 if i in counting else n for i, n in enumerate(sizes)]
 
     def _with_batch(self, given: Value, sizes: list[int]) -> tuple[list[int], list[int]]:
@@ -319,10 +322,10 @@ class GraphReader:
         if -1 in sizes:
             rest = math.prod(n for n in sizes if n != -1)
             if rest == 0 or math.prod(own) % rest:
-                raise Unreadable(_NO_BATCH)
+                raise Unreadable(NO_BATCH)
             sizes = [math.prod(own) // rest if n == -1 else n for n in sizes]
         if math.prod(own) != math.prod(sizes):
-            raise Unreadable(_NO_BATCH)
+            raise Unreadable(NO_BATCH)
         at = next(i for i, n in enumerate(given.shape) if n % PRIME == 0)
         i = _axis_of_images(sizes, math.prod(own[:at]), batch, own[at] == batch)
         return [n // batch * PRIME if i == j else n for j, n in enumerate(sizes)], [i]
@@ -384,7 +387,7 @@ def _axis_of_images(sizes: Sequence[int], before: int, batch: int, alone: bool) 
         first = [i for i in fits if i and sizes[i - 1] > 1 and batch == 1]
         first = [i - 1 for i in first] or fits
     if not first:
-        raise Unreadable(_NO_BATCH)
+        raise Unreadable(NO_BATCH)
     return first[0]
 
 
@@ -418,6 +421,41 @@ class _Outside:
 
 
 _OUTSIDE: Any = _Outside()
+
+
+def _check_sizes(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Raises Unreadable where a tensor of the file does not have the size that the layer holds."""
+    held = module.state_dict()
+    for name, tensor in tensors.items():
+        if tensor.shape != held[name].shape:
+            raise Unreadable(f"its {name} has shape {tuple(tensor.shape)}, expected {tuple(held[name].shape)}")
+
+
+def for_any_batch(text: str) -> str:
+    """An error message with N where it has the PRIME images that steps are run with.
+
+    >>> for_any_batch(f"got [1, {8 * PRIME}] X [8, 5]")
+    'got [1, 8N] X [8, 5] (N: number of images)'
+    """
+
+    def shown(number: re.Match) -> str:
+        count, rest = divmod(int(number[0]), PRIME)
+        return number[0] if rest or not count else f"{count if count > 1 else ''}N"
+
+    said = re.sub(r"(?<![\d.])\d{7,}", shown, text)
+    return text if said == text else f"{said} (N: number of images)"
+
+
+def type_name(number: int) -> str:
+    """What ONNX calls a type.
+
+    >>> type_name(2)
+    'uint8'
+    """
+    from onnx import TensorProto
+
+    known = TensorProto.DataType.values()
+    return TensorProto.DataType.Name(number).lower() if number in known else f"type {number} of ONNX"
 
 
 def as_tensor(array: np.ndarray) -> Tensor:

@@ -21,6 +21,7 @@ from mimicut.inputs.build_by_name import build_model, load_other_size, parse_spe
 from mimicut.inputs.built_model import OWN_PREPROCESSING
 from mimicut.inputs.class_names import read_class_names
 from mimicut.inputs.computed_weights import fold_computed_weights
+from mimicut.inputs.file_names import quoted
 from mimicut.inputs.input_source import inputs_of
 from mimicut.inputs.model_checks import checked_model, network_in, refuse_damaged, require_float_modules
 from mimicut.inputs.own_models import call_builder
@@ -210,7 +211,7 @@ def _load_weights(model: nn.Module, path: Path, spec: str, options: Mapping[str,
             loaded = False
         if not loaded:
             raise error
-        notes.append(f"the table of positions in {path.name} is interpolated to another size of images")
+        notes.append(f"the table of positions in {quoted(path.name)} is interpolated to another size of images")
 
 
 def own_teacher(

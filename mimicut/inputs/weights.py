@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mimicut.base.errors import InputError
 from mimicut.base.paths import usable_path
 from mimicut.inputs.checkpoint_file import read_tensors
+from mimicut.inputs.file_names import quoted
 
 # Modules that wrap another one and add their name to the names of its tensors.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
@@ -57,7 +58,7 @@ def load_weights(model: nn.Module, path: Path, spec: str, notes: list[str]) -> N
     notes.extend(_remarks(path, prefix, others, dropped, tensors, own))
     other = sorted({str(t.dtype) for t in found.values() if t.is_floating_point() and t.dtype != torch.float32})
     if other:
-        notes.append(f"weights in {path.name} converted from {', '.join(other)} to float32")
+        notes.append(f"weights in {quoted(path.name)} converted from {', '.join(other)} to float32")
     model.load_state_dict(found)
 
 
@@ -220,14 +221,14 @@ def _remarks(
 ) -> Iterator[str]:
     """Sentences about what was taken, what was passed over and what was not used."""
     if prefix:
-        yield f"weights taken from {prefix!r} in {path.name}"
+        yield f"weights taken from {prefix!r} in {quoted(path.name)}"
     wrappers = sorted(dropped)
     if wrappers:
         yield f"the names of wrappers ({', '.join(wrappers)}) removed from the names of the weights"
     for other in others:
         average = _AVERAGE.search(other)
         kind = "an average of them over the training, which often answers better" if average else "other weights"
-        yield f"{path.name} also holds {kind}, {other!r}: --weights {path}:{other} takes those"
+        yield f"{quoted(path.name)} also holds {kind}, {other!r}: --weights FILE:{other} takes those"
     start = f"{prefix}." if prefix else ""
     used = {start + name for name in own}
     unused = [n for n in tensors if n not in used and not any(n.startswith(f"{other}.") for other in others)]
@@ -235,7 +236,7 @@ def _remarks(
         groups = Counter(_group(name, prefix) for name in unused)
         named = ", ".join(f"{group} ({number})" for group, number in list(groups.items())[:6])
         more = f" and {len(groups) - 6} more groups" if len(groups) > 6 else ""
-        yield f"{len(unused)} tensor(s) in {path.name} are not used: {named}{more}"
+        yield f"{len(unused)} tensor(s) in {quoted(path.name)} are not used: {named}{more}"
 
 
 def _group(name: str, prefix: str) -> str:

@@ -49,6 +49,7 @@ _PART = 16  # Views that run at once, where their gradients find room. Source: m
 _A_LAYER = 0.2  # seconds of a layer whatever its size, to tell how long it will take. Source: as in closed_form.
 
 
+@guard.exact_float32()
 def channel_evidence(
     teacher: nn.Module,
     anatomy: Anatomy,

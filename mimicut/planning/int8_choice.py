@@ -104,12 +104,20 @@ def plan_int8(
         assert context.setting is not None  # as the budget has a latency
         in_int8 = replace(context, setting=replace(context.setting, precision="int8"))
 
+        share_in_int8 = 0.0
+
         def alone() -> tuple[MeasuredPlan, float]:
-            nonlocal in_int8
+            nonlocal in_int8, share_in_int8
             whole = _whole(in_int8, budget)
+            share_in_int8 = median_share(whole)
             assert in_int8.pace is not None  # as there is a setting
-            in_int8 = replace(in_int8, pace=in_int8.pace.times(median_share(whole)))  # by which cuts are predicted
+            in_int8 = replace(in_int8, pace=in_int8.pace.times(share_in_int8))  # by which cuts are predicted
             return _alone(in_int8, budget, whole)
+
+        def both() -> tuple[MeasuredPlan, float]:
+            if share_in_int8 >= 1:
+                raise UnsupportedModel("INT8 is no faster than float32, so a cut alone is milder")
+            return _cut(in_int8, budget, say)
 
         say("weighing INT8 alone, a cut alone, and both")
         refused: OutOfReach | None = None
@@ -117,7 +125,7 @@ def plan_int8(
         for name, find in (
             (ALONE, alone),
             (CUT, lambda: _cut(context, budget, say)),
-            (BOTH, lambda: _cut(in_int8, budget, say)),
+            (BOTH, both),
         ):
             try:
                 ways.append(_Way(name, *find()))

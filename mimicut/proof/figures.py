@@ -92,6 +92,7 @@ class Accuracy:
     images_labelled: int
 
 
+@guard.exact_float32()
 def figures(
     teacher: nn.Module,
     model: nn.Module,

@@ -18,6 +18,7 @@ from mimicut.anatomy.tracing import ALWAYS_RANDOM, ONE_NUMBER
 from mimicut.base import guard
 from mimicut.base.errors import InputError, MimicutError, UnsupportedModel, one_line
 from mimicut.base.layout import laid
+from mimicut.inputs.file_names import NAMED, listed
 from mimicut.inputs.image_set import ImageSet, bind_call
 from mimicut.proof.figures import answers_of, probabilities, quick_layout, run_placed
 from mimicut.surgery.seam import Seam, capturing, tensors
@@ -38,7 +39,6 @@ SHIFT, FACTOR = 0.5, 2.5
 _FEWEST = 64  # fewest values of a channel for a usable mean and variance. Source: assumption.
 _TOGETHER = 3  # images in a pass that is compared with a pass of one
 _STEADY = 1e-3  # largest difference between two passes, as a share of the largest number. Source: assumption.
-_NAMED = 5  # most images or classes that a sentence names
 
 
 @dataclass(frozen=True)
@@ -261,8 +261,7 @@ def refuse_shared(extra: ImageSet, measuring: Mapping[str, ImageSet | None]) -> 
         if found:
             raise InputError(
                 f"reading the extra images: {len(found)} of {len(images)} {what} images are among them, or nearly "
-                f"({_some(f'{a} is {b}' for a, b in found.items())}); these images must not train: remove them from "
-                "one of the two"
+                f"({listed(found.items(), ' is ')}); these images must not train: remove them from one of the two"
             )
 
 
@@ -274,7 +273,7 @@ def held_out_notes(images: ImageSet | None, near: tuple[tuple[str, str], ...] | 
         return []
     return [
         f"{len(near)} of {len(images or ())} held-out images are near-duplicates of another held-out image; the "
-        f"interval counts each of them, so it is narrower than it should be: {_some(f'{a} like {b}' for a, b in near)}"
+        f"interval counts each of them, so it is narrower than it should be: {listed(near)}"
     ]
 
 
@@ -305,29 +304,31 @@ def _notes(check: ImageCheck, images: ImageSet, held_out: ImageSet | None, low: 
             "its kind"
         )
     if check.blank:
-        found.append(f"{len(check.blank)} of {total} images are blank (one flat colour): {_some(check.blank)}")
+        found.append(f"{len(check.blank)} of {total} images are blank (one flat colour): {listed(check.blank)}")
     if check.near_duplicates:
-        pairs = [f"{a} like {b}" for a, b in check.near_duplicates]
-        found.append(f"{len(pairs)} of {total} images are near-duplicates of another image: {_some(pairs)}")
+        pairs = check.near_duplicates
+        found.append(f"{len(pairs)} of {total} images are near-duplicates of another image: {listed(pairs)}")
     if check.held_out_alike:
-        pairs = [f"{a} like {b}" for a, b in check.held_out_alike]
+        pairs = check.held_out_alike
         found.append(
             f"{len(pairs)} of {len(held_out or ())} held-out images are near-duplicates of images to learn from, "
-            f"so they are weaker evidence for new images; hold out others (--held-out): {_some(pairs)}"
+            f"so they are weaker evidence for new images; hold out others (--held-out): {listed(pairs)}"
         )
     if check.unlike_anything:
         found.append(
             f"the teacher is undecided on {len(check.unlike_anything)} of {total} images (entropy above {ENTROPY:.0%} "
-            f"of the maximum): {_some(check.unlike_anything)}"
+            f"of the maximum): {listed(check.unlike_anything)}"
         )
     if check.outliers:
-        found.append(f"the features of {len(check.outliers)} of {total} images are outliers: {_some(check.outliers)}")
+        found.append(f"the features of {len(check.outliers)} of {total} images are outliers: {listed(check.outliers)}")
     # With more classes than images some classes cannot occur, which is no finding.
     if check.classes_untouched and check.classes is not None and check.classes <= total:
-        untouched = [str(c) for c in check.classes_untouched]
+        untouched = check.classes_untouched
         found.append(
             f"the teacher names {len(untouched)} of its {check.classes} classes for none of the images, so nothing "
-            f"shows how the student answers there: {_some(untouched)}"
+            "shows how the student answers there: "
+            + ", ".join(map(str, untouched[:NAMED]))
+            + (", ..." if len(untouched) > NAMED else "")
         )
     return found
 
@@ -340,11 +341,6 @@ def _apart(check: ImageCheck) -> str:
     if check.factor is not None and not 1 / FACTOR < check.factor < FACTOR:
         found.append(f"a variance {check.factor:.2g} times that of its training")
     return " and ".join(found)
-
-
-def _some(names: Any) -> str:
-    names = list(names)
-    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
 
 
 def _small(pixels: Tensor) -> Tensor:

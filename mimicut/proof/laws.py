@@ -24,7 +24,7 @@ from mimicut.anatomy.operators.recurrent import RECURRENT
 from mimicut.anatomy.operators.reductions import statistics_axes
 from mimicut.anatomy.tracing import fault_place, operator, shape
 from mimicut.base.errors import LawBroken, UnsupportedModel
-from mimicut.base.guard import caches_kept, evaluating, full_copy, named_tensors, seeded
+from mimicut.base.guard import caches_kept, evaluating, exact_float32, full_copy, named_tensors, seeded
 from mimicut.surgery.plan import Plan
 from mimicut.surgery.seam import capturing, tensors
 
@@ -35,6 +35,7 @@ _READS_ACROSS = {
 }  # fmt: skip
 
 
+@exact_float32()
 def check_cut(anatomy: Anatomy, plan: Plan, teacher: nn.Module, student: nn.Module, *, seed: int = 0) -> dict[str, Any]:
     """Check law 2 for this teacher, plan and student, on random inputs of the traced shape.
 

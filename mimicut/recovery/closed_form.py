@@ -118,6 +118,7 @@ class ClosedFormOptions:
         return self.mixing or own
 
 
+@guard.exact_float32()
 def closed_form(
     case: CutStudent,
     few: Source | Tensor,

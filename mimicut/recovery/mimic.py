@@ -26,6 +26,7 @@ from mimicut.recovery.training import MimicLog, train
 from mimicut.surgery.seam import Seam
 
 
+@guard.exact_float32()
 def mimic(
     teacher: nn.Module,
     student: nn.Module,

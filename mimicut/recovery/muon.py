@@ -57,7 +57,10 @@ class Muon(torch.optim.Optimizer):
     def _move(self, weights: list[Tensor], lr: float, weight_decay: float, momentum: float) -> None:
         """Move weights of one shape by their gradients."""
         gradients = [w.grad for w in weights if w.grad is not None]
-        averages = [self.state[w].setdefault("momentum", torch.zeros_like(w)) for w in weights]
+        for w in weights:
+            if "momentum" not in self.state[w]:
+                self.state[w]["momentum"] = torch.zeros_like(w)
+        averages = [self.state[w]["momentum"] for w in weights]
         torch._foreach_lerp_(averages, gradients, 1 - momentum)
         moves = torch.stack(torch._foreach_lerp(gradients, averages, momentum)).flatten(2)
         depthwise = weights[0].ndim > 2 and weights[0].shape[1] == 1

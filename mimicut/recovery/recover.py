@@ -77,6 +77,7 @@ def _log_fields(log: MimicLog) -> dict[str, Any]:
     return {"choose": choose, "kept_step": log.kept, "step_seconds_tried": log.ways, "batch_parts": log.parts}
 
 
+@guard.exact_float32()
 def recover(
     case: CutStudent,
     few: Source | Tensor,
@@ -338,9 +339,10 @@ class _Preparation:
         return config, ways, step_seconds
 
     def _measure_step(self, config: MimicConfig, on_step: Callable[[int, int, float], None]) -> float:
-        """Seconds of a step, of a copy of the student; one step warms up, and what precedes a first step counts too."""
-        case = self._case
-        trial, config = guard.full_copy(case.student), replace(config, lr=_NO_RATE)
+        """Seconds of a step on one device's share of a batch, of a copy of the student; one step warms up, and what
+        precedes a first step counts too."""
+        case, share = self._case, -(-config.batch_size // self._processes)
+        trial, config = guard.full_copy(case.student), replace(config, lr=_NO_RATE, batch_size=share)
         options: dict[str, Any] = {"max_memory": self._max_memory, "on_step": on_step}
         try:
             mimic(case.teacher, trial, case.plan.seam, self._few, replace(config, steps=1), **options)
@@ -355,6 +357,7 @@ class _Preparation:
         """cut: the student before the closed form, which is changed; not needed with images to choose by. slower: how
         much longer the closed form takes one process, which rehearses alone."""
         case, few, say = self._case, self._few, self._say
+        step_seconds *= self._processes  # as it rehearses alone
         left, cost = self._seconds_left(), REHEARSED_VIEWS * slower * closed.seconds + MOST_STEPS * step_seconds
         if self._choose is None and divide(few, config.seed) is None:
             say(f"not rehearsing: {count(few)} images are too few, or too similar, to set some aside")

@@ -142,7 +142,8 @@ def train(
 @contextmanager
 def _denormals_flushed() -> Iterator[None]:
     """Numbers below 1e-38 are zero in this thread, on CPUs that can: products of them take many times as long, and
-    after a closed form there are such. Measured (docs/LOG.md): a step took half as long again."""
+    after a closed form there are such. Measured (docs/LOG.md): a step took half as long again. Threads that torch has
+    started before stay as they are; the command line sets it before there are any (`cli.option_values`)."""
     smallest = torch.tensor(1e-40)
     before = (smallest * 1.0).item() == 0.0
     torch.set_flush_denormal(True)

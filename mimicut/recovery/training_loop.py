@@ -123,7 +123,9 @@ class TrainingLoop:
         if self._folded is None:
             try:
                 self._prepare(batch)
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not guard.out_of_memory(error):
+                    raise
                 raise self._out_of_memory(1, error) from error
         for group in self._optimiser.param_groups:
             group["lr"] = self._config.lr_at(step)
@@ -158,7 +160,9 @@ class TrainingLoop:
             parts = [(part_of(batch, own, at), at.stop - at.start) for at in equal_slices(own, self.parts)]
             try:
                 return self._gradients(parts, images, step, autocast)
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not guard.out_of_memory(error):
+                    raise
                 if self._config.norm_mode == "train" or self.parts >= own:
                     raise self._out_of_memory(parts[0][1], error) from error
             self._optimiser.zero_grad(set_to_none=True)
@@ -287,6 +291,7 @@ class TrainingLoop:
             f"{group}/{key}": t.detach().cpu().clone() for group, held in groups.items() for key, t in held.items()
         }
         data = {"losses": list(self.losses), "steps": self._config.steps, "parts": self.parts}
+        data |= {"halved": self.halved}
         data |= {name: getattr(self._config, name) for name in ("precision", "layout", "lr")}
         if self.best is not None:
             data |= {"judged": [list(pair) for pair in self.best.errors], "kept": self.best.step}
@@ -316,7 +321,7 @@ class TrainingLoop:
         random = checkpoint.under("random")
         torch.set_rng_state(random.pop("torch"))
         self._batches.go_to(random, len(data["losses"]))
-        self.losses, self.parts = list(data["losses"]), data.get("parts", 0)
+        self.losses, self.parts, self.halved = list(data["losses"]), data.get("parts", 0), data.get("halved", 0)
         if self.best is not None:
             self.best.errors = [tuple(pair) for pair in data["judged"]]
             self.best.step, best = data["kept"], checkpoint.under("best")

@@ -186,7 +186,7 @@ def export_folder(
         dynamic_size: Whether files take images of any height and width, where the network allows it.
         tolerance: The largest difference that is allowed, as a share of the largest output.
         explain: Whether each layer of each file is compared with the student's too (`explain_export`); the files stay
-            the same. Not of those for phones.
+            the same. Not of those for phones, which must not be all that are asked for.
         int8_steps: Steps in which the student learns in INT8, seeing its own rounding (`int8_mimic`); 0 to round it
             as it is. `compress` takes `int8_mimic.STEPS`.
         extra, device, max_memory: For these steps, as of `compress`.
@@ -283,11 +283,11 @@ def explain_export(
 
 
 def _refuse_layers(formats: Sequence[str]) -> None:
-    edge = [f for f in formats if f in EDGE]
-    if edge:
+    """Refuse formats of which none can be compared layer by layer."""
+    if set(formats) <= set(EDGE):
         raise InputError(
-            f"comparing layers: found {', '.join(edge)}, whose files show no values of their layers; expected of "
-            f"{', '.join(f for f in FILES if f not in EDGE)}"
+            f"comparing layers: found {', '.join(formats)}, whose files show no values of their layers; expected one "
+            f"of {', '.join(f for f in FILES if f not in EDGE)}"
         )
 
 
@@ -406,7 +406,8 @@ def _export(
                 remove(file)
     if asked.explain:
         exports = {
-            kind: _with_layers(model, exported.files[kind], kind, batches, form, e) for kind, e in exports.items()
+            kind: e if kind in EDGE else _with_layers(model, exported.files[kind], kind, batches, form, e)
+            for kind, e in exports.items()
         }
     report = replace(report, exports={**report.exports, **exports})
     write(scratch / PREPROCESSING, _description(form.preprocessing, report.exports))
@@ -446,7 +447,7 @@ def _mimicked(
         ).to_json()  # fmt: skip
     except UnsupportedModel as error:
         asked.say(f"note: INT8 as rounded, without mimicking: {error}")
-        return {"failed": str(error)}
+        return {"failed": str(error).removeprefix("mimicking in INT8: ")}
 
 
 def _int8_table(

@@ -1,8 +1,8 @@
 """A folder that is complete or not there: it is written beside its place and takes it by renaming."""
 
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,7 +10,7 @@ from mimicut.base.disk import make_folder, move, remove_folder
 from mimicut.base.errors import StoreError
 from mimicut.base.interrupts import interrupts_held
 from mimicut.base.paths import result_path
-from mimicut.base.scratch import is_leftover, locked, scratch, turn_in
+from mimicut.base.scratch import came_meanwhile, is_leftover, locked, reserved, scratch, turn_in
 from mimicut.results.files import BESIDE, FILES, PAGES, PLAN, REPORT, RUN, STORED, WEIGHTS, read_json
 
 Returned = TypeVar("Returned")
@@ -46,6 +46,31 @@ def check_writable(folder: str | Path, *, force: bool = False) -> Path:
     return path
 
 
+@contextmanager
+def one_run(*folders: str | Path | None, doing: str = "saving", what: str = "run") -> Iterator[None]:
+    """Keep other runs away from folders, from the beginning of a run to its end (`base.scratch.reserved`).
+
+    Args:
+        folders: Where its results go; None: nowhere.
+        doing, what: For the message: "saving", "run".
+
+    Raises:
+        StoreError: Another one is under way there.
+    """
+    with ExitStack() as ends:
+        for folder in folders:
+            if folder is None:
+                continue
+            try:
+                ends.enter_context(reserved(result_path(folder, doing)))
+            except BlockingIOError:
+                raise StoreError(
+                    f"{doing} to {folder}: another {what} that saves there is under way; wait for its end, stop it, or "
+                    "name another folder"
+                ) from None
+        yield
+
+
 def fill_folder(
     folder: str | Path, fill: Callable[[Path], Returned], force: bool, replaceable: Callable[[Path], bool] | None = None
 ) -> tuple[Path, Returned]:
@@ -53,8 +78,8 @@ def fill_folder(
 
     On an exception in `fill` an old folder is whole and the sibling removed. If the process is killed between two
     renames, the old folder is a hidden sibling, which `existing_result` finds. Without `force` nothing is replaced,
-    also not what another process saved while `fill` was at work: the sibling then gets the first free name of
-    `folder`-2, `folder`-3, ...
+    also not what another process saved while `fill`, or a run (`one_run`), was at work: the sibling then gets the first
+    free name of `folder`-2, `folder`-3, ...
 
     Args:
         folder: Where to.
@@ -69,7 +94,8 @@ def fill_folder(
         StoreError: The folder cannot be written or replaced.
     """
     path = Path(folder).resolve()
-    path = check_writable(path, force=force or _is_replaceable(path, replaceable))
+    if force or not came_meanwhile(path):  # else the work of a run would be lost
+        path = check_writable(path, force=force or _is_replaceable(path, replaceable))
     try:
         if not path.parent.exists():
             make_folder(path.parent)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from mimicut.base.errors import InputError, MimicutError, StoreError
+from mimicut.inputs.file_names import ends_in_names, short_spec, without_names
 from mimicut.results.files import BESIDE, PAGES, PLAN, REPORT, RUN, STORED, WEIGHTS, read_json
 from mimicut.results.folder import existing_result
 from mimicut.results.html_page import page
@@ -28,12 +29,31 @@ CONFIG = "config.json"
 _EXPORTED = frozenset(BESIDE) - {*PAGES, RUN}
 # Of the report: pictures, and names of files.
 _PRIVATE: dict[str, Any] = {"disagreements": [], "feature_maps": [], "images_check": {}}
-# What names an image file or a folder.
+# What names a file or a folder.
 _NAMING = re.compile(
-    r"\.(png|jpe?g|jpe|bmp|gif|tiff?|webp|ppm|pgm|avif|heic|jp2|npy|npz|dcm|nii(\.gz)?)\b|[/\\]", re.IGNORECASE
+    r"\.(png|jpe?g|jpe|jfif|bmp|gif|tiff?|webp|ppm|pgm|avif|hei[cf]|jp2|npy|npz|dcm|nii(\.gz)?"
+    r"|pth?|safetensors|onnx|ckpt|bin|pkl|zip)\b|[/\\]",
+    re.IGNORECASE,
 )
-# Notes on images may list them by name, which may have no suffix.
-_LISTING = re.compile(r"\bimage|file\(s\)")
+# Notes that list files and end in that list. Those of earlier releases have the names as they are (`file_names`).
+_LISTING = re.compile(
+    r"image\(s\) (skipped|equal in pixels)|file\(s\) in the folder ignored|near-duplicates of|images are blank"
+    r"|undecided on|unlike anything|images are outliers"
+)
+# Other sentences with a name in them, as this release or earlier ones write them -> the same without it.
+_WITHOUT: dict[str, str] = {
+    r"(of the [\d,]+ pictures) in .+ are used\Z": r"\1 are used",
+    r"\A(weights) in .+ (?=converted from )": r"\1 ",
+    r"\A(weights taken from '.*') in .+": r"\1",
+    r"\A.+ (also holds (?:an average|other weights)\b.*): --weights .+": r"the file of weights \1",
+    r"\A(\d+ tensor\(s\)) in .+ (?=are not used: )": r"\1 of the file of weights ",
+    r"\A(the table of positions) in .+ (?=is interpolated )": r"\1 ",
+    r"(made from) (?!(?:timm|torchvision|open_clip|demo):[\w.-]+:|a module:|module:).+(?=: figures are against it)":
+        r"\1 another network",
+    r"\A.+ (?=was saved by an earlier release, without a digest)": "the result ",
+    r"(reading) .+ (?=again: )": r"\1 an image ",
+}  # fmt: skip
+_NO_TEACHER, _NO_REASON = "it could not be loaded", "the reason is not published"
 # Kind of an output -> what the hub calls such models.
 _TASKS = {
     "scores": "image-classification", "multilabel": "image-classification", "map": "image-segmentation",
@@ -47,9 +67,9 @@ def push_to_hub(
     """Publish a result: the model, its exported files, the report, a model card, a config.json with the main figures.
 
     Pictures stay at home, and names of their files with them: the report is published without the images that teacher
-    and student answer differently, its notes without what names a file, and run.toml, which names folders, is left out.
-    The plan goes along as it is, with the teacher as you named it. The folder itself is not changed. Exported files of
-    an earlier result in that repository are removed from it.
+    and student answer differently, its notes and reasons without what names a file, and run.toml, which names folders,
+    is left out. The plan goes along as it is, with the teacher as you named it. The folder itself is not changed.
+    Exported files of an earlier result in that repository are removed from it.
 
     Args:
         folder: The result.
@@ -85,6 +105,7 @@ def published(folder: Path, repository: str) -> dict[str, bytes | Path]:
     plan, _, _ = read(folder)
     data = read_json(folder / REPORT)
     data |= {**_PRIVATE, "notes": [text for note in data.get("notes", ()) if (text := _unnamed(note))]}
+    data |= _with_public_reasons(data)
     report = Report.from_json({key: value for key, value in data.items() if key != STORED})
     exported = {str(each["file"]) for each in report.exports.values()}
     names = {PLAN, WEIGHTS, "preprocessing.json", "model.bin", *exported, *(f"{name}.data" for name in exported)}
@@ -103,20 +124,45 @@ def published(folder: Path, repository: str) -> dict[str, bytes | Path]:
 def _with_short_spec(plan: Plan) -> Plan:
     """The plan with a teacher in a file or folder named without the folders around it."""
     source = plan.teacher.get("source") or {}
-    spec = str(source.get("spec") or "")
-    kind = found[0] if (found := re.match(r"[a-z_]{2,}:", spec)) else ""  # "timm:"; of "net.py:build" none
-    place = Path(spec.removeprefix(kind))
-    if kind not in ("", "onnx:") and not place.is_absolute():
+    if not source.get("spec"):
         return plan
-    return replace(plan, teacher={**plan.teacher, "source": {**source, "spec": kind + place.name}})
+    return replace(plan, teacher={**plan.teacher, "source": {**source, "spec": short_spec(source)}})
 
 
 def _unnamed(note: str) -> str:
-    """A note without what names a file in it; empty where that is its beginning."""
-    if not (_NAMING.search(note) or _LISTING.search(note)):
-        return note
-    begin = re.split(r": | \(", note)[0]
-    return "" if _NAMING.search(begin) else begin
+    """A note without what names a file in it; empty where that is its beginning.
+
+    >>> _unnamed("1 of 9 images are blank (one flat colour): “Anna.png”")
+    '1 of 9 images are blank (one flat colour): name left out'
+    """
+    whose = found[0] if (found := re.match(r"(held out|extra images): ", note)) else ""
+    text = without_names(note.removeprefix(whose))
+    for pattern, shorter in _WITHOUT.items():
+        text = re.sub(pattern, shorter, text, flags=re.DOTALL)
+    if _NAMING.search(text) or (_LISTING.search(text) and not ends_in_names(note)):
+        text = re.split(r": | \(", text)[0]
+    return "" if _NAMING.search(text) else whose + text
+
+
+def _with_public_reasons(data: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a report that say why something was not done, which can name files."""
+
+    def with_public(entry: dict[str, Any] | None, *names: str) -> dict[str, Any] | None:
+        reasons = {name: text for name in names if entry and (text := entry.get(name))}
+        return entry and {**entry, **{name: _unnamed(text) or _NO_REASON for name, text in reasons.items()}}
+
+    found: dict[str, Any] = {
+        "exports": {
+            kind: with_public(entry, "fixed_because", "size_fixed_because", "not_run")
+            for kind, entry in (data.get("exports") or {}).items()
+        },
+        "alternatives": [with_public(entry, "failed") for entry in data.get("alternatives") or ()],
+    }
+    if table := data.get("int8"):
+        found["int8"] = {**table, "mimic": with_public(table.get("mimic"), "failed")}
+        if table.get("without_teacher"):  # an error, whose names of folders may look like any other words
+            found["int8"]["without_teacher"] = _NO_TEACHER
+    return found
 
 
 def from_pretrained(
@@ -156,14 +202,14 @@ def card(report: Report, plan: Plan, repository: str) -> str:
     """The model card: what the hub reads, and the README of the folder, which loads from `repository`."""
     from huggingface_hub import ModelCardData
 
-    spec = str((plan.teacher.get("source") or {}).get("spec") or "")
+    source = plan.teacher.get("source") or {}
     kinds = {output["kind"] for output in report.outputs}
-    name = spec.partition(":")[2]
     data = ModelCardData(
         library_name="mimicut",
         tags=["mimicut", "model-compression", "structured-pruning", "few-shot", "knowledge-distillation"],
         pipeline_tag=next((task for kind, task in _TASKS.items() if kind in kinds), None),
-        base_model=name if spec.startswith("hf:") and name.count("/") == 1 else None,
+        # Only where its weights are those of the hub: a folder can have a name like that, too.
+        base_model=str(source["spec"]).removeprefix("hf:") if (source.get("options") or {}).get("hub") else None,
     )
     return f"---\n{data.to_yaml()}\n---\n\n{readme(report, plan, repository=repository)}"
 

@@ -1,6 +1,7 @@
 """Where an exported file differs from its student: the error of every layer, and the first at which it jumps."""
 
 import math
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ from mimicut.base.errors import LawBroken, UnsupportedModel
 from mimicut.inputs.preprocessing import model_inputs
 from mimicut.results.export_checks import FIXED, run_elsewhere
 from mimicut.runtime.export import TOLERANCE
-from mimicut.runtime.layer_values import LayersOfFile, layer_outputs
+from mimicut.runtime.layer_values import LayersOfFile
 
 JUMP = 4  # A layer stands out by an error of its own of so many times the median of the others. Source: assumption.
 FLOOR, FLOOR_INT8 = TOLERANCE, 0.05  # and of at least that: below, it is rounding, or what 8 bits cost. Assumption
@@ -50,7 +51,8 @@ def layer_errors(
 
     Returns:
         The entry "layers" of `Report.exports`: "images" and their "kind"; "rows" of "layer", "error", "own" and
-        "within", the layers that the file holds as one with this one; "jump", a layer or None, and "unseen".
+        "within", the layers that the file holds as one with this one, and "after", the activation after which the layer
+        is compared, if the file holds both as one; "jump", a layer or None, and "unseen".
 
     Raises:
         UnsupportedModel: None of the layers can be found in the file, or a copy that shows them does not run.
@@ -76,18 +78,30 @@ def layer_errors(
                 part = torch.cat([part, part])[:FIXED]
             _compare_part(layers, copies, part, call, sums)
     errors = {key: _ratio(*both) for key, both in sums.items()}
-    start = len("model.") * (normalises + layers.wraps)
+    wrappers = normalises + layers.wraps
     rows = [
         {
-            "layer": layer[start:] or layer, "error": errors[layer, "error"], "own": errors[layer, "own"],
-            "within": [each[start:] for each in layers.shown.within.get(layer, ())],
+            "layer": _unwrapped(layer, wrappers), "error": errors[layer, "error"], "own": errors[layer, "own"],
+            "within": [_unwrapped(each, wrappers) for each in layers.shown.within.get(layer, ())],
+            **({"after": re.sub(r"_\d+$", "", name)} if (name := layers.shown.after.get(layer)) else {}),
         }
         for layer in dict.fromkeys(layer for layer, _ in errors)
     ]  # fmt: skip
     return {
         "images": len(images), "kind": which, "rows": rows, "jump": jump(rows, kind),
-        "unseen": [each[start:] for each in layers.shown.unseen],
+        "unseen": [_unwrapped(each, wrappers) for each in layers.shown.unseen],
     }  # fmt: skip
+
+
+def _unwrapped(layer: str, wrappers: int) -> str:
+    """The name of a layer without those of the modules around the network, each of which calls it "model".
+
+    >>> _unwrapped("model.model.body.0", 1), _unwrapped("<model>:output.scores", 1)
+    ('model.body.0', '<model>:output.scores')
+    """
+    for _ in range(wrappers):
+        layer = layer.removeprefix("model.")
+    return layer
 
 
 def _compare_part(
@@ -98,7 +112,7 @@ def _compare_part(
     sums: dict[tuple[str, str], list[float]],
 ) -> None:
     """Add to `sums` what differs for a few images."""
-    values, outputs = layer_outputs(layers.model, as_example(model_inputs(part, call)))
+    values, outputs = layers.outputs_of(as_example(model_inputs(part, call)))
     shown = layers.shown.values
     for column, (copy, more, taken) in copies.items():
         said = {**(call or {"keyword": None, "options": {}}), **more}

@@ -6,6 +6,7 @@ from statistics import median
 from typing import Any
 
 from mimicut.results.report import Report
+from mimicut.runtime.edge_formats import EDGE
 
 HEADER = ("layer", "error", "dB", "own")
 _MOST = 3  # layers that are named
@@ -18,8 +19,8 @@ LEGEND = (
 
 
 def layer_table(report: Report, formats: Iterable[str]) -> str:
-    """A table as text for each of the formats whose layers were compared."""
-    lines: list[str] = []
+    """A table as text for each of the formats whose layers were compared, and a sentence for those for phones."""
+    formats, lines = tuple(formats), list[str]()
     for export in (report.exports[kind] for kind in formats if kind in report.exports):
         layers = export.get("layers")
         if not layers:
@@ -31,6 +32,11 @@ def layer_table(report: Report, formats: Iterable[str]) -> str:
             columns = (text.rjust(width) for text, width in zip(numbers, widths[1:], strict=True))
             lines.append("  ".join([name.ljust(widths[0]), *columns, remark]).rstrip())
         lines += verdict(export)
+    lines += [
+        f"{EDGE[kind].file}: not compared layer by layer, as it shows no values of its layers"
+        for kind in formats
+        if lines and kind in EDGE
+    ]
     return "\n".join([*lines, "", LEGEND] if lines else [])
 
 
@@ -45,10 +51,12 @@ def layer_rows(layers: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
 
 
 def remarks(layers: Mapping[str, Any]) -> list[str]:
-    """For each layer whether the error jumps there, and which layers before it the file holds as one with it."""
+    """For each layer whether the error jumps there, and what the file holds as one with it: an activation after it, and
+    layers before it."""
     found = []
     for row in layers["rows"]:
         parts = ["jumps here"] if row["layer"] == layers["jump"] else []
+        parts += [f"after {row['after']}"] if row.get("after") else []
         parts += [f"one with {', '.join(row['within'])}"] if row["within"] else []
         found.append("; ".join(parts))
     return found

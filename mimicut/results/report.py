@@ -410,6 +410,7 @@ def int8_sentence(table: Mapping[str, Any]) -> str:
     return (
         f"{weights}, mimicked for {mimic['kept']} steps in INT8 on {mimic['images']} images; {others}, "
         f"by which the step was chosen, the error is {mimic['error']:.3g}, before {mimic['error_before']:.3g}"
+        + (f"; {left} tensors were rounded in the file alone" if (left := mimic.get("unrounded")) else "")
     )
 
 

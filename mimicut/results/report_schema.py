@@ -118,6 +118,7 @@ class _LayerRow(_Entry):
     error: Size | None
     own: Size | None
     within: list[str]
+    after: str | None = None
 
 
 class _Layers(_Entry):

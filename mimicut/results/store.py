@@ -13,6 +13,7 @@ from mimicut.base.disk import write
 from mimicut.base.errors import PlanError, StoreError
 from mimicut.base.schema import faults
 from mimicut.base.scratch import locked, replace_files
+from mimicut.inputs.file_names import quoted
 from mimicut.results.files import (
     PAGES,
     PLAN,
@@ -171,7 +172,8 @@ def digest_notes(folder: str | Path) -> list[str]:
     path = existing_result(folder)
     if PLAN_DIGEST in read_json(path / REPORT).get(STORED, {}):
         return []
-    return [f"{path.name} was saved by an earlier release, without a digest of its plan: an edit would go unnoticed"]
+    name = quoted(path.name)
+    return [f"{name} was saved by an earlier release, without a digest of its plan: an edit would go unnoticed"]
 
 
 def weights_digest(folder: str | Path) -> str | None:

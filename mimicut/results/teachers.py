@@ -39,6 +39,7 @@ from mimicut.base.paths import usable_path
 from mimicut.inputs.augment import VIEWS
 from mimicut.inputs.build_by_name import parse_spec
 from mimicut.inputs.built_model import OWN_PREPROCESSING
+from mimicut.inputs.file_names import quoted, short_spec
 from mimicut.inputs.model_checks import checked_model
 from mimicut.inputs.preprocessing import Preprocessing, PreprocessingChanges, PreprocessingFields
 from mimicut.inputs.teacher import Build, Teacher, TeacherOptions, make_teacher, named_teacher
@@ -125,10 +126,22 @@ def load_again(
         options = dict(record.get("options") or {})
         built_with: dict[str, Any] = {name: options.get(name) for name in ("num_classes", "in_chans", "model_kwargs")}
         given = TeacherOptions(weights=weights, pretrained=pretrained, part=str(record.get("part", "")), **built_with)
+        if named is None:
+            _refuse_absent(str(record.get("spec")))
         teacher = _load(named or str(record.get("spec")), given)
     if "preprocessing" in record:
         teacher = replace(teacher, preprocessing=Preprocessing.from_json(record["preprocessing"]))
     return teacher
+
+
+def _refuse_absent(spec: str) -> None:
+    """Refuse the name of an ONNX file, as a result recorded it, where the file is not there any more."""
+    family, name = parse_spec(spec) or ("", "")
+    if family == "onnx" and not usable_path(name, f"loading {spec}").is_file():
+        raise InputError(
+            f"loading the teacher again: there is no file {name}, from which the result was made; if it was moved, "
+            "say where it is: --teacher onnx:FILE"
+        )
 
 
 def code_of(named: str | None) -> str | None:
@@ -202,7 +215,9 @@ def _load_result(folder: str, given: TeacherOptions) -> Teacher:
             f"loading the teacher {folder}: it is no result of mimicut; a model of transformers is named hf:{folder}"
         )
     model, source, fields = as_teacher(folder, given.build_teacher)
-    notes = [f"the teacher is itself a result, made from {source.get('spec', 'a module')}: figures are against it"]
+    spec = str(source.get("spec", "a module"))
+    made_from = spec if short_spec({"spec": "a module", **source}) == spec else quoted(spec)
+    notes = [f"the teacher is itself a result, made from {made_from}: figures are against it"]
     notes += digest_notes(folder)
     if "preprocessing" in source:
         base = Preprocessing.from_json(source["preprocessing"])

@@ -29,6 +29,7 @@ _SCRIPT = Path(edge_converter.__file__)
 # Numbers that a Core ML package may hold beside the student's, and the share that it must hold: batch norms go into
 # convolutions, tables of positions are indexed while it is made. Source: assumption.
 _EXTRA, _MOST, _LEAST = 2**14, 1.1, 0.9
+_WITH_TORCH = ("litert", "executorch", "tensorrt")  # whose converters require torch, some only certain versions of it
 _OPERATOR = re.compile(r"\b((?:aten|torchvision|prims)(?:::|\.)\w+(?:\.\w+)?)|\bop '([\w.]+)'|fx node (\w+)")
 
 
@@ -82,10 +83,9 @@ def check_converter(kind: str) -> None:
         )
     missing = found["missing"]
     if missing:
-        here = f"the extra `{kind}`: pip install 'mimicut[{kind}]', or " if python == sys.executable else ""
         raise InputError(
             f"exporting to {kind}: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed "
-            f"{_where(python)}; expected {here}{_own_environment(kind)}"
+            f"{_where(python)}; expected {_ways(kind, python == sys.executable)}"
         )
     if found["torch"]:
         raise InputError(f"exporting to {kind}: {found['torch']} {_where(python)}; expected {_own_environment(kind)}")
@@ -93,6 +93,16 @@ def check_converter(kind: str) -> None:
 
 def _where(python: str) -> str:
     return "here" if python == sys.executable else f"for {python}"
+
+
+def _ways(kind: str, here: bool) -> str:
+    """How a converter is installed. here: whether it may be into the environment that runs."""
+    own, extra = _own_environment(kind), f"pip install 'mimicut[{kind}]'"
+    if not here:
+        return own
+    if kind not in _WITH_TORCH:
+        return f"the extra `{kind}`: {extra}, or {own}"
+    return f"{own}. Or install them here, which may replace torch {torch.__version__}: {extra}"
 
 
 def _own_environment(kind: str) -> str:

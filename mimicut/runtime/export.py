@@ -259,7 +259,8 @@ def check_formats(formats: Sequence[str]) -> None:
     """
     strange = [f for f in formats if f not in FILES]
     if strange or not formats:
-        raise InputError(f"exporting: found formats {', '.join(strange) or 'none'}, expected of {', '.join(FILES)}")
+        named = f"the format{'s' if len(strange) > 1 else ''} {', '.join(strange)}" if strange else "no format"
+        raise InputError(f"exporting: found {named}, expected one of {', '.join(FILES)}")
     needed = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
     needed["int8"] = needed["onnx"]
     found = (name for f in formats for name in needed.get(f, ()) if find_spec(name) is None)

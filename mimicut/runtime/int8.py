@@ -8,6 +8,7 @@ import platform
 import tempfile
 from collections.abc import Sequence
 from contextlib import redirect_stdout, suppress
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from threading import Lock
@@ -39,7 +40,8 @@ def weight_bits() -> int:
 def quantise(source: Path, target: Path, batches: Sequence[Sequence[np.ndarray]], *, tries: bool = True) -> None:
     """Write the float32 ONNX file `source` in INT8 to `target`, with weights of `weight_bits`.
 
-    Batch norms are folded into their convolutions first. Errors of ONNX Runtime are raised as they are.
+    Batch norms are folded into their convolutions first. Transposed convolutions of several groups with a bias stay in
+    float32, as ONNX Runtime does not quantise them. Errors of ONNX Runtime are raised as they are.
 
     Args:
         source: The float32 file.
@@ -62,14 +64,15 @@ def quantise(source: Path, target: Path, batches: Sequence[Sequence[np.ndarray]]
         if len(computed) < len(outputs):  # ONNX Runtime takes an output that is an input for a cycle
             _put_outputs(folded, computed, folded)
         feeds = [dict(zip(names, arrays, strict=True)) for arrays in batches]
-        _write(folded, widest, feeds)
+        write = partial(_write, folded, feeds=feeds, nodes_to_exclude=_not_quantised(graph))
+        write(widest)
         best = widest
         if tries:
             # The largest first: a histogram gets more bins for each later value that is larger than those before.
             feeds.sort(key=_largest, reverse=True)
             one_by_one = {"CalibPercentile": NARROW, "CalibStridedMinMax": 1}
             with suppress(ValueError):  # of infinities, and of zeros alone, ONNX Runtime makes no histogram
-                _write(folded, narrow, feeds, calibrate_method=CalibrationMethod.Percentile, extra_options=one_by_one)
+                write(narrow, calibrate_method=CalibrationMethod.Percentile, extra_options=one_by_one)
                 distances = _distances([widest, narrow], folded, feeds)
                 best = narrow if distances[1] < distances[0] else widest
         _put_outputs(best, outputs, target)
@@ -79,6 +82,18 @@ def _largest(feed: dict[str, np.ndarray]) -> float:
     """The largest magnitude in an input's floats."""
     floats = [array for array in feed.values() if array.dtype.kind == "f" and array.size]
     return max((float(np.abs(array).max()) for array in floats), default=0.0)
+
+
+def _not_quantised(graph: Any) -> list[str]:
+    """The names of the nodes that stay in float32: transposed convolutions of several groups with a bias, which ONNX
+    Runtime (1.32) multiplies by the scales of one group's channels."""
+    return [
+        node.name
+        for node in graph.node
+        if node.op_type == "ConvTranspose"
+        and len(node.input) == 3
+        and any(a.name == "group" and a.i > 1 for a in node.attribute)
+    ]
 
 
 def _write(source: Path, target: Path, feeds: Sequence[dict[str, np.ndarray]], **options: Any) -> None:

@@ -57,7 +57,7 @@ class Int8Mimic:
             judge (LEAST_GAIN), or its file was not, and the file stayed as it was.
         images, judged_by: How many images it learned from, and how many others judged it.
         error_before, error: The loss on the latter, before the first step and as it was written.
-        unrounded: How many activations the file rounds and the network that trained did not.
+        unrounded: How many activations and weights the file rounds and the network that trained did not.
     """
 
     steps: int
@@ -108,7 +108,8 @@ def mimic_int8(
     begun, divided = time.perf_counter(), divide(few, config.seed)
     if divided is None:
         raise UnsupportedModel(
-            f"mimicking in INT8: found {count(few)} images, expected at least {FEWEST} that differ, as some only judge"
+            f"mimicking in INT8: found {count(few)} images that trained, expected at least {FEWEST} that differ, as "
+            "some of them only judge here"
         )
     fit, judging = (subset(few, indices) for indices in divided)
     seam = _at_the_outputs(seam)

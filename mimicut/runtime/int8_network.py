@@ -7,6 +7,7 @@ activations stay as the images gave them.
 """
 
 import copy
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,14 +64,24 @@ class RoundedWeight(nn.Module):
         factor: By which the weight is multiplied first: what a folded batch norm makes of its channels, as many axes as
             the weight; None for none. So the weight trains as it did beside the norm: folded, channels with a small
             factor would move too far (measured: docs/LOG.md).
+        multiplies_later: Whether the network itself multiplies by the factor after the layer, so that it is taken out
+            again here.
     """
 
     least: Tensor
     factor: Tensor | None
 
-    def __init__(self, axis: int | None, steps: int, least: Tensor, factor: Tensor | None = None):
+    def __init__(
+        self,
+        axis: int | None,
+        steps: int,
+        least: Tensor,
+        factor: Tensor | None = None,
+        *,
+        multiplies_later: bool = False,
+    ):
         super().__init__()
-        self.axis, self.steps = axis, steps
+        self.axis, self.steps, self.multiplies_later = axis, steps, multiplies_later
         self.register_buffer("least", least)
         self.register_buffer("factor", factor)
 
@@ -94,17 +105,22 @@ class RoundedWeight(nn.Module):
         return step if self.axis is None else step.reshape([-1 if i == self.axis else 1 for i in range(axes)])
 
     def forward(self, weight: Tensor) -> Tensor:
-        weight = self.scaled(weight)
-        step = self.step(weight)
-        return weight + (self.whole(weight, step) * self.along(step, weight.dim()) - weight).detach()
+        scaled = self.scaled(weight)
+        step = self.step(scaled)
+        rounded = self.whole(scaled, step) * self.along(step, scaled.dim())
+        if self.multiplies_later:
+            assert self.factor is not None
+            return weight + (torch.where(self.factor == 0, weight, rounded / self.factor) - weight).detach()
+        return scaled + (rounded - scaled).detach()
 
 
 @dataclass(frozen=True)
 class _Bias:
-    """A bias: its name in the network, and in the file the names of its whole numbers, of its steps, and of the steps
-    of the layer's input, whose product with those of the weight they are."""
+    """A bias: its name in the network, None where the file alone has it, as what was folded is in it; and in the file
+    the names of its whole numbers, of its steps, and of the steps of the layer's input, whose product with those of the
+    weight they are."""
 
-    parameter: str
+    parameter: str | None
     values: str
     steps: str
     input_steps: str
@@ -163,7 +179,7 @@ class TrainableInt8:
     Attributes:
         network: What trains.
         left: Activations that the file rounds and the network does not, as its converter computes them in several steps
-            of its own.
+            of its own; and weights, where they cannot be found in the network.
     """
 
     def __init__(self, path: Path, model: nn.Module, call: Example, program: Any, seam: Seam):
@@ -186,15 +202,16 @@ class TrainableInt8:
         features = _find_features(graph, model, call, seam)
         moved, folded = _fold_norms(graph)
         values = {node.name: node for node in graph.graph.nodes} | moved
-        self._weights = _round_weights(graph, file, folded)
+        self._weights, unfound = _round_weights(graph, file, folded)
         if not self._weights:
             raise UnsupportedModel(
                 f"reading {path.name} of {model_name(model)} as a network that trains: none of its weights in INT8 is "
                 "one of the network's; expected a file that was written from this network"
             )
-        self.left = _round_activations(graph, file, values)
+        self.left = (*_round_activations(graph, file, values), *unfound)
         _return_features(graph, [values[name] for name in features])
-        trains = {w.parameter for w in self._weights} | {w.bias.parameter for w in self._weights if w.bias is not None}
+        trains = {w.parameter for w in self._weights}
+        trains |= {w.bias.parameter for w in self._weights if w.bias is not None and w.bias.parameter is not None}
         self.network = Int8Network(graph, seam, trains.union(file.unquantised(graph)).difference(seam.head))
 
     @torch.no_grad()
@@ -212,7 +229,8 @@ class TrainableInt8:
             values = weight.rounding.scaled(held[weight.parameter])
             step = weight.rounding.step(values)
             if weight.bias is not None:
-                bias, of_input = held[weight.bias.parameter], torch.from_numpy(file.array(weight.bias.input_steps))
+                of_input = torch.from_numpy(file.array(weight.bias.input_steps))
+                bias = file.bias_of(weight.bias) if weight.bias.parameter is None else held[weight.bias.parameter]
                 step = torch.maximum(step, bias.abs() / (of_input * _MOST))
                 file.put(weight.bias.values, (bias.double() / (of_input * step).double()).round().clamp(-_MOST, _MOST))
                 file.put(weight.bias.steps, of_input * step)
@@ -279,6 +297,10 @@ class _File:
         if source is None or bias is None or bias.input[0] not in self._held:
             return None
         return bias.input[0], bias.input[1], source.input[1]
+
+    def bias_of(self, bias: _Bias) -> Tensor:
+        """The values of a bias as the file has them."""
+        return torch.from_numpy(self.array(bias.values) * self.array(bias.steps)).float()
 
     def write_to(self, path: Path) -> None:
         write_by(path, lambda to: self._onnx.save(self._model, to), self._model.ByteSize())
@@ -376,10 +398,16 @@ def _put(module: Any, name: str, values: Tensor) -> None:
 
 
 @torch.no_grad()
-def _round_weights(module: Any, file: _File, folded: Mapping[str, tuple[Tensor, Tensor]]) -> list[_Weight]:
-    """Let the network round its weights as the file does: those whose values the file has, up to half a step.
+def _round_weights(
+    module: Any, file: _File, folded: Mapping[str, tuple[Tensor, Tensor]]
+) -> tuple[list[_Weight], list[str]]:
+    """Let the network round its weights as the file does: those whose values the file has, up to half a step; then
+    those of which it has a multiple by channel, as quantisation folds into a layer what multiplies by a constant.
 
     folded: as `_fold_norms` returns it; such a weight is again as it was, and its rounding has the factor.
+
+    Returns:
+        The weights, and the names of those of the file that were not found.
     """
     graph, found = module.graph, []
     uses: dict[str, list[Node]] = {}
@@ -387,6 +415,15 @@ def _round_weights(module: Any, file: _File, folded: Mapping[str, tuple[Tensor, 
         if node.op == "get_attr":
             uses.setdefault(str(node.target), []).append(node)
     free = {name: p.detach() for name, p in module.named_parameters() if name in uses}
+    unfound = list[tuple[str, Tensor, Tensor, int | None]]()
+
+    def add(values: str, name: str, transposed: bool, rounding: RoundedWeight, bias: _Bias | None) -> None:
+        found.append(_Weight(name, values, file.weights[values].input[1], rounding, transposed, bias))
+        module.add_module(f"weight_rounding_{len(found)}", rounding)
+        for use in uses[name]:
+            _insert(graph, use, f"weight_rounding_{len(found)}")
+        del free[name]
+
     for values, node in file.weights.items():
         whole = torch.from_numpy(file.array(values).astype(np.float32))
         steps = torch.from_numpy(file.array(node.input[1]).copy())
@@ -398,23 +435,57 @@ def _round_weights(module: Any, file: _File, folded: Mapping[str, tuple[Tensor, 
             continue
         name, transposed = _parameter_like(whole * steps.reshape(along), steps.reshape(along), free)
         if name is None:
+            unfound.append((values, whole, steps, axis))
             continue
         most = int(whole.abs().max())
         usual = free[name].T if transposed else free[name]
-        others = [i for i in range(whole.dim()) if i != axis]
-        largest = (usual.abs().amax(others) if axis is not None else usual.abs().max()) / most
-        least = torch.where(steps > _SAME_STEP * largest, steps, 0.0)
         unfolded, factor = folded.get(name, (None, None))
+        least = _least(usual, steps, axis, most)
         rounding = RoundedWeight(1 - axis if transposed and axis is not None else axis, most, least, factor)
         if unfolded is not None:
             _put(module, name, unfolded)
-        bias = _bias_of(uses[name], file.bias(values))
-        found.append(_Weight(name, values, node.input[1], rounding, transposed, bias))
-        module.add_module(f"weight_rounding_{len(found)}", rounding)
-        for use in uses[name]:
-            _insert(graph, use, f"weight_rounding_{len(found)}")
-        del free[name]
-    return found
+        add(values, name, transposed, rounding, _bias_of(uses[name], file.bias(values)))
+    missing = []
+    for values, whole, steps, axis in unfound:
+        once = {name: p for name, p in free.items() if len(uses[name]) == 1 == len(uses[name][0].users)}
+        name, factor = _parameter_by_channel(whole, steps, axis, once)
+        if name is None:
+            missing.append(values)
+            continue
+        most, names = int(whole.abs().max()), file.bias(values)
+        least = _least(free[name] * factor, steps, axis, most)
+        rounding = RoundedWeight(axis, most, least, factor, multiplies_later=True)
+        add(values, name, False, rounding, None if names is None else _Bias(None, *names))
+    return found, missing
+
+
+def _least(usual: Tensor, steps: Tensor, axis: int | None, most: int) -> Tensor:
+    """The file's steps of a weight where they are larger than its values ask for, else zero."""
+    others = [i for i in range(usual.dim()) if i != axis]
+    largest = (usual.abs().amax(others) if axis is not None else usual.abs().max()) / most
+    return torch.where(steps > _SAME_STEP * largest, steps, 0.0)
+
+
+def _parameter_by_channel(
+    whole: Tensor, steps: Tensor, axis: int | None, free: Mapping[str, Tensor]
+) -> tuple[str | None, Tensor]:
+    """The one parameter of which these values are a multiple by channel, within half a step, and by what factors.
+
+    axis: that of the steps; channels of outputs are on axis 0 of a weight, of one that is transposed on axis 1.
+    """
+    size = steps.reshape([-1 if i == axis else 1 for i in range(whole.dim())])
+    wanted, half, found = whole * size, _HALF * size, dict[str, Tensor]()
+    for name, have in free.items():
+        for channel in range(min(2, whole.dim())) if have.shape == whole.shape else ():
+            others = [i for i in range(whole.dim()) if i != channel]
+            ends = (wanted - half) / have, (wanted + half) / have  # between which each value's factor is
+            least = torch.minimum(*ends).nan_to_num(-math.inf).amax(others, keepdim=True)
+            most = torch.maximum(*ends).nan_to_num(math.inf).amin(others, keepdim=True)
+            several = have.count_nonzero() >= 2 * least.numel()  # one value is a multiple of any other
+            if several and bool((least <= most).all()):
+                usual = (wanted * have).sum(others, keepdim=True) / have.square().sum(others, keepdim=True)
+                found.setdefault(name, usual.nan_to_num(0.0).clamp(least, most))
+    return next(iter(found.items())) if len(found) == 1 else (None, whole)
 
 
 def _parameter_like(wanted: Tensor, steps: Tensor, free: Mapping[str, Tensor]) -> tuple[str | None, bool]:

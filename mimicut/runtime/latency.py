@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from mimicut.anatomy.tracing import Example, as_example, export_program, quiet, require_data
 from mimicut.base.errors import InputError, LawBroken, MimicutError, UnsupportedModel, one_line
-from mimicut.base.guard import caches_kept, full_copy, seeded, structural_copy
+from mimicut.base.guard import caches_kept, exact_float32, full_copy, seeded, structural_copy
 from mimicut.runtime.export import batch_of, batched, difference, in_float32, outputs_of, tensors_in
 from mimicut.runtime.int8 import quantise
 from mimicut.runtime.machine import machine, runtime_version
@@ -72,10 +72,10 @@ class Setting:
         known = (("runtime", self.runtime, RUNTIMES), ("precision", self.precision, ("float32", "int8")))
         for name, found, expected in known:
             if found not in expected:
-                raise InputError(f"measuring latency: found {name} {found!r}, expected of {', '.join(expected)}")
+                raise InputError(f"measuring latency: found {name} {found!r}, expected one of {', '.join(expected)}")
         if self.precision == "int8" and self.runtime not in INT8_RUNTIMES:
             raise InputError(
-                f"measuring latency in INT8: {self.runtime} runs no INT8 files of ONNX; expected of "
+                f"measuring latency in INT8: {self.runtime} runs no INT8 files of ONNX; expected one of "
                 f"{', '.join(INT8_RUNTIMES)}"
             )
         for name, count in (("threads", self.threads), ("batch", self.batch)):
@@ -342,19 +342,14 @@ def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 @contextmanager
 def _set_up(setting: Setting) -> Iterator[None]:
     """Set torch up for `setting`: threads, no gradients, float32 despite the caller's autocast, no TF32 on a GPU."""
-    cudnn: Any = torch.backends.cudnn  # torch's types know only some of what is in it
-    backends = cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul
-    threads, before = torch.get_num_threads(), [(b, b.fp32_precision) for b in backends if setting.runtime == "cuda"]
+    threads = torch.get_num_threads()
     try:
         torch.set_num_threads(setting.threads)
-        for backend, _ in before:
-            backend.fp32_precision = "ieee"
-        with torch.inference_mode(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        plain = torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False)
+        with torch.inference_mode(), plain[0], plain[1], exact_float32():
             yield
     finally:
         torch.set_num_threads(threads)
-        for backend, precision in before:
-            backend.fp32_precision = precision
 
 
 def _of_batch(call: Example, batch: int) -> Example:

@@ -3,17 +3,22 @@
 A file does not say which of its values is whose. So the network is traced and converted once more, with the names of
 its modules: a value of that name in the file is the same layer's. A copy of the file then returns these values too, or
 takes the network's own in their place.
+
+In INT8 files an activation after a layer is part of how the layer's values are rounded. Where it is a function of the
+code and no module, as in `torch.relu(conv(x))`, the layer is compared after it.
 """
 
+import copy
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Node
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils._pytree import tree_leaves
 
@@ -22,6 +27,8 @@ from mimicut.runtime.export import traced_as_exported
 from mimicut.runtime.onnx_file import ONE_FILE, Operator, operators_of
 from mimicut.runtime.readable_outputs import ReadableOutputs
 from mimicut.surgery.seam import tensors
+
+_ROUNDED_WITH = ("Relu", "Clip")  # operators that INT8 files leave out, as the rounding before them does what they do
 
 
 def layer_outputs(model: nn.Module, call: Example) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -77,12 +84,15 @@ class Shown:
             "<model>:output.scores", with their places among the tensors that it returns.
         within: Layer or output -> those before it whose own values the file does not hold: they became one with it.
         unseen: Layers that no value of the file was found for.
+        after: Layer -> the value of the traced program that is compared in place of what the layer gives: that of an
+            activation after it, such as "relu_1".
     """
 
     values: dict[str, str]
     outputs: dict[str, int]
     within: dict[str, list[str]]
     unseen: list[str]
+    after: dict[str, str] = field(default_factory=dict)
 
 
 class LayersOfFile:
@@ -99,6 +109,7 @@ class LayersOfFile:
     def __init__(self, model: nn.Module, example: Any, path: Path, kind: str, free: Iterable[str]):
         self._path, self._kind = path, kind
         self.model, call, program = traced_as_exported(model, example, free)
+        self._program: _Program | None = None
         self.wraps = isinstance(self.model, ReadableOutputs)  # names of layers then begin with "model."
         layers, outputs = layer_outputs(self.model, call)
         self.bytes = sum(value.nbytes for value in layers.values())  # of the example's images
@@ -111,8 +122,17 @@ class LayersOfFile:
             self.shown = _in_program(path, layers, places)
         else:
             values = _values_of_onnx(path) if kind != "openvino" else _values_of_openvino(path)
-            operators, ends = operators_of(program, self.model)
+            operators, ends, plain = operators_of(program, self.model)
             self.shown = _in_graph(operators, {name: ends[n] for name, n in places.items()}, values, layers, places)
+            self._program = _Program(plain, self.shown.after.values()) if self.shown.after else None
+
+    def outputs_of(self, call: Example) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """As `layer_outputs` of the network; of a layer that is compared after an activation, what that gives."""
+        values, outputs = layer_outputs(self.model, call)
+        if self._program is not None:
+            found = self._program.values_of(call)
+            values |= {layer: found[name] for layer, name in self.shown.after.items()}
+        return values, outputs
 
     def returning_values(self, target: Path, exact: bool) -> tuple[Path, dict[str, Any], list[str]]:
         """Write a copy of the file that returns what its layers give, after its own outputs; torch's program needs no
@@ -131,6 +151,38 @@ class LayersOfFile:
         write = _write_openvino_copy if self._kind == "openvino" else _write_onnx_copy
         taken = write(self._path, copy, list(values.values()), exact)
         return copy, {}, [layer for layer, value in values.items() if value in taken]
+
+
+class _Program:
+    """A traced program, of which certain values are wanted. names: those of its nodes."""
+
+    def __init__(self, program: ExportedProgram, names: Iterable[str]):
+        self._graph: Any = copy.deepcopy(program.module())
+        self._names = set(names)
+        for node in [n for n in self._graph.graph.nodes if n.op == "call_module"]:  # checks of the inputs
+            self._graph.graph.erase_node(node)
+
+    @torch.no_grad()
+    def values_of(self, call: Example) -> dict[str, Tensor]:
+        """The wanted values in one pass."""
+        watched = _Watched(self._graph, self._names)
+        watched.run(*tree_leaves(call), enable_io_processing=False)
+        return watched.found
+
+
+class _Watched(Interpreter):
+    """Keeps what the nodes of certain names give."""
+
+    def __init__(self, graph: GraphModule, names: set[str]):
+        super().__init__(graph)
+        self._names = names
+        self.found: dict[str, Tensor] = {}
+
+    def run_node(self, n: Node) -> Any:
+        made = super().run_node(n)
+        if n.name in self._names:
+            self.found[n.name] = made
+        return made
 
 
 def _in_graph(
@@ -155,19 +207,42 @@ def _in_graph(
         for value in operator.inputs:
             after[value] += operator.outputs
     seen = {value: layer for layer, value in named.items() if value in values}
+    activations = _activations(operators, named.values(), values)
+    later = {layer: activations[value] for layer, value in named.items() if value in activations}
+    seen |= {value: layer for layer, value in later.items()}
+    shown = {layer: value for layer, own in named.items() if seen.get(value := later.get(layer, own)) == layer}
     others = {name: places[name] for name, value in ends.items() if value not in seen}
     holders = {**{ends[name]: name for name in others}, **seen}
     within: dict[str, list[str]] = defaultdict(list)
     unseen = [module for module, calls in _calls_of(layers).items() if len(calls) > 1 and module not in named]
     for layer, value in named.items():
-        if value in values:
+        if layer in shown:
             continue
         holder = _first_after(value, after, holders)
         if holder is None:
             unseen.append(layer)
         else:
             within[holder].append(layer)
-    return Shown({layer: values[value] for value, layer in seen.items()}, others, dict(within), unseen)
+    return Shown({layer: values[value] for layer, value in shown.items()}, others, dict(within), unseen, later)
+
+
+def _activations(operators: Sequence[Operator], named: Iterable[str], values: Mapping[str, str]) -> dict[str, str]:
+    """Value of a layer that a file does not hold -> the value after it, of an activation that is no layer, that it
+    holds."""
+    taken = set(named)
+    after = {operator.inputs[0]: operator for operator in operators if operator.kind in _ROUNDED_WITH}
+    found = {}
+    for value in taken - set(values):
+        operator = after.get(value)
+        while operator is not None:
+            (made,) = operator.outputs or (None,)
+            if made is None or made in taken:
+                break
+            if made in values:
+                found[value] = made
+                break
+            operator = after.get(made)
+    return found
 
 
 def _named_values(operators: Sequence[Operator], layers: Mapping[str, Tensor]) -> dict[str, str]:

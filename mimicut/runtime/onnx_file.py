@@ -50,25 +50,29 @@ class Operator:
     """One operator of an ONNX file.
 
     Attributes:
+        kind: What ONNX calls it: "Conv", "Relu".
         module: The name of the module whose code it is from.
         inputs: The names of the values that it takes.
         outputs: The name of each value that it gives, with its axes; None for an axis of any size.
     """
 
+    kind: str
     module: str
     inputs: tuple[str, ...]
     outputs: dict[str, tuple[int | None, ...]]
 
 
-def operators_of(program: ExportedProgram, model: nn.Module) -> tuple[list[Operator], list[str]]:
+def operators_of(program: ExportedProgram, model: nn.Module) -> tuple[list[Operator], list[str], ExportedProgram]:
     """The operators that `write_onnx` writes without its optimisations, in the order in which they run, with the
-    modules that they are from: a file itself does not say. And the names of the outputs.
+    modules that they are from: a file itself does not say. The names of the outputs. And the program as `decomposed`
+    gives it.
 
     Raises:
         UnsupportedModel: As `write_onnx`.
     """
     try:
-        graph = _converted(program, False).model.graph
+        converted = _converted(program, False)
+        graph = converted.model.graph
     except Exception as error:
         raise _cannot_write(error, model) from error
     found = []
@@ -77,8 +81,8 @@ def operators_of(program: ExportedProgram, model: nn.Module) -> tuple[list[Opera
         scopes = literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
         inputs = tuple(str(value.name) for value in node.inputs if value is not None)
         outputs = {str(value.name): _axes(value) for value in node.outputs if value.shape is not None}
-        found.append(Operator(scopes[-2] if len(scopes) > 1 else "", inputs, outputs))
-    return found, [str(value.name) for value in graph.outputs]
+        found.append(Operator(str(node.op_type), scopes[-2] if len(scopes) > 1 else "", inputs, outputs))
+    return found, [str(value.name) for value in graph.outputs], converted.exported_program
 
 
 def decomposed(program: ExportedProgram, model: nn.Module) -> ExportedProgram:

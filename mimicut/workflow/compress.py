@@ -10,7 +10,7 @@ from torch import nn
 
 from mimicut.anatomy.cost import count, count_teacher
 from mimicut.base.errors import LawBroken, Stopped
-from mimicut.base.guard import memory_error, named_tensors, on_device, same_bits
+from mimicut.base.guard import exact_float32, memory_error, named_tensors, on_device, same_bits
 from mimicut.base.interrupts import interrupts_held
 from mimicut.base.memory import own_garbage
 from mimicut.base.ranks import NotFirst, Ranks, current
@@ -28,7 +28,7 @@ from mimicut.recovery.recover import Recovery, recover
 from mimicut.results import store
 from mimicut.results.export_folder import export_folder, finish_killed_export
 from mimicut.results.files import PLAN
-from mimicut.results.folder import existing_result
+from mimicut.results.folder import existing_result, one_run
 from mimicut.results.load_result import load_model
 from mimicut.results.report import Report
 from mimicut.results.stopped_runs import remove_stopped, stopped_path
@@ -238,7 +238,9 @@ def run_request(
         kept = None if request.folder is None else stopped_path(request.folder)
         return f"; {kept} has its last steps: with --resume it goes on from there" if kept and kept.exists() else ""
 
-    with memory_error("compressing", request.config.device, going_on), own_garbage():
+    ranks = current()
+    place = None if ranks is not None and not ranks.first else request.folder
+    with memory_error("compressing", request.config.device, going_on), own_garbage(), exact_float32(), one_run(place):
         return _run_request(teacher, images, request, recorded or Recorded(images, request), say, on_step)
 
 

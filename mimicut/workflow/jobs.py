@@ -21,6 +21,7 @@ from mimicut.base.environment import usable_cores
 from mimicut.base.errors import InputError
 from mimicut.base.interrupts import interrupts_counted
 
+_LEAST_GPUS = 1e-4  # of a job. Source: the least that Ray tells apart.
 RETRIES = 3  # of a job whose process, or the one that waits for it, was killed. Source: assumption.
 INTERRUPTED = 130
 _LOOK_SECONDS = 0.2  # between two looks at whether a job is to stop
@@ -158,8 +159,12 @@ class ThisMachine:
 
 def check_gpus(gpus: float) -> None:
     """Raises: InputError for a number of GPUs that no job can have."""
-    if gpus > 1 and gpus != round(gpus):
-        raise InputError(f"sharing GPUs: found {gpus:g} for each job, expected a whole number, or a share below 1")
+    whole = math.isfinite(gpus) and gpus == round(gpus)
+    if not whole and not _LEAST_GPUS <= gpus < 1:
+        raise InputError(
+            f"sharing GPUs: found {gpus:g} for each job, expected a whole number, or a share below 1 (from "
+            f"{_LEAST_GPUS:g} on)"
+        )
 
 
 def row_of(job: Job, end: Ended | None) -> dict[str, Any]:

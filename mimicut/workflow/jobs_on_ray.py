@@ -154,17 +154,36 @@ def connected(address: str, count: int | None, gpus: float) -> Iterator[Cluster]
 
 
 def _check_answer(address: str, doing: str) -> None:
-    """Raise where nothing listens: Ray itself tries for two minutes, and then ends the process."""
+    """Raise where nothing listens, or something else than Ray: Ray itself tries for minutes, and may then end the
+    process."""
+    if address in (LOCAL, "auto"):
+        return
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon:
-        return
+        raise InputError(f"{doing}: found no port; expected ray://HOST:PORT, such as ray://HOST:10001, auto or local")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
+        _check_protocol(f"{host}:{port}")
     except (OSError, ValueError, OverflowError) as error:
         raise InputError(
             f"{doing}: nothing answers there ({one_line(error)}); expected the HOST:PORT of a cluster that runs, such "
             "as ray://HOST:10001, auto or local"
         ) from error
+
+
+def _check_protocol(address: str) -> None:
+    """Raise TimeoutError where what listens does not speak gRPC, as both kinds of Ray's ports do."""
+    try:
+        import grpc  # type: ignore[import-untyped]
+    except ImportError:  # then Ray itself finds out
+        return
+    if os.environ.get("RAY_USE_TLS", "0").lower() not in ("0", "false"):
+        return
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=_ANSWER_SECONDS)
+        except grpc.FutureTimeoutError:
+            raise TimeoutError("what listens there is not Ray") from None
 
 
 class _Interrupts:

@@ -12,7 +12,7 @@ from torch import nn
 from mimicut.anatomy.cost import count
 from mimicut.anatomy.find_seam import trace
 from mimicut.base.errors import InputError
-from mimicut.base.guard import full_copy, memory_error, on_device
+from mimicut.base.guard import exact_float32, full_copy, memory_error, on_device
 from mimicut.base.memory import own_garbage
 from mimicut.inputs.computed_weights import fold_computed_weights
 from mimicut.inputs.image_set import ImageSet, ImageSource
@@ -102,7 +102,7 @@ def recover_pruned(  # type: ignore[misc]  # of RunOptions it names export_to it
     costs = Costs(count(model, intake.example), count(student, intake.example))
     put_under_head(model, student, seam)  # fails before any work if the student does not fit
     device = request.config.device
-    with memory_error("recovering a pruned student", device), own_garbage(), on_device(model, device):
+    with memory_error("recovering a pruned student", device), own_garbage(), exact_float32(), on_device(model, device):
         looked = check_images(model, seam, intake.few, intake.call, held_out=intake.held_out, beside=intake.choose)
         say_notes(say, looked.notes)
         notes += [*looked.notes, *emulated(request.config.precision, device)]

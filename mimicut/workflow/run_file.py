@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mimicut.base.ranks import current
+from mimicut.base.ranks import count_here, current
 from mimicut.inputs.build_by_name import parse_spec
 from mimicut.inputs.extra_images import GENERATED, NONE
 from mimicut.inputs.image_set import ImageSet, ImageSource
@@ -69,16 +69,16 @@ def run_file(
         "threads": torch.get_num_threads(),
     }
     ranks = current()
-    if ranks is not None:  # each process has its own device, and on a CPU its share of the threads
+    if ranks is not None:  # each process has its own device, and its share of the threads that are given
         kind = str(request.config.device).partition(":")[0]
-        shared = ranks.count if kind == "cpu" else 1
-        options |= {"devices": ranks.count, "device": kind, "threads": torch.get_num_threads() * shared}
+        threads = torch.get_num_threads() * count_here(ranks.count)
+        options |= {"devices": ranks.count, "device": kind, "threads": threads}
     if request.example is not None:
         comments.append(f"example {_FROM_PYTHON}")
     if request.budget is not None and request.budget.latency is not None:
-        threads = request.budget.latency.threads
-        if threads not in (None, torch.get_num_threads()):
-            comments.append(f"a number of threads for the latency alone ({threads}) {_FROM_PYTHON}")
+        own_threads = request.budget.latency.threads
+        if own_threads not in (None, torch.get_num_threads()):
+            comments.append(f"a number of threads for the latency alone ({own_threads}) {_FROM_PYTHON}")
     head = (
         "# The options that this result was made with; paths are as they were given. To make it again:\n"
         f"# mimicut {'compress' if student is None else 'recover'} --config run.toml --out ANOTHER_FOLDER"

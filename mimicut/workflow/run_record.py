@@ -32,7 +32,7 @@ def record_of(teacher: Teacher, request: Request, intake: Intake) -> dict[str, A
         "example": _shapes(intake.example),
         "images": intake.hashes,
         "extra": None if intake.extra is None else [len(intake.extra), intake.extra.pictures is None],
-        "config": request.config.to_json(),
+        "config": request.config.to_json() | {"device": _kind(request.config.device, teacher)},
         "plan": request.plan and request.plan.to_json(),
         "seam": None if request.seam is None else [str(point) for point in request.seam],
         "output": check_kinds(request.output),
@@ -45,6 +45,14 @@ def record_of(teacher: Teacher, request: Request, intake: Intake) -> dict[str, A
         "versions": versions(),
     }
     return json.loads(json.dumps(record, default=str))
+
+
+def _kind(device: str | None, teacher: Teacher) -> str | None:
+    """The kind of device: what several began, one that is left goes on with. None for the CPU, if it was not named."""
+    if device is None:
+        found = {tensor.device.type for tensor in named_tensors(teacher.model).values()}
+        return next(iter(found - {"cpu"}), None)
+    return device.partition(":")[0]
 
 
 def _shapes(example: Any) -> list[Any]:
@@ -60,7 +68,8 @@ def check_same(destination: Destination, record: dict[str, Any]) -> None:
     """
     assert destination.stopped is not None
     assert destination.folder is not None  # or there would be no stopped run
-    before = destination.stopped.data["asked"]
+    before = _device_named(destination.stopped.data["asked"])
+    record = _device_named(record)
     other = [name for name in record if before.get(name) != record[name]]
     for name in ("teacher", "config", "budget", "images", "versions"):
         if name in other and isinstance(before.get(name), dict) and isinstance(record[name], dict):
@@ -71,6 +80,12 @@ def check_same(destination: Destination, record: dict[str, Any]) -> None:
             f"resuming {stopped_path(destination.folder)}: the run was stopped with other {', '.join(other)}; "
             "give the same ones, or start again without resume"
         )
+
+
+def _device_named(record: dict[str, Any]) -> dict[str, Any]:
+    """Several CPUs are always named, a single one may not be."""
+    config = record.get("config") or {}
+    return {**record, "config": {**config, "device": config.get("device") or "cpu"}}
 
 
 def is_finished(destination: Destination, record: Mapping[str, Any]) -> bool:

@@ -8,7 +8,7 @@ import torch
 
 from mimicut.base import memory
 from mimicut.base.environment import platform_kind, versions
-from mimicut.base.guard import memory_error
+from mimicut.base.guard import exact_float32, memory_error
 from mimicut.inputs.class_names import numbered
 from mimicut.inputs.image_set import ImageSet, ImageSource, bind_call
 from mimicut.inputs.input_source import recorded_inputs
@@ -27,6 +27,7 @@ from mimicut.workflow.intake import labelled_images, measuring_images
 from mimicut.workflow.proving import measured_accuracy
 
 
+@exact_float32()
 def verify_folder(
     folder: str | Path,
     images: ImageSource | ImageSet,

@@ -171,3 +171,18 @@ def test_values_are_put_back_where_they_differ():
     assert own.tolist() == [1.0, 4.0]
     with pytest.raises(RuntimeError):
         guard.put_back([(wide, torch.ones(3))])
+
+
+def test_float32_is_exact_inside_and_as_before_afterwards():
+    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    try:
+        torch.backends.cudnn.allow_tf32 = True
+        torch.set_float32_matmul_precision("medium")
+        with guard.exact_float32():
+            assert not torch.backends.cudnn.allow_tf32
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.backends.cudnn.allow_tf32
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.backends.cudnn.allow_tf32 = before[0]
+        torch.set_float32_matmul_precision(before[1])

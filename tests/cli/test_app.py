@@ -7,6 +7,7 @@ from importlib import import_module
 
 import numpy as np
 import pytest
+import torch
 from command_line import call
 
 from mimicut.cli import terminal_progress
@@ -258,3 +259,15 @@ def test_python_m():
     done = subprocess.run([sys.executable, "-m", "mimicut", "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert "compress" in done.stdout
+
+
+def test_denormals_are_zero_in_all_threads_of_a_command():
+    code = (
+        "import torch; from mimicut.cli.option_values import set_threads; set_threads(2); "
+        "found = torch.full((4_000_000,), 1e-40) * 1.0; torch.set_flush_denormal(False); "
+        "print(int(found.view(torch.int32).count_nonzero()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if not torch.set_flush_denormal(False):
+        pytest.skip("this processor cannot flush them")
+    assert done.stdout == "0\n", done.stderr

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from command_line import call
 
-from mimicut.base import environment
+from mimicut.base import environment, ranks
 from mimicut.base.errors import StoreError
 from mimicut.cli import cmd_sweep
 from mimicut.results import sweep_table
@@ -24,9 +24,10 @@ HEAD = '[defaults]\nteacher = "net.py:build"\nimages = "photos"\n'
 
 @pytest.fixture(autouse=True)
 def _cores(monkeypatch):
-    for module in (jobs, environment):
+    for module in (jobs, environment, ranks):
         monkeypatch.setattr(module, "usable_cores", lambda: 4)
     monkeypatch.setattr(jobs.memory, "available", lambda: 4_000_000_000)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
 
 
 def planned(capsys, place, text, *options):
@@ -116,6 +117,13 @@ def test_the_file_on_the_page_about_many_jobs_has_five(capsys, place):
         ('[[job]]\nkeep = 0.5\nthreads = 5\n',
          "line 4, job 1: threads is 5, expected a number from 1 to 4, which are the cores of this machine"),
         ('[[job]]\nkeep = 0.5\ndevices = 0\n', "line 4, job 1: devices is 0, expected a number from 1"),
+        ('[[job]]\nkeep = 0.5\ndevices = 64\ndevice = "cpu"\n',
+         "line 4, job 1: working on 64 devices: found 4 processor core(s)"),
+        ('[[job]]\nkeep = 0.5\ndevices = 2\ndevice = "cpu"\npreset = "paper"\n',
+         "line 4, job 1: mimicking on 2 devices: norm_mode is 'train'"),
+        ('[[job]]\nkeep = 0.5\ndevices = 2\ndevice = "cpu"\ncrossfit = 3\n',
+         "line 4, job 1: working on 2 devices: found crossfit, whose runs follow one another on one device"),
+        ('[[job]]\nkeep = 0.5\ndevice = "meta"\n', "line 4, job 1: working on 'meta': it holds no data"),
         ('[[job]]\nkeep = 0.5\nout = "x"\n[[job]]\nkeep = 0.7\nout = "y"\n',
          "net.py-build goes to y, as another job of that name does"),
         ('[[job]]\nname = "a"\n', "line 4, job 1: making a plan"),
@@ -149,7 +157,11 @@ def test_a_file_without_jobs(capsys, place, text, words):
         (("--jobs", 3, "--threads", 2), "3 jobs at once with 2 threads each are more than its 4 cores"),
         (("--gpus", 1000), "1 jobs at once with 1000 GPUs each need 1000, found"),
         (("--gpus", 1.5), "found 1.5 for each job, expected a whole number, or a share below 1"),
+        (("--gpus", "inf"), "found inf for each job, expected a whole number, or a share below 1"),
+        (("--gpus", "1e-320"), "for each job, expected a whole number, or a share below 1 (from 0.0001 on)"),
         (("--address", "127.0.0.1:1"), "connecting to Ray at 127.0.0.1:1: nothing answers there"),
+        (("--address", "ray://127.0.0.1"), "connecting to Ray at ray://127.0.0.1: found no port; expected ray://HOST:"),
+        (("--address", "head"), "connecting to Ray at head: found no port; expected ray://HOST:PORT"),
     ],
 )
 def test_more_than_there_is_or_a_cluster_that_is_not_there(capsys, place, options, words):
@@ -159,6 +171,26 @@ def test_more_than_there_is_or_a_cluster_that_is_not_there(capsys, place, option
     assert len(said.splitlines()) == 1
 
 
+def test_a_device_that_no_job_of_this_machine_has(capsys, place, monkeypatch):
+    text = HEAD + '[[job]]\nkeep = 0.5\ndevice = "cuda:1"\n'
+    code, _, said = planned(capsys, place, text)
+    assert code == 2
+    assert "line 4, job 1: working on 'cuda:1': " in said
+    command = (place / "jobs.toml", place / "fleet")
+    assert cmd_sweep._checked(*command, on_ray=True, elsewhere=True, gpus=1)  # of a machine that is not known here
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert planned(capsys, place, text)[0] == 0
+
+
+def test_a_job_whose_devices_are_too_many_is_named(capsys, place):
+    text = HEAD + '[[job]]\nkeep = 0.5\ndevice = "cpu"\ndevices = 3\nname = "wide"\n'
+    code, _, said = planned(capsys, place, text, "--jobs", 2)
+    assert (code, said) == (2, (
+        "mimicut: sharing the machines: the job wide has devices = 3, each with a core of its own, and there are not "
+        "as many for it; expected fewer devices or --jobs\n"
+    ))  # fmt: skip
+
+
 @pytest.mark.parametrize(("threads", "share", "own"), [(1, 2, 1), (4, 4, 2)])
 def test_the_devices_of_a_job_divide_its_threads(capsys, place, monkeypatch, threads, share, own):
     commands = []
@@ -166,7 +198,7 @@ def test_the_devices_of_a_job_divide_its_threads(capsys, place, monkeypatch, thr
     monkeypatch.setattr(cmd_sweep, "_job", lambda *given: commands.append(made(*given)) or commands[0])
     _, found, _ = planned(capsys, place, HEAD + f"[[job]]\nkeep = 0.5\ndevices = 2\nthreads = {threads}\n")
     assert found["net.py-build"]["threads"] == share
-    assert f"--threads={own}" in commands[0].arguments
+    assert f"--threads={share}" in commands[0].arguments  # which the processes of the job divide
     assert commands[0].own_threads == own
 
 

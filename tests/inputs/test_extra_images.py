@@ -68,7 +68,7 @@ def test_of_a_large_folder_the_report_says_how_much_was_used(tmp_path, monkeypat
     monkeypatch.setattr("mimicut.inputs.extra_images.MOST", 3)
     extra = read_extra(scenes(tmp_path / "scenes", 7), few_of(COLOUR), "imagenet", seed=1, memory_bytes=ROOM)
     assert len(extra) == 3
-    assert extra.pictures.notes == [f"3 of the 7 pictures in {tmp_path / 'scenes'} are used"]
+    assert extra.pictures.notes == [f"3 of the 7 pictures in “{tmp_path / 'scenes'}” are used"]
 
 
 def test_a_set_without_images_is_refused():

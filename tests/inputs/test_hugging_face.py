@@ -104,6 +104,7 @@ def test_a_folder_gives_its_own_model_and_preprocessing(saved):
     assert teacher.options["config"]["num_hidden_layers"] == 2
     assert json.loads(json.dumps(teacher.to_json())) == teacher.to_json()
     assert not teacher.notes
+    assert "hub" not in teacher.options
     bare = load_teacher(f"hf:{folder}", pretrained=False)
     assert not torch.equal(bare.model.classifier.weight, model.classifier.weight)
 
@@ -115,7 +116,9 @@ def test_an_id_is_taken_from_the_cache(saved, tmp_path, monkeypatch):
     (place / "refs" / "main").write_text("0123")
     shutil.copytree(folder, place / "snapshots" / "0123")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert load_teacher("hf:some/vit", pretrained=False).options["hub"] is False
     teacher = load_teacher("hf:some/vit")
+    assert teacher.options["hub"] is True
     assert torch.equal(teacher.model.classifier.weight, model.classifier.weight)
     assert teacher.preprocessing.interpolation == "bicubic"
     assert not teacher.notes

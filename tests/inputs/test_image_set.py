@@ -189,7 +189,7 @@ def test_content_counts_not_the_suffix(tmp_path):
     images = read_images(tmp_path, PRE)
     assert images.names == ["none", "really.jpg"]
     assert images.skipped == []
-    assert any("1 other file(s) in the folder ignored: README.txt" in n for n in images.notes)
+    assert any("1 other file(s) in the folder ignored: “README.txt”" in n for n in images.notes)
 
 
 def test_exif_rotation(tmp_path):

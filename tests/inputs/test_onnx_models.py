@@ -274,7 +274,11 @@ def test_numbers_that_pictures_are_normalised_by_do_not_train(tmp_path):
         ([CONV, ("Pad", ["c", "p"], ["y"], {"mode": "reflect"})], {"p": np.array([0, 0, 1, 0, 0, 0, 2, 1])}),
         ([CONV, ("Slice", ["c", "b", "e", "a", "t"], ["y"])],
          {"b": np.array([1, -1]), "e": np.array([4, -99]), "a": np.array([1, 3]), "t": np.array([2, -1])}),
+        ([CONV, ("Slice", ["c", "b", "e", "a", "t"], ["y"])],  # from as far as there is, and over a part
+         {"b": np.array([2**63 - 1, 4]), "e": np.array([-(2**63) + 1, 0]), "a": np.array([1, 3]),
+          "t": np.array([-1, -2])}),
         ([CONV, ("PRelu", ["c", "p"], ["y"])], {"p": np.array([[[0.1]], [[0.2]], [[0.3]], [[0.4]]], np.float32)}),
+        ([CONV, ("PRelu", ["c", "p"], ["y"])], {"p": np.array([0.1, 0.2, 0.3, 0.4], np.float32).reshape(1, 4, 1, 1)}),
         ([CONV, ("Gather", ["c", "i"], ["y"], {"axis": 1})], {"i": np.array([3, 0, -2])}),
         ([CONV, ("ReduceL2", ["c"], ["y"], {"axes": [1], "keepdims": 0})], {}),
         ([CONV, ("Mean", ["c", "c", "k"], ["y"])], {"k": np.ones((1, 4, 6, 6), np.float32)}),
@@ -295,7 +299,8 @@ def test_operators_compute_what_onnxruntime_does(nodes, constants, tmp_path):
         ({"inputs": [("x", (None, 8, 8, 3))]}, r"channels last \(NHWC\)"),
         ({"inputs": [("x", (None, None, 8, 8))]}, "without a number of channels"),
         ({"inputs": [("x", (None, 24))]}, r"expected images \(N, C, H, W\)"),
-        ({"kind": TensorProto.UINT8}, "not floating point"),
+        ({"kind": TensorProto.UINT8}, r"\(any, 3, 8, 8\) holds uint8, expected floating point"),
+        ({"nodes": [CONV, ("Cast", ["c"], ["y"], {"to": TensorProto.UINT16})]}, "it converts to uint16, expected"),
         ({"opset": 6}, r"of version 6 \(opset\), expected 7 or newer"),
         ({"nodes": [CONV, ("QuantizeLinear", ["c", "s"], ["y"])]}, "the file is quantised.*--to int8"),
         ({"nodes": [CONV, ("NonMaxSuppression", ["c", "c"], ["y"])]}, r"'node_1' \(NonMaxSuppression\) is an operator"),
@@ -305,10 +310,33 @@ def test_operators_compute_what_onnxruntime_does(nodes, constants, tmp_path):
         ({"nodes": [CONV, ("Gather", ["c", "zero"], ["y"], {"axis": 0})]}, "takes one image out of a batch"),
         ({"nodes": [CONV, ("Reshape", ["c", "odd"], ["y"])]}, "written for one number of images"),
         ({"nodes": [("Constant", [], ["y"], {"value_float": 1.0})]}, "none of its outputs"),
+        ({"nodes": [("Conv", ["x", "w", "nine"], ["y"])]},
+         r"'node_0' \(Conv\) cannot be read: its bias has shape \(9,\), expected \(4,\)"),
+        ({"nodes": [CONV, ("BatchNormalization", ["c", "four", "four", "four", "nine"], ["y"])]},
+         r"its running_var has shape \(9,\), expected \(4,\)"),
+        ({"nodes": [CONV, ("InstanceNormalization", ["c", "nine", "nine"], ["y"])]},
+         r"its weight has shape \(9,\), expected \(4,\)"),
+        ({"nodes": [CONV, ("LayerNormalization", ["c", "nine"], ["y"])]},
+         r"its scale has shape \(9,\), expected \(6,\)"),
+        ({"nodes": [CONV, ("GroupNormalization", ["c", "nine", "four"], ["y"], {"num_groups": 2})], "opset": 18},
+         r"its weight has shape \(9,\), expected \(2,\) or \(4,\)"),
+        ({"nodes": [CONV, ("Flatten", ["c"], ["f"]), ("Gemm", ["f", "m", "nine"], ["y"])]},
+         r"'node_2' \(Gemm\) cannot be read: its bias has shape \(9,\), expected \(3,\)"),
+        ({"nodes": [CONV, ("BatchNormalization", ["c", *["four"] * 4], ["y"], {"spatial": 0})], "opset": 7},
+         "it has spatial 0, a mean and a variance for each place"),
+        ({"nodes": [CONV, ("Conv", ["c", "w"], ["y"])]}, "for 3 channels, but its input 4"),
+        ({"nodes": [CONV, ("Flatten", ["c"], ["f"]), ("Gemm", ["f", "k"], ["y"])]},
+         r"got \[N, 144\] X \[9, 3\].*\(N: number of images\)"),
+        ({"nodes": [CONV, ("Reshape", ["c", "flat"], ["f"]), ("MatMul", ["f", "m"], ["y"])],
+          "inputs": [("x", (1, 3, 8, 8))]}, r"\(MatMul\) cannot be read: it is written for one number of images"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_named(change, said, tmp_path):
-    more = {"s": np.float32(1), "zero": np.array(0), "odd": np.array([7, 5])}
+    more = {
+        "s": np.float32(1), "zero": np.array(0), "odd": np.array([7, 5]), "four": np.ones(4, np.float32),
+        "nine": np.ones(9, np.float32), "m": np.ones((144, 3), np.float32), "flat": np.array([144]),
+        "k": np.ones((9, 3), np.float32),
+    }  # fmt: skip
     options = {"nodes": [CONV, ("Relu", ["c"], ["y"])], "constants": WEIGHT | more, **change}
     with pytest.raises(UnsupportedModel, match=said):
         us.load_teacher(by_hand(tmp_path / "n.onnx", **options))
@@ -323,17 +351,91 @@ def test_what_cannot_be_read_is_named(change, said, tmp_path):
         ("Softmax", ["c"], ["y"], {"axis": 0}), ("Slice", ["c", "last", "far", "zero", "back"], ["y"]),
         ("Einsum", ["c", "c"], ["y"], {"equation": "nchw, mchw -> nm"}),
         ("Einsum", ["c"], ["y"], {"equation": "nchw->chw"}),
+        ("LayerNormalization", ["c", "scale"], ["y"], {"axis": 0}),
+        ("LayerNormalization", ["turned", "scale"], ["y"], {"axis": 2}), ("MatMul", ["columns", "flat"], ["y"]),
     ],
     ids=lambda node: node[0],
 )  # fmt: skip
 def test_what_runs_over_the_images_of_a_batch_is_refused(node, tmp_path):
     constants = {
         "zero": np.array([0]), "one": np.array([1]), "last": np.array([-1]), "far": np.array([-(2**62)]),
-        "back": np.array([-1]),
+        "back": np.array([-1]), "scale": np.ones(1, np.float32),
     }  # fmt: skip
     constants["zero"] = np.array(0) if node[0] == "CumSum" else constants["zero"]
-    with pytest.raises(UnsupportedModel, match="it runs over the images of a batch"):
+    nodes = [
+        CONV, ("Transpose", ["c"], ["turned"], {"perm": [1, 2, 3, 0]}), ("Flatten", ["c"], ["flat"]),
+        ("Transpose", ["flat"], ["columns"], {"perm": [1, 0]}), node,
+    ]  # fmt: skip
+    with pytest.raises(UnsupportedModel, match=f"{node[0]}.*it runs over the images of a batch"):
+        us.load_teacher(by_hand(tmp_path / "n.onnx", nodes, constants=WEIGHT | constants))
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        ("Softmax", ["c"], ["y"], {"axis": 7}), ("ReduceMean", ["c"], ["y"], {"axes": [7]}),
+        ("ArgMax", ["c"], ["y"], {"axis": 7}), ("Concat", ["c", "c"], ["y"], {"axis": 7}),
+        ("Split", ["c"], ["y", "z"], {"axis": 7}), ("Slice", ["c", "zero", "one", "seven"], ["y"]),
+        ("Gather", ["c", "zero"], ["y"], {"axis": 7}), ("Squeeze", ["c", "seven"], ["y"]),
+        ("LayerNormalization", ["c", "scale"], ["y"], {"axis": 7}), ("Flatten", ["c"], ["y"], {"axis": 7}),
+        ("Unsqueeze", ["c", "seven"], ["y"]),
+    ],
+    ids=lambda node: node[0],
+)  # fmt: skip
+def test_an_axis_that_there_is_not_is_refused(node, tmp_path):
+    constants = {"zero": np.array([0]), "one": np.array([1]), "seven": np.array([7]), "scale": np.ones(1, np.float32)}
+    last = {"Flatten": 4, "Unsqueeze": 4}.get(node[0], 3)
+    first = {"Flatten": -4, "Unsqueeze": -5}.get(node[0], -4)
+    with pytest.raises(UnsupportedModel, match=rf"'node_1' \({node[0]}\).*its axis is 7, expected {first} to {last}"):
         us.load_teacher(by_hand(tmp_path / "n.onnx", [CONV, node], constants=WEIGHT | constants))
+
+
+CUBIC, KEPT = {"mode": "cubic", "cubic_coeff_a": -0.5}, {"mode": "linear", "axes": [2, 3]}
+
+
+@pytest.mark.parametrize(
+    ("attributes", "size", "said"),
+    [
+        (CUBIC | {"exclude_outside": 1}, [9, 20], None),  # as torch filters with antialias
+        (CUBIC | {"exclude_outside": 1, "antialias": 1}, [3, 4], None),
+        (CUBIC, [9, 20], "cubic_coeff_a -0.5, exclude_outside 0 and antialias 0 by half_pixel; expected -0.75"),
+        (CUBIC | {"exclude_outside": 1}, [3, 4], "cubic_coeff_a -0.5, exclude_outside 1 and antialias 0"),
+        (CUBIC | {"exclude_outside": 1, "coordinate_transformation_mode": "align_corners"}, [9, 20], "by align_c"),
+        ({"mode": "cubic", "exclude_outside": 1}, [9, 20], "cubic_coeff_a -0.75, exclude_outside 1"),
+        ({"mode": "linear", "antialias": 1, "exclude_outside": 1}, [3, 4], None),
+        ({"mode": "linear", "antialias": 1}, [3, 4], "exclude_outside 0 and antialias 1"),
+        ({"mode": "linear", "coordinate_transformation_mode": "pytorch_half_pixel"}, [1, 4], "an axis of length 1"),
+        (KEPT | {"keep_aspect_ratio_policy": "not_larger"}, [12, 30], (12, 20)),
+        (KEPT | {"keep_aspect_ratio_policy": "not_smaller"}, [12, 30], (18, 30)),
+        (KEPT | {"keep_aspect_ratio_policy": "not_larger"}, [4, 9], "its keep_aspect_ratio_policy is not_larger"),
+    ],
+)  # fmt: skip
+def test_resizing_is_that_of_the_file_or_refused(attributes, size, said, tmp_path):
+    """Without the comparison of outputs, whose limit a filter may stay below."""
+    sizes = np.array(size if "axes" in attributes else [1, 4, *size])
+    nodes = [("Conv", ["x", "w"], ["c"]), ("Resize", ["c", "", "", "sizes"], ["y"], attributes)]
+    path, inputs = tmp_path / "n.onnx", [("x", (1, 3, 8, 12))]
+    spec = by_hand(path, nodes, inputs, constants=WEIGHT | {"sizes": sizes}, opset=19)
+    if isinstance(said, str):
+        with pytest.raises(UnsupportedModel, match=rf"'node_1' \(Resize\) cannot be read: .*{said}"):
+            us.load_teacher(spec)
+        return
+    teacher = us.load_teacher(spec)
+    assert any("compared with the file on 2 random images" in note for note in teacher.notes)
+    assert teacher.model(torch.rand(3, 3, 8, 12)).shape == (3, 4, *(said or size))
+
+
+def test_a_file_for_one_image_that_takes_the_first_one(tmp_path):
+    slices = {"zero": np.array([0]), "one": np.array([1])}
+    nodes = [CONV, ("Slice", ["c", "zero", "one", "zero"], ["y"])]
+    options = {"constants": WEIGHT | slices}
+    spec = by_hand(tmp_path / "n.onnx", nodes, [("x", (1, 3, 8, 8))], **options)
+    assert us.load_teacher(spec).model(torch.rand(3, 3, 8, 8)).shape == (3, 4, 6, 6)
+    flat = [CONV, ("Reshape", ["c", "flat"], ["f"]), ("Slice", ["f", "zero", "one", "zero"], ["y"])]
+    options["constants"]["flat"] = np.array([144])
+    for batch, those in ((None, nodes), (2, nodes), (1, flat)):
+        with pytest.raises(UnsupportedModel, match="takes some images out of a batch"):
+            us.load_teacher(by_hand(tmp_path / "n.onnx", those, [("x", (batch, 3, 8, 8))], **options))
 
 
 def test_constants_that_would_fill_the_memory_are_refused(tmp_path, monkeypatch):
@@ -351,17 +453,48 @@ def test_constants_that_would_fill_the_memory_are_refused(tmp_path, monkeypatch)
         us.load_teacher(by_hand(tmp_path / "n.onnx", outer, constants=WEIGHT | many))
 
 
-def test_a_part_that_is_taken_backwards_is_refused(tmp_path):
-    names = ["c", "b", "e", "a", "t"]
-    constants = {"b": np.array([-1]), "e": np.array([-99]), "a": np.array([1]), "t": np.array([-2])}
-    with pytest.raises(UnsupportedModel, match="runs backwards over a part of an axis"):
-        us.load_teacher(by_hand(tmp_path / "n.onnx", [CONV, ("Slice", names, ["y"])], constants=WEIGHT | constants))
-
-
 def test_a_network_that_was_read_wrongly_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(RULES, "Relu", RULES["Tanh"])
     with pytest.raises(UnsupportedModel, match="differs from the file by"):
         us.load_teacher(by_hand(tmp_path / "n.onnx", [CONV, ("Relu", ["c"], ["y"])], constants=WEIGHT))
+
+
+def test_a_small_difference_is_refused_but_for_half_precision(tmp_path, monkeypatch):
+    def slightly_more(reader, node):
+        reader.set(node, reader.apply(node, "mul", reader.data(node), number=1.0005))
+
+    monkeypatch.setitem(RULES, "Identity", slightly_more)
+    nodes, half = [CONV, ("Identity", ["c"], ["y"])], {"w": WEIGHT["w"].astype(np.float16)}
+    with pytest.raises(UnsupportedModel, match=r"by 5\.0e-04 of the largest output, expected 1e-04"):
+        us.load_teacher(by_hand(tmp_path / "n.onnx", nodes, constants=WEIGHT))
+    us.load_teacher(by_hand(tmp_path / "n.onnx", nodes, constants=half, kind=TensorProto.FLOAT16))
+    rounded = [CONV, ("Cast", ["c"], ["h"], {"to": 10}), ("Cast", ["h"], ["f"], {"to": 1}), ("Identity", ["f"], ["y"])]
+    us.load_teacher(by_hand(tmp_path / "n.onnx", rounded, constants=WEIGHT))
+
+
+def test_outputs_of_other_shapes_and_that_are_no_numbers_are_named(tmp_path, monkeypatch):
+    squeezed = [CONV, ("GlobalAveragePool", ["c"], ["p"]), ("Squeeze", ["p"], ["y"])]
+    spec = by_hand(tmp_path / "n.onnx", squeezed, [("x", (1, 3, 8, 8))], WEIGHT)
+    said = r"output 'y' of the file has shape \(4,\) for 1 image, that of the network .* \(2, 4\) for 2 images"
+    with pytest.raises(UnsupportedModel, match=said):
+        us.load_teacher(spec)
+    nodes = [CONV, ("Relu", ["c"], ["r"]), ("Add", ["r", "k"], ["y"])]
+    spec = by_hand(tmp_path / "n.onnx", nodes, constants=WEIGHT | {"k": np.array([np.nan], np.float32)})
+    with pytest.raises(UnsupportedModel, match=r"output 'y' of the file itself is not a number \(NaN\) on random"):
+        us.load_teacher(spec)
+    monkeypatch.setitem(RULES, "Relu", RULES["Log"])
+    spec = by_hand(tmp_path / "n.onnx", [CONV, ("Relu", ["c"], ["y"])], constants=WEIGHT)
+    with pytest.raises(UnsupportedModel, match=r"output 'y' of the network read from it is not a number \(NaN\), w"):
+        us.load_teacher(spec)
+
+
+def test_infinities_of_the_file_are_compared(tmp_path, monkeypatch):
+    nodes = [CONV, ("Relu", ["c"], ["r"]), ("Log", ["r"], ["y"])]
+    spec = by_hand(tmp_path / "n.onnx", nodes, constants=WEIGHT)
+    assert any(note.startswith("compared with the file") for note in us.load_teacher(spec).notes)
+    monkeypatch.setitem(RULES, "Relu", RULES["Abs"])
+    with pytest.raises(UnsupportedModel, match="differs from the file by inf"):
+        us.load_teacher(spec)
 
 
 def test_places_of_each_image_in_a_flat_batch(tmp_path):

@@ -15,7 +15,7 @@ from mimicut.inputs.input_source import Inputs, inputs_of
 from mimicut.inputs.own_models import call_builder
 from mimicut.inputs.teacher import OWN_PREPROCESSING, build_architecture, own_teacher
 from mimicut.inputs.weights import load_weights
-from mimicut.results.teachers import load_teacher
+from mimicut.results.teachers import load_again, load_teacher
 
 TIMM, VISION = "timm:test_resnet", "torchvision:shufflenet_v2_x0_5"
 
@@ -273,7 +273,7 @@ def test_weights_of_auxiliary_heads_are_left_out(tmp_path, shuffle):
     torch.save({**filled(shuffle), **extra}, tmp_path / "w.pth")
     teacher = load_teacher(VISION, weights=tmp_path / "w.pth")
     assert holds_twos(teacher.model)
-    assert teacher.notes == ["2 tensor(s) in w.pth are not used: aux1 (1), AuxLogits (1)"]
+    assert teacher.notes == ["2 tensor(s) in “w.pth” are not used: aux1 (1), AuxLogits (1)"]
 
 
 def test_published_densenets_have_older_names(tmp_path):
@@ -565,6 +565,14 @@ def test_building_again_needs_no_network_nor_weights(monkeypatch):
     record = {"spec": TIMM, "options": {}}
     monkeypatch.setattr(timm_models, "_weights_source", lambda *a: pytest.fail("weights were asked for"))
     assert not build_architecture(record).training
+
+
+def test_a_result_whose_onnx_file_was_moved_says_what_to_name(tmp_path):
+    record = {"spec": f"onnx:{tmp_path}/net.onnx", "options": {}}
+    with pytest.raises(InputError, match=r"there is no file .*net\.onnx, .*say where it is: --teacher onnx:FILE"):
+        load_again(record)
+    with pytest.raises(InputError, match=r"there is no file .*other\.onnx; check the path"):
+        load_again(record, f"onnx:{tmp_path}/other.onnx")
 
 
 def test_code_named_in_a_folder_is_never_run(own, tmp_path):

@@ -59,8 +59,8 @@ def test_blank_and_near_duplicate_images_are_named():
     found = looked(images)
     assert found.blank == ("image 3", "image 11")
     assert found.near_duplicates == (("image 7", "image 2"),)
-    assert any("2 of 20 images are blank (one flat colour): image 3, image 11" in note for note in found.notes)
-    assert any("image 7 like image 2" in note for note in found.notes)
+    assert any("2 of 20 images are blank (one flat colour): “image 3”, “image 11”" in note for note in found.notes)
+    assert any("“image 7” like “image 2”" in note for note in found.notes)
 
 
 def test_a_held_out_image_that_is_nearly_one_to_learn_from_is_named():

@@ -15,6 +15,7 @@ from mimicut.base.errors import InputError, Stopped, UnsupportedModel
 from mimicut.inputs.image_set import Preprocessing, read_images
 from mimicut.recovery.config import OPTIMIZERS, PRESETS, MimicConfig
 from mimicut.recovery.mimic import mimic
+from mimicut.recovery.training_loop import TrainingLoop
 from mimicut.surgery.seam import Seam, SeamPoint, capturing
 
 
@@ -580,6 +581,25 @@ def test_denormals_are_zero_while_it_steps_and_as_before_afterwards(before, teac
         assert ((small * 1.0).item() == 0.0) is before
     finally:
         torch.set_flush_denormal(False)
+
+
+def test_a_batch_that_was_halved_is_said_also_after_an_interruption(teacher, images, monkeypatch):
+    run = TrainingLoop._features
+
+    def features(self, capture, folded, batch):
+        if len(batch[0][0]) > 3:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+        return run(self, capture, folded, batch)
+
+    def stop(done, total, loss):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingLoop, "_features", features)
+    config, student = quick(steps=2, layout="contiguous", norm_mode="eval"), pruned(teacher)
+    with pytest.raises(Stopped) as stopped:
+        mimic(teacher, student, SEAM, images, config, on_step=stop)
+    log = mimic(teacher, student, SEAM, images, config, checkpoint=stopped.value.checkpoint)
+    assert (stopped.value.log.halved, log.halved) == (2, 2)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])

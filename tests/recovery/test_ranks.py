@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import nets
 import pytest
 import torch
+from command_line import call
 from nets import Chain
 
 import mimicut
@@ -218,6 +219,24 @@ def test_more_devices_than_there_are_is_one_clear_line():
         pass
     with pytest.raises(InputError, match="--devices 2 and --device cuda:1"), joined(2, "cuda:1", []):
         pass
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--keep", 0.5, "--keep", 0.7), "working on 2 devices: found several budgets, whose runs follow one another"),
+        (("--keep", 0.5, "--crossfit", 3), "working on 2 devices: found crossfit, whose runs follow one another"),
+        (("--keep", 0.5, "--preset", "paper"), "mimicking on 2 devices: norm_mode is 'train'"),
+        (("--keep", 0.5, "--device", "cpu:0"), "working on several devices: found --devices 2 and --device cpu:0"),
+    ],
+)
+def test_what_several_devices_cannot_do_is_refused_before_processes_start(place, capsys, monkeypatch, options, words):
+    monkeypatch.setattr(ranks, "usable_cores", lambda: 2)
+    monkeypatch.setattr(ranks, "_others", lambda *given: pytest.fail("a process was started"))
+    shared = ("compress", "net.py:build", "photos", "--out", "small", "--devices", 2)
+    code, _, said = call(capsys, *shared, *(() if "--device" in options else ("--device", "cpu")), *options)
+    assert code == 2
+    assert words in said
 
 
 def test_torchrun_with_another_number_of_processes_is_refused(monkeypatch):

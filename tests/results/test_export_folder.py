@@ -182,7 +182,7 @@ def test_what_is_there_is_replaced_with_force_alone(result):
     (result / "model.onnx.data").write_text("of a larger one")
     us.export_folder(result, ["onnx"], teacher=Chain, force=True)
     assert not (result / "model.onnx.data").exists()
-    with pytest.raises(InputError, match="found formats tflite, expected of pt2, onnx, openvino, int8"):
+    with pytest.raises(InputError, match="found the format tflite, expected one of pt2, onnx, openvino, int8"):
         us.export_folder(result, ["tflite"], teacher=Chain)
 
 

@@ -18,7 +18,7 @@ from mimicut.inputs.preprocessing import Preprocessing
 from mimicut.inputs.teacher import own_teacher
 from mimicut.proof.randomised import randomised
 from mimicut.results.layer_errors import jump, layer_errors
-from mimicut.results.layer_table import layer_table
+from mimicut.results.layer_table import layer_table, remarks
 from mimicut.results.store import read
 from mimicut.runtime.export import FILES, run_onnx
 from mimicut.runtime.layer_values import layer_outputs
@@ -110,6 +110,58 @@ def test_layers_that_run_twice_and_outputs_that_no_layer_gives(kind, tmp_path):
     held = names + [each for row in layers["rows"] for each in row["within"]]
     assert {"conv", "act", "conv@1", "act@1", "attention", "fc"} <= set(held)
     assert layers["unseen"] == []
+
+
+class Functional(nn.Module):
+    """Activations that are no modules, also after a residual."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.norm, self.third = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        later = nn.functional.relu6(self.third(self.norm(self.second(x)).relu()))
+        return self.fc(torch.relu(later - x).mean((2, 3)))
+
+
+def test_layers_before_activations_that_are_no_modules_are_seen_in_int8(tmp_path):
+    model, x = randomised(Functional()).eval(), torch.randn(6, 3, 8, 8)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.third.weight[2] *= 1.5
+    found = us.export(other, x[:2], tmp_path, formats=["int8"], calibrate=x.split(2))
+    layers = layer_errors(model, found.files["int8"], "int8", {"random": x}, None, ["batch"], False)
+    rows = {row["layer"]: row for row in layers["rows"]}
+    assert {name: (row.get("after"), row["within"]) for name, row in rows.items()} == {
+        "first": ("relu", []), "norm": ("relu", ["second"]), "third": ("relu6", []), "fc": (None, []),
+    }  # fmt: skip
+    assert layers["jump"] == "third"
+    assert max(rows[name]["own"] for name in ("first", "norm", "fc")) < 0.04 < rows["third"]["own"]
+    assert rows["third"]["own"] < 1  # as both sides are after the activation
+    assert remarks(layers) == ["after relu", "after relu; one with second", "jumps here; after relu6", ""]
+
+
+def test_names_are_those_of_the_network_that_was_wrapped_to_normalise(tmp_path):
+    class Normalised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = Named()
+
+        def forward(self, x):
+            return self.model((x - 0.5) / 0.2)
+
+    class Named(Chain):
+        def forward(self, x):
+            return {"scores": super().forward(x).sigmoid()}
+
+    model, x = randomised(Normalised()).eval(), torch.randn(4, *Chain.size)
+    found = us.export(model, x[:2], tmp_path, formats=["onnx"])
+    layers = layer_errors(model, found.files["onnx"], "onnx", {"random": x}, None, ["batch"], True)
+    assert next(iter(errors_of(layers))) == "body.0"
+    assert list(errors_of(layers))[-1] == "<model>:output.scores"
 
 
 def test_what_layers_give(tmp_path):
@@ -234,7 +286,7 @@ def test_values_that_are_no_numbers_are_kept_as_such(result):
 def test_what_is_refused(result, quick, monkeypatch):
     us.export_folder(result, ["int8"], images=photos(), teacher=build)
     before = {p.name: p.read_bytes() for p in result.iterdir()}
-    with pytest.raises(InputError, match="found formats tflite, expected of pt2, onnx, openvino, int8"):
+    with pytest.raises(InputError, match="found the format tflite, expected one of pt2, onnx, openvino, int8"):
         us.explain_export(result, "tflite", teacher=build)
     with pytest.raises(InputError, match=r"model\.int8\.onnx: found no images; expected a few"):
         us.explain_export(result, "int8", teacher=build)

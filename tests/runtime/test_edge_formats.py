@@ -18,6 +18,7 @@ from mimicut.base.errors import InputError, LawBroken, UnsupportedModel
 from mimicut.inputs.preprocessing import Preprocessing
 from mimicut.inputs.teacher import own_teacher
 from mimicut.proof.randomised import randomised
+from mimicut.results.layer_table import layer_table
 from mimicut.runtime import edge_converter, edge_formats
 from mimicut.runtime.edge_formats import EDGE, check_converter, variable
 from mimicut.runtime.export import export
@@ -98,6 +99,13 @@ def test_files_of_one_image_are_compared_and_described(converters, tmp_path, mon
         us.explain_export(folder, "litert", teacher=Chain)
     with pytest.raises(InputError, match="comparing layers: found coreml"):
         us.export_folder(folder, ["coreml"], teacher=Chain, explain=True, force=True)
+    # Of several files those are compared that can be.
+    report = us.export_folder(folder, ["onnx", "litert"], teacher=Chain, explain=True, force=True)
+    assert report.exports["onnx"]["layers"]["rows"]
+    assert "layers" not in report.exports["litert"]
+    said = layer_table(report, ["onnx", "litert"])
+    assert "model.onnx, layer by layer" in said
+    assert "model.tflite: not compared layer by layer, as it shows no values of its layers" in said
 
 
 def test_a_file_with_other_outputs_is_refused(converters, tmp_path, monkeypatch):
@@ -179,11 +187,14 @@ def test_a_converter_that_is_not_installed_is_named_with_the_line_that_helps(mon
     with pytest.raises(InputError) as raised:
         export(Chain(), IMAGES, tmp_path / "out", formats=["litert"])
     assert str(raised.value) == (
-        "exporting to litert: litert-torch, ai-edge-litert are not installed here; expected the extra `litert`: pip "
-        "install 'mimicut[litert]', or an environment of its own: python -m venv .venv-litert; .venv-litert/bin/pip "
-        "install litert-torch ai-edge-litert; export MIMICUT_LITERT_PYTHON=.venv-litert/bin/python"
+        "exporting to litert: litert-torch, ai-edge-litert are not installed here; expected an environment of its own: "
+        "python -m venv .venv-litert; .venv-litert/bin/pip install litert-torch ai-edge-litert; "
+        "export MIMICUT_LITERT_PYTHON=.venv-litert/bin/python. Or install them here, which may replace torch "
+        f"{torch.__version__}: pip install 'mimicut[litert]'"
     )
     assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match=r"expected the extra `coreml`: pip install 'mimicut\[coreml\]', or an env"):
+        check_converter("coreml")  # which does not need torch
 
 
 def test_a_converter_that_wants_another_torch_is_named_with_the_line_that_helps(monkeypatch):

@@ -367,7 +367,7 @@ def test_large_weights_lie_beside_the_onnx_file(tmp_path, monkeypatch):
 
 
 def test_bad_input(tmp_path, monkeypatch):
-    with pytest.raises(InputError, match=r"found formats tflite, expected of pt2, onnx"):
+    with pytest.raises(InputError, match=r"found the format tflite, expected one of pt2, onnx"):
         export(Chain(), images(), tmp_path, formats=["tflite"])
     (tmp_path / "model.onnx").touch()
     with pytest.raises(StoreError, match=r"model.onnx: it exists"):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from command_line import call
 from nets import Chain, Residual
+from torch import nn
 
 import mimicut as us
 from mimicut.base.errors import InputError, LawBroken, UnsupportedModel
@@ -134,6 +135,33 @@ def test_a_file_in_int8_is_smaller_and_near(tmp_path):
     assert kinds[1].count("BatchNormalization") < kinds[0].count("BatchNormalization")
     stored = {t.data_type for t in onnx.load(tmp_path / FILES["int8"]).graph.initializer if len(t.dims) == 4}
     assert stored == {onnx.TensorProto.INT8}
+
+
+class Upwards(nn.Module):
+    """Transposed convolutions of several groups and of one."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.up = nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 12, 2, 2, groups=2)
+        self.bare, self.whole = nn.ConvTranspose2d(12, 12, 2, groups=3, bias=False), nn.ConvTranspose2d(12, 8, 2)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.fc(self.whole(self.bare(self.up(self.conv(x).relu()).relu()).relu()).relu().mean((2, 3)))
+
+
+def test_a_grouped_transposed_convolution_with_a_bias_stays_in_float32_and_the_rest_is_in_int8(tmp_path):
+    import onnx
+
+    model, x = randomised(Upwards()), torch.randn(16, 3, 8, 8)
+    us.export(model, x[:2], tmp_path, formats=["int8"], calibrate=x.split(2))
+    graph = onnx.load(tmp_path / FILES["int8"]).graph
+    makers = {name: node.op_type for node in graph.node for name in node.output}
+    weights = [makers.get(n.input[1]) for n in graph.node if n.op_type in ("Conv", "ConvTranspose", "Gemm")]
+    assert weights == ["DequantizeLinear", None, *["DequantizeLinear"] * 3]
+    (found,) = run_onnx(tmp_path / FILES["int8"], [((x,), {})])[0]
+    wanted = model(x).detach()
+    assert 0.001 < float((found - wanted).abs().max() / wanted.abs().max()) < 0.15
 
 
 class Handed(Chain):
@@ -265,7 +293,7 @@ def test_compress_exports_too(place, quick, capsys):
     assert "student, INT8" in err
     code, _, err = call(capsys, *own, "--out", "other", "--to", "tflite")
     assert (code, (place / "other").exists()) == (2, False)
-    assert "found formats tflite" in err
+    assert "found the format tflite" in err
     code, line, _ = call(
         capsys, "export", "small", "--to", "int8", "--images", "photos", "--teacher", "net.py:build", "--force"
     )

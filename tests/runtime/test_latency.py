@@ -222,13 +222,16 @@ def test_onnx_runtime_does_not_fall_back_in_silence(monkeypatch):
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        (("tflite", 1, 1), "found runtime 'tflite', expected of torch, compile, onnxruntime, openvino, cuda, tensorrt"),
+        (
+            ("tflite", 1, 1),
+            "found runtime 'tflite', expected one of torch, compile, onnxruntime, openvino, cuda, tensorrt",
+        ),
         (("torch", 0, 1), "found threads 0, expected a whole number from 1 on"),
         (("torch", 1, 0), "found batch 0, expected"),
         (("torch", 1.5, 1), "found threads 1.5, expected"),
         (("torch", 1, True), "found batch True, expected"),
-        (("torch", 1, 1, "int4"), "found precision 'int4', expected of float32, int8"),
-        (("torch", 1, 1, "int8"), "in INT8: torch runs no INT8 files of ONNX; expected of onnxruntime, openvino"),
+        (("torch", 1, 1, "int4"), "found precision 'int4', expected one of float32, int8"),
+        (("torch", 1, 1, "int8"), "in INT8: torch runs no INT8 files of ONNX; expected one of onnxruntime, openvino"),
     ],
 )
 def test_bad_settings(setting, said):

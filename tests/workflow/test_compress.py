@@ -202,6 +202,19 @@ def test_memory_that_runs_out_is_one_clear_line_with_the_file_to_go_on_from(tmp_
         compress(make_teacher(), images(), keep=0.5, folder=tmp_path / "small")
 
 
+def test_every_pass_is_in_exact_float32(monkeypatch):
+    seen, run = set(), torch.nn.Conv2d.forward
+
+    def forward(self, x):
+        seen.add(torch.backends.cudnn.allow_tf32)
+        return run(self, x)
+
+    teacher = make_teacher()
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", forward)
+    compress(teacher, images(), keep=0.5, config=replace(CONFIG, steps=1, start="closed_form"))
+    assert seen == {False}
+
+
 def no_room(*arguments, **options):
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 

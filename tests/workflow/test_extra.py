@@ -118,11 +118,11 @@ def test_held_out_images_among_the_extra_ones_are_refused_by_name(teacher, few, 
     others = pictures(tmp_path / "others", 4, 4)
     compress(teacher, few, keep=0.5, config=CONFIG, held_out=held_out, extra=others, max_seconds=0)
     (others / "again.png").write_bytes((held_out / "3_1.png").read_bytes())
-    with pytest.raises(InputError, match=r"1 of 3 held-out images .*3_1\.png is .*again\.png"):
+    with pytest.raises(InputError, match=r"1 of 3 held-out images .*3_1\.png” is “.*again\.png"):
         compress(teacher, few, keep=0.5, config=CONFIG, held_out=held_out, extra=others)
     with Image.open(held_out / "3_2.png") as image:  # saved again: other bytes, nearly the same pixels
         image.resize((55, 55), Image.Resampling.BICUBIC).save(others / "again.png", "JPEG", quality=80)
-    with pytest.raises(InputError, match=r"3_2\.png is .*again\.png"):
+    with pytest.raises(InputError, match=r"3_2\.png” is “.*again\.png"):
         compress(teacher, few, keep=0.5, config=CONFIG, held_out=held_out, extra=others)
 
 
@@ -148,7 +148,7 @@ def test_they_are_found_however_the_network_takes_its_images(few, tmp_path, size
         refuse_shared(extra.pictures, {"held-out": read_images(wide, preprocessing)})
     with Image.open(wide / "2.png") as image:
         image.save(tmp_path / "again.jpg", quality=95)
-    with pytest.raises(InputError, match=r"1 of 1 held-out images .*again\.jpg is .*2\.png"):
+    with pytest.raises(InputError, match=r"1 of 1 held-out images .*again\.jpg” is “.*2\.png"):
         refuse_shared(extra.pictures, {"held-out": read_images(tmp_path / "again.jpg", preprocessing)})
     refuse_shared(extra.pictures, {"held-out": own})
 

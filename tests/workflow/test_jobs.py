@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -230,6 +231,16 @@ def test_a_cluster_that_is_not_there_is_said_at_once():
         jobs_on_ray._check_answer("ray://127.0.0.1:1", "connecting to Ray at ray://127.0.0.1:1")
     with pytest.raises(InputError, match=r"nothing answers there"):
         jobs_on_ray._check_answer("localhost:a", "connecting")
+
+
+def test_what_is_no_ray_is_said_soon(monkeypatch):
+    pytest.importorskip("grpc")
+    monkeypatch.setattr(jobs_on_ray, "_ANSWER_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        for given in (address, f"ray://{address}"):
+            with pytest.raises(InputError, match=r"connecting: nothing answers there .*what listens there is not Ray"):
+                jobs_on_ray._check_answer(given, "connecting")
 
 
 class BusyRay(FakeRay):

@@ -48,10 +48,14 @@ def test_everything_that_was_asked_for_is_in_it():
 def test_of_several_devices_it_says_what_starts_them_again(monkeypatch):
     monkeypatch.setattr("mimicut.workflow.run_file.current", lambda: Ranks(0, 3))
     teacher = us.load_teacher("demo:resnet14")
-    for own, kind, share in (("cuda:0", "cuda", 1), ("cpu", "cpu", 3)):
+    for own, kind in (("cuda:0", "cuda"), ("cpu", "cpu")):
         found, _ = written(teacher, "photos", config=replace(CONFIG, device=own))
         assert (found["devices"], found["device"]) == (3, kind)
-        assert found["threads"] == share * torch.get_num_threads()
+        assert found["threads"] == 3 * torch.get_num_threads()
+    for name, value in (("RANK", 0), ("WORLD_SIZE", 3), ("LOCAL_WORLD_SIZE", 2)):  # the third one is elsewhere
+        monkeypatch.setenv(name, str(value))
+    found, _ = written(teacher, "photos", config=replace(CONFIG, device="cpu"))
+    assert (found["devices"], found["threads"]) == (3, 2 * torch.get_num_threads())
 
 
 @pytest.mark.parametrize(
