@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mimicut.anatomy.tracing import as_example
-from mimicut.base import memory
+from mimicut.base import memory, ranks
 from mimicut.base.errors import InputError, PlanError, StoreError, unknown_option
 from mimicut.base.guard import resolve_device
 from mimicut.inputs.built_model import OWN_PREPROCESSING
@@ -86,8 +86,9 @@ class Request:
 
     @property
     def memory_bytes(self) -> int:
-        """Memory bound of the whole run, in bytes."""
-        return memory.bound(self.max_memory)
+        """Memory bound of this process, in bytes: its share of the run's."""
+        found = ranks.current()
+        return memory.bound(self.max_memory) // (1 if found is None else ranks.count_here(found.count))
 
     @property
     def pass_bytes(self) -> int:

@@ -4,9 +4,11 @@ import pytest
 from nets import Chain
 
 import mimicut as us
+from mimicut.base import ranks
 from mimicut.inputs.preprocessing import Preprocessing
 from mimicut.inputs.teacher import own_teacher
 from mimicut.surgery.budget import Budget
+from mimicut.workflow.request import Request
 
 PREPROCESSING = Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3)
 
@@ -61,3 +63,14 @@ def test_blocks_that_the_anatomy_still_has_are_not_dropped():
         us.make_plan(model, anatomy, keep=0.5, drop=["stage1.1", "stage1.2"])
     with pytest.raises(us.MimicutError, match=r"budget is 0.5, expected a Budget"):
         us.make_plan(model, anatomy, 0.5)
+
+
+def test_processes_of_one_machine_share_the_memory(monkeypatch):
+    asked = Request(config=us.preset("default"), max_memory=8_000_000)
+    assert asked.memory_bytes == 8_000_000
+    monkeypatch.setattr(ranks, "current", lambda: ranks.Ranks(1, 4))
+    assert asked.memory_bytes == 2_000_000
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert asked.memory_bytes == 4_000_000
