@@ -1,5 +1,6 @@
 """Ctrl-C, and SIGTERM of containers and schedulers, which ends a command in the same way. No heavy imports here."""
 
+import os
 import signal
 import sys
 import threading
@@ -11,13 +12,15 @@ from types import FrameType
 from typing import Any
 
 _AGAIN_SECONDS, _WAIT_SECONDS = 0.05, 30.0  # Source: assumption; the longest import that was seen took 20 s.
+_STORAGE = os.path.join("torch", "storage.py")
 _held_back: list[float] = []  # when an interrupt came, or was tried again, that could not be raised
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
     """A signal handler that raises KeyboardInterrupt, but not where that would be swallowed or end the process: while
-    a module is imported, and in Python code that an operator of torch calls. It then tries again in a moment, and after
-    half a minute, as in a module that never ends, raises all the same.
+    a module is imported, and in Python code that torch's own calls: of an operator, and of a storage, which torch reads
+    item by item where weights are loaded. It then tries again in a moment, and after half a minute, as in a module that
+    never ends, raises all the same.
 
     Raises:
         KeyboardInterrupt: It can be raised here.
@@ -120,6 +123,8 @@ def _is_unsafe(frame: FrameType | None) -> bool:
     while frame is not None:
         code = frame.f_code
         if code.co_filename.startswith("<frozen importlib") or code.co_name == "__torch_dispatch__":
+            return True
+        if code.co_filename.endswith(_STORAGE):
             return True
         frame = frame.f_back
     return False

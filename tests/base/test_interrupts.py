@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -104,6 +105,19 @@ def test_it_waits_for_python_code_inside_an_operator(raising, number):
     assert done
 
 
+def test_it_does_not_become_an_error_where_torch_reads_a_storage_item_by_item(raising):
+    storage = torch.UntypedStorage(1000)
+
+    def work():
+        threading.Timer(0.01, signal.raise_signal, [signal.SIGTERM]).start()
+        while True:
+            torch.asarray(storage, dtype=torch.uint8)
+
+    for _ in range(5):
+        with pytest.raises(KeyboardInterrupt):
+            work()
+
+
 @SIGNALS
 def test_it_is_held(raising, number):
     done = []
@@ -159,7 +173,7 @@ def test_a_command_that_is_stopped_while_it_imports_ends_with_its_exit_code(tmp_
     (tmp_path / "torch/__init__.py").write_text(
         "import time\nprint('importing', flush=True)\n"
         "try:\n    time.sleep(0.3)\nexcept BaseException:\n    pass\n"  # swallows it, as native code does
-        "def set_num_threads(number):\n    time.sleep(20)\n"
+        "def set_flush_denormal(on):\n    time.sleep(20)\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-m", "mimicut", "inspect", "x.py:build", "--threads", "1"],

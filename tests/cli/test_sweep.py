@@ -158,7 +158,7 @@ def test_a_file_without_jobs(capsys, place, text, words):
         (("--gpus", 1000), "1 jobs at once with 1000 GPUs each need 1000, found"),
         (("--gpus", 1.5), "found 1.5 for each job, expected a whole number, or a share below 1"),
         (("--gpus", "inf"), "found inf for each job, expected a whole number, or a share below 1"),
-        (("--gpus", "1e-320"), "for each job, expected a whole number, or a share below 1 (from 0.0001 on)"),
+        (("--gpus", 1e-5), "for each job, expected a whole number, or a share below 1 (from 0.0001 on)"),
         (("--address", "127.0.0.1:1"), "connecting to Ray at 127.0.0.1:1: nothing answers there"),
         (("--address", "ray://127.0.0.1"), "connecting to Ray at ray://127.0.0.1: found no port; expected ray://HOST:"),
         (("--address", "head"), "connecting to Ray at head: found no port; expected ray://HOST:PORT"),
