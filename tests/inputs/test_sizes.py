@@ -50,7 +50,7 @@ def test_weights_for_the_usual_size_are_interpolated(tmp_path):
     usual = load_teacher(NETWORK, pretrained=False)
     torch.save({"model": usual.model.state_dict()}, tmp_path / "usual.pt")
     teacher = load_teacher(NETWORK, weights=tmp_path / "usual.pt", input_size=(3, 96, 128))
-    assert any("usual.pt is interpolated to another size" in note for note in teacher.notes)
+    assert any("usual.pt” is interpolated to another size" in note for note in teacher.notes)
     assert any("weights taken from 'model'" in note for note in teacher.notes)
     usual.model.set_input_size(img_size=(96, 128))
     assert torch.equal(answers(replace(usual, preprocessing=teacher.preprocessing)), answers(teacher))

@@ -168,9 +168,9 @@ def test_compress_tells_before_it_trains_and_in_the_report(tmp_path):
         own_teacher(Chain(), replace(SAID, input_size=(3, 8, 8))), images, keep=0.7, held_out=photos(8, 5),
         config=us.preset("default", steps=1), on_stage=said.append,
     )  # fmt: skip
-    blank = next(i for i, text in enumerate(said) if "blank (one flat colour): image 3" in text)
+    blank = next(i for i, text in enumerate(said) if "blank (one flat colour): “image 3”" in text)
     assert next(i for i, text in enumerate(said) if "of one flat colour" in text) < said.index("cutting")
     assert blank < said.index("cutting")
     assert result.report.images_check["blank"] == ("image 3",)
-    assert any("blank (one flat colour): image 3" in note for note in result.report.notes)
+    assert any("blank (one flat colour): “image 3”" in note for note in result.report.notes)
     assert us.Report.from_json(result.report.to_json()).images_check["blank"] == ["image 3"]

@@ -220,7 +220,7 @@ def test_only_a_clear_gain_changes_the_file(tmp_path, monkeypatch):
 
 
 def test_too_few_images(tmp_path):
-    with pytest.raises(UnsupportedModel, match="found 3 images, expected at least 4 that differ"):
+    with pytest.raises(UnsupportedModel, match="found 3 images that trained, expected at least 4 that differ"):
         trained(tmp_path, randomised(Chain()), 3)
 
 
