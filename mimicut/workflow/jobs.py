@@ -150,8 +150,8 @@ class ThisMachine:
         with interrupts_counted() as heard, ThreadPoolExecutor(self._count) as pool:
             waiting = {pool.submit(work, job): job for job in jobs}
             try:
-                while waiting:
-                    for ended in wait(waiting, return_when=FIRST_COMPLETED).done:
+                while waiting:  # a signal may reach another thread, and is handled when this one next runs
+                    for ended in wait(waiting, timeout=_LOOK_SECONDS, return_when=FIRST_COMPLETED).done:
                         yield waiting.pop(ended), ended.result()
             finally:
                 heard += [0, 0] if waiting else []  # the caller failed: nothing runs on without it
