@@ -358,6 +358,7 @@ def test_a_cut_that_loses_less_is_not_quantised():
     assert given.formats_for(type("P", (), {"latency": latency})) == ("onnx", "int8")
 
 
+@pytest.mark.long
 def test_a_part_of_the_time_is_kept_for_int8(tmp_path, monkeypatch):
     module, seconds = import_module("mimicut.workflow.compress"), {}
 

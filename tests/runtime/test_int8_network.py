@@ -198,6 +198,7 @@ def test_where_each_step_does_harm_the_file_stays(tmp_path, monkeypatch):
     assert path.read_bytes() == before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("rates", "taken"), [((1e6, 0.1, 0.03), 0.1), ((1e6, 1e5), 1e5)])
 def test_the_first_rate_that_helps_is_taken_or_the_last(rates, taken, tmp_path, monkeypatch):
     module, lr = import_module("mimicut.runtime.int8_mimic"), []
