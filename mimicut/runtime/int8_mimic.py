@@ -162,7 +162,7 @@ def _with_rate(
             if errors[-1][1] < errors[0][1]:
                 rate = share
                 break
-    return replace(config, lr=rate * config.lr), (time.perf_counter() - begun) / steps
+    return replace(config, lr=rate * config.lr), (time.perf_counter() - begun) / max(1, steps)
 
 
 def _steps_within(seconds: float, steps: int, step_seconds: float) -> int:
