@@ -290,8 +290,7 @@ class TrainingLoop:
         tensors = {
             f"{group}/{key}": t.detach().cpu().clone() for group, held in groups.items() for key, t in held.items()
         }
-        data = {"losses": list(self.losses), "steps": self._config.steps, "parts": self.parts}
-        data |= {"halved": self.halved}
+        data = {"losses": list(self.losses), "steps": self._config.steps, "parts": self.parts, "halved": self.halved}
         data |= {name: getattr(self._config, name) for name in ("precision", "layout", "lr")}
         if self.best is not None:
             data |= {"judged": [list(pair) for pair in self.best.errors], "kept": self.best.step}

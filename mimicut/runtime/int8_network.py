@@ -6,7 +6,6 @@ renames weights, folds batch norms into them and transposes them. What trains ar
 activations stay as the images gave them.
 """
 
-import copy
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from mimicut.anatomy.tracing import Example, operator
 from mimicut.base.disk import write_by
 from mimicut.base.errors import UnsupportedModel
 from mimicut.base.guard import evaluating
-from mimicut.runtime.onnx_file import decomposed
+from mimicut.runtime.onnx_file import decomposed, runnable_copy
 from mimicut.runtime.readable_outputs import ReadableOutputs, model_name
 from mimicut.surgery.seam import Seam, SeamPoint, capturing
 
@@ -195,10 +194,8 @@ class TrainableInt8:
         Raises:
             UnsupportedModel: The features, or the file's weights, cannot be found in the program.
         """
-        graph: Any = copy.deepcopy(decomposed(program, model).module())
+        graph = runnable_copy(decomposed(program, model))
         self._file = file = _File(path)
-        for node in [n for n in graph.graph.nodes if n.op == "call_module"]:  # checks of the inputs
-            graph.graph.erase_node(node)
         features = _find_features(graph, model, call, seam)
         moved, folded = _fold_norms(graph)
         values = {node.name: node for node in graph.graph.nodes} | moved

@@ -8,7 +8,6 @@ In INT8 files an activation after a layer is part of how the layer's values are 
 code and no module, as in `torch.relu(conv(x))`, the layer is compared after it.
 """
 
-import copy
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from mimicut.anatomy.tracing import Example
 from mimicut.runtime.export import traced_as_exported
-from mimicut.runtime.onnx_file import ONE_FILE, Operator, operators_of
+from mimicut.runtime.onnx_file import ONE_FILE, Operator, operators_of, runnable_copy
 from mimicut.runtime.readable_outputs import ReadableOutputs
 from mimicut.surgery.seam import tensors
 
@@ -157,10 +156,7 @@ class _Program:
     """A traced program, of which certain values are wanted. names: those of its nodes."""
 
     def __init__(self, program: ExportedProgram, names: Iterable[str]):
-        self._graph: Any = copy.deepcopy(program.module())
-        self._names = set(names)
-        for node in [n for n in self._graph.graph.nodes if n.op == "call_module"]:  # checks of the inputs
-            self._graph.graph.erase_node(node)
+        self._graph, self._names = runnable_copy(program), set(names)
 
     @torch.no_grad()
     def values_of(self, call: Example) -> dict[str, Tensor]:

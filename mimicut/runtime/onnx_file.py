@@ -1,5 +1,6 @@
 """A traced program as an ONNX file."""
 
+import copy
 import warnings
 from ast import literal_eval
 from dataclasses import dataclass
@@ -95,6 +96,14 @@ def decomposed(program: ExportedProgram, model: nn.Module) -> ExportedProgram:
         return _converted(program, False).exported_program
     except Exception as error:
         raise _cannot_write(error, model) from error
+
+
+def runnable_copy(program: ExportedProgram) -> Any:
+    """A program as a graph of its own that runs on its flat arguments, without the checks of its inputs."""
+    graph: Any = copy.deepcopy(program.module())
+    for node in [n for n in graph.graph.nodes if n.op == "call_module"]:
+        graph.graph.erase_node(node)
+    return graph
 
 
 def _axes(value: Any) -> tuple[int | None, ...]:
