@@ -213,9 +213,7 @@ def in_int8(
     config = preset("default", steps=STEPS, views=teacher.views, seed=seed)
     extra = read_extra(GENERATED, few, teacher.views, seed=seed, memory_bytes=2**30)
     assert extra is not None
-    done = mimic_int8(
-        folder / "mimicked" / FILES["int8"], model, example, seam, teacher.model, WithExtra(few, extra), config
-    )
+    done = mimic_int8(folder / "mimicked" / FILES["int8"], model, example, seam, WithExtra(few, extra), config)
     return rounded, mimicked, done.to_json()
 
 

@@ -441,7 +441,7 @@ def _mimicked(
     asked.say(f"mimicking {config.steps} steps in INT8, on {len(few)} images")
     try:
         return mimic_int8(
-            exported.files["int8"], model, example, seam, comparison.teacher_model or model, images, config,
+            exported.files["int8"], model, example, seam, images, config,
             on_step=SpokenProgress(asked.say, "step in INT8"), max_memory=int(memory.PASSES * memory_bytes),
             max_seconds=asked.max_seconds,
         ).to_json()  # fmt: skip

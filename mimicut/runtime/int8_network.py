@@ -41,6 +41,22 @@ _LAYERS = _CONVOLUTIONS | {"linear"}
 _NORMS = {"batch_norm": 7, "_native_batch_norm_legit_no_training": 6}
 
 
+class _Round(torch.autograd.Function):
+    """Rounds as `torch.fake_quantize_per_tensor_affine` does, with the same gradient, in a fifth of its time on a CPU
+    (torch 2.15; measured: docs/LOG.md)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, step: float, zero: int, low: int, high: int) -> Tensor:
+        ctx.ends = (low - zero - 0.5) * step, (high - zero + 0.5) * step
+        ctx.save_for_backward(x)
+        return (x / step).round_().clamp_(low - zero, high - zero).mul_(step)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        inside = torch.ops.aten.hardtanh_backward(*gradients, *ctx.saved_tensors, *ctx.ends)
+        return inside, None, None, None, None
+
+
 class RoundedActivation(nn.Module):
     """Rounds a tensor as a QuantizeLinear and its DequantizeLinear do; gradients go to the values inside its range."""
 
@@ -49,7 +65,7 @@ class RoundedActivation(nn.Module):
         self.step, self.zero, self.low, self.high = step, zero, low, high
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.fake_quantize_per_tensor_affine(x, self.step, self.zero, self.low, self.high)
+        return _Round.apply(x, self.step, self.zero, self.low, self.high)
 
 
 class RoundedWeight(nn.Module):
