@@ -62,6 +62,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "timm:efficientnet_lite0": (partial(_timm, "efficientnet_lite0"), (3, 64, 64)),
     "timm:convnext_atto": (partial(_timm, "convnext_atto"), (3, 64, 64)),
     "timm:ghostnet_100": (partial(_timm, "ghostnet_100"), (3, 64, 64)),
+    "timm:levit_128s": (partial(_timm, "levit_128s"), (3, 224, 224)),
     "timm:swin_tiny_patch4_window7_224": (
         partial(_timm, "swin_tiny_patch4_window7_224", img_size=112, depths=(1, 1, 1, 1), embed_dim=48), (3, 112, 112),
     ),

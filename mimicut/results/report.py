@@ -409,7 +409,8 @@ def int8_sentence(table: Mapping[str, Any]) -> str:
         return f"{weights}, rounded after training: {mimic['steps']} steps of mimicking in INT8 helped little {others}"
     return (
         f"{weights}, mimicked for {mimic['kept']} steps in INT8 on {mimic['images']} images; {others}, "
-        f"by which the step was chosen, the error is {mimic['error']:.3g}, before {mimic['error_before']:.3g}"
+        f"by which the step was chosen, the error against float32 is {mimic['error']:.3g}, before "
+        f"{mimic['error_before']:.3g}"
         + (f"; {left} tensors were rounded in the file alone" if (left := mimic.get("unrounded")) else "")
     )
 

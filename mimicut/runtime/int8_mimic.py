@@ -38,8 +38,8 @@ from mimicut.surgery.seam import Seam, SeamPoint
 
 STEPS = 100
 # Shares of the rate that is measured for a student of a cut, and steps that try each: the first one that brings the
-# network nearer is taken, or the last. A student that has learned these images is at its goal already; a network that
-# rounding has thrown far off needs more. Source: measured (docs/LOG.md).
+# network nearer is taken, or the last. Where rounding costs little a large one does harm; a network that it has thrown
+# far off needs one. Source: measured (docs/LOG.md).
 RATES, TRIED = (0.3, 0.1, 0.03), 10
 # By what share the error must fall, on images that do not train here, for the file to be changed, both as it is trained
 # and as the written file has it: there are few, and ranges are those of these images. Source: measured (docs/LOG.md).
@@ -198,7 +198,8 @@ def _is_better(trained: TrainableInt8, path: Path, student: nn.Module, example: 
     wanted = [outputs_of(reference, *call) for call in calls]
     try:
         trained.write_to(fresh)
-        better = _file_error(fresh, calls, wanted) <= (1 - LEAST_GAIN) * _file_error(path, calls, wanted)
+        before, after = (_file_error(each, calls, wanted) for each in (path, fresh))
+        better = after < before and after <= (1 - LEAST_GAIN) * before
         if better:
             move(fresh, path)
     finally:
@@ -207,10 +208,11 @@ def _is_better(trained: TrainableInt8, path: Path, student: nn.Module, example: 
 
 
 def _file_error(path: Path, calls: list[Batch], wanted: list[list[Tensor]]) -> float:
-    """The squared error of a file's outputs, over their own squares."""
-    error = size = 0.0
-    for found, expected in zip(run_onnx(path, calls), wanted, strict=True):
-        for have, want in zip(found, expected, strict=True):
-            error += float((have.double() - want.double()).square().sum())
-            size += float(want.double().square().sum())
-    return error / size if size else math.inf
+    """The squared error of each of a file's outputs over its own squares, added up; of whole numbers only where it
+    returns nothing else."""
+    found, error = list(run_onnx(path, calls)), 0.0
+    numbers = range(len(wanted[0]))
+    for i in [i for i in numbers if wanted[0][i].is_floating_point()] or numbers:
+        have, want = (torch.cat([each[i].double().flatten() for each in of]) for of in (found, wanted))
+        error += float((have - want).square().sum() / want.square().sum().clamp(min=1e-300))
+    return error

@@ -14,6 +14,7 @@ import torch
 from nets import Chain
 
 import mimicut as us
+from benchmarks.studies.edge_formats import one
 from mimicut.base.errors import InputError, LawBroken, UnsupportedModel
 from mimicut.inputs.preprocessing import Preprocessing
 from mimicut.inputs.teacher import own_teacher
@@ -40,6 +41,17 @@ def test_the_demo_student_agrees_in_every_format(kind, tmp_path):
     assert found.edge_images == 1
     assert (tmp_path / EDGE[kind].file).stat().st_size > found.bytes / 2
     assert found.not_run if kind == "coreml" and sys.platform != "darwin" else found.errors[kind] <= 1e-4
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["executorch", "coreml"])
+@pytest.mark.parametrize(
+    "name", ["timm:levit_128s", "timm:swin_tiny_patch4_window7_224", "torchvision:mobilenet_v3_small"]
+)
+def test_a_sample_of_the_zoo_agrees(name, kind):
+    line = one(name, kind)
+    assert "error" not in line, line
+    assert "not_run" in line if kind == "coreml" and sys.platform != "darwin" else line["difference"] <= 1e-4
 
 
 def run_program(path, calls):

@@ -21,6 +21,7 @@ from mimicut.inputs.preprocessing import Preprocessing
 from mimicut.inputs.teacher import own_teacher
 from mimicut.proof.randomised import randomised
 from mimicut.results import store
+from mimicut.results.report import int8_sentence
 from mimicut.runtime import int8
 from mimicut.runtime.export import FILES, run_onnx
 
@@ -393,3 +394,16 @@ def test_export_mimics_in_int8_on_request(made, tmp_path, quick):
         us.export_folder(copy, ["int8"], images=photos(10), teacher=own, int8_steps=2, normalise=True, force=True)
     with pytest.raises(InputError, match="found 2 steps in INT8 and the formats onnx; expected the format int8"):
         us.export_folder(copy, ["onnx"], images=photos(10), teacher=own, int8_steps=2, force=True)
+
+
+def test_how_the_file_was_made_is_said():
+    done = {"steps": 100, "kept": 85, "images": 38, "judged_by": 12, "error_before": 0.1234, "error": 0.05}
+    assert int8_sentence({"weight_bits": 8, "mimic": {**done, "unrounded": 3}}) == (
+        "INT8 with weights of 8 bits, mimicked for 85 steps in INT8 on 38 images; on 12 other images, by which the step "
+        "was chosen, the error against float32 is 0.05, before 0.123; 3 tensors were rounded in the file alone"
+    )
+    assert int8_sentence({"mimic": {**done, "kept": 0}}) == (
+        "INT8, rounded after training: 100 steps of mimicking in INT8 helped little on 12 other images"
+    )
+    assert int8_sentence({"mimic": {"failed": "no time"}}).endswith("it did not mimic in INT8: no time")
+    assert int8_sentence({}) == "INT8, rounded after training"

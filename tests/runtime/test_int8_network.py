@@ -1,8 +1,10 @@
 """INT8 files that train: read back as a network that rounds as they do, and written back."""
 
+import math
 import platform
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -151,6 +153,13 @@ def test_an_activation_is_rounded_as_torch_does_it(step, zero, low, high):
     assert torch.equal(found[1], expected[1])
 
 
+def test_halves_are_rounded_to_even_as_in_a_file():
+    """And a value is divided by the step: the last one times its reciprocal is 7.5 and would be 8."""
+    assert RoundedActivation(0.5, 0, -8, 7)(torch.tensor([-0.75, -0.25, 0.25, 0.75])).tolist() == [-1, 0, 0, 1]
+    step = torch.tensor(0.3).item()
+    assert RoundedActivation(step, 0, 0, 255)(torch.tensor([2.25])).item() == pytest.approx(7 * step)
+
+
 def test_a_weight_is_rounded_by_channel():
     weight = torch.tensor([[1.27, 0.004, -0.5], [12.7, 0.04, 0.06]], requires_grad=True)
     rounding = RoundedWeight(0, 127, torch.zeros(2))
@@ -182,26 +191,50 @@ def test_mimicking_in_int8_is_never_worse_on_images_set_aside(tmp_path):
     done, before, path = trained(tmp_path, model, 40, steps=20)
     assert (done.steps, done.images, done.judged_by, done.unrounded) == (20, 30, 10, 0)
     assert (path.read_bytes() == before) == (done.kept == 0)
+    assert done.error <= done.error_before
     assert [each.name for each in path.parent.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize(("gains", "changes"), [pytest.param(0.3, True, marks=pytest.mark.long), (0.1, False)])
-def test_the_file_changes_only_where_what_it_computes_is_clearly_nearer(tmp_path, monkeypatch, gains, changes):
+@pytest.mark.parametrize(
+    ("errors", "changes"),
+    [
+        pytest.param((1.0, 0.7), True, marks=pytest.mark.long),
+        pytest.param((0.0, 0.0), False, marks=pytest.mark.long),
+        pytest.param((math.inf, math.inf), False, marks=pytest.mark.long),
+        ((1.0, 0.9), False),
+    ],
+)
+def test_the_file_changes_only_where_what_it_computes_is_clearly_nearer(tmp_path, monkeypatch, errors, changes):
     module = import_module("mimicut.runtime.int8_mimic")
     monkeypatch.setattr(int8, "weight_bits", lambda: 7)
-    measured, wanted = module._file_error, []
+    model, judged = randomised(Residual()), []
 
-    def error(path, calls, outputs):
-        assert measured(path, calls, outputs) > 0
-        wanted.append(outputs)
-        return 1 - gains if path.name.startswith("trained") else 1.0
+    def error(path, calls, wanted):
+        (images,), _ = calls[0]
+        assert torch.allclose(wanted[0][0], model(images), atol=1e-6)
+        judged.append(sum(len(first) for (first,) in wanted))
+        return errors[path.name.startswith("trained")]
 
     monkeypatch.setattr(module, "_file_error", error)
-    model = randomised(Residual())
     done, before, path = trained(tmp_path, model, 40, steps=20)
-    assert len(torch.cat([first for (first,) in wanted[0]])) == done.judged_by
+    assert judged == [done.judged_by] * 2
     assert (path.read_bytes() != before) is (done.kept > 0) is changes
     assert (done.error < (1 - module.LEAST_GAIN) * done.error_before) is changes
+
+
+def test_each_output_of_a_file_counts_by_its_own_size(monkeypatch):
+    """Whole numbers count where there is nothing else."""
+    module = import_module("mimicut.runtime.int8_mimic")
+    wanted = [[torch.tensor([2.0, 0.0]), torch.tensor([300.0]), torch.tensor([7])], [torch.zeros(1)] * 2]
+    wanted[1].append(torch.tensor([5]))
+    found = [[torch.tensor([1.0, 0.0]), torch.tensor([330.0]), torch.tensor([1])], wanted[1]]
+
+    def error(first):
+        monkeypatch.setattr(module, "run_onnx", lambda path, calls: iter([each[first:] for each in found]))
+        return module._file_error(Path(), [], [each[first:] for each in wanted])
+
+    assert error(0) == pytest.approx(0.25 + 0.01)
+    assert error(2) == pytest.approx(36 / 74)
 
 
 @pytest.mark.long
@@ -227,8 +260,10 @@ def test_the_first_rate_that_helps_is_taken_or_the_last(rates, taken, tmp_path, 
 @pytest.mark.long
 def test_only_a_clear_gain_changes_the_file(tmp_path, monkeypatch):
     """It does gain: see `test_the_file_changes_only_where_what_it_computes_is_clearly_nearer`."""
+    module = import_module("mimicut.runtime.int8_mimic")
     monkeypatch.setattr(int8, "weight_bits", lambda: 7)
-    monkeypatch.setattr(import_module("mimicut.runtime.int8_mimic"), "LEAST_GAIN", 1.0)
+    monkeypatch.setattr(module, "LEAST_GAIN", 1.0)
+    monkeypatch.setattr(module, "_is_better", lambda *arguments: pytest.fail("the file was written"))
     done, before, path = trained(tmp_path, randomised(Residual()), 40, steps=20)
     assert path.read_bytes() == before
     assert done.kept == 0
