@@ -450,11 +450,9 @@ def _round_weights(
         if name is None:
             unfound.append((values, whole, steps, axis))
             continue
-        most = int(whole.abs().max())
-        usual = free[name].T if transposed else free[name]
         unfolded, factor = folded.get(name, (None, None))
-        least = _least(usual, steps, axis, most)
-        rounding = RoundedWeight(1 - axis if transposed and axis is not None else axis, most, least, factor)
+        of_weight = 1 - axis if transposed and axis is not None else axis
+        rounding = _rounding_of(whole, steps, of_weight, free[name], factor)
         if unfolded is not None:
             _put(module, name, unfolded)
         add(values, name, transposed, rounding, _bias_of(uses[name], file.bias(values)))
@@ -465,18 +463,20 @@ def _round_weights(
         if name is None:
             missing.append(values)
             continue
-        most, names = int(whole.abs().max()), file.bias(values)
-        least = _least(free[name] * factor, steps, axis, most)
-        rounding = RoundedWeight(axis, most, least, factor, multiplies_later=True)
+        names = file.bias(values)
+        rounding = _rounding_of(whole, steps, axis, free[name] * factor, factor, multiplies_later=True)
         add(values, name, False, rounding, None if names is None else _Bias(None, *names))
     return found, missing
 
 
-def _least(usual: Tensor, steps: Tensor, axis: int | None, most: int) -> Tensor:
-    """The file's steps of a weight where they are larger than its values ask for, else zero."""
-    others = [i for i in range(usual.dim()) if i != axis]
-    largest = (usual.abs().amax(others) if axis is not None else usual.abs().max()) / most
-    return torch.where(steps > _SAME_STEP * largest, steps, 0.0)
+def _rounding_of(
+    whole: Tensor, steps: Tensor, axis: int | None, scaled: Tensor, factor: Tensor | None, **options: bool
+) -> RoundedWeight:
+    """What rounds a weight as the file has it: these whole numbers and steps for these scaled values. The file's steps
+    stay where they are larger than the values ask for."""
+    rounding = RoundedWeight(axis, int(whole.abs().max()), torch.zeros_like(steps), factor, **options)
+    rounding.least = torch.where(steps > _SAME_STEP * rounding.step(scaled), steps, 0.0)
+    return rounding
 
 
 def _parameter_by_channel(

@@ -399,8 +399,8 @@ def test_export_mimics_in_int8_on_request(made, tmp_path, quick):
 def test_how_the_file_was_made_is_said():
     done = {"steps": 100, "kept": 85, "images": 38, "judged_by": 12, "error_before": 0.1234, "error": 0.05}
     assert int8_sentence({"weight_bits": 8, "mimic": {**done, "unrounded": 3}}) == (
-        "INT8 with weights of 8 bits, mimicked for 85 steps in INT8 on 38 images; on 12 other images, by which the step "
-        "was chosen, the error against float32 is 0.05, before 0.123; 3 tensors were rounded in the file alone"
+        "INT8 with weights of 8 bits, mimicked for 85 steps in INT8 on 38 images; on 12 other images, by which the "
+        "step was chosen, the error against float32 is 0.05, before 0.123; 3 tensors were rounded in the file alone"
     )
     assert int8_sentence({"mimic": {**done, "kept": 0}}) == (
         "INT8, rounded after training: 100 steps of mimicking in INT8 helped little on 12 other images"
