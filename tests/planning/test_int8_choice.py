@@ -85,6 +85,7 @@ def test_int8_alone_where_it_meets_the_latency(clock):
     assert "a cut alone: 0.5" in found.notes[-1]
 
 
+@pytest.mark.long
 def test_int8_alone_is_judged_beside_the_teacher_on_a_machine_that_has_slowed_down(clock, monkeypatch):
     measured = int8_choice.measure_student
 
@@ -109,6 +110,7 @@ def test_a_milder_cut_and_int8_where_int8_alone_is_too_slow(clock):
     assert "INT8 alone: 0.50 of the teacher's latency; it misses the latency" in found.notes[-1]
 
 
+@pytest.mark.long
 def test_a_cut_that_is_fast_enough_in_int8_alone_is_found(clock):
     found = plan(0.4, min_channels=6)
     assert found.latency.setting["precision"] == "int8"
