@@ -165,7 +165,7 @@ def _stored(
 
 @cache
 def _opens(path: Path) -> bool:
-    """Whether a test image is there at all; one that is not is told once and left out."""
+    """Whether a test image is there at all; one that is not is reported once and left out."""
     try:
         with Image.open(path) as image:
             image.load()

@@ -92,12 +92,12 @@ def _text(lines: dict[str, Lines]) -> str:
 
 
 def _place(lines: Lines) -> str:
-    told = {}
+    shown = {}
     for line in lines:
         at, made = line["platform"], line["versions"]
         device = "" if at["device"] == "cpu" else f" with a GPU ({at['device']}), several cells at once on it"
-        told[f"{at['processor']}{device}, torch {made['torch']}, Python {made['python']}"] = None
-    return "; ".join(told)
+        shown[f"{at['processor']}{device}, torch {made['torch']}, Python {made['python']}"] = None
+    return "; ".join(shown)
 
 
 def _sooner(lines: Lines) -> str:
@@ -146,8 +146,8 @@ def _ablation(lines: Lines) -> str:
     rows = ["| recipe | " + " | ".join(f"{w[0].partition(':')[2]}, {w[1]}" for w in places) + " |"]
     rows.append("|---|" + "--:|" * len(places))
     for options in sorted(found, key=lambda options: options != "the default"):
-        told = [f"{_lost(r):.2f} ({len(r)} seeds)" if (r := found[options].get(w)) else "" for w in places]
-        rows.append(f"| {options} | " + " | ".join(told) + " |")
+        shown = [f"{_lost(r):.2f} ({len(r)} seeds)" if (r := found[options].get(w)) else "" for w in places]
+        rows.append(f"| {options} | " + " | ".join(shown) + " |")
     return "\n".join(rows)
 
 
@@ -216,14 +216,14 @@ def _heavy(lines: Lines) -> str:
         "|---|--:|" + "--:|" * (len(names) + 2),
     ]
     for ((teacher, cut, _), _), methods in _runs(lines).items():
-        told = [f"{_lost(methods[name]):.2f}" if name in methods else "" for name in names]
+        shown = [f"{_lost(methods[name]):.2f}" if name in methods else "" for name in names]
         ours = methods.get(OWN, {})
         there = [methods[name] for name in others if name in methods and methods[name].keys() >= ours.keys()]
         found = difference(ours, min(there, key=_lost)) if ours and there else None
         ahead = "" if found is None else f"{found[0]:+.2f} ± {found[1]:.2f}"
         macs = [r["figures"]["macs"] for runs in methods.values() for r in runs.values()]
         rows.append(
-            f"| {teacher.partition(':')[2]}, {cut} | {statistics.median(macs):.0%} | " + " | ".join(told)
+            f"| {teacher.partition(':')[2]}, {cut} | {statistics.median(macs):.0%} | " + " | ".join(shown)
             + f" | {ahead} | {len(ours)} |"
         )  # fmt: skip
     return "\n".join(rows)
@@ -237,8 +237,8 @@ def _short(lines: Lines) -> str:
     rows = ["| teacher, cut | " + " | ".join(f"{s} steps" for s in every) + " |", "|---|" + "--:|" * len(every)]
     for where in dict.fromkeys(where for where, _ in runs):
         cells = [runs.get((where, s)) for s in every]
-        told = [f"{_lost(c):.2f} in {_seconds(c):.0f} s ({len(c)} seeds)" if c else "" for c in cells]
-        rows.append(f"| {where[0].partition(':')[2]}, {where[1]} | " + " | ".join(told) + " |")
+        shown = [f"{_lost(c):.2f} in {_seconds(c):.0f} s ({len(c)} seeds)" if c else "" for c in cells]
+        rows.append(f"| {where[0].partition(':')[2]}, {where[1]} | " + " | ".join(shown) + " |")
     return "\n".join(rows)
 
 

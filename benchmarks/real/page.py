@@ -245,8 +245,8 @@ def _tables(table: Table, figure: Any, form: str, second: Any = None) -> list[st
             "|--:|--:|--:|" + "--:|" * len(names),
         ]
         for (_, _, keep, images, steps), methods in rows.items():
-            told = [_mean(methods.get(name), figure, form, second) for name in names]
-            text.append(f"| {keep:g} | {images} | {steps} | " + " | ".join(told) + " |")
+            shown = [_mean(methods.get(name), figure, form, second) for name in names]
+            text.append(f"| {keep:g} | {images} | {steps} | " + " | ".join(shown) + " |")
         parts.append("\n".join(text))
     return parts
 
@@ -261,9 +261,9 @@ def _mean(runs: dict[int, Line] | None, figure: Any, form: str, second: Any) -> 
     figures = [line["figures"] for line in runs.values() if figure(line["figures"]) is not None]
     if not figures:
         return ""
-    told = form.format(statistics.mean(map(figure, figures)))
-    told += "" if second is None else f" / {statistics.mean(map(second, figures)):.3f}"
-    return told + ("" if len(figures) == 3 else f" ({len(figures)})")
+    shown = form.format(statistics.mean(map(figure, figures)))
+    shown += "" if second is None else f" / {statistics.mean(map(second, figures)):.3f}"
+    return shown + ("" if len(figures) == 3 else f" ({len(figures)})")
 
 
 def _costs(table: Table) -> list[str]:
@@ -273,13 +273,13 @@ def _costs(table: Table) -> list[str]:
         "|---|--:|--:|--:|--:|" + "--:|" * len(names),
     ]
     for where, methods in table.items():
-        told = []
+        shown = []
         for name in names:
             runs = list(methods.get(name, {}).values())
             peaks = [line["peak_memory_mib"] for line in runs if line["peak_memory_mib"] is not None]
             memory = f", {max(peaks):,.0f} MiB" if peaks else ""
-            told.append(f"{min(line['seconds'] for line in runs):.0f} s{memory}" if runs else "")
-        rows.append(f"| {_place(where)} | " + " | ".join(told) + " |")
+            shown.append(f"{min(line['seconds'] for line in runs):.0f} s{memory}" if runs else "")
+        rows.append(f"| {_place(where)} | " + " | ".join(shown) + " |")
     return ["\n".join(rows)]
 
 
@@ -304,15 +304,15 @@ def _state(found: list[Line], done: list[Line]) -> str:
 
 
 def _places(done: list[Line]) -> list[str]:
-    told: dict[str, int] = defaultdict(int)
+    shown: dict[str, int] = defaultdict(int)
     for line in done:
         at, made = line["platform"], line["versions"]
         device = "" if at["device"] == "cpu" else f", on a GPU ({at['device']})"
-        told[
+        shown[
             f"{at['processor']}, {at['cores']} cores, {at['threads']} threads{device}; torch {made['torch']}, timm "
             f"{made.get('timm')}, Python {made['python']}, mimicut {made.get('mimicut') or made.get('understudy')}"
         ] += 1
-    return [f"{count} cells: {place}" for place, count in told.items()]
+    return [f"{count} cells: {place}" for place, count in shown.items()]
 
 
 def _about_sure(done: list[Line]) -> str:

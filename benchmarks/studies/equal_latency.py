@@ -168,13 +168,13 @@ def results(lines: list[dict[str, Any]]) -> dict[str, dict[str, list[tuple[float
     found: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
     for teacher, seed in dict.fromkeys((x["teacher"], x["seed"]) for x in lines):
         own = {x["method"]: x for x in lines if (x["teacher"], x["seed"]) == (teacher, seed)}
-        told = {
+        shown = {
             method: (x["top1_teacher"] - x["top1"], x["share"]) if "top1" in x else None for method, x in own.items()
         }
         if "mixed" in own and not own["mixed"].get("drop", True):
-            runs = [told[method] for method in ("mixed", "width") if told.get(method)]
-            told["mixed"] = told["width"] = tuple(map(mean, zip(*runs, strict=True)))
-        for method, each in told.items():
+            runs = [shown[method] for method in ("mixed", "width") if shown.get(method)]
+            shown["mixed"] = shown["width"] = tuple(map(mean, zip(*runs, strict=True)))
+        for method, each in shown.items():
             found[teacher][method].append(each)
     return found
 

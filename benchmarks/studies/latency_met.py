@@ -141,11 +141,11 @@ def page(lines: list[dict[str, Any]]) -> str:
         name, where = x["teacher"].partition(":")[2], f"{x['runtime']}, batch {x['batch']}, threads {x['threads']}"
         if "share" in x:
             found = f"{x['share']:.3f} ({x['share_low']:.3f} to {x['share_high']:.3f})"
-            told = [f"{x['teacher_ms']:.2f}", found, f"{x['spread_low']:.3f} to {x['spread_high']:.3f}"]
-            told += [f"{x['macs']:.2f}", str(len(x["drop"])), str(len(x["tries"])), f"{x['seconds']:.0f}"]
+            shown = [f"{x['teacher_ms']:.2f}", found, f"{x['spread_low']:.3f} to {x['spread_high']:.3f}"]
+            shown += [f"{x['macs']:.2f}", str(len(x["drop"])), str(len(x["tries"])), f"{x['seconds']:.0f}"]
         else:
-            told = ["", "out of reach", "", "", "", "", f"{x['seconds']:.0f}"]
-        rows.append(" | ".join([f"| {name}", where, f"{x['asked']:g}", *told, f"{'yes' if _met(x) else 'no'} |"]))
+            shown = ["", "out of reach", "", "", "", "", f"{x['seconds']:.0f}"]
+        rows.append(" | ".join([f"| {name}", where, f"{x['asked']:g}", *shown, f"{'yes' if _met(x) else 'no'} |"]))
     total = summary(lines)
     return "\n".join(
         [
@@ -167,8 +167,8 @@ def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
     """How many are met, and which are not."""
     last = [found[-1] for found in _runs(lines).values()]
     missed = [x for x in last if not _met(x)]
-    told = [f"{x['teacher']} {x['runtime']} {x['asked']}: {x.get('share', 'out of reach')}" for x in missed]
-    return {"met": len(last) - len(missed), "of": len(last), "missed": told}
+    shown = [f"{x['teacher']} {x['runtime']} {x['asked']}: {x.get('share', 'out of reach')}" for x in missed]
+    return {"met": len(last) - len(missed), "of": len(last), "missed": shown}
 
 
 if __name__ == "__main__":

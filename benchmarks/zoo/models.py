@@ -19,7 +19,7 @@ FAMILIES = Path(__file__).parent / "timm.json"
 SIZE = (3, 224, 224)
 _SMALL = {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3, "intermediate_size": 768}
 _DETR = {"backbone_config": {"model_type": "resnet", "out_features": ["stage1", "stage2", "stage3", "stage4"]}}
-# spec -> what else `mimicut.load_teacher` is to be told: parts of detectors, segmentation at the zoo's size, small
+# spec -> what else `mimicut.load_teacher` is given: parts of detectors, segmentation at the zoo's size, small
 # members of the families of transformers; three of 518 and 768 pixels smaller, as float64 would take many minutes.
 OTHERS: dict[str, dict[str, Any]] = {
     "timm:gemma4_vit_167m": {"input_size": (3, 240, 240)},

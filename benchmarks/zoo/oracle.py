@@ -151,7 +151,7 @@ def _cuts(layer: Any, out: bool, idxs: list[int], axis: int) -> Iterator[tuple[t
 
 
 def _kinds(model: nn.Module, positions: set[Position]) -> list[str]:
-    """ "LayerNorm.weight axis 0", sorted: how differences are told apart."""
+    """ "LayerNorm.weight axis 0", sorted: how differences are distinguished."""
     modules, found = dict(model.named_modules()), set()
     for tensor, axis, _ in positions:
         owner, _, key = tensor.rpartition(".")

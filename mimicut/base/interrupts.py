@@ -84,7 +84,7 @@ def interrupts_held() -> Iterator[Callable[[], None]]:
 def interrupts_counted() -> Iterator[list[int]]:
     """Let Ctrl-C and SIGTERM only be counted inside: each is appended to the list that is yielded.
 
-    For a wait for other processes, which are told to stop in their turn. It works in the main thread alone.
+    For a wait for other processes, which are asked to stop in their turn. It works in the main thread alone.
     """
     heard: list[int] = []
     main = threading.current_thread() is threading.main_thread()

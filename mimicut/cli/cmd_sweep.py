@@ -192,7 +192,7 @@ def _machines(address: str | None, at_once: int | None, gpus: float) -> "Iterato
 
 
 def _job(name: str, options: dict[str, Any], machines: "Machines", threads: int | None, memory: int | None) -> "Job":
-    """The job with its share of the machines, which its process is told."""
+    """The job with its share of the machines, which its process is given."""
     from dataclasses import replace
 
     from mimicut.base.errors import InputError

@@ -81,7 +81,7 @@ def _stand_in(number: int, container: Any = None) -> type:
 def _loaded(path: Path) -> Any:
     """What torch.save wrote, with stand-ins for all that is neither plain data nor a tensor.
 
-    torch's own reader (weights_only) knows no class but those that it is told of. It stops at the first unknown name,
+    torch's own reader (weights_only) knows no class but those that it is given. It stops at the first unknown name,
     which is then given a stand-in, and at the first object that turns out to be a dict or a list.
     """
     names: list[str] = []

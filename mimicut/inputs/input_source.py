@@ -70,7 +70,7 @@ class InputSource:
         for i, sample in enumerate(found):
             if _form(sample) != _form(found[0]):
                 raise InputError(
-                    f"reading sample {i}: found {_told(sample)}, expected what sample 0 has, {_told(found[0])}"
+                    f"reading sample {i}: found {_in_words(sample)}, expected what sample 0 has, {_in_words(found[0])}"
                 )
         self._samples = found
         self.names = [f"sample {i}" for i in range(len(found))] if names is None else list(names)
@@ -269,7 +269,7 @@ def _form(sample: Mapping[Key, Tensor]) -> list[Any]:
     return [(key, t.shape, t.dtype) for key, t in sample.items()]
 
 
-def _told(sample: Mapping[Key, Tensor]) -> str:
+def _in_words(sample: Mapping[Key, Tensor]) -> str:
     return ", ".join(f"{key} {tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for key, t in sample.items())
 
 

@@ -39,7 +39,7 @@ from mimicut.recovery.view_budget import (
 )
 from mimicut.surgery.seam import Capture, capturing
 
-# Inputs x kernel up to which a layer's inputs are told apart by their place in the kernel; above it one repair serves
+# Inputs x kernel up to which the place in the kernel distinguishes a layer's inputs; above it one repair serves
 # all places. Source: assumption, for time.
 _WITH_KERNEL = 1200
 _POSITIONS = 64  # of a view, of which second moments are taken. Source: assumption.
@@ -363,7 +363,7 @@ def _parts(batch: Batch, size: int) -> Iterator[Batch]:
 def _readers_in(width: int, units: np.ndarray, weight: Tensor, moments: Tensor, force: Tensor) -> Iterator[Reader]:
     """A layer as it reads a group: itself, or each of its own groups. units: of the group, for each of its inputs."""
     groups, inputs = len(moments), weight.shape[1]
-    apart = moments.shape[1] > inputs  # told apart by their place in the kernel
+    apart = moments.shape[1] > inputs  # by their place in the kernel
     taps = weight[0, 0].numel() if apart else 1
     where = [np.flatnonzero(units == unit) for unit in range(width)]
     at = np.full((width, max(map(len, where)), taps), -1)

@@ -61,8 +61,8 @@ class Cluster:
                 try:
                     if len(heard) > handed_on:
                         handed_on = len(heard)
-                        told = self._tell(counter, handed_on, waiting)
-                        if handed_on > 1 or not told:
+                        received = self._tell(counter, handed_on, waiting)
+                        if handed_on > 1 or not received:
                             end = min(end, time.monotonic() + _KILL_SECONDS)
                     ready = ray.wait(list(waiting), num_returns=1, timeout=_LOOK_SECONDS)[0] if waiting else []
                 except (ray.exceptions.RayError, ConnectionError) as error:

@@ -1,4 +1,4 @@
-"""The bound on memory: how it is told, what it is by default, and what is refused before the work."""
+"""The bound on memory: how it is given, what it is by default, and what is refused before the work."""
 
 import ctypes
 import gc
@@ -112,7 +112,7 @@ def test_fewer_images_at_once_where_there_is_less_room():
     assert [footprint.images_within(anatomy, room) for room in (0, one, 5.5 * one, 1e12)] == [1, 1, 5, 64]
 
 
-def test_too_little_memory_is_told_before_any_work():
+def test_too_little_memory_is_reported_before_any_work():
     teacher = own_teacher(Chain(), Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3))
     images, stages = torch.randn(12, 3, 8, 8), []
     with pytest.raises(InputError, match=r"needs about [\d.]+ [GM]B, and max_memory is 1 MB.*--max-memory [\d.]+G"):

@@ -243,10 +243,10 @@ def test_cells_of_the_same_images_share_what_the_images_say(prepared, teacher_fi
     where = run.Where(prepared.folder)
     cell = Cell("real 32", teacher_file, {"keep": 0.7, "scheme": "mid"}, 7, 0, 5, run.OWN)
     run._evidence.cache_clear()
-    told = [run.run_cell(each, where) for each in (cell, replace(cell, cut={"keep": 0.6, "scheme": "mid"}))]
+    lines = [run.run_cell(each, where) for each in (cell, replace(cell, cut={"keep": 0.6, "scheme": "mid"}))]
     assert len(calls) == 1
-    assert [line.get("error") for line in told] == [None, None]
-    assert all(line["seconds"] > 0 for line in told)
+    assert [line.get("error") for line in lines] == [None, None]
+    assert all(line["seconds"] > 0 for line in lines)
 
 
 def test_lines_of_other_pictures_are_not_mixed(lines, packages, prepared, teacher_file, tmp_path, capsys):

@@ -374,7 +374,7 @@ def test_numbers_out_of_range_and_strange_lines_are_refused_in_words(tmp_path, c
     assert "'nobody' is not known" in capsys.readouterr().err
 
 
-def test_an_unreadable_test_image_is_left_out_and_told(folder, tmp_path, capsys):
+def test_an_unreadable_test_image_is_left_out_and_reported(folder, tmp_path, capsys):
     root = tmp_path / "imagenet"
     shutil.copytree(folder, root)
     (root / "val" / "n0003" / "1.JPEG").write_bytes(b"broken")
@@ -482,10 +482,10 @@ def test_the_page_is_made_from_the_lines(tmp_path, monkeypatch):
     margins = "+15.0 [+15.0, +15.0] | +3.0 [+3.0, +3.0]"
     assert f"demo:resnet14, widths x 0.5 | 1000 | 5.0 | {margins} | {margins} | yes |" in text
     assert "Families that meet it: 0 after 200 steps, 1 after 1000 steps." in text
-    told = "demo:vit_tiny, widths x 0.5 | {} | {} | {} | {}, {}, {}, {}, {} | 1 | {} |"
+    row = "demo:vit_tiny, widths x 0.5 | {} | {} | {} | {}, {}, {}, {}, {} | 1 | {} |"
     for method, steps, lost, met in (("MiR", 1000, 6.0, "no"), ("MiR, AdamW", 200, 4.2, "no")):
-        assert told.format(method, steps, lost, *[lost] * 5, met) in text
-    assert told.format("MiR, AdamW", 1000, 1.0, *[1.0] * 5, "yes") in text
+        assert row.format(method, steps, lost, *[lost] * 5, met) in text
+    assert row.format("MiR, AdamW", 1000, 1.0, *[1.0] * 5, "yes") in text
     assert "| MiR, AdamW | **85.8 ± 0.0**<br>-5.0 [-5.0, -5.0] |" in text
     assert "**84.5 ± 0.5**" in text
     assert "**88.0 ± 0.0**<br>at 50% of MACs" in text

@@ -32,7 +32,7 @@ def test_a_sample_goes_the_whole_way(spec):
     assert clock["all"] == pytest.approx(sum(clock[s] for s in case.STAGES if s != "export"), abs=0.01)
 
 
-def test_what_is_refused_and_what_fails_are_told_apart(monkeypatch):
+def test_what_is_refused_and_what_fails_are_distinguished(monkeypatch):
     assert case.run("nowhere.nothing:build")["outcome"] == "failed"
     monkeypatch.setattr(case, "KEEP", 0.0001)
     line = case.run("demo:vgg7")
@@ -72,7 +72,7 @@ def test_an_export_that_ends_the_process_keeps_the_line(monkeypatch):
         assert line["seconds"]["all"] == after["seconds"]["all"]
 
 
-def test_what_the_teacher_cannot_export_either_is_told_apart(monkeypatch):
+def test_what_the_teacher_cannot_export_either_is_distinguished(monkeypatch):
     module = import_module("mimicut.runtime.export")
     tried = []
 

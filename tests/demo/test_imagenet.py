@@ -87,7 +87,7 @@ def test_other_weights_and_other_heads_are_refused(lite0, monkeypatch, tmp_path)
         load_teacher(f"demo:{LITE0}")
 
 
-def test_an_unknown_name_is_told_the_real_ones_too():
+def test_an_unknown_name_is_refused_with_the_real_ones_too():
     with pytest.raises(InputError, match="denoiser_tiny, efficientnet_lite0"):
         load_teacher("demo:efficientnet_lite9")
 
@@ -115,16 +115,16 @@ def test_answers_in_words_and_as_a_picture(tmp_path):
     pixels = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     images = read_images(pixels, Preprocessing((3, 32, 32), (0.5,) * 3, (0.5,) * 3))
     first, second = (Says([0.0, 4.0, 0.0]), Says([0.0, 3.0, 3.5]))
-    told = answers.answers(first, second, images, ("a", "bee", "sea cucumber of the deepest sea"), 3)
-    assert [answer.index for answer in told] == [0, 2, 4]
-    assert not any(answer.alike for answer in told)
-    assert told[0].teacher[0] == "bee"
-    assert told[0].teacher[1] == pytest.approx(torch.tensor([0.0, 4.0, 0.0]).softmax(0).max().item())
-    text = answers.lines(told)
+    shown = answers.answers(first, second, images, ("a", "bee", "sea cucumber of the deepest sea"), 3)
+    assert [answer.index for answer in shown] == [0, 2, 4]
+    assert not any(answer.alike for answer in shown)
+    assert shown[0].teacher[0] == "bee"
+    assert shown[0].teacher[1] == pytest.approx(torch.tensor([0.0, 4.0, 0.0]).softmax(0).max().item())
+    text = answers.lines(shown)
     assert "bee 96%" in text
     assert text.count("(different)") == 3
     assert answers.answers(first, first, images, ("a", "bee", "c"), 3)[0].alike
-    answers.draw(tmp_path / "shown.png", told, images, "title", "below")
+    answers.draw(tmp_path / "shown.png", shown, images, "title", "below")
     with Image.open(tmp_path / "shown.png") as drawn:
         assert drawn.width > 800
         colours = {colour for _, colour in drawn.getcolors(1 << 20)}
@@ -188,7 +188,7 @@ def test_the_demo_of_a_real_teacher_is_done_in_minutes(lite0, monkeypatch):
     assert [(options["keep"], options["keep_width"]) for options in asked] == [(0.7, None), (0.7, None), (None, 0.5)]
 
 
-def test_notes_are_counted_then_and_told_below(capsys):
+def test_notes_are_counted_then_and_shown_below(capsys):
     from mimicut.cli.terminal_progress import stages
 
     say = stages()

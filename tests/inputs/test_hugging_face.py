@@ -182,7 +182,7 @@ def test_classes_and_channels_asked_for(saved):
     refused("have 5 classes, found num_classes 6", f"hf:{saved[0]}", num_classes=6)
 
 
-def test_without_a_preprocessor_the_assumption_is_told(saved):
+def test_without_a_preprocessor_the_assumption_is_reported(saved):
     (saved[0] / "preprocessor_config.json").unlink()
     teacher = load_teacher(f"hf:{saved[0]}")
     assert teacher.preprocessing == us.Preprocessing((3, 32, 32), built_model.IMAGENET_MEAN, built_model.IMAGENET_STD)

@@ -267,7 +267,7 @@ def test_a_runtime_that_is_not_here_is_said_before_any_work(monkeypatch):
 
 
 @pytest.mark.long
-def test_the_error_told_is_that_of_the_plan_that_was_met(clock, monkeypatch):
+def test_the_error_reported_is_that_of_the_plan_that_was_met(clock, monkeypatch):
     monkeypatch.setattr(mixtures, "HOPELESS", float("inf"))
     facts = known(randomised(Residual()))
     found = plan_within(facts, Budget.of(latency=0.5))

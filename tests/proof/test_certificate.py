@@ -26,7 +26,7 @@ def test_the_images_that_halve_an_interval(agree, n):
     assert 0.9 * n < more < 5 * n  # a width goes with the root of the images, or with the images where all agree
 
 
-def test_the_fewest_images_that_halve_are_told():
+def test_the_fewest_images_that_halve_are_said():
     assert [images_to_halve(1, 10), images_to_halve(19, 20), images_to_halve(2, 50)] == [
         next(m for m in range(1, 500) if width(k / n * (n + m), n + m) <= width(k, n) / 2)
         for k, n in ((1, 10), (19, 20), (2, 50))

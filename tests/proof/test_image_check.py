@@ -1,4 +1,4 @@
-"""What is wrong with images is found, named, and told before anything is learned from them."""
+"""What is wrong with images is found, named, and said before anything is learned from them."""
 
 from dataclasses import replace
 

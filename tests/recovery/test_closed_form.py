@@ -585,10 +585,10 @@ def test_layers_whose_time_is_up_stay_as_the_cut_left_them():
 
 def test_the_images_say_what_there_is_time_for(monkeypatch):
     teacher, anatomy, _, images = setting(nets.Chain)
-    told = []
-    whole = channel_evidence(teacher, anatomy, images, on_expected=told.append)
+    expected = []
+    whole = channel_evidence(teacher, anatomy, images, on_expected=expected.append)
     assert whole.scores
-    assert 0 < told[0] < 600
+    assert 0 < expected[0] < 600
     assert not channel_evidence(teacher, anatomy, images, max_seconds=0.0).scores
     # As many groups as there is time for: the clock stands at 5 s once the first group is done.
     clock = iter([0.0] * 400)

@@ -521,7 +521,7 @@ def test_feature_shapes_that_differ_are_named(teacher, images):
         mimic(teacher, pruned(teacher), Seam((SeamPoint("one"),), ((8, 8, 8),), SEAM.head), images, quick())
 
 
-def test_teachers_own_nan_is_told_from_divergence(teacher, images):
+def test_teachers_own_nan_is_distinguished_from_divergence(teacher, images):
     with torch.no_grad():
         teacher.one.weight[0] = float("nan")
     with pytest.raises(InputError, match="teacher's own features are not finite"):

@@ -1,4 +1,4 @@
-"""Files in a result folder: run by themselves, compared, counted, told in the report; nothing is left of a failure."""
+"""Files in a result folder: run by themselves, compared, counted, reported; nothing is left of a failure."""
 
 import json
 import shutil
@@ -55,12 +55,12 @@ def test_every_format_is_run_by_itself_on_random_and_real_images(result, tmp_pat
         "README.md", "model.bin", "model.onnx", "model.pt2", "model.xml", "plan.json", "preprocessing.json",
         "report.html", "report.json", "weights.safetensors",
     ]  # fmt: skip
-    for told in report.exports.values():
-        assert (told["batch"], told["precision"], told["tolerance"]) == ("any", "float32", 1e-4)
-        assert told["error_random"] < 1e-5
-        assert told["error_real"] < 1e-5
-        assert told["bytes"] >= (result / told["file"]).stat().st_size
-        assert f"{told['file']}: " in report.table()
+    for file in report.exports.values():
+        assert (file["batch"], file["precision"], file["tolerance"]) == ("any", "float32", 1e-4)
+        assert file["error_random"] < 1e-5
+        assert file["error_real"] < 1e-5
+        assert file["bytes"] >= (result / file["file"]).stat().st_size
+        assert f"{file['file']}: " in report.table()
     assert report.exports["onnx"]["opset"] >= 18
     assert us.Report.from_json(report.to_json()).exports == report.exports
     said = json.loads((result / "preprocessing.json").read_text())
@@ -222,17 +222,17 @@ def test_a_killed_export_is_made_again_without_force(result, monkeypatch, name):
 
 @pytest.mark.long
 def test_two_exports_at_once_do_not_mix(result, monkeypatch):
-    run, told = checks.run_elsewhere, []
+    run, tried = checks.run_elsewhere, []
 
     def meanwhile(*given):
         with pytest.raises(StoreError, match="another export into it is under way"):
             us.export_folder(result, ["pt2"], teacher=Chain)
-        told.append(True)
+        tried.append(True)
         return run(*given)
 
     monkeypatch.setattr(checks, "run_elsewhere", meanwhile)
     us.export_folder(result, ["onnx"], teacher=Chain)
-    assert told
+    assert tried
     monkeypatch.setattr(checks, "run_elsewhere", run)
     us.export_folder(result, ["openvino"], teacher=Chain)  # the lock is gone with the first
     assert {"model.onnx", "model.xml"} <= {path.name for path in result.iterdir()}

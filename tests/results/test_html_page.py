@@ -161,11 +161,11 @@ def test_nothing_of_a_report_that_comes_from_elsewhere_is_markup_or_code():
     assert not [name for name, _ in read.attributes if name.startswith("on")]
     assert "alert(1)" in " ".join(read.words)
     for by_hand in (plan, replace(plan, pruned_by=None)):
-        told = readme(report, by_hand)
-        assert "<script" not in told
-        assert "](javascript" not in told
-        assert "import os" not in re.findall(r"```python\n(.*?)```", told, re.S)[0]
-        assert not any(line.startswith("import os") for line in told.splitlines())
+        card = readme(report, by_hand)
+        assert "<script" not in card
+        assert "](javascript" not in card
+        assert "import os" not in re.findall(r"```python\n(.*?)```", card, re.S)[0]
+        assert not any(line.startswith("import os") for line in card.splitlines())
     assert "[a]" in report.table()  # and its brackets are no colours
 
 

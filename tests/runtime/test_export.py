@@ -67,7 +67,7 @@ class Output:
     count: int
 
 
-class Told(nn.Module):
+class Made(nn.Module):
     """Its output is a class of its own, with what is no tensor."""
 
     def __init__(self):
@@ -81,7 +81,7 @@ class Told(nn.Module):
 
 @pytest.mark.long
 def test_outputs_of_a_class_of_its_own_become_a_dict_that_runs_elsewhere(tmp_path):
-    model, given = Told().eval(), images(3)
+    model, given = Made().eval(), images(3)
     found = export(model, images(), tmp_path, formats=("pt2", "onnx"))
     assert found.static is None
     torch.save([given], tmp_path / "given.pt")
@@ -142,7 +142,7 @@ class Fixed(nn.Module):
         return x.reshape(2, 5)
 
 
-def test_a_batch_that_cannot_be_free_is_fixed_and_the_reason_told(tmp_path):
+def test_a_batch_that_cannot_be_free_is_fixed_and_the_reason_said(tmp_path):
     counted = export(nn.Sequential(Chain(), Counted()), images(), tmp_path / "a")
     assert counted.static == "its code computes with the size of the batch"
     fixed = export(nn.Sequential(Chain(), Fixed()), images(), tmp_path / "c")
@@ -343,7 +343,7 @@ def test_height_and_width_are_free_where_the_network_allows(model, size, other, 
     ],
     ids=["positions", "counted", "flattened"],
 )
-def test_where_the_network_wants_one_size_the_reason_is_told(model, reason, tmp_path):
+def test_where_the_network_wants_one_size_the_reason_is_said(model, reason, tmp_path):
     found = export(model.eval(), images(), tmp_path, dynamic_size=True)
     assert found.static is None
     assert found.static_size.startswith(reason)

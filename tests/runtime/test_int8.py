@@ -196,11 +196,11 @@ def test_openvino_runs_the_same_file(tmp_path):
 def test_teacher_and_student_side_by_side(made, quick):
     own, folder = made
     report = us.export_folder(folder, ["int8"], images=us.read_images(photos(10), SAID), teacher=own, force=True)
-    told = report.int8
-    assert [row["name"] for row in told["rows"]] == NAMES
-    assert (told["images_quantised_by"], told["images"], told["without_teacher"]) == (8, 2, None)
-    assert (told["runtime"], told["batch"]) == ("onnxruntime", 1)
-    teacher, _, student, _ = told["rows"]
+    reported = report.int8
+    assert [row["name"] for row in reported["rows"]] == NAMES
+    assert (reported["images_quantised_by"], reported["images"], reported["without_teacher"]) == (8, 2, None)
+    assert (reported["runtime"], reported["batch"]) == ("onnxruntime", 1)
+    teacher, _, student, _ = reported["rows"]
     assert teacher["top1_agreement"] == 1
     assert teacher["share"] == 1
     assert student["top1_agreement"] == pytest.approx(report.top1_agreement)  # of the same two images
@@ -213,7 +213,7 @@ def test_teacher_and_student_side_by_side(made, quick):
     words = re.sub("<[^>]*>", "", page)
     assert "Float32 and INT8" in words
     assert "Agreement against latency" in words
-    assert us.Report.from_json(json.loads(json.dumps(report.to_json()))).int8 == told
+    assert us.Report.from_json(json.loads(json.dumps(report.to_json()))).int8 == reported
 
 
 @pytest.mark.long

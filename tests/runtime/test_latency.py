@@ -107,22 +107,22 @@ def test_a_network_that_writes_to_its_buffers_is_a_copy():
     assert model.count == 0
 
 
-def test_what_the_runtimes_are_told(monkeypatch):
+def test_what_the_runtimes_are_given(monkeypatch):
     openvino, onnxruntime = pytest.importorskip("openvino"), pytest.importorskip("onnxruntime")
-    told, core, session = [], openvino.Core, onnxruntime.InferenceSession
+    made, core, session = [], openvino.Core, onnxruntime.InferenceSession
 
     class Core(core):
         def compile_model(self, model, device, options):
-            told.append((device, options))
+            made.append((device, options))
             return super().compile_model(model, device, options)
 
     monkeypatch.setattr(openvino, "Core", Core)
     monkeypatch.setattr(
-        onnxruntime, "InferenceSession", lambda *args, **kw: told.append((args[1], kw)) or session(*args, **kw)
+        onnxruntime, "InferenceSession", lambda *args, **kw: made.append((args[1], kw)) or session(*args, **kw)
     )
     for runtime in ("openvino", "onnxruntime"):
         prepare(Chain(), images(), Setting(runtime, 2, 2))
-    (device, given), (options, providers) = told
+    (device, given), (options, providers) = made
     assert device == "CPU"
     assert (given["INFERENCE_PRECISION_HINT"], given["INFERENCE_NUM_THREADS"], given["NUM_STREAMS"]) == ("f32", 2, 1)
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (2, 1)

@@ -79,9 +79,9 @@ def test_a_way_that_fails_or_is_interrupted_costs_the_result_nothing(monkeypatch
 
     monkeypatch.setitem(module._WAYS, "closed form alone", raising(InputError("the loss is inf")))
     report = us.compress(own, images(40, Chain.size), **options).report
-    told = {way["name"]: way for way in report.alternatives}
-    assert told["closed form alone"]["failed"] == "the loss is inf"
-    assert told["closed form alone"]["top1_agreement"] is None
+    ways = {way["name"]: way for way in report.alternatives}
+    assert ways["closed form alone"]["failed"] == "the loss is inf"
+    assert ways["closed form alone"]["top1_agreement"] is None
     assert "alternative, closed form alone: agreement unknown" in report.table(200)
     monkeypatch.setitem(module._WAYS, "closed form alone", raising(Stopped(None, None)))
     result = us.compress(own, images(40, Chain.size), folder=tmp_path / "small", **options)
@@ -96,11 +96,11 @@ def test_compress_reports_them_where_asked(tmp_path):
     config = us.preset("default", steps=3, views="none")
     options = {"keep": 0.6, "held_out_share": 0.5, "config": config}
     result = us.compress(own, images(40, Chain.size), with_alternatives=True, folder=tmp_path / "small", **options)
-    told = result.report.alternatives
-    assert told[0]["name"] == "the cut alone"
-    assert f"alternative, the cut alone: agreement {told[0]['top1_agreement']:.1%}" in result.report.table(200)
+    ways = result.report.alternatives
+    assert ways[0]["name"] == "the cut alone"
+    assert f"alternative, the cut alone: agreement {ways[0]['top1_agreement']:.1%}" in result.report.table(200)
     page = (tmp_path / "small" / "report.html").read_text()
     assert "Cheaper alternatives" in page
     assert "this result" in page
-    assert us.Report.from_json(result.report.to_json()).alternatives == told
+    assert us.Report.from_json(result.report.to_json()).alternatives == ways
     assert us.compress(own, images(40, Chain.size), **options).report.alternatives == ()

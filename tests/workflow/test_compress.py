@@ -522,11 +522,11 @@ def test_a_stopped_run_is_given_up_by_force_alone_and_replaces_its_own_part_alon
     folder = tmp_path / "small"
     with pytest.raises(Stopped):
         compress(make_teacher(), images(), keep=0.5, folder=folder, config=CONFIG, on_step=stopping())
-    told = stopped_path(folder).read_bytes()
+    before = stopped_path(folder).read_bytes()
     shutil.move(folder, tmp_path / "part")
     with pytest.raises(StoreError, match=r"resume continues it, force discards it"):
         compress(make_teacher(), images(), keep=0.4, folder=folder, config=CONFIG)
-    assert stopped_path(folder).read_bytes() == told
+    assert stopped_path(folder).read_bytes() == before
     compress(make_teacher(), images(), keep=0.6, folder=tmp_path / "other", config=CONFIG)
     shutil.move(tmp_path / "other", folder)
     with pytest.raises(StoreError, match="exists"):

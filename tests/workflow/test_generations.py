@@ -96,7 +96,7 @@ for name in ("three", "two"):
 
 @pytest.mark.parametrize("net", [Residual, HandWritten, Encoder])
 def test_whatever_a_cut_leaves_behind_is_cut_again(tmp_path, net):
-    """Dropped blocks; numbers that modules are told, twice; stand-ins of torch's own modules."""
+    """Dropped blocks; numbers that modules are given, twice; stand-ins of torch's own modules."""
     made = first(tmp_path / "one", net, keep_width=0.6, keep=None, drop=["stage1.1"] if net is Residual else [])
     then = again(tmp_path / "one", tmp_path / "two", net, keep_width=0.5, keep=None)
     assert then.report.macs_student < then.report.macs_teacher == made.report.macs_student
@@ -205,7 +205,7 @@ def _boxed(folder):
     return f"{folder / 'own.py'}:build"
 
 
-def test_images_that_trained_an_earlier_generation_are_told_of(tmp_path):
+def test_images_that_trained_an_earlier_generation_are_reported(tmp_path):
     made = first(tmp_path / "one")
     fit = made.report.image_hashes["fit"]
     teacher = load_teacher(tmp_path / "one", build_teacher=Residual)
@@ -278,7 +278,7 @@ def test_verify_measures_against_the_earlier_result(two, tmp_path):
         verify_folder(two, images(5, seed=8), teacher=BUILDER, weights=tmp_path / "moved", pretrained=False)
 
 
-def test_verify_prepares_images_as_the_second_generation_was_told(two, tmp_path, monkeypatch):
+def test_verify_prepares_images_as_the_second_generation_was_set(two, tmp_path, monkeypatch):
     seen = []
     module = import_module("mimicut.workflow.intake")
     monkeypatch.setattr(

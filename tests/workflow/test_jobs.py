@@ -254,7 +254,7 @@ class BusyRay(FakeRay):
 
     def __init__(self, heard):
         super().__init__((True, {"CPU": 1.0}))
-        self.heard, self.started, self.cancelled, self.told, self.waited = heard, [], set(), [], 0
+        self.heard, self.started, self.cancelled, self.sent, self.waited = heard, [], set(), [], 0
 
     def remote(self, **options):
         task = SimpleNamespace(options=lambda **options: SimpleNamespace(remote=self._start))
@@ -277,7 +277,7 @@ class BusyRay(FakeRay):
             raise TaskCancelledError
         if not self.heard:
             raise RayError
-        self.told.append(what)
+        self.sent.append(what)
         return {self.started[0]}
 
     def cancel(self, task):
@@ -294,4 +294,4 @@ def test_an_interrupt_ends_a_sweep_on_ray_whatever_its_tasks_do(monkeypatch, hea
         "runs": (130, 1), "queued": (130, 0 if heard else 1), "left": (130, 0)
     }  # fmt: skip
     assert ray.cancelled == ({"queued"} if heard else set())
-    assert ray.told == ([1, 2] if heard else [])
+    assert ray.sent == ([1, 2] if heard else [])
