@@ -10,7 +10,7 @@
 seed the teacher and a student of KEEP of its MACs, each in float32, rounded to INT8, and mimicked in INT8; all are
 timed in turn, on one thread, on ONNX Runtime and on OpenVINO. Further, of which the agreement alone is taken: weights
 of 7 bits, which processors without VNNI need, and ranges from the smallest value to the largest, which are ONNX
-Runtime's own.
+Runtime's own. A processor without VNNI has lines and a part of the page of its own, with weights of 7 bits alone.
 
 Of the networks of ImageNet: 1,000 pictures in place of patches (`python -m benchmarks.real fetch`), at SIDE pixels, a
 student of KEEP_REAL and STEPS_REAL steps, as on docs/real.md. What the teacher gains by mimicking in INT8 has lines of
@@ -87,7 +87,7 @@ def main() -> None:
     if options.choices:
         for name in options.teacher or TEACHERS:
             for share in SHARES:
-                if (name, share) not in {(x["teacher"], x.get("share")) for x in read(options.out)}:
+                if (name, share) not in {(x["teacher"], x.get("share")) for x in _of_this_kind(read(options.out))}:
                     add(options.out, choice(name, share))
         return
     real, make = options.real or options.whole, uncut if options.whole else one
@@ -96,8 +96,18 @@ def main() -> None:
     for seed in options.seed or (SEEDS[:1] if real else SEEDS):
         for name in options.teacher or (REAL if real else TEACHERS):
             key = name, seed, options.whole
-            if key not in {(x["teacher"], x.get("seed"), x.get("whole", False)) for x in read(options.out)}:
+            done = _of_this_kind(read(options.out))
+            if key not in {(x["teacher"], x.get("seed"), x.get("whole", False)) for x in done}:
                 add(options.out, make(name, seed))
+
+
+def _bits(line: dict[str, Any]) -> int:
+    return line.get("weight_bits", 8)  # which the first lines of --choices do not say
+
+
+def _of_this_kind(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines of processors that take weights of as many bits as this one."""
+    return [line for line in lines if _bits(line) == int8.weight_bits()]
 
 
 def one(name: str, seed: int) -> dict[str, Any]:
@@ -114,7 +124,10 @@ def one(name: str, seed: int) -> dict[str, Any]:
     made = compress(
         teacher, few, keep=KEEP_REAL if real else KEEP, divisor=divisor, held_out=proof, config=config
     )  # fmt: skip
-    ways = [("teacher", teacher.model, 8), ("student", made.model, 8), *([] if real else [("student", made.model, 7)])]
+    own = int8.weight_bits()
+    ways = [("teacher", teacher.model, own), ("student", made.model, own)]
+    if own == 8 and not real:
+        ways.append(("student", made.model, 7))
     with tempfile.TemporaryDirectory() as scratch:
         files, learned = dict[tuple[str, int], list[Exported]](), {}
         for who, model, bits in ways:
@@ -125,10 +138,10 @@ def one(name: str, seed: int) -> dict[str, Any]:
                 )  # fmt: skip
             learned[f"{who}, {bits} bits"] = done
         known = teacher, made.plan.seam, proof, few
-        eight = {who: files[who, 8] for who in ("teacher", "student")}
-        rows = {place: table(eight, *known, *setting) for place, setting in SETTINGS.items()}
-        seven = [] if real else table({"student": files["student", 7]}, *known, "onnxruntime", 16)
-        with weights_of(8), widest_ranges():
+        both = {who: files[who, own] for who in ("teacher", "student")}
+        rows = {place: table(both, *known, *setting) for place, setting in SETTINGS.items()}
+        seven = table({"student": files["student", 7]}, *known, "onnxruntime", 16) if len(ways) == 3 else []
+        with widest_ranges():
             wide = {
                 who: [*in_int8(teacher, model, made.plan.seam, few, Path(scratch, who, "wide"), seed, mimics=False)][:1]
                 for who, model in (("teacher", teacher.model), ("student", made.model))
@@ -136,7 +149,7 @@ def one(name: str, seed: int) -> dict[str, Any]:
         widest = table(wide, *known, "onnxruntime", 16)
     return {
         "teacher": name, "seed": seed, "least_gain": LEAST_GAIN, "rows": rows, "mimic": learned,
-        "weight_bits": int8.weight_bits(),
+        "weight_bits": own,
         "seven_bits": {row["name"]: row["top1_agreement"] for row in seven},
         "widest_ranges": {row["name"]: row["top1_agreement"] for row in widest},
         "seconds": round(time.perf_counter() - begun, 1), "platform": platform_kind(1, "cpu"),
@@ -149,7 +162,7 @@ def uncut(name: str, seed: int) -> dict[str, Any]:
     begun, teacher = time.perf_counter(), teacher_of(name, SIDE)
     few, proof = image_sets(teacher, IMAGES, seed, PICTURES)
     seam = find_seam(teacher.model, few.batch(range(2)))
-    with tempfile.TemporaryDirectory() as scratch, weights_of(8):
+    with tempfile.TemporaryDirectory() as scratch:
         *files, done = in_int8(teacher, teacher.model, seam, few, Path(scratch), seed, mimics=True)
         known = {"teacher": files}, teacher, seam, proof, few
         rows = {place: table(*known, *setting) for place, setting in SETTINGS.items()}
@@ -173,7 +186,8 @@ def choice(name: str, share: float) -> dict[str, Any]:
     assert plan.latency is not None
     return {
         "teacher": name, "share": share, "precision": plan.latency.setting["precision"],
-        "cut": bool(plan.slices or plan.drop), "note": plan.notes[-1], "measured": plan.latency.measured_share[0],
+        "weight_bits": int8.weight_bits(), "cut": bool(plan.slices or plan.drop), "note": plan.notes[-1],
+        "measured": plan.latency.measured_share[0],
         "seconds": round(time.perf_counter() - begun, 1), "platform": platform_kind(1, "cpu"), "versions": VERSIONS,
     }  # fmt: skip
 

@@ -6,7 +6,7 @@ Weights are quantised by channel, activations by tensor, and written as pairs of
 
 import platform
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout, suppress
 from functools import partial
 from io import StringIO
@@ -73,8 +73,10 @@ def quantise(source: Path, target: Path, batches: Sequence[Sequence[np.ndarray]]
             one_by_one = {"CalibPercentile": NARROW, "CalibStridedMinMax": 1}
             with suppress(ValueError):  # of infinities, and of zeros alone, ONNX Runtime makes no histogram
                 write(narrow, calibrate_method=CalibrationMethod.Percentile, extra_options=one_by_one)
-                distances = _distances([widest, narrow], folded, feeds)
-                best = narrow if distances[1] < distances[0] else widest
+                plain = _session(folded)
+                calls = ((list(feed.values()), plain.run(None, feed)) for feed in feeds)
+                errors = file_errors([widest, narrow], calls)
+                best = narrow if errors[1] < errors[0] else widest
         _put_outputs(best, outputs, target)
 
 
@@ -119,25 +121,36 @@ def _write(source: Path, target: Path, feeds: Sequence[dict[str, np.ndarray]], *
         )  # fmt: skip
 
 
-def _distances(paths: Sequence[Path], plain: Path, feeds: Sequence[dict[str, np.ndarray]]) -> list[float]:
-    """Of each file the squared error of its float outputs over the squares of another's, all outputs added up."""
+def file_errors(
+    paths: Sequence[Path], calls: Iterable[tuple[Sequence[np.ndarray], Sequence[np.ndarray]]]
+) -> list[float]:
+    """Of each ONNX file the squared error of its outputs, each over its own squares, added up; of whole numbers only
+    where it returns nothing else.
+
+    Args:
+        paths: The files, which take and return the same.
+        calls: Inputs and the outputs that are wanted of them, each in the file's order.
+    """
+    sessions = [_session(path) for path in paths]
+    names = [each.name for each in sessions[0].get_inputs()]
+    sums: list[np.ndarray] = []  # of each call: squares of the outputs, and the errors of each file
+    for inputs, wanted in calls:
+        floats = [i for i, array in enumerate(wanted) if array.dtype.kind == "f"] or range(len(wanted))
+        want = [wanted[i].astype(np.float64) for i in floats]
+        found = [session.run(None, dict(zip(names, inputs, strict=True))) for session in sessions]
+        errors = [[np.square(each[i] - w).sum() for i, w in zip(floats, want, strict=True)] for each in found]
+        sums.append(np.array([[np.square(w).sum() for w in want], *errors]))
+    squares, *errors = np.sum(sums, axis=0)
+    return [float((each / np.maximum(squares, 1e-300)).sum()) for each in errors]
+
+
+def _session(path: Path) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors
-    sessions = [
-        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]) for path in (plain, *paths)
-    ]
-    names = [each.name for each in sessions[0].get_outputs() if each.type == "tensor(float)"]
-    if not names:
-        return [0.0] * len(paths)
-    errors, squares = np.zeros((len(paths), len(names))), np.zeros(len(names))
-    for feed in feeds:
-        wanted, *found = ([v.astype(np.float64) for v in session.run(names, feed)] for session in sessions)
-        squares += [np.square(w).sum() for w in wanted]
-        errors += [[np.square(f - w).sum() for f, w in zip(each, wanted, strict=True)] for each in found]
-    return (errors / np.maximum(squares, 1e-300)).sum(1).tolist()
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def _put_outputs(source: Path, outputs: Sequence[Any], target: Path) -> None:

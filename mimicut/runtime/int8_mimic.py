@@ -26,13 +26,14 @@ from torch import Tensor, nn
 from mimicut.base import guard
 from mimicut.base.disk import move, remove
 from mimicut.base.errors import Diverged, Stopped, UnsupportedModel
-from mimicut.recovery.batches import Batch, Source, count, plain_batches, subset
+from mimicut.recovery.batches import Source, count, plain_batches, subset
 from mimicut.recovery.config import MimicConfig
 from mimicut.recovery.mimic import mimic
 from mimicut.recovery.pair import Pair, device_for
 from mimicut.recovery.rehearsal import FEWEST, divide
 from mimicut.recovery.settle_options import settle
-from mimicut.runtime.export import in_float32, outputs_of, run_onnx, traced_as_exported
+from mimicut.runtime.export import in_float32, outputs_of, tensors_in, traced_as_exported
+from mimicut.runtime.int8 import file_errors
 from mimicut.runtime.int8_network import TrainableInt8
 from mimicut.surgery.seam import Seam, SeamPoint
 
@@ -194,25 +195,16 @@ def _is_better(trained: TrainableInt8, path: Path, student: nn.Module, example: 
     does, but for what it left."""
     fresh = path.with_name(f"trained.{path.name}")
     reference, _ = in_float32(student, example)
-    calls = list(plain_batches(judging, BATCH, torch.device("cpu"), torch.float32))
-    wanted = [outputs_of(reference, *call) for call in calls]
+    calls = (
+        ([t.numpy() for t in tensors_in(call)], [t.numpy() for t in outputs_of(reference, *call)])
+        for call in plain_batches(judging, BATCH, torch.device("cpu"), torch.float32)
+    )
     try:
         trained.write_to(fresh)
-        before, after = (_file_error(each, calls, wanted) for each in (path, fresh))
+        before, after = file_errors([path, fresh], calls)
         better = after < before and after <= (1 - LEAST_GAIN) * before
         if better:
             move(fresh, path)
     finally:
         remove(fresh)
     return better
-
-
-def _file_error(path: Path, calls: list[Batch], wanted: list[list[Tensor]]) -> float:
-    """The squared error of each of a file's outputs over its own squares, added up; of whole numbers only where it
-    returns nothing else."""
-    found, error = list(run_onnx(path, calls)), 0.0
-    numbers = range(len(wanted[0]))
-    for i in [i for i in numbers if wanted[0][i].is_floating_point()] or numbers:
-        have, want = (torch.cat([each[i].double().flatten() for each in of]) for of in (found, wanted))
-        error += float((have - want).square().sum() / want.square().sum().clamp(min=1e-300))
-    return error

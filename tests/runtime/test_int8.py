@@ -6,6 +6,8 @@ import shutil
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -52,7 +54,7 @@ def test_ranges_are_those_with_which_the_outputs_are_nearer(nearer, tmp_path, mo
     import onnx
 
     monkeypatch.setattr(int8, "NARROW", 99.0)
-    monkeypatch.setattr(int8, "_distances", lambda paths, *_: [float(path.stem != nearer) for path in paths])
+    monkeypatch.setattr(int8, "file_errors", lambda paths, _: [float(path.stem != nearer) for path in paths])
     x = torch.randn(32, 3, 8, 8)
     made = us.export(randomised(Chain()), x[:2], tmp_path, formats=["int8"], calibrate=x.split(8))
     graph = onnx.load(made.files["int8"]).graph
@@ -74,7 +76,8 @@ def test_narrow_ranges_bring_a_trained_network_nearer(tmp_path, monkeypatch):
             teacher.model, few[:2], tmp_path / str(tries), calibrate=few.split(2), formats=["onnx", "int8"]
         )
         paths.append(made.files["int8"])
-    narrow, widest = int8._distances(paths, made.files["onnx"], [{"x": others.numpy()}])
+    wanted = [t.numpy() for t in run_onnx(made.files["onnx"], [((others,), {})])[0]]
+    narrow, widest = int8.file_errors(paths, [([others.numpy()], wanted)])
     assert narrow < 0.8 * widest
 
 
@@ -108,7 +111,7 @@ def test_what_has_no_histogram_and_outputs_that_are_no_floats_keep_the_widest_ra
     assert steps[0] == steps[1]
 
 
-def test_the_distance_of_a_file_by_hand(tmp_path):
+def test_the_error_of_a_file_by_hand(tmp_path):
     x = torch.randn(8, 3, 8, 8)
     model = randomised(Chain())
     paths = [us.export(model, x[:2], tmp_path / "plain", formats=["onnx"]).files["onnx"]]
@@ -117,8 +120,24 @@ def test_the_distance_of_a_file_by_hand(tmp_path):
         model.fc.weight.mul_(1.1)
         model.fc.bias.mul_(1.1)
     paths.append(us.export(model, x[:2], tmp_path / "other", formats=["onnx"]).files["onnx"])
-    assert int8._distances(paths, paths[0], [{"x": x.numpy()}]) == pytest.approx([0.0, 0.01], rel=1e-3)
+    calls = [([part.numpy()], [wanted.numpy()]) for part, wanted in zip(x.split(5), plain.split(5), strict=True)]
+    assert int8.file_errors(paths, calls) == pytest.approx([0.0, 0.01], rel=1e-3)
     assert float((model(x).detach() - plain).square().sum() / plain.square().sum()) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_each_output_of_a_file_counts_by_its_own_size(monkeypatch):
+    """Whole numbers count where there is nothing else."""
+    wanted = [[np.array([2.0, 0.0]), np.array([300.0]), np.array([7])], [np.zeros(1), np.zeros(1), np.array([5])]]
+    found = [[np.array([1.0, 0.0]), np.array([330.0]), np.array([1])], wanted[1]]
+
+    def error(first):
+        given = iter([each[first:] for each in found])
+        session = SimpleNamespace(get_inputs=list, run=lambda names, feed: next(given))
+        monkeypatch.setattr(int8, "_session", lambda path: session)
+        return int8.file_errors([Path()], [([], each[first:]) for each in wanted])
+
+    assert error(0) == pytest.approx([0.25 + 0.01])
+    assert error(2) == pytest.approx([36 / 74])
 
 
 def test_a_file_in_int8_is_smaller_and_near(tmp_path):
