@@ -4,6 +4,7 @@ import math
 import platform
 from dataclasses import replace
 from importlib import import_module
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from nets import Attention, Chain, Concat, Depthwise, Grouped, LayerNorms, Resid
 
 import mimicut as us
 from mimicut.anatomy.find_seam import find_seam
-from mimicut.base.errors import UnsupportedModel
+from mimicut.base.errors import Diverged, UnsupportedModel
 from mimicut.proof.randomised import randomised
 from mimicut.recovery.config import preset
 from mimicut.runtime import int8
@@ -231,15 +232,29 @@ def test_where_each_step_does_harm_the_file_stays(tmp_path, monkeypatch):
     assert path.read_bytes() == before
 
 
-@pytest.mark.long
-@pytest.mark.parametrize(("rates", "taken"), [((1e6, 0.1, 0.03), 0.1), ((1e6, 1e5), 1e5)])
-def test_the_first_rate_that_helps_is_taken_or_the_last(rates, taken, tmp_path, monkeypatch):
-    module, lr = import_module("mimicut.runtime.int8_mimic"), []
-    monkeypatch.setattr(int8, "weight_bits", lambda: 7)
-    monkeypatch.setattr(module, "RATES", rates)
-    monkeypatch.setattr(module, "settle", lambda *a, **k: (lr.append(0.01), (replace(a[2], lr=0.01), {}))[1])
-    done, _, _ = trained(tmp_path, randomised(Residual()), 40, steps=20)
-    assert done.rate == pytest.approx(taken * lr[0])
+@pytest.mark.parametrize(
+    ("outcomes", "taken"),
+    [
+        ((None, 0.9), 1),  # the first one diverges
+        ((1.1, 0.9), 1),
+        ((0.9,), 0),
+        ((1.0, None), 2),  # the last one is not tried
+    ],
+)
+def test_the_first_rate_that_helps_is_taken_or_the_last(outcomes, taken, monkeypatch):
+    module, tried, left = import_module("mimicut.runtime.int8_mimic"), [], iter(outcomes)
+
+    def mimic(student, network, seams, fit, config):
+        tried.append((config.lr, config.steps))
+        if (after := next(left)) is None:
+            raise Diverged("the loss is inf")
+        return SimpleNamespace(errors=[(0, 1.0), (config.steps, after)])
+
+    monkeypatch.setattr(module, "mimic", mimic)
+    network, config = torch.nn.Linear(2, 2), replace(preset("default", steps=20, seed=3), lr=0.01)
+    config, _ = module._with_rate(network, network, (None, None), torch.zeros(4, 2), config, {})
+    assert tried == [(pytest.approx(0.01 * rate), module.TRIED) for rate in module.RATES[: len(outcomes)]]
+    assert (config.lr, config.steps) == (pytest.approx(0.01 * module.RATES[taken]), 20)
 
 
 @pytest.mark.long
