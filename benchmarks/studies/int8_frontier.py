@@ -65,6 +65,8 @@ MOST_LOST = 0.3  # points of agreement that rounding may cost a student
 SHARES = (0.85, 0.7, 0.4)  # of the latency, for which the planner chooses
 VERSIONS = {"torch": torch.__version__, **{name: runtime_version(name) for name in ("onnxruntime", "openvino")}}
 ROUNDED, MIMICKED = "{}, INT8", "{}, mimicked in INT8"
+NAMES = {"torch": "torch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+AT = "Latency in percent of the float32 teacher's, at which agreement in percent."
 
 
 def main() -> None:
@@ -81,7 +83,7 @@ def main() -> None:
     import_module("mimicut.proof.int8_table").MOST = PATCHES  # of so many small images all fit the memory
     if options.page:
         lines = read(options.out)
-        plot([x for x in lines if "seed" in x], DOCS / "figures" / "int8.png")
+        plot([x for x in lines if "seed" in x and _bits(x) == 8], DOCS / "figures" / "int8.png")
         (DOCS / "int8.md").write_text(text(lines), encoding="utf-8")
         return
     if options.choices:
@@ -267,21 +269,16 @@ def means(lines: list[dict[str, Any]], teacher: str, place: str) -> dict[str, tu
 
 def text(lines: list[dict[str, Any]]) -> str:
     """docs/int8.md"""
+    without_vnni = [x for x in lines if _bits(x) == 7]
+    lines = [x for x in lines if _bits(x) == 8]
     chosen, lines = [x for x in lines if "share" in x], [x for x in lines if "seed" in x]
-    chosen.sort(key=lambda line: (TEACHERS.index(line["teacher"]), -line["share"]))
     small, real = ([x for x in lines if x["teacher"] in of] for of in (TEACHERS, REAL))
     seeds = sorted({line["seed"] for line in small})
-    names = {"torch": "torch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
-    where = {
-        ", ".join([x["platform"]["processor"], *(f"{said} {x['versions'][name]}" for name, said in names.items())])
-        for x in lines
-    }
-    bits = " and ".join(str(each) for each in sorted({line["weight_bits"] for line in lines}))
     parts = [
         "# INT8, a cut, or both",
         "Made by `python -m benchmarks.studies.int8_frontier --page` from `benchmarks/results/int8_frontier.jsonl`; do "
         f"not edit by hand. {IMAGES} unlabelled images, {PATCHES:,} test patches, {KEEP:.0%} of the MACs, seeds "
-        f"{', '.join(map(str, seeds))}; one thread; {'; '.join(sorted(where))}; weights of {bits} bits.",
+        f"{', '.join(map(str, seeds))}; one thread; {_machines(lines)}; weights of 8 bits.",
         "Agreement with the float32 teacher, mean over seeds; latency as a share of its own, median. "
         f"*Mimicked* took {STEPS} steps in INT8 after it was rounded.",
         "![Agreement against latency](figures/int8.png)",
@@ -293,14 +290,8 @@ def text(lines: list[dict[str, Any]]) -> str:
             f"the MACs, {STEPS_REAL} steps, seed {', '.join(map(str, sorted({x['seed'] for x in real})))}, as on "
             "[Real networks](real.md).",
         )
-    for place, (runtime, batch) in SETTINGS.items():
-        parts += [
-            f"## {names[runtime]}, batch {batch}",
-            "Latency in percent of the float32 teacher's, at which agreement in percent.",
-            _rows(small, TEACHERS, place),
-        ]
-        if real:
-            parts.append(_rows(real, tuple(name for name in REAL if any(x["teacher"] == name for x in real)), place))
+    for place in SETTINGS:
+        parts += [f"## {_place(place)}", AT, *_tables(lines, place)]
     parts += [
         "## What rounding costs, and what mimicking takes back",
         "Agreement on ONNX Runtime in points, mean over seeds (least to most); weights of 8 bits. Asked for: a student "
@@ -315,7 +306,8 @@ def text(lines: list[dict[str, Any]]) -> str:
         seven.append(f"| {network} | " + " | ".join(cells) + " |")
     parts += [
         "## Weights of 7 bits",
-        "Processors without VNNI add products in 16 bits, which weights of 8 bits overflow. Agreement in percent:",
+        "Processors without VNNI add products in 16 bits, which weights of 8 bits overflow. Agreement in percent, on "
+        "the same processor as above:",
         "\n".join(seven),
     ]
     parts += [
@@ -324,17 +316,55 @@ def text(lines: list[dict[str, Any]]) -> str:
         "are nearer so), and ONNX Runtime's own, from the smallest value to the largest. Agreement in percent:",
         _ranges(lines),
     ]
-    rows = ["| teacher | latency to meet | taken | measured | note |", "|---|--:|---|--:|---|"]
-    rows += [f"| {x['teacher']} | {x['share']:.0%} | {_taken(x)} | {x['measured']:.0%} | {x['note']} |" for x in chosen]
-    about = (
-        "What the planner takes for a share of the float32 teacher's latency on ONNX Runtime, batch 16 (`--choices`; "
-        "one seed). Errors are those at the seam, of cuts after as many steps as the note says."
-    )
-    if any("least_gain" not in line for line in lines):
-        parts.insert(
-            3, "These lines were made before a file was changed only for a clear gain: each shows every change."
+    if chosen:
+        about = (
+            "What the planner takes for a share of the float32 teacher's latency on ONNX Runtime, batch 16 "
+            "(`--choices`; one seed). Errors are those at the seam, of cuts after as many steps as the note says."
         )
-    return "\n\n".join([*parts, *(["## What the planner takes", about, "\n".join(rows)] if chosen else [])]) + "\n"
+        parts += ["## What the planner takes", about, _choices(chosen)]
+    if without_vnni:
+        parts += _without_vnni(without_vnni)
+    return "\n\n".join(parts) + "\n"
+
+
+def _without_vnni(lines: list[dict[str, Any]]) -> list[str]:
+    """The part of the page about processors without VNNI."""
+    chosen, lines = [x for x in lines if "share" in x], [x for x in lines if "seed" in x]
+    seeds = sorted({line["seed"] for line in lines})
+    parts = [
+        "## A processor without VNNI",
+        f"The same without VNNI: {_machines(lines)}; weights of 7 bits; seed {', '.join(map(str, seeds))}.",
+    ]
+    for place in SETTINGS:
+        parts += [f"### {_place(place)}, without VNNI", AT, *_tables(lines, place)]
+    if chosen:
+        parts += ["### What the planner takes without VNNI", _choices(chosen)]
+    return parts
+
+
+def _machines(lines: list[dict[str, Any]]) -> str:
+    return "; ".join(sorted({
+        ", ".join([x["platform"]["processor"], *(f"{NAMES[name]} {x['versions'][name]}" for name in NAMES)])
+        for x in lines
+    }))  # fmt: skip
+
+
+def _place(place: str) -> str:
+    runtime, batch = SETTINGS[place]
+    return f"{NAMES[runtime]}, batch {batch}"
+
+
+def _tables(lines: list[dict[str, Any]], place: str) -> list[str]:
+    """One of the demo's networks, one of those of ImageNet."""
+    found = ([name for name in of if any(x["teacher"] == name for x in lines)] for of in (TEACHERS, REAL))
+    return [_rows(lines, tuple(names), place) for names in found if names]
+
+
+def _choices(lines: list[dict[str, Any]]) -> str:
+    rows = ["| teacher | latency to meet | taken | measured | note |", "|---|--:|---|--:|---|"]
+    lines = sorted(lines, key=lambda line: (TEACHERS.index(line["teacher"]), -line["share"]))
+    rows += [f"| {x['teacher']} | {x['share']:.0%} | {_taken(x)} | {x['measured']:.0%} | {x['note']} |" for x in lines]
+    return "\n".join(rows)
 
 
 def _rows(lines: list[dict[str, Any]], teachers: tuple[str, ...], place: str) -> str:
