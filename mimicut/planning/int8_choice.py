@@ -203,7 +203,7 @@ def _int8_error(context: PlanningContext, network: nn.Module) -> float:
     """The error of a whole network in INT8 on the images that judge; its ranges are those of the others.
 
     Raises:
-        UnsupportedModel: It cannot be quantised, or takes one number of images alone.
+        UnsupportedModel: It cannot be quantised, or its file has a fixed batch size.
     """
     assert context.held is not None
     example, seam = context.anatomy.traced.example, context.anatomy.seam
@@ -213,7 +213,7 @@ def _int8_error(context: PlanningContext, network: nn.Module) -> float:
     with tempfile.TemporaryDirectory(prefix="mimicut") as folder:
         made = export(network, example, folder, formats=("int8",), calibrate=batches)
         if made.static is not None:
-            raise UnsupportedModel(f"weighing INT8: its file takes one number of images alone ({made.static})")
+            raise UnsupportedModel(f"weighing INT8: its file has a fixed batch size ({made.static})")
         ready, call, program = traced_as_exported(network, example, ("batch",))
         rounded = TrainableInt8(made.files["int8"], ready, call, program, seam).network
     device = device_for(None, context.teacher)

@@ -426,11 +426,12 @@ def _mimicked(
     """Let the INT8 file learn, in place; return what was done, or {"failed": why it was not}."""
     few, seam, memory_bytes = comparison.quantise_by, comparison.seam, memory.bound(asked.max_memory)
     if exported.static is not None:
-        return {"failed": f"the file takes one number of images alone: {exported.static}"}
+        return {"failed": f"the file has a fixed batch size: {exported.static}"}
     own = report.config.get("mimic") or {}
     views = str(own.get("views", "none"))
     config = preset("default", steps=asked.int8_steps, views=views, seed=own.get("seed"), device=asked.device)
     config = replace(config, extra_share=own.get("extra_share", config.extra_share))
+    free = ["batch", *(["size"] if exported.static_size is None else [])]
     most = config.steps * config.batch_size
     beside = read_extra(asked.extra, few, views, seed=config.seed, memory_bytes=memory_bytes, most=most)
     images: Any = bind_call(few, form.call)
@@ -441,7 +442,7 @@ def _mimicked(
     asked.say(f"mimicking {config.steps} steps in INT8, on {len(few)} images")
     try:
         return mimic_int8(
-            exported.files["int8"], model, example, seam, images, config,
+            exported.files["int8"], model, example, seam, images, config, free=free,
             on_step=SpokenProgress(asked.say, "step in INT8"), max_memory=int(memory.PASSES * memory_bytes),
             max_seconds=asked.max_seconds,
         ).to_json()  # fmt: skip

@@ -406,11 +406,14 @@ def int8_sentence(table: Mapping[str, Any]) -> str:
         return f"{weights}, rounded after training; it did not mimic in INT8: {mimic['failed']}"
     others = f"on {mimic['judged_by']} other images"
     if not mimic["kept"]:
-        return f"{weights}, rounded after training: {mimic['steps']} steps of mimicking in INT8 helped little {others}"
+        return (
+            f"{weights}, rounded after training: {mimic['steps']} steps of mimicking in INT8 did not clearly lower its "
+            f"error {others}, so the file stays as it was rounded"
+        )
     return (
         f"{weights}, mimicked for {mimic['kept']} steps in INT8 on {mimic['images']} images; {others}, "
-        f"by which the step was chosen, the error against float32 is {mimic['error']:.3g}, before "
-        f"{mimic['error_before']:.3g}"
+        f"by which the step was chosen, its loss against float32 fell from {mimic['error_before']:.3g} to "
+        f"{mimic['error']:.3g}"
         + (f"; {left} tensors were rounded in the file alone" if (left := mimic.get("unrounded")) else "")
     )
 

@@ -539,7 +539,7 @@ def _write_openvino(model: nn.Module, source: Path, target: Path) -> None:
 
 def _write_int8(calibrate: Sequence[Any], model: nn.Module, source: Path, target: Path) -> None:
     try:
-        arrays = [[t.detach().numpy() for t in tensors_in(as_example(b))] for b in calibrate]
+        arrays = [[t.detach().numpy() for t in tensors_in(_in_float32(b))] for b in calibrate]
         write_by(target, lambda to: quantise(source, to, arrays), _bytes_of(model))
     except OSError:
         raise
@@ -618,11 +618,14 @@ def in_float32(model: nn.Module, example: Any) -> tuple[nn.Module, Example]:
     held = named_tensors(model).values()
     plain = all(t.device.type == "cpu" and (t.dtype == torch.float32 or not t.is_floating_point()) for t in held)
     ready = structural_copy(model) if plain else full_copy(model).cpu().float()
-    call = tree_map(
+    return ready.eval(), _in_float32(example)
+
+
+def _in_float32(example: Any) -> Example:
+    return tree_map(
         lambda v: (v.cpu().float() if v.is_floating_point() else v.cpu()) if isinstance(v, Tensor) else v,
         as_example(example),
     )
-    return ready.eval(), call
 
 
 def _is_free(program: Any, kind: str) -> bool:

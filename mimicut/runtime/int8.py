@@ -73,10 +73,11 @@ def quantise(source: Path, target: Path, batches: Sequence[Sequence[np.ndarray]]
             one_by_one = {"CalibPercentile": NARROW, "CalibStridedMinMax": 1}
             with suppress(ValueError):  # of infinities, and of zeros alone, ONNX Runtime makes no histogram
                 write(narrow, calibrate_method=CalibrationMethod.Percentile, extra_options=one_by_one)
-                plain = _session(folded)
-                calls = ((list(feed.values()), plain.run(None, feed)) for feed in feeds)
-                errors = file_errors([widest, narrow], calls)
-                best = narrow if errors[1] < errors[0] else widest
+        if narrow.exists():
+            plain = _session(folded)
+            calls = ((list(feed.values()), plain.run(None, feed)) for feed in feeds)
+            errors = file_errors([widest, narrow], calls)
+            best = narrow if errors[1] < errors[0] else widest
         _put_outputs(best, outputs, target)
 
 
@@ -124,8 +125,8 @@ def _write(source: Path, target: Path, feeds: Sequence[dict[str, np.ndarray]], *
 def file_errors(
     paths: Sequence[Path], calls: Iterable[tuple[Sequence[np.ndarray], Sequence[np.ndarray]]]
 ) -> list[float]:
-    """Of each ONNX file the squared error of its outputs, each over its own squares, added up; of whole numbers only
-    where it returns nothing else.
+    """Of each ONNX file the squared error of its outputs, each over its own squares, added up. Outputs of zeros alone
+    are left out. Where a file returns no floats, the share of its whole numbers that are others.
 
     Args:
         paths: The files, which take and return the same.
@@ -133,15 +134,20 @@ def file_errors(
     """
     sessions = [_session(path) for path in paths]
     names = [each.name for each in sessions[0].get_inputs()]
-    sums: list[np.ndarray] = []  # of each call: squares of the outputs, and the errors of each file
+    sums: list[list[list[float]]] = []  # of each call: the sizes of its outputs, and the errors of each file
     for inputs, wanted in calls:
-        floats = [i for i, array in enumerate(wanted) if array.dtype.kind == "f"] or range(len(wanted))
-        want = [wanted[i].astype(np.float64) for i in floats]
         found = [session.run(None, dict(zip(names, inputs, strict=True))) for session in sessions]
-        errors = [[np.square(each[i] - w).sum() for i, w in zip(floats, want, strict=True)] for each in found]
-        sums.append(np.array([[np.square(w).sum() for w in want], *errors]))
-    squares, *errors = np.sum(sums, axis=0)
-    return [float((each / np.maximum(squares, 1e-300)).sum()) for each in errors]
+        floats = [i for i, array in enumerate(wanted) if array.dtype.kind == "f"]
+        if floats:
+            want = {i: wanted[i].astype(np.float64) for i in floats}
+            sizes = [float(np.square(w).sum()) for w in want.values()]
+            errors = [[float(np.square(each[i] - w).sum()) for i, w in want.items()] for each in found]
+        else:
+            sizes = [float(array.size) for array in wanted]
+            errors = [[float((f != w).sum()) for f, w in zip(each, wanted, strict=True)] for each in found]
+        sums.append([sizes, *errors])
+    sizes, *errors = np.sum(sums, axis=0)
+    return [float((each[sizes > 0] / sizes[sizes > 0]).sum()) for each in errors]
 
 
 def _session(path: Path) -> Any:
@@ -149,6 +155,7 @@ def _session(path: Path) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.enable_cpu_mem_arena = False  # it keeps what every operator once needed
     options.log_severity_level = 3  # errors
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 

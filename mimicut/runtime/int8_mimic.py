@@ -14,12 +14,13 @@ not take back.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -83,6 +84,7 @@ def mimic_int8(
     few: Source | Tensor,
     config: MimicConfig,
     *,
+    free: Iterable[str] = ("batch",),
     on_step: Callable[[int, int, float], None] | None = None,
     max_memory: int | None = None,
     max_seconds: float | None = None,
@@ -98,6 +100,7 @@ def mimic_int8(
         few: Images, as for `mimic`; a quarter of them only judges.
         config: The recipe; the rate is a share of the measured one, precision is float32. Steps run on its device, the
             written file on the CPU.
+        free: Which of "batch" and "size" are free in the file.
         on_step, max_memory: As of `mimic`.
         max_seconds: For all of it: the steps are as many as fit, by the pace of those that try a rate.
 
@@ -108,12 +111,12 @@ def mimic_int8(
     begun, divided = time.perf_counter(), divide(few, config.seed)
     if divided is None:
         raise UnsupportedModel(
-            f"mimicking in INT8: found {count(few)} images that trained, expected at least {FEWEST} that differ, as "
-            "some of them only judge here"
+            f"mimicking in INT8: found {count(few)} training images, expected at least {FEWEST} different ones, as a "
+            "quarter of them is set aside to judge by"
         )
     fit, judging = (subset(few, indices) for indices in divided)
     seam = _at_the_outputs(seam)
-    file = TrainableInt8(path, *traced_as_exported(student, example, ("batch",)), seam)
+    file = TrainableInt8(path, *traced_as_exported(student, example, free), seam)
     file.network.create_tensors_on(device_for(config.device, file.network))
     seams = seam, file.network.seam
     pair = Pair.of(student, file.network, seams)
@@ -196,7 +199,7 @@ def _is_better(trained: TrainableInt8, path: Path, student: nn.Module, example: 
     fresh = path.with_name(f"trained.{path.name}")
     reference, _ = in_float32(student, example)
     calls = (
-        ([t.numpy() for t in tensors_in(call)], [t.numpy() for t in outputs_of(reference, *call)])
+        (_arrays(tensors_in(call)), _arrays(outputs_of(reference, *call)))
         for call in plain_batches(judging, BATCH, torch.device("cpu"), torch.float32)
     )
     try:
@@ -208,3 +211,7 @@ def _is_better(trained: TrainableInt8, path: Path, student: nn.Module, example: 
     finally:
         remove(fresh)
     return better
+
+
+def _arrays(tensors: list[Tensor]) -> list[np.ndarray]:
+    return [tensor.detach().numpy() for tensor in tensors]

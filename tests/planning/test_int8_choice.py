@@ -10,7 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mimicut as us
 from mimicut.anatomy.find_seam import trace
+from mimicut.anatomy.tracing import as_example
 from mimicut.base.errors import InputError, OutOfReach, UnsupportedModel
+from mimicut.demo import few_images
 from mimicut.inputs.teacher import own_teacher
 from mimicut.planning import int8_choice, latency_search, mixtures
 from mimicut.planning import survey as survey_module
@@ -37,14 +39,15 @@ def clock(monkeypatch):
     """Milliseconds are MACs, times what `clock` holds for a precision."""
     times = {"float32": 1.0, "int8": 0.5}
 
-    def ms_of(network):
+    def ms_of(network, size):
         model, precision = (network.model, network.precision) if isinstance(network, Loaded) else (network, "float32")
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model.eval()(torch.zeros(1, 3, 8, 8))
+            model.eval()(torch.zeros(1, *size))
         return times[precision] * counter.get_total_flops() / 2000
 
     def measure(networks, example, setting, *, seconds, precision=None):
-        found = {name: ms_of(network) for name, network in networks.items()}
+        size = as_example(example)[0][0].shape[1:]
+        found = {name: ms_of(network, size) for name, network in networks.items()}
         return {name: MeasuredLatency(ms, ms, ms, 10, (ms,) * 10) for name, ms in found.items()}
 
     for module in (latency_search, survey_module, int8_choice):
@@ -83,6 +86,24 @@ def test_int8_alone_where_it_meets_the_latency(clock):
         "INT8 alone loses least (errors after 3 steps): INT8 alone: 0.50 of the teacher's latency, error 0.0"
     )
     assert "a cut alone: 0.5" in found.notes[-1]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["mobilenetv2_tiny", "vgg7"])
+def test_int8_alone_for_a_trained_network(name, clock):
+    clock["int8"] = 0.8
+    teacher = us.load_teacher(f"demo:{name}")
+    images = us.read_images(few_images(24, 0), teacher.preprocessing).batch(range(24))
+    anatomy = trace(teacher.model, images[:2])
+    given = Findings(
+        evidence=us.channel_evidence(teacher.model, anatomy, images), recipe=preset("default", views=teacher.views)
+    )
+    budget = Budget.of(latency=0.85, runtime="onnxruntime", threads=1, depth="never")
+    found = plan_int8(teacher.model, anatomy, images, budget, given=given)
+    assert not found.slices
+    assert found.latency.setting["precision"] == "int8"
+    assert "INT8 alone loses least" in found.notes[-1]
+    assert "a cut alone: 0.8" in found.notes[-1]
 
 
 @pytest.mark.long

@@ -312,7 +312,7 @@ def test_reasons_are_published_without_names_of_files(result, tmp_path):
     data["int8"] = {
         "runtime": "onnxruntime", "threads": 1, "batch": 1, "images": 1, "images_quantised_by": 1, "rows": [row],
         "without_teacher": "loading onnx:/tmp/secret_client/net.onnx: there is no file",
-        "mimic": {"failed": "the file takes one number of images alone: /tmp/secret_client/net.py does not trace"},
+        "mimic": {"failed": "the file has a fixed batch size: /tmp/secret_client/net.py does not trace"},
     }  # fmt: skip
     data["alternatives"] = [{**row, "seconds": 1.0, "failed": "reading secret_client again: it changed"}]
     (copy / "report.json").write_text(json.dumps(data))
@@ -321,7 +321,7 @@ def test_reasons_are_published_without_names_of_files(result, tmp_path):
     assert not [name for name, text in texts.items() if "secret_client" in text]
     table = json.loads(texts["report.json"])["int8"]
     assert table["without_teacher"] == "it could not be loaded"
-    assert table["mimic"]["failed"] == "the file takes one number of images alone"
+    assert table["mimic"]["failed"] == "the file has a fixed batch size"
     assert "Without the teacher: it could not be loaded" in texts["report.html"]
 
 
