@@ -140,22 +140,26 @@ def result(tmp_path_factory):
     return folder / "small"
 
 
+def scores_of_fetched(address, images, tmp_path):
+    """What the student gives where another person fetched it: a process that knows the hub by its environment alone."""
+    torch.save(images, tmp_path / "images.pt")
+    code = (
+        "import sys, torch, mimicut; model = mimicut.from_pretrained('me/small'); torch.set_grad_enabled(False); "
+        "found = model(torch.load(sys.argv[1])); torch.save(getattr(found, 'logits', found), sys.argv[2])"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "images.pt", tmp_path / "scores.pt"], check=True,
+        env=os.environ | {"HF_ENDPOINT": address.removesuffix("/me/small"), "HF_HOME": str(tmp_path / "home")},
+    )  # fmt: skip
+    return torch.load(tmp_path / "scores.pt")
+
+
 def test_what_is_published_loads_bit_equal_and_says_what_it_is(hub, result, tmp_path):
     address = mimicut.push_to_hub(result, "me/small")
     assert address.endswith("/me/small")
     own = mimicut.load(result)
     images = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
-    # Fetched as another person does it, in a process that knows the hub by its environment alone.
-    code = (
-        "import json, torch, mimicut; model = mimicut.from_pretrained('me/small'); "
-        "images = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)); "
-        "print(json.dumps(model(images).tolist()))"
-    )
-    ran = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
-        env=os.environ | {"HF_ENDPOINT": address.removesuffix("/me/small"), "HF_HOME": str(tmp_path / "home")},
-    )  # fmt: skip
-    assert torch.equal(torch.tensor(json.loads(ran.stdout.splitlines()[-1])), own(images))
+    assert torch.equal(scores_of_fetched(address, images, tmp_path), own(images))
     fetched = {path.rpartition("/")[2] for path in hub.requests if "/resolve/" in path}
     assert fetched == {"plan.json", "weights.safetensors", "report.json"}
     published = hub.files["me/small"]
@@ -174,6 +178,25 @@ def test_what_is_published_loads_bit_equal_and_says_what_it_is(hub, result, tmp_
     for name, data in published.items():
         (whole / name).write_bytes(data)
     assert torch.equal(next(mimicut.load(whole).parameters()), next(own.parameters()))
+
+
+VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("spec", "options"),
+    [("timm:resnet10t", {}), ("hf:ViTForImageClassification", VIT | {"image_size": 32, "patch_size": 8})],
+)
+def test_a_student_of_a_library_loads_in_one_line(spec, options, hub, tmp_path):
+    teacher = mimicut.load_teacher(spec, pretrained=False, model_kwargs=options, input_size=(3, 32, 32))
+    images = torch.randn(10, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    config = mimicut.preset("paper", steps=1)
+    made = mimicut.compress(teacher, images, keep=0.6, config=config, extra=None, folder=tmp_path / "small")
+    address = mimicut.push_to_hub(tmp_path / "small", "me/small")
+    shutil.rmtree(tmp_path / "small")
+    own = made.model(images)
+    assert torch.equal(scores_of_fetched(address, images, tmp_path), getattr(own, "logits", own))
 
 
 def test_pictures_and_names_of_files_stay_at_home(hub, result):
