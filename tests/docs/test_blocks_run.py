@@ -118,7 +118,9 @@ def desk(tmp_path_factory):
 def test_the_commands_of_a_page_run(page, desk, tmp_path, capsys, monkeypatch):
     shutil.copytree(desk, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    # What a page shows does not depend on how many views are seen, or for how long something is timed.
+    # What a page shows does not depend on how many images the demo is judged by, how many views are seen, or for how
+    # long something is timed.
+    monkeypatch.setattr("mimicut.demo.test_set", lambda: photographs.patches("test", 500, photographs.TEST_SEED))
     monkeypatch.setattr("mimicut.recovery.view_budget.MACS", 3e8)
     monkeypatch.setattr("mimicut.planning.survey.MEASURED_SECONDS", 0.1)
     monkeypatch.setattr("mimicut.proof.int8_table._SECONDS", 0.0)
