@@ -845,9 +845,11 @@ def test_large_layers_are_solved_as_small_ones_are(monkeypatch):
         monkeypatch.setattr(moments, "_BLOCK", block)
         student = cut(teacher, plan).eval()
         closed_form(CutStudent(teacher, student, anatomy, plan), images)
-        students.append(student.state_dict())
-    assert all(torch.allclose(students[0][n], students[1][n], atol=1e-4) for n in students[0])
+        students.append(student)
     others = torch.randn(24, *teacher.size, generator=torch.Generator().manual_seed(9))
+    # By what they compute: weights along which the images hardly differ depend on the order of additions.
+    found, wanted = (student(others).detach() for student in students)
+    assert (found - wanted).norm() < 1e-5 * wanted.norm()
     before = seam_error(teacher, cut(teacher, plan).eval(), plan, others)
     for place in (moments, ridge):
         monkeypatch.setattr(place, "LARGE", 1)
