@@ -61,7 +61,7 @@ SETTINGS = {"onnxruntime, batch 1": ("onnxruntime", 1), "onnxruntime, batch 16":
 IMAGES, KEEP = 50, 0.6
 PATCHES, PICTURES = 5000, 1000  # of the demo, of ImageNet, to judge by
 REAL, SIDE, KEEP_REAL, STEPS_REAL = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"), 160, 0.7, 100
-MOST_LOST = 0.3  # points of agreement that rounding may cost a student
+MOST_LOST = 0.3  # points of agreement that INT8 may cost a student
 SHARES = (0.85, 0.7, 0.4)  # of the latency, for which the planner chooses
 VERSIONS = {"torch": torch.__version__, **{name: runtime_version(name) for name in ("onnxruntime", "openvino")}}
 ROUNDED, MIMICKED = "{}, INT8", "{}, mimicked in INT8"
@@ -305,7 +305,7 @@ def text(lines: list[dict[str, Any]]) -> str:
         f"mimicked, a student loses at most {MOST_LOST} in all, and mimicking takes some of what rounding costs back.",
         _changes(lines),
     ]
-    names = [name for name in TEACHERS if any(x["teacher"] == name for x in small)]
+    names = _present(lines, TEACHERS)
     seven = ["| network | " + " | ".join(names) + " |", "|---|" + "--:|" * len(names)]
     for network in ("student", ROUNDED.format("student"), MIMICKED.format("student")):
         cells = [f"{100 * mean(x['seven_bits'][network] for x in small if x['teacher'] == name):.1f}" for name in names]
@@ -358,8 +358,12 @@ def _place(place: str) -> str:
 
 def _tables(lines: list[dict[str, Any]], place: str) -> list[str]:
     """One of the demo's networks, one of those of ImageNet."""
-    found = ([name for name in of if any(x["teacher"] == name for x in lines)] for of in (TEACHERS, REAL))
-    return [_rows(lines, tuple(names), place) for names in found if names]
+    return [_rows(lines, names, place) for of in (TEACHERS, REAL) if (names := _present(lines, of))]
+
+
+def _present(lines: list[dict[str, Any]], names: tuple[str, ...]) -> tuple[str, ...]:
+    """The teachers of these names that have lines."""
+    return tuple(name for name in names if any(line["teacher"] == name for line in lines))
 
 
 def _choices(lines: list[dict[str, Any]]) -> str:
@@ -403,7 +407,7 @@ def _changes(lines: list[dict[str, Any]]) -> str:
 
 def _ranges(lines: list[dict[str, Any]]) -> str:
     lines = [line for line in lines if "widest_ranges" in line]
-    teachers = [name for name in (*TEACHERS, *REAL) if any(line["teacher"] == name for line in lines)]
+    teachers = _present(lines, (*TEACHERS, *REAL))
     rows = ["| network, in INT8 | " + " | ".join(teachers) + " |", "|---|" + "--:|" * len(teachers)]
     place = "onnxruntime, batch 16"
     for who in ("teacher", "student"):
@@ -430,7 +434,7 @@ def plot(lines: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     place = "onnxruntime, batch 16"
-    shown = [name for name in (*TEACHERS, *REAL) if any(line["teacher"] == name for line in lines)]
+    shown = _present(lines, (*TEACHERS, *REAL))
     height = -(-len(shown) // 4)
     figure, axes = pyplot.subplots(height, 4, figsize=(13, 3.4 * height), layout="constrained", squeeze=False)
     for axis in axes.flat[len(shown) :]:
